@@ -1,0 +1,146 @@
+/**
+ * The shape of an eviction policy: score, aggregate, allocate, select.
+ *
+ * Words: an *entry* is one (layer, KV head, position) with its key and value. A *score* says how much losing the
+ * entry would hurt: higher means keep. An *observation* is what the backend measured about one layer (attention of
+ * the last queries, column sums, value norms …), already reduced so that nothing of size heads × window × length is
+ * stored. `L` is the number of context tokens, `N = L − window` the prefix in front of the observation window.
+ */
+import type { AttentionShape, ModelShape } from "./shape.ts";
+
+/**
+ * Reductions of the softmax rows of the last `window` queries over all keys (each row sums to 1 over its causal
+ * keys). "Group" is the `heads / kvHeads` query heads that share a KV head. Prefix columns only, unless said.
+ * - `mean`: un-pooled mean over group and window, `[kvHeads, N]`
+ * - `variance`: un-pooled unbiased variance over the window, meaned over the group, `[kvHeads, N]`
+ * - `entropy`: −Σ a·ln(a + 1e−10) over the prefix columns, per row, `[heads, window]`
+ * - `pooledMean`, `pooledMax`: each row average-pooled (`kernel`, zero padding, divisor always `kernel`), scaled back to
+ *   its own mass, then reduced over group and window, `[kvHeads, N]`; a row without mass stays all zero
+ * - `mass`: Σ over the prefix columns, per row, `[heads, window]`
+ * - `logSumExp`: natural logarithm of Σ exp(q·k/√headDim) over ALL causal keys, per row, `[heads, window]`
+ */
+export type Reduction = "mean" | "variance" | "entropy" | "pooledMean" | "pooledMax" | "mass" | "logSumExp";
+
+/** What a policy wants measured. Everything is optional: a policy that needs nothing costs nothing. */
+export interface Needs {
+  /** Reductions over the observation window; the window's length is in {@link Budget.window}. */
+  readonly window?: readonly Reduction[];
+  /** Pooling kernel of `pooledMean` and `pooledMax`, odd, ≥ 1. Default 5. */
+  readonly kernel?: number;
+  /** ‖v·Wo_h‖₁ of every entry, meaned over the group: `[kvHeads, L]`. */
+  readonly valueNorms?: "l1";
+  /** Σ over all causal queries of the softmax column, per query head: `[heads, L]` (H2O). */
+  readonly columnSum?: boolean;
+  /** Maximum over all causal queries of the softmax column, per query head: `[heads, L]` (KVzip). */
+  readonly columnMax?: boolean;
+  /** The layer's keys and values themselves: `[kvHeads, L, headDim]` each, keys after RoPE. */
+  readonly rows?: boolean;
+}
+
+/** One layer, as measured. Only the fields asked for in {@link Needs} are present. */
+export interface Observation {
+  readonly layer: number;
+  readonly shape: AttentionShape;
+  /** Context tokens `L`. */
+  readonly length: number;
+  /** Observation window in tokens; `N = length − window`. */
+  readonly window: number;
+  readonly mean?: Float32Array;
+  readonly variance?: Float32Array;
+  readonly entropy?: Float32Array;
+  readonly pooledMean?: Float32Array;
+  readonly pooledMax?: Float32Array;
+  readonly mass?: Float32Array;
+  readonly logSumExp?: Float32Array;
+  readonly valueNorms?: Float32Array;
+  readonly columnSum?: Float32Array;
+  readonly columnMax?: Float32Array;
+  readonly keys?: Float32Array;
+  readonly values?: Float32Array;
+}
+
+/** What `--keep` resolved to for one context. See `budget.ts`. */
+export interface Budget {
+  /** Context tokens `L`. */
+  readonly length: number;
+  readonly model: ModelShape;
+  /** Entries per KV head on average, `n`; 1 ≤ n ≤ L. */
+  readonly perHead: number;
+  /** Entries per layer over all its heads, for policies whose heads compete. */
+  readonly perLayer: number;
+  /** Entries over all layers and heads, for policies whose layers compete. */
+  readonly total: number;
+  /** First tokens protected in every head (after shrinking). */
+  readonly sinks: number;
+  /** Last tokens observed and protected in every head (after shrinking). */
+  readonly window: number;
+  /** The window the policy asked for. */
+  readonly windowAsked: number;
+}
+
+/** Scores of one layer, ready for the selector. */
+export interface LayerScores {
+  /** `[kvHeads, L]`, higher = keep. NaN counts as −∞, −0 as +0. */
+  readonly scores: Float32Array;
+  /** The policy's own second key for equal scores, `[kvHeads, L]`, higher = keep. */
+  readonly second?: Float32Array;
+  /** Entries kept before any score is looked at, `[kvHeads, L]`, 1 = protected. */
+  readonly protectedEntries?: Uint8Array;
+  /** Scope `head` only: entries of each KV head, `[kvHeads]`. Absent: `budget.perHead` each. */
+  readonly counts?: Int32Array;
+}
+
+/**
+ * Who competes with whom for the budget.
+ * `head`: every head has its own count. `layer`: the heads of one layer share `budget.perLayer`.
+ * `model`: all layers and heads share `budget.total`.
+ */
+export type Scope = "head" | "layer" | "model";
+
+/** A documented parameter of a policy. Defaults live here and nowhere else. */
+export interface Parameter {
+  readonly name: string;
+  readonly type: "number" | "integer" | "text";
+  readonly default: number | string;
+  /** Inclusive range for numbers. */
+  readonly min?: number;
+  readonly max?: number;
+  /** The allowed words for text. */
+  readonly choices?: readonly string[];
+  readonly help: string;
+}
+
+export type ParameterValues = Readonly<Record<string, number | string>>;
+
+/** A policy with its parameters resolved: what the reader runs, layer by layer. */
+export interface Policy {
+  /** Name as typed, with `@reference` where it applies. */
+  readonly name: string;
+  readonly parameters: ParameterValues;
+  readonly needs: Needs;
+  readonly scope: Scope;
+  /** How budgets are counted: ours, or the published `trunc(L·(1−r)·…)`, left to right in doubles. */
+  readonly arithmetic: "floor" | "reference";
+  /** Sinks and window protected (and observed) before shrinking. */
+  readonly sinks: number;
+  readonly window: number;
+  /** True when nothing is evicted whatever the budget (`full`). */
+  readonly keepsAll?: boolean;
+  /** Pure: reads the observation, returns new arrays. */
+  score(observation: Observation, budget: Budget): LayerScores;
+}
+
+/** A line of the registry. */
+export interface PolicyEntry {
+  readonly name: string;
+  /** One line, no full stop. */
+  readonly summary: string;
+  /** `Author et al. YEAR, arXiv NUMBER`, or `baseline`. */
+  readonly paper: string;
+  /** Where the published code is, repository and file, with the commit we read. */
+  readonly source: string;
+  readonly parameters: readonly Parameter[];
+  /** Whether `NAME@reference` exists, and what it does differently. */
+  readonly reference?: string;
+  create(values: ParameterValues, mode: "ours" | "reference"): Policy;
+}

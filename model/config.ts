@@ -1,0 +1,34 @@
+/** What a decoder must know of a model, read from the GGUF's metadata and nowhere else. */
+import type { ModelShape } from "../core/shape.ts";
+
+export type Architecture = "llama" | "qwen2";
+
+/** How a position turns into angles. Frequencies are per pair, `[headDim / 2]` (or `rotated / 2`). */
+export interface Rope {
+  /** `interleaved`: pairs (2j, 2j+1), as llama GGUFs store them; `half`: pairs (j, j + rotated/2). */
+  readonly pairs: "interleaved" | "half";
+  /** Dimensions that are rotated, even, ≤ headDim. */
+  readonly rotated: number;
+  /** Angle per position of each pair, `[rotated / 2]`, scaling already applied. */
+  readonly frequencies: Float64Array;
+  /** Factor on the rotated q and k (YaRN's attention factor); 1 otherwise. */
+  readonly magnitude: number;
+}
+
+export interface ModelConfig extends ModelShape {
+  readonly architecture: Architecture;
+  /** `general.name`, or the file's name. */
+  readonly name: string;
+  /** Hidden size. */
+  readonly width: number;
+  readonly feedForward: number;
+  readonly vocabulary: number;
+  readonly normEpsilon: number;
+  /** Trained context in tokens. */
+  readonly contextLength: number;
+  readonly rope: Rope;
+  /** True when the output head shares the embedding's weights. */
+  readonly tiedHead: boolean;
+  /** True when q, k and v have biases (qwen2). */
+  readonly qkvBias: boolean;
+}

@@ -1,0 +1,30 @@
+/**
+ * The dense part of a decoder, cut at attention. Every engine runs the same four pieces over any number of tokens;
+ * RoPE and attention happen between `qkv` and `finish`, outside. All buffers are float32 and row-major.
+ */
+import type { ModelConfig } from "../config.ts";
+
+export type DenseName = "web" | "node" | "wasm";
+
+export interface DenseEngine extends AsyncDisposable {
+  readonly name: DenseName;
+  /** One line for people: engine, version, threads, how the weights are held. */
+  readonly detail: string;
+  readonly config: ModelConfig;
+  /** Bytes of weights this engine holds. */
+  readonly weightBytes: number;
+  /** Token embeddings: `[count, width]`. */
+  embed(ids: ArrayLike<number>): Float32Array;
+  /**
+   * Norm and the three projections of layer `layer`, with biases where the model has them.
+   * `hidden`: `[count, width]` → `[count, (heads + 2·kvHeads)·headDim]`, each row q then k then v, before RoPE.
+   */
+  qkv(layer: number, hidden: Float32Array, count: number): Promise<Float32Array>;
+  /**
+   * Output projection, residual, norm, feed-forward, residual.
+   * `hidden`: `[count, width]`, `attention`: `[count, heads·headDim]` → the next hidden state `[count, width]`.
+   */
+  finish(layer: number, hidden: Float32Array, attention: Float32Array, count: number): Promise<Float32Array>;
+  /** Final norm and output head: `[count, width]` → `[count, vocabulary]`. Call it for the rows that need logits. */
+  logits(hidden: Float32Array, count: number): Promise<Float32Array>;
+}
