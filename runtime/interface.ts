@@ -1,0 +1,153 @@
+/**
+ * What palisade asks of the runtime it runs in, and nothing about how. One adapter per runtime implements it; all
+ * other rooms see only this file, so none of them names Deno, Bun, Node or the DOM.
+ */
+
+/** Bytes that can be read at any offset: a file, a `Blob`, an `ArrayBuffer`. */
+export interface ByteSource {
+  /** For messages: the path, or a label. */
+  readonly name: string;
+  /** Length in bytes when the source was opened. */
+  readonly size: number;
+  /**
+   * Reads exactly `length` bytes from `offset`. Throws RangeError when the range is not inside `0 … size`, and a
+   * PalisadeError (`file.changed`) when the file has become shorter meanwhile.
+   */
+  read(offset: number, length: number): Promise<Uint8Array<ArrayBuffer>>;
+  close(): Promise<void>;
+}
+
+/** A file being written. */
+export interface ByteSink {
+  /** Appends all of `bytes`. A full disk is a PalisadeError (`file.disk-full`, kind resources). */
+  write(bytes: Uint8Array): Promise<void>;
+  /** Returns once the bytes are on the disk (fsync). */
+  sync(): Promise<void>;
+  close(): Promise<void>;
+}
+
+export interface FileInfo {
+  readonly kind: "file" | "folder" | "other";
+  /** Bytes. */
+  readonly size: number;
+  /** Last change, milliseconds since 1970. */
+  readonly modified: number;
+}
+
+/** A running hash. */
+export interface Hasher {
+  update(bytes: Uint8Array): void;
+  /** Lower-case hexadecimal digest; the hasher can't be used afterwards. */
+  digest(): string;
+}
+
+export interface ProcessOptions {
+  /** Ends the process and everything it started; the result then rejects with the signal's reason. */
+  readonly signal?: AbortSignal;
+  /** Variables set on top of the current environment. */
+  readonly environment?: Readonly<Record<string, string>>;
+}
+
+export interface ProcessResult {
+  /** Exit status; 128 + n after signal n, as a shell counts. */
+  readonly code: number;
+  /** The last 64 KiB of standard output and standard error together. */
+  readonly output: string;
+}
+
+/** Files and processes. Absent in a browser. */
+export interface Host {
+  readonly homeFolder: string;
+  /** Joins path parts by the platform's rule. */
+  join(...parts: string[]): string;
+  /** Makes a folder and its parents; an existing one is fine. */
+  makeFolder(path: string): Promise<void>;
+  /** `undefined` when there is nothing at `path`. Follows links. */
+  info(path: string): Promise<FileInfo | undefined>;
+  /** Names in a folder, unsorted; none when it doesn't exist. */
+  list(path: string): Promise<string[]>;
+  /** Renames over an existing file; false when `from` doesn't exist. */
+  rename(from: string, to: string): Promise<boolean>;
+  /** Removes a file, or a folder with all that is in it; nothing there is fine. */
+  remove(path: string): Promise<void>;
+  /** Opens a file for writing: emptied, or at its end with `append`. */
+  create(path: string, options?: { readonly append?: boolean }): Promise<ByteSink>;
+  sha256(): Hasher;
+  /** Runs a program to its end; `undefined` when there is no such program. Standard input is empty. */
+  execute(
+    program: string,
+    parameters: readonly string[],
+    options?: ProcessOptions,
+  ): Promise<ProcessResult | undefined>;
+}
+
+export interface SandboxOptions {
+  /** Wall time until the worker is ended, milliseconds. */
+  readonly timeoutMs: number;
+  /** Heap limit of the worker in MiB. Held by Node and Deno; Bun and browsers have no such limit and ignore it. */
+  readonly maxHeapMb?: number;
+  readonly signal?: AbortSignal;
+}
+
+/** A GPU, or the reason there is none. */
+export type GpuProbe =
+  | { readonly available: true; readonly description: string; readonly fallback: boolean }
+  | { readonly available: false; readonly reason: string };
+
+export interface MemoryUse {
+  /** Resident set of the process in bytes; `undefined` where the runtime doesn't say (browsers). */
+  readonly rssBytes?: number;
+  /** JavaScript heap in use, bytes. */
+  readonly heapBytes?: number;
+}
+
+export interface Cores {
+  /** Hardware threads this process may use, ≥ 1. */
+  readonly logical: number;
+  /** Physical cores where the runtime lets us know, ≥ 1. */
+  readonly physical?: number;
+}
+
+export type RuntimeName = "deno" | "bun" | "node" | "browser";
+
+export interface Runtime {
+  readonly name: RuntimeName;
+  readonly version: string;
+  /** Operating system and architecture, e.g. `linux-x64`; the user agent's platform in a browser. */
+  readonly platform: string;
+  /** True when SharedArrayBuffer, Atomics.wait and workers exist, so that threads can share one memory. */
+  readonly threads: boolean;
+  /** Files and processes; `undefined` in a browser. */
+  readonly host?: Host;
+
+  /** An environment variable; `undefined` when unset, empty, or where there are none. */
+  environment(name: string): string | undefined;
+
+  /**
+   * Opens a file for reading at any offset. PalisadeErrors of kind input with `where` = path: `file.not-found`,
+   * `file.is-folder`, `file.no-permission`, `file.unreadable` (device, pipe, other failures).
+   */
+  openFile(path: string): Promise<ByteSource>;
+
+  /**
+   * The text of a file, or of standard input for `-`. Strict UTF-8: invalid bytes are refused with their offset
+   * (`text.not-utf8`), a leading byte order mark is dropped, more than `maxBytes` (default 64 MiB) is refused
+   * (`text.too-large`). File errors as in `openFile`.
+   */
+  readText(path: string, options?: { readonly maxBytes?: number }): Promise<string>;
+
+  cores(): Cores;
+  memory(): MemoryUse;
+  isTerminal(stream: "stdin" | "stdout" | "stderr"): boolean;
+
+  /** Asks for a WebGPU adapter. Never rejects and answers within `timeoutMs` (default 3000). */
+  probeGpu(timeoutMs?: number): Promise<GpuProbe>;
+
+  /**
+   * Calls the default export of a module in a worker of its own with `message` (structured clone) and returns its
+   * answer. The module names no runtime: `export default function (message) { … }`. Make its URL with
+   * `siblingModule`. Errors: PalisadeError resources `sandbox.timeout` or `sandbox.memory`; `signal.reason` when
+   * aborted; an `Error` with the module's message when it throws.
+   */
+  runSandboxed<Answer>(moduleUrl: URL, message: unknown, options: SandboxOptions): Promise<Answer>;
+}
