@@ -1,0 +1,196 @@
+/**
+ * The whole gate, in order: checks, the Deno suite with branch coverage, the smoke suites of Bun and Node.
+ * The last line is `N passed, N failed`, with `, N skipped` when there are any; exit code 1 on any failure.
+ */
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import process from "node:process";
+import { parseArgs } from "node:util";
+import { runChecks } from "./check.ts";
+import { killChildrenOnInterrupt, runChild } from "./child.ts";
+import { coverageByGroup, MIN_BRANCHES } from "./coverage.ts";
+import { parseJunit } from "./junit.ts";
+import { repositoryFiles, ROOT } from "./repository.ts";
+import type { SkipRecord } from "../tests/helper/skip.ts";
+
+const USAGE = `deno task test [--quick] [--only PATTERN] [--silence SECONDS]
+
+  --only PATTERN     run only the tests whose name contains PATTERN (or matches /PATTERN/), no checks, no coverage
+  --quick            checks and the Deno suite, without coverage and smoke suites
+  --silence SECONDS  a test process that prints nothing for so long is killed and has failed (default 420)
+
+CI=true: a test skipped because of a missing file is a failure.`;
+
+/** Longest a whole suite may take, seconds. */
+const SUITE_TIMEOUT = 2400;
+
+interface Failure {
+  readonly name: string;
+  readonly reason: string;
+}
+
+interface Totals {
+  passed: number;
+  readonly failed: Failure[];
+  readonly skipped: SkipRecord[];
+}
+
+const inCi = process.env["CI"] === "true" || process.env["CI"] === "1";
+
+function heading(text: string): void {
+  console.log(`\n== ${text}`);
+}
+
+function readSkips(path: string): Map<string, SkipRecord> {
+  const skips = new Map<string, SkipRecord>();
+  for (const line of readFileSync(path, "utf8").split("\n")) {
+    if (line === "") continue;
+    const record: SkipRecord = JSON.parse(line);
+    skips.set(record.name, record);
+  }
+  return skips;
+}
+
+/** Sorts one skipped test into skipped or failed. */
+function countSkip(name: string, record: SkipRecord | undefined, totals: Totals): void {
+  if (record === undefined) {
+    totals.failed.push({ name, reason: "skipped without a reason (use tests/helper/skip.ts)" });
+  } else if (inCi && record.cause === "file") {
+    totals.failed.push({ name, reason: `skipped in CI, where files must be there: ${record.reason}` });
+  } else {
+    totals.skipped.push(record);
+  }
+}
+
+interface SuiteOptions {
+  readonly title: string;
+  /** Folders and files given to `deno test`. */
+  readonly paths: readonly string[];
+  readonly scratch: string;
+  readonly silence: number;
+  readonly only?: string;
+  /** Folder for raw coverage. */
+  readonly coverage?: string;
+}
+
+/** One `deno test` process; every outcome is counted from its JUnit report. */
+async function runSuite(options: SuiteOptions, totals: Totals): Promise<void> {
+  const { title, paths, scratch, silence, only, coverage } = options;
+  heading(title);
+  const report = join(scratch, "junit.xml");
+  const skips = join(scratch, "skips.jsonl");
+  rmSync(report, { force: true });
+  writeFileSync(skips, "");
+  const args = ["test", "-A", "--no-check", "--trace-leaks", `--junit-path=${report}`];
+  if (coverage) args.push(`--coverage=${coverage}`, "--coverage-raw-data-only");
+  if (only) args.push(`--filter=${only}`);
+  const { code, killed, stdout } = await runChild(process.execPath, [...args, ...paths], {
+    cwd: ROOT,
+    env: { PALISADE_SKIPS: skips, NO_COLOR: process.stdout.isTTY ? undefined : "1" },
+    timeout: SUITE_TIMEOUT,
+    silence,
+    echo: true,
+  });
+  const failuresBefore = totals.failed.length;
+  if (killed) {
+    const last = stdout.trimEnd().split("\n").at(-1) ?? "";
+    totals.failed.push({ name: title, reason: `killed, ${killed}; last line: ${last.trim()}` });
+  }
+  const cases = existsSync(report) ? parseJunit(readFileSync(report, "utf8")) : [];
+  const reasons = readSkips(skips);
+  for (const { file, name, outcome } of cases) {
+    if (outcome === "passed") totals.passed++;
+    else if (outcome === "failed") totals.failed.push({ name, reason: file });
+    else countSkip(name, reasons.get(name), totals);
+  }
+  if (cases.length === 0 && !only && !killed) totals.failed.push({ name: title, reason: "no test ran" });
+  // A module that fails to load, or a leak outside any test, is in no test case.
+  if (code !== 0 && totals.failed.length === failuresBefore) {
+    totals.failed.push({ name: title, reason: `deno test ended with ${code}` });
+  }
+}
+
+/** Prints the table of branch coverage; one pass or failure per group. */
+async function gateCoverage(folder: string, totals: Totals): Promise<void> {
+  heading(`branch coverage, at least ${MIN_BRANCHES} %`);
+  const output = join(folder, "lcov.info");
+  const args = ["coverage", "--lcov", `--output=${output}`, folder];
+  const { code, stderr, killed } = await runChild(process.execPath, args, { cwd: ROOT, timeout: 300 });
+  if (code !== 0 || !existsSync(output)) {
+    totals.failed.push({ name: "branch coverage", reason: `deno coverage failed: ${killed || stderr.trim()}` });
+    return;
+  }
+  const sources = (await repositoryFiles()).filter((file) => file.endsWith(".ts"));
+  for (const group of coverageByGroup(readFileSync(output, "utf8"), ROOT, sources)) {
+    const share = `${group.percent.toFixed(1)} %`.padStart(7);
+    const counts = `${group.taken}/${group.branches}`.padStart(9);
+    const worst = group.worst ? `lowest ${group.worst.percent.toFixed(1)} % ${group.worst.file}` : "";
+    console.log(`${group.ok ? "ok    " : "FAILED"} ${group.name.padEnd(28)} ${share} ${counts}  ${worst}`);
+    for (const file of group.unloaded) console.log(`       loaded by no test: ${file}`);
+    if (group.ok) totals.passed++;
+    else if (group.files === 0) totals.failed.push({ name: `coverage of ${group.name}`, reason: "no such file" });
+    else totals.failed.push({ name: `coverage of ${group.name}`, reason: `${share.trim()} of branches` });
+  }
+}
+
+function printSummary({ passed, failed, skipped }: Totals): void {
+  if (skipped.length > 0) heading("skipped");
+  for (const { name, reason } of skipped) console.log(`${name}: ${reason}`);
+  if (failed.length > 0) heading("failed");
+  for (const { name, reason } of failed) console.log(`${name}: ${reason}`);
+  const tail = skipped.length > 0 ? `, ${skipped.length} skipped` : "";
+  console.log(`\n${passed} passed, ${failed.length} failed${tail}`);
+}
+
+async function main(): Promise<number> {
+  const { values } = parseArgs({
+    options: {
+      only: { type: "string" },
+      quick: { type: "boolean", default: false },
+      silence: { type: "string", default: "420" },
+      help: { type: "boolean", default: false },
+    },
+  });
+  const silence = Number(values.silence);
+  if (values.help || !(silence > 0)) {
+    console.log(USAGE);
+    return values.help ? 0 : 2;
+  }
+  const { only, quick } = values;
+  const totals: Totals = { passed: 0, failed: [], skipped: [] };
+  const scratch = mkdtempSync(join(tmpdir(), "palisade-test-"));
+  try {
+    if (!only) {
+      heading("checks");
+      for (const { name, problems } of await runChecks()) {
+        if (problems.length === 0) totals.passed++;
+        else totals.failed.push({ name, reason: "see above" });
+      }
+    }
+    const coverage = only || quick ? undefined : join(scratch, "coverage");
+    await runSuite({ title: "Deno suite", paths: ["tests/"], scratch, silence, only, coverage }, totals);
+    if (coverage) await gateCoverage(coverage, totals);
+    if (!quick) {
+      for (const runtime of ["bun", "node"]) {
+        const title = `${runtime === "bun" ? "Bun" : "Node"} smoke suite`;
+        await runSuite({ title, paths: [`tests/smoke/${runtime}.ts`], scratch, silence, only }, totals);
+      }
+    }
+  } finally {
+    rmSync(scratch, { recursive: true, force: true });
+  }
+  printSummary(totals);
+  return totals.failed.length === 0 ? 0 : 1;
+}
+
+if (import.meta.main) {
+  killChildrenOnInterrupt();
+  try {
+    process.exitCode = await main();
+  } catch (error) {
+    console.log(error instanceof Error && "code" in error ? `${error.message}\n\n${USAGE}` : error);
+    console.log("\n0 passed, 1 failed");
+    process.exitCode = 2;
+  }
+}
