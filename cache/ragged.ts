@@ -1,0 +1,174 @@
+/**
+ * The ragged KV cache: per layer and KV head its own number of entries, each at its true position.
+ *
+ * The backend holds the keys and values (`LayerRows`); this file holds what must stay true about them whatever the
+ * backend: positions, the logical counter, trimming back to a mark, and the byte counter that the promises about
+ * memory are measured with. A position never changes when neighbours are evicted, and the counter never comes from a
+ * length: after reading `L` tokens the next one is at `L`, however few entries were kept.
+ */
+import type { Backend, LayerRows } from "../backend/interface.ts";
+import type { ModelShape } from "../core/shape.ts";
+
+/** A point to trim back to: {@link RaggedCache.mark}. */
+export interface CacheMark {
+  readonly position: number;
+  /** Entries per layer and KV head, `[layers][kvHeads]`. */
+  readonly lengths: readonly Int32Array[];
+}
+
+/** Bytes and entries, counted, not computed from a formula. */
+export interface CacheBytes {
+  /** Entries × bytes of one key and value. */
+  readonly live: number;
+  /** The same with capacity slack, as the backend holds it. */
+  readonly allocated: number;
+  /** The most `live` plus candidate scores has been since the cache was made. */
+  readonly peak: number;
+  /** Scores of entries that still compete for the budget, right now. */
+  readonly scores: number;
+}
+
+export class RaggedCache implements Disposable {
+  readonly backend: Backend;
+  readonly shape: ModelShape;
+  /** Logical position of the next token. */
+  position = 0;
+  readonly #rows: (LayerRows | undefined)[];
+  /** True positions, `[layers][kvHeads]`, each as long as that head has rows. */
+  readonly #positions: PositionList[][];
+  #scoreBytes = 0;
+  #peak = 0;
+
+  constructor(backend: Backend, shape: ModelShape) {
+    this.backend = backend;
+    this.shape = shape;
+    this.#rows = new Array(shape.layers).fill(undefined);
+    this.#positions = Array.from(
+      { length: shape.layers },
+      () => Array.from({ length: shape.kvHeads }, () => new PositionList()),
+    );
+  }
+
+  /** Rows of one layer; made on first use with room for `reserve` rows per head. */
+  rows(layer: number, reserve = 0): LayerRows {
+    return this.#rows[layer] ??= this.backend.createRows(this.shape, reserve);
+  }
+
+  /**
+   * Appends `count` entries to every head of `layer`, at positions `first`, `first + 1`, …
+   * `keys` (after RoPE) and `values`: `[count, kvHeads, headDim]`. Does not move the logical counter: that happens
+   * once per token, not once per layer ({@link advance}).
+   */
+  append(layer: number, keys: Float32Array, values: Float32Array, count: number, first: number): void {
+    this.rows(layer).append(keys, values, count);
+    for (const list of this.#positions[layer]) list.appendRange(first, count);
+    this.#count();
+  }
+
+  /** Moves the logical counter past `count` tokens. */
+  advance(count: number): void {
+    this.position += count;
+  }
+
+  /** Keeps only these rows of each head of `layer` (ascending row indices); the rest is freed. */
+  compact(layer: number, kept: readonly Int32Array[]): void {
+    this.rows(layer).compact(kept);
+    this.#positions[layer].forEach((list, head) => list.keep(kept[head]));
+    this.#count();
+  }
+
+  /** Tells the counter how many bytes of candidate scores exist right now. */
+  setScoreBytes(bytes: number): void {
+    this.#scoreBytes = bytes;
+    this.#count();
+  }
+
+  /** Entries of one head. */
+  length(layer: number, kvHead: number): number {
+    return this.#positions[layer][kvHead].length;
+  }
+
+  /** Entries of all heads of one layer. */
+  layerEntries(layer: number): number {
+    return this.#positions[layer].reduce((sum, list) => sum + list.length, 0);
+  }
+
+  /** Entries of all layers and heads. */
+  entries(): number {
+    let sum = 0;
+    for (let layer = 0; layer < this.shape.layers; layer++) sum += this.layerEntries(layer);
+    return sum;
+  }
+
+  /** A copy of the true positions of one head's entries, in row order. */
+  positions(layer: number, kvHead: number): Int32Array {
+    return this.#positions[layer][kvHead].toArray();
+  }
+
+  /** The state to come back to with {@link trim}. */
+  mark(): CacheMark {
+    return {
+      position: this.position,
+      lengths: this.#positions.map((heads) => Int32Array.from(heads, (list) => list.length)),
+    };
+  }
+
+  /** Drops everything appended after `mark`, in every head. Nothing may have been evicted in between. */
+  trim(mark: CacheMark): void {
+    mark.lengths.forEach((lengths, layer) => {
+      this.#rows[layer]?.truncate(lengths);
+      this.#positions[layer].forEach((list, head) => list.truncate(lengths[head]));
+    });
+    this.position = mark.position;
+  }
+
+  bytes(): CacheBytes {
+    let live = 0, allocated = 0;
+    for (const rows of this.#rows) {
+      live += rows?.liveBytes ?? 0;
+      allocated += rows?.allocatedBytes ?? 0;
+    }
+    return { live, allocated, peak: Math.max(this.#peak, live + this.#scoreBytes), scores: this.#scoreBytes };
+  }
+
+  /** Gives all memory back. */
+  [Symbol.dispose](): void {
+    for (const rows of this.#rows) rows?.free();
+    this.#rows.fill(undefined);
+  }
+
+  #count(): void {
+    let live = this.#scoreBytes;
+    for (const rows of this.#rows) live += rows?.liveBytes ?? 0;
+    if (live > this.#peak) this.#peak = live;
+  }
+}
+
+/** Growable list of positions; doubles, so that appending stays linear. */
+class PositionList {
+  #data = new Int32Array(64);
+  length = 0;
+
+  appendRange(first: number, count: number): void {
+    if (this.length + count > this.#data.length) {
+      const grown = new Int32Array(Math.max(this.length + count, this.#data.length * 2));
+      grown.set(this.#data.subarray(0, this.length));
+      this.#data = grown;
+    }
+    for (let i = 0; i < count; i++) this.#data[this.length++] = first + i;
+  }
+
+  keep(rows: Int32Array): void {
+    this.#data = rows.map((row) => this.#data[row]);
+    this.length = rows.length;
+  }
+
+  truncate(length: number): void {
+    if (length > this.length) throw new RangeError(`Can't trim ${this.length} entries to ${length}`);
+    this.length = length;
+  }
+
+  toArray(): Int32Array {
+    return this.#data.slice(0, this.length);
+  }
+}

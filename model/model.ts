@@ -1,0 +1,52 @@
+/** A loaded model: the file, its configuration, its tokenizer, its chat frame, and the two engines that run it. */
+import type { Backend } from "../backend/interface.ts";
+import { type BackendChoice, pickBackend } from "../backend/pick.ts";
+import type { Runtime } from "../runtime/interface.ts";
+import type { ModelConfig } from "./config.ts";
+import type { DenseEngine } from "./dense/interface.ts";
+import { type DenseChoice, pickDense } from "./dense/pick.ts";
+import { configOf } from "./gguf/config.ts";
+import { type GgufFile, openGguf } from "./gguf/reader.ts";
+import { type ChatFrame, chatFrame } from "./prompt.ts";
+import { type TextTokenizer, tokenizerOf } from "./tokenizer.ts";
+
+export interface LoadOptions {
+  readonly backend?: BackendChoice;
+  readonly dense?: DenseChoice;
+  /** `float32` keeps every weight exact; `auto` takes what is fastest within memory (`model/dense/pick.ts`). */
+  readonly precision?: "auto" | "float32" | "quantised";
+  /** Threads of the dense engine and the kernels. Default 1. */
+  readonly threads?: number;
+  /** Replaces the chat template's own system prompt. */
+  readonly system?: string;
+  readonly onProgress?: (done: number, total: number) => void;
+  readonly signal?: AbortSignal;
+}
+
+export interface Model extends AsyncDisposable {
+  readonly file: GgufFile;
+  readonly config: ModelConfig;
+  readonly tokenizer: TextTokenizer;
+  readonly frame: ChatFrame;
+  readonly dense: DenseEngine;
+  readonly backend: Backend;
+}
+
+/**
+ * Opens a GGUF and starts both engines. PalisadeErrors: `file.*`, `gguf.*`, `tokenizer.*`, `template.*` (input),
+ * `dense.*`, `backend.*` (input or resources). Nothing stays open when it fails.
+ */
+export async function loadModel(path: string, runtime: Runtime, options: LoadOptions = {}): Promise<Model> {
+  await using cleanup = new AsyncDisposableStack();
+  const source = await runtime.openFile(path);
+  cleanup.defer(() => source.close());
+  const file = await openGguf(source);
+  const config = configOf(file);
+  const tokenizer = tokenizerOf(file.metadata);
+  const frame = await chatFrame(file.metadata, tokenizer, runtime, { system: options.system });
+  options.signal?.throwIfAborted();
+  const backend = cleanup.use(await pickBackend(options.backend ?? "auto", { threads: options.threads }));
+  const dense = cleanup.use(await pickDense(file, config, options));
+  const resources = cleanup.move();
+  return { file, config, tokenizer, frame, dense, backend, [Symbol.asyncDispose]: () => resources.disposeAsync() };
+}

@@ -1,0 +1,257 @@
+/**
+ * Layer-major prefill: the whole context passes through layer 0, then layer 1, … Only the hidden states and ONE
+ * layer's full keys and values exist at a time; what the policy evicts is freed before the next layer starts.
+ *
+ * For policies whose layers compete, an entry that is not among the best `total` of the layers seen so far can't be
+ * in the final set, so the streaming selection (`core/joint.ts`) drops it at once and stays exact.
+ */
+import { RaggedCache } from "../cache/ragged.ts";
+import type { Backend, LayerRows } from "../backend/interface.ts";
+import { JointSelection } from "../core/joint.ts";
+import type { Budget, LayerScores, Needs, Observation, Policy } from "../core/policy.ts";
+import type { Segment } from "../core/select.ts";
+import { project } from "./attend.ts";
+import type { DenseEngine } from "./dense/interface.ts";
+
+/** Context tokens per dense call: large enough for the matrix kernels, small enough to bound activations. */
+export const READ_CHUNK = 256;
+
+export interface ReadOptions {
+  readonly policy: Policy;
+  readonly budget: Budget;
+  /** The output projection of one layer, `[width, heads · headDim]`, for policies that weigh values. */
+  readonly outputWeights: (layer: number) => Promise<Float32Array>;
+  /** Called after each layer. */
+  readonly onLayer?: (done: number, layers: number) => void;
+  /** Checked between chunks. */
+  readonly signal?: AbortSignal;
+  /** Milliseconds now; injected so that the pure rooms need no clock of their own. */
+  readonly now?: () => number;
+}
+
+export interface ReadResult {
+  readonly cache: RaggedCache;
+  /** Hidden state of the last token before the final norm, `[width]`. */
+  readonly lastHidden: Float32Array;
+  /** The most bytes of hidden states and chunk activations this function held at once. */
+  readonly activationBytes: number;
+  /** Milliseconds in dense and attention work, and in observing, scoring, selecting and compacting. */
+  readonly ms: { readonly prefill: number; readonly evict: number };
+}
+
+/** Reads `ids` (at least one) into a new cache and evicts by `policy`. The caller owns the cache. */
+export async function readContext(
+  dense: DenseEngine,
+  backend: Backend,
+  ids: ArrayLike<number>,
+  options: ReadOptions,
+): Promise<ReadResult> {
+  const { config } = dense;
+  const now = options.now ?? (() => performance.now());
+  const cache = new RaggedCache(backend, config);
+  try {
+    const reader = new Reader(dense, cache, ids, options);
+    const eviction = new Eviction(cache, options);
+    let prefill = 0, evict = 0;
+    for (let layer = 0; layer < config.layers; layer++) {
+      const start = now();
+      const seen = await reader.layer(layer);
+      const middle = now();
+      await eviction.layer(layer, seen);
+      prefill += middle - start;
+      evict += now() - middle;
+      options.onLayer?.(layer + 1, config.layers);
+    }
+    cache.advance(ids.length);
+    return {
+      cache,
+      lastHidden: reader.lastHidden(),
+      activationBytes: reader.activationBytes,
+      ms: { prefill, evict },
+    };
+  } catch (error) {
+    cache[Symbol.dispose]();
+    throw error;
+  }
+}
+
+/** What the forward pass leaves behind for the policy. */
+interface LayerSeen {
+  /** Queries of the window, `[window, heads, headDim]`, after RoPE. */
+  readonly windowQueries: Float32Array;
+  readonly columnSum?: Float32Array;
+  readonly columnMax?: Float32Array;
+}
+
+/** The forward half: hidden states of the whole context, one layer at a time. */
+class Reader {
+  readonly #dense: DenseEngine;
+  readonly #cache: RaggedCache;
+  readonly #length: number;
+  readonly #window: number;
+  readonly #needs: Needs;
+  readonly #signal?: AbortSignal;
+  /** `[length, width]`, overwritten layer by layer. */
+  readonly #hidden: Float32Array;
+  activationBytes = 0;
+
+  constructor(dense: DenseEngine, cache: RaggedCache, ids: ArrayLike<number>, options: ReadOptions) {
+    this.#dense = dense;
+    this.#cache = cache;
+    this.#length = ids.length;
+    this.#needs = options.policy.needs;
+    this.#window = this.#needs.window ? options.budget.window : 0;
+    this.#signal = options.signal;
+    this.#hidden = dense.embed(ids);
+  }
+
+  lastHidden(): Float32Array {
+    const { width } = this.#dense.config;
+    return this.#hidden.slice((this.#length - 1) * width);
+  }
+
+  async layer(layer: number): Promise<LayerSeen> {
+    const { config } = this.#dense;
+    const { heads, headDim, width } = config;
+    const last = layer === config.layers - 1;
+    const rows = this.#cache.rows(layer, this.#length);
+    const windowStart = this.#length - this.#window;
+    const windowQueries = new Float32Array(this.#window * heads * headDim);
+    const columns = new Columns(this.#needs, heads, this.#length);
+    for (let start = 0; start < this.#length; start += READ_CHUNK) {
+      this.#signal?.throwIfAborted();
+      const count = Math.min(READ_CHUNK, this.#length - start);
+      const hidden = this.#hidden.subarray(start * width, (start + count) * width);
+      const qkv = await this.#dense.qkv(layer, hidden, count);
+      const { queries, keys, values } = project(config, qkv, count, start);
+      this.#cache.append(layer, keys, values, count, start);
+      const attention = await rows.prefillAttention(queries, count, columns.want);
+      columns.add(attention, start + count);
+      const from = Math.max(windowStart, start);
+      if (from < start + count) {
+        const row = heads * headDim;
+        windowQueries.set(queries.subarray((from - start) * row), (from - windowStart) * row);
+      }
+      const used = hidden.byteLength * 2 + qkv.byteLength * 2 + attention.output.byteLength;
+      this.activationBytes = Math.max(this.activationBytes, this.#hidden.byteLength + used);
+      await this.#finish(layer, hidden, attention.output, count, last && start + count < this.#length);
+    }
+    return { windowQueries, ...columns.result() };
+  }
+
+  /** The last layer's hidden states are only read at the last token, so its other chunks end at attention. */
+  async #finish(layer: number, hidden: Float32Array, output: Float32Array, count: number, skip: boolean) {
+    if (!skip) hidden.set(await this.#dense.finish(layer, hidden, output, count));
+  }
+}
+
+/** Column sums and maxima of the softmax, merged over the chunks of one layer, `[heads, length]`. */
+class Columns {
+  readonly want: { columnSum?: boolean; columnMax?: boolean };
+  readonly #heads: number;
+  readonly #length: number;
+  readonly #sum?: Float64Array;
+  readonly #max?: Float32Array;
+
+  constructor(needs: Needs, heads: number, length: number) {
+    this.want = { columnSum: needs.columnSum, columnMax: needs.columnMax };
+    this.#heads = heads;
+    this.#length = length;
+    if (needs.columnSum) this.#sum = new Float64Array(heads * length);
+    if (needs.columnMax) this.#max = new Float32Array(heads * length);
+  }
+
+  add(chunk: { columnSum?: Float32Array; columnMax?: Float32Array }, rows: number): void {
+    for (let h = 0; h < this.#heads; h++) {
+      for (let i = 0; i < rows; i++) {
+        const to = h * this.#length + i, from = h * rows + i;
+        if (this.#sum) this.#sum[to] += chunk.columnSum![from];
+        if (this.#max) this.#max[to] = Math.max(this.#max[to], chunk.columnMax![from]);
+      }
+    }
+  }
+
+  result(): { columnSum?: Float32Array; columnMax?: Float32Array } {
+    return { columnSum: this.#sum && Float32Array.from(this.#sum), columnMax: this.#max };
+  }
+}
+
+/** The evicting half: observe, score, select, compact. */
+class Eviction {
+  readonly #cache: RaggedCache;
+  readonly #options: ReadOptions;
+  readonly #joint?: JointSelection;
+
+  constructor(cache: RaggedCache, options: ReadOptions) {
+    this.#cache = cache;
+    this.#options = options;
+    if (options.policy.scope === "model" && !this.#keepsAll()) this.#joint = new JointSelection(options.budget);
+  }
+
+  #keepsAll(): boolean {
+    return this.#options.policy.keepsAll === true || this.#options.budget.perHead >= this.#options.budget.length;
+  }
+
+  async layer(layer: number, seen: LayerSeen): Promise<void> {
+    if (this.#keepsAll()) return;
+    const { policy, budget } = this.#options;
+    const observation = await this.#observe(layer, seen);
+    const scores = policy.score(observation, budget);
+    if (this.#joint) {
+      for (const change of this.#joint.add(layer, scores)) this.#cache.compact(change.layer, change.kept);
+      this.#cache.setScoreBytes(layer === budget.model.layers - 1 ? 0 : this.#joint.scoreBytes);
+    } else {
+      this.#cache.compact(layer, await this.#select(scores));
+    }
+  }
+
+  async #observe(layer: number, seen: LayerSeen): Promise<Observation> {
+    const { policy, budget, outputWeights } = this.#options;
+    const { needs } = policy;
+    const rows: LayerRows = this.#cache.rows(layer);
+    const measured = needs.window || needs.rows ? await rows.observe(seen.windowQueries, budget.window, needs) : {};
+    const valueNorms = needs.valueNorms && await this.#valueNorms(rows, await outputWeights(layer));
+    return {
+      layer,
+      shape: budget.model,
+      length: budget.length,
+      window: budget.window,
+      columnSum: seen.columnSum,
+      columnMax: seen.columnMax,
+      valueNorms,
+      ...measured,
+    };
+  }
+
+  #valueNorms(rows: LayerRows, wo: Float32Array): Promise<Float32Array> {
+    const { heads, headDim } = this.#options.budget.model;
+    return rows.valueNorms(wo, wo.length / (heads * headDim));
+  }
+
+  /** Selection inside one layer: every head for itself, or the heads of the layer against each other. */
+  async #select(scores: LayerScores): Promise<Int32Array[]> {
+    const { policy, budget } = this.#options;
+    const { kvHeads } = budget.model;
+    const segments = Array.from({ length: kvHeads }, (_, head) => segmentOf(scores, head, budget.length));
+    if (policy.scope === "layer") {
+      return await this.#cache.backend.select({ segments, count: budget.perLayer });
+    }
+    const kept: Int32Array[] = [];
+    for (let head = 0; head < kvHeads; head++) {
+      const count = scores.counts?.[head] ?? budget.perHead;
+      kept.push(...await this.#cache.backend.select({ segments: [segments[head]], count }));
+    }
+    return kept;
+  }
+}
+
+/** One head's slice of a layer's scores. */
+function segmentOf(scores: LayerScores, head: number, length: number): Segment {
+  const slice = <T extends Float32Array | Uint8Array>(all: T | undefined) =>
+    all?.subarray(head * length, (head + 1) * length) as T | undefined;
+  return {
+    scores: slice(scores.scores)!,
+    second: slice(scores.second),
+    protectedEntries: slice(scores.protectedEntries),
+  };
+}
