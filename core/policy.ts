@@ -64,6 +64,8 @@ export interface Budget {
   /** Context tokens `L`. */
   readonly length: number;
   readonly model: ModelShape;
+  /** What stays of each head, as asked: 0 < fraction ≤ 1. `@reference`: the double `1 − r`. */
+  readonly fraction: number;
   /** Entries per KV head on average, `n`; 1 ≤ n ≤ L. */
   readonly perHead: number;
   /** Entries per layer over all its heads, for policies whose heads compete. */
@@ -121,6 +123,8 @@ export interface Policy {
   readonly scope: Scope;
   /** How budgets are counted: ours, or the published `trunc(L·(1−r)·…)`, left to right in doubles. */
   readonly arithmetic: "floor" | "reference";
+  /** Scope `layer` only: `perLayer` is kvHeads × `perHead` (Ada-KV) instead of being rounded once (DefensiveKV). */
+  readonly perLayerFromHeads?: boolean;
   /** Sinks and window protected (and observed) before shrinking. */
   readonly sinks: number;
   readonly window: number;
@@ -129,6 +133,9 @@ export interface Policy {
   /** Pure: reads the observation, returns new arrays. */
   score(observation: Observation, budget: Budget): LayerScores;
 }
+
+/** Ours, or the published code to the index (`NAME@reference`). */
+export type PolicyMode = "ours" | "reference";
 
 /** A line of the registry. */
 export interface PolicyEntry {
@@ -142,5 +149,8 @@ export interface PolicyEntry {
   readonly parameters: readonly Parameter[];
   /** Whether `NAME@reference` exists, and what it does differently. */
   readonly reference?: string;
-  create(values: ParameterValues, mode: "ours" | "reference"): Policy;
+  /** For a policy that works on another's scores: the scorer it takes when none is named. */
+  readonly over?: string;
+  /** `values` holds every parameter; `scorer` is given exactly when `over` is set, in the same mode. */
+  create(values: ParameterValues, mode: PolicyMode, scorer?: Policy): Policy;
 }

@@ -21,3 +21,126 @@ export interface SelectionInput {
   /** How many entries of the whole pool stay, 0 ≤ count ≤ Σ entries. */
   readonly count: number;
 }
+
+/** States of an entry while the pool is narrowed down. */
+const OPEN = 0, KEPT = 1, OUT = 2;
+
+/** Entries of all segments in one row, in the selector's order. */
+interface Pool {
+  readonly state: Uint8Array;
+  readonly key: Uint32Array;
+  /** How many more open entries may stay. */
+  left: number;
+}
+
+/**
+ * The kept indices of each segment, ascending: one `Int32Array` per segment, `count` entries in all.
+ *
+ * Three radix passes over the bits per key, so O(entries) whatever the scores are. The inputs are only read.
+ * @throws RangeError when `count` is not an integer in 0 … Σ entries or an array's length does not fit its segment.
+ */
+export function selectTop(input: SelectionInput): Int32Array[] {
+  const { segments, count } = input;
+  const total = checkedTotal(segments);
+  if (!Number.isInteger(count) || count < 0 || count > total) {
+    throw new RangeError(`Cannot select ${count} entries: want an integer from 0 to ${total}`);
+  }
+  const pool: Pool = { state: new Uint8Array(total), key: new Uint32Array(total), left: count };
+  narrow(pool, segments, (segment, i) => segment.protectedEntries?.[i] ? 1 : 0);
+  narrowByFloats(pool, segments, (segment) => segment.scores);
+  if (segments.some((segment) => segment.second)) narrowByFloats(pool, segments, (segment) => segment.second);
+  keepFirst(pool);
+  return collect(pool, segments);
+}
+
+/**
+ * A float32 as an unsigned integer of the same order: −0 equals +0 and NaN equals −∞.
+ * `bits`: the float's own 32 bits.
+ */
+export function orderedKey(bits: number): number {
+  const magnitude = bits & 0x7fffffff;
+  if (magnitude === 0) return 0x80000000;
+  if (magnitude > 0x7f800000) return 0x007fffff; // NaN: the key of −∞
+  return (bits < 0 || bits > 0x7fffffff ? ~bits : bits | 0x80000000) >>> 0;
+}
+
+function checkedTotal(segments: readonly Segment[]): number {
+  let total = 0;
+  for (const [index, { scores, second, protectedEntries }] of segments.entries()) {
+    for (const other of [second, protectedEntries]) {
+      if (other && other.length !== scores.length) {
+        throw new RangeError(`Segment ${index} has ${scores.length} scores but a key of ${other.length} entries`);
+      }
+    }
+    total += scores.length;
+  }
+  return total;
+}
+
+/** Narrows by a float key; a segment without one counts as all +0. */
+function narrowByFloats(pool: Pool, segments: readonly Segment[], key: (segment: Segment) => Float32Array | undefined) {
+  const bits = segments.map((segment) => {
+    const floats = key(segment);
+    return floats && new Uint32Array(floats.buffer, floats.byteOffset, floats.length);
+  });
+  narrow(pool, segments, (_, i, index) => orderedKey(bits[index]?.[i] ?? 0));
+}
+
+/** Keeps every open entry whose key lies above the cut, drops every one below; those at the cut stay open. */
+function narrow(
+  pool: Pool,
+  segments: readonly Segment[],
+  keyOf: (segment: Segment, i: number, index: number) => number,
+) {
+  const { state, key } = pool;
+  let at = 0;
+  segments.forEach((segment, index) => {
+    for (let i = 0; i < segment.scores.length; i++, at++) {
+      if (state[at] === OPEN) key[at] = keyOf(segment, i, index);
+    }
+  });
+  const cut = cutKey(pool);
+  for (let i = 0; i < state.length; i++) {
+    if (state[i] !== OPEN || key[i] === cut) continue;
+    state[i] = key[i] > cut ? KEPT : OUT;
+    if (state[i] === KEPT) pool.left--;
+  }
+}
+
+/** The key of the `left`-th best open entry, digit by digit from the top; above all keys when `left` is 0. */
+function cutKey({ state, key, left }: Pool): number {
+  if (left === 0) return Infinity;
+  let prefix = 0;
+  for (const [shift, digits] of [[21, 2048], [10, 2048], [0, 1024]]) {
+    const counts = new Uint32Array(digits);
+    const above = shift + Math.log2(digits);
+    for (let i = 0; i < state.length; i++) {
+      if (state[i] === OPEN && (above >= 32 || key[i] >>> above === prefix)) {
+        counts[(key[i] >>> shift) & (digits - 1)]++;
+      }
+    }
+    let digit = digits - 1;
+    while (digit > 0 && counts[digit] < left) left -= counts[digit--];
+    prefix = prefix * digits + digit;
+  }
+  return prefix;
+}
+
+/** Equal in every key: the lower segment and the lower index stay. */
+function keepFirst(pool: Pool) {
+  for (let i = 0; i < pool.state.length && pool.left > 0; i++) {
+    if (pool.state[i] !== OPEN) continue;
+    pool.state[i] = KEPT;
+    pool.left--;
+  }
+}
+
+function collect({ state }: Pool, segments: readonly Segment[]): Int32Array[] {
+  let start = 0;
+  return segments.map(({ scores }) => {
+    const kept: number[] = [];
+    for (let i = 0; i < scores.length; i++) if (state[start + i] === KEPT) kept.push(i);
+    start += scores.length;
+    return Int32Array.from(kept);
+  });
+}
