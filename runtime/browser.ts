@@ -1,0 +1,79 @@
+/** Browsers: bytes come from a `Blob` (a picked file) or an `ArrayBuffer`; there are no paths. */
+import { type PalisadeError, resourceError } from "../core/errors.ts";
+import { probeGpu } from "./gpu_probe.ts";
+import type { ByteSource, Runtime, SandboxOptions } from "./interface.ts";
+import { type SandboxReply, timeoutError } from "./sandbox_error.ts";
+import { hasThreads } from "./simd.ts";
+import { siblingModule } from "./sibling_module.ts";
+
+/** A `Blob`, such as a file the user picked, as a ByteSource. Nothing is read before it is asked for. */
+export function blobSource(blob: Blob, name = "blob"): ByteSource {
+  return {
+    name,
+    size: blob.size,
+    async read(offset, length) {
+      const whole = Number.isSafeInteger(offset) && Number.isSafeInteger(length);
+      if (!whole || offset < 0 || length < 0 || offset + length > blob.size) {
+        throw new RangeError(`Can't read ${length} bytes at ${offset} of ${name}: it has ${blob.size} bytes`);
+      }
+      return new Uint8Array(await blob.slice(offset, offset + length).arrayBuffer());
+    },
+    close: () => Promise.resolve(),
+  };
+}
+
+/** Bytes in memory as a ByteSource. */
+export function bufferSource(bytes: ArrayBuffer | Uint8Array<ArrayBuffer>, name = "buffer"): ByteSource {
+  return blobSource(new Blob([bytes]), name);
+}
+
+function noFiles(path: string): PalisadeError {
+  return resourceError("runtime.no-files", `Can't open ${path}: a browser has no paths; pass the file's Blob`, path);
+}
+
+/** `runSandboxed` on a web worker. `maxHeapMb` can't be enforced here. */
+async function runSandboxed<Answer>(moduleUrl: URL, message: unknown, options: SandboxOptions): Promise<Answer> {
+  options.signal?.throwIfAborted();
+  const worker = new Worker(siblingModule("./sandbox_browser", import.meta.url), { type: "module" });
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  let abort: (() => void) | undefined;
+  try {
+    return await new Promise<Answer>((resolve, reject) => {
+      timer = setTimeout(() => reject(timeoutError(moduleUrl, options.timeoutMs)), options.timeoutMs);
+      abort = () => reject(options.signal?.reason);
+      options.signal?.addEventListener("abort", abort);
+      worker.onmessage = (event: MessageEvent<SandboxReply<Answer>>) => {
+        if ("failure" in event.data) reject(new Error(event.data.failure));
+        else resolve(event.data.answer);
+      };
+      worker.onerror = (event) => reject(new Error(event.message || `The worker of ${moduleUrl} did not start`));
+      worker.postMessage({ moduleUrl: moduleUrl.href, message });
+    });
+  } finally {
+    clearTimeout(timer);
+    if (abort) options.signal?.removeEventListener("abort", abort);
+    worker.terminate();
+  }
+}
+
+interface BrowserGlobals {
+  readonly navigator?: { userAgent?: string; platform?: string; hardwareConcurrency?: number };
+  readonly performance?: { memory?: { usedJSHeapSize: number } };
+}
+
+const globals = globalThis as BrowserGlobals;
+
+export const browserRuntime: Runtime = {
+  name: "browser",
+  version: globals.navigator?.userAgent ?? "unknown",
+  platform: globals.navigator?.platform ?? "unknown",
+  threads: hasThreads() && typeof Worker === "function",
+  environment: () => undefined,
+  openFile: (path) => Promise.reject(noFiles(path)),
+  readText: (path) => Promise.reject(noFiles(path)),
+  cores: () => ({ logical: globals.navigator?.hardwareConcurrency ?? 1 }),
+  memory: () => ({ heapBytes: globals.performance?.memory?.usedJSHeapSize }),
+  isTerminal: () => false,
+  probeGpu,
+  runSandboxed,
+};

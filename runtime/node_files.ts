@@ -1,0 +1,152 @@
+/** Reading files through `node:fs`, which Deno and Bun implement too. */
+import { constants } from "node:fs";
+import { type FileHandle, open, stat } from "node:fs/promises";
+import process from "node:process";
+import { inputError, type PalisadeError, resourceError } from "../core/errors.ts";
+import type { ByteSource } from "./interface.ts";
+import { decodeUtf8, MAX_TEXT_BYTES } from "./utf8.ts";
+
+/** Bytes asked for at a time from a stream of unknown length. */
+const CHUNK = 1 << 20;
+
+/** What a failed system call means to the user. */
+export function fileError(error: unknown, path: string): PalisadeError {
+  const code = (error as { code?: string }).code ?? "";
+  switch (code) {
+    case "ENOENT":
+    case "ENOTDIR":
+      return inputError("file.not-found", `Can't open ${path}: there is no such file`, path, error);
+    case "EISDIR":
+      return folderError(path);
+    case "EACCES":
+    case "EPERM":
+    case "ERR_ACCESS_DENIED":
+      return inputError("file.no-permission", `Can't open ${path}: permission denied`, path, error);
+    case "ENOSPC":
+    case "EDQUOT":
+      return resourceError("file.disk-full", `Can't write ${path}: the disk is full`, path, error);
+    case "EROFS":
+      return resourceError("file.read-only", `Can't write ${path}: the file system is read-only`, path, error);
+    case "EMFILE":
+    case "ENFILE":
+      return resourceError("file.too-many-open", `Can't open ${path}: too many open files`, path, error);
+  }
+  if ((error as Error)?.name === "NotCapable") {
+    return inputError("file.no-permission", `Can't open ${path}: Deno was not given permission for it`, path, error);
+  }
+  return inputError("file.unreadable", `Can't use ${path}: ${(error as Error)?.message ?? error}`, path, error);
+}
+
+function folderError(path: string): PalisadeError {
+  return inputError("file.is-folder", `Can't open ${path}: it is a folder, a file is wanted`, path);
+}
+
+/** A regular file as a ByteSource; see `Runtime.openFile`. */
+export async function openFile(path: string): Promise<ByteSource> {
+  let handle: FileHandle | undefined;
+  try {
+    // Looked at before opening: opening a pipe would wait for its writer.
+    const info = await stat(path);
+    if (info.isDirectory()) throw folderError(path);
+    if (!info.isFile()) {
+      throw inputError("file.unreadable", `Can't open ${path}: it is a pipe or device, a file is wanted`, path);
+    }
+    handle = await open(path, constants.O_RDONLY);
+    const size = (await handle.stat()).size;
+    return new NodeSource(path, size, handle);
+  } catch (error) {
+    await handle?.close();
+    throw (error as Error).name === "PalisadeError" ? error : fileError(error, path);
+  }
+}
+
+class NodeSource implements ByteSource {
+  readonly name: string;
+  readonly size: number;
+  readonly #handle: FileHandle;
+
+  constructor(name: string, size: number, handle: FileHandle) {
+    this.name = name;
+    this.size = size;
+    this.#handle = handle;
+  }
+
+  async read(offset: number, length: number): Promise<Uint8Array<ArrayBuffer>> {
+    checkRange(this, offset, length);
+    const bytes = new Uint8Array(length);
+    let done = 0;
+    while (done < length) {
+      let count: number;
+      try {
+        count = (await this.#handle.read(bytes, done, length - done, offset + done)).bytesRead;
+      } catch (error) {
+        throw fileError(error, this.name);
+      }
+      if (count === 0) {
+        throw inputError(
+          "file.changed",
+          `Can't read ${this.name}: it ended at byte ${offset + done}, it had ${this.size} bytes when opened`,
+          this.name,
+        );
+      }
+      done += count;
+    }
+    return bytes;
+  }
+
+  async close(): Promise<void> {
+    await this.#handle.close();
+  }
+}
+
+/** Throws RangeError unless `offset … offset + length` lies inside the source. */
+export function checkRange(source: ByteSource, offset: number, length: number): void {
+  const whole = Number.isSafeInteger(offset) && Number.isSafeInteger(length);
+  if (!whole || offset < 0 || length < 0 || offset + length > source.size) {
+    throw new RangeError(`Can't read ${length} bytes at ${offset} of ${source.name}: it has ${source.size} bytes`);
+  }
+}
+
+/** The text of a file (pipes too) or of standard input for `-`; see `Runtime.readText`. */
+export async function readText(path: string, options: { readonly maxBytes?: number } = {}): Promise<string> {
+  const maxBytes = options.maxBytes ?? MAX_TEXT_BYTES;
+  const where = path === "-" ? "standard input" : path;
+  const chunks: Uint8Array[] = [];
+  let size = 0;
+  for await (const chunk of path === "-" ? process.stdin as AsyncIterable<Uint8Array> : fileChunks(path)) {
+    size += chunk.length;
+    if (size > maxBytes) {
+      throw inputError("text.too-large", `Can't read ${where}: it is longer than the ${maxBytes} bytes allowed`, path);
+    }
+    chunks.push(chunk);
+  }
+  return decodeUtf8(joined(chunks, size), path);
+}
+
+async function* fileChunks(path: string): AsyncGenerator<Uint8Array> {
+  let handle: FileHandle | undefined;
+  try {
+    if ((await stat(path)).isDirectory()) throw folderError(path);
+    handle = await open(path, constants.O_RDONLY);
+    while (true) {
+      const chunk = new Uint8Array(CHUNK);
+      const { bytesRead } = await handle.read(chunk, 0, CHUNK, null);
+      if (bytesRead === 0) return;
+      yield chunk.subarray(0, bytesRead);
+    }
+  } catch (error) {
+    throw (error as Error).name === "PalisadeError" ? error : fileError(error, path);
+  } finally {
+    await handle?.close();
+  }
+}
+
+function joined(chunks: readonly Uint8Array[], size: number): Uint8Array {
+  const bytes = new Uint8Array(size);
+  let at = 0;
+  for (const chunk of chunks) {
+    bytes.set(chunk, at);
+    at += chunk.length;
+  }
+  return bytes;
+}

@@ -1,0 +1,138 @@
+/** Files, hashes and processes through Node's modules, which Deno and Bun implement too. */
+import { type ChildProcess, spawn } from "node:child_process";
+import { createHash } from "node:crypto";
+import { mkdir, open, readdir, rename, rm, stat } from "node:fs/promises";
+import { constants, homedir } from "node:os";
+import { join } from "node:path";
+import process from "node:process";
+import type { ByteSink, FileInfo, Hasher, Host, ProcessOptions, ProcessResult } from "./interface.ts";
+import { fileError } from "./node_files.ts";
+
+/** How much of a program's output is kept for messages. */
+const OUTPUT_KEPT = 64 * 1024;
+
+/** Runs a file operation; failures become PalisadeErrors that name `path`. */
+async function named<T>(path: string, operation: () => Promise<T>): Promise<T> {
+  try {
+    return await operation();
+  } catch (error) {
+    throw fileError(error, path);
+  }
+}
+
+function isMissing(error: unknown): boolean {
+  const code = (error as { code?: string }).code;
+  return code === "ENOENT" || code === "ENOTDIR";
+}
+
+async function info(path: string): Promise<FileInfo | undefined> {
+  try {
+    const found = await stat(path);
+    const kind = found.isFile() ? "file" : found.isDirectory() ? "folder" : "other";
+    return { kind, size: found.size, modified: found.mtimeMs };
+  } catch (error) {
+    if (isMissing(error)) return undefined;
+    throw fileError(error, path);
+  }
+}
+
+async function list(path: string): Promise<string[]> {
+  try {
+    return await readdir(path);
+  } catch (error) {
+    if (isMissing(error)) return [];
+    throw fileError(error, path);
+  }
+}
+
+async function move(from: string, to: string): Promise<boolean> {
+  try {
+    await rename(from, to);
+    return true;
+  } catch (error) {
+    if (isMissing(error)) return false;
+    throw fileError(error, to);
+  }
+}
+
+async function create(path: string, options: { readonly append?: boolean } = {}): Promise<ByteSink> {
+  const handle = await named(path, () => open(path, options.append ? "a" : "w"));
+  return {
+    write: (bytes) =>
+      named(path, async () => {
+        let done = 0;
+        while (done < bytes.length) done += (await handle.write(bytes, done, bytes.length - done)).bytesWritten;
+      }),
+    sync: () => named(path, () => handle.sync()),
+    close: () => named(path, () => handle.close()),
+  };
+}
+
+function sha256(): Hasher {
+  const hash = createHash("sha256");
+  return { update: (bytes) => void hash.update(bytes), digest: () => hash.digest("hex") };
+}
+
+/** Ends a process and its children: it leads a process group of its own, except on Windows. */
+function endGroup(child: ChildProcess): void {
+  try {
+    if (process.platform !== "win32" && child.pid) process.kill(-child.pid, "SIGKILL");
+    else child.kill("SIGKILL");
+  } catch {
+    child.kill("SIGKILL");
+  }
+}
+
+function execute(
+  program: string,
+  parameters: readonly string[],
+  options: ProcessOptions = {},
+): Promise<ProcessResult | undefined> {
+  return new Promise((resolve, reject) => {
+    options.signal?.throwIfAborted();
+    const child = spawn(program, [...parameters], {
+      stdio: ["ignore", "pipe", "pipe"],
+      detached: process.platform !== "win32",
+      env: { ...process.env, ...options.environment },
+      windowsHide: true,
+    });
+    let output = "";
+    const keep = (chunk: unknown) => {
+      output = (output + String(chunk)).slice(-OUTPUT_KEPT);
+    };
+    child.stdout.on("data", keep);
+    child.stderr.on("data", keep);
+    const end = () => endGroup(child);
+    options.signal?.addEventListener("abort", end, { once: true });
+    // Should the program exit without aborting first, the child must not outlive it.
+    process.once("exit", end);
+    const settled = () => {
+      options.signal?.removeEventListener("abort", end);
+      process.removeListener("exit", end);
+    };
+    child.on("error", (error: Error & { code?: string }) => {
+      settled();
+      if (isMissing(error) || error.code === "EACCES") resolve(undefined);
+      else reject(error);
+    });
+    child.on("close", (code, signal) => {
+      settled();
+      if (options.signal?.aborted) reject(options.signal.reason);
+      else resolve({ code: code ?? 128 + (signal ? constants.signals[signal] ?? 0 : 0), output });
+    });
+  });
+}
+
+/** The Host of Node, Deno and Bun. */
+export const nodeHost: Host = {
+  homeFolder: homedir(),
+  join,
+  makeFolder: (path) => named(path, async () => void await mkdir(path, { recursive: true })),
+  info,
+  list,
+  rename: move,
+  remove: (path) => named(path, () => rm(path, { recursive: true, force: true })),
+  create,
+  sha256,
+  execute,
+};
