@@ -2,9 +2,21 @@
 import { parentPort, workerData } from "node:worker_threads";
 
 const { moduleUrl, message } = workerData as { moduleUrl: string; message: unknown };
+
+function fail(error: unknown): void {
+  parentPort!.postMessage({ failure: error instanceof Error ? error.message : String(error) });
+}
+
 try {
   const { default: call } = await import(moduleUrl);
-  parentPort!.postMessage({ answer: await call(message) });
+  // From a task of its own: Deno does not report a worker out of memory while its main module is being evaluated.
+  setTimeout(() => {
+    try {
+      Promise.resolve(call(message)).then((answer) => parentPort!.postMessage({ answer }), fail);
+    } catch (error) {
+      fail(error);
+    }
+  }, 0);
 } catch (error) {
-  parentPort!.postMessage({ failure: error instanceof Error ? error.message : String(error) });
+  fail(error);
 }

@@ -1,8 +1,10 @@
 /**
  * The URL of a module beside the calling one: `siblingModule("./render", import.meta.url)`. It has the extension of
- * the caller, `.ts` in the sources and `.js` in the built package, which the compiler does not rewrite inside URLs.
+ * the caller, `.ts` in the sources and `.js` in the built package, which the compiler does not rewrite inside URLs. In a single
+ * binary the caller's URL is the binary's own, without extension, and the module lies beside it as `.js`.
  */
 export function siblingModule(path: string, callerUrl: string): URL {
   const pathname = new URL(callerUrl).pathname;
-  return new URL(`${path}${pathname.slice(pathname.lastIndexOf("."))}`, callerUrl);
+  const extension = /\.\w+$/.exec(pathname)?.[0] ?? ".js";
+  return new URL(`${path}${extension}`, callerUrl);
 }
