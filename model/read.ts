@@ -7,9 +7,9 @@
  */
 import { RaggedCache } from "../cache/ragged.ts";
 import type { Backend, LayerRows } from "../backend/interface.ts";
+import { layerSelections } from "../core/allocate.ts";
 import { JointSelection } from "../core/joint.ts";
 import type { Budget, LayerScores, Needs, Observation, Policy } from "../core/policy.ts";
-import type { Segment } from "../core/select.ts";
 import { project } from "./attend.ts";
 import type { DenseEngine } from "./dense/interface.ts";
 
@@ -231,27 +231,10 @@ class Eviction {
   /** Selection inside one layer: every head for itself, or the heads of the layer against each other. */
   async #select(scores: LayerScores): Promise<Int32Array[]> {
     const { policy, budget } = this.#options;
-    const { kvHeads } = budget.model;
-    const segments = Array.from({ length: kvHeads }, (_, head) => segmentOf(scores, head, budget.length));
-    if (policy.scope === "layer") {
-      return await this.#cache.backend.select({ segments, count: budget.perLayer });
-    }
     const kept: Int32Array[] = [];
-    for (let head = 0; head < kvHeads; head++) {
-      const count = scores.counts?.[head] ?? budget.perHead;
-      kept.push(...await this.#cache.backend.select({ segments: [segments[head]], count }));
+    for (const selection of layerSelections(policy, budget, scores)) {
+      kept.push(...await this.#cache.backend.select(selection));
     }
     return kept;
   }
-}
-
-/** One head's slice of a layer's scores. */
-function segmentOf(scores: LayerScores, head: number, length: number): Segment {
-  const slice = <T extends Float32Array | Uint8Array>(all: T | undefined) =>
-    all?.subarray(head * length, (head + 1) * length) as T | undefined;
-  return {
-    scores: slice(scores.scores)!,
-    second: slice(scores.second),
-    protectedEntries: slice(scores.protectedEntries),
-  };
 }

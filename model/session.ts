@@ -76,7 +76,9 @@ export interface Context extends Disposable {
  * PalisadeErrors (input): `context.empty`, `context.too-long`, `keep.*`, `policy.*`; (resources): `memory`.
  */
 export async function openContext(model: Model, text: string, options: ContextOptions = {}): Promise<Context> {
-  const policy = typeof options.policy === "object" ? options.policy : resolvePolicy(options.policy ?? "layer-defensive");
+  const policy = typeof options.policy === "object"
+    ? options.policy
+    : resolvePolicy(options.policy ?? "layer-defensive");
   const keep = typeof options.keep === "object" ? options.keep : parseKeep(options.keep ?? "20%");
   if (text.trim() === "") throw inputError("context.empty", "The context has no text in it", "--context");
   const ids = contextIds(model.frame, model.tokenizer, text);

@@ -1,0 +1,115 @@
+/** `palisade ask`: read a text once, evict, answer every question from what was kept. */
+import { parseKeep } from "../core/budget.ts";
+import { inputError } from "../core/errors.ts";
+import { resolvePolicy } from "../core/registry.ts";
+import type { BackendChoice } from "../backend/pick.ts";
+import type { DenseChoice } from "../model/dense/pick.ts";
+import { loadModel, type Model } from "../model/model.ts";
+import { reportOf } from "../model/report.ts";
+import { type Answer, type Context, openContext } from "../model/session.ts";
+import { EXIT, type Io } from "./io.ts";
+import { obtainModel } from "./obtain.ts";
+import { createProgress, type Progress } from "./progress.ts";
+import { reportText } from "./report.ts";
+
+/** Options that every command running a model shares. */
+export interface EngineOptions {
+  readonly model: string;
+  readonly backend: BackendChoice;
+  readonly dense: DenseChoice;
+  readonly threads: number;
+  readonly offline?: boolean;
+  readonly quiet?: boolean;
+}
+
+export interface AskCommand extends EngineOptions {
+  readonly context: string;
+  readonly question: readonly string[];
+  readonly keep: string;
+  readonly policy: string;
+  readonly maxTokens: number;
+  readonly temperature: number;
+  readonly topP: number;
+  readonly seed: number;
+  readonly answerPrefix?: string;
+  readonly system?: string;
+  readonly beyondTrained?: boolean;
+  readonly json?: boolean;
+}
+
+/** Runs the command; returns the exit code. Refusals are thrown. */
+export async function ask(command: AskCommand, io: Io): Promise<number> {
+  const policy = resolvePolicy(command.policy);
+  const keep = parseKeep(command.keep);
+  for (const question of command.question) {
+    if (question.trim() === "") throw inputError("question.empty", "The question has no text in it", "--question");
+  }
+  const text = await io.runtime.readText(command.context);
+  if (text.trim() === "") throw inputError("context.empty", `No text in ${command.context}`, "--context");
+
+  const progress = createProgress(io.interactive && !command.quiet);
+  const start = performance.now();
+  await using model = await startModel(command, io, progress);
+  const loadMs = performance.now() - start;
+  using context = await openContext(model, text, {
+    policy,
+    keep,
+    beyondTrained: command.beyondTrained,
+    signal: io.signal,
+    onLayer: (done, layers) => progress.update("Reading, layer", done, layers),
+  });
+  progress.clear();
+
+  const answers = await askAll(command, io, context);
+  const report = reportOf(model, context, answers, {
+    keepAsked: command.keep,
+    loadMs,
+    rssBytes: io.runtime.memory().rssBytes,
+  });
+  if (command.json) io.out(`${JSON.stringify(report, null, 2)}\n`);
+  if (io.interactive && !command.quiet) io.err(`\n${reportText(report)}`);
+  return answers.some((each) => each.finish === "interrupted") ? EXIT.interrupted : EXIT.ok;
+}
+
+/** Finds or fetches the model and starts it, with progress. */
+export async function startModel(
+  options: EngineOptions & { system?: string },
+  io: Io,
+  progress: Progress,
+): Promise<Model> {
+  try {
+    const path = await obtainModel(options.model, io, progress, options.offline ?? false);
+    return await loadModel(path, io.runtime, {
+      backend: options.backend,
+      dense: options.dense,
+      threads: options.threads,
+      system: options.system,
+      signal: io.signal,
+      onProgress: (done, total) => progress.update("Starting the model", done, total),
+    });
+  } finally {
+    progress.clear();
+  }
+}
+
+/** Every question in turn, streamed; stops at the first interruption. */
+async function askAll(command: AskCommand, io: Io, context: Context): Promise<Answer[]> {
+  const answers: Answer[] = [];
+  const many = command.question.length > 1;
+  for (const question of command.question) {
+    if (many && io.interactive && !command.quiet) io.err(`${answers.length > 0 ? "\n" : ""}> ${question}\n`);
+    const answer = await context.ask(question, {
+      maxTokens: command.maxTokens,
+      temperature: command.temperature,
+      topP: command.topP,
+      seed: command.seed,
+      answerPrefix: command.answerPrefix,
+      signal: io.signal,
+      onText: command.json ? undefined : (piece) => io.out(piece),
+    });
+    if (!command.json) io.out("\n");
+    answers.push(answer);
+    if (answer.finish === "interrupted") break;
+  }
+  return answers;
+}

@@ -1,0 +1,72 @@
+/** `palisade doctor`: what is there, what isn't, and why. */
+import { probeWasm } from "../backend/pick.ts";
+import { probeNode, probeWeb } from "../model/dense/pick.ts";
+import { cacheFolder, listModels } from "../model/store.ts";
+import { hasRelaxedSimd, hasSimd128 } from "../runtime/simd.ts";
+import { formatBytes } from "./format.ts";
+import { EXIT, type Io } from "./io.ts";
+import { VERSION } from "./version.ts";
+
+/** One finding. `ok` says whether the thing is there; `text` what it is, or why it isn't. */
+interface Finding {
+  readonly name: string;
+  readonly ok: boolean;
+  readonly text: string;
+}
+
+/** Prints the findings; always exit code 0, a missing thing is a normal answer. */
+export async function doctor(options: { json?: boolean }, io: Io): Promise<number> {
+  const findings = await examine(io);
+  if (options.json) {
+    io.out(`${JSON.stringify({ version: VERSION, findings }, null, 2)}\n`);
+    return EXIT.ok;
+  }
+  for (const { name, ok, text } of findings) io.out(`${ok ? "yes" : "no "}  ${name.padEnd(14)} ${text}\n`);
+  return EXIT.ok;
+}
+
+async function examine({ runtime }: Io): Promise<Finding[]> {
+  const cores = runtime.cores();
+  const memory = runtime.memory();
+  const gpu = await runtime.probeGpu();
+  const wasm = await probeWasm();
+  const web = await probeWeb();
+  const node = await probeNode();
+  return [
+    { name: "palisade", ok: true, text: VERSION },
+    { name: "runtime", ok: true, text: `${runtime.name} ${runtime.version} on ${runtime.platform}` },
+    { name: "SIMD", ok: hasSimd128(), text: hasSimd128() ? "WebAssembly simd128" : "this runtime refuses simd128" },
+    {
+      name: "relaxed SIMD",
+      ok: hasRelaxedSimd(),
+      text: hasRelaxedSimd() ? "fused multiply-add may be used" : "this runtime refuses relaxed-simd modules",
+    },
+    {
+      name: "threads",
+      ok: runtime.threads,
+      text: `${cores.logical} hardware threads` + (cores.physical ? `, ${cores.physical} physical cores` : "") +
+        (runtime.threads ? ", shared memory" : ", no shared memory here"),
+    },
+    { name: "GPU", ok: gpu.available, text: gpu.available ? gpu.description : gpu.reason },
+    { name: "kernels wasm", ok: wasm.available, text: wasm.reason },
+    { name: "kernels ts", ok: true, text: "plain TypeScript, the slow reference" },
+    { name: "dense web", ok: web.available, text: web.reason },
+    { name: "dense node", ok: node.available, text: node.reason },
+    {
+      name: "memory",
+      ok: true,
+      text: memory.rssBytes === undefined ? "not told" : `${formatBytes(memory.rssBytes)} resident`,
+    },
+    await cacheFinding(runtime),
+  ];
+}
+
+async function cacheFinding(runtime: Io["runtime"]): Promise<Finding> {
+  if (!runtime.host) return { name: "cache folder", ok: false, text: "no file system in this runtime" };
+  const folder = cacheFolder(runtime);
+  const here = (await listModels(runtime)).filter((model) => model.present);
+  const models = here.length === 0
+    ? "no models yet"
+    : here.map((m) => `${m.name} (${formatBytes(m.bytes)})`).join(", ");
+  return { name: "cache folder", ok: true, text: `${folder}: ${models}` };
+}

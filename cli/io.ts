@@ -1,0 +1,17 @@
+/** What a command may touch of the outside, so that every command can be tested without a process. */
+import type { Runtime } from "../runtime/interface.ts";
+
+export interface Io {
+  readonly runtime: Runtime;
+  /** The answer, or the JSON object; nothing else. */
+  out(text: string): void;
+  /** Progress and reports. */
+  err(text: string): void;
+  /** Whether standard error is a terminal: without one, progress and reports stay silent. */
+  readonly interactive: boolean;
+  /** Aborted by Ctrl-C. */
+  readonly signal: AbortSignal;
+}
+
+/** Exit codes, as `--help` lists them. */
+export const EXIT = { ok: 0, failed: 1, usage: 2, input: 3, resources: 4, interrupted: 130 } as const;

@@ -1,0 +1,32 @@
+/** `palisade policies`: what there is to choose from. */
+import { policies } from "../core/registry.ts";
+import Table from "cli-table3";
+import { EXIT, type Io } from "./io.ts";
+
+/** Prints the registry as a table, or as JSON with parameters. */
+export function listPolicies(options: { json?: boolean }, io: Io): number {
+  if (options.json) {
+    const plain = policies.map(({ name, summary, paper, source, parameters, reference }) => ({
+      name,
+      summary,
+      paper,
+      source,
+      parameters,
+      reference: reference ?? null,
+    }));
+    io.out(`${JSON.stringify(plain, null, 2)}\n`);
+    return EXIT.ok;
+  }
+  const table = new Table({
+    head: ["policy", "what it keeps", "paper", "source"],
+    style: { head: [], border: [] },
+    colWidths: [20, 38, 26, 30],
+    wordWrap: true,
+  });
+  for (const { name, summary, paper, source, reference } of policies) {
+    table.push([reference ? `${name}\n${name}@reference` : name, summary, paper, source]);
+  }
+  io.out(`${table.toString()}\n`);
+  io.out('Parameters go in brackets, policies nest: --policy "adakv(snapkv, safeguard=0.2)"; --json lists them all.\n');
+  return EXIT.ok;
+}

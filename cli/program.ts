@@ -1,0 +1,143 @@
+/** The command line's grammar: commands, options, ranges, help. One file, so that parsing has one place. */
+import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
+import { PalisadeError } from "../core/errors.ts";
+import { ask, type AskCommand } from "./ask.ts";
+import { demo, type DemoCommand } from "./demo.ts";
+import { doctor } from "./doctor.ts";
+import { EXIT, type Io } from "./io.ts";
+import { listModels, modelPathCommand, pullCommand, removeCommand } from "./models.ts";
+import { listPolicies } from "./policies.ts";
+import { VERSION } from "./version.ts";
+
+const EXIT_CODES = "Exit codes: 0 ok, 1 failed, 2 usage, 3 bad input, 4 not enough resources, 130 interrupted";
+
+/** Parses `parameters` (without program and script), runs the command, and returns the exit code. Never throws. */
+export async function run(parameters: readonly string[], io: Io): Promise<number> {
+  let code: number = EXIT.ok;
+  const program = buildProgram(io, (result) => {
+    code = result;
+  });
+  try {
+    await program.parseAsync([...parameters], { from: "user" });
+    return code;
+  } catch (error) {
+    return reportFailure(error, io);
+  }
+}
+
+function buildProgram(io: Io, done: (code: number) => void): Command {
+  const program = new Command("palisade")
+    .description("Reads a long text, keeps 20 % of the KV cache by default, and answers questions from what is kept.")
+    .version(VERSION)
+    .helpCommand(false)
+    .addHelpText("after", `\nExample: palisade ask --context book.txt --question "Who is Ishmael?"\n${EXIT_CODES}`);
+  // Commands made from here on inherit these.
+  program.exitOverride().configureOutput({ writeOut: io.out, writeErr: io.err }).showHelpAfterError(
+    "(palisade --help lists the commands and options)",
+  );
+  addAsk(program, io, done);
+  addDemo(program, io, done);
+  addModels(program, io, done);
+  program.command("policies").description("list the eviction policies: name, idea, paper, source")
+    .option("--json", "as JSON, with every parameter, its default and its range")
+    .action((options) => done(listPolicies(options, io)));
+  program.command("doctor").description("say what this machine offers, and what is missing and why")
+    .option("--json", "as JSON")
+    .action(async (options) => done(await doctor(options, io)));
+  return program;
+}
+
+function addAsk(program: Command, io: Io, done: (code: number) => void): void {
+  const command = program.command("ask")
+    .description("answer questions about a text from an evicted cache")
+    .requiredOption("--context <file>", "the text, UTF-8; - reads standard input")
+    .requiredOption("--question <text>", "what to ask; repeat it to ask more of the same cache", collect)
+    .option("--keep <amount>", "what stays: 20%, 0.2, or 800 (tokens per head)", "20%")
+    .option("--policy <name>", "see: palisade policies", "layer-defensive");
+  addEngineOptions(command)
+    .option("--max-tokens <n>", "longest answer in tokens, ≥ 1", integer(1), 256)
+    .option("--temperature <t>", "0 is greedy; up to 10", number(0, 10), 0)
+    .option("--top-p <p>", "sample from this share of the mass, 0 < p ≤ 1", number(1e-9, 1), 1)
+    .option("--seed <n>", "seed of the sampler", integer(0), 0)
+    .option("--answer-prefix <text>", "the reply starts with this")
+    .option("--system <text>", "system prompt instead of the template's own")
+    .option("--beyond-trained", "read a context longer than the model was trained for")
+    .option("--json", "print one object with answers and figures")
+    .addHelpText("after", EXIT_CODES)
+    .action(async (options: AskCommand) => done(await ask(options, io)));
+}
+
+function addDemo(program: Command, io: Io, done: (code: number) => void): void {
+  const command = program.command("demo")
+    .description("full cache, SnapKV and Layer-DefensiveKV side by side on real texts with seeded questions")
+    .option("--seed <n>", "seed of the hidden facts and where they are hidden", integer(0), 1)
+    .option("--questions <n>", "questions per text, 3 to 8", integer(3, 8), 3)
+    .option("--keep <amount>", "what stays for the evicting policies", "20%")
+    .option("--json", "print one object with all answers and figures");
+  addEngineOptions(command).action(async (options: DemoCommand) => done(await demo(options, io)));
+}
+
+/** What every command that runs a model takes. */
+function addEngineOptions(command: Command): Command {
+  return command
+    .option("--model <name|file>", "a name from: palisade models list; or FILE.gguf", "smollm2-135m")
+    .addOption(
+      new Option("--backend <name>", "attention kernels").choices(["auto", "ts", "wasm"]).default("auto"),
+    )
+    .addOption(
+      new Option("--dense <name>", "dense layers").choices(["auto", "web", "node"]).default("auto"),
+    )
+    .option("--threads <n>", "threads of the dense engine and the kernels", integer(1, 64), 1)
+    .option("--offline", "never touch the network")
+    .option("--quiet", "no progress, no report");
+}
+
+function addModels(program: Command, io: Io, done: (code: number) => void): void {
+  const models = program.command("models").description("list, fetch, find and remove model files").helpCommand(false);
+  models.command("list").description("named models, and which are here")
+    .option("--json", "as JSON").action(async (options) => done(await listModels(options, io)));
+  models.command("pull").argument("<name>").description("fetch a model into the cache folder and check its SHA-256")
+    .option("--offline", "only check what is here").option("--quiet", "no progress")
+    .action(async (name, options) => done(await pullCommand(name, options, io)));
+  models.command("path").argument("<name>").description("print where the model's file is")
+    .action(async (name) => done(await modelPathCommand(name, io)));
+  models.command("rm").argument("<name>").description("remove the model's file")
+    .action(async (name) => done(await removeCommand(name, io)));
+}
+
+function collect(value: string, previous: string[] = []): string[] {
+  return [...previous, value];
+}
+
+function integer(min: number, max = Number.MAX_SAFE_INTEGER): (text: string) => number {
+  return (text) => {
+    const value = Number(text);
+    if (/^[+-]?\d+$/.test(text) && value >= min && value <= max) return value;
+    const range = max === Number.MAX_SAFE_INTEGER ? `≥ ${min}` : `from ${min} to ${max}`;
+    throw new InvalidArgumentError(`Want a whole number ${range}.`);
+  };
+}
+
+function number(min: number, max: number): (text: string) => number {
+  return (text) => {
+    const value = Number(text);
+    if (text.trim() !== "" && value >= min && value <= max) return value;
+    throw new InvalidArgumentError(`Want a number from ${min < 1e-6 ? "above 0" : min} to ${max}.`);
+  };
+}
+
+/** One line on standard error, and the exit code by who has to act. */
+function reportFailure(error: unknown, io: Io): number {
+  // Commander has printed its message, and help is not a failure.
+  if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.ok : EXIT.usage;
+  if (io.signal.aborted) {
+    io.err("palisade: interrupted\n");
+    return EXIT.interrupted;
+  }
+  if (error instanceof PalisadeError) {
+    io.err(`palisade: ${error.where === "" ? "" : `${error.where}: `}${error.message}\n`);
+    return EXIT[error.kind];
+  }
+  io.err(`palisade: unexpected failure: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n`);
+  return EXIT.failed;
+}

@@ -1,0 +1,36 @@
+/** The closing report, for people. */
+import type { Report } from "../model/report.ts";
+import { formatBytes, formatCount, formatMs, formatShare } from "./format.ts";
+
+/** A few lines, most important first; ends with a line break. */
+export function reportText(report: Report): string {
+  const { cache, tokens, ms, keep, window } = report;
+  const total = cache.kept + cache.evicted;
+  const lines = [
+    ["context", `${formatCount(tokens.context)} tokens, ${report.model}`],
+    [
+      "kept",
+      `${formatCount(cache.kept)} of ${formatCount(total)} entries (${formatShare(cache.kept, total)}), ` +
+      `${formatCount(cache.evicted)} evicted by ${report.policy.name}` +
+      (keep.everything ? " (the budget covers the whole context)" : ""),
+    ],
+    [
+      "cache",
+      `${formatBytes(cache.bytes)} of ${formatBytes(cache.fullBytes)}, ${
+        formatBytes(cache.allocatedBytes)
+      } allocated, ` +
+      `peak ${formatBytes(cache.peakBytes)} while reading`,
+    ],
+    ["time", `read ${formatMs(ms.prefill)}, evict ${formatMs(ms.evict)}, ${speed(ms.decodePerToken)}`],
+    ["engines", `kernels ${report.engines.backend}; dense ${report.engines.dense}`],
+  ];
+  if (window.used !== window.asked) {
+    lines.push(["window", `${window.used} tokens observed instead of ${window.asked}: the budget is small`]);
+  }
+  if (report.rssBytes !== null) lines.push(["process", `${formatBytes(report.rssBytes)} resident`]);
+  return lines.map(([name, text]) => `${name.padEnd(8)} ${text}\n`).join("");
+}
+
+function speed(msPerToken: number): string {
+  return msPerToken === 0 ? "nothing decoded" : `${(1000 / msPerToken).toFixed(1)} tokens/s`;
+}

@@ -1,0 +1,123 @@
+/** The closing report of a session: everything counted, nothing estimated. Its fields are the CLI's `--json`. */
+import type { ParameterValues } from "../core/policy.ts";
+import type { Model } from "./model.ts";
+import type { Answer, Context, Finish } from "./session.ts";
+
+export interface LayerReport {
+  readonly kept: number;
+  readonly evicted: number;
+  /** Entries per KV head. */
+  readonly heads: readonly number[];
+}
+
+export interface Report {
+  /** The first question's answer. */
+  readonly answer: string;
+  readonly answers: readonly { readonly question: string; readonly answer: string; readonly finish: Finish }[];
+  readonly model: string;
+  readonly backend: string;
+  readonly dense: string;
+  /** One line each on what really ran. */
+  readonly engines: { readonly backend: string; readonly dense: string };
+  readonly policy: ParameterValues & { readonly name: string };
+  readonly keep: {
+    readonly asked: string;
+    readonly tokensPerHead: number;
+    readonly entries: number;
+    /** True when the budget covers the whole context, so that nothing was evicted. */
+    readonly everything: boolean;
+  };
+  readonly window: { readonly asked: number; readonly used: number };
+  readonly sinks: number;
+  readonly tokens: { readonly context: number; readonly question: number; readonly generated: number };
+  readonly cache: {
+    readonly kept: number;
+    readonly evicted: number;
+    /** Live bytes of the evicted cache. */
+    readonly bytes: number;
+    readonly allocatedBytes: number;
+    /** What the whole context's cache would hold. */
+    readonly fullBytes: number;
+    /** The most live bytes, candidate scores included, at any time since reading began. */
+    readonly peakBytes: number;
+    /** WebAssembly memory of the kernels; 0 for the plain backend. */
+    readonly wasmHighWater: number;
+    readonly perLayer: readonly LayerReport[];
+  };
+  readonly activationBytes: number;
+  readonly ms: {
+    readonly load: number;
+    readonly prefill: number;
+    readonly evict: number;
+    /** Question tokens of all questions. */
+    readonly question: number;
+    readonly decodePerToken: number;
+  };
+  readonly rssBytes: number | null;
+}
+
+/** What only the caller knows. */
+export interface ReportExtras {
+  readonly keepAsked: string;
+  readonly loadMs: number;
+  readonly rssBytes?: number;
+}
+
+/** Gathers the report. Call it while the context is alive and after its last answer. */
+export function reportOf(model: Model, context: Context, answers: readonly Answer[], extras: ReportExtras): Report {
+  const { cache, policy, budget } = context;
+  const { layers, kvHeads, headDim } = model.config;
+  const total = context.tokens * layers * kvHeads;
+  const kept = cache.entries();
+  const bytes = cache.bytes();
+  const steps = answers.reduce((sum, each) => sum + Math.max(0, each.ids.length - 1), 0);
+  const decode = answers.reduce((sum, each) => sum + each.ms.decodePerToken * Math.max(0, each.ids.length - 1), 0);
+  return {
+    answer: answers[0]?.answer ?? "",
+    answers: answers.map(({ question, answer, finish }) => ({ question, answer, finish })),
+    model: model.config.name,
+    backend: model.backend.name,
+    dense: model.dense.name,
+    engines: { backend: model.backend.detail, dense: model.dense.detail },
+    policy: { name: policy.name, ...policy.parameters },
+    keep: {
+      asked: extras.keepAsked,
+      tokensPerHead: budget.perHead,
+      entries: kept,
+      everything: kept === total,
+    },
+    window: { asked: budget.windowAsked, used: budget.window },
+    sinks: budget.sinks,
+    tokens: {
+      context: context.tokens,
+      question: answers.reduce((sum, each) => sum + each.questionTokens, 0),
+      generated: answers.reduce((sum, each) => sum + each.ids.length, 0),
+    },
+    cache: {
+      kept,
+      evicted: total - kept,
+      bytes: bytes.live,
+      allocatedBytes: bytes.allocated,
+      fullBytes: total * 2 * headDim * Float32Array.BYTES_PER_ELEMENT,
+      peakBytes: bytes.peak,
+      wasmHighWater: model.backend.memory().wasmBytes,
+      perLayer: Array.from({ length: layers }, (_, layer) => layerReport(context, layer)),
+    },
+    activationBytes: context.activationBytes,
+    ms: {
+      load: extras.loadMs,
+      prefill: context.ms.prefill,
+      evict: context.ms.evict,
+      question: answers.reduce((sum, each) => sum + each.ms.question, 0),
+      decodePerToken: steps === 0 ? 0 : decode / steps,
+    },
+    rssBytes: extras.rssBytes ?? null,
+  };
+}
+
+function layerReport(context: Context, layer: number): LayerReport {
+  const { cache } = context;
+  const heads = Array.from({ length: cache.shape.kvHeads }, (_, head) => cache.length(layer, head));
+  const kept = heads.reduce((sum, length) => sum + length, 0);
+  return { kept, evicted: context.tokens * heads.length - kept, heads };
+}
