@@ -1,0 +1,167 @@
+/** What the command line must do the same way in every runtime. Runtimes differ only in how they start it. */
+import assert from "node:assert/strict";
+import { existsSync, mkdtempSync, readdirSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { type ChildResult, runChild } from "../../tools/child.ts";
+import { ROOT } from "../../tools/repository.ts";
+import { skipped } from "../helper/skip.ts";
+
+/** Starts palisade with these arguments, from a folder that is not the checkout. */
+export type Cli = (args: readonly string[]) => Promise<ChildResult>;
+
+/** Longest one command may take, seconds. */
+const COMMAND_TIMEOUT = 120;
+
+/** Makes a {@link Cli} that runs `program` with `before` in front of the arguments. */
+export function commandLine(
+  program: string,
+  before: readonly string[] = [],
+  env: Record<string, string | undefined> = {},
+): Cli {
+  const cwd = mkdtempSync(join(tmpdir(), "palisade-smoke-"));
+  const environment = { NO_COLOR: "1", XDG_CACHE_HOME: join(cwd, "cache"), ...env };
+  return (args) => runChild(program, [...before, ...args], { cwd, env: environment, timeout: COMMAND_TIMEOUT });
+}
+
+/** A committed GGUF of random weights, or nothing while there is none. */
+export function tinyModel(): string | undefined {
+  const folder = join(ROOT, "tests/data/models");
+  const files = existsSync(folder) ? readdirSync(folder).filter((name) => name.endsWith(".gguf")).sort() : [];
+  const file = files.find((name) => name.includes("llama")) ?? files[0];
+  return file && join(folder, file);
+}
+
+/** Runs a command that must succeed, silently but for standard output. */
+export async function succeed(cli: Cli, args: readonly string[]): Promise<string> {
+  const { code, stdout, stderr, killed } = await cli(args);
+  assert.equal(killed, "", `palisade ${args.join(" ")}: ${killed}\n${stderr}`);
+  assert.equal(code, 0, `palisade ${args.join(" ")} ended with ${code}\n${stdout}\n${stderr}`);
+  return stdout;
+}
+
+const WORDS = ["the", "whale", "rose", "under", "a", "grey", "sky", "and", "no", "one", "spoke"];
+
+/** A text of `count` words, always the same. */
+function text(count: number): string {
+  return Array.from({ length: count }, (_, index) => WORDS[(index * index + 3 * index) % WORDS.length]).join(" ") + ".";
+}
+
+interface AskReport {
+  readonly answer: string;
+  readonly answers: readonly { question: string; answer: string; finish: string }[];
+  readonly backend: string;
+  readonly dense: string;
+  readonly policy: { name: string };
+  readonly window: { asked: number; used: number };
+  readonly tokens: { context: number; question: number; generated: number };
+  readonly cache: {
+    kept: number;
+    evicted: number;
+    bytes: number;
+    allocatedBytes: number;
+    fullBytes: number;
+    peakBytes: number;
+    perLayer: readonly unknown[];
+  };
+  readonly ms: Record<"load" | "prefill" | "evict" | "decodePerToken", number>;
+  readonly rssBytes: number;
+}
+
+const REPORT_KEYS = "answer,answers,backend,cache,dense,keep,model,ms,policy,rssBytes,tokens,window";
+
+/** Asks the tiny model at keep 20 % with the joint policy; `--json`, offline. */
+export async function askTiny(cli: Cli, model: string, keep = "20%"): Promise<AskReport> {
+  const folder = mkdtempSync(join(tmpdir(), "palisade-ask-"));
+  const context = join(folder, "context.txt");
+  writeFileSync(context, text(60));
+  const question = ["--context", context, "--question", "Who spoke?", "--keep", keep, "--policy", "layer-defensive"];
+  const engine = ["--model", model, "--backend", "ts", "--dense", "web", "--max-tokens", "4", "--offline", "--json"];
+  return JSON.parse(await succeed(cli, ["ask", ...question, ...engine]));
+}
+
+/** What a joint budget of 20 % means to the entry, whatever the model's shape is. */
+export function assertJointBudget(report: AskReport, share: number): void {
+  assert.equal(Object.keys(report).sort().join(), REPORT_KEYS);
+  const { cache, tokens } = report;
+  const all = cache.kept + cache.evicted;
+  assert.equal(cache.kept, Math.floor(share * all + 1e-9), "kept entries");
+  assert.equal(all % tokens.context, 0, "entries are tokens × heads × layers");
+  assert.equal(cache.bytes * all, cache.fullBytes * cache.kept, "bytes follow the kept entries");
+  assert.ok(cache.allocatedBytes >= cache.bytes && cache.peakBytes >= cache.bytes);
+  assert.ok(cache.perLayer.length >= 1 && (all / tokens.context) % cache.perLayer.length === 0, "one row per layer");
+  assert.equal(report.policy.name, "layer-defensive");
+  assert.equal(report.backend, "ts");
+  assert.equal(report.dense, "web");
+  assert.equal(report.answers.length, 1);
+  assert.equal(report.answers[0].question, "Who spoke?");
+  assert.equal(report.answers[0].answer, report.answer);
+  assert.ok(tokens.generated >= 1 && tokens.generated <= 4);
+  assert.ok(report.rssBytes > 0);
+}
+
+/** Registers the tests of the command line in one runtime. `start` is called once, on first use. */
+export function testCommandLine(runtime: string, start: () => Promise<Cli>): void {
+  let started: Promise<Cli> | undefined;
+  const cli = () => started ??= start();
+  const test = (sentence: string, fn: () => Promise<void>) =>
+    Deno.test(`palisade in ${runtime} ${sentence}`, fn);
+
+  test("--help names every command on one screen", async () => {
+    const help = await succeed(await cli(), ["--help"]);
+    for (const command of ["ask", "demo", "models", "policies", "doctor"]) {
+      assert.match(help, RegExp(`\\b${command}\\b`));
+    }
+    assert.ok(help.trimEnd().split("\n").length <= 40, "fits a screen");
+  });
+
+  test("policies --json lists the eight policies", async () => {
+    const policies: { name: string }[] = JSON.parse(await succeed(await cli(), ["policies", "--json"]));
+    const names = policies.map(({ name }) => name);
+    const wanted = [
+      "full",
+      "random",
+      "streaming-llm",
+      "snapkv",
+      "adakv",
+      "critical-adakv",
+      "defensive",
+      "layer-defensive",
+    ];
+    for (const name of wanted) assert.ok(names.includes(name), `${name} is missing in ${names}`);
+  });
+
+  test("doctor --json is one object that names the runtime", async () => {
+    const report = await succeed(await cli(), ["doctor", "--json"]);
+    assert.match(JSON.stringify(JSON.parse(report)), RegExp(runtime.split(" ")[0], "i"));
+  });
+
+  test("refuses an unknown command with exit code 2 and no output", async () => {
+    const { code, stdout, stderr } = await (await cli())(["asj"]);
+    assert.equal(code, 2);
+    assert.equal(stdout, "");
+    assert.notEqual(stderr, "");
+  });
+
+  const model = tinyModel();
+  const sentence = "ask keeps exactly 20 % of a tiny model's cache, twice the same way, and 100 % keeps all";
+  if (model === undefined) return skipped(`palisade in ${runtime} ${sentence}`, "no model in tests/data/models");
+  test(sentence, async () => {
+    const first = await askTiny(await cli(), model);
+    assertJointBudget(first, 0.2);
+    const second = await askTiny(await cli(), model);
+    assert.deepEqual([second.answers, second.cache], [first.answers, first.cache]);
+    assertJointBudget(await askTiny(await cli(), model, "100%"), 1);
+    const deno = commandLine(Deno.execPath(), ["run", "-A", "--no-check", join(ROOT, "cli/main.ts")]);
+    const same = await askTiny(deno, model);
+    assert.deepEqual([first.answers, first.cache], [same.answers, same.cache], "the same as in Deno");
+  });
+
+  test("ask refuses --keep 0 with exit code 3", async () => {
+    const question = ["--context", model, "--question", "?", "--keep", "0", "--model", model, "--offline"];
+    const { code, stdout, stderr } = await (await cli())(["ask", ...question]);
+    assert.equal(code, 3, stderr);
+    assert.equal(stdout, "");
+    assert.match(stderr, /keep/);
+  });
+}

@@ -1,0 +1,108 @@
+/** Node: the packed tarball, installed in an empty folder. Run by `tools/test.ts`. */
+import assert from "node:assert/strict";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import process from "node:process";
+import { runChild } from "../../tools/child.ts";
+import { ROOT } from "../../tools/repository.ts";
+import { commandLine, testCommandLine } from "./cli.ts";
+
+async function run(program: string, args: readonly string[], cwd: string): Promise<string> {
+  const { code, stdout, stderr, killed } = await runChild(program, args, { cwd, timeout: 300 });
+  assert.equal(code, 0, `${program} ${args.join(" ")}: ${killed}\n${stdout}\n${stderr}`);
+  return stdout;
+}
+
+/** Packs the checkout and installs the tarball in an empty folder, which it returns. */
+async function packAndInstall(): Promise<string> {
+  const folder = mkdtempSync(join(tmpdir(), "palisade-consumer-"));
+  process.on("exit", () => rmSync(folder, { recursive: true, force: true }));
+  await run("npm", ["pack", "--silent", `--pack-destination=${folder}`], ROOT);
+  const tarball = readdirSync(folder).find((name) => name.endsWith(".tgz"));
+  assert.ok(tarball, "npm pack wrote no tarball");
+  writeFileSync(join(folder, "package.json"), '{ "name": "consumer", "private": true, "type": "module" }\n');
+  await run("npm", ["install", "--ignore-scripts", "--no-audit", "--no-fund", `./${tarball}`], folder);
+  return folder;
+}
+
+let installed: Promise<string> | undefined;
+const consumer = () => installed ??= packAndInstall();
+const packageFolder = async () => join(await consumer(), "node_modules/palisade-kv");
+
+function filesBelow(folder: string): string[] {
+  return readdirSync(folder, { recursive: true }).map(String).map((name) => name.replaceAll("\\", "/"));
+}
+
+testCommandLine("node", async () => commandLine(join(await consumer(), "node_modules/.bin/palisade")));
+
+Deno.test("the package needs Node 20 and no more: the smoke suite runs on 20 or says on what", async () => {
+  const version = (await run("node", ["--version"], ROOT)).trim();
+  console.log(`node ${version}`);
+  assert.ok(Number(version.slice(1).split(".")[0]) >= 20);
+});
+
+Deno.test("the package holds no tests, tools or TypeScript sources", async () => {
+  const files = filesBelow(await packageFolder());
+  assert.deepEqual(files.filter((name) => name.endsWith(".ts") && !name.endsWith(".d.ts")), []);
+  assert.deepEqual(files.filter((name) => /^(dist\/)?(tests|tools|bench|docs)(\/|$)/.test(name)), []);
+  for (const name of ["LICENSE", "dist/mod.js", "dist/mod.d.ts", "dist/core/mod.js", "dist/core/mod.d.ts"]) {
+    assert.ok(files.includes(name), `${name} is missing`);
+  }
+});
+
+Deno.test("the package's command starts with a line that names node", async () => {
+  const main = readFileSync(join(await packageFolder(), "dist/cli/main.js"), "utf8");
+  assert.equal(main.split("\n")[0], "#!/usr/bin/env node");
+});
+
+Deno.test("the package works without onnxruntime-node", async () => {
+  assert.equal(existsSync(join(await consumer(), "node_modules/onnxruntime-node")), false);
+});
+
+Deno.test("import of both doors works in Node", async () => {
+  const folder = await consumer();
+  const script = `const all = await import("palisade-kv"), core = await import("palisade-kv/core");
+    console.log(JSON.stringify([Object.keys(all), Object.keys(core)]));`;
+  const output = await run("node", ["--input-type=module", "--eval", script], folder);
+  const [all, core]: string[][] = JSON.parse(output);
+  assert.ok(all.length > 0 && core.length > 0);
+  assert.ok(all.includes("PalisadeError"), `exports: ${all}`);
+  assert.ok(core.includes("PalisadeError"), `exports of core: ${core}`);
+});
+
+Deno.test("a consumer's file type-checks against both doors with nodenext resolution", async () => {
+  const folder = await consumer();
+  const compilerOptions = {
+    module: "nodenext",
+    moduleResolution: "nodenext",
+    target: "es2023",
+    lib: ["es2024", "dom", "esnext.disposable"],
+    types: [],
+    strict: true,
+    noEmit: true,
+    skipLibCheck: false,
+  };
+  const check = async (name: string, source: string) => {
+    writeFileSync(join(folder, `${name}.ts`), source);
+    writeFileSync(join(folder, "tsconfig.json"), JSON.stringify({ compilerOptions, files: [`${name}.ts`] }));
+    return await runChild("node", [join(ROOT, "node_modules/typescript/bin/tsc"), "-p", "."], {
+      cwd: folder,
+      timeout: 120,
+    });
+  };
+  const good = await check(
+    "good",
+    `import { PalisadeError } from "palisade-kv";
+import * as core from "palisade-kv/core";
+export const code: string = new PalisadeError("input", "a.b", "message").code;
+export const names: string[] = Object.keys(core);
+`,
+  );
+  assert.equal(good.code, 0, good.stdout);
+  const bad = await check(
+    "bad",
+    `import { PalisadeError } from "palisade-kv";\nexport const n: number = PalisadeError;\n`,
+  );
+  assert.notEqual(bad.code, 0, "types are more than any");
+});
