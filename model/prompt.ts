@@ -9,7 +9,7 @@ import { inputError } from "../core/errors.ts";
 import type { Runtime } from "../runtime/interface.ts";
 import { renderChat } from "./template.ts";
 import type { TextPart, TextTokenizer } from "./tokenizer.ts";
-import type { Metadata } from "./vocabulary.ts";
+import type { Metadata } from "./tokenizer/vocabulary.ts";
 
 /** Sequence: prefix, context, line break, question, suffix, answer. */
 export interface ChatFrame {

@@ -2,7 +2,7 @@
 import { inputError, PalisadeError } from "../core/errors.ts";
 import type { Runtime } from "../runtime/interface.ts";
 import { siblingModule } from "../runtime/sibling_module.ts";
-import type { RenderReply, RenderRequest } from "./template_worker.ts";
+import type { RenderReply, RenderRequest } from "./template/worker.ts";
 
 export interface ChatMessage {
   readonly role: "system" | "user" | "assistant";
@@ -66,7 +66,7 @@ export async function renderChat(template: string, input: ChatInput, options: Re
 async function runWorker(request: RenderRequest, options: RenderOptions): Promise<RenderReply> {
   try {
     return await options.runtime.runSandboxed<RenderReply>(
-      siblingModule("./template_worker", import.meta.url),
+      siblingModule("./template/worker", import.meta.url),
       request,
       { timeoutMs: request.timeoutMs + WORKER_START_MS, maxHeapMb: MAX_HEAP_MB, signal: options.signal },
     );

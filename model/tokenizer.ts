@@ -7,8 +7,8 @@
  */
 import { Tokenizer } from "@huggingface/tokenizers";
 import { inputError } from "../core/errors.ts";
-import { byteCharacters, bytesOfToken, codePointsOfLead } from "./byte_alphabet.ts";
-import { type Metadata, type Vocabulary, vocabularyOf } from "./vocabulary.ts";
+import { byteCharacters, bytesOfToken, codePointsOfLead } from "./tokenizer/byte_alphabet.ts";
+import { type Metadata, type Vocabulary, vocabularyOf } from "./tokenizer/vocabulary.ts";
 
 /** A piece of a sequence. */
 export interface TextPart {

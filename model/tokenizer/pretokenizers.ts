@@ -4,7 +4,7 @@
  * The expressions are those of the models' own `tokenizer.json` files, in Rust/Oniguruma notation (the tokenizer
  * library rewrites them: `\s` is Unicode white space, `(?i:…)` folds ASCII letters).
  */
-import { inputError } from "../core/errors.ts";
+import { inputError } from "../../core/errors.ts";
 
 export interface PreTokenizer {
   /** Applied one after the other; each cuts the pieces of the one before at its matches, nothing is removed. */

@@ -1,5 +1,5 @@
 /** The tokenizer's part of a GGUF's metadata, checked: what is wrong is named by its key. */
-import { inputError, type PalisadeError } from "../core/errors.ts";
+import { inputError, type PalisadeError } from "../../core/errors.ts";
 import { type PreTokenizer, preTokenizer } from "./pretokenizers.ts";
 
 /** Metadata as a GGUF reader gives it: numbers, bigints, booleans, strings and arrays of these. */
