@@ -1,0 +1,31 @@
+/**
+ * The library's door: load a model, read a context with a bounded KV cache, ask questions.
+ *
+ * ```ts
+ * import { currentRuntime, loadModel, openContext } from "palisade-kv";
+ *
+ * await using model = await loadModel("SmolLM2-135M-Instruct.Q4_1.gguf", await currentRuntime());
+ * using context = await openContext(model, text, { policy: "layer-defensive", keep: "20%" });
+ * const { answer } = await context.ask("Who is Ishmael?");
+ * ```
+ *
+ * Eviction on dumps, without any model: `palisade-kv/core`.
+ */
+export * from "./core/mod.ts";
+export type { Backend, BackendName, LayerRows } from "./backend/interface.ts";
+export { type BackendChoice, pickBackend } from "./backend/pick.ts";
+export { type CacheBytes, type CacheMark, RaggedCache } from "./cache/ragged.ts";
+export type { Architecture, ModelConfig, Rope } from "./model/config.ts";
+export type { DenseEngine, DenseName } from "./model/dense/interface.ts";
+export { type DenseChoice, pickDense } from "./model/dense/pick.ts";
+export { configOf } from "./model/gguf/config.ts";
+export { type GgufFile, openGguf } from "./model/gguf/reader.ts";
+export { loadModel, type LoadOptions, type Model } from "./model/model.ts";
+export { readContext, type ReadOptions, type ReadResult } from "./model/read.ts";
+export { extend } from "./model/extend.ts";
+export { type Report, reportOf } from "./model/report.ts";
+export { createSampler, type SamplerOptions } from "./model/sampler.ts";
+export { type Answer, type AskOptions, type Context, type ContextOptions, type Finish, openContext } from "./model/session.ts";
+export { cacheFolder, listModels, modelPath, pullModel, removeModel, resolveModel } from "./model/store.ts";
+export { type TextTokenizer, tokenizerOf } from "./model/tokenizer.ts";
+export { currentRuntime, type Runtime } from "./runtime/mod.ts";
