@@ -1,0 +1,343 @@
+"""Writes the small random models and quantised blocks that the tests of model/ read.
+
+    python3 -m venv /tmp/py
+    /tmp/py/bin/pip install torch==2.15.0 gguf==0.19.0 transformers==5.23.0 numpy==2.4.6 safetensors==0.8.0
+    /tmp/py/bin/python tools/make_tiny_models.py
+
+Made with Python 3.11 and the versions above, on CPU, seeds fixed. Result, all under tests/data/:
+
+models/NAME.gguf         a llama or qwen2 GGUF with random weights and a byte-level BPE tokenizer with chat template
+models/NAME.logits.json  `text`, its token `ids` (by `tokenizers`), and `logits[i]` (float32) after token `positions[i]`
+                         by `transformers` (eager attention, float32) on the dequantised weights
+quants.json              for each tensor type: random blocks and what `gguf.quants.dequantize` makes of them,
+                         both base64 (floats little-endian float32)
+
+Together the files hold every tensor type and RoPE variant that palisade supports; `MODELS` says which has which.
+"""
+
+import base64
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType as T
+from gguf.quants import dequantize, quantize
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+DATA = Path(__file__).resolve().parent.parent / "tests" / "data"
+VOCABULARY = 320
+SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CORPUS = [
+    "The wall is made of stakes, set close together in the ground. The stakes keep the cattle in and the wolves out.",
+    "What is kept is kept in order; what is lost is counted. There were 17 gates in 1843, and in the end there were 3.",
+    "Who keeps the keys of the gate? The keeper's daughter does: she's the one they'll ask when the night is over.",
+]
+TEXT = "The keeper counted 17 stakes; she'll keep the gate.\n\nWhat is lost?"
+# the pattern of Qwen2's pre-tokenizer, as in its published tokenizer.json
+QWEN2_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@dataclass
+class Model:
+    name: str
+    architecture: str
+    pre: str
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    feed_forward: int
+    tied: bool
+    # by the end of a tensor's name, first match wins; "" is the rest
+    types: dict[str, T]
+    rope: dict = field(default_factory=lambda: {"rope_type": "default", "rope_theta": 10000.0})
+    context: int = 4096
+    layers: int = 2
+    alignment: int | None = None
+
+
+MODELS = [
+    Model("llama-plain", "llama", "smollm", 64, 4, 2, 16, 96, True,
+          {"attn_q": T.Q4_0, "attn_k": T.Q5_0, "attn_v": T.Q8_0, "ffn_down": T.Q4_1, "token_embd": T.Q8_0, "": T.Q4_1}),
+    Model("llama-linear", "llama", "gpt-2", 32, 2, 2, 16, 64, False,
+          {"attn_q": T.F16, "attn_k": T.BF16, "output": T.F16, "token_embd": T.BF16, "": T.F16},
+          {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}, alignment=64),
+    Model("llama-yarn", "llama", "smollm", 32, 4, 1, 8, 64, True,
+          {"attn_q": T.F32, "ffn_down": T.Q5_0, "": T.Q8_0},
+          {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 512}, 2048),
+    # widths of 256 for the K-quants, and heads narrower than width / heads
+    Model("llama3-factors", "llama", "gpt-2", 256, 2, 1, 32, 256, True,
+          {"attn_output": T.Q8_0, "attn_v": T.Q6_K, "ffn_down": T.Q6_K, "": T.Q4_K},
+          {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+           "original_max_position_embeddings": 512, "rope_theta": 10000.0}, layers=1),
+    Model("qwen2-plain", "qwen2", "qwen2", 64, 4, 2, 16, 96, True,
+          {"attn_q": T.Q8_0, "attn_output": T.Q5_0, "token_embd": T.Q8_0, "": T.Q4_0},
+          {"rope_type": "default", "rope_theta": 1000000.0}),
+    Model("qwen2-yarn", "qwen2", "qwen2", 32, 2, 1, 16, 64, False,
+          {"attn_k": T.F16, "token_embd": T.Q4_1, "": T.Q8_0},
+          {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 512}, 2048),
+]
+
+
+def make_tokenizer(pre: str) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    if pre == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+            pre_tokenizers.Split(Regex(QWEN2_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ])
+    elif pre == "smollm":
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
+    else:
+        tokenizer.pre_tokenizer = byte_level
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=SPECIALS, show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return tokenizer
+
+
+def random_blocks(kind: T, count: int, std: float, rng: np.random.Generator) -> np.ndarray:
+    """Blocks of a K-quant, which PyPI gguf can't quantise: random bits, scales for values of about `std`."""
+    size = gguf.GGML_QUANT_SIZES[kind][1]
+    blocks = rng.integers(0, 256, (count, size), dtype=np.uint8)
+    if kind == T.Q4_K:
+        d = np.float16(std / 270)
+        blocks[:, 0:2] = np.frombuffer(d.tobytes(), np.uint8)
+        blocks[:, 2:4] = np.frombuffer(np.float16(7.5 * d).tobytes(), np.uint8)
+    else:
+        blocks[:, 208:210] = np.frombuffer(np.float16(std / (18.5 * 74)).tobytes(), np.uint8)
+    return blocks
+
+
+def encode(kind: T, shape: tuple[int, ...], std: float, rng: np.random.Generator) -> np.ndarray:
+    """A random matrix in the bytes of its tensor type, (rows, bytes per row)."""
+    if kind in (T.Q4_K, T.Q6_K):
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        return random_blocks(kind, shape[0] * shape[1] // block, std, rng).reshape(shape[0], shape[1] // block * size)
+    return quantize(rng.standard_normal(shape, dtype=np.float32) * np.float32(std), kind)
+
+
+def unpermute(rows: np.ndarray, heads: int) -> np.ndarray:
+    """From llama's GGUF order of q and k rows (pairs side by side) to transformers' (pairs half a head apart)."""
+    return rows.reshape(heads, -1, 2, rows.shape[-1]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def llama3_factors(model: Model) -> np.ndarray:
+    """What `rope_freqs.weight` holds: the divisor of each pair's frequency, arXiv 2407.21783 and transformers."""
+    rope = model.rope
+    original = rope["original_max_position_embeddings"]
+    low, high = original / rope["low_freq_factor"], original / rope["high_freq_factor"]
+    lengths = 2 * np.pi * rope["rope_theta"] ** (np.arange(0, model.head_dim, 2) / model.head_dim)
+    smooth = (original / lengths - rope["low_freq_factor"]) / (rope["high_freq_factor"] - rope["low_freq_factor"])
+    between = 1 / ((1 - smooth) / rope["factor"] + smooth)
+    factors = np.where(lengths < high, 1, np.where(lengths > low, rope["factor"], between))
+    return factors.astype(np.float32)
+
+
+def add_metadata(writer: gguf.GGUFWriter, model: Model, tokenizer: Tokenizer) -> None:
+    writer.add_name(f"tiny {model.name}")
+    writer.add_block_count(model.layers)
+    writer.add_context_length(model.context)
+    writer.add_embedding_length(model.width)
+    writer.add_feed_forward_length(model.feed_forward)
+    writer.add_head_count(model.heads)
+    if model.kv_heads != model.heads:
+        writer.add_head_count_kv(model.kv_heads)
+    if model.head_dim * model.heads != model.width:
+        writer.add_key_length(model.head_dim)
+        writer.add_value_length(model.head_dim)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(VOCABULARY)
+    add_rope(writer, model)
+    add_tokenizer(writer, model, tokenizer)
+
+
+def add_rope(writer: gguf.GGUFWriter, model: Model) -> None:
+    kind = model.rope["rope_type"]
+    writer.add_rope_freq_base(model.rope["rope_theta"])
+    if model.architecture == "llama":
+        writer.add_rope_dimension_count(model.head_dim)
+    if kind in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(kind))
+        writer.add_rope_scaling_factor(model.rope["factor"])
+    if kind == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(model.rope["original_max_position_embeddings"])
+    if kind == "llama3":
+        writer.add_tensor("rope_freqs.weight", llama3_factors(model))
+
+
+def add_tokenizer(writer: gguf.GGUFWriter, model: Model, tokenizer: Tokenizer) -> None:
+    tokens = [tokenizer.id_to_token(i) for i in range(VOCABULARY)]
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(model.pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.CONTROL if t in SPECIALS else gguf.TokenType.NORMAL for t in tokens])
+    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
+    writer.add_bos_token_id(tokenizer.token_to_id("<|im_start|>"))
+    writer.add_eos_token_id(tokenizer.token_to_id("<|im_end|>"))
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(TEMPLATE)
+
+
+def matrices(model: Model) -> list[tuple[str, str, tuple[int, int]]]:
+    """GGUF name, transformers name, shape (rows, columns)."""
+    q, k = model.heads * model.head_dim, model.kv_heads * model.head_dim
+    names = [("token_embd", "model.embed_tokens", (VOCABULARY, model.width))]
+    for i in range(model.layers):
+        attention, mlp = f"model.layers.{i}.self_attn", f"model.layers.{i}.mlp"
+        names += [
+            (f"blk.{i}.attn_q", f"{attention}.q_proj", (q, model.width)),
+            (f"blk.{i}.attn_k", f"{attention}.k_proj", (k, model.width)),
+            (f"blk.{i}.attn_v", f"{attention}.v_proj", (k, model.width)),
+            (f"blk.{i}.attn_output", f"{attention}.o_proj", (model.width, q)),
+            (f"blk.{i}.ffn_gate", f"{mlp}.gate_proj", (model.feed_forward, model.width)),
+            (f"blk.{i}.ffn_up", f"{mlp}.up_proj", (model.feed_forward, model.width)),
+            (f"blk.{i}.ffn_down", f"{mlp}.down_proj", (model.width, model.feed_forward)),
+        ]
+    if not model.tied:
+        names.append(("output", "lm_head", (VOCABULARY, model.width)))
+    return names
+
+
+def vectors(model: Model) -> list[tuple[str, str, int]]:
+    """GGUF name, transformers name, length."""
+    names = [("output_norm.weight", "model.norm.weight", model.width)]
+    for i in range(model.layers):
+        layer = f"model.layers.{i}"
+        names += [
+            (f"blk.{i}.attn_norm.weight", f"{layer}.input_layernorm.weight", model.width),
+            (f"blk.{i}.ffn_norm.weight", f"{layer}.post_attention_layernorm.weight", model.width),
+        ]
+        if model.architecture == "qwen2":
+            names += [
+                (f"blk.{i}.attn_{short}.bias", f"{layer}.self_attn.{short}_proj.bias", heads * model.head_dim)
+                for short, heads in (("q", model.heads), ("k", model.kv_heads), ("v", model.kv_heads))
+            ]
+    return names
+
+
+def add_weights(writer: gguf.GGUFWriter, model: Model, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    """Random weights into the file; the same, dequantised, by their names in transformers."""
+    state = {}
+    for name, theirs, shape in matrices(model):
+        kind = next(kind for end, kind in model.types.items() if name.endswith(end))
+        std = 0.3 if name == "token_embd" else 1.5 / shape[1] ** 0.5
+        data = encode(kind, shape, std, rng)
+        if kind == T.BF16:
+            writer.add_tensor(f"{name}.weight", data, raw_dtype=kind)
+        elif kind in (T.F32, T.F16):
+            writer.add_tensor(f"{name}.weight", data)
+        else:
+            writer.add_tensor(f"{name}.weight", data, raw_dtype=kind)
+        rows = dequantize(data, kind).astype(np.float32)
+        if model.architecture == "llama" and name.endswith(("attn_q", "attn_k")):
+            rows = unpermute(rows, model.heads if name.endswith("attn_q") else model.kv_heads)
+        state[f"{theirs}.weight"] = torch.from_numpy(rows.copy())
+    for name, theirs, length in vectors(model):
+        centre, std = (1, 0.1) if "norm" in name else (0, 0.5)
+        values = (centre + std * rng.standard_normal(length)).astype(np.float32)
+        writer.add_tensor(name, values)
+        state[theirs] = torch.from_numpy(values)
+    return state
+
+
+def reference(model: Model, state: dict[str, torch.Tensor], ids: list[int]) -> torch.Tensor:
+    """Logits of transformers, (tokens, vocabulary)."""
+    kind, build = {
+        "llama": (LlamaConfig, LlamaForCausalLM),
+        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    }[model.architecture]
+    extra = {"head_dim": model.head_dim} if model.architecture == "llama" else {}
+    config = kind(
+        vocab_size=VOCABULARY, hidden_size=model.width, intermediate_size=model.feed_forward,
+        num_hidden_layers=model.layers, num_attention_heads=model.heads, num_key_value_heads=model.kv_heads,
+        max_position_embeddings=model.context, rms_norm_eps=1e-5, tie_word_embeddings=model.tied,
+        rope_parameters=model.rope, attn_implementation="eager", dtype=torch.float32, **extra,
+    )
+    network = build(config).to(torch.float32).eval()
+    missing, unexpected = network.load_state_dict(state, strict=False)
+    assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
+    network.tie_weights()
+    with torch.no_grad():
+        return network(torch.tensor([ids])).logits[0]
+
+
+def write_model(model: Model, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    tokenizer = make_tokenizer(model.pre)
+    path = DATA / "models" / f"{model.name}.gguf"
+    writer = gguf.GGUFWriter(path, model.architecture)
+    if model.alignment is not None:
+        writer.add_custom_alignment(model.alignment)
+    add_metadata(writer, model, tokenizer)
+    state = add_weights(writer, model, rng)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    ids = tokenizer.encode(TEXT).ids
+    logits = reference(model, state, ids)
+    positions = [0, 1, len(ids) // 2, len(ids) - 1]
+    document = {
+        "text": TEXT,
+        "ids": ids,
+        "positions": positions,
+        # nine digits give the float32 back
+        "logits": [[float(f"{value:.9g}") for value in logits[p].tolist()] for p in positions],
+    }
+    path.with_suffix(".logits.json").write_text(json.dumps(document, separators=(",", ":")) + "\n")
+    print(f"{path.name}: {path.stat().st_size} bytes, {len(ids)} ids, logits std {logits.std():.2f}")
+
+
+def write_quants(rng: np.random.Generator) -> None:
+    """Random bytes in every field; the float16 fields any finite value, also subnormal, negative and zero."""
+    halves = {
+        T.F16: range(0, 64, 2), T.Q4_0: [0], T.Q4_1: [0, 2], T.Q5_0: [0], T.Q8_0: [0], T.Q4_K: [0, 2], T.Q6_K: [208],
+    }
+    document = {}
+    for kind in (T.F32, T.F16, T.BF16, T.Q4_0, T.Q4_1, T.Q5_0, T.Q8_0, T.Q4_K, T.Q6_K):
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        blocks = rng.integers(0, 256, (4 if block == 256 else 32, 32 * size if block == 1 else size), dtype=np.uint8)
+        for at in halves.get(kind, []):
+            bits = rng.integers(0, 65536, len(blocks)).astype(np.uint16)
+            bits[:4] = [0x0001, 0x83FF, 0x8000, 0x7BFF]
+            bits[(bits & 0x7C00) == 0x7C00] &= 0x83FF
+            blocks[:, at:at + 2] = bits.view(np.uint8).reshape(-1, 2)
+        if kind in (T.F32, T.BF16):
+            values = rng.standard_normal((32, 32)) * 10.0 ** rng.integers(-44, 38, (32, 32))
+            blocks = quantize(values.astype(np.float32), kind).view(np.uint8)
+        stored = {T.F32: np.float32, T.F16: np.float16}.get(kind)
+        floats = blocks.view(stored).astype(np.float32) if stored else dequantize(blocks, kind)
+        document[kind.name] = {
+            "bytes": base64.b64encode(blocks.tobytes()).decode(),
+            "floats": base64.b64encode(floats.astype("<f4").tobytes()).decode(),
+        }
+    (DATA / "quants.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+def main() -> None:
+    (DATA / "models").mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    for seed, model in enumerate(MODELS):
+        write_model(model, seed)
+    write_quants(np.random.default_rng(100))
+
+
+if __name__ == "__main__":
+    main()
