@@ -109,6 +109,8 @@ export interface Parameter {
   readonly max?: number;
   /** The allowed words for text. */
   readonly choices?: readonly string[];
+  /** True when the published code has no such thing: `NAME@reference` refuses it and does not list it. */
+  readonly oursOnly?: boolean;
   readonly help: string;
 }
 

@@ -1,0 +1,38 @@
+/** Picks the backend a user named, or the fastest that is there. */
+import { resourceError } from "../core/errors.ts";
+import type { Backend } from "./interface.ts";
+import { createReferenceBackend } from "./reference.ts";
+
+export const BACKEND_CHOICES = ["auto", "ts", "wasm"] as const;
+export type BackendChoice = typeof BACKEND_CHOICES[number];
+
+export interface PickOptions {
+  /** Worker threads of the wasm backend; its own default when absent. */
+  readonly threads?: number;
+}
+
+/** What the wasm importer exports. */
+interface WasmModule {
+  createWasmBackend(options: PickOptions): Backend | Promise<Backend>;
+}
+
+/**
+ * `ts`: the plain backend. `wasm`: the kernels, or an error. `auto`: the kernels where they load, else `ts`.
+ * @throws PalisadeError `backend.missing` when a NAMED backend can't start; never a silent replacement.
+ */
+export async function pickBackend(choice: BackendChoice, options: PickOptions = {}): Promise<Backend> {
+  if (choice === "ts") return createReferenceBackend();
+  try {
+    return await (await loadWasm()).createWasmBackend(options);
+  } catch (cause) {
+    if (choice === "auto") return createReferenceBackend();
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    throw resourceError("backend.missing", `The wasm backend can't start: ${reason}`, "--backend", cause);
+  }
+}
+
+async function loadWasm(): Promise<WasmModule> {
+  // Not a literal, so that a checkout without built kernels still type-checks.
+  const importer = "../wasm/kernels.ts";
+  return await import(importer);
+}

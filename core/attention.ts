@@ -1,0 +1,34 @@
+/** One attention row at a time, in doubles: the slow, obvious form every kernel is checked against. */
+import { exp } from "./exp.ts";
+
+/** Where one query lies: `length` floats of `vector` from `offset`. */
+export interface Query {
+  readonly vector: Float32Array;
+  readonly offset: number;
+}
+
+/**
+ * Softmax of one query over the first `visible` keys, written to `row[0 … visible)`; two passes, the maximum
+ * subtracted. `keys`: `[rows, headDim]`. Returns the row's maximum logit and Σ exp(logit − maximum).
+ */
+export function softmaxRow(
+  query: Query,
+  keys: Float32Array,
+  headDim: number,
+  visible: number,
+  row: Float64Array,
+): { maximum: number; sum: number } {
+  const { vector, offset } = query;
+  const scale = 1 / Math.sqrt(headDim);
+  let maximum = -Infinity;
+  for (let i = 0; i < visible; i++) {
+    let dot = 0;
+    for (let j = 0, k = i * headDim; j < headDim; j++, k++) dot += vector[offset + j] * keys[k];
+    row[i] = dot * scale;
+    if (row[i] > maximum) maximum = row[i];
+  }
+  let sum = 0;
+  for (let i = 0; i < visible; i++) sum += row[i] = exp(row[i] - maximum);
+  for (let i = 0; i < visible; i++) row[i] /= sum;
+  return { maximum, sum };
+}

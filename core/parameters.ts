@@ -1,0 +1,32 @@
+/** Parameters that several policies share. */
+import type { Parameter } from "./policy.ts";
+
+/** First tokens of the context that are never evicted. 4: StreamingLLM's choice (arXiv 2309.17453). */
+export const SINKS: Parameter = {
+  name: "sinks",
+  type: "integer",
+  default: 4,
+  min: 0,
+  max: 65536,
+  help: "first tokens that are never evicted",
+};
+
+/** Observation window. 32: DefensiveKV's choice; upstream kvpress has 64. */
+export const WINDOW: Parameter = {
+  name: "window",
+  type: "integer",
+  default: 32,
+  min: 1,
+  max: 65536,
+  help: "last tokens that are observed and never evicted",
+};
+
+/** Pooling kernel over positions. */
+export const KERNEL: Parameter = {
+  name: "kernel",
+  type: "integer",
+  default: 5,
+  min: 1,
+  max: 255,
+  help: "width of the average pooling over positions, odd",
+};

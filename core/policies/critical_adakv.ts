@@ -1,0 +1,62 @@
+/**
+ * Ada-KV budgets, then the value's way through the output projection decides the second half of each head. CriticalKV,
+ * Feng et al. 2025, arXiv 2502.03805.
+ *
+ * Head budgets b_g as in Ada-KV. Stage 1: the `trunc(b_g / 2)` best entries of a head stay. Stage 2: the others go by
+ * (score + 1e−4) · ‖v·Wo‖₁ (meaned over the group). The published code marks stage 1 by the largest float, which
+ * overflows in half precision when multiplied; a mask does not.
+ */
+import { segmentsOf, selectLayer } from "../allocate.ts";
+import type { Budget, LayerScores, PolicyEntry } from "../policy.ts";
+import { selectTop } from "../select.ts";
+import { SAFEGUARD, safeguarded } from "./adakv.ts";
+
+/** Keeps value norms in play where attention is 0. kvpress: without it golden sets miss an entry or two per layer. */
+const EPSILON = 1e-4;
+
+export const criticalAdakv: PolicyEntry = {
+  name: "critical-adakv",
+  summary: "Ada-KV head budgets, half of each decided by value norms",
+  paper: "Feng et al. 2025, arXiv 2502.03805",
+  source: "NVIDIA/kvpress 8bb29b9, kvpress/presses/critical_kv_press.py",
+  parameters: [
+    SAFEGUARD,
+    {
+      name: "first",
+      type: "number",
+      default: 0.5,
+      min: 0,
+      max: 1,
+      help: "share of a head's budget decided by score alone",
+    },
+  ],
+  reference: "the published scorer below it, and trunc budgets",
+  over: "snapkv",
+  create: (values, mode, scorer) => ({
+    name: mode === "ours" ? "critical-adakv" : "critical-adakv@reference",
+    parameters: values,
+    needs: { ...scorer!.needs, valueNorms: "l1" },
+    scope: "head",
+    arithmetic: mode === "ours" ? "floor" : "reference",
+    perLayerFromHeads: true,
+    sinks: scorer!.sinks,
+    window: scorer!.window,
+    score: (observation, budget) => {
+      const safe = safeguarded(scorer!.score(observation, budget), budget, Number(values.safeguard));
+      return twoStages(safe, budget, observation.valueNorms!, Number(values.first));
+    },
+  }),
+};
+
+/** Scores `[kvHeads, L]` with stage 1 protected, stage 2 weighed by `norms`, and the head budgets as counts. */
+function twoStages(layer: LayerScores, budget: Budget, norms: Float32Array, first: number): LayerScores {
+  const { model, length } = budget;
+  const counts = Int32Array.from(selectLayer({ scope: "layer" }, budget, layer), (kept) => kept.length);
+  const protectedEntries = layer.protectedEntries!.slice();
+  segmentsOf(layer, model.kvHeads, length).forEach((segment, head) => {
+    const [stageOne] = selectTop({ segments: [segment], count: Math.trunc(counts[head] * first) });
+    for (const i of stageOne) protectedEntries[head * length + i] = 1;
+  });
+  const scores = Float32Array.from(layer.scores, (score, i) => (score + EPSILON) * norms[i]);
+  return { scores, protectedEntries, counts };
+}

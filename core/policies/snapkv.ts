@@ -1,0 +1,48 @@
+/**
+ * What the last queries attend to on average, smoothed over positions. Li et al. 2024, arXiv 2404.14469.
+ *
+ * score[g, i] = average pool over i of (mean over the window's queries and the group of the attention on i).
+ * Like kvpress, ours means over the group and over the window (the paper's code sums: the same order).
+ */
+import { KERNEL, SINKS, WINDOW } from "../parameters.ts";
+import type { Observation, PolicyEntry } from "../policy.ts";
+import { poolRow } from "../pool.ts";
+import { appendWindow, largest, protectEnds } from "../protect.ts";
+
+export const snapkv: PolicyEntry = {
+  name: "snapkv",
+  summary: "Keeps what the last queries attend to on average, per head",
+  paper: "Li et al. 2024, arXiv 2404.14469",
+  source: "NVIDIA/kvpress 8bb29b9, kvpress/presses/snapkv_press.py",
+  parameters: [WINDOW, KERNEL, { ...SINKS, oursOnly: true }],
+  reference: "no sinks; the window scores the layer's maximum + 1 and never shrinks, so a budget below it cuts into it",
+  create: (values, mode) => {
+    const ours = mode === "ours";
+    const kernel = Number(values.kernel);
+    return {
+      name: ours ? "snapkv" : "snapkv@reference",
+      parameters: values,
+      needs: { window: ["mean"] },
+      scope: "head",
+      arithmetic: ours ? "floor" : "reference",
+      sinks: ours ? Number(values.sinks) : 0,
+      window: Number(values.window),
+      score: (observation, budget) => {
+        const prefix = pooledMean(observation, kernel);
+        const scores = appendWindow(prefix, observation.shape.kvHeads, observation.window, largest(prefix) + 1);
+        return ours ? { scores, protectedEntries: protectEnds(budget) } : { scores };
+      },
+    };
+  },
+};
+
+/** `[kvHeads, N]`; plain pooling, not scaled back to each row's mass. */
+function pooledMean({ mean, shape: { kvHeads } }: Observation, kernel: number): Float32Array {
+  const pooled = new Float32Array(mean!.length);
+  const columns = mean!.length / kvHeads;
+  for (let head = 0; head < kvHeads; head++) {
+    const start = head * columns, end = start + columns;
+    poolRow(mean!.subarray(start, end), pooled.subarray(start, end), kernel);
+  }
+  return pooled;
+}
