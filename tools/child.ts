@@ -35,10 +35,14 @@ function killGroup(child: ChildProcess, signal: NodeJS.Signals): void {
   } catch { /* already gone */ }
 }
 
-/** Makes Ctrl-C (and SIGTERM) kill every child before the process ends with 130. Call it once, from a main. */
-export function killChildrenOnInterrupt(): void {
+/**
+ * Makes Ctrl-C (and SIGTERM) kill every child, then call `cleanUp`, before the process ends with 130. Call it once,
+ * from a main.
+ */
+export function killChildrenOnInterrupt(cleanUp: () => void = () => {}): void {
   const stop = () => {
     for (const child of running) killGroup(child, "SIGKILL");
+    cleanUp();
     process.exit(130);
   };
   process.on("SIGINT", stop);

@@ -58,12 +58,12 @@ export function parseLcov(lcov: string, root: string): Map<string, Branches> {
   return files;
 }
 
-/** True for a file that compiles to nothing: interfaces and types only. */
-function isTypesOnly(path: string): boolean {
+/** True for a file that compiles to nothing that runs: types and re-exports only. */
+function hasNoCode(path: string): boolean {
   const { outputText } = ts.transpileModule(readFileSync(path, "utf8"), {
     compilerOptions: { module: ts.ModuleKind.ESNext, removeComments: true, verbatimModuleSyntax: true },
   });
-  return outputText.replace(/export \{\};?|import "[^"]*";?|\s/g, "") === "";
+  return outputText.replace(/export (\{[^}]*\}|\*( as \w+)?)( from "[^"]*")?;?|import "[^"]*";?|\s/g, "") === "";
 }
 
 const percentOf = ({ branches, taken }: Branches) => branches === 0 ? 100 : (100 * taken) / branches;
@@ -79,7 +79,7 @@ export function coverageByGroup(lcov: string, root: string, sources: readonly st
     for (const file of files) {
       const branches = measured.get(file);
       if (branches === undefined) {
-        if (!isTypesOnly(`${root}/${file}`)) unloaded.push(file);
+        if (!hasNoCode(`${root}/${file}`)) unloaded.push(file);
         continue;
       }
       sum.branches += branches.branches;

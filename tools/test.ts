@@ -2,15 +2,15 @@
  * The whole gate, in order: checks, the Deno suite with branch coverage, the smoke suites of Bun and Node.
  * The last line is `N passed, N failed`, with `, N skipped` when there are any; exit code 1 on any failure.
  */
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { parseArgs } from "node:util";
 import { runChecks } from "./check.ts";
 import { killChildrenOnInterrupt, runChild } from "./child.ts";
-import { coverageByGroup, MIN_BRANCHES } from "./coverage.ts";
-import { parseJunit } from "./junit.ts";
+import { coverageByGroup, type GroupCoverage, MIN_BRANCHES } from "./coverage.ts";
+import { parseJunit, type TestCase } from "./junit.ts";
 import { repositoryFiles, ROOT } from "./repository.ts";
 import type { SkipRecord } from "../tests/helper/skip.ts";
 
@@ -55,12 +55,25 @@ function readSkips(path: string): Map<string, SkipRecord> {
 /** Sorts one skipped test into skipped or failed. */
 function countSkip(name: string, record: SkipRecord | undefined, totals: Totals): void {
   if (record === undefined) {
-    totals.failed.push({ name, reason: "skipped without a reason (use tests/helper/skip.ts)" });
+    totals.failed.push({ name, reason: "did not run, or skipped without a reason (use tests/helper/skip.ts)" });
   } else if (inCi && record.cause === "file") {
     totals.failed.push({ name, reason: `skipped in CI, where files must be there: ${record.reason}` });
   } else {
     totals.skipped.push(record);
   }
+}
+
+/** `deno test --filter` by its rule: a regular expression between slashes, else a part of the name. */
+function matches(name: string, pattern: string): boolean {
+  const expression = /^\/(.*)\/$/.exec(pattern);
+  return expression ? new RegExp(expression[1]).test(name) : name.includes(pattern);
+}
+
+/** What had passed before a suite was killed, which leaves no report: read from its output. */
+function passedLines(output: string): TestCase[] {
+  // deno-lint-ignore no-control-regex
+  const plain = output.replace(/\x1b\[[0-9;]*m/g, "");
+  return [...plain.matchAll(/^(\S.*) \.\.\. ok \(/gm)].map(([, name]) => ({ file: "", name, outcome: "passed" }));
 }
 
 interface SuiteOptions {
@@ -87,7 +100,7 @@ async function runSuite(options: SuiteOptions, totals: Totals): Promise<void> {
   if (only) args.push(`--filter=${only}`);
   const { code, killed, stdout } = await runChild(process.execPath, [...args, ...paths], {
     cwd: ROOT,
-    env: { PALISADE_SKIPS: skips, NO_COLOR: process.stdout.isTTY ? undefined : "1" },
+    env: { PALISADE_SKIPS: skips, TMPDIR: join(scratch, "tmp"), NO_COLOR: process.stdout.isTTY ? undefined : "1" },
     timeout: SUITE_TIMEOUT,
     silence,
     echo: true,
@@ -97,7 +110,8 @@ async function runSuite(options: SuiteOptions, totals: Totals): Promise<void> {
     const last = stdout.trimEnd().split("\n").at(-1) ?? "";
     totals.failed.push({ name: title, reason: `killed, ${killed}; last line: ${last.trim()}` });
   }
-  const cases = existsSync(report) ? parseJunit(readFileSync(report, "utf8")) : [];
+  const all = existsSync(report) ? parseJunit(readFileSync(report, "utf8")) : passedLines(stdout);
+  const cases = only ? all.filter(({ name }) => matches(name, only)) : all;
   const reasons = readSkips(skips);
   for (const { file, name, outcome } of cases) {
     if (outcome === "passed") totals.passed++;
@@ -109,6 +123,12 @@ async function runSuite(options: SuiteOptions, totals: Totals): Promise<void> {
   if (code !== 0 && totals.failed.length === failuresBefore) {
     totals.failed.push({ name: title, reason: `deno test ended with ${code}` });
   }
+}
+
+function coverageProblem({ files, unloaded, percent }: GroupCoverage): string {
+  if (files === 0) return "no such file";
+  if (unloaded.length > 0) return `loaded by no test: ${unloaded.join(", ")}`;
+  return `${percent.toFixed(1)} % of branches`;
 }
 
 /** Prints the table of branch coverage; one pass or failure per group. */
@@ -129,8 +149,7 @@ async function gateCoverage(folder: string, totals: Totals): Promise<void> {
     console.log(`${group.ok ? "ok    " : "FAILED"} ${group.name.padEnd(28)} ${share} ${counts}  ${worst}`);
     for (const file of group.unloaded) console.log(`       loaded by no test: ${file}`);
     if (group.ok) totals.passed++;
-    else if (group.files === 0) totals.failed.push({ name: `coverage of ${group.name}`, reason: "no such file" });
-    else totals.failed.push({ name: `coverage of ${group.name}`, reason: `${share.trim()} of branches` });
+    else totals.failed.push({ name: `coverage of ${group.name}`, reason: coverageProblem(group) });
   }
 }
 
@@ -160,6 +179,9 @@ async function main(): Promise<number> {
   const { only, quick } = values;
   const totals: Totals = { passed: 0, failed: [], skipped: [] };
   const scratch = mkdtempSync(join(tmpdir(), "palisade-test-"));
+  const cleanUp = () => rmSync(scratch, { recursive: true, force: true, maxRetries: 3 });
+  killChildrenOnInterrupt(cleanUp);
+  mkdirSync(join(scratch, "tmp"));
   try {
     if (!only) {
       heading("checks");
@@ -178,14 +200,13 @@ async function main(): Promise<number> {
       }
     }
   } finally {
-    rmSync(scratch, { recursive: true, force: true });
+    cleanUp();
   }
   printSummary(totals);
   return totals.failed.length === 0 ? 0 : 1;
 }
 
 if (import.meta.main) {
-  killChildrenOnInterrupt();
   try {
     process.exitCode = await main();
   } catch (error) {

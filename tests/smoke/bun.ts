@@ -1,9 +1,8 @@
 /** Bun: the command line from source, and as one executable file. Run by `tools/test.ts`. */
 import assert from "node:assert/strict";
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import process from "node:process";
 import { findBun } from "../../tools/bun.ts";
 import { compileWithBun } from "../../tools/compile.ts";
 import { ROOT } from "../../tools/repository.ts";
@@ -17,7 +16,6 @@ testCommandLine("bun", async () => {
 
 testCommandLine("bun, compiled,", async () => {
   const folder = mkdtempSync(join(tmpdir(), "palisade-binary-"));
-  process.on("exit", () => rmSync(folder, { recursive: true, force: true }));
   const binary = join(folder, "palisade");
   assert.equal(await compileWithBun(binary), undefined);
   return commandLine(binary);

@@ -1,9 +1,8 @@
 /** Node: the packed tarball, installed in an empty folder. Run by `tools/test.ts`. */
 import assert from "node:assert/strict";
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import process from "node:process";
 import { runChild } from "../../tools/child.ts";
 import { ROOT } from "../../tools/repository.ts";
 import { commandLine, testCommandLine } from "./cli.ts";
@@ -17,7 +16,6 @@ async function run(program: string, args: readonly string[], cwd: string): Promi
 /** Packs the checkout and installs the tarball in an empty folder, which it returns. */
 async function packAndInstall(): Promise<string> {
   const folder = mkdtempSync(join(tmpdir(), "palisade-consumer-"));
-  process.on("exit", () => rmSync(folder, { recursive: true, force: true }));
   await run("npm", ["pack", "--silent", `--pack-destination=${folder}`], ROOT);
   const tarball = readdirSync(folder).find((name) => name.endsWith(".tgz"));
   assert.ok(tarball, "npm pack wrote no tarball");
