@@ -1,0 +1,112 @@
+/**
+ * Eviction on dumps: queries, keys, values and output projections of any model, as arrays. No model, no backend.
+ */
+import { selectLayer } from "./allocate.ts";
+import { type Keep, resolveBudget } from "./budget.ts";
+import { JointSelection } from "./joint.ts";
+import { observeWindow } from "./observe.ts";
+import type { Budget, LayerScores, Needs, Observation, Policy } from "./policy.ts";
+import { resolvePolicy } from "./registry.ts";
+import type { AttentionShape } from "./shape.ts";
+import { valueNorms } from "./value_norms.ts";
+
+/** One layer of a dump. Keys and queries are after RoPE. */
+export interface LayerDump {
+  /** `[heads, queryRows, headDim]`: the last `queryRows` queries; at least the window. */
+  readonly queries: Float32Array;
+  readonly queryRows: number;
+  /** `[kvHeads, L, headDim]`. */
+  readonly keys: Float32Array;
+  /** `[kvHeads, L, headDim]`. */
+  readonly values: Float32Array;
+  /** Output projection `[width, heads · headDim]`, y = x·woᵀ; only for policies that weigh values. */
+  readonly wo?: Float32Array;
+}
+
+export interface DumpEviction {
+  readonly policy: Policy;
+  readonly budget: Budget;
+  /** Kept positions, ascending: `kept[layer][kvHead]`. */
+  readonly kept: Int32Array[][];
+  /** Scores `[kvHeads, L]` per layer, as the selector saw them. */
+  readonly scores: Float32Array[];
+}
+
+/**
+ * What `policy` (text as for `--policy`, or resolved) keeps of a context of which every layer was dumped.
+ *
+ * ```ts
+ * const { kept } = evictDump("layer-defensive", { fraction: 0.2 }, shape, layers);
+ * ```
+ * @throws PalisadeError for a bad policy or budget; RangeError when a shape does not fit or queries are missing.
+ */
+export function evictDump(
+  policy: string | Policy,
+  keep: Keep,
+  shape: AttentionShape,
+  layers: readonly LayerDump[],
+): DumpEviction {
+  const resolved = typeof policy === "string" ? resolvePolicy(policy) : policy;
+  const length = (layers[0]?.keys.length ?? 0) / (shape.kvHeads * shape.headDim);
+  const budget = resolveBudget(resolved, keep, length, { ...shape, layers: layers.length });
+  const layerScores = layers.map((dump, layer) =>
+    resolved.score(observeDump(dump, layer, budget, resolved.needs), budget)
+  );
+  const kept = resolved.scope === "model"
+    ? selectJointly(layerScores, budget)
+    : layerScores.map((scores) => selectLayer(resolved, budget, scores));
+  return { policy: resolved, budget, kept, scores: layerScores.map(({ scores }) => scores) };
+}
+
+/**
+ * Measures one layer of a dump as `needs` asks.
+ * @throws RangeError when a shape does not fit, or what is needed is not in the dump.
+ */
+export function observeDump(dump: LayerDump, layer: number, budget: Budget, needs: Needs): Observation {
+  const { model: shape, length, window } = budget;
+  if (needs.columnSum || needs.columnMax) throw new RangeError("Column sums and maxima can't be taken from a dump");
+  const keys = splitHeads(dump.keys, shape.kvHeads, length * shape.headDim, "keys");
+  const values = splitHeads(dump.values, shape.kvHeads, length * shape.headDim, "values");
+  const queries = needs.window && windowQueries(dump, shape, window);
+  return {
+    layer,
+    shape,
+    length,
+    window,
+    ...(queries && observeWindow({ shape, queries, window, keys, length }, needs)),
+    ...(needs.valueNorms && { valueNorms: dumpNorms(values, dump.wo, shape) }),
+    ...(needs.rows && { keys: dump.keys, values: dump.values }),
+  };
+}
+
+function selectJointly(layers: readonly LayerScores[], budget: Budget): Int32Array[][] {
+  const joint = new JointSelection(budget);
+  layers.forEach((scores, layer) => joint.add(layer, scores));
+  return layers.map((_, layer) => joint.kept(layer));
+}
+
+function splitHeads(all: Float32Array, heads: number, each: number, name: string): Float32Array[] {
+  if (all.length !== heads * each) throw new RangeError(`Dump ${name} have ${all.length} floats: want ${heads * each}`);
+  return Array.from({ length: heads }, (_, head) => all.subarray(head * each, (head + 1) * each));
+}
+
+/** `[heads, queryRows, headDim]` → the last `window` rows as `[window, heads, headDim]`. */
+function windowQueries({ queries, queryRows }: LayerDump, { heads, headDim }: AttentionShape, window: number) {
+  if (queryRows < window) throw new RangeError(`Dump has ${queryRows} queries: want at least the window of ${window}`);
+  const rows = new Float32Array(window * heads * headDim);
+  splitHeads(queries, heads, queryRows * headDim, "queries").forEach((head, h) => {
+    for (let t = 0; t < window; t++) {
+      const from = (queryRows - window + t) * headDim;
+      rows.set(head.subarray(from, from + headDim), (t * heads + h) * headDim);
+    }
+  });
+  return rows;
+}
+
+function dumpNorms(values: readonly Float32Array[], wo: Float32Array | undefined, shape: AttentionShape): Float32Array {
+  if (!wo) throw new RangeError("Dump has no output projection: the policy weighs values");
+  const norms = valueNorms(values, wo, shape);
+  const all = new Float32Array(norms.length * norms[0].length);
+  norms.forEach((head, h) => all.set(head, h * head.length));
+  return all;
+}

@@ -1,0 +1,41 @@
+/**
+ * palisade-kv/core: eviction policies for key-value caches as pure functions over typed arrays. No model, no runtime
+ * names, no I/O.
+ *
+ * ```ts
+ * import { evictDump } from "palisade-kv/core";
+ *
+ * // One entry per layer: queries [heads, L, headDim], keys and values [kvHeads, L, headDim], wo [width, heads · headDim].
+ * const { kept } = evictDump("layer-defensive", { fraction: 0.2 }, { heads: 9, kvHeads: 3, headDim: 64 }, layers);
+ * kept[0][0]; // Int32Array of the positions that layer 0, KV head 0 keeps
+ * ```
+ *
+ * @module
+ */
+export { layerSelections, segmentsOf, selectLayer } from "./allocate.ts";
+export { checkKeep, type Keep, parseKeep, resolveBudget } from "./budget.ts";
+export { type CoverageOptions, coverageSet } from "./coverage.ts";
+export { type DumpEviction, evictDump, type LayerDump, observeDump } from "./dump.ts";
+export { type ErrorKind, PalisadeError } from "./errors.ts";
+export { JointSelection, type LayerChange } from "./joint.ts";
+export { observeWindow, type WindowInput, type WindowObservation } from "./observe.ts";
+export type {
+  Budget,
+  LayerScores,
+  Needs,
+  Observation,
+  Parameter,
+  ParameterValues,
+  Policy,
+  PolicyEntry,
+  PolicyMode,
+  Reduction,
+  Scope,
+} from "./policy.ts";
+export { randomSource } from "./random.ts";
+export { policies, resolvePolicy } from "./registry.ts";
+export { defensiveRisk } from "./risk.ts";
+export { type Segment, type SelectionInput, selectTop } from "./select.ts";
+export type { AttentionShape, ModelShape } from "./shape.ts";
+export { valueNorms } from "./value_norms.ts";
+export { NORM_AXES, type NormAxis, valueShares } from "./value_share.ts";
