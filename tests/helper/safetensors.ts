@@ -6,7 +6,7 @@ export interface Tensor {
 }
 
 /** All float32 tensors of a file's bytes, by name. Throws on another type. */
-export function readSafetensors(bytes: Uint8Array<ArrayBuffer>): Map<string, Tensor> {
+export function parseSafetensors(bytes: Uint8Array): Map<string, Tensor> {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const headerLength = Number(view.getBigUint64(0, true));
   const header = JSON.parse(new TextDecoder().decode(bytes.subarray(8, 8 + headerLength)));
@@ -16,7 +16,7 @@ export function readSafetensors(bytes: Uint8Array<ArrayBuffer>): Map<string, Ten
     if (entry.dtype !== "F32") throw new Error(`Tensor ${name} is ${entry.dtype}: this reader knows F32`);
     const [start, end] = entry.data_offsets.map((offset) => 8 + headerLength + offset);
     // Sliced because a tensor's offset need not be a multiple of 4.
-    tensors.set(name, { shape: entry.shape, data: new Float32Array(bytes.slice(start, end).buffer) });
+    tensors.set(name, { shape: entry.shape, data: new Float32Array(Uint8Array.from(bytes.subarray(start, end)).buffer) });
   }
   return tensors;
 }
