@@ -1,6 +1,6 @@
 /** All policies by name, and the way from `--policy TEXT` to one that runs. A new policy is one file and one line. */
 import { parsePolicy, policyError, type PolicyText, type Setting } from "./grammar.ts";
-import { nearest } from "./nearest.ts";
+import { nearestName } from "./nearest.ts";
 import { adakv } from "./policies/adakv.ts";
 import { criticalAdakv } from "./policies/critical_adakv.ts";
 import { defensive, layerDefensive } from "./policies/defensive.ts";
@@ -61,7 +61,7 @@ function findEntry({ name, at }: PolicyText, text: string): PolicyEntry {
   const entry = policies.find((each) => each.name === name);
   if (entry) return entry;
   const names = policies.map((each) => each.name);
-  const near = nearest(name, names);
+  const near = nearestName(name, names);
   const advice = near ? `did you mean ${near}?` : `there are ${names.join(", ")}`;
   throw policyError("policy.unknown", `Unknown policy ${name}: ${advice}`, text, at);
 }
