@@ -1,88 +1,61 @@
-/**
- * Repacks quantised GGUF rows as the blocks onnxruntime multiplies with (`BlockWeights`). Nothing is rounded but an
- * offset (`m + zero·d` in float32). Layouts: ggml-org/ggml `src/ggml-common.h` (`block_q4_0` …), where the low halves of
- * a 4-bit block's bytes hold its first 16 weights; onnxruntime wants neighbours in one byte.
- */
-import { float16Table } from "../gguf/float16.ts";
-import type { BlockWeights } from "./segments.ts";
+/** Quantised weights as onnxruntime's MatMulNBits takes them, and two exact changes of form. */
 
-/** How one GGUF type becomes blocks. */
-interface BlockFormat {
+/** Weights in blocks along the input: `w = scale·(q − zero) + offset`, where zero is 8 (4 bits) or 128 (8 bits). */
+export interface BlockWeights {
+  readonly kind: "blocks";
   readonly bits: 4 | 8;
   /** Weights per block. */
   readonly block: number;
-  /** Bytes of a block in the file. */
-  readonly bytes: number;
-  readonly hasOffsets: boolean;
-  /** Repacks block `index`, which starts at byte `at`. */
-  unpack(source: DataView, at: number, target: BlockWeights, index: number): void;
-}
-
-const FORMATS: Readonly<Record<string, BlockFormat>> = {
-  Q4_0: { bits: 4, block: 32, bytes: 18, hasOffsets: false, unpack: unpackQ4_0 },
-  Q4_1: { bits: 4, block: 32, bytes: 20, hasOffsets: true, unpack: unpackQ4_1 },
-  Q8_0: { bits: 8, block: 32, bytes: 34, hasOffsets: false, unpack: unpackQ8_0 },
-};
-
-/** Whether rows of this GGUF type (`Q4_0`, …) can be kept as blocks. */
-export function hasBlocks(type: string): boolean {
-  return Object.hasOwn(FORMATS, type);
+  /** `[outputs, inputs / block, block·bits / 8]`; of two 4-bit values the earlier one is in the low half. */
+  readonly quants: Uint8Array;
+  /** `[outputs, inputs / block]`. */
+  readonly scales: Float32Array;
+  /** `[outputs, inputs / block]`; absent when all are 0. */
+  readonly offsets?: Float32Array;
 }
 
 /**
- * `rows` of `columns` weights, stored one after another as GGUF type `type`, as blocks. RangeError for a type without
- * blocks (see `hasBlocks`) or bytes that are not exactly those rows.
+ * Offsets folded into zero points `zero − offset / scale`. A block of scale 0 is constant: its scale becomes the
+ * offset, its q 0, its zero point −1.
  */
-export function toBlocks(type: string, raw: Uint8Array, rows: number, columns: number): BlockWeights {
-  if (!hasBlocks(type)) throw new RangeError(`toBlocks() wants a type with blocks, not ${type}`);
-  const format = FORMATS[type];
-  const count = rows * columns / format.block;
-  if (columns % format.block !== 0 || raw.length !== count * format.bytes) {
-    throw new RangeError(`toBlocks() wants ${count * format.bytes} bytes of ${type}, not ${raw.length}`);
+export function withZeroPoints(weights: BlockWeights): BlockWeights & { readonly zeroPoints?: Float32Array } {
+  const { offsets, bits } = weights;
+  if (!offsets) return weights;
+  const quants = weights.quants.slice();
+  const scales = weights.scales.slice();
+  const packed = weights.block * bits / 8;
+  const zero = 2 ** (bits - 1);
+  const zeroPoints = scales.map((scale, i) => scale === 0 ? -1 : zero - offsets[i] / scale);
+  for (let i = 0; i < scales.length; i++) {
+    if (scales[i] !== 0) continue;
+    scales[i] = offsets[i];
+    quants.fill(0, i * packed, (i + 1) * packed);
   }
-  const target: BlockWeights = {
-    kind: "blocks",
-    bits: format.bits,
-    block: format.block,
-    quants: new Uint8Array(count * format.block * format.bits / 8),
-    scales: new Float32Array(count),
-    ...(format.hasOffsets ? { offsets: new Float32Array(count) } : {}),
-  };
-  const source = new DataView(raw.buffer, raw.byteOffset, raw.byteLength);
-  for (let i = 0; i < count; i++) format.unpack(source, i * format.bytes, target, i);
-  return target;
+  return { ...weights, quants, scales, zeroPoints };
 }
 
-/** d, 16 bytes: w = d·(q − 8). */
-function unpackQ4_0(source: DataView, at: number, target: BlockWeights, index: number): void {
-  target.scales[index] = float16(source, at);
-  unpackNibbles(source, at + 2, target.quants, index * 16);
-}
-
-/** d, m, 16 bytes: w = d·q + m. */
-function unpackQ4_1(source: DataView, at: number, target: BlockWeights, index: number): void {
-  const scale = float16(source, at);
-  target.scales[index] = scale;
-  target.offsets![index] = float16(source, at + 2) + 8 * scale;
-  unpackNibbles(source, at + 4, target.quants, index * 16);
-}
-
-/** d, 32 signed bytes: w = d·q. */
-function unpackQ8_0(source: DataView, at: number, target: BlockWeights, index: number): void {
-  target.scales[index] = float16(source, at);
-  for (let j = 0; j < 32; j++) target.quants[index * 32 + j] = source.getUint8(at + 2 + j) ^ 0x80;
-}
-
-/** 16 bytes (low half: weight j, high half: weight j + 16) to pairs of neighbours. */
-function unpackNibbles(source: DataView, at: number, quants: Uint8Array, to: number): void {
-  for (let j = 0; j < 8; j++) {
-    const first = source.getUint8(at + 2 * j);
-    const second = source.getUint8(at + 2 * j + 1);
-    quants[to + j] = (first & 15) | ((second & 15) << 4);
-    quants[to + 8 + j] = (first >> 4) | (second & 0xf0);
+/**
+ * 8-bit weights `[outputs, inputs]` as 4-bit ones `[outputs, 2·inputs]`, to be multiplied with the input twice over:
+ * `scale·(q − 128) = 16·scale·(high − 8) + scale·(low − 8) + 8·scale`. `offsets` stay `[outputs, inputs / block]`.
+ */
+export function inHalves(weights: BlockWeights, outputs: number): BlockWeights & { readonly offsets: Float32Array } {
+  const { block, quants, scales, offsets } = weights;
+  const blocks = scales.length / outputs;
+  const packed = block / 2;
+  const halves = new Uint8Array(quants.length);
+  const halfScales = new Float32Array(2 * scales.length);
+  for (let i = 0; i < scales.length; i++) {
+    const high = Math.floor(i / blocks) * 2 * blocks + i % blocks;
+    const low = high + blocks;
+    halfScales[high] = 16 * scales[i];
+    halfScales[low] = scales[i];
+    for (let j = 0; j < packed; j++) {
+      const first = quants[i * block + 2 * j];
+      const second = quants[i * block + 2 * j + 1];
+      halves[high * packed + j] = (first >> 4) | (second & 0xf0);
+      halves[low * packed + j] = (first & 15) | ((second & 15) << 4);
+    }
   }
-}
-
-function float16(source: DataView, at: number): number {
-  return float16Table()[source.getUint16(at, true)];
+  const shifted = scales.map((scale, i) => 8 * scale + (offsets ? offsets[i] : 0));
+  return { kind: "blocks", bits: 4, block, quants: halves, scales: halfScales, offsets: shifted };
 }

@@ -61,9 +61,7 @@ export async function createNodeEngine(
       logSeverityLevel: 3,
     },
     form,
-    layers: { offsets: "sums", accuracy: 0 },
-    // The native 8-bit product in float32 takes 60 times as long as this.
-    head: { offsets: "sums", accuracy: 4 },
+    style: "native",
   }, options);
 }
 

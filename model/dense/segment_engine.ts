@@ -33,8 +33,7 @@ export interface SegmentPlan {
   readonly ort: Onnxruntime;
   readonly session: InferenceSession.SessionOptions;
   readonly form: WeightForm;
-  readonly layers: LinearStyle;
-  readonly head: LinearStyle;
+  readonly style: LinearStyle;
 }
 
 /**
@@ -52,10 +51,10 @@ export async function createSegmentEngine(
   const sessions = new Sessions(plan, 2 * config.layers + 1, options);
   try {
     const embedding = await readEmbedding(file, config);
-    await sessions.add("logits", async () => logitsGraph(config, await weights.head(), plan.head));
+    await sessions.add("logits", async () => logitsGraph(config, await weights.head(), plan.style));
     for (let layer = 0; layer < config.layers; layer++) {
-      await sessions.add(`qkv.${layer}`, async () => qkvGraph(config, await weights.qkv(layer), plan.layers));
-      await sessions.add(`finish.${layer}`, async () => finishGraph(config, await weights.finish(layer), plan.layers));
+      await sessions.add(`qkv.${layer}`, async () => qkvGraph(config, await weights.qkv(layer), plan.style));
+      await sessions.add(`finish.${layer}`, async () => finishGraph(config, await weights.finish(layer), plan.style));
     }
     return new SegmentEngine(config, plan, embedding, sessions);
   } catch (error) {

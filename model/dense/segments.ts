@@ -6,7 +6,8 @@
  * microsoft/onnxruntime `docs/ContribOperators.md`.
  */
 import type { ModelConfig } from "../config.ts";
-import type { Attribute, Graph, Initializer, OnnxNode } from "./onnx.ts";
+import { type BlockWeights, inHalves, withZeroPoints } from "./blocks.ts";
+import type { Graph, Initializer, OnnxNode } from "./onnx.ts";
 
 /** Weights of a linear layer `y = x·Wᵀ + bias`; W is `[outputs, inputs]`. */
 export interface Linear {
@@ -22,20 +23,6 @@ export interface FloatWeights {
   readonly kind: "float32";
   /** `[outputs, inputs]`. */
   readonly values: Float32Array;
-}
-
-/** Weights in blocks along the input: `w = scale·(q − zero) + offset`, where zero is 8 (4 bits) or 128 (8 bits). */
-export interface BlockWeights {
-  readonly kind: "blocks";
-  readonly bits: 4 | 8;
-  /** Weights per block. */
-  readonly block: number;
-  /** `[outputs, inputs / block, block·bits / 8]`; of two 4-bit values the earlier one is in the low half. */
-  readonly quants: Uint8Array;
-  /** `[outputs, inputs / block]`. */
-  readonly scales: Float32Array;
-  /** `[outputs, inputs / block]`; absent when all are 0. */
-  readonly offsets?: Float32Array;
 }
 
 /** A layer up to attention. */
@@ -63,16 +50,12 @@ export interface HeadWeights {
   readonly head: Linear;
 }
 
-/** How block weights are multiplied. */
-export interface LinearStyle {
-  /**
-   * Where a block's offset goes. `sums`: the sum of each input block times the offsets, added to the product, which
-   * leaves the native 4-bit kernel usable. `zeroPoints`: into a float zero point, `zero − offset / scale`.
-   */
-  readonly offsets: "sums" | "zeroPoints";
-  /** `accuracy_level` of MatMulNBits: 0 multiplies in float32, 4 rounds the input to 8 bits where the CPU can. */
-  readonly accuracy: 0 | 4;
-}
+/**
+ * How block weights are multiplied, always in float32. `web`: onnxruntime-web unpacks a whole matrix at every call, so
+ * what counts is few operators; offsets go into float zero points. `native`: the fast kernel takes 4 bits without zero
+ * points; offsets times the sums of the input's blocks are added to the product, and 8 bits are multiplied as halves.
+ */
+export type LinearStyle = "web" | "native";
 
 /** A stretch of graph: reads existing names, writes `result`. */
 interface Piece {
@@ -178,14 +161,9 @@ function floatLinear(name: string, input: string, layer: Linear, { values }: Flo
 }
 
 function blockLinear(name: string, input: string, layer: Linear, weights: BlockWeights, style: LinearStyle): Piece {
-  const asZeroPoints = weights.offsets !== undefined && style.offsets === "zeroPoints";
-  const product = asZeroPoints
-    ? blockProduct(`${name}.product`, input, layer, withZeroPoints(weights), style.accuracy)
-    : blockProduct(`${name}.product`, input, layer, weights, style.accuracy);
-  const pieces = [product];
-  if (weights.offsets && !asZeroPoints) {
-    pieces.push(offsetProduct(`${name}.offset`, input, product.result, layer, weights.block, weights.offsets));
-  }
+  const pieces = style === "web"
+    ? [blockProduct(`${name}.product`, input, layer.outputs, withZeroPoints(weights))]
+    : nativeProduct(name, input, layer.outputs, weights);
   if (layer.bias) pieces.push(addBias(`${name}.biased`, pieces[pieces.length - 1].result, layer.bias));
   return {
     nodes: pieces.flatMap((piece) => piece.nodes),
@@ -194,32 +172,53 @@ function blockLinear(name: string, input: string, layer: Linear, weights: BlockW
   };
 }
 
+function nativeProduct(name: string, input: string, outputs: number, weights: BlockWeights): Piece[] {
+  const pieces: Piece[] = [];
+  let factor = input;
+  if (weights.bits === 8) {
+    factor = `${name}.twice`;
+    const node = { op: "Concat", inputs: [input, input], outputs: [factor], attributes: { axis: { int: 1 } } };
+    pieces.push({ nodes: [node], initializers: [], result: factor });
+  }
+  const nibbles = weights.bits === 8 ? inHalves(weights, outputs) : weights;
+  const product = blockProduct(`${name}.product`, factor, outputs, nibbles);
+  pieces.push(product);
+  if (nibbles.offsets) {
+    pieces.push(offsetProduct(`${name}.offset`, input, product.result, outputs, weights.block, nibbles.offsets));
+  }
+  return pieces;
+}
+
 /** `x · (scale·(q − zero))ᵀ`. */
 function blockProduct(
   name: string,
   input: string,
-  layer: Linear,
-  weights: BlockWeights & { zeroPoints?: Float32Array },
-  accuracy: number,
+  outputs: number,
+  weights: BlockWeights & { readonly zeroPoints?: Float32Array },
 ): Piece {
-  const blocks = layer.inputs / weights.block;
+  const blocks = weights.scales.length / outputs;
   const packed = weights.block * weights.bits / 8;
   const initializers: Initializer[] = [
-    { name: `${name}.quants`, dims: [layer.outputs, blocks, packed], data: weights.quants },
-    { name: `${name}.scales`, dims: [layer.outputs, blocks], data: weights.scales },
+    { name: `${name}.quants`, dims: [outputs, blocks, packed], data: weights.quants },
+    { name: `${name}.scales`, dims: [outputs, blocks], data: weights.scales },
   ];
   if (weights.zeroPoints) {
-    initializers.push({ name: `${name}.zeros`, dims: [layer.outputs, blocks], data: weights.zeroPoints });
+    initializers.push({ name: `${name}.zeros`, dims: [outputs, blocks], data: weights.zeroPoints });
   }
-  const attributes: Record<string, Attribute> = {
-    K: { int: layer.inputs },
-    N: { int: layer.outputs },
-    bits: { int: weights.bits },
-    block_size: { int: weights.block },
-    accuracy_level: { int: accuracy },
+  const node: OnnxNode = {
+    op: "MatMulNBits",
+    domain: "com.microsoft",
+    inputs: [input, ...initializers.map((tensor) => tensor.name)],
+    outputs: [name],
+    attributes: {
+      K: { int: blocks * weights.block },
+      N: { int: outputs },
+      bits: { int: weights.bits },
+      block_size: { int: weights.block },
+      // 0 multiplies in float32; 4, which rounds the input to 8 bits, moves logits by up to 2.
+      accuracy_level: { int: 0 },
+    },
   };
-  const inputs = [input, ...initializers.map((tensor) => tensor.name)];
-  const node: OnnxNode = { op: "MatMulNBits", domain: "com.microsoft", inputs, outputs: [name], attributes };
   return { nodes: [node], initializers, result: name };
 }
 
@@ -228,15 +227,15 @@ function offsetProduct(
   name: string,
   input: string,
   base: string,
-  layer: Linear,
+  outputs: number,
   block: number,
   offsets: Float32Array,
 ): Piece {
-  const blocks = layer.inputs / block;
+  const blocks = offsets.length / outputs;
   const initializers: Initializer[] = [
     { name: `${name}.shape`, dims: [3], data: BigInt64Array.of(-1n, BigInt(blocks), BigInt(block)) },
     { name: `${name}.axis`, dims: [1], data: BigInt64Array.of(2n) },
-    { name: `${name}.offsets`, dims: [layer.outputs, blocks], data: offsets },
+    { name: `${name}.offsets`, dims: [outputs, blocks], data: offsets },
   ];
   const nodes: OnnxNode[] = [
     { op: "Reshape", inputs: [input, `${name}.shape`], outputs: [`${name}.blocks`] },
@@ -263,20 +262,4 @@ function addBias(name: string, input: string, bias: Float32Array): Piece {
 /** `input · weightᵀ`, plus the addend when `operands` has a second name. */
 function gemm(input: string, operands: readonly string[], output: string): OnnxNode {
   return { op: "Gemm", inputs: [input, ...operands], outputs: [output], attributes: { transB: { int: 1 } } };
-}
-
-/** Folds offsets into zero points. A block of scale 0 is constant: scale := offset, q := 0, zero := −1. */
-function withZeroPoints(weights: BlockWeights): BlockWeights & { zeroPoints: Float32Array } {
-  const offsets = weights.offsets!;
-  const zero = weights.bits === 4 ? 8 : 128;
-  const quants = weights.quants.slice();
-  const scales = weights.scales.slice();
-  const packed = weights.block * weights.bits / 8;
-  const zeroPoints = scales.map((scale, i) => scale === 0 ? -1 : zero - offsets[i] / scale);
-  for (let i = 0; i < scales.length; i++) {
-    if (scales[i] !== 0) continue;
-    scales[i] = offsets[i];
-    quants.fill(0, i * packed, (i + 1) * packed);
-  }
-  return { ...weights, quants, scales, zeroPoints };
 }

@@ -45,8 +45,6 @@ export async function createWebEngine(
 ): Promise<DenseEngine> {
   const threads = options.threads ?? 1;
   const ort = await start(threads);
-  // Float zero points take no more memory than offsets, and one operator instead of four.
-  const style = { offsets: "zeroPoints", accuracy: 0 } as const;
   const held = form === "float32" ? "float32 weights" : "quantised weights";
   return await createSegmentEngine(file, config, {
     name: "web",
@@ -54,8 +52,7 @@ export async function createWebEngine(
     ort,
     session: { executionProviders: ["wasm"], enableCpuMemArena: false, enableMemPattern: false },
     form,
-    layers: style,
-    head: style,
+    style: "web",
   }, options);
 }
 

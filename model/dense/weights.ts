@@ -4,8 +4,9 @@
  */
 import type { ModelConfig } from "../config.ts";
 import type { GgufFile } from "../gguf/reader.ts";
-import { hasBlocks, toBlocks } from "./blocks.ts";
-import type { BlockWeights, FinishWeights, HeadWeights, Linear, QkvWeights } from "./segments.ts";
+import type { BlockWeights } from "./blocks.ts";
+import { hasBlocks, toBlocks } from "./gguf_blocks.ts";
+import type { FinishWeights, HeadWeights, Linear, QkvWeights } from "./segments.ts";
 
 /** How weights are held: all in float32, or in the file's blocks where they are quantised. */
 export type WeightForm = "float32" | "blocks";
