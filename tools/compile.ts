@@ -5,7 +5,7 @@
  * WebAssembly files of onnxruntime-web (handed over through `env.wasm.wasmPaths`) and the modules that run in workers
  * (extra entry points, which `siblingModule` finds beside the binary's URL).
  */
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join, posix, resolve } from "node:path";
 import process from "node:process";
@@ -23,27 +23,51 @@ const USAGE = `deno task compile [--target bun|deno] [--output FILE]
 
 const PRODUCT = /^(mod\.ts$|(core|backend|wasm|gpu|cache|model|runtime|evaluate|cli)\/)/;
 
-/** Modules of the product that are started by URL, relative to the root. */
-export async function workerModules(): Promise<string[]> {
-  const found = new Set<string>();
+interface WorkerModule {
+  /** As given to `siblingModule`, without `./` and extension: where the binary must carry it. */
+  readonly place: string;
+  /** The source, relative to the root. */
+  readonly source: string;
+}
+
+/** Modules of the product that are started by URL. Two at the same place throw an Error. */
+export async function workerModules(): Promise<WorkerModule[]> {
+  const found = new Map<string, string>();
   for (const file of (await repositoryFiles()).filter((name) => PRODUCT.test(name) && name.endsWith(".ts"))) {
     const code = readFileSync(join(ROOT, file), "utf8").replace(/\/\*[\s\S]*?\*\//g, "");
     for (const [, path] of code.matchAll(/\bsiblingModule\(\s*"([^"]+)"/g)) {
-      found.add(posix.join(dirname(file), `${path}.ts`));
+      const place = posix.normalize(path);
+      const source = posix.join(dirname(file), `${path}.ts`);
+      if ((found.get(place) ?? source) !== source) {
+        throw new Error(`${source} and ${found.get(place)} would be at the same place in a binary: rename one`);
+      }
+      found.set(place, source);
     }
   }
-  return [...found].sort();
+  return [...found].map(([place, source]) => ({ place, source }));
 }
 
+/** The binary's first module: says where its WebAssembly is, then runs the command line. */
 function entrySource(): string {
-  const ort = join(ROOT, "node_modules/onnxruntime-web/dist/ort-wasm-simd-threaded");
-  return `import { env } from ${JSON.stringify(join(ROOT, "node_modules/onnxruntime-web/dist/ort.node.min.mjs"))};
-import mjs from ${JSON.stringify(`${ort}.mjs`)} with { type: "file" };
-import wasm from ${JSON.stringify(`${ort}.wasm`)} with { type: "file" };
+  const quoted = (path: string) => JSON.stringify(join(ROOT, path));
+  const ort = "node_modules/onnxruntime-web/dist/ort-wasm-simd-threaded";
+  return `import mjs from ${quoted(`${ort}.mjs`)} with { type: "file" };
+import wasm from ${quoted(`${ort}.wasm`)} with { type: "file" };
 import { pathToFileURL } from "node:url";
-env.wasm.wasmPaths = { mjs: pathToFileURL(mjs).href, wasm: pathToFileURL(wasm).href };
-await import(${JSON.stringify(join(ROOT, "cli/main.ts"))});
+import { configureOrt } from ${quoted("model/dense/web.ts")};
+configureOrt({ wasmPaths: { mjs: pathToFileURL(mjs).href, wasm: pathToFileURL(wasm).href } });
+await import(${quoted("cli/main.ts")});
 `;
+}
+
+/**
+ * An entry point that is the module at `source`, at another place. `await import`, because a plain `import "…"` would be
+ * dropped: package.json says the modules have no side effects.
+ */
+function wrapperSource(source: string): string {
+  const path = JSON.stringify(join(ROOT, source));
+  const hasDefault = /^export default\b/m.test(readFileSync(join(ROOT, source), "utf8"));
+  return hasDefault ? `export { default } from ${path};\n` : `await import(${path});\n`;
 }
 
 /** Writes `output` with Bun. Returns what went wrong, or nothing. */
@@ -51,17 +75,15 @@ export async function compileWithBun(output: string): Promise<string | undefined
   const bun = await findBun();
   if (bun === undefined) return "no Bun found; deno install puts one into node_modules";
   const folder = mkdtempSync(join(tmpdir(), "palisade-compile-"));
+  const write = (name: string, source: string): string => {
+    const path = join(folder, name);
+    mkdirSync(dirname(path), { recursive: true });
+    writeFileSync(path, source);
+    return path;
+  };
   try {
-    const entry = join(folder, "palisade.ts");
-    writeFileSync(entry, entrySource());
-    const entries = [entry];
-    for (const module of await workerModules()) {
-      const wrapper = join(folder, posix.basename(module));
-      if (entries.includes(wrapper)) return `two worker modules are called ${posix.basename(module)}`;
-      const target = JSON.stringify(join(ROOT, module));
-      writeFileSync(wrapper, `import * as module from ${target};\nexport default module.default;\n`);
-      entries.push(wrapper);
-    }
+    const entries = [write("palisade.ts", entrySource())];
+    for (const { place, source } of await workerModules()) entries.push(write(`${place}.ts`, wrapperSource(source)));
     const args = ["build", "--compile", "--external=onnxruntime-node", `--outfile=${resolve(output)}`, ...entries];
     const { code, stdout, stderr, killed } = await runChild(bun, args, { cwd: folder, timeout: 300 });
     return code === 0 ? undefined : killed || `${stdout}${stderr}`.trim();
@@ -72,7 +94,8 @@ export async function compileWithBun(output: string): Promise<string | undefined
 
 /** Writes `output` with `deno compile`. Returns what went wrong, or nothing. */
 export async function compileWithDeno(output: string): Promise<string | undefined> {
-  const included = [...await workerModules(), "node_modules/onnxruntime-web/dist"].map((path) => `--include=${path}`);
+  const workers = (await workerModules()).map(({ source }) => source);
+  const included = [...workers, "data/demo", "node_modules/onnxruntime-web/dist"].map((path) => `--include=${path}`);
   const args = ["compile", "-A", "--no-check", `--output=${resolve(output)}`, ...included, "cli/main.ts"];
   const { code, stderr, killed } = await runChild(process.execPath, args, { cwd: ROOT, timeout: 600, echo: true });
   return code === 0 ? undefined : killed || stderr.trim();
