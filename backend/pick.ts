@@ -17,7 +17,8 @@ interface WasmModule {
 }
 
 /**
- * `ts`: the plain backend. `wasm`: the kernels, or an error. `auto`: the kernels where they load, else `ts`.
+ * `ts`: the plain backend. `wasm`: the kernels, or an error. `auto`: the kernels where they load, else `ts`, whose
+ * `detail` then says why.
  * @throws PalisadeError `backend.missing` when a NAMED backend can't start; never a silent replacement.
  */
 export async function pickBackend(choice: BackendChoice, options: PickOptions = {}): Promise<Backend> {
@@ -25,10 +26,15 @@ export async function pickBackend(choice: BackendChoice, options: PickOptions = 
   try {
     return await (await loadWasm()).createWasmBackend(options);
   } catch (cause) {
-    if (choice === "auto") return createReferenceBackend();
     const reason = cause instanceof Error ? cause.message : String(cause);
+    if (choice === "auto") return explained(createReferenceBackend(), reason);
     throw resourceError("backend.missing", `The wasm backend can't start: ${reason}`, "--backend", cause);
   }
+}
+
+/** The same backend, saying why the faster one is not there. */
+function explained(backend: Backend, reason: string): Backend {
+  return { ...backend, detail: `${backend.detail}; wasm can't start: ${reason.split("\n")[0]}` };
 }
 
 async function loadWasm(): Promise<WasmModule> {
