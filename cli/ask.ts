@@ -78,7 +78,7 @@ export async function startModel(
   progress: Progress,
 ): Promise<Model> {
   try {
-    const path = await obtainModel(options.model, io, progress, options.offline ?? false);
+    const path = await obtainModel(options.model, io, progress, options);
     return await loadModel(path, io.runtime, {
       backend: options.backend,
       dense: options.dense,

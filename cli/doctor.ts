@@ -1,6 +1,6 @@
 /** `palisade doctor`: what is there, what isn't, and why. */
-import { probeWasm } from "../backend/pick.ts";
-import { probeNode, probeWeb } from "../model/dense/pick.ts";
+import { pickBackend } from "../backend/pick.ts";
+import { probeNode } from "../model/dense/node.ts";
 import { cacheFolder, listModels } from "../model/store.ts";
 import { hasRelaxedSimd, hasSimd128 } from "../runtime/simd.ts";
 import { formatBytes } from "./format.ts";
@@ -51,7 +51,11 @@ async function examine({ runtime }: Io): Promise<Finding[]> {
     { name: "kernels wasm", ok: wasm.available, text: wasm.reason },
     { name: "kernels ts", ok: true, text: "plain TypeScript, the slow reference" },
     { name: "dense web", ok: web.available, text: web.reason },
-    { name: "dense node", ok: node.available, text: node.reason },
+    {
+      name: "dense node",
+      ok: node.available,
+      text: node.available ? `onnxruntime-node ${node.version}` : node.reason,
+    },
     {
       name: "memory",
       ok: true,
@@ -61,12 +65,30 @@ async function examine({ runtime }: Io): Promise<Finding[]> {
   ];
 }
 
+async function probeWasm(): Promise<{ available: boolean; reason: string }> {
+  try {
+    using backend = await pickBackend("wasm");
+    return { available: true, reason: backend.detail };
+  } catch (error) {
+    return { available: false, reason: error instanceof Error ? error.message : String(error) };
+  }
+}
+
+async function probeWeb(): Promise<{ available: boolean; reason: string }> {
+  try {
+    const { env } = await import("onnxruntime-web");
+    return { available: true, reason: `onnxruntime-web ${env.versions.web ?? ""}` };
+  } catch (error) {
+    return { available: false, reason: `onnxruntime-web can't be loaded: ${String(error).split("\n")[0]}` };
+  }
+}
+
 async function cacheFinding(runtime: Io["runtime"]): Promise<Finding> {
   if (!runtime.host) return { name: "cache folder", ok: false, text: "no file system in this runtime" };
   const folder = cacheFolder(runtime);
   const here = (await listModels(runtime)).filter((model) => model.present);
   const models = here.length === 0
     ? "no models yet"
-    : here.map((m) => `${m.name} (${formatBytes(m.bytes)})`).join(", ");
+    : here.map((m) => `${m.model.name} (${formatBytes(m.bytes)})`).join(", ");
   return { name: "cache folder", ok: true, text: `${folder}: ${models}` };
 }

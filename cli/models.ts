@@ -1,24 +1,30 @@
 /** `palisade models list|pull|path|rm`. */
 import Table from "cli-table3";
 import { inputError } from "../core/errors.ts";
-import { cacheFolder, listModels as stored, modelPath, pullModel, removeModel } from "../model/store.ts";
+import { cacheFolder, listModels as stored, modelPath, removeModel, type StoredModel } from "../model/store.ts";
 import { formatBytes } from "./format.ts";
 import { EXIT, type Io } from "./io.ts";
+import { fetchNamed } from "./obtain.ts";
 import { createProgress } from "./progress.ts";
 
 /** Prints the named models and which of them are here. */
 export async function listModels(options: { json?: boolean }, io: Io): Promise<number> {
   const models = await stored(io.runtime);
   if (options.json) {
-    io.out(`${JSON.stringify(models, null, 2)}\n`);
+    io.out(`${JSON.stringify(models.map(({ model, ...here }) => ({ ...model, ...here })), null, 2)}\n`);
     return EXIT.ok;
   }
-  const table = new Table({ head: ["name", "file", "size", "here"], style: { head: [], border: [] } });
-  for (const { name, file, bytes, present } of models) {
-    table.push([name, file, formatBytes(bytes), present ? "yes" : "no"]);
+  const table = new Table({ head: ["name", "what", "size", "here"], style: { head: [], border: [] } });
+  for (const each of models) {
+    table.push([each.model.name, each.model.summary, formatBytes(each.model.size), hereText(each)]);
   }
   io.out(`${table.toString()}\ncache folder: ${cacheFolder(io.runtime)}\n`);
   return EXIT.ok;
+}
+
+function hereText({ present, verified }: StoredModel): string {
+  if (!present) return "no";
+  return verified ? "yes, SHA-256 checked" : "damaged: pull it again";
 }
 
 /** Fetches a model, or checks the copy that is here; prints its path. */
@@ -27,26 +33,16 @@ export async function pullCommand(
   options: { offline?: boolean; quiet?: boolean },
   io: Io,
 ): Promise<number> {
-  const progress = createProgress(io.interactive && !options.quiet);
-  try {
-    const path = await pullModel(io.runtime, name, {
-      offline: options.offline ?? false,
-      signal: io.signal,
-      onProgress: ({ source, done, total }) => progress.update(`Fetching from ${source}`, done, total, "bytes"),
-    });
-    progress.clear();
-    io.out(`${path}\n`);
-    return EXIT.ok;
-  } finally {
-    progress.clear();
-  }
+  const path = await fetchNamed(name, io, createProgress(io.interactive && !options.quiet), options);
+  io.out(`${path}\n`);
+  return EXIT.ok;
 }
 
 /** Prints the path of a model that is here. */
 export async function modelPathCommand(name: string, io: Io): Promise<number> {
-  const path = await modelPath(io.runtime, name);
-  if (path === undefined) {
-    throw inputError("model.absent", `${name} has not been fetched: run palisade models pull ${name}`, name);
+  const path = modelPath(name, io.runtime);
+  if (await io.runtime.host?.info(path) === undefined) {
+    throw inputError("model.absent", `it has not been fetched: run palisade models pull ${name}`, name);
   }
   io.out(`${path}\n`);
   return EXIT.ok;
@@ -54,7 +50,7 @@ export async function modelPathCommand(name: string, io: Io): Promise<number> {
 
 /** Removes a model's file. */
 export async function removeCommand(name: string, io: Io): Promise<number> {
-  const freed = await removeModel(io.runtime, name);
+  const freed = await removeModel(name, io.runtime);
   io.out(freed === 0 ? `${name} was not here\n` : `removed ${name}, ${formatBytes(freed)} freed\n`);
   return EXIT.ok;
 }

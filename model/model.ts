@@ -41,7 +41,7 @@ export async function loadModel(path: string, runtime: Runtime, options: LoadOpt
   const source = await runtime.openFile(path);
   cleanup.defer(() => source.close());
   const file = await openGguf(source);
-  const config = configOf(file);
+  const config = await configOf(file);
   const tokenizer = tokenizerOf(file.metadata);
   const frame = await chatFrame(file.metadata, tokenizer, runtime, { system: options.system });
   options.signal?.throwIfAborted();
