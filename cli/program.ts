@@ -9,7 +9,7 @@ import { listModels, modelPathCommand, pullCommand, removeCommand } from "./mode
 import { listPolicies } from "./policies.ts";
 import { VERSION } from "./version.ts";
 
-const EXIT_CODES = "Exit codes: 0 ok, 1 failed, 2 usage, 3 bad input, 4 not enough resources, 130 interrupted";
+const EXIT_CODES = "Exit: 0 ok, 1 failed, 2 usage, 3 bad input, 4 no resources, 130 interrupted";
 
 /** Parses `parameters` (without program and script), runs the command, and returns the exit code. Never throws. */
 export async function run(parameters: readonly string[], io: Io): Promise<number> {
@@ -32,9 +32,10 @@ function buildProgram(io: Io, done: (code: number) => void): Command {
     .helpCommand(false)
     .addHelpText("after", `\nExample: palisade ask --context book.txt --question "Who is Ishmael?"\n${EXIT_CODES}`);
   // Commands made from here on inherit these.
-  program.exitOverride().configureOutput({ writeOut: io.out, writeErr: io.err }).showHelpAfterError(
-    "(palisade --help lists the commands and options)",
-  );
+  program.exitOverride()
+    .configureOutput({ writeOut: io.out, writeErr: io.err, getOutHelpWidth: () => 80, getErrHelpWidth: () => 80 })
+    .configureHelp({ optionDescription: describe })
+    .showHelpAfterError("(palisade --help lists the commands and options)");
   addAsk(program, io, done);
   addDemo(program, io, done);
   addModels(program, io, done);
@@ -50,18 +51,19 @@ function buildProgram(io: Io, done: (code: number) => void): Command {
 function addAsk(program: Command, io: Io, done: (code: number) => void): void {
   const command = program.command("ask")
     .description("answer questions about a text from an evicted cache")
+    .addHelpOption(new Option("-h, --help").hideHelp())
     .requiredOption("--context <file>", "the text, UTF-8; - reads standard input")
-    .requiredOption("--question <text>", "what to ask; repeat it to ask more of the same cache", collect)
-    .option("--keep <amount>", "what stays: 20%, 0.2, or 800 (tokens per head)", "20%")
+    .requiredOption("--question <text>", "what to ask; repeat it to ask the same cache more", collect)
+    .option("--keep <amount>", "what stays: 20%, 0.2, or tokens per head", "20%")
     .option("--policy <name>", "see: palisade policies", "layer-defensive");
   addEngineOptions(command)
-    .option("--max-tokens <n>", "longest answer in tokens, ≥ 1", integer(1), 256)
-    .option("--temperature <t>", "0 is greedy; up to 10", number(0, 10), 0)
-    .option("--top-p <p>", "sample from this share of the mass, 0 < p ≤ 1", number(1e-9, 1), 1)
+    .option("--max-tokens <n>", "longest answer in tokens", integer(1), 256)
+    .option("--temperature <t>", "0 is greedy, up to 10", number(0, 10), 0)
+    .option("--top-p <p>", "sample from this share of the mass", number(0, 1, true), 1)
     .option("--seed <n>", "seed of the sampler", integer(0), 0)
     .option("--answer-prefix <text>", "the reply starts with this")
     .option("--system <text>", "system prompt instead of the template's own")
-    .option("--beyond-trained", "read a context longer than the model was trained for")
+    .option("--beyond-trained", "allow more context than the model was trained on")
     .option("--json", "print one object with answers and figures")
     .addHelpText("after", EXIT_CODES)
     .action(async (options: AskCommand) => done(await ask(options, io)));
@@ -72,7 +74,7 @@ function addDemo(program: Command, io: Io, done: (code: number) => void): void {
     .description("full cache, SnapKV and Layer-DefensiveKV side by side on real texts with seeded questions")
     .option("--seed <n>", "seed of the hidden facts and where they are hidden", integer(0), 1)
     .option("--questions <n>", "questions per text, 3 to 8", integer(3, 8), 3)
-    .option("--keep <amount>", "what stays for the evicting policies", "20%")
+    .option("--keep <amount>", "what stays where something is evicted", "20%")
     .option("--json", "print one object with all answers and figures");
   addEngineOptions(command).action(async (options: DemoCommand) => done(await demo(options, io)));
 }
@@ -80,14 +82,14 @@ function addDemo(program: Command, io: Io, done: (code: number) => void): void {
 /** What every command that runs a model takes. */
 function addEngineOptions(command: Command): Command {
   return command
-    .option("--model <name|file>", "a name from: palisade models list; or FILE.gguf", "smollm2-135m")
+    .option("--model <name|file>", "named model or FILE.gguf", "smollm2-135m")
     .addOption(
       new Option("--backend <name>", "attention kernels").choices(["auto", "ts", "wasm"]).default("auto"),
     )
     .addOption(
       new Option("--dense <name>", "dense layers").choices(["auto", "web", "node"]).default("auto"),
     )
-    .option("--threads <n>", "threads of the dense engine and the kernels", integer(1, 64), 1)
+    .option("--threads <n>", "threads of engine and kernels", integer(1, 64), 1)
     .option("--offline", "never touch the network")
     .option("--quiet", "no progress, no report");
 }
@@ -105,6 +107,13 @@ function addModels(program: Command, io: Io, done: (code: number) => void): void
     .action(async (name) => done(await removeCommand(name, io)));
 }
 
+/** Description, allowed words and default, short enough for one line each. */
+function describe({ description, argChoices, defaultValue }: Option): string {
+  const choices = argChoices ? `: ${argChoices.join(", ")}` : "";
+  const preset = defaultValue === undefined ? "" : ` [${defaultValue}]`;
+  return `${description}${choices}${preset}`;
+}
+
 function collect(value: string, previous: string[] = []): string[] {
   return [...previous, value];
 }
@@ -118,11 +127,12 @@ function integer(min: number, max = Number.MAX_SAFE_INTEGER): (text: string) => 
   };
 }
 
-function number(min: number, max: number): (text: string) => number {
+/** `above`: the lower end itself is refused. */
+function number(min: number, max: number, above = false): (text: string) => number {
   return (text) => {
     const value = Number(text);
-    if (text.trim() !== "" && value >= min && value <= max) return value;
-    throw new InvalidArgumentError(`Want a number from ${min < 1e-6 ? "above 0" : min} to ${max}.`);
+    if (text.trim() !== "" && value >= min && value <= max && !(above && value === min)) return value;
+    throw new InvalidArgumentError(`Want a number ${above ? "above" : "from"} ${min} to ${max}.`);
   };
 }
 
