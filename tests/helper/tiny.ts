@@ -1,0 +1,119 @@
+/** The golden tiny models: dumps of a random 3-layer Llama, and evictions of them through any backend. */
+import type { Backend, LayerRows } from "../../backend/interface.ts";
+import { layerSelections } from "../../core/allocate.ts";
+import { type Keep, resolveBudget } from "../../core/budget.ts";
+import type { LayerDump } from "../../core/dump.ts";
+import { JointSelection } from "../../core/joint.ts";
+import type { Budget, LayerScores, Policy } from "../../core/policy.ts";
+import { resolvePolicy } from "../../core/registry.ts";
+import type { AttentionShape } from "../../core/shape.ts";
+import type { Tensor } from "./safetensors.ts";
+
+export const TINY_SHAPE: AttentionShape = { heads: 6, kvHeads: 2, headDim: 8 };
+export const TINY_WIDTH = 48;
+export const TINY_LENGTHS = [97, 300, 513];
+
+/** Golden policy name → ours, in the published arithmetic. */
+export const GOLDEN_POLICIES: Readonly<Record<string, string>> = {
+  "snapkv-w32": "snapkv@reference",
+  "streaming-llm": "streaming-llm@reference",
+  "adakv(snapkv-w32,0.2)": "adakv@reference",
+  "critical-adakv(snapkv-w32,0.2)": "critical-adakv@reference",
+  "defensive": "defensive@reference",
+  "layer-defensive": "layer-defensive@reference",
+};
+
+/** The three layers of a tiny file of `length` tokens. */
+export function tinyLayers(tensors: ReadonlyMap<string, Tensor>, length: number): LayerDump[] {
+  const data = (name: string) => {
+    const tensor = tensors.get(name);
+    if (!tensor) throw new Error(`No tensor ${name}`);
+    return tensor.data;
+  };
+  return [0, 1, 2].map((layer) => ({
+    queries: data(`layers/${layer}/q`),
+    queryRows: length,
+    keys: data(`layers/${layer}/k`),
+    values: data(`layers/${layer}/v`),
+    wo: data(`layers/${layer}/wo`),
+  }));
+}
+
+/** `[heads, rows, headDim]`, the rows from `first` on, as `[count, heads, headDim]`. */
+export function byToken(all: Float32Array, heads: number, headDim: number, first: number, count: number) {
+  const rows = all.length / (heads * headDim);
+  const turned = new Float32Array(count * heads * headDim);
+  for (let head = 0; head < heads; head++) {
+    for (let t = 0; t < count; t++) {
+      const from = (head * rows + first + t) * headDim;
+      turned.set(all.subarray(from, from + headDim), (t * heads + head) * headDim);
+    }
+  }
+  return turned;
+}
+
+/** A dump's keys and values appended to a backend in chunks of `chunk` tokens. */
+export function appendDump(backend: Backend, dump: LayerDump, shape: AttentionShape, chunk = 50): LayerRows {
+  const { kvHeads, headDim } = shape;
+  const rows = backend.createRows(shape, 0);
+  const length = dump.keys.length / (kvHeads * headDim);
+  for (let first = 0; first < length; first += chunk) {
+    const count = Math.min(chunk, length - first);
+    const turn = (all: Float32Array) => byToken(all, kvHeads, headDim, first, count);
+    rows.append(turn(dump.keys), turn(dump.values), count);
+  }
+  return rows;
+}
+
+export interface BackendEviction {
+  readonly budget: Budget;
+  /** `kept[layer][kvHead]`. */
+  readonly kept: Int32Array[][];
+  readonly scores: Float32Array[];
+}
+
+/** `evictDump` with everything measured and selected by a backend, as a decoder does it. */
+export async function evictThrough(
+  backend: Backend,
+  text: string,
+  keep: Keep,
+  shape: AttentionShape,
+  layers: readonly LayerDump[],
+): Promise<BackendEviction> {
+  const policy = resolvePolicy(text);
+  const length = layers[0].keys.length / (shape.kvHeads * shape.headDim);
+  const budget = resolveBudget(policy, keep, length, { ...shape, layers: layers.length });
+  const joint = new JointSelection(budget);
+  const kept: Int32Array[][] = [];
+  const scores: Float32Array[] = [];
+  for (const [layer, dump] of layers.entries()) {
+    const layerScores = await scoreThrough(backend, policy, budget, dump, layer);
+    scores.push(layerScores.scores);
+    if (policy.scope === "model") joint.add(layer, layerScores);
+    else {
+      kept.push([]);
+      for (const input of layerSelections(policy, budget, layerScores)) {
+        kept[layer].push(...await backend.select(input));
+      }
+    }
+  }
+  return { budget, kept: policy.scope === "model" ? layers.map((_, layer) => joint.kept(layer)) : kept, scores };
+}
+
+async function scoreThrough(
+  backend: Backend,
+  policy: Policy,
+  budget: Budget,
+  dump: LayerDump,
+  layer: number,
+): Promise<LayerScores> {
+  const { model: shape, length, window } = budget;
+  const rows = appendDump(backend, dump, shape);
+  const queries = byToken(dump.queries, shape.heads, shape.headDim, dump.queryRows - window, window);
+  const { needs } = policy;
+  const measured = needs.window || needs.rows ? await rows.observe(queries, window, needs) : {};
+  const wo = dump.wo!;
+  const norms = needs.valueNorms && await rows.valueNorms(wo, wo.length / (shape.heads * shape.headDim));
+  rows.free();
+  return policy.score({ layer, shape, length, window, ...measured, valueNorms: norms }, budget);
+}
