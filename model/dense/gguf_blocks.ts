@@ -1,7 +1,7 @@
 /**
- * Repacks quantised GGUF rows as the blocks onnxruntime multiplies with (`BlockWeights`). Nothing is rounded but an
- * offset (`m + zero·d` in float32). Layouts: ggml-org/ggml `src/ggml-common.h` (`block_q4_0` …), where the low halves of
- * a 4-bit block's bytes hold its first 16 weights; onnxruntime wants neighbours in one byte.
+ * Repacks quantised GGUF rows as `BlockWeights`. Nothing is rounded but scales and offsets, to float32. The layouts are
+ * those of `model/gguf/dequantise.ts`; there the low halves of a block's bytes hold its first weights, while onnxruntime
+ * wants neighbours in one byte.
  */
 import { float16Table } from "../gguf/float16.ts";
 import type { BlockWeights } from "./blocks.ts";
@@ -9,19 +9,24 @@ import type { BlockWeights } from "./blocks.ts";
 /** How one GGUF type becomes blocks. */
 interface BlockFormat {
   readonly bits: 4 | 8;
-  /** Weights per block. */
+  /** Weights per block of ours. */
   readonly block: number;
-  /** Bytes of a block in the file. */
+  /** Blocks of ours in one block of the file. */
+  readonly blocks: number;
+  /** Bytes of a block of the file. */
   readonly bytes: number;
   readonly hasOffsets: boolean;
-  /** Repacks block `index`, which starts at byte `at`. */
-  unpack(source: DataView, at: number, target: BlockWeights, index: number): void;
+  /** Repacks the file's block at byte `at` into our blocks `to`, `to + 1`, …  */
+  unpack(source: Uint8Array, at: number, target: BlockWeights, to: number): void;
 }
 
 const FORMATS: Readonly<Record<string, BlockFormat>> = {
-  Q4_0: { bits: 4, block: 32, bytes: 18, hasOffsets: false, unpack: unpackQ4_0 },
-  Q4_1: { bits: 4, block: 32, bytes: 20, hasOffsets: true, unpack: unpackQ4_1 },
-  Q8_0: { bits: 8, block: 32, bytes: 34, hasOffsets: false, unpack: unpackQ8_0 },
+  Q4_0: { bits: 4, block: 32, blocks: 1, bytes: 18, hasOffsets: false, unpack: unpackQ4_0 },
+  Q4_1: { bits: 4, block: 32, blocks: 1, bytes: 20, hasOffsets: true, unpack: unpackQ4_1 },
+  Q5_0: { bits: 8, block: 32, blocks: 1, bytes: 22, hasOffsets: false, unpack: unpackQ5_0 },
+  Q8_0: { bits: 8, block: 32, blocks: 1, bytes: 34, hasOffsets: false, unpack: unpackQ8_0 },
+  Q4_K: { bits: 4, block: 32, blocks: 8, bytes: 144, hasOffsets: true, unpack: unpackQ4_K },
+  Q6_K: { bits: 8, block: 16, blocks: 16, bytes: 210, hasOffsets: false, unpack: unpackQ6_K },
 };
 
 /** Whether rows of this GGUF type (`Q4_0`, …) can be kept as blocks. */
@@ -30,59 +35,93 @@ export function hasBlocks(type: string): boolean {
 }
 
 /**
- * `rows` of `columns` weights, stored one after another as GGUF type `type`, as blocks. RangeError for a type without
- * blocks (see `hasBlocks`) or bytes that are not exactly those rows.
+ * Rows of weights, stored one after another as GGUF type `type`, as blocks. RangeError for a type without blocks (see
+ * `hasBlocks`) or bytes that are not whole blocks.
  */
-export function toBlocks(type: string, raw: Uint8Array, rows: number, columns: number): BlockWeights {
+export function toBlocks(type: string, raw: Uint8Array): BlockWeights {
   if (!hasBlocks(type)) throw new RangeError(`toBlocks() wants a type with blocks, not ${type}`);
-  const format = FORMATS[type];
-  const count = rows * columns / format.block;
-  if (columns % format.block !== 0 || raw.length !== count * format.bytes) {
-    throw new RangeError(`toBlocks() wants ${count * format.bytes} bytes of ${type}, not ${raw.length}`);
-  }
+  const { bits, block, blocks, bytes, hasOffsets, unpack } = FORMATS[type];
+  if (raw.length % bytes !== 0) throw new RangeError(`toBlocks() wants whole ${type} blocks, not ${raw.length} bytes`);
+  const count = raw.length / bytes * blocks;
   const target: BlockWeights = {
     kind: "blocks",
-    bits: format.bits,
-    block: format.block,
-    quants: new Uint8Array(count * format.block * format.bits / 8),
+    bits,
+    block,
+    quants: new Uint8Array(count * block * bits / 8),
     scales: new Float32Array(count),
-    ...(format.hasOffsets ? { offsets: new Float32Array(count) } : {}),
+    ...(hasOffsets ? { offsets: new Float32Array(count) } : {}),
   };
-  const source = new DataView(raw.buffer, raw.byteOffset, raw.byteLength);
-  for (let i = 0; i < count; i++) format.unpack(source, i * format.bytes, target, i);
+  for (let at = 0, to = 0; at < raw.length; at += bytes, to += blocks) unpack(raw, at, target, to);
   return target;
 }
 
-/** d, 16 bytes: w = d·(q − 8). */
-function unpackQ4_0(source: DataView, at: number, target: BlockWeights, index: number): void {
-  target.scales[index] = float16(source, at);
-  unpackNibbles(source, at + 2, target.quants, index * 16);
+/** w = d·(q − 8). */
+function unpackQ4_0(source: Uint8Array, at: number, target: BlockWeights, to: number): void {
+  target.scales[to] = float16(source, at);
+  for (let j = 0; j < 32; j++) setNibble(target, to * 32 + j, source[at + 2 + (j & 15)] >> (j & 16) / 4);
 }
 
-/** d, m, 16 bytes: w = d·q + m. */
-function unpackQ4_1(source: DataView, at: number, target: BlockWeights, index: number): void {
+/** w = d·q + m. */
+function unpackQ4_1(source: Uint8Array, at: number, target: BlockWeights, to: number): void {
   const scale = float16(source, at);
-  target.scales[index] = scale;
-  target.offsets![index] = float16(source, at + 2) + 8 * scale;
-  unpackNibbles(source, at + 4, target.quants, index * 16);
+  target.scales[to] = scale;
+  target.offsets![to] = float16(source, at + 2) + 8 * scale;
+  for (let j = 0; j < 32; j++) setNibble(target, to * 32 + j, source[at + 4 + (j & 15)] >> (j & 16) / 4);
 }
 
-/** d, 32 signed bytes: w = d·q. */
-function unpackQ8_0(source: DataView, at: number, target: BlockWeights, index: number): void {
-  target.scales[index] = float16(source, at);
-  for (let j = 0; j < 32; j++) target.quants[index * 32 + j] = source.getUint8(at + 2 + j) ^ 0x80;
-}
-
-/** 16 bytes (low half: weight j, high half: weight j + 16) to pairs of neighbours. */
-function unpackNibbles(source: DataView, at: number, quants: Uint8Array, to: number): void {
-  for (let j = 0; j < 8; j++) {
-    const first = source.getUint8(at + 2 * j);
-    const second = source.getUint8(at + 2 * j + 1);
-    quants[to + j] = (first & 15) | ((second & 15) << 4);
-    quants[to + 8 + j] = (first >> 4) | (second & 0xf0);
+/** w = d·(q − 16) with 5-bit q. */
+function unpackQ5_0(source: Uint8Array, at: number, target: BlockWeights, to: number): void {
+  target.scales[to] = float16(source, at);
+  for (let j = 0; j < 32; j++) {
+    const low = source[at + 6 + (j & 15)] >> (j & 16) / 4 & 15;
+    const fifth = source[at + 2 + (j >> 3)] >> (j & 7) & 1;
+    target.quants[to * 32 + j] = (low | fifth << 4) - 16 + 128;
   }
 }
 
-function float16(source: DataView, at: number): number {
-  return float16Table()[source.getUint16(at, true)];
+/** w = d·q with signed q. */
+function unpackQ8_0(source: Uint8Array, at: number, target: BlockWeights, to: number): void {
+  target.scales[to] = float16(source, at);
+  for (let j = 0; j < 32; j++) target.quants[to * 32 + j] = source[at + 2 + j] ^ 0x80;
+}
+
+/** w = d·s·q − dmin·m, with 6-bit s and m for each group of 32. */
+function unpackQ4_K(source: Uint8Array, at: number, target: BlockWeights, to: number): void {
+  const packed = source.subarray(at + 4, at + 16);
+  for (let group = 0; group < 8; group++) {
+    const [s, m] = scaleAndMinimum(packed, group);
+    const scale = float16(source, at) * s;
+    target.scales[to + group] = scale;
+    target.offsets![to + group] = 8 * scale - float16(source, at + 2) * m;
+    const from = at + 16 + (group >> 1) * 32;
+    for (let j = 0; j < 32; j++) setNibble(target, (to + group) * 32 + j, source[from + j] >> (group & 1) * 4);
+  }
+}
+
+/** Groups 0–3 have their 6 bits together; the upper two bits of 4–7 are the upper bits of 0–3. */
+function scaleAndMinimum(packed: Uint8Array, group: number): [number, number] {
+  if (group < 4) return [packed[group] & 63, packed[group + 4] & 63];
+  const low = packed[group + 4];
+  return [low & 15 | packed[group - 4] >> 2 & 48, low >> 4 | packed[group] >> 2 & 48];
+}
+
+/** w = d·s·(q − 32) with 6-bit q, and a signed s for each group of 16. */
+function unpackQ6_K(source: Uint8Array, at: number, target: BlockWeights, to: number): void {
+  const d = float16(source, at + 208);
+  for (let group = 0; group < 16; group++) target.scales[to + group] = d * (source[at + 192 + group] << 24 >> 24);
+  for (let i = 0; i < 256; i++) {
+    const half = i >> 7;
+    const low = source[at + half * 64 + (i & 63)] >> (i >> 6 & 1) * 4 & 15;
+    const high = source[at + 128 + half * 32 + (i & 31)] >> (i >> 5 & 3) * 2 & 3;
+    target.quants[to * 16 + i] = (low | high << 4) - 32 + 128;
+  }
+}
+
+/** Weight `index` of 4-bit quants that are still 0; only the low half of `value` counts. */
+function setNibble({ quants }: BlockWeights, index: number, value: number): void {
+  quants[index >> 1] |= (value & 15) << (index & 1) * 4;
+}
+
+function float16(source: Uint8Array, at: number): number {
+  return float16Table()[source[at] | source[at + 1] << 8];
 }

@@ -29,8 +29,8 @@ export interface FloatWeights {
 export interface QkvWeights {
   /** Gains of the norm before attention, `[width]`. */
   readonly norm: Float32Array;
-  /** Query, key and value rows in this order. */
-  readonly qkv: Linear;
+  /** Query, key and value rows in this order, in one or several layers. */
+  readonly qkv: readonly Linear[];
 }
 
 /** A layer from attention on. */
@@ -38,8 +38,8 @@ export interface FinishWeights {
   readonly output: Linear;
   /** Gains of the norm before the feed-forward part, `[width]`. */
   readonly norm: Float32Array;
-  /** Gate rows, then up rows. */
-  readonly gateUp: Linear;
+  /** Gate rows, then up rows, in one or two layers. */
+  readonly gateUp: readonly Linear[];
   readonly down: Linear;
 }
 
@@ -67,8 +67,13 @@ interface Piece {
 /** `hidden [T, width]` → norm → q, k and v in one product → `qkv [T, (heads + 2·kvHeads)·headDim]`. */
 export function qkvGraph(config: ModelConfig, { norm: gains, qkv }: QkvWeights, style: LinearStyle): Graph {
   const norm = rmsNorm("norm", "hidden", gains, config.normEpsilon);
-  const product = linear("qkv", norm.result, qkv, style);
-  return graph("qkv", { hidden: config.width }, { [product.result]: qkv.outputs }, [norm, product]);
+  const product = linears("qkv", norm.result, qkv, style);
+  return graph(
+    "qkv",
+    { hidden: config.width },
+    { [product.result]: qkv.reduce((sum, part) => sum + part.outputs, 0) },
+    [norm, product],
+  );
 }
 
 /**
@@ -78,7 +83,7 @@ export function qkvGraph(config: ModelConfig, { norm: gains, qkv }: QkvWeights, 
 export function finishGraph(config: ModelConfig, layer: FinishWeights, style: LinearStyle): Graph {
   const output = linear("output", "attention", layer.output, style);
   const norm = residualNorm("norm", "hidden", output.result, layer.norm, config.normEpsilon);
-  const gateUp = linear("gateUp", "norm", layer.gateUp, style);
+  const gateUp = linears("gateUp", "norm", layer.gateUp, style);
   const gated = swiglu("gated", gateUp.result);
   const down = linear("down", gated.result, layer.down, style);
   const next: Piece = {
@@ -145,6 +150,19 @@ function swiglu(name: string, input: string): Piece {
     { op: "Mul", inputs: [`${name}.silu`, halves[1]], outputs: [name] },
   ];
   return { nodes, initializers: [], result: name };
+}
+
+/** Layers over the same input, their outputs side by side. */
+function linears(name: string, input: string, layers: readonly Linear[], style: LinearStyle): Piece {
+  if (layers.length === 1) return linear(name, input, layers[0], style);
+  const pieces = layers.map((layer, i) => linear(`${name}.${i}`, input, layer, style));
+  const inputs = pieces.map((piece) => piece.result);
+  const concat: OnnxNode = { op: "Concat", inputs, outputs: [name], attributes: { axis: { int: 1 } } };
+  return {
+    nodes: [...pieces.flatMap((piece) => piece.nodes), concat],
+    initializers: pieces.flatMap((piece) => piece.initializers),
+    result: name,
+  };
 }
 
 function linear(name: string, input: string, layer: Linear, style: LinearStyle): Piece {

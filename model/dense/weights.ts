@@ -4,12 +4,17 @@
  */
 import type { ModelConfig } from "../config.ts";
 import type { GgufFile } from "../gguf/reader.ts";
-import type { BlockWeights } from "./blocks.ts";
 import { hasBlocks, toBlocks } from "./gguf_blocks.ts";
 import type { FinishWeights, HeadWeights, Linear, QkvWeights } from "./segments.ts";
 
 /** How weights are held: all in float32, or in the file's blocks where they are quantised. */
 export type WeightForm = "float32" | "blocks";
+
+/** Some rows of a layer: the tensor's name without its `.weight`, and its rows. */
+interface Part {
+  readonly name: string;
+  readonly outputs: number;
+}
 
 /** Weights of a model, read from the file when asked for and not kept here. */
 export class WeightReader {
@@ -32,7 +37,7 @@ export class WeightReader {
     }));
     return {
       norm: await this.#file.readFloat32(`blk.${layer}.attn_norm.weight`),
-      qkv: await this.#linear(parts, width, qkvBias),
+      qkv: await this.#linears(parts, width, qkvBias),
     };
   }
 
@@ -43,7 +48,7 @@ export class WeightReader {
     return {
       output: await this.#linear([{ name: name("attn_output"), outputs: width }], heads * headDim),
       norm: await this.#file.readFloat32(name("ffn_norm.weight")),
-      gateUp: await this.#linear(
+      gateUp: await this.#linears(
         [{ name: name("ffn_gate"), outputs: feedForward }, { name: name("ffn_up"), outputs: feedForward }],
         width,
       ),
@@ -61,46 +66,54 @@ export class WeightReader {
     };
   }
 
-  /** Several layers over the same input as one, their outputs side by side. */
-  async #linear(
-    parts: readonly { readonly name: string; readonly outputs: number }[],
-    inputs: number,
-    hasBias = false,
-  ): Promise<Linear> {
-    const outputs = parts.reduce((sum, part) => sum + part.outputs, 0);
-    const types = new Set(parts.map((part) => this.#file.tensors.get(`${part.name}.weight`)!.type.name));
-    const inBlocks = this.#form === "blocks" && types.size === 1 && hasBlocks([...types][0]);
-    const names = parts.map((part) => `${part.name}.weight`);
-    const weights = inBlocks
-      ? await this.#blocks(names, outputs, inputs, [...types][0])
-      : { kind: "float32" as const, values: await this.#floats(names, outputs * inputs) };
-    if (!hasBias) return { inputs, outputs, weights };
-    const bias = await this.#floats(parts.map((part) => `${part.name}.bias`), outputs);
-    return { inputs, outputs, weights, bias };
+  /**
+   * Layers over the same input whose outputs lie side by side: one layer of all rows where they can be held alike,
+   * else one each.
+   */
+  async #linears(parts: readonly Part[], inputs: number, hasBias = false): Promise<Linear[]> {
+    const types = new Set(parts.map((part) => this.#typeOf(part)));
+    if (this.#form === "float32" || types.size === 1) return [await this.#linear(parts, inputs, hasBias)];
+    const linears = [];
+    for (const part of parts) linears.push(await this.#linear([part], inputs, hasBias));
+    return linears;
   }
 
-  /** The tensors one after another, `[length]`. */
-  async #floats(names: readonly string[], length: number): Promise<Float32Array> {
-    if (names.length === 1) return await this.#file.readFloat32(names[0]);
-    const all = new Float32Array(length);
-    let at = 0;
-    for (const name of names) {
-      const values = await this.#file.readFloat32(name);
-      all.set(values, at);
-      at += values.length;
-    }
+  /** One layer of the rows of all `parts`, which have one type where weights are held as blocks. */
+  async #linear(parts: readonly Part[], inputs: number, hasBias = false): Promise<Linear> {
+    const outputs = parts.reduce((sum, part) => sum + part.outputs, 0);
+    const names = parts.map((part) => `${part.name}.weight`);
+    const type = this.#typeOf(parts[0]);
+    const weights = this.#form === "blocks" && hasBlocks(type)
+      ? toBlocks(type, joined(await this.#read(names, (name) => this.#file.readRaw(name)), Uint8Array))
+      : { kind: "float32" as const, values: await this.#floats(names) };
+    if (!hasBias) return { inputs, outputs, weights };
+    return { inputs, outputs, weights, bias: await this.#floats(parts.map((part) => `${part.name}.bias`)) };
+  }
+
+  /** The tensors one after another. */
+  async #floats(names: readonly string[]): Promise<Float32Array> {
+    return joined(await this.#read(names, (name) => this.#file.readFloat32(name)), Float32Array);
+  }
+
+  async #read<T>(names: readonly string[], read: (name: string) => Promise<T>): Promise<T[]> {
+    const all = [];
+    for (const name of names) all.push(await read(name));
     return all;
   }
 
-  async #blocks(names: readonly string[], rows: number, columns: number, type: string): Promise<BlockWeights> {
-    const parts = [];
-    for (const name of names) parts.push(await this.#file.readRaw(name));
-    const raw = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
-    let at = 0;
-    for (const part of parts) {
-      raw.set(part, at);
-      at += part.length;
-    }
-    return toBlocks(type, raw, rows, columns);
+  #typeOf(part: Part): string {
+    return this.#file.tensors.get(`${part.name}.weight`)!.type.name;
   }
+}
+
+/** The arrays one after another; a single one as it is. */
+function joined<T extends Uint8Array | Float32Array>(parts: readonly T[], make: new (length: number) => T): T {
+  if (parts.length === 1) return parts[0];
+  const all = new make(parts.reduce((sum, part) => sum + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    all.set(part, at);
+    at += part.length;
+  }
+  return all;
 }
