@@ -3,10 +3,10 @@ import type { PalisadeError } from "../../core/errors.ts";
 import type { ByteSource } from "../../runtime/interface.ts";
 
 /**
- * What header, metadata and tensor table together may take: 50 times the largest vocabulary we know of, and little
+ * What header, metadata and tensor table together may take: eight times the largest vocabularies we know of, and little
  * enough to be held in memory.
  */
-export const MAX_HEADER_BYTES = 256 * 2 ** 20;
+export const MAX_HEADER_BYTES = 128 * 2 ** 20;
 
 const DEFAULT_WINDOW = 2 ** 20;
 const MAX_WINDOW = 16 * 2 ** 20;

@@ -131,7 +131,7 @@ function yarn(
   const pairOf = (turns: number) => rotated * Math.log(original / (turns * 2 * Math.PI)) / (2 * Math.log(base));
   const low = Math.max(Math.floor(pairOf(fast)), 0);
   const high = Math.min(Math.ceil(pairOf(slow)), rotated - 1);
-  const span = high === low ? 0.001 : high - low;
+  const span = Math.max(high - low, 0.001);
   return frequencies.map((frequency, j) => {
     const slowness = Math.min(Math.max((j - low) / span, 0), 1);
     return frequency * (1 - slowness) + frequency / factor * slowness;
