@@ -38,8 +38,7 @@ export function createSampler(options: SamplerOptions = {}): Sampler {
   const random = randomSource(seed);
   return {
     next(logits) {
-      const best = logits[mostLikely(logits)];
-      const weights = Float64Array.from(logits, (logit) => exp((logit - best) / temperature));
+      const weights = weightsOf(logits, temperature);
       if (topK !== undefined) keepTop(weights, topK);
       return draw(weights, topP === 1 ? undefined : nucleus(weights, topP), random());
     },
@@ -76,6 +75,14 @@ function unusable(problem: string): PalisadeError {
   );
 }
 
+/** Softmax before its division: e^((logit − largest) / temperature). A plain loop: `Float64Array.from` iterates. */
+function weightsOf(logits: Float32Array, temperature: number): Float64Array {
+  const best = logits[mostLikely(logits)];
+  const weights = new Float64Array(logits.length);
+  for (let id = 0; id < logits.length; id++) weights[id] = exp((logits[id] - best) / temperature);
+  return weights;
+}
+
 /** Sets all but the `count` largest weights to 0. */
 function keepTop(weights: Float64Array, count: number): void {
   if (count >= weights.length) return;
@@ -90,7 +97,8 @@ function keepTop(weights: Float64Array, count: number): void {
 
 /** Ids of the fewest most likely tokens whose weights reach `topP` of the sum, the most likely first. */
 function nucleus(weights: Float64Array, topP: number): number[] {
-  const sum = weights.reduce((total, weight) => total + weight, 0);
+  let sum = 0;
+  for (const weight of weights) sum += weight;
   // Tokens below this share can't have 1 − topP together, so the rest reaches topP: only the rest is sorted.
   const least = Math.max(Number.MIN_VALUE, sum * (1 - topP) / weights.length / 2);
   const ids: number[] = [];

@@ -106,6 +106,7 @@ function environment(variables: Readonly<Record<string, unknown>>): Environment 
 }
 
 function range(start: number, stop?: number, step = 1): number[] {
+  if (step === 0) throw new Error("range() step must not be zero");
   const [first, end] = stop === undefined ? [0, start] : [start, stop];
   const length = Math.max(0, Math.ceil((end - first) / step));
   if (!(length <= MAX_RANGE)) throw new Refusal("size", `it asked for a range of ${length} numbers`);
