@@ -1,0 +1,123 @@
+/** What every dense engine promises besides its numbers: sizes, progress, disposal, absence, and the choice itself. */
+import assert from "node:assert/strict";
+import { PalisadeError } from "../core/errors.ts";
+import type { ModelConfig } from "../model/config.ts";
+import { createNodeEngine, probeNode } from "../model/dense/node.ts";
+import { float32Bytes, pickDense, WEB_FLOAT32_LIMIT, weightForm } from "../model/dense/pick.ts";
+import { configureOrt, createWebEngine } from "../model/dense/web.ts";
+import { skipped } from "./helper/skip.ts";
+import { openTiny } from "./helper/tiny_models.ts";
+
+const probe = await probeNode();
+
+for (const [name, create] of Object.entries({ web: createWebEngine, node: createNodeEngine })) {
+  const test = (title: string, run: () => Promise<void>) => {
+    if (name === "node" && !probe.available) skipped(title, probe.reason, "device");
+    else Deno.test(title, run);
+  };
+
+  test(`${name} engine refuses buffers of another size than its rows`, async () => {
+    await using open = await openTiny("llama-plain");
+    await using engine = await create(open.file, open.config, "float32");
+    const { width, heads, headDim, vocabulary } = open.config;
+    const hidden = new Float32Array(2 * width);
+    await assert.rejects(() => engine.qkv(0, hidden, 3), RangeError);
+    await assert.rejects(() => engine.qkv(0, hidden, 0), RangeError);
+    await assert.rejects(() => engine.qkv(0, hidden, 1.5), RangeError);
+    await assert.rejects(() => engine.qkv(open.config.layers, hidden, 2), RangeError);
+    await assert.rejects(() => engine.finish(0, hidden, new Float32Array(heads * headDim), 2), RangeError);
+    await assert.rejects(() => engine.logits(hidden.subarray(1), 2), RangeError);
+    assert.throws(() => engine.embed([vocabulary]), RangeError);
+    assert.throws(() => engine.embed([-1]), RangeError);
+    assert.throws(() => engine.embed([0.5]), RangeError);
+  });
+
+  test(`${name} engine reads a view into a larger buffer, and its results stay after the next call`, async () => {
+    await using open = await openTiny("llama-plain");
+    await using engine = await create(open.file, open.config, "float32");
+    const rows = engine.embed([5, 6, 7]);
+    const first = await engine.qkv(0, rows.subarray(0, open.config.width), 1);
+    const copy = first.slice();
+    await engine.qkv(0, rows.subarray(open.config.width), 2);
+    assert.deepEqual(first, copy);
+    const all = await engine.qkv(0, rows, 3);
+    all.subarray(0, first.length).forEach((value, i) => assert.ok(Math.abs(value - first[i]) < 1e-5));
+  });
+
+  test(`${name} engine reports every session it makes, and runs none after disposal`, async () => {
+    await using open = await openTiny("llama-plain");
+    const seen: string[] = [];
+    const onProgress = (done: number, total: number) => seen.push(`${done}/${total}`);
+    const engine = await create(open.file, open.config, "blocks", { onProgress });
+    assert.deepEqual(seen, ["1/5", "2/5", "3/5", "4/5", "5/5"]);
+    await engine[Symbol.asyncDispose]();
+    await engine[Symbol.asyncDispose]();
+    await assert.rejects(() => engine.logits(new Float32Array(open.config.width), 1), /disposed/);
+  });
+
+  test(`${name} engine stops between sessions with the signal's reason`, async () => {
+    await using open = await openTiny("llama-plain");
+    const stop = new AbortController();
+    const reason = new Error("stopped by the test");
+    const options = { signal: stop.signal, onProgress: () => stop.abort(reason) };
+    await assert.rejects(() => create(open.file, open.config, "blocks", options), reason);
+  });
+
+  test(`${name} engine holds blocks in less memory than float32`, async () => {
+    await using open = await openTiny("llama3-factors");
+    await using exact = await create(open.file, open.config, "float32");
+    await using packed = await create(open.file, open.config, "blocks");
+    assert.ok(packed.weightBytes < exact.weightBytes / 2, `${packed.weightBytes} of ${exact.weightBytes} bytes`);
+  });
+}
+
+Deno.test("createWebEngine() refuses another number of threads than the first engine's", async () => {
+  await using open = await openTiny("llama-yarn");
+  await using _first = await createWebEngine(open.file, open.config, "float32");
+  await assert.rejects(
+    () => createWebEngine(open.file, open.config, "float32", { threads: 2 }),
+    (error) => error instanceof PalisadeError && error.code === "dense.threads" && error.kind === "usage",
+  );
+  assert.throws(() => configureOrt({ wasmPaths: "/elsewhere/" }), /before the first/);
+});
+
+Deno.test("createWebEngine() types what it can't make as dense.failed", async () => {
+  await using open = await openTiny("llama-yarn");
+  const file = { ...open.file, name: open.file.name, tensors: open.file.tensors } as typeof open.file;
+  file.readRaw = (name, range) => open.file.readRaw(name, range);
+  // One row too few for the shape the graph states.
+  file.readFloat32 = async (name) => (await open.file.readFloat32(name)).subarray(open.config.width);
+  await assert.rejects(
+    () => createWebEngine(file, open.config, "float32"),
+    (error) => error instanceof PalisadeError && error.code === "dense.failed" && error.where === "web",
+  );
+});
+
+Deno.test("probeNode() says why the package is absent", async () => {
+  const absent = await probeNode(() => Promise.reject(new Error("Cannot find package\nstack")));
+  assert.deepEqual(absent, {
+    available: false,
+    reason: "onnxruntime-node can't be loaded: Cannot find package",
+    version: "",
+  });
+});
+
+Deno.test("pickDense() takes node where it is there, and web when told", async () => {
+  await using open = await openTiny("llama-yarn");
+  await using auto = await pickDense(open.file, open.config);
+  assert.equal(auto.name, probe.available ? "node" : "web");
+  await using web = await pickDense(open.file, open.config, { dense: "web" });
+  assert.equal(web.name, "web");
+  assert.match(web.detail, /^onnxruntime-web 1\.\d+\.\d+, 1 thread, float32 weights$/);
+});
+
+Deno.test("weightForm() keeps float32 on the web up to its limit and blocks beyond", async () => {
+  await using open = await openTiny("llama-plain");
+  const large: ModelConfig = { ...open.config, layers: 1e5 };
+  assert.ok(float32Bytes(large) > WEB_FLOAT32_LIMIT);
+  assert.equal(weightForm("web", "auto", open.config), "float32");
+  assert.equal(weightForm("web", "auto", large), "blocks");
+  assert.equal(weightForm("web", "float32", large), "float32");
+  assert.equal(weightForm("node", "auto", open.config), "blocks");
+  assert.equal(weightForm("node", "quantised", open.config), "blocks");
+});
