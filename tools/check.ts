@@ -3,7 +3,7 @@ import process from "node:process";
 import { killChildrenOnInterrupt, runChild } from "./child.ts";
 import { hygieneProblems } from "./hygiene.ts";
 import { linkProblems } from "./links.ts";
-import { repositoryFiles, ROOT } from "./repository.ts";
+import { changedFiles, repositoryFiles, ROOT } from "./repository.ts";
 import { roomProblems } from "./rooms.ts";
 
 export interface CheckResult {
@@ -34,6 +34,11 @@ function tsc(config: string): Promise<string[]> {
   return command(["run", "-A", "node_modules/typescript/bin/tsc", "-p", config, "--noEmit", "--pretty", "false"]);
 }
 
+/** Deno adds to its lock file as it starts; in CI that means that the committed one lacked something. */
+async function lockfileProblems(): Promise<string[]> {
+  return process.env["CI"] === "true" ? await changedFiles("deno.lock") : [];
+}
+
 /** Runs every check in order, printing one line for each. */
 export async function runChecks(): Promise<CheckResult[]> {
   const files = await repositoryFiles();
@@ -47,6 +52,7 @@ export async function runChecks(): Promise<CheckResult[]> {
     ["rooms import only what they may", () => roomProblems(sources)],
     ["links in Markdown", () => linkProblems(files)],
     ...hygieneProblems(files),
+    ["deno.lock is complete", lockfileProblems],
   ];
   const results: CheckResult[] = [];
   for (const [name, check] of checks) {

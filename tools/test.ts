@@ -11,7 +11,7 @@ import { runChecks } from "./check.ts";
 import { killChildrenOnInterrupt, runChild } from "./child.ts";
 import { coverageByGroup, type GroupCoverage, MIN_BRANCHES } from "./coverage.ts";
 import { parseJunit, type TestCase } from "./junit.ts";
-import { repositoryFiles, ROOT } from "./repository.ts";
+import { changedFiles, repositoryFiles, ROOT } from "./repository.ts";
 import type { SkipRecord } from "../tests/helper/skip.ts";
 
 const USAGE = `deno task test [--quick] [--only PATTERN] [--silence SECONDS]
@@ -153,6 +153,13 @@ async function gateCoverage(folder: string, totals: Totals): Promise<void> {
   }
 }
 
+/** The run must leave the checkout as it was. */
+async function gateTidiness(before: readonly string[], totals: Totals): Promise<void> {
+  const left = (await changedFiles()).filter((line) => !before.includes(line));
+  if (left.length === 0) totals.passed++;
+  else totals.failed.push({ name: "the run leaves the checkout as it was", reason: left.join(", ") });
+}
+
 function printSummary({ passed, failed, skipped }: Totals): void {
   if (skipped.length > 0) heading("skipped");
   for (const { name, reason } of skipped) console.log(`${name}: ${reason}`);
@@ -182,6 +189,7 @@ async function main(): Promise<number> {
   const cleanUp = () => rmSync(scratch, { recursive: true, force: true, maxRetries: 3 });
   killChildrenOnInterrupt(cleanUp);
   mkdirSync(join(scratch, "tmp"));
+  const before = await changedFiles();
   try {
     if (!only) {
       heading("checks");
@@ -199,6 +207,7 @@ async function main(): Promise<number> {
         await runSuite({ title, paths: [`tests/smoke/${runtime}.ts`], scratch, silence, only }, totals);
       }
     }
+    if (inCi) await gateTidiness(before, totals);
   } finally {
     cleanUp();
   }
