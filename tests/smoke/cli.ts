@@ -71,13 +71,17 @@ interface AskReport {
 /** Fields every report has; it may have more. */
 const REPORT_KEYS = "answer answers backend cache dense keep model ms policy rssBytes tokens window".split(" ");
 
-/** Asks the tiny model at keep 20 % with the joint policy; `--json`, offline. */
-export async function askTiny(cli: Cli, model: string, keep = "20%"): Promise<AskReport> {
+/** Asks the tiny model with the joint policy; `--json`, offline. */
+export async function askTiny(
+  cli: Cli,
+  model: string,
+  { keep = "20%", backend = "ts" } = {},
+): Promise<AskReport> {
   const folder = mkdtempSync(join(tmpdir(), "palisade-ask-"));
   const context = join(folder, "context.txt");
   writeFileSync(context, text(60));
   const question = ["--context", context, "--question", "Who spoke?", "--keep", keep, "--policy", "layer-defensive"];
-  const engine = ["--model", model, "--backend", "ts", "--dense", "web", "--max-tokens", "4", "--offline", "--json"];
+  const engine = ["--model", model, "--backend", backend, "--dense", "web", "--max-tokens", "4", "--offline", "--json"];
   return JSON.parse(await succeed(cli, ["ask", ...question, ...engine]));
 }
 
@@ -92,7 +96,6 @@ export function assertJointBudget(report: AskReport, share: number): void {
   assert.ok(cache.allocatedBytes >= cache.bytes && cache.peakBytes >= cache.bytes);
   assert.ok(cache.perLayer.length >= 1 && (all / tokens.context) % cache.perLayer.length === 0, "one row per layer");
   assert.equal(report.policy.name, "layer-defensive");
-  assert.equal(report.backend, "ts");
   assert.equal(report.dense, "web");
   assert.equal(report.answers.length, 1);
   assert.equal(report.answers[0].question, "Who spoke?");
@@ -149,12 +152,20 @@ export function testCommandLine(runtime: string, start: () => Promise<Cli>): voi
   test(sentence, async () => {
     const first = await askTiny(await cli(), model);
     assertJointBudget(first, 0.2);
+    assert.equal(first.backend, "ts");
     const second = await askTiny(await cli(), model);
     assert.deepEqual([second.answers, second.cache], [first.answers, first.cache]);
-    assertJointBudget(await askTiny(await cli(), model, "100%"), 1);
+    assertJointBudget(await askTiny(await cli(), model, { keep: "100%" }), 1);
     const deno = commandLine(Deno.execPath(), ["run", "-A", "--no-check", join(ROOT, "cli/main.ts")]);
     const same = await askTiny(deno, model);
     assert.deepEqual([first.answers, first.cache], [same.answers, same.cache], "the same as in Deno");
+  });
+
+  test("ask --backend wasm runs the kernels and keeps as much as ts", async () => {
+    const [ts, wasm] = [await askTiny(await cli(), model), await askTiny(await cli(), model, { backend: "wasm" })];
+    assertJointBudget(wasm, 0.2);
+    assert.equal(wasm.backend, "wasm");
+    assert.equal(wasm.cache.kept, ts.cache.kept);
   });
 
   test("ask refuses --keep 0 with exit code 3", async () => {
