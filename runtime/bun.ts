@@ -1,4 +1,4 @@
-/** Bun: Node's modules serve, under Bun's own name and version. Its workers ignore heap limits. */
+/** Bun: Node's modules serve, under Bun's own name and version. `node_sandbox.ts` says what its workers lack. */
 import process from "node:process";
 import type { Runtime } from "./interface.ts";
 import { nodeRuntime } from "./node.ts";

@@ -84,7 +84,10 @@ export interface Host {
 export interface SandboxOptions {
   /** Wall time until the worker is ended, milliseconds. */
   readonly timeoutMs: number;
-  /** Heap limit of the worker in MiB. Held by Node and Deno; Bun and browsers have no such limit and ignore it. */
+  /**
+   * Heap limit of the worker in MiB. Exact in Node. Deno and Bun end the worker at the latest when the whole process
+   * has grown by 256 MiB more, so load nothing large meanwhile. Browsers have no such limit.
+   */
   readonly maxHeapMb?: number;
   readonly signal?: AbortSignal;
 }

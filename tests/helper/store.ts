@@ -91,8 +91,15 @@ function onError(): Response {
   return new Response("broken on purpose", { status: 500 });
 }
 
-/** A port nobody listens on. */
-export const NO_HUB = "http://127.0.0.1:1";
+/** A port that was free a moment ago, where nobody listens. */
+export const NO_HUB = closedPort();
+
+function closedPort(): string {
+  const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const { port } = listener.addr;
+  listener.close();
+  return `http://127.0.0.1:${port}`;
+}
 
 export interface Place extends AsyncDisposable {
   /** The runtime at hand with this place's cache folder, hub and PATH. */
