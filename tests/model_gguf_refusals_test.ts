@@ -271,7 +271,7 @@ function typeAndOffsetCases(): Case[] {
     ...[4, 5, 31, 36, 42, 1000, 2 ** 31, 2 ** 32 - 1].map((n) => wrongNumber("tensor[0].type", n, 4, "gguf.dtype")),
     ...[1, 16, 127, 129, 2n ** 64n - 1n, 2n ** 53n + 1n].map((n) => wrongNumber(offset, n, 8, "gguf.alignment")),
     ...[2n ** 64n - 32n, 2n ** 63n, 2n ** 53n, 2n ** 31n, 2n ** 20n].map((n) =>
-      wrongNumber(offset, n, 8, "gguf.offset")
+      wrongNumber(offset, n, 8, "gguf.truncated")
     ),
     wrongNumber(offset, 160, 8, "gguf.truncated"),
     wrongNumber(offset, 256, 8, "gguf.truncated"),

@@ -39,7 +39,7 @@ const SLICE_BYTES = 16 * 2 ** 20;
  *
  * PalisadeErrors of kind input; `where` is the field's path (see `types.ts`). Codes: `gguf.magic`, `gguf.endian`,
  * `gguf.version`, `gguf.truncated`, `gguf.limit`, `gguf.count`, `gguf.name`, `gguf.utf8`, `gguf.duplicate`, `gguf.type`,
- * `gguf.string`, `gguf.depth`, `gguf.value`, `gguf.shape`, `gguf.dtype`, `gguf.offset`, `gguf.alignment`,
+ * `gguf.string`, `gguf.depth`, `gguf.value`, `gguf.shape`, `gguf.dtype`, `gguf.alignment`,
  * `gguf.overlap`; and what `source` throws.
  */
 export async function openGguf(source: ByteSource, options: OpenGgufOptions = {}): Promise<GgufFile> {

@@ -18,7 +18,7 @@ interface Entry extends GgufTensor {
 /**
  * Reads and checks the tensor table of `count` entries, cursor at its first byte.
  * Result: tensors by name with absolute offsets, inside the file, aligned to `alignment`, not overlapping.
- * Errors: `gguf.name`, `gguf.duplicate`, `gguf.shape`, `gguf.dtype`, `gguf.offset`, `gguf.alignment`,
+ * Errors: `gguf.name`, `gguf.duplicate`, `gguf.shape`, `gguf.dtype`, `gguf.alignment`,
  * `gguf.truncated`, `gguf.overlap`, and those of `Cursor`.
  */
 export async function readTensorTable(
@@ -105,7 +105,7 @@ async function readOffset(cursor: Cursor, where: string, name: string, alignment
   }
   if (offset > BigInt(cursor.fileSize)) {
     throw cursor.refuse(
-      "gguf.offset",
+      "gguf.truncated",
       where,
       `${quoted(name)} starts at ${offset}, past the end of the file of ${cursor.fileSize} bytes`,
     );
