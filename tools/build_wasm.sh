@@ -1,0 +1,99 @@
+#!/usr/bin/env bash
+# Builds wasm/kernels/ and writes wasm/kernels_bytes.ts, wasm/kernels.hash and tests/data/kernels_checked.wasm.
+# Needs cargo with the standard library for wasm32-unknown-unknown: `rustup target add wasm32-unknown-unknown` once, or,
+# where rustup can't download, Debian's packages rustc-web cargo-web rust-web-src lld-19 (installed here as root).
+# `--check` only compares the source hash. WASM_OPT=path runs that binaryen over the modules; the committed ones are not.
+set -euo pipefail
+export LC_ALL=C
+root=$(cd "$(dirname "$0")/.." && pwd)
+crate=$root/wasm/kernels
+target=wasm32-unknown-unknown
+cache=${RUST_WASM_CACHE:-$HOME/.cache/rust-wasm}
+
+source_hash() {
+  (cd "$crate" && for file in Cargo.lock Cargo.toml build.rs src/*.rs; do printf '%s\n' "$file"; cat "$file"; done) |
+    sha256sum | cut -d' ' -f1
+}
+
+if [ "${1:-}" = --check ]; then
+  grep -q "^source $(source_hash)\$" "$root/wasm/kernels.hash" && exit 0
+  echo "wasm/kernels/ has changed since the modules were built: run tools/build_wasm.sh" >&2
+  exit 1
+fi
+
+has_target() { ls "$(rustc --print sysroot 2>/dev/null)/lib/rustlib/$target/lib/"libstd-*.rlib >/dev/null 2>&1; }
+
+# Debian ships rustc with the sources of std, but no std for WebAssembly: build it once, from the vendored crates, into
+# a sysroot of our own.
+build_std() (
+  local source=/usr/lib/rustlib/src/rust/library host build lib
+  if ! [ -x /usr/bin/cargo ] || ! [ -e "$source" ] || ! command -v wasm-ld-19 >/dev/null; then
+    apt-get update -q
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends rustc-web cargo-web rust-web-src lld-19
+  fi
+  host=$(/usr/bin/rustc -vV | sed -n 's/^host: //p')
+  build=$(mktemp -d)
+  trap 'rm -rf "$build"' EXIT
+  mkdir -p "$build/src" "$build/.cargo"
+  : >"$build/src/lib.rs"
+  printf '[package]\nname="std-builder"\nversion="0.0.0"\nedition="2021"\n[workspace]\n' >"$build/Cargo.toml"
+  printf '[source.crates-io]\nreplace-with="v"\n[source.v]\ndirectory="%s"\n' "$source/vendor" >"$build/.cargo/config.toml"
+  cd "$build"
+  # Bitcode, because the crate is linked with lto.
+  env -u CARGO_TARGET_DIR RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 RUSTFLAGS="-C embed-bitcode=yes" \
+    /usr/bin/cargo build --release --target $target -Zbuild-std=core,alloc,std,panic_abort,proc_macro
+  lib=$cache/lib/rustlib
+  rm -rf "$cache"
+  mkdir -p "$cache/bin" "$lib/$target/lib" "$lib/$host/bin"
+  cp target/$target/release/deps/*.rlib "$lib/$target/lib/"
+  rm -f "$lib/$target/lib/"libstd_builder-*
+  ln -s "/usr/lib/rustlib/$host/lib" "$lib/$host/lib"
+  ln -s /usr/lib/llvm-19/bin/lld "$lib/$host/bin/rust-lld"
+  ln -s /usr/lib/rustlib/src "$lib/src"
+  printf '#!/bin/sh\nexec /usr/bin/rustc --sysroot "%s" "$@"\n' "$cache" >"$cache/bin/rustc"
+  printf '#!/bin/sh\nRUSTC="%s/bin/rustc" exec /usr/bin/cargo "$@"\n' "$cache" >"$cache/bin/cargo"
+  chmod +x "$cache/bin/"*
+)
+
+if ! has_target; then
+  command -v apt-get >/dev/null || { echo "no std for $target: run rustup target add $target" >&2; exit 1; }
+  [ -x "$cache/bin/cargo" ] || build_std
+  export PATH="$cache/bin:$PATH"
+  has_target
+fi
+
+features=+simd128,+bulk-memory
+build() { # build NAME PROFILE FEATURES
+  local out=$crate/target/$1
+  # The names of this machine's folders do not belong into the modules.
+  RUSTFLAGS="-C target-feature=$3 --remap-path-prefix=$crate=kernels" CARGO_TARGET_DIR=$out \
+    cargo build --manifest-path "$crate/Cargo.toml" --locked --target $target --profile "$2" >&2
+  local module=$out/$target/$2/palisade_kernels.wasm
+  if [ -n "${WASM_OPT:-}" ] && [ "$2" = release ]; then
+    "$WASM_OPT" -O3 --all-features "$module" -o "$out/optimised.wasm"
+    module=$out/optimised.wasm
+  fi
+  echo "$module"
+}
+simd=$(build simd release $features)
+relaxed=$(build relaxed release $features,+relaxed-simd)
+checked=$(build checked checked $features)
+
+mkdir -p "$root/tests/data"
+cp "$checked" "$root/tests/data/kernels_checked.wasm"
+chmod 644 "$root/tests/data/kernels_checked.wasm"
+{
+  echo '// Made by tools/build_wasm.sh from wasm/kernels/; hashes in kernels.hash.'
+  echo '// deno-fmt-ignore-file'
+  echo '/** The kernels as WebAssembly with 128-bit vectors, base64. */'
+  echo "export const SIMD128: string = \"$(base64 -w0 "$simd")\";"
+  echo '/** The same with relaxed vector instructions (fused multiply-add), base64. */'
+  echo "export const RELAXED: string = \"$(base64 -w0 "$relaxed")\";"
+} >"$root/wasm/kernels_bytes.ts"
+{
+  echo "source $(source_hash)"
+  for module in "simd128 $simd" "relaxed $relaxed" "checked $checked"; do
+    echo "${module%% *} $(sha256sum <"${module#* }" | cut -d' ' -f1)"
+  done
+} >"$root/wasm/kernels.hash"
+wc -c "$simd" "$relaxed" "$checked" >&2

@@ -1,0 +1,280 @@
+//! Causal attention over ragged rows, one pass with a running maximum; prefill and decode are the same loop.
+//!
+//! A *block* is a set of queries that read the same KV head: some tokens times the heads of the group, in ascending
+//! order of the rows they may see. Scores stay raw (not scaled) until the maximum has been taken off, so that large
+//! logits lose nothing: weight = 2^((score − max) · log₂e/√dim).
+
+use crate::lanes::F4;
+use crate::math::{exp2, exp2_one, LOG2_E};
+use crate::memory::{Array, Error, Result};
+use crate::rows::{Head, Layer, PAGE};
+use crate::tile::{dots, mix, tile_rows};
+
+/// Queries of a block when there are many: enough to reuse each tile, few enough to stay in cache beside it.
+const BLOCK: usize = 48;
+
+/// Queries that read one KV head, with their running softmax.
+pub struct Block {
+    pub rows: usize,
+    stride: usize,
+    /// `(rows, stride)`, zero beyond the head width.
+    pub queries: Array<f32>,
+    /// `(rows, stride)`, not yet divided by `sums`.
+    outputs: Array<f32>,
+    /// `(rows, PAGE)`.
+    pub scores: Array<f32>,
+    /// Largest raw score so far.
+    pub maxima: Array<f32>,
+    /// Σ 2^((score − max)·c) so far.
+    pub sums: Array<f32>,
+    /// Rows each query may see, ascending.
+    pub limits: Vec<usize>,
+}
+
+impl Block {
+    pub fn new(capacity: usize, stride: usize) -> Result<Self> {
+        let mut limits = Vec::new();
+        limits.try_reserve_exact(capacity).map_err(|_| Error::Memory)?;
+        Ok(Block {
+            rows: 0,
+            stride,
+            queries: Array::zeros(capacity * stride)?,
+            outputs: Array::zeros(capacity * stride)?,
+            scores: Array::zeros(capacity * PAGE)?,
+            maxima: Array::zeros(capacity)?,
+            sums: Array::zeros(capacity)?,
+            limits,
+        })
+    }
+
+    pub fn clear(&mut self) {
+        self.rows = 0;
+        self.limits.clear();
+        self.outputs.as_mut().fill(0.0);
+        self.maxima.as_mut().fill(f32::NEG_INFINITY);
+        self.sums.as_mut().fill(0.0);
+    }
+
+    pub fn push(&mut self, query: &[f32], limit: usize) {
+        let at = self.rows * self.stride;
+        self.queries.as_mut()[at..at + query.len()].copy_from_slice(query);
+        self.limits.push(limit);
+        self.rows += 1;
+    }
+
+    /// Raw scores of a tile for the block's queries from `first` on, −∞ where a query may not look.
+    /// Returns the number of rows of the tile that anyone sees.
+    fn score(&mut self, head: &Head, start: usize, first: usize) -> usize {
+        let end = start - start % tile_rows(self.stride) + tile_rows(self.stride);
+        let seen = self.limits[self.rows - 1].min(end) - start;
+        let keys = head.pages[start / PAGE].keys();
+        let queries = &self.queries.as_slice()[first * self.stride..self.rows * self.stride];
+        let scores = &mut self.scores.as_mut()[first * PAGE..self.rows * PAGE];
+        // SAFETY: a tile lies within one page; `seen` rounded up to 4 may reach 3 rows into the page's values, no further.
+        unsafe {
+            let keys = keys.add(start % PAGE * self.stride);
+            dots(queries.as_ptr(), self.rows - first, keys, seen, self.stride, scores.as_mut_ptr(), PAGE);
+        }
+        for (row, limit) in scores.chunks_exact_mut(PAGE).zip(&self.limits[first..]) {
+            let visible = (limit - start).min(seen);
+            row[visible..seen.next_multiple_of(4)].fill(f32::NEG_INFINITY);
+        }
+        seen
+    }
+
+    /// The first query that sees row `start`.
+    fn first_seeing(&self, start: usize) -> usize {
+        self.limits.partition_point(|&limit| limit <= start)
+    }
+}
+
+/// Turns raw scores into 2^((score − max)·c), updating maximum and sum; returns the factor for what came before.
+///
+/// # Safety
+/// `scores` holds `count` rounded up to 4 floats, at least one of them above −∞.
+#[inline(always)]
+unsafe fn soften(scores: *mut f32, count: usize, maximum: &mut f32, sum: &mut f32, c: f32) -> f32 {
+    let mut peak = F4::splat(*maximum);
+    for k in (0..count).step_by(4) {
+        peak = peak.max(F4::load(scores.add(k)));
+    }
+    let peak = peak.peak();
+    let factor = if peak > *maximum { exp2_one((*maximum - peak) * c) } else { 1.0 };
+    *maximum = peak;
+    let (peak, c) = (F4::splat(peak), F4::splat(c));
+    let mut total = F4::zero();
+    for k in (0..count).step_by(4) {
+        let weight = exp2(F4::load(scores.add(k)).sub(peak).mul(c));
+        weight.store(scores.add(k));
+        total = total.add(weight);
+    }
+    *sum = *sum * factor + total.sum();
+    factor
+}
+
+/// Runs the block over all tiles it may see: fills outputs, maxima and sums.
+pub fn attend(head: &Head, block: &mut Block, c: f32) {
+    let stride = block.stride;
+    let most = block.limits[block.rows - 1];
+    for start in (0..most).step_by(tile_rows(stride)) {
+        let first = block.first_seeing(start);
+        let seen = block.score(head, start, first);
+        let rows = block.rows;
+        let scores = block.scores.as_mut();
+        for q in first..rows {
+            let (maximum, sum) = (&mut block.maxima.as_mut()[q], &mut block.sums.as_mut()[q]);
+            // SAFETY: a row of `PAGE` floats; query `q` sees the tile's first row.
+            let factor = unsafe { soften(scores[q * PAGE..].as_mut_ptr(), seen, maximum, sum, c) };
+            if factor != 1.0 {
+                for x in &mut block.outputs.as_mut()[q * stride..(q + 1) * stride] {
+                    *x *= factor;
+                }
+            }
+        }
+        let outputs = block.outputs.as_mut()[first * stride..rows * stride].as_mut_ptr();
+        // SAFETY: `seen` rows from `start` lie within one page and hold values.
+        unsafe {
+            let values = head.pages[start / PAGE].values().add(start % PAGE * stride);
+            mix(scores[first * PAGE..].as_ptr(), PAGE, rows - first, values, seen, stride, outputs);
+        }
+    }
+}
+
+/// Maxima and sums alone, over the rows from `start` on.
+pub fn measure(head: &Head, block: &mut Block, c: f32, mut start: usize) {
+    let most = block.limits.last().copied().unwrap_or(0);
+    while start < most {
+        let first = block.first_seeing(start);
+        let seen = block.score(head, start, first);
+        for q in first..block.rows {
+            let (maximum, sum) = (&mut block.maxima.as_mut()[q], &mut block.sums.as_mut()[q]);
+            // SAFETY: a row of `PAGE` floats; query `q` sees the tile's first row.
+            unsafe { soften(block.scores.as_mut()[q * PAGE..].as_mut_ptr(), seen, maximum, sum, c) };
+        }
+        start += seen;
+    }
+}
+
+/// Runs the block over all tiles again, now that `maxima` and `sums` are final, and hands each tile's softmax to
+/// `body(start, seen, first query, weights (rows − first, PAGE))`.
+pub fn weights(head: &Head, block: &mut Block, c: f32, mut body: impl FnMut(usize, usize, usize, &mut [f32])) {
+    let most = block.limits[block.rows - 1];
+    for start in (0..most).step_by(tile_rows(block.stride)) {
+        let first = block.first_seeing(start);
+        let seen = block.score(head, start, first);
+        let rows = block.rows;
+        let scores = &mut block.scores.as_mut()[first * PAGE..rows * PAGE];
+        for (q, row) in scores.chunks_exact_mut(PAGE).enumerate() {
+            let (maximum, sum) = (block.maxima.as_slice()[first + q], block.sums.as_slice()[first + q]);
+            normalise(&mut row[..seen.next_multiple_of(4)], maximum, sum, c);
+        }
+        body(start, seen, first, scores);
+    }
+}
+
+/// Raw scores to softmax, given the row's maximum and sum.
+fn normalise(scores: &mut [f32], maximum: f32, sum: f32, c: f32) {
+    let (peak, c, share) = (F4::splat(maximum), F4::splat(c), F4::splat(1.0 / sum));
+    for chunk in scores.chunks_exact_mut(4) {
+        // SAFETY: four floats.
+        unsafe { exp2(F4::load(chunk.as_ptr()).sub(peak).mul(c)).mul(share).store(chunk.as_mut_ptr()) };
+    }
+}
+
+/// What a causal call may leave beside the outputs. Empty slices: not wanted.
+pub struct Extras<'a> {
+    /// `(count, heads)`.
+    pub log_sum_exp: &'a mut [f32],
+    /// `(heads, pitch)`, pitch = rows rounded up to `PAGE`; added to.
+    pub column_sum: &'a mut [f32],
+    /// `(heads, pitch)`; raised.
+    pub column_max: &'a mut [f32],
+    /// Softmax of the last query, `(heads)` arrays of the KV head's length one after the other.
+    pub probabilities: &'a mut [f32],
+}
+
+/// Columns of one head in the column arrays.
+pub fn column_pitch(layer: &Layer) -> usize {
+    layer.rows.iter().map(|head| head.length).max().unwrap_or(0).next_multiple_of(PAGE)
+}
+
+/// Attention of `count` queries, `(count, heads, dim)`. Query `t` sees rows `0 … length − behind − count + t` of each
+/// head; every query must see a row.
+pub fn causal(
+    layer: &Layer,
+    queries: &[f32],
+    count: usize,
+    behind: usize,
+    outputs: &mut [f32],
+    extras: &mut Extras,
+) -> Result<()> {
+    let (heads, dim, group) = (layer.heads, layer.dim, layer.group());
+    if count == 0 || layer.rows.iter().any(|head| head.length < count + behind) {
+        return Err(Error::Shape);
+    }
+    let last = |head: &Head| head.length - behind;
+    let c = LOG2_E / (dim as f32).sqrt();
+    let tokens = (BLOCK / group).clamp(1, count);
+    let mut block = Block::new(tokens * group, layer.stride)?;
+    let pitch = column_pitch(layer);
+    let mut offset = 0;
+    for (kv, head) in layer.rows.iter().enumerate() {
+        for token in (0..count).step_by(tokens) {
+            let here = tokens.min(count - token);
+            block.clear();
+            for t in token..token + here {
+                for h in kv * group..(kv + 1) * group {
+                    block.push(&queries[(t * heads + h) * dim..][..dim], last(head) - count + t + 1);
+                }
+            }
+            attend(head, &mut block, c);
+            for row in 0..block.rows {
+                let at = (token + row / group) * heads + kv * group + row % group;
+                let share = 1.0 / block.sums.as_slice()[row];
+                let output = &block.outputs.as_slice()[row * layer.stride..][..dim];
+                for (to, x) in outputs[at * dim..][..dim].iter_mut().zip(output) {
+                    *to = x * share;
+                }
+                if let Some(place) = extras.log_sum_exp.get_mut(at) {
+                    let (maximum, sum) = (block.maxima.as_slice()[row], block.sums.as_slice()[row]);
+                    *place = ((maximum as f64) / (dim as f64).sqrt() + (sum as f64).ln()) as f32;
+                }
+            }
+            if !extras.column_sum.is_empty() || !extras.column_max.is_empty() {
+                columns(head, &mut block, c, group, kv, pitch, extras);
+            }
+            if !extras.probabilities.is_empty() && token + here == count {
+                last_softmax(head, &mut block, c, group, &mut extras.probabilities[offset..]);
+            }
+        }
+        offset += group * last(head);
+    }
+    Ok(())
+}
+
+/// Adds the block's softmax to the column sums and raises the column maxima.
+fn columns(head: &Head, block: &mut Block, c: f32, group: usize, kv: usize, pitch: usize, extras: &mut Extras) {
+    let Extras { column_sum, column_max, .. } = extras;
+    weights(head, block, c, |start, seen, first, scores| {
+        for (q, row) in scores.chunks_exact(PAGE).enumerate() {
+            let at = (kv * group + (first + q) % group) * pitch + start;
+            if let Some(sums) = column_sum.get_mut(at..at + seen) {
+                sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+            }
+            if let Some(maxima) = column_max.get_mut(at..at + seen) {
+                maxima.iter_mut().zip(row).for_each(|(most, x)| *most = if *x <= *most { *most } else { *x });
+            }
+        }
+    });
+}
+
+/// Writes the softmax of the last token's queries, `(group, length)`.
+fn last_softmax(head: &Head, block: &mut Block, c: f32, group: usize, out: &mut [f32]) {
+    let (rows, length) = (block.rows, block.limits[block.rows - 1]);
+    weights(head, block, c, |start, seen, first, scores| {
+        for q in 0..group {
+            let row = &scores[(rows - group + q - first) * PAGE..][..seen];
+            out[q * length + start..][..seen].copy_from_slice(row);
+        }
+    });
+}

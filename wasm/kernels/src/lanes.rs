@@ -1,0 +1,195 @@
+//! Four float32 lanes: one 128-bit register on WebAssembly, an array elsewhere.
+//!
+//! The array form exists so that the same kernels run under `cargo test` on any machine. Which form is compiled is
+//! decided by the target features alone; nothing is dispatched at run time, because a WebAssembly module with vector
+//! instructions does not load at all where they are missing. The caller picks the module (see `wasm/kernels.ts`).
+
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+mod imp {
+    use core::arch::wasm32::*;
+
+    #[derive(Clone, Copy)]
+    #[repr(transparent)]
+    pub struct F4(pub v128);
+
+    impl F4 {
+        #[inline(always)]
+        pub fn splat(x: f32) -> Self {
+            F4(f32x4_splat(x))
+        }
+        /// # Safety
+        /// `p` is readable for four floats; no alignment is needed.
+        #[inline(always)]
+        pub unsafe fn load(p: *const f32) -> Self {
+            F4(v128_load(p as *const v128))
+        }
+        /// # Safety
+        /// `p` is readable for one float.
+        #[inline(always)]
+        pub unsafe fn load_splat(p: *const f32) -> Self {
+            F4(v128_load32_splat(p as *const u32))
+        }
+        /// # Safety
+        /// `p` is writable for four floats; no alignment is needed.
+        #[inline(always)]
+        pub unsafe fn store(self, p: *mut f32) {
+            v128_store(p as *mut v128, self.0)
+        }
+        #[inline(always)]
+        pub fn add(self, b: Self) -> Self {
+            F4(f32x4_add(self.0, b.0))
+        }
+        #[inline(always)]
+        pub fn sub(self, b: Self) -> Self {
+            F4(f32x4_sub(self.0, b.0))
+        }
+        #[inline(always)]
+        pub fn mul(self, b: Self) -> Self {
+            F4(f32x4_mul(self.0, b.0))
+        }
+        /// `self + a · b`, fused where relaxed SIMD fuses.
+        #[inline(always)]
+        pub fn madd(self, a: Self, b: Self) -> Self {
+            #[cfg(target_feature = "relaxed-simd")]
+            return F4(f32x4_relaxed_madd(a.0, b.0, self.0));
+            #[cfg(not(target_feature = "relaxed-simd"))]
+            F4(f32x4_add(self.0, f32x4_mul(a.0, b.0)))
+        }
+        /// The larger of each lane; `self` where `b` is NaN.
+        #[inline(always)]
+        pub fn max(self, b: Self) -> Self {
+            F4(f32x4_pmax(self.0, b.0))
+        }
+        #[inline(always)]
+        pub fn abs(self) -> Self {
+            F4(f32x4_abs(self.0))
+        }
+        #[inline(always)]
+        pub fn lanes(self) -> [f32; 4] {
+            [
+                f32x4_extract_lane::<0>(self.0),
+                f32x4_extract_lane::<1>(self.0),
+                f32x4_extract_lane::<2>(self.0),
+                f32x4_extract_lane::<3>(self.0),
+            ]
+        }
+        /// `[Σa, Σb, Σc, Σd]`.
+        #[inline(always)]
+        pub fn sums(a: Self, b: Self, c: Self, d: Self) -> Self {
+            let ab = f32x4_add(i32x4_shuffle::<0, 4, 1, 5>(a.0, b.0), i32x4_shuffle::<2, 6, 3, 7>(a.0, b.0));
+            let cd = f32x4_add(i32x4_shuffle::<0, 4, 1, 5>(c.0, d.0), i32x4_shuffle::<2, 6, 3, 7>(c.0, d.0));
+            F4(f32x4_add(i32x4_shuffle::<0, 1, 4, 5>(ab, cd), i32x4_shuffle::<2, 3, 6, 7>(ab, cd)))
+        }
+        /// 2ⁿ · `self` for whole n held in the low bits of `n`'s pattern (see `math::exp2`), 0 where `x < low`.
+        #[inline(always)]
+        pub fn scale_exponent(self, n: Self, x: Self, low: Self) -> Self {
+            let scaled = i32x4_add(self.0, i32x4_shl(n.0, 23));
+            F4(v128_andnot(scaled, f32x4_lt(x.0, low.0)))
+        }
+        /// Mantissa in [√½, √2) and exponent, so that `self = mantissa · 2^exponent`, for positive normal lanes.
+        #[inline(always)]
+        pub fn split_exponent(self) -> (Self, Self) {
+            let offset = i32x4_sub(self.0, i32x4_splat(0x3f35_04f3));
+            let exponent = i32x4_shr(offset, 23);
+            let mantissa = i32x4_sub(self.0, i32x4_shl(exponent, 23));
+            (F4(mantissa), F4(f32x4_convert_i32x4(exponent)))
+        }
+    }
+}
+
+#[cfg(not(all(target_arch = "wasm32", target_feature = "simd128")))]
+mod imp {
+    #[derive(Clone, Copy)]
+    pub struct F4([f32; 4]);
+
+    #[inline(always)]
+    fn zip(a: F4, b: F4, f: impl Fn(f32, f32) -> f32) -> F4 {
+        F4([f(a.0[0], b.0[0]), f(a.0[1], b.0[1]), f(a.0[2], b.0[2]), f(a.0[3], b.0[3])])
+    }
+
+    impl F4 {
+        pub fn splat(x: f32) -> Self {
+            F4([x; 4])
+        }
+        /// # Safety
+        /// `p` is readable for four floats; no alignment is needed.
+        pub unsafe fn load(p: *const f32) -> Self {
+            F4((p as *const [f32; 4]).read_unaligned())
+        }
+        /// # Safety
+        /// `p` is readable for one float.
+        pub unsafe fn load_splat(p: *const f32) -> Self {
+            F4([p.read_unaligned(); 4])
+        }
+        /// # Safety
+        /// `p` is writable for four floats; no alignment is needed.
+        pub unsafe fn store(self, p: *mut f32) {
+            (p as *mut [f32; 4]).write_unaligned(self.0)
+        }
+        pub fn add(self, b: Self) -> Self {
+            zip(self, b, |x, y| x + y)
+        }
+        pub fn sub(self, b: Self) -> Self {
+            zip(self, b, |x, y| x - y)
+        }
+        pub fn mul(self, b: Self) -> Self {
+            zip(self, b, |x, y| x * y)
+        }
+        pub fn madd(self, a: Self, b: Self) -> Self {
+            self.add(a.mul(b))
+        }
+        pub fn max(self, b: Self) -> Self {
+            zip(self, b, |x, y| if x < y { y } else { x })
+        }
+        pub fn abs(self) -> Self {
+            zip(self, self, |x, _| x.abs())
+        }
+        pub fn lanes(self) -> [f32; 4] {
+            self.0
+        }
+        pub fn sums(a: Self, b: Self, c: Self, d: Self) -> Self {
+            // The order of the vector form, so that both round alike.
+            let sum = |v: F4| (v.0[0] + v.0[2]) + (v.0[1] + v.0[3]);
+            F4([sum(a), sum(b), sum(c), sum(d)])
+        }
+        pub fn scale_exponent(self, n: Self, x: Self, low: Self) -> Self {
+            let mut out = [0.0; 4];
+            for i in 0..4 {
+                if !(x.0[i] < low.0[i]) {
+                    out[i] = f32::from_bits(self.0[i].to_bits().wrapping_add(n.0[i].to_bits() << 23));
+                }
+            }
+            F4(out)
+        }
+        pub fn split_exponent(self) -> (Self, Self) {
+            let (mut m, mut e) = ([0.0; 4], [0.0; 4]);
+            for i in 0..4 {
+                let bits = self.0[i].to_bits() as i32;
+                let exponent = bits.wrapping_sub(0x3f35_04f3) >> 23;
+                m[i] = f32::from_bits(bits.wrapping_sub(exponent << 23) as u32);
+                e[i] = exponent as f32;
+            }
+            (F4(m), F4(e))
+        }
+    }
+}
+
+pub use imp::F4;
+
+impl F4 {
+    pub fn zero() -> Self {
+        F4::splat(0.0)
+    }
+    /// Sum of the lanes.
+    #[inline(always)]
+    pub fn sum(self) -> f32 {
+        let x = self.lanes();
+        (x[0] + x[2]) + (x[1] + x[3])
+    }
+    /// Largest lane.
+    #[inline(always)]
+    pub fn peak(self) -> f32 {
+        let x = self.lanes();
+        x[0].max(x[2]).max(x[1].max(x[3]))
+    }
+}

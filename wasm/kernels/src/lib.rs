@@ -1,0 +1,253 @@
+//! palisade's kernels: ragged key/value rows and everything that runs over them, as a C ABI on numbers.
+//!
+//! The other side (`wasm/kernels.ts`, the only importer) holds handles, never addresses of rows. It asks for buffers,
+//! writes inputs and reads outputs there, and passes their handles to each call. Every call returns 0 (or a handle or
+//! count) when it was done and a negative [`Error::code`] when it was refused; a refused call has changed nothing.
+//!
+//! No wasm-bindgen: the border is a dozen functions of integers, so generated glue would only add a build tool, a
+//! second module format and copies. No threads: a worker makes an instance of its own.
+
+mod attention;
+mod lanes;
+mod math;
+mod memory;
+mod norms;
+mod observe;
+mod rows;
+mod select;
+#[cfg(test)]
+mod testing;
+mod tile;
+
+use attention::Extras;
+use memory::{Buffer, Error, Result, Slab};
+use observe::Reductions;
+use rows::{Layer, MAX_ROWS};
+use std::cell::RefCell;
+
+struct State {
+    buffers: Slab<Buffer>,
+    layers: Slab<Layer>,
+}
+
+thread_local! {
+    static STATE: RefCell<State> = const { RefCell::new(State { buffers: Slab::new(), layers: Slab::new() }) };
+}
+
+fn run(body: impl FnOnce(&mut State) -> Result<i32>) -> i32 {
+    STATE.with(|state| body(&mut state.borrow_mut()).unwrap_or_else(Error::code))
+}
+
+/// A count from outside: not negative, not above `MAX_ROWS`.
+fn size(x: i32) -> Result<usize> {
+    usize::try_from(x).ok().filter(|&x| x <= MAX_ROWS).ok_or(Error::Shape)
+}
+
+/// Product of lengths; too large for any buffer where it overflows.
+fn product(lengths: &[usize]) -> Result<usize> {
+    lengths.iter().try_fold(1usize, |a, &b| a.checked_mul(b)).ok_or(Error::Buffer)
+}
+
+type Lent<'a> = Option<&'a mut Buffer>;
+
+fn input<'a, T: memory::Plain>(buffer: &'a Lent, length: usize) -> Result<&'a [T]> {
+    match buffer {
+        Some(buffer) => buffer.view(length),
+        None => Err(Error::Handle),
+    }
+}
+
+/// A buffer to write; nothing where it was not given.
+fn output<'a, T: memory::Plain>(buffer: &'a mut Lent, length: usize) -> Result<&'a mut [T]> {
+    match buffer {
+        Some(buffer) => buffer.view_mut(length),
+        None => Ok(&mut []),
+    }
+}
+
+/// A zeroed buffer of `bytes` bytes, 16-byte aligned. Returns its handle.
+#[no_mangle]
+pub extern "C" fn buffer_new(bytes: i32) -> i32 {
+    run(|state| state.buffers.insert(Buffer::zeros(usize::try_from(bytes).map_err(|_| Error::Shape)?)?))
+}
+
+/// Where the buffer's bytes stand in the memory, as an unsigned number; 0 for a handle that is none.
+#[no_mangle]
+pub extern "C" fn buffer_address(buffer: i32) -> i32 {
+    STATE.with(|state| state.borrow_mut().buffers.get(buffer).map_or(0, |buffer| buffer.address() as i32))
+}
+
+#[no_mangle]
+pub extern "C" fn buffer_free(buffer: i32) -> i32 {
+    run(|state| state.buffers.remove(buffer).map(|_| 0))
+}
+
+/// Empty rows with room for `reserve` in each head. Returns a handle.
+#[no_mangle]
+pub extern "C" fn rows_new(heads: i32, kv_heads: i32, dim: i32, reserve: i32) -> i32 {
+    run(|state| {
+        let layer = Layer::new(size(heads)?, size(kv_heads)?, size(dim)?, size(reserve)?)?;
+        state.layers.insert(layer)
+    })
+}
+
+#[no_mangle]
+pub extern "C" fn rows_free(rows: i32) -> i32 {
+    run(|state| state.layers.remove(rows).map(|_| 0))
+}
+
+/// Pages of 64 rows held by all heads.
+#[no_mangle]
+pub extern "C" fn rows_pages(rows: i32) -> i32 {
+    run(|state| state.layers.get(rows).map(|layer| layer.pages() as i32))
+}
+
+/// `keys`, `values`: `(count, kv_heads, dim)`.
+#[no_mangle]
+pub extern "C" fn rows_append(rows: i32, keys: i32, values: i32, count: i32) -> i32 {
+    run(|state| {
+        let (layer, count) = (state.layers.get(rows)?, size(count)?);
+        let length = product(&[count, layer.kv_heads, layer.dim])?;
+        state.buffers.lend([keys, values], |[keys, values]| {
+            layer.append(input(&keys, length)?, input(&values, length)?, count).map(|()| 0)
+        })
+    })
+}
+
+/// Attention of `count` queries that belong to the `count` rows of each head in front of its last `behind`: query `t`
+/// sees rows `0 … length − behind − count + t`. `queries`, `outputs`: `(count, heads, dim)`. −1 where not wanted:
+/// `log_sum_exp`: `(count, heads)`; `column_sum`, `column_max`: `(heads, longest head rounded up to 64)`, added to and
+/// raised; `probabilities`: the softmax of the last query, head after head, each as long as its KV head less `behind`.
+#[no_mangle]
+pub extern "C" fn rows_attend(
+    rows: i32,
+    queries: i32,
+    count: i32,
+    behind: i32,
+    outputs: i32,
+    log_sum_exp: i32,
+    column_sum: i32,
+    column_max: i32,
+    probabilities: i32,
+) -> i32 {
+    run(|state| {
+        let (layer, count, behind) = (state.layers.get(rows)?, size(count)?, size(behind)?);
+        let length = product(&[count, layer.heads, layer.dim])?;
+        let columns = product(&[layer.heads, attention::column_pitch(layer)])?;
+        let shares = layer.rows.iter().map(|head| head.length.saturating_sub(behind) * layer.group()).sum();
+        let handles = [queries, outputs, log_sum_exp, column_sum, column_max, probabilities];
+        state.buffers.lend(handles, |[queries, mut out, mut lse, mut sums, mut maxima, mut shares_out]| {
+            let mut extras = Extras {
+                log_sum_exp: output(&mut lse, count * layer.heads)?,
+                column_sum: output(&mut sums, columns)?,
+                column_max: output(&mut maxima, columns)?,
+                probabilities: output(&mut shares_out, shares)?,
+            };
+            let out = out.as_mut().ok_or(Error::Handle)?.view_mut(length)?;
+            attention::causal(layer, input(&queries, length)?, count, behind, out, &mut extras).map(|()| 0)
+        })
+    })
+}
+
+/// Reductions of the last `window` queries' softmax; see `observe::Reductions` for the shapes. −1: not wanted.
+#[no_mangle]
+pub extern "C" fn rows_observe(
+    rows: i32,
+    queries: i32,
+    window: i32,
+    kernel: i32,
+    mean: i32,
+    variance: i32,
+    entropy: i32,
+    pooled_mean: i32,
+    pooled_max: i32,
+    mass: i32,
+    log_sum_exp: i32,
+) -> i32 {
+    run(|state| {
+        let (layer, window) = (state.layers.get(rows)?, size(window)?);
+        let length = product(&[window, layer.heads, layer.dim])?;
+        let prefix = layer.common_length()?.checked_sub(window).ok_or(Error::Shape)?;
+        let (columns, row) = (product(&[layer.kv_heads, prefix])?, product(&[layer.heads, window])?);
+        let handles = [queries, mean, variance, entropy, pooled_mean, pooled_max, mass, log_sum_exp];
+        state.buffers.lend(handles, |[queries, mut a, mut b, mut c, mut d, mut e, mut f, mut g]| {
+            let mut reductions = Reductions {
+                mean: output(&mut a, columns)?,
+                variance: output(&mut b, columns)?,
+                entropy: output(&mut c, row)?,
+                pooled_mean: output(&mut d, columns)?,
+                pooled_max: output(&mut e, columns)?,
+                mass: output(&mut f, row)?,
+                log_sum_exp: output(&mut g, row)?,
+            };
+            observe::observe(layer, input(&queries, length)?, window, size(kernel)?, &mut reductions).map(|()| 0)
+        })
+    })
+}
+
+/// Adds the share of `width` rows of Wo, `(width, heads · dim)`, to `norms`, `(kv_heads, rows)`.
+#[no_mangle]
+pub extern "C" fn rows_norms(rows: i32, wo: i32, width: i32, norms: i32) -> i32 {
+    run(|state| {
+        let (layer, width) = (state.layers.get(rows)?, size(width)?);
+        let (length, count) = (product(&[width, layer.heads, layer.dim])?, product(&[layer.kv_heads, layer.common_length()?])?);
+        state.buffers.lend([wo, norms], |[wo, mut norms]| {
+            let norms = norms.as_mut().ok_or(Error::Handle)?.view_mut(count)?;
+            norms::add_norms(layer, input(&wo, length)?, width, norms).map(|()| 0)
+        })
+    })
+}
+
+/// `counts`: `(kv_heads)` int32; `kept`: the kept rows of one head after the other, `total` int32 in all.
+#[no_mangle]
+pub extern "C" fn rows_compact(rows: i32, kept: i32, total: i32, counts: i32) -> i32 {
+    run(|state| {
+        let (layer, total) = (state.layers.get(rows)?, size(total)?);
+        state.buffers.lend([kept, counts], |[kept, counts]| {
+            layer.compact(input(&kept, total)?, input(&counts, layer.kv_heads)?).map(|()| 0)
+        })
+    })
+}
+
+/// `lengths`: `(kv_heads)` int32, none above the head's own.
+#[no_mangle]
+pub extern "C" fn rows_truncate(rows: i32, lengths: i32) -> i32 {
+    run(|state| {
+        let layer = state.layers.get(rows)?;
+        state.buffers.lend([lengths], |[lengths]| layer.truncate(input(&lengths, layer.kv_heads)?).map(|()| 0))
+    })
+}
+
+/// Copies one head's rows, `(length, dim)` each.
+#[no_mangle]
+pub extern "C" fn rows_copy(rows: i32, kv_head: i32, keys: i32, values: i32) -> i32 {
+    run(|state| {
+        let (layer, kv_head) = (state.layers.get(rows)?, size(kv_head)?);
+        let head = layer.rows.get(kv_head).ok_or(Error::Shape)?;
+        let length = product(&[head.length, layer.dim])?;
+        state.buffers.lend([keys, values], |[mut keys, mut values]| {
+            let keys = keys.as_mut().ok_or(Error::Handle)?.view_mut(length)?;
+            let values = values.as_mut().ok_or(Error::Handle)?.view_mut(length)?;
+            layer.copy(kv_head, keys, values);
+            Ok(0)
+        })
+    })
+}
+
+/// Writes the ascending indices of the best `count` of `entries`. `second` (float32) and `protected` (bytes): −1 for none.
+#[no_mangle]
+pub extern "C" fn select_top(scores: i32, second: i32, protected: i32, entries: i32, count: i32, chosen: i32) -> i32 {
+    run(|state| {
+        let (entries, count) = (size(entries)?, size(count)?);
+        if count > entries {
+            return Err(Error::Shape);
+        }
+        state.buffers.lend([scores, second, protected, chosen], |[scores, second, protected, mut chosen]| {
+            let second = if second.is_some() { input(&second, entries)? } else { &[] };
+            let protected = if protected.is_some() { input(&protected, entries)? } else { &[] };
+            let chosen = chosen.as_mut().ok_or(Error::Handle)?.view_mut(count)?;
+            select::select(input(&scores, entries)?, second, protected, chosen);
+            Ok(0)
+        })
+    })
+}

@@ -1,0 +1,222 @@
+//! Memory and handles: every allocation may fail with a value, every number from outside is checked here.
+
+use core::marker::PhantomData;
+
+/// Why a call was refused. The value crosses the border as a negative number (see [`Error::code`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// The memory could not grow.
+    Memory,
+    /// A handle that was never given out or has been freed, or one buffer given twice in a call.
+    Handle,
+    /// A size, length or index that does not fit the shape.
+    Shape,
+    /// A buffer shorter than the call needs.
+    Buffer,
+}
+
+pub type Result<T> = core::result::Result<T, Error>;
+
+impl Error {
+    pub fn code(self) -> i32 {
+        match self {
+            Error::Memory => -1,
+            Error::Handle => -2,
+            Error::Shape => -3,
+            Error::Buffer => -4,
+        }
+    }
+}
+
+/// Sixteen zeroed bytes: the unit of every buffer, so that all of them are aligned for one vector.
+#[derive(Clone, Copy)]
+#[repr(C, align(16))]
+struct Quad([u32; 4]);
+
+/// What a buffer may be read as: plain numbers for which every bit pattern is a value.
+pub trait Plain: Copy {}
+impl Plain for f32 {}
+impl Plain for i32 {}
+impl Plain for u32 {}
+impl Plain for i16 {}
+impl Plain for i8 {}
+impl Plain for u8 {}
+
+/// A zeroed, 16-byte aligned array whose allocation can fail.
+pub struct Array<T: Plain> {
+    quads: Vec<Quad>,
+    length: usize,
+    kind: PhantomData<T>,
+}
+
+impl<T: Plain> Array<T> {
+    pub fn zeros(length: usize) -> Result<Self> {
+        let bytes = length.checked_mul(core::mem::size_of::<T>()).ok_or(Error::Memory)?;
+        let count = bytes.div_ceil(16);
+        let mut quads = Vec::new();
+        quads.try_reserve_exact(count).map_err(|_| Error::Memory)?;
+        quads.resize(count, Quad([0; 4]));
+        Ok(Array { quads, length, kind: PhantomData })
+    }
+
+    pub fn as_slice(&self) -> &[T] {
+        // SAFETY: `quads` holds at least `length` values of a plain type no more aligned than 16 bytes.
+        unsafe { core::slice::from_raw_parts(self.quads.as_ptr() as *const T, self.length) }
+    }
+
+    pub fn as_mut(&mut self) -> &mut [T] {
+        // SAFETY: as above, and `self` is borrowed mutably.
+        unsafe { core::slice::from_raw_parts_mut(self.quads.as_mut_ptr() as *mut T, self.length) }
+    }
+
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    pub fn address(&self) -> usize {
+        self.quads.as_ptr() as usize
+    }
+}
+
+/// A buffer the other side writes inputs to and reads outputs from. Untyped: each call says what it reads.
+pub type Buffer = Array<u8>;
+
+impl Array<u8> {
+    /// The first `length` values, read as `T`.
+    pub fn view<T: Plain>(&self, length: usize) -> Result<&[T]> {
+        self.check::<T>(length)?;
+        // SAFETY: the check; plain type; 16-byte alignment.
+        Ok(unsafe { core::slice::from_raw_parts(self.quads.as_ptr() as *const T, length) })
+    }
+
+    /// The first `length` values, to be written as `T`.
+    pub fn view_mut<T: Plain>(&mut self, length: usize) -> Result<&mut [T]> {
+        self.check::<T>(length)?;
+        // SAFETY: as above, and `self` is borrowed mutably.
+        Ok(unsafe { core::slice::from_raw_parts_mut(self.quads.as_mut_ptr() as *mut T, length) })
+    }
+
+    fn check<T: Plain>(&self, length: usize) -> Result<()> {
+        let bytes = length.checked_mul(core::mem::size_of::<T>()).ok_or(Error::Buffer)?;
+        if bytes > self.length {
+            return Err(Error::Buffer);
+        }
+        Ok(())
+    }
+}
+
+/// Things with handles. A handle is `generation << 16 | slot`, positive; a freed one is refused for 32767 reuses.
+pub struct Slab<T> {
+    slots: Vec<(i32, Option<T>)>,
+    free: Vec<usize>,
+}
+
+const SLOTS: usize = 1 << 16;
+
+impl<T> Slab<T> {
+    pub const fn new() -> Self {
+        Slab { slots: Vec::new(), free: Vec::new() }
+    }
+
+    pub fn insert(&mut self, item: T) -> Result<i32> {
+        if let Some(slot) = self.free.pop() {
+            let (generation, place) = &mut self.slots[slot];
+            *place = Some(item);
+            return Ok(*generation << 16 | slot as i32);
+        }
+        let slot = self.slots.len();
+        if slot == SLOTS {
+            return Err(Error::Memory);
+        }
+        self.slots.try_reserve(1).map_err(|_| Error::Memory)?;
+        // So that `remove` can't fail.
+        self.free.try_reserve(slot + 1).map_err(|_| Error::Memory)?;
+        self.slots.push((1, Some(item)));
+        Ok(1 << 16 | slot as i32)
+    }
+
+    fn place(&mut self, handle: i32) -> Result<&mut Option<T>> {
+        let slot = (handle & 0xffff) as usize;
+        match self.slots.get_mut(slot) {
+            Some((generation, place)) if handle > 0 && *generation == handle >> 16 => Ok(place),
+            _ => Err(Error::Handle),
+        }
+    }
+
+    pub fn get(&mut self, handle: i32) -> Result<&mut T> {
+        self.place(handle)?.as_mut().ok_or(Error::Handle)
+    }
+
+    pub fn remove(&mut self, handle: i32) -> Result<T> {
+        let item = self.place(handle)?.take().ok_or(Error::Handle)?;
+        let slot = (handle & 0xffff) as usize;
+        self.slots[slot].0 = self.slots[slot].0 % 0x7fff + 1;
+        self.free.push(slot);
+        Ok(item)
+    }
+
+    /// Takes the items out for the time of `body`. A handle given twice is refused; −1 lends nothing.
+    pub fn lend<const N: usize, R>(
+        &mut self,
+        handles: [i32; N],
+        body: impl FnOnce([Option<&mut T>; N]) -> Result<R>,
+    ) -> Result<R> {
+        let mut taken: [Option<T>; N] = [const { None }; N];
+        let mut failed = None;
+        for (place, &handle) in taken.iter_mut().zip(&handles) {
+            if handle == -1 {
+                continue;
+            }
+            match self.place(handle).and_then(|item| item.take().ok_or(Error::Handle)) {
+                Ok(item) => *place = Some(item),
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
+            }
+        }
+        let result = match failed {
+            Some(error) => Err(error),
+            None => body(taken.each_mut().map(Option::as_mut)),
+        };
+        for (item, &handle) in taken.into_iter().zip(&handles) {
+            if item.is_some() {
+                *self.place(handle)? = item;
+            }
+        }
+        result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slab_refuses_freed_forged_and_doubled_handles() {
+        let mut slab = Slab::new();
+        let a = slab.insert(1).unwrap();
+        let b = slab.insert(2).unwrap();
+        assert_eq!(slab.remove(a), Ok(1));
+        assert_eq!(slab.remove(a), Err(Error::Handle));
+        let c = slab.insert(3).unwrap();
+        assert_eq!(c & 0xffff, a & 0xffff);
+        for bad in [a, 0, -1, -2, i32::MIN, i32::MAX, 1 << 16 | 99] {
+            assert!(slab.get(bad).is_err(), "{bad}");
+        }
+        assert_eq!(slab.lend([b, c], |[x, y]| Ok((*x.unwrap(), *y.unwrap()))), Ok((2, 3)));
+        assert_eq!(slab.lend([b, b], |_| Ok(())), Err(Error::Handle));
+        assert_eq!(slab.lend([b, -1], |[x, y]| Ok((*x.unwrap(), y.is_none()))), Ok((2, true)));
+        assert_eq!(slab.get(b), Ok(&mut 2));
+    }
+
+    #[test]
+    fn buffers_are_no_longer_than_they_are() {
+        let mut buffer = Buffer::zeros(10).unwrap();
+        assert!(buffer.view::<f32>(2).is_ok());
+        assert!(buffer.view::<f32>(3).is_err());
+        assert!(buffer.view_mut::<u8>(10).is_ok());
+        assert!(buffer.view::<f32>(usize::MAX).is_err());
+        assert!(Array::<f32>::zeros(usize::MAX / 2).is_err());
+    }
+}

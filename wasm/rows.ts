@@ -1,0 +1,359 @@
+/** Keys and values of one layer in the kernels' memory: checks and copies, no arithmetic. */
+import type { AttentionOutputs, BackendMemory, DecodeOutputs, LayerRows } from "../backend/interface.ts";
+import type { Needs, Observation, Reduction } from "../core/policy.ts";
+import type { AttentionShape } from "../core/shape.ts";
+import type { Buffers, Kernels } from "./module.ts";
+
+/** Rows of a page of the kernels (`PAGE` in wasm/kernels/src/rows.rs). */
+const PAGE = 64;
+/** Inputs and outputs pass through buffers of about this size, so that long inputs don't grow the memory. */
+const BUFFER_BYTES = 1 << 20;
+
+/** Counts the bytes of all pages of a backend. */
+export class PageMeter {
+  #bytes = 0;
+  #high = 0;
+
+  change(bytes: number): void {
+    this.#bytes += bytes;
+    this.#high = Math.max(this.#high, this.#bytes);
+  }
+
+  memory(wasmBytes: number): BackendMemory {
+    return { allocatedBytes: this.#bytes, highWaterBytes: this.#high, wasmBytes };
+  }
+}
+
+/** See `LayerRows` for the meaning of each method. */
+export class WasmRows implements LayerRows {
+  readonly shape: AttentionShape;
+  readonly #kernels: Kernels;
+  readonly #meter: PageMeter;
+  /** Rows of each KV head; the kernels keep the same numbers and refuse what does not fit them. */
+  readonly #lengths: Int32Array;
+  #handle: number;
+  #allocated = 0;
+
+  constructor(kernels: Kernels, meter: PageMeter, shape: AttentionShape, reserve: number) {
+    const { heads, kvHeads, headDim } = shape;
+    const whole = [heads, kvHeads, headDim].every((size) => Number.isInteger(size) && size > 0 && size <= 4096);
+    if (!whole || heads % kvHeads !== 0) {
+      throw new RangeError(`Cannot hold ${heads} heads over ${kvHeads} KV heads of width ${headDim}`);
+    }
+    if (!Number.isInteger(reserve) || reserve < 0 || reserve > 2 ** 28) {
+      throw new RangeError(`Cannot reserve ${reserve} rows`);
+    }
+    this.shape = { heads, kvHeads, headDim };
+    this.#kernels = kernels;
+    this.#meter = meter;
+    this.#lengths = new Int32Array(kvHeads);
+    this.#handle = kernels.check(kernels.call.rows_new(heads, kvHeads, headDim, reserve), `reserve ${reserve} rows`);
+    this.#count();
+  }
+
+  length(kvHead: number): number {
+    const { kvHeads } = this.shape;
+    if (!(Number.isInteger(kvHead) && kvHead >= 0 && kvHead < kvHeads)) {
+      throw new RangeError(`No KV head ${kvHead}: there are ${kvHeads}`);
+    }
+    this.#alive();
+    return this.#lengths[kvHead];
+  }
+
+  get liveBytes(): number {
+    return this.#lengths.reduce((sum, rows) => sum + rows, 0) * this.shape.headDim * 8;
+  }
+
+  get allocatedBytes(): number {
+    return this.#allocated;
+  }
+
+  append(keys: Float32Array, values: Float32Array, count: number): void {
+    const handle = this.#alive(), before = this.#lengths.slice();
+    const each = this.shape.kvHeads * this.shape.headDim;
+    checkFloats("keys", keys, count, each);
+    checkFloats("values", values, count, each);
+    try {
+      this.#inChunks(count, 2 * each, (buffers, first, rows) => {
+        const part = (floats: Float32Array) => buffers.from(floats.subarray(first * each, (first + rows) * each));
+        this.#do("append rows", (call) => call.rows_append(handle, part(keys), part(values), rows));
+        this.#resized(this.#lengths.map((length) => length + rows));
+      });
+    } catch (error) {
+      this.truncate(before);
+      throw error;
+    }
+  }
+
+  // deno-lint-ignore require-await -- a bad shape must reject, not throw
+  async prefillAttention(
+    queries: Float32Array,
+    count: number,
+    want: { columnSum?: boolean; columnMax?: boolean; logSumExp?: boolean } = {},
+  ): Promise<AttentionOutputs> {
+    this.#checkQueries(queries, count);
+    const { heads } = this.shape, rows = this.#commonLength("attend causally");
+    const pitch = Math.ceil(rows / PAGE) * PAGE;
+    const logSumExp = want.logSumExp ? new Float32Array(count * heads) : undefined;
+    return this.#kernels.withBuffers((columns) => {
+      const sum = columns.zeros(heads * pitch * 4, want.columnSum ?? false);
+      const max = columns.zeros(heads * pitch * 4, want.columnMax ?? false);
+      const output = this.#attend(queries, count, (call, chunk) => {
+        const lse = chunk.buffers.zeros(chunk.count * heads * 4, want.logSumExp ?? false);
+        const result = call.rows_attend(...chunk.arguments, lse, sum, max, -1);
+        if (logSumExp && result === 0) {
+          chunk.buffers.read(lse, logSumExp.subarray(chunk.first * heads, (chunk.first + chunk.count) * heads));
+        }
+        return result;
+      });
+      const unpadded = (handle: number) =>
+        handle < 0 ? undefined : unpad(columns.read(handle, new Float32Array(heads * pitch)), heads, rows);
+      return { output, columnSum: unpadded(sum), columnMax: unpadded(max), logSumExp };
+    });
+  }
+
+  // deno-lint-ignore require-await -- a bad shape must reject, not throw
+  async decodeAttention(
+    queries: Float32Array,
+    count: number,
+    want: { probabilities?: boolean } = {},
+  ): Promise<DecodeOutputs> {
+    this.#checkQueries(queries, count);
+    const { heads, kvHeads } = this.shape, lengths = this.#lengths;
+    const perHead = Array.from({ length: heads }, (_, h) => lengths[Math.floor(h / (heads / kvHeads))]);
+    const all = new Float32Array(want.probabilities ? perHead.reduce((sum, rows) => sum + rows, 0) : 0);
+    const output = this.#attend(queries, count, (call, chunk) => {
+      const last = chunk.first + chunk.count === count && want.probabilities === true;
+      const probabilities = chunk.buffers.zeros(all.byteLength, last);
+      const result = call.rows_attend(...chunk.arguments, -1, -1, -1, probabilities);
+      if (last && result === 0) chunk.buffers.read(probabilities, all);
+      return result;
+    });
+    return want.probabilities ? { output, probabilities: split(all, perHead) } : { output };
+  }
+
+  // deno-lint-ignore require-await -- a bad shape must reject, not throw
+  async observe(queries: Float32Array, window: number, needs: Needs): Promise<Partial<Observation>> {
+    this.#alive();
+    const length = this.#commonLength("observe");
+    const measured = needs.window?.length ? this.#observeWindow(queries, window, length, needs) : {};
+    return needs.rows ? { ...measured, ...this.#allRows(length) } : measured;
+  }
+
+  // deno-lint-ignore require-await -- a bad shape must reject, not throw
+  async valueNorms(wo: Float32Array, width: number): Promise<Float32Array> {
+    const { heads, kvHeads, headDim } = this.shape, handle = this.#alive(), each = heads * headDim;
+    checkFloats("wo", wo, width, each);
+    const floats = kvHeads * this.#commonLength("give value norms");
+    return this.#kernels.withBuffers((outputs) => {
+      const norms = outputs.zeros(floats * 4);
+      this.#inChunks(width, each, (buffers, first, rows) => {
+        const part = buffers.from(wo.subarray(first * each, (first + rows) * each));
+        this.#do("measure value norms", (call) => call.rows_norms(handle, part, rows, norms));
+      });
+      return outputs.read(norms, new Float32Array(floats));
+    });
+  }
+
+  compact(kept: readonly Int32Array[]): void {
+    const handle = this.#alive(), lengths = this.#lengths;
+    if (kept.length !== lengths.length) {
+      throw new RangeError(`Cannot compact ${lengths.length} heads by ${kept.length} lists`);
+    }
+    kept.forEach((rows, h) => checkAscending(rows, lengths[h], h));
+    const counts = Int32Array.from(kept, (rows) => rows.length);
+    this.#kernels.withBuffers((buffers) => {
+      const all = concatenated(kept);
+      const [list, sizes] = [buffers.from(all), buffers.from(counts)];
+      this.#do("compact rows", (call) => call.rows_compact(handle, list, all.length, sizes));
+    });
+    this.#resized(counts);
+  }
+
+  truncate(lengths: ArrayLike<number>): void {
+    const handle = this.#alive(), before = this.#lengths;
+    const fits = lengths.length === before.length &&
+      before.every((rows, h) => Number.isInteger(lengths[h]) && lengths[h] >= 0 && lengths[h] <= rows);
+    if (!fits) throw new RangeError(`Cannot truncate to ${Array.from(lengths)}: want a length within each head`);
+    const wanted = Int32Array.from(lengths);
+    this.#kernels.withBuffers((buffers) => {
+      const list = buffers.from(wanted);
+      this.#do("truncate rows", (call) => call.rows_truncate(handle, list));
+    });
+    this.#resized(wanted);
+  }
+
+  copyRows(kvHead: number): { keys: Float32Array; values: Float32Array } {
+    const handle = this.#alive(), floats = this.length(kvHead) * this.shape.headDim;
+    return this.#kernels.withBuffers((buffers) => {
+      const [keys, values] = [buffers.zeros(floats * 4), buffers.zeros(floats * 4)];
+      this.#do("copy rows", (call) => call.rows_copy(handle, kvHead, keys, values));
+      return {
+        keys: buffers.read(keys, new Float32Array(floats)),
+        values: buffers.read(values, new Float32Array(floats)),
+      };
+    });
+  }
+
+  free(): void {
+    if (this.#handle === 0) return;
+    this.#kernels.check(this.#kernels.call.rows_free(this.#handle), "free rows");
+    this.#handle = 0;
+    this.#lengths.fill(0);
+    this.#meter.change(-this.#allocated);
+    this.#allocated = 0;
+  }
+
+  /** Runs `attend` over chunks of the queries; the chunk's buffers hold its queries and outputs. */
+  #attend(queries: Float32Array, count: number, attend: (call: Kernels["call"], chunk: Chunk) => number): Float32Array {
+    const handle = this.#alive(), each = this.shape.heads * this.shape.headDim;
+    const output = new Float32Array(count * each);
+    this.#inChunks(count, 2 * each, (buffers, first, rows) => {
+      const range = [first * each, (first + rows) * each];
+      const [q, out] = [buffers.from(queries.subarray(...range)), buffers.zeros(rows * each * 4)];
+      const chunk: Chunk = { buffers, first, count: rows, arguments: [handle, q, rows, count - first - rows, out] };
+      this.#do("attend", (call) => attend(call, chunk));
+      buffers.read(out, output.subarray(...range));
+    });
+    return output;
+  }
+
+  #observeWindow(queries: Float32Array, window: number, length: number, needs: Needs): Partial<Observation> {
+    const { heads, kvHeads, headDim } = this.shape, kernel = needs.kernel ?? 5;
+    if (!Number.isInteger(window) || window < 1 || window > length) {
+      throw new RangeError(`Cannot observe a window of ${window} queries over ${length} rows`);
+    }
+    if (!Number.isInteger(kernel) || kernel < 1 || kernel % 2 === 0 || kernel > 1023) {
+      throw new RangeError(`Pooling kernel ${kernel}: want an odd integer from 1 to 1023`);
+    }
+    checkFloats("queries", queries, window, heads * headDim);
+    const columns = kvHeads * (length - window), rows = heads * window;
+    return this.#kernels.withBuffers((buffers) => {
+      const outputs = (Object.keys(REDUCTIONS) as Reduction[]).map((name) => {
+        const floats = REDUCTIONS[name] === "columns" ? columns : rows;
+        return { name, floats, handle: buffers.zeros(floats * 4, needs.window?.includes(name) ?? false) };
+      });
+      const [a, b, c, d, e, f, g] = outputs.map(({ handle }) => handle);
+      const q = buffers.from(queries);
+      this.#do("observe", (call) => call.rows_observe(this.#handle, q, window, kernel, a, b, c, d, e, f, g));
+      const given = outputs.filter(({ handle }) => handle >= 0);
+      return Object.fromEntries(
+        given.map(({ name, floats, handle }) => [name, buffers.read(handle, new Float32Array(floats))]),
+      );
+    });
+  }
+
+  #allRows(length: number): { keys: Float32Array; values: Float32Array } {
+    const { kvHeads, headDim } = this.shape, each = length * headDim;
+    const [keys, values] = [new Float32Array(kvHeads * each), new Float32Array(kvHeads * each)];
+    for (let head = 0; head < kvHeads; head++) {
+      const rows = this.copyRows(head);
+      keys.set(rows.keys, head * each);
+      values.set(rows.values, head * each);
+    }
+    return { keys, values };
+  }
+
+  #alive(): number {
+    if (this.#handle === 0) throw new RangeError("Cannot use rows that were freed");
+    return this.#handle;
+  }
+
+  #commonLength(action: string): number {
+    const length = this.#lengths[0];
+    if (this.#lengths.some((other) => other !== length)) {
+      throw new RangeError(`Cannot ${action}: the heads have different lengths`);
+    }
+    return length;
+  }
+
+  #checkQueries(queries: Float32Array, count: number): void {
+    this.#alive();
+    checkFloats("queries", queries, count, this.shape.heads * this.shape.headDim);
+    const shortest = Math.min(...this.#lengths);
+    if (count > shortest) throw new RangeError(`Cannot attend with ${count} queries over ${shortest} rows`);
+  }
+
+  #do(action: string, body: (call: Kernels["call"]) => number): void {
+    this.#kernels.check(body(this.#kernels.call), action);
+  }
+
+  /** Cuts `count` items of `floats` each into chunks, each with buffers of its own. */
+  #inChunks(count: number, floats: number, body: (buffers: Buffers, first: number, rows: number) => void): void {
+    const most = Math.max(1, Math.floor(BUFFER_BYTES / 4 / floats));
+    for (let first = 0; first < count; first += most) {
+      this.#kernels.withBuffers((buffers) => body(buffers, first, Math.min(most, count - first)));
+    }
+  }
+
+  #resized(lengths: Int32Array): void {
+    this.#lengths.set(lengths);
+    this.#count();
+  }
+
+  /** Reads the pages anew. */
+  #count(): void {
+    const pages = this.#kernels.check(this.#kernels.call.rows_pages(this.#handle), "count pages");
+    const bytes = pages * 2 * PAGE * Math.ceil(this.shape.headDim / 4) * 16;
+    this.#meter.change(bytes - this.#allocated);
+    this.#allocated = bytes;
+  }
+}
+
+/** A run of queries on its way through the kernels. */
+interface Chunk {
+  readonly buffers: Buffers;
+  readonly first: number;
+  readonly count: number;
+  /** The arguments of `rows_attend` up to the outputs. */
+  readonly arguments: [number, number, number, number, number];
+}
+
+/** The reductions in the order of `rows_observe`: one number per column of a KV head, or per row of a query head. */
+const REDUCTIONS = {
+  mean: "columns",
+  variance: "columns",
+  entropy: "rows",
+  pooledMean: "columns",
+  pooledMax: "columns",
+  mass: "rows",
+  logSumExp: "rows",
+} as const satisfies Record<Reduction, "columns" | "rows">;
+
+/** `(heads, pitch)` → `(heads, rows)`. */
+function unpad(padded: Float32Array, heads: number, rows: number): Float32Array {
+  const pitch = padded.length / heads, out = new Float32Array(heads * rows);
+  for (let h = 0; h < heads; h++) out.set(padded.subarray(h * pitch, h * pitch + rows), h * rows);
+  return out;
+}
+
+function split(all: Float32Array, lengths: readonly number[]): Float32Array[] {
+  let start = 0;
+  return lengths.map((length) => all.slice(start, start += length));
+}
+
+function concatenated(lists: readonly Int32Array[]): Int32Array {
+  const all = new Int32Array(lists.reduce((sum, list) => sum + list.length, 0));
+  let start = 0;
+  for (const list of lists) {
+    all.set(list, start);
+    start += list.length;
+  }
+  return all;
+}
+
+function checkFloats(name: string, floats: Float32Array, count: number, each: number): void {
+  if (!Number.isInteger(count) || count < 1 || floats.length !== count * each) {
+    throw new RangeError(`${name} have ${floats.length} floats: want ${count} × ${each}`);
+  }
+}
+
+function checkAscending(rows: Int32Array, length: number, head: number): void {
+  let before = -1;
+  for (const row of rows) {
+    if (row <= before || row >= length) {
+      throw new RangeError(`Kept rows of head ${head}: want ascending, unique and below ${length}, got ${row}`);
+    }
+    before = row;
+  }
+}
