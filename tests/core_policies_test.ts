@@ -1,0 +1,299 @@
+import assert from "node:assert/strict";
+import fc from "fast-check";
+import { selectLayer } from "../core/allocate.ts";
+import { type Keep, resolveBudget } from "../core/budget.ts";
+import { evictDump, type LayerDump, observeDump } from "../core/dump.ts";
+import type { AttentionShape, ModelShape } from "../core/shape.ts";
+import { randomSource } from "../core/random.ts";
+import { policies, resolvePolicy } from "../core/registry.ts";
+import { holds } from "./helper/property.ts";
+
+/** Every policy in our form, with variants of the parameters that stay open to measurement. */
+const OURS = [
+  ...policies.map(({ name }) => name),
+  "random(seed=3, sinks=0, window=1)",
+  "snapkv(window=3, kernel=1, sinks=0)",
+  "adakv(random)",
+  "adakv(layer-defensive, safeguard=1)",
+  "critical-adakv(defensive, safeguard=0, first=1)",
+  "defensive(norm=tokens, beta=window, forced=none)",
+  "layer-defensive(norm=off, beta=none, forced=protect)",
+  "layer-defensive(norm=plain, window=4, kernel=255, coverage=1)",
+];
+const REFERENCE = policies.filter(({ reference }) => reference).map(({ name }) => `${name}@reference`);
+
+interface Case {
+  readonly shape: AttentionShape;
+  readonly layers: LayerDump[];
+  readonly length: number;
+}
+
+/** What a hostile dump may hold. */
+type Flavour = "plain" | "zero keys" | "equal" | "huge" | "one spike" | "zero values" | "not finite";
+const FLAVOURS: Flavour[] = ["plain", "zero keys", "equal", "huge", "one spike", "zero values", "not finite"];
+
+function makeCase(
+  seed: number,
+  length: number,
+  sizes: { kvHeads: number; group: number; layers: number },
+  flavour: Flavour = "plain",
+): Case {
+  const { kvHeads, group, layers } = sizes;
+  const shape = { heads: kvHeads * group, kvHeads, headDim: 4 };
+  const next = randomSource(seed);
+  const floats = (count: number, scale = 1) => Float32Array.from({ length: count }, () => (next() * 4 - 2) * scale);
+  const kv = kvHeads * length * 4;
+  return {
+    shape,
+    length,
+    layers: Array.from({ length: layers }, (_, layer) => {
+      const dump = {
+        queries: floats(shape.heads * length * 4, flavour === "huge" ? 1e18 : 1),
+        queryRows: length,
+        keys: flavour === "zero keys" ? new Float32Array(kv) : floats(kv, flavour === "huge" ? 1e18 : 1),
+        values: flavour === "zero values" ? new Float32Array(kv) : floats(kv),
+        wo: floats(8 * shape.heads * 4, 1 + layer),
+      };
+      if (flavour === "equal") { for (const array of [dump.queries, dump.keys, dump.values]) array.fill(0.5); }
+      if (flavour === "one spike") dump.keys.fill(100, 8, 12);
+      if (flavour === "not finite") [NaN, Infinity, -Infinity].forEach((bad, i) => dump.keys[(i * 7) % kv] = bad);
+      return dump;
+    }),
+  };
+}
+
+const cases = fc.record({
+  seed: fc.integer({ min: 0, max: 1e9 }),
+  length: fc.oneof(fc.integer({ min: 1, max: 12 }), fc.integer({ min: 30, max: 60 })),
+  kvHeads: fc.integer({ min: 1, max: 3 }),
+  group: fc.integer({ min: 1, max: 2 }),
+  layers: fc.integer({ min: 1, max: 3 }),
+  flavour: fc.constantFrom(...FLAVOURS),
+  percent: fc.integer({ min: 1, max: 100 }),
+  tokens: fc.boolean(),
+}).map(({ seed, length, flavour, percent, tokens, ...sizes }) => {
+  const whole = Math.max(1, Math.floor(length * percent / 100));
+  const keep: Keep = tokens ? { tokens: whole } : { fraction: Math.max(1 / length, percent / 100) };
+  return { ...makeCase(seed, length, sizes, flavour), keep };
+});
+
+/** Ascending, unique, in range; exactly the budget of the policy's scope. */
+function exactBudget(text: string, { shape, layers, length }: Case, keep: Keep): void {
+  const { policy, budget, kept } = evictDump(text, keep, shape, layers);
+  const size = (heads: Int32Array[]) => heads.reduce((sum, head) => sum + head.length, 0);
+  for (const head of kept.flat()) {
+    head.forEach((index, i) => assert.ok(index > (head[i - 1] ?? -1) && index < length, text));
+  }
+  if (policy.scope === "model") {
+    assert.equal(size(kept.flat()), budget.total, text);
+    return;
+  }
+  for (const heads of kept) {
+    const rounded = policy.scope === "layer" && !policy.perLayerFromHeads;
+    assert.equal(size(heads), rounded ? budget.perLayer : heads.length * budget.perHead, text);
+    if (policy.scope === "layer" || policy.perLayerFromHeads) continue;
+    for (const head of heads) assert.equal(head.length, budget.perHead, text);
+  }
+}
+
+function endsSurvive(text: string, { shape, layers, length }: Case, keep: Keep): void {
+  const { budget, kept, policy } = evictDump(text, keep, shape, layers);
+  if (policy.keepsAll) return;
+  for (const head of kept.flat()) {
+    const has = new Set(head);
+    for (let i = 0; i < budget.sinks; i++) assert.ok(has.has(i), `${text} lost sink ${i}`);
+    for (let i = length - budget.window; i < length; i++) assert.ok(has.has(i), `${text} lost ${i} of the window`);
+  }
+}
+
+for (const text of OURS) {
+  Deno.test(`${text} meets its budget exactly, keeps sinks and window, on any input`, () => {
+    holds(
+      fc.property(cases, ({ keep, ...each }) => {
+        exactBudget(text, each, keep);
+        endsSurvive(text, each, keep);
+      }),
+      60,
+    );
+  });
+
+  Deno.test(`${text} leaves its inputs alone and answers the same twice`, () => {
+    const { shape, layers } = makeCase(11, 50, { kvHeads: 2, group: 2, layers: 2 });
+    const before = structuredClone(layers);
+    const first = evictDump(text, { fraction: 0.4 }, shape, layers);
+    assert.deepEqual(layers, before);
+    assert.deepEqual(evictDump(text, { fraction: 0.4 }, shape, layers).kept, first.kept);
+  });
+
+  Deno.test(`${text} gives scores of [kvHeads, L] and no NaN on short contexts (Q4)`, () => {
+    for (const length of [1, 2, 3, 5, 31, 32, 33, 34, 37, 40]) {
+      for (const tokens of [1, 2, 4, 5, Math.ceil(length * 0.2), length - 1, length]) {
+        if (tokens < 1 || tokens > length) continue;
+        const each = makeCase(length, length, { kvHeads: 2, group: 1, layers: 2 });
+        exactBudget(text, each, { tokens });
+        endsSurvive(text, each, { tokens });
+        for (const scores of evictDump(text, { tokens }, each.shape, each.layers).scores) {
+          assert.equal(scores.length, 2 * length);
+          assert.ok(!scores.some(Number.isNaN), `${text} at L ${length}`);
+        }
+      }
+    }
+  });
+}
+
+for (const text of REFERENCE) {
+  Deno.test(`${text} meets the published budget exactly on any context beyond its window`, () => {
+    holds(
+      fc.property(cases, fc.integer({ min: 1, max: 9 }), ({ keep: _, ...each }, tenths) => {
+        const keep = { ratio: tenths / 10 };
+        if (each.length <= resolvePolicy(text).window || Math.trunc(each.length * (1 - keep.ratio)) < 1) return;
+        exactBudget(text, each, keep);
+      }),
+      60,
+    );
+  });
+}
+
+Deno.test("defensive@reference forces nearly all of a short prompt, as published (Q4), and ours does not", () => {
+  const { shape, layers, length } = makeCase(3, 100, { kvHeads: 1, group: 1, layers: 1 });
+  const forced = (text: string) => {
+    const { scores } = evictDump(text, { ratio: 0.8 }, shape, layers);
+    const top = Math.max(...scores[0]);
+    return scores[0].subarray(0, length - 32).reduce((count, score) => count + (score === top ? 1 : 0), 0);
+  };
+  assert.ok(forced("defensive@reference(coverage=1)") >= 50); // cap = trunc(68 · 0.2 − 32) = −18: all but 18 may be forced
+  assert.ok(forced("defensive(coverage=1)") <= 1);
+});
+
+Deno.test("layer-defensive keeps what defensive keeps when there is one layer", () => {
+  holds(
+    fc.property(cases, ({ shape, layers, length, keep }) => {
+      const one = layers.slice(0, 1);
+      if (length < 2) return;
+      for (const mode of ["", "(forced=protect, beta=window)"]) {
+        const [a, b] = ["defensive", "layer-defensive"].map((name) => evictDump(name + mode, keep, shape, one).kept);
+        assert.deepEqual(a, b);
+      }
+    }),
+    100,
+  );
+});
+
+Deno.test("the defensive policies don't change when all values or the output projection are scaled", () => {
+  const { shape, layers } = makeCase(21, 60, { kvHeads: 2, group: 2, layers: 3 });
+  const scaled = (name: "values" | "wo") => layers.map((dump) => ({ ...dump, [name]: dump[name]!.map((x) => x * 8) }));
+  for (const text of ["defensive", "layer-defensive", "defensive@reference", "layer-defensive(norm=tokens)"]) {
+    const { kept } = evictDump(text, { fraction: 0.3 }, shape, layers);
+    for (const name of ["values", "wo"] as const) {
+      assert.deepEqual(evictDump(text, { fraction: 0.3 }, shape, scaled(name)).kept, kept, `${text}, ${name}`);
+    }
+  }
+});
+
+Deno.test("snapkv and the joint defensive set are nested in the budget where the window does not shrink", () => {
+  const { shape, layers } = makeCase(5, 60, { kvHeads: 2, group: 1, layers: 2 });
+  // With the forced set the stage 1 cap moves with the budget, so defensive is nested only without it.
+  for (const text of ["snapkv(window=8)", "layer-defensive(window=8, forced=none)", "random(window=8)"]) {
+    let before: Int32Array[][] | undefined;
+    for (let tokens = 12; tokens <= 60; tokens += 6) {
+      const { kept } = evictDump(text, { tokens }, shape, layers);
+      before?.forEach((heads, l) => heads.forEach((head, h) => head.forEach((i) => assert.ok(kept[l][h].includes(i)))));
+      before = kept;
+    }
+  }
+});
+
+Deno.test("permuting KV heads with their queries and output columns permutes the kept sets", () => {
+  const { shape, layers, length } = makeCase(31, 50, { kvHeads: 2, group: 1, layers: 2 });
+  const swapHalves = (all: Float32Array) => {
+    const half = all.length / 2;
+    return Float32Array.from(all, (_, i) => all[(i + half) % all.length]);
+  };
+  const swapColumns = (wo: Float32Array) => Float32Array.from(wo, (_, i) => wo[i - i % 8 + (i % 8 + 4) % 8]);
+  const swapped = layers.map(({ queries, keys, values, wo }) => ({
+    queries: swapHalves(queries),
+    queryRows: length,
+    keys: swapHalves(keys),
+    values: swapHalves(values),
+    wo: swapColumns(wo!),
+  }));
+  for (const text of ["snapkv", "adakv", "critical-adakv", "defensive", "layer-defensive"]) {
+    const { kept } = evictDump(text, { fraction: 0.8 }, shape, layers);
+    const turned = evictDump(text, { fraction: 0.8 }, shape, swapped).kept;
+    assert.deepEqual(turned.map(([a, b]) => [b, a]), kept, text);
+  }
+});
+
+Deno.test("adakv makes every head sure of its safeguard and lets heads differ", () => {
+  const { shape, layers, length } = makeCase(41, 120, { kvHeads: 3, group: 2, layers: 1 });
+  for (let i = 0; i < length * 4; i++) layers[0].keys[i] *= 6; // head 0 attends sharply: few entries need much
+  const { kept: [heads], budget } = evictDump(
+    "adakv(snapkv(window=4), safeguard=0.5)",
+    { fraction: 0.4 },
+    shape,
+    layers,
+  );
+  assert.ok(new Set(heads.map(({ length }) => length)).size > 1);
+  for (const head of heads) assert.ok(head.length >= Math.trunc(budget.perHead * 0.5));
+});
+
+Deno.test("random follows its seed and differs between layers", () => {
+  const { shape, layers } = makeCase(1, 100, { kvHeads: 1, group: 1, layers: 2 });
+  const kept = (text: string) => evictDump(text, { fraction: 0.5 }, shape, layers).kept;
+  assert.deepEqual(kept("random(seed=9)"), kept("random(seed=9)"));
+  assert.notDeepEqual(kept("random(seed=9)"), kept("random(seed=10)"));
+  assert.notDeepEqual(kept("random")[0], kept("random")[1]);
+});
+
+Deno.test("streaming-llm keeps the first four and the most recent", () => {
+  const { shape, layers } = makeCase(1, 20, { kvHeads: 1, group: 1, layers: 1 });
+  for (const text of ["streaming-llm", "streaming-llm@reference"]) {
+    assert.deepEqual([...evictDump(text, { tokens: 7 }, shape, layers).kept[0][0]], [0, 1, 2, 3, 17, 18, 19]);
+  }
+  assert.deepEqual([...evictDump("streaming-llm", { tokens: 2 }, shape, layers).kept[0][0]], [0, 19]);
+});
+
+Deno.test("full keeps everything", () => {
+  const { shape, layers } = makeCase(1, 9, { kvHeads: 2, group: 1, layers: 1 });
+  const { kept } = evictDump("full", { tokens: 1 }, shape, layers);
+  assert.deepEqual(kept[0].map((head) => head.length), [9, 9]);
+});
+
+Deno.test("keep 100 % keeps everything under every policy", () => {
+  const { shape, layers } = makeCase(1, 40, { kvHeads: 2, group: 1, layers: 2 });
+  for (const text of [...OURS, ...REFERENCE]) {
+    const { kept } = evictDump(text, { fraction: 1 }, shape, layers);
+    assert.ok(kept.flat().every((head) => head.length === 40), text);
+  }
+});
+
+Deno.test("evictDump() takes a resolved policy and gives rows to policies that ask for them", () => {
+  const { shape, layers, length } = makeCase(1, 40, { kvHeads: 2, group: 1, layers: 1 });
+  const policy = { ...resolvePolicy("random"), needs: { rows: true } };
+  assert.equal(evictDump(policy, { tokens: 36 }, shape, layers).kept[0][0].length, 36);
+  const budget = resolveBudget(policy, { tokens: 36 }, length, { ...shape, layers: 1 });
+  assert.equal(observeDump(layers[0], 0, budget, policy.needs).keys, layers[0].keys);
+});
+
+Deno.test("evictDump() refuses dumps that don't fit", () => {
+  const { shape, layers: [dump] } = makeCase(1, 40, { kvHeads: 2, group: 1, layers: 1 });
+  const run = (change: Partial<LayerDump>, policy = "defensive") =>
+    evictDump(policy, { fraction: 0.9 }, shape, [{ ...dump, ...change }]);
+  assert.throws(() => run({ values: new Float32Array(3) }), /Dump values have 3 floats: want 320/);
+  assert.throws(() => run({ wo: undefined }), /no output projection/);
+  assert.throws(
+    () => run({ queryRows: 8, queries: new Float32Array(64) }),
+    /8 queries: want at least the window of 32/,
+  );
+  assert.throws(() => run({ queries: new Float32Array(64) }), /Dump queries/);
+  assert.throws(() => evictDump("snapkv", { fraction: 0.5 }, shape, []), /no tokens/);
+  const policy = { ...resolvePolicy("snapkv"), needs: { columnSum: true } };
+  assert.throws(() => evictDump(policy, { fraction: 0.5 }, shape, [dump]), /Column sums/);
+});
+
+Deno.test("selectLayer() refuses a policy whose layers compete", () => {
+  const model: ModelShape = { heads: 1, kvHeads: 1, headDim: 1, layers: 1 };
+  const policy = resolvePolicy("layer-defensive");
+  const budget = resolveBudget(policy, { tokens: 1 }, 2, model);
+  assert.throws(() => selectLayer(policy, budget, { scores: new Float32Array(2) }), /can't be decided alone/);
+});

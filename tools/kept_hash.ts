@@ -1,0 +1,14 @@
+/**
+ * Prints a hash of what the tiny golden models keep under every policy, by `core` and by the ts backend. The lines
+ * must be the same in every runtime: `deno run -A tools/kept_hash.ts`, `bun tools/kept_hash.ts`. An argument names
+ * another folder of golden files.
+ */
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import process from "node:process";
+import { fileURLToPath } from "node:url";
+import { keptHashes } from "../tests/helper/kept_hash.ts";
+
+const golden = process.argv[2] ?? fileURLToPath(new URL("../tests/data/golden", import.meta.url));
+const { core, backend } = await keptHashes((name) => readFile(join(golden, name)));
+console.log(`core ${core}\nts   ${backend}`);
