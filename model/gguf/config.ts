@@ -16,11 +16,14 @@ import type { GgufFile, GgufValue } from "./types.ts";
 /** How the pairs of RoPE lie in the q and k rows of a GGUF, by architecture. */
 const PAIRS = { llama: "interleaved", qwen2: "half" } as const satisfies Record<Architecture, string>;
 
+/** Tensors a file may have without the metadata saying so. */
+const OPTIONAL_TENSORS = { llama: ["rope_freqs.weight"], qwen2: [] } as const satisfies Record<Architecture, string[]>;
+
 const COUNT = { min: 1, max: 2 ** 31 - 1, integer: true };
 
 /**
- * What the decoder must know of a model, from the file's metadata and tensor table. Everything in the file that would
- * change the model's answers and that the decoder doesn't do is refused by name, also tensors it wouldn't use.
+ * What the decoder must know of a model, from the file's metadata and tensor table. What we know to
+ * change a model's answers and the decoder doesn't do is refused by name, and so is any tensor it wouldn't use.
  *
  * Errors: `gguf.architecture`, `gguf.missing` (key or tensor), `gguf.value`, `gguf.shape`, `gguf.dtype`,
  * `gguf.unsupported`; `where` is `metadata["…"]` or `tensor["…"]`, `.shape` or `.type` after it where that is wrong.
@@ -43,7 +46,7 @@ export async function configOf(gguf: GgufFile): Promise<ModelConfig> {
     qkvBias: architecture === "qwen2",
   };
   checkSlidingWindow(gguf, architecture, contextLength);
-  checkTensors(gguf, dimensions);
+  checkTensors(gguf, dimensions, OPTIONAL_TENSORS[architecture]);
   return {
     ...dimensions,
     architecture,
@@ -146,8 +149,8 @@ type Dimensions = Pick<
 >;
 
 /** Every tensor the decoder reads is there, with its shape and a type we know; and there is none it doesn't read. */
-function checkTensors(gguf: GgufFile, dimensions: Dimensions): void {
-  const known = new Set(["rope_freqs.weight"]);
+function checkTensors(gguf: GgufFile, dimensions: Dimensions, optional: readonly string[]): void {
+  const known = new Set(optional);
   for (const [name, shape] of neededTensors(dimensions)) {
     checkTensor(gguf, name, shape);
     known.add(name);
