@@ -49,33 +49,16 @@ export function optionalString(gguf: WithMetadata, key: string): string | undefi
   throw refuseField(gguf, key, "gguf.value", `${described(value)}; a string is right`);
 }
 
-/** A bool; `undefined` when the key is absent, `gguf.value` when it is something else. */
-export function optionalBoolean(gguf: WithMetadata, key: string): boolean | undefined {
-  const value = gguf.metadata.get(key);
-  if (value === undefined || typeof value === "boolean") return value;
-  throw refuseField(gguf, key, "gguf.value", `${described(value)}; a bool is right`);
-}
-
-/** An array of texts. `gguf.missing` when there is none, `gguf.value` when it is something else. */
-export function requireStrings(gguf: WithMetadata, key: string): readonly string[] {
-  return required(gguf, key, optionalStrings(gguf, key));
-}
-
-/** Like `requireStrings`, `undefined` when the key is absent. An empty array of any type counts as one of texts. */
+/**
+ * An array of texts; `undefined` when the key is absent, `gguf.value` when it is something else. An empty array of any
+ * type counts as one of texts.
+ */
 export function optionalStrings(gguf: WithMetadata, key: string): readonly string[] | undefined {
   const value = gguf.metadata.get(key);
   if (value === undefined) return undefined;
   if (isArray(value) && value.length === 0) return [];
   if (Array.isArray(value) && typeof value[0] === "string") return value as string[];
   throw refuseField(gguf, key, "gguf.value", `${described(value)}; an array of strings is right`);
-}
-
-/** An array of numbers (of up to 32 bits, or float64); `undefined` when the key is absent, `gguf.value` otherwise. */
-export function optionalNumbers(gguf: WithMetadata, key: string): ArrayLike<number> | undefined {
-  const value = gguf.metadata.get(key);
-  if (value === undefined) return undefined;
-  if (isArray(value) && !Array.isArray(value) && typeof value[0] !== "bigint") return value as ArrayLike<number>;
-  throw refuseField(gguf, key, "gguf.value", `${described(value)}; an array of numbers is right`);
 }
 
 function required<T>(gguf: WithMetadata, key: string, value: T | undefined): T {
