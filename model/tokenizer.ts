@@ -8,6 +8,7 @@
 import { Tokenizer } from "@huggingface/tokenizers";
 import { inputError } from "../core/errors.ts";
 import { byteCharacters, bytesOfToken, codePointsOfLead } from "./tokenizer/byte_alphabet.ts";
+import { refuseTooMuchText } from "./tokenizer/text_limits.ts";
 import { type Metadata, type Vocabulary, vocabularyOf } from "./tokenizer/vocabulary.ts";
 
 /** A piece of a sequence. */
@@ -37,7 +38,8 @@ export interface TextTokenizer {
   readonly endIds: ReadonlySet<number>;
   /**
    * Ids of a text, in time linear in its length; nothing is added in front. Control tokens written in it are plain
-   * text unless `special` is true.
+   * text unless `special` is true. Throws PalisadeError input `text.too-large` (16 Mi characters) or
+   * `text.endless-word` (1 Mi characters without a space).
    */
   encode(text: string, options?: { readonly special?: boolean }): number[];
   /** Ids of the parts as one text: words reach over the joints, control tokens don't. */
@@ -158,8 +160,8 @@ class BpeTokenizer implements TextTokenizer {
   }
 
   #encodePlain(text: string): number[] {
-    let encodable = text.toWellFormed();
-    if (this.#unencodable !== undefined) encodable = encodable.replace(this.#unencodable, "\ufffd");
+    refuseTooMuchText(text);
+    const encodable = this.#unencodable === undefined ? text : text.replace(this.#unencodable, "\ufffd");
     return this.#bpe.encode(encodable, { add_special_tokens: false }).ids;
   }
 }

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { randomSource } from "../core/random.ts";
 import { codePointsOfLead } from "../model/tokenizer/byte_alphabet.ts";
+import { MAX_TEXT, MAX_WORD, refuseTooMuchText } from "../model/tokenizer/text_limits.ts";
 import { tokenizerOf } from "../model/tokenizer.ts";
 import { tinyMetadata, type TinyOptions } from "./helper/tiny_vocabulary.ts";
 
@@ -137,6 +138,21 @@ Deno.test("encode() takes long runs and long words", () => {
   for (const text of ["a", " ", "👍", "word, "].map((unit) => unit.repeat(200_000 / unit.length))) {
     assert.equal(tokenizer.decode(tokenizer.encode(text)), text);
   }
+});
+
+Deno.test("encode() refuses what would take all memory, and says where", () => {
+  const refused = (text: string, code: string, message: RegExp) =>
+    assert.throws(() => tiny().encode(text), { name: "PalisadeError", kind: "input", code, message });
+  refused("a ".repeat(MAX_TEXT / 2) + "a", "text.too-large", /16777217/);
+  refused("some words " + "x".repeat(MAX_WORD + 1), "text.endless-word", /character 11 .*without a space/);
+  refused("word" + "\n ".repeat(MAX_WORD / 2 + 1), "text.endless-word", /character 4 .*line breaks in a row/);
+});
+
+Deno.test("refuseTooMuchText() lets the longest text and word pass", () => {
+  refuseTooMuchText("");
+  refuseTooMuchText("x".repeat(MAX_WORD));
+  refuseTooMuchText(" x".repeat(3) + " " + "x".repeat(MAX_WORD) + "\t\r\n" + "y".repeat(MAX_WORD));
+  refuseTooMuchText("a ".repeat(MAX_TEXT / 2));
 });
 
 Deno.test("encode() makes the same tokens of a long text as of its paragraphs", () => {
