@@ -198,9 +198,12 @@ Deno.test("configOf() mixes frequencies and sets the magnitude for YaRN", async 
   const expected = plain(8).map((frequency, j) => frequency * [1, 0.5 + 0.5 / 4, 1 / 4, 1 / 4][j]);
   trained.rope.frequencies.forEach((frequency, j) => assert.ok(Math.abs(frequency - expected[j]) < 1e-15));
 
-  // one ramp of no length: every pair turns less than once
-  const short = await config("llama", eight({ ...yarn, "llama.rope.scaling.original_context_length": u32(2) }));
-  assert.deepEqual(short.rope.frequencies, plain(8).map((frequency, j) => j === 0 ? frequency : frequency / 4));
+  // no pair turns even once: all but the first, where the ramp starts, are slow
+  const short = { ...yarn, "llama.rope.scaling.original_context_length": u32(2), "llama.rope.freq_base": f32(2) };
+  assert.deepEqual(
+    (await config("llama", eight(short))).rope.frequencies,
+    plain(8, 2).map((frequency, j) => j === 0 ? frequency : frequency / 4),
+  );
 
   const betas = { "llama.rope.scaling.yarn_beta_fast": f32(8), "llama.rope.scaling.yarn_beta_slow": f32(0.01) };
   const slower = await config("llama", eight({ ...original, ...betas }));

@@ -4,7 +4,7 @@
  */
 import assert from "node:assert/strict";
 import type { ArrayItems, Built, Entry, FileSpec, TensorSpec, ValueType } from "./helper/gguf_builder.ts";
-import { build, integer, overwrite } from "./helper/gguf_builder.ts";
+import { build, integer, overwrite, VALUE_TYPE } from "./helper/gguf_builder.ts";
 import { GgufOpener, type Outcome } from "./helper/gguf_opener.ts";
 
 /** No read and no buffer may be larger. */
@@ -191,6 +191,7 @@ function arrayCases(): Case[] {
     // 4,194,305 elements in a file that has room for them
     ...(["uint8", "float64", "string", "bool"] as const).map((of) => tooMany(of, 2 ** 22 + 1)),
     tooMany("array", 2 ** 16 + 1),
+    tooManyTogether(),
   ];
 }
 
@@ -212,6 +213,30 @@ function tooMany(of: ValueType, count: number): Case {
     size: 1e8,
     code: "gguf.count",
     where,
+  };
+}
+
+/** Two arrays of 3,000,000 bytes: each may be, both are too many. */
+function tooManyTogether(): Case {
+  const built = build({
+    metadata: [{ key: "first", type: "array", value: { of: "uint8", items: [] } }],
+    tensors: [],
+    data: 0,
+  });
+  const count = built.fields.find(({ where }) => where === 'metadata["first"].count')!.offset;
+  const second = count + 8 + 3e6;
+  const name = new DataView(new TextEncoder().encode("second\0\0").buffer).getBigUint64(0, true);
+  return {
+    name: "two arrays of 3000000 elements each",
+    bytes: overwrite(built, "header.metadataCount", integer(2, 8)),
+    size: 1e8,
+    // key length, key, type and element type, count
+    integers: [[count, 3e6], [second, 8], [second + 8, Number(name)], [second + 16, VALUE_TYPE.array], [
+      second + 24,
+      3e6,
+    ]],
+    code: "gguf.count",
+    where: 'metadata["second\\u0000\\u0000"].count',
   };
 }
 
