@@ -1,10 +1,9 @@
 """Writes the small random models and quantised blocks that the tests of model/ read.
 
-    python3 -m venv /tmp/py
-    /tmp/py/bin/pip install torch==2.15.0 gguf==0.19.0 transformers==5.23.0 numpy==2.4.6 safetensors==0.8.0
-    /tmp/py/bin/python tools/make_tiny_models.py
+    pip install torch==2.15.0 gguf==0.19.0 transformers==5.23.0 numpy==2.4.6   # in a virtual environment
+    python tools/make_tiny_models.py
 
-Made with Python 3.11 and the versions above, on CPU, seeds fixed. Result, all under tests/data/:
+Made with Python 3.11 and the versions above (tokenizers 0.23.3), on CPU, seeds fixed. Result, all under tests/data/:
 
 models/NAME.gguf         a llama or qwen2 GGUF with random weights and a byte-level BPE tokenizer with chat template
 models/NAME.logits.json  `text`, its token `ids` (by `tokenizers`), and `logits[i]` (float32) after token `positions[i]`
