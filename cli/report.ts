@@ -27,6 +27,12 @@ export function reportText(report: Report): string {
   if (window.used !== window.asked) {
     lines.push(["window", `${window.used} tokens observed instead of ${window.asked}: the budget is small`]);
   }
+  if (tokens.replaced > 0) {
+    lines.push([
+      "unknown",
+      `${formatCount(tokens.replaced)} characters have no token in this model and were read as U+FFFD`,
+    ]);
+  }
   if (report.rssBytes !== null) lines.push(["process", `${formatBytes(report.rssBytes)} resident`]);
   return lines.map(([name, text]) => `${name.padEnd(8)} ${text}\n`).join("");
 }

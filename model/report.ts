@@ -29,7 +29,13 @@ export interface Report {
   };
   readonly window: { readonly asked: number; readonly used: number };
   readonly sinks: number;
-  readonly tokens: { readonly context: number; readonly question: number; readonly generated: number };
+  readonly tokens: {
+    readonly context: number;
+    readonly question: number;
+    readonly generated: number;
+    /** Characters of the context that the model has no token for: it read U+FFFD in their place. */
+    readonly replaced: number;
+  };
   readonly cache: {
     readonly kept: number;
     readonly evicted: number;
@@ -92,6 +98,7 @@ export function reportOf(model: Model, context: Context, answers: readonly Answe
       context: context.tokens,
       question: answers.reduce((sum, each) => sum + each.questionTokens, 0),
       generated: answers.reduce((sum, each) => sum + each.ids.length, 0),
+      replaced: context.replaced,
     },
     cache: {
       kept,

@@ -65,6 +65,8 @@ export interface Context extends Disposable {
   readonly budget: Budget;
   /** Context tokens, template included. */
   readonly tokens: number;
+  /** Characters of the text that the model has no token for; it read U+FFFD in their place. */
+  readonly replaced: number;
   readonly activationBytes: number;
   readonly ms: ReadResult["ms"];
   /** Answers from the kept entries; afterwards the cache is as it was before the question. */
@@ -99,6 +101,7 @@ export async function openContext(model: Model, text: string, options: ContextOp
     policy,
     budget,
     tokens: ids.length,
+    replaced: model.tokenizer.countReplaced(text),
     activationBytes,
     ms,
     ask: (question, ask = {}) => answer(model, cache, question, ask, options.beyondTrained ?? false),

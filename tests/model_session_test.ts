@@ -218,3 +218,10 @@ Deno.test("reportOf() counts every entry once", async () => {
   assert.equal(cache.fullBytes, tokens.context * layers * kvHeads * 2 * headDim * 4);
   assert.equal(answer, answers[0].answer);
 });
+
+Deno.test("reportOf() counts characters the model has no token for", async () => {
+  await using model = await tiny();
+  using context = await openContext(model, `${TEXT}\uD800 lone`, { policy: "full" });
+  const report = reportOf(model, context, [], { keepAsked: "100%", loadMs: 1 });
+  assert.ok(report.tokens.replaced >= 1);
+});
