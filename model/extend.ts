@@ -8,24 +8,28 @@ import type { DenseEngine } from "./dense/interface.ts";
 const CHUNK = 256;
 
 /**
- * Runs `ids` through all layers, appends one entry per token to every head, and returns the logits of the last
- * token, `[vocabulary]`. Each token sees what the cache kept plus the tokens before it.
+ * Runs `ids` through all layers, appends one entry per token to every head, and returns the logits of the last `rows`
+ * tokens, `[rows, vocabulary]`; 1 ≤ rows ≤ ids. Each token sees what the cache kept plus the tokens before it.
  */
 export async function extend(
   dense: DenseEngine,
   cache: RaggedCache,
   ids: ArrayLike<number>,
-  options: { signal?: AbortSignal } = {},
+  options: { signal?: AbortSignal; rows?: number } = {},
 ): Promise<Float32Array> {
   const { config } = dense;
+  const rows = options.rows ?? 1;
   if (ids.length === 0) throw new RangeError("extend() needs at least one token");
-  let hidden = new Float32Array(0), count = 0;
+  if (rows < 1 || rows > ids.length) throw new RangeError(`extend() can't give ${rows} rows of ${ids.length} tokens`);
+  const wanted = new Float32Array(rows * config.width);
   for (let start = 0; start < ids.length; start += CHUNK) {
     options.signal?.throwIfAborted();
-    count = Math.min(CHUNK, ids.length - start);
-    hidden = await forward(dense, config, cache, Array.from(ids).slice(start, start + count));
+    const count = Math.min(CHUNK, ids.length - start);
+    const hidden = await forward(dense, config, cache, Array.from(ids).slice(start, start + count));
+    const first = start - (ids.length - rows);
+    wanted.set(hidden.subarray(Math.max(0, -first) * config.width), Math.max(0, first) * config.width);
   }
-  return await dense.logits(hidden.subarray((count - 1) * config.width), 1);
+  return await dense.logits(wanted, rows);
 }
 
 /** All layers over one chunk: `[count, width]` hidden states before the final norm. */

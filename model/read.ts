@@ -50,7 +50,9 @@ export async function readContext(
   const now = options.now ?? (() => performance.now());
   const cache = new RaggedCache(backend, config);
   try {
-    const reader = new Reader(dense, cache, ids, options);
+    const { needs } = options.policy;
+    const window = needs.window ? options.budget.window : 0;
+    const reader = new LayerReader(dense, cache, ids, { needs, window, signal: options.signal });
     const eviction = new Eviction(cache, options);
     let prefill = 0, evict = 0;
     for (let layer = 0; layer < config.layers; layer++) {
@@ -76,15 +78,27 @@ export async function readContext(
 }
 
 /** What the forward pass leaves behind for the policy. */
-interface LayerSeen {
+export interface LayerSeen {
   /** Queries of the window, `[window, heads, headDim]`, after RoPE. */
   readonly windowQueries: Float32Array;
   readonly columnSum?: Float32Array;
   readonly columnMax?: Float32Array;
 }
 
-/** The forward half: hidden states of the whole context, one layer at a time. */
-class Reader {
+/** What a {@link LayerReader} is to leave behind. */
+export interface SeenOptions {
+  readonly needs: Needs;
+  /** Queries to keep, from the end. */
+  readonly window: number;
+  /** Checked between chunks. */
+  readonly signal?: AbortSignal;
+}
+
+/**
+ * The forward half: hidden states of the whole context, one layer at a time, each layer once and in order. Appends to
+ * `cache` and evicts nothing.
+ */
+export class LayerReader {
   readonly #dense: DenseEngine;
   readonly #cache: RaggedCache;
   readonly #length: number;
@@ -95,12 +109,12 @@ class Reader {
   readonly #hidden: Float32Array;
   activationBytes = 0;
 
-  constructor(dense: DenseEngine, cache: RaggedCache, ids: ArrayLike<number>, options: ReadOptions) {
+  constructor(dense: DenseEngine, cache: RaggedCache, ids: ArrayLike<number>, options: SeenOptions) {
     this.#dense = dense;
     this.#cache = cache;
     this.#length = ids.length;
-    this.#needs = options.policy.needs;
-    this.#window = this.#needs.window ? options.budget.window : 0;
+    this.#needs = options.needs;
+    this.#window = options.window;
     this.#signal = options.signal;
     this.#hidden = dense.embed(ids);
   }
