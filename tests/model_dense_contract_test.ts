@@ -83,13 +83,24 @@ Deno.test("createWebEngine() refuses another number of threads than the first en
 
 Deno.test("createWebEngine() types what it can't make as dense.failed", async () => {
   await using open = await openTiny("llama-yarn");
-  const file = { ...open.file, name: open.file.name, tensors: open.file.tensors } as typeof open.file;
+  const file = { ...open.file, tensors: open.file.tensors } as typeof open.file;
   file.readRaw = (name, range) => open.file.readRaw(name, range);
   // One row too few for the shape the graph states.
   file.readFloat32 = async (name) => (await open.file.readFloat32(name)).subarray(open.config.width);
   await assert.rejects(
     () => createWebEngine(file, open.config, "float32"),
     (error) => error instanceof PalisadeError && error.code === "dense.failed" && error.where === "web",
+  );
+});
+
+Deno.test("createWebEngine() types a failed allocation as dense.memory, a matter of resources", async () => {
+  await using open = await openTiny("llama-yarn");
+  const file = { ...open.file, tensors: open.file.tensors } as typeof open.file;
+  file.readRaw = (name, range) => open.file.readRaw(name, range);
+  file.readFloat32 = () => Promise.resolve(new Float32Array(2 ** 53));
+  await assert.rejects(
+    () => createWebEngine(file, open.config, "float32"),
+    (error) => error instanceof PalisadeError && error.code === "dense.memory" && error.kind === "resources",
   );
 });
 
@@ -106,6 +117,7 @@ Deno.test("pickDense() takes node where it is there, and web when told", async (
   await using open = await openTiny("llama-yarn");
   await using auto = await pickDense(open.file, open.config);
   assert.equal(auto.name, probe.available ? "node" : "web");
+  await assert.rejects(() => pickDense(open.file, open.config, { threads: 0 }), RangeError);
   await using web = await pickDense(open.file, open.config, { dense: "web" });
   assert.equal(web.name, "web");
   assert.match(web.detail, /^onnxruntime-web 1\.\d+\.\d+, 1 thread, float32 weights$/);

@@ -44,15 +44,13 @@ export async function createNodeEngine(
 ): Promise<DenseEngine> {
   const probe = await probeNode();
   if (!probe.available) throw resourceError("dense.unavailable", probe.reason, "node");
-  const threads = options.threads ?? 1;
-  const held = form === "float32" ? "float32 weights" : "quantised weights";
   return await createSegmentEngine(file, config, {
     name: "node",
-    detail: `${PACKAGE} ${probe.version}, ${threads} thread${threads === 1 ? "" : "s"}, ${held}`,
+    library: `${PACKAGE} ${probe.version}`,
     ort: await loadNode(importNode),
     session: {
       executionProviders: ["cpu"],
-      intraOpNumThreads: threads,
+      intraOpNumThreads: options.threads ?? 1,
       interOpNumThreads: 1,
       // Every session would keep an arena and a spinning pool of its own.
       enableCpuMemArena: false,

@@ -12,7 +12,7 @@ export type DenseChoice = "auto" | "web" | "node";
 
 /**
  * `float32`: logits within 2e-3 of the file's weights in float32. `quantised`: weights stay in the file's blocks where
- * the engine can multiply those (`toBlocks`), at some cost in speed or exactness. `auto`: what runs best.
+ * those can be multiplied (`toBlocks`), as exactly: a quarter of the memory. `auto`: what runs best.
  */
 export type DensePrecision = "auto" | "float32" | "quantised";
 
@@ -24,21 +24,24 @@ export interface PickDenseOptions extends DenseOptions {
 }
 
 /**
- * Most weight bytes that the web engine holds as float32 by itself. onnxruntime-web needs up to twice the weights while
- * it packs them, in a WebAssembly memory that ends at 4 GiB.
+ * Most weight bytes that the web engine holds as float32 by itself. Its WebAssembly memory ends at 4 GiB, where a
+ * session's weights are there twice while it is made; and resident memory is about 1.5 times the weights (0.9 GB for
+ * the 0.57 GB of SmolLM2-135M).
  */
 export const WEB_FLOAT32_LIMIT = 1.5 * 2 ** 30;
 
 /**
  * Makes the dense engine for a model. PalisadeErrors: resources `dense.unavailable` when `node` was asked for by name
- * and is not there, `dense.memory`, `dense.failed`; `gguf.*` for tensors that don't fit the configuration.
+ * and is not there, `dense.memory`, `dense.failed`; usage
+ * `dense.threads`; `gguf.dtype` for tensors of a type we don't read. RangeError for threads below 1.
  */
 export async function pickDense(
   file: GgufFile,
   config: ModelConfig,
   options: PickDenseOptions = {},
 ): Promise<DenseEngine> {
-  const choice = options.dense ?? "auto";
+  const { dense: choice = "auto", threads = 1 } = options;
+  if (!Number.isInteger(threads) || threads < 1) throw new RangeError(`pickDense() wants threads ≥ 1, not ${threads}`);
   const useNode = choice === "node" || (choice === "auto" && (await probeNode()).available);
   const form = weightForm(useNode ? "node" : "web", options.precision ?? "auto", config);
   return useNode
@@ -48,7 +51,8 @@ export async function pickDense(
 
 /**
  * How an engine holds its weights. The web build unpacks a whole quantised matrix at every call, which makes one row
- * about ten times as slow as in float32, so it holds float32 while that fits; the native one multiplies blocks fast.
+ * about ten times as slow as in float32, so it holds float32 while that fits. The native build is faster with blocks
+ * than with float32 for one row, somewhat slower for many, and needs less than half the memory (`bench/dense.ts`).
  */
 export function weightForm(engine: "web" | "node", precision: DensePrecision, config: ModelConfig): WeightForm {
   if (precision !== "auto") return precision === "float32" ? "float32" : "blocks";

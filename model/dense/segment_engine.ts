@@ -7,7 +7,7 @@ import { type Embedding, readEmbedding } from "./embedding.ts";
 import type { DenseEngine, DenseName } from "./interface.ts";
 import { encodeModel, type Graph } from "./onnx.ts";
 import { finishGraph, type LinearStyle, logitsGraph, qkvGraph } from "./segments.ts";
-import { type WeightForm, WeightReader } from "./weights.ts";
+import { describeWeights, type WeightForm, WeightReader } from "./weights.ts";
 
 /** What both onnxruntime packages offer of the common interface. */
 export interface Onnxruntime {
@@ -18,7 +18,7 @@ export interface Onnxruntime {
 }
 
 export interface DenseOptions {
-  /** Threads inside one product, 1 to 64. Default 1. */
+  /** Threads inside one product, ≥ 1. Default 1. */
   readonly threads?: number;
   /** Called after each session is made. */
   readonly onProgress?: (done: number, total: number) => void;
@@ -29,7 +29,8 @@ export interface DenseOptions {
 /** How an engine is set up; `createSegmentEngine` decides nothing. */
 export interface SegmentPlan {
   readonly name: DenseName;
-  readonly detail: string;
+  /** Package and version, for people. */
+  readonly library: string;
   readonly ort: Onnxruntime;
   readonly session: InferenceSession.SessionOptions;
   readonly form: WeightForm;
@@ -56,7 +57,9 @@ export async function createSegmentEngine(
       await sessions.add(`qkv.${layer}`, async () => qkvGraph(config, await weights.qkv(layer), plan.style));
       await sessions.add(`finish.${layer}`, async () => finishGraph(config, await weights.finish(layer), plan.style));
     }
-    return new SegmentEngine(config, plan, embedding, sessions);
+    const threads = options.threads ?? 1;
+    const detail = `${plan.library}, ${threads} thread${threads === 1 ? "" : "s"}, ${describeWeights(file, plan.form)}`;
+    return new SegmentEngine(plan.name, detail, config, embedding, sessions);
   } catch (error) {
     await sessions.release();
     throw error;
@@ -71,9 +74,9 @@ class SegmentEngine implements DenseEngine {
   readonly #embedding: Embedding;
   readonly #sessions: Sessions;
 
-  constructor(config: ModelConfig, plan: SegmentPlan, embedding: Embedding, sessions: Sessions) {
-    this.name = plan.name;
-    this.detail = plan.detail;
+  constructor(name: DenseName, detail: string, config: ModelConfig, embedding: Embedding, sessions: Sessions) {
+    this.name = name;
+    this.detail = detail;
     this.config = config;
     this.weightBytes = embedding.byteLength + sessions.weightBytes;
     this.#embedding = embedding;

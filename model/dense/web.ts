@@ -45,10 +45,9 @@ export async function createWebEngine(
 ): Promise<DenseEngine> {
   const threads = options.threads ?? 1;
   const ort = await start(threads);
-  const held = form === "float32" ? "float32 weights" : "quantised weights";
   return await createSegmentEngine(file, config, {
     name: "web",
-    detail: `onnxruntime-web ${ort.env.versions.web ?? ""}, ${threads} thread${threads === 1 ? "" : "s"}, ${held}`,
+    library: `onnxruntime-web ${ort.env.versions.web ?? ""}`,
     ort,
     session: { executionProviders: ["wasm"], enableCpuMemArena: false, enableMemPattern: false },
     form,

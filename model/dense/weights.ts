@@ -10,6 +10,12 @@ import type { FinishWeights, HeadWeights, Linear, QkvWeights } from "./segments.
 /** How weights are held: all in float32, or in the file's blocks where they are quantised. */
 export type WeightForm = "float32" | "blocks";
 
+/** How a file's weights are held in a form, for people: `float32 weights` or `quantised weights`. */
+export function describeWeights(file: GgufFile, form: WeightForm): string {
+  const quantised = form === "blocks" && [...file.tensors.values()].some((tensor) => hasBlocks(tensor.type.name));
+  return quantised ? "quantised weights" : "float32 weights";
+}
+
 /** Some rows of a layer: the tensor's name without its `.weight`, and its rows. */
 interface Part {
   readonly name: string;
