@@ -25,12 +25,28 @@ async function packAndInstall(): Promise<string> {
 }
 
 let installed: Promise<string> | undefined;
-const consumer = () => installed ??= packAndInstall();
+
+/** The folder with the installed package. Only the first caller hears in full why there is none. */
+function consumer(): Promise<string> {
+  if (installed === undefined) {
+    const first = packAndInstall();
+    installed = first.catch(() => {
+      throw new Error("the package could not be packed and installed, see the first failure");
+    });
+    installed.catch(() => {}); // reported by `first`
+    return first;
+  }
+  return installed;
+}
 const packageFolder = async () => join(await consumer(), "node_modules/palisade-kv");
 
 function filesBelow(folder: string): string[] {
   return readdirSync(folder, { recursive: true }).map(String).map((name) => name.replaceAll("\\", "/"));
 }
+
+Deno.test("npm pack and npm install give a package in an empty folder", async () => {
+  await consumer();
+});
 
 testCommandLine("node", async () => commandLine(join(await consumer(), "node_modules/.bin/palisade")));
 
