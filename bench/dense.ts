@@ -6,6 +6,7 @@
  */
 import { execFileSync } from "node:child_process";
 import { availableParallelism, cpus, loadavg } from "node:os";
+import { basename } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import type { DenseEngine } from "../model/dense/interface.ts";
@@ -113,7 +114,8 @@ async function main(): Promise<void> {
   const probe = await probeNode();
   console.log(`${new Date().toISOString()}, ${runtime.name} ${runtime.version}, ${cpus()[0].model}`);
   console.log(`${availableParallelism()} cores, load ${loadavg()[0].toFixed(1)}`);
-  console.log("deno run -A bench/dense.ts " + parameters.join(" "));
+  console.log(`deno run -A bench/dense.ts ${parameters.map((word) => basename(word)).join(" ")}`);
+  console.log("");
   console.log(
     "| engine | weights MB | create ms | layers ms/row | head ms/row | rows/s at 256 | RSS MB made → end | top |",
   );

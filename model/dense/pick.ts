@@ -51,8 +51,9 @@ export async function pickDense(
 
 /**
  * How an engine holds its weights. The web build unpacks a whole quantised matrix at every call, which makes one row
- * about ten times as slow as in float32, so it holds float32 while that fits. The native build is faster with blocks
- * than with float32 for one row, somewhat slower for many, and needs less than half the memory (`bench/dense.ts`).
+ * about ten times as slow as in float32, so it holds float32 while that fits. The native build takes
+ * half the time with blocks for one row, twice the time for many rows, and less than half the memory (`bench/dense.ts`,
+ * `bench/results/dense.md`).
  */
 export function weightForm(engine: "web" | "node", precision: DensePrecision, config: ModelConfig): WeightForm {
   if (precision !== "auto") return precision === "float32" ? "float32" : "blocks";
