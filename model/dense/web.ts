@@ -62,6 +62,8 @@ async function start(threads: number): Promise<WebModule> {
   }
   if (started) return started.module;
   const module = await import("onnxruntime-web");
+  // Another engine may have been first meanwhile.
+  if (started) return await start(threads);
   module.env.logLevel = "error";
   module.env.wasm.numThreads = threads;
   if (files.wasmPaths !== undefined) module.env.wasm.wasmPaths = files.wasmPaths;
