@@ -37,16 +37,31 @@ export interface Model extends AsyncDisposable {
  * `dense.*`, `backend.*` (input or resources). Nothing stays open when it fails.
  */
 export async function loadModel(path: string, runtime: Runtime, options: LoadOptions = {}): Promise<Model> {
-  await using cleanup = new AsyncDisposableStack();
-  const source = await runtime.openFile(path);
-  cleanup.defer(() => source.close());
-  const file = await openGguf(source);
-  const config = await configOf(file);
-  const tokenizer = tokenizerOf(file.metadata);
-  const frame = await chatFrame(file.metadata, tokenizer, runtime, { system: options.system });
-  options.signal?.throwIfAborted();
-  const backend = cleanup.use(await pickBackend(options.backend ?? "auto", { threads: options.threads }));
-  const dense = cleanup.use(await pickDense(file, config, options));
-  const resources = cleanup.move();
-  return { file, config, tokenizer, frame, dense, backend, [Symbol.asyncDispose]: () => resources.disposeAsync() };
+  const file = await openGguf(await runtime.openFile(path));
+  let backend: Backend | undefined;
+  try {
+    const config = await configOf(file);
+    const tokenizer = tokenizerOf(file.metadata);
+    const frame = await chatFrame(file.metadata, tokenizer, runtime, { system: options.system, signal: options.signal });
+    backend = await pickBackend(options.backend ?? "auto", { threads: options.threads });
+    const dense = await pickDense(file, config, options);
+    const held = backend;
+    return {
+      file,
+      config,
+      tokenizer,
+      frame,
+      dense,
+      backend,
+      async [Symbol.asyncDispose]() {
+        await dense[Symbol.asyncDispose]();
+        held[Symbol.dispose]();
+        await file.close();
+      },
+    };
+  } catch (error) {
+    backend?.[Symbol.dispose]();
+    await file.close();
+    throw error;
+  }
 }
