@@ -150,7 +150,7 @@ async function fetchModel(model: NamedModel, runtime: Runtime, host: Host, optio
     options.onProgress?.({ source, bytes, total: model.size });
   const sources = {
     "Hugging Face hub": () =>
-      fetchFromHub(model, openPart, {
+      fetchFromHub(model, () => openPart(true), {
         endpoint: runtime.environment("HF_ENDPOINT"),
         signal: options.signal,
         connectMs: options.connectMs,

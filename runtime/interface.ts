@@ -150,7 +150,9 @@ export interface Runtime {
    * Calls the default export of a module in a worker of its own with `message` (structured clone) and returns its
    * answer. The module names no runtime: `export default function (message) { … }`. Make its URL with
    * `siblingModule`. Errors: PalisadeError resources `sandbox.timeout` or `sandbox.memory`; `signal.reason` when
-   * aborted; an `Error` with the module's message when it throws.
+   * aborted; an `Error` with the module's message when it throws. Node, Bun and browsers stop the worker then;
+   * Deno 2.9 does not stop one that is busy, it runs on until it idles or the program ends. So a module that may
+   * loop has to watch the time itself as well.
    */
   runSandboxed<Answer>(moduleUrl: URL, message: unknown, options: SandboxOptions): Promise<Answer>;
 }

@@ -6,9 +6,13 @@ import { seededBytes } from "./helper/store.ts";
 
 const DATA = seededBytes(5, 200_000);
 
-/** Three entries, the middle one is wanted. */
+/** Three entries, the middle one is wanted; it has an extra field. */
 function sample(level: 0 | 6, data = DATA): Uint8Array<ArrayBuffer> {
-  const zip = zipSync({ "a.txt": new Uint8Array(7), "dir/b.bin": [data, { level }], "c.txt": new Uint8Array(9) });
+  const zip = zipSync({
+    "a.txt": new Uint8Array(7),
+    "dir/b.bin": [data, { level, extra: { 0x7075: new Uint8Array(11) } }],
+    "c.txt": new Uint8Array(9),
+  });
   return new Uint8Array(zip);
 }
 

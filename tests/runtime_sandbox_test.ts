@@ -30,6 +30,16 @@ Deno.test("runSandboxed() ends a module that loops for ever", async () => {
   await assert.rejects(runtime.runSandboxed(MODULE, { job: "loop" }, { timeoutMs: 300 }), isTimeout);
 });
 
+Deno.test("runSandboxed() does not keep the program from ending after a timeout", async () => {
+  const door = JSON.stringify(new URL("../runtime/mod.ts", import.meta.url).href);
+  const script = `const runtime = await (await import(${door})).currentRuntime();
+    const running = runtime.runSandboxed(new URL(${JSON.stringify(MODULE.href)}), { job: "loop" }, { timeoutMs: 200 });
+    await running.catch((error) => console.log(error.code));`;
+  const command = new Deno.Command(Deno.execPath(), { args: ["eval", script], signal: AbortSignal.timeout(30_000) });
+  const { code, stdout } = await command.output();
+  assert.deepEqual([code, new TextDecoder().decode(stdout)], [0, "sandbox.timeout\n"]);
+});
+
 Deno.test("runSandboxed() ends a module that takes too much memory", async () => {
   const isMemory = (error: unknown) => error instanceof PalisadeError && error.code === "sandbox.memory";
   await assert.rejects(

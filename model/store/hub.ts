@@ -27,11 +27,10 @@ export interface HubOptions {
  */
 export async function fetchFromHub(
   model: NamedModel,
-  openPart: (resume: boolean) => Promise<PartFile>,
+  openPart: () => Promise<PartFile>,
   options: HubOptions,
 ): Promise<string> {
   const hubUrl = options.endpoint === undefined ? undefined : checkedEndpoint(options.endpoint);
-  let resume = true;
   for (let round = 1;; round++) {
     // Ends every request of this round, so that no connection outlives it.
     const stop = new AbortController();
@@ -41,7 +40,7 @@ export async function fetchFromHub(
     let taken = 0;
     try {
       const url = await findUrl(model, hubUrl, patient);
-      part = await openPart(resume);
+      part = await openPart();
       taken = part.bytes;
       if (part.bytes < model.size) await download(url, part, patient, options);
       if (part.bytes < model.size) throw new Error(`the connection ended at byte ${part.bytes} of ${model.size}`);
@@ -53,7 +52,6 @@ export async function fetchFromHub(
       // Wrong bytes of a download begun anew are the hub's; those of a resumed one may come from the old half.
       const hopeless = part === undefined || isDiskError(error) || (wrong && taken === 0);
       if (hopeless || round === ROUNDS) throw error;
-      resume = !wrong;
     } finally {
       stop.abort();
     }

@@ -91,7 +91,7 @@ export class PartFile {
     await this.#sink.sync();
     await this.#close();
     const path = this.#host.join(this.#folder, this.#model.file);
-    await this.#host.rename(this.#path, path);
+    if (!await this.#host.rename(this.#path, path)) throw new Error(`${this.#path} was removed by someone else`);
     return path;
   }
 
