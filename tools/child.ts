@@ -10,8 +10,8 @@ export interface ChildOptions {
   readonly timeout?: number;
   /** Without a byte of output, seconds. Default: no such limit. */
   readonly silence?: number;
-  /** Pass the output on as it comes. Default false. */
-  readonly echo?: boolean;
+  /** Pass the output on as it comes, through a function that may shorten it. Default false. */
+  readonly echo?: boolean | ((part: string) => string);
   /** Written to the child's standard input, which is closed after it. Default: nothing. */
   readonly input?: string;
 }
@@ -72,7 +72,7 @@ export function runChild(command: string, args: readonly string[], options: Chil
         lastByte = Date.now();
         const part = decoder.decode(chunk, { stream: true });
         text[name] += part;
-        if (echo) process[name].write(part);
+        if (echo) process[name].write(typeof echo === "function" ? echo(part) : part);
       });
     }
     if (options.input !== undefined) {

@@ -76,6 +76,19 @@ function passedLines(output: string): TestCase[] {
   return [...plain.matchAll(/^(\S.*) \.\.\. ok \(/gm)].map(([, name]) => ({ file: "", name, outcome: "passed" }));
 }
 
+/** Drops the lines of steps that passed: there are thousands. Everything else goes on as soon as it is there. */
+function withoutPassedSteps(): (part: string) => string {
+  let held = "";
+  return (part) => {
+    const lines = (held + part).split("\n");
+    const last = lines.pop()!;
+    held = /^\s/.test(last) ? last : "";
+    // deno-lint-ignore no-control-regex
+    const shown = lines.filter((line) => !/^\s+.* \.\.\. (\x1b\[\d+m)*ok/.test(line)).map((line) => `${line}\n`);
+    return shown.join("") + (held === "" ? last : "");
+  };
+}
+
 interface SuiteOptions {
   readonly title: string;
   /** Folders and files given to `deno test`. */
@@ -104,7 +117,7 @@ async function runSuite(options: SuiteOptions, totals: Totals): Promise<void> {
     env: { PALISADE_SKIPS: skips, TMPDIR: join(scratch, "tmp"), NO_COLOR: process.stdout.isTTY ? undefined : "1" },
     timeout: SUITE_TIMEOUT,
     silence,
-    echo: true,
+    echo: withoutPassedSteps(),
   });
   const failuresBefore = totals.failed.length;
   if (killed) {
