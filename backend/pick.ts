@@ -7,13 +7,8 @@ export const BACKEND_CHOICES = ["auto", "ts", "wasm"] as const;
 export type BackendChoice = typeof BACKEND_CHOICES[number];
 
 export interface PickOptions {
-  /** Worker threads of the wasm backend; its own default when absent. */
+  /** Worker threads. No effect yet: the kernels run on one thread, and `detail` says so. */
   readonly threads?: number;
-}
-
-/** What the wasm importer exports. */
-interface WasmModule {
-  createWasmBackend(options: PickOptions): Backend | Promise<Backend>;
 }
 
 /**
@@ -21,10 +16,12 @@ interface WasmModule {
  * `detail` then says why.
  * @throws PalisadeError `backend.missing` when a NAMED backend can't start; never a silent replacement.
  */
-export async function pickBackend(choice: BackendChoice, options: PickOptions = {}): Promise<Backend> {
+export async function pickBackend(choice: BackendChoice, _options: PickOptions = {}): Promise<Backend> {
   if (choice === "ts") return createReferenceBackend();
   try {
-    return await (await loadWasm()).createWasmBackend(options);
+    // Loaded only when wanted: the kernels are a quarter of a megabyte of text.
+    const { createWasmBackend } = await import("../wasm/kernels.ts");
+    return await createWasmBackend();
   } catch (cause) {
     const reason = cause instanceof Error ? cause.message : String(cause);
     if (choice === "auto") return explained(createReferenceBackend(), reason);
@@ -35,10 +32,4 @@ export async function pickBackend(choice: BackendChoice, options: PickOptions = 
 /** The same backend, saying why the faster one is not there. */
 function explained(backend: Backend, reason: string): Backend {
   return { ...backend, detail: `${backend.detail}; wasm can't start: ${reason.split("\n")[0]}` };
-}
-
-async function loadWasm(): Promise<WasmModule> {
-  // Not a literal, so that a checkout without built kernels still type-checks.
-  const importer = "../wasm/kernels.ts";
-  return await import(importer);
 }

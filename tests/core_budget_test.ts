@@ -106,6 +106,14 @@ Deno.test("resolveBudget() uses the published arithmetic left to right for @refe
   assert.deepEqual([perHead, perLayer, total], [59, 119, 359]);
 });
 
+Deno.test("resolveBudget() multiplies the heads in last for @reference: another order rounds otherwise", () => {
+  const model = { ...MODEL, kvHeads: 3 };
+  const perLayer = (length: number) =>
+    resolveBudget(resolvePolicy("defensive@reference"), { ratio: 0.3 }, length, model).perLayer;
+  // 60 · 3 · 0.7 = 125.99999999999999 and 90 · 3 · 0.7 = 189
+  assert.deepEqual([perLayer(60), perLayer(90)], [126, 188]);
+});
+
 Deno.test("resolveBudget() takes the ratio a user meant from a fraction", () => {
   const policy = resolvePolicy("snapkv@reference");
   for (const [fraction, ratio] of [[0.2, 0.8], [0.9, 0.1], [0.1, 0.9], [0.7, 0.3], [0.05, 0.95]]) {

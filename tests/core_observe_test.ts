@@ -231,6 +231,9 @@ Deno.test("coverageSet() stops short of the entry that reaches the threshold", (
   assert.deepEqual(set(1.5, 9), [0, 0, 0, 0], "a threshold that is never reached forces none");
   assert.deepEqual(set(0.65, -1), [0, 1, 1, 1], "a negative cap counts from the end, as Python slices do");
   assert.deepEqual(set(0.65, -7), [0, 0, 0, 0]);
+  const halves = Float32Array.of(0.5, 0.25, 0.25);
+  const reached = coverageSet(halves, 1, { threshold: 0.75, cap: 3 });
+  assert.deepEqual([...reached], [1, 0, 0], "reaching it exactly counts");
   assert.deepEqual([...coverageSet(new Float32Array(3), 1, { threshold: 0.5, cap: 3 })], [0, 0, 0]);
 });
 

@@ -4,6 +4,7 @@ import { selectLayer } from "../core/allocate.ts";
 import { type Keep, resolveBudget } from "../core/budget.ts";
 import { evictDump, type LayerDump, observeDump } from "../core/dump.ts";
 import type { AttentionShape, ModelShape } from "../core/shape.ts";
+import { adakv } from "../core/policies/adakv.ts";
 import { randomSource } from "../core/random.ts";
 import { policies, resolvePolicy } from "../core/registry.ts";
 import { holds } from "./helper/property.ts";
@@ -89,7 +90,7 @@ function exactBudget(text: string, { shape, layers, length }: Case, keep: Keep):
     return;
   }
   for (const heads of kept) {
-    const rounded = policy.scope === "layer" && !policy.perLayerFromHeads;
+    const rounded: boolean = policy.scope === "layer" && !policy.perLayerFromHeads;
     assert.equal(size(heads), rounded ? budget.perLayer : heads.length * budget.perHead, text);
     if (policy.scope === "layer" || policy.perLayerFromHeads) continue;
     for (const head of heads) assert.equal(head.length, budget.perHead, text);
@@ -224,17 +225,33 @@ Deno.test("permuting KV heads with their queries and output columns permutes the
   }
 });
 
-Deno.test("adakv makes every head sure of its safeguard and lets heads differ", () => {
-  const { shape, layers, length } = makeCase(41, 120, { kvHeads: 3, group: 2, layers: 1 });
-  for (let i = 0; i < length * 4; i++) layers[0].keys[i] *= 6; // head 0 attends sharply: few entries need much
-  const { kept: [heads], budget } = evictDump(
-    "adakv(snapkv(window=4), safeguard=0.5)",
-    { fraction: 0.4 },
-    shape,
-    layers,
-  );
-  assert.ok(new Set(heads.map(({ length }) => length)).size > 1);
-  for (const head of heads) assert.ok(head.length >= Math.trunc(budget.perHead * 0.5));
+Deno.test("adakv makes every head sure of its safeguard, however low its scores", () => {
+  const model: ModelShape = { heads: 2, kvHeads: 2, headDim: 1, layers: 1 };
+  // Head 0 scores 10 … 19, head 1 scores 0 … 9.
+  const scores = Float32Array.from({ length: 20 }, (_, i) => i < 10 ? 10 + i : i - 10);
+  const scorer = { ...resolvePolicy("snapkv"), score: () => ({ scores }) };
+  const kept = (safeguard: number) => {
+    const policy = adakv.create({ safeguard }, "ours", scorer);
+    const budget = resolveBudget(policy, { tokens: 5 }, 10, model);
+    const observation = { layer: 0, shape: model, length: 10, window: 1 };
+    return selectLayer(policy, budget, policy.score(observation, budget)).map((head) => [...head]);
+  };
+  assert.deepEqual(kept(0), [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9], []]);
+  assert.deepEqual(kept(0.4), [[2, 3, 4, 5, 6, 7, 8, 9], [8, 9]]);
+  assert.deepEqual(kept(0.59), [[2, 3, 4, 5, 6, 7, 8, 9], [8, 9]]);
+  assert.deepEqual(kept(1), [[5, 6, 7, 8, 9], [5, 6, 7, 8, 9]]);
+});
+
+Deno.test("the defensive policies rank floored entries by their risk before the floor", () => {
+  const shape = { heads: 1, kvHeads: 1, headDim: 1 };
+  // The mean, 0.3, floors the first three alike.
+  const pooledMax = Float32Array.of(0.1, 0.2, 0.05, 0.85), mean = pooledMax;
+  for (const name of ["defensive", "layer-defensive"]) {
+    const policy = resolvePolicy(`${name}(norm=off, forced=none, window=1, sinks=0)`);
+    const budget = resolveBudget(policy, { tokens: 3 }, 5, { ...shape, layers: 1 });
+    const scores = policy.score({ layer: 0, shape, length: 5, window: 1, pooledMax, mean }, budget);
+    assert.deepEqual([...selectLayer({ scope: "layer" }, budget, scores)[0]], [1, 3, 4], name);
+  }
 });
 
 Deno.test("random follows its seed and differs between layers", () => {
