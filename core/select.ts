@@ -111,9 +111,9 @@ function narrow(
 function cutKey({ state, key, left }: Pool): number {
   if (left === 0) return Infinity;
   let prefix = 0;
-  for (const [shift, digits] of [[21, 2048], [10, 2048], [0, 1024]]) {
+  for (const [shift, width] of [[21, 11], [10, 11], [0, 10]]) {
+    const digits = 1 << width, above = shift + width;
     const counts = new Uint32Array(digits);
-    const above = shift + Math.log2(digits);
     for (let i = 0; i < state.length; i++) {
       if (state[i] === OPEN && (above >= 32 || key[i] >>> above === prefix)) {
         counts[(key[i] >>> shift) & (digits - 1)]++;

@@ -241,15 +241,26 @@ Deno.test("pickBackend() gives the plain backend by name", async () => {
   assert.equal(backend.name, "ts");
 });
 
-Deno.test("pickBackend() never replaces a named backend, and auto always gives one", async () => {
+Deno.test("pickBackend() gives the kernels by name, and auto takes them", async () => {
+  using named = await pickBackend("wasm");
   using auto = await pickBackend("auto");
+  assert.deepEqual([named.name, auto.name], ["wasm", "wasm"]);
+});
+
+Deno.test("pickBackend() refuses a named backend that can't start; auto goes on and says why", async () => {
+  const { instantiate } = WebAssembly;
+  WebAssembly.instantiate = () => Promise.reject(new Error("no vectors here"));
   try {
-    using named = await pickBackend("wasm");
-    assert.deepEqual([named.name, auto.name], ["wasm", "wasm"]);
-  } catch (error) {
-    assert.ok(error instanceof PalisadeError, String(error));
-    assert.deepEqual([error.kind, error.code, error.where], ["resources", "backend.missing", "--backend"]);
+    await assert.rejects(pickBackend("wasm"), (error) => {
+      assert.ok(error instanceof PalisadeError, String(error));
+      assert.deepEqual([error.kind, error.code, error.where], ["resources", "backend.missing", "--backend"]);
+      assert.match(error.message, /no vectors here/);
+      return true;
+    });
+    using auto = await pickBackend("auto");
     assert.equal(auto.name, "ts");
-    assert.match(auto.detail, /wasm can't start/);
+    assert.match(auto.detail, /wasm can't start: .*no vectors here/);
+  } finally {
+    WebAssembly.instantiate = instantiate;
   }
 });
