@@ -115,6 +115,10 @@ function execute(
       if (isMissing(error) || error.code === "EACCES") resolve(undefined);
       else reject(error);
     });
+    // "close" waits for everyone who holds the output open; after an abort nobody is waited for.
+    child.on("exit", () => {
+      if (options.signal?.aborted) reject(options.signal.reason);
+    });
     child.on("close", (code, signal) => {
       settled();
       if (options.signal?.aborted) reject(options.signal.reason);
