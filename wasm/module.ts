@@ -63,6 +63,22 @@ export interface KernelExports {
     count: number,
     chosen: number,
   ): number;
+  dense_multiply(
+    weights: number,
+    kind: number,
+    outputs: number,
+    width: number,
+    exact: number,
+    inputs: number,
+    count: number,
+    bias: number,
+    target: number,
+    stride: number,
+    offset: number,
+    add: number,
+  ): number;
+  dense_norm(x: number, gains: number, width: number, count: number, epsilon: number, out: number): number;
+  dense_swiglu(gateUp: number, width: number, count: number, out: number): number;
 }
 
 const WASM_PAGE = 65536;

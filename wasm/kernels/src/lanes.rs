@@ -65,6 +65,20 @@ mod imp {
             F4(f32x4_abs(self.0))
         }
         #[inline(always)]
+        pub fn div(self, b: Self) -> Self {
+            F4(f32x4_div(self.0, b.0))
+        }
+        /// The smaller of each lane.
+        #[inline(always)]
+        pub fn min(self, b: Self) -> Self {
+            F4(f32x4_pmin(self.0, b.0))
+        }
+        /// Nearest whole number of each lane, ties to even; |x| < 2³¹.
+        #[inline(always)]
+        pub fn round(self) -> I4 {
+            I4(i32x4_trunc_sat_f32x4(f32x4_nearest(self.0)))
+        }
+        #[inline(always)]
         pub fn lanes(self) -> [f32; 4] {
             [
                 f32x4_extract_lane::<0>(self.0),
@@ -93,6 +107,109 @@ mod imp {
             let exponent = i32x4_shr(offset, 23);
             let mantissa = i32x4_sub(self.0, i32x4_shl(exponent, 23));
             (F4(mantissa), F4(f32x4_convert_i32x4(exponent)))
+        }
+        /// Four float16 patterns, finite ones, in the low halves of the lanes.
+        #[inline(always)]
+        pub fn from_halves(bits: I4) -> Self {
+            let magnitude = i32x4_shl(v128_and(bits.0, i32x4_splat(0x7fff)), 13);
+            let sign = i32x4_shl(v128_and(bits.0, i32x4_splat(0x8000)), 16);
+            F4(v128_or(f32x4_mul(magnitude, f32x4_splat(super::HALF_BIAS)), sign))
+        }
+    }
+
+    /// Four int32.
+    #[derive(Clone, Copy)]
+    #[repr(transparent)]
+    pub struct I4(v128);
+
+    impl I4 {
+        #[inline(always)]
+        pub fn new(x: [i32; 4]) -> Self {
+            I4(i32x4(x[0], x[1], x[2], x[3]))
+        }
+        #[inline(always)]
+        pub fn add(self, b: Self) -> Self {
+            I4(i32x4_add(self.0, b.0))
+        }
+        /// The upper halves of the lanes.
+        #[inline(always)]
+        pub fn upper_halves(self) -> Self {
+            I4(u32x4_shr(self.0, 16))
+        }
+        #[inline(always)]
+        pub fn to_floats(self) -> F4 {
+            F4(f32x4_convert_i32x4(self.0))
+        }
+        /// `[Σa, Σb, Σc, Σd]`.
+        #[inline(always)]
+        pub fn sums(a: Self, b: Self, c: Self, d: Self) -> Self {
+            let ab = i32x4_add(i32x4_shuffle::<0, 4, 1, 5>(a.0, b.0), i32x4_shuffle::<2, 6, 3, 7>(a.0, b.0));
+            let cd = i32x4_add(i32x4_shuffle::<0, 4, 1, 5>(c.0, d.0), i32x4_shuffle::<2, 6, 3, 7>(c.0, d.0));
+            I4(i32x4_add(i32x4_shuffle::<0, 1, 4, 5>(ab, cd), i32x4_shuffle::<2, 3, 6, 7>(ab, cd)))
+        }
+        #[inline(always)]
+        pub fn sum(self) -> i32 {
+            let pair = i32x4_add(self.0, i32x4_shuffle::<2, 3, 0, 1>(self.0, self.0));
+            i32x4_extract_lane::<0>(pair) + i32x4_extract_lane::<1>(pair)
+        }
+    }
+
+    /// Eight int16.
+    #[derive(Clone, Copy)]
+    #[repr(transparent)]
+    pub struct S8(v128);
+
+    impl S8 {
+        /// # Safety
+        /// `p` is readable for eight numbers.
+        #[inline(always)]
+        pub unsafe fn load(p: *const i16) -> Self {
+            S8(v128_load(p as *const v128))
+        }
+        /// # Safety
+        /// `p` is writable for eight numbers.
+        #[inline(always)]
+        pub unsafe fn store(self, p: *mut i16) {
+            v128_store(p as *mut v128, self.0)
+        }
+        /// Two times four int32, saturated.
+        #[inline(always)]
+        pub fn narrow(a: I4, b: I4) -> Self {
+            S8(i16x8_narrow_i32x4(a.0, b.0))
+        }
+        /// Sums of neighbouring products.
+        #[inline(always)]
+        pub fn dot(self, b: Self) -> I4 {
+            I4(i32x4_dot_i16x8(self.0, b.0))
+        }
+        /// 32 numbers of 4 bits: the low halves of 16 bytes, then the high ones.
+        ///
+        /// # Safety
+        /// `p` is readable for 16 bytes.
+        #[inline(always)]
+        pub unsafe fn nibbles(p: *const u8) -> [Self; 4] {
+            let bytes = v128_load(p as *const v128);
+            let (low, high) = (v128_and(bytes, u8x16_splat(15)), u8x16_shr(bytes, 4));
+            [
+                S8(u16x8_extend_low_u8x16(low)),
+                S8(u16x8_extend_high_u8x16(low)),
+                S8(u16x8_extend_low_u8x16(high)),
+                S8(u16x8_extend_high_u8x16(high)),
+            ]
+        }
+        /// 32 int8.
+        ///
+        /// # Safety
+        /// `p` is readable for 32 bytes.
+        #[inline(always)]
+        pub unsafe fn bytes(p: *const u8) -> [Self; 4] {
+            let (first, second) = (v128_load(p as *const v128), v128_load(p.add(16) as *const v128));
+            [
+                S8(i16x8_extend_low_i8x16(first)),
+                S8(i16x8_extend_high_i8x16(first)),
+                S8(i16x8_extend_low_i8x16(second)),
+                S8(i16x8_extend_high_i8x16(second)),
+            ]
         }
     }
 }
@@ -144,6 +261,21 @@ mod imp {
         pub fn abs(self) -> Self {
             zip(self, self, |x, _| x.abs())
         }
+        pub fn div(self, b: Self) -> Self {
+            zip(self, b, |x, y| x / y)
+        }
+        pub fn min(self, b: Self) -> Self {
+            zip(self, b, |x, y| if y < x { y } else { x })
+        }
+        pub fn round(self) -> I4 {
+            I4(self.0.map(|x| x.round_ties_even() as i32))
+        }
+        pub fn from_halves(bits: I4) -> Self {
+            F4(bits.0.map(|x| {
+                let magnitude = f32::from_bits((x as u32 & 0x7fff) << 13) * super::HALF_BIAS;
+                f32::from_bits(magnitude.to_bits() | (x as u32 & 0x8000) << 16)
+            }))
+        }
         pub fn lanes(self) -> [f32; 4] {
             self.0
         }
@@ -172,9 +304,73 @@ mod imp {
             (F4(m), F4(e))
         }
     }
+
+    #[derive(Clone, Copy)]
+    pub struct I4([i32; 4]);
+
+    impl I4 {
+        pub fn new(x: [i32; 4]) -> Self {
+            I4(x)
+        }
+        pub fn add(self, b: Self) -> Self {
+            I4([0, 1, 2, 3].map(|i| self.0[i].wrapping_add(b.0[i])))
+        }
+        pub fn upper_halves(self) -> Self {
+            I4(self.0.map(|x| (x as u32 >> 16) as i32))
+        }
+        pub fn to_floats(self) -> F4 {
+            F4(self.0.map(|x| x as f32))
+        }
+        pub fn sums(a: Self, b: Self, c: Self, d: Self) -> Self {
+            I4([a, b, c, d].map(Self::sum))
+        }
+        pub fn sum(self) -> i32 {
+            self.0.iter().fold(0, |sum, x| sum.wrapping_add(*x))
+        }
+    }
+
+    #[derive(Clone, Copy)]
+    pub struct S8([i16; 8]);
+
+    impl S8 {
+        /// # Safety
+        /// `p` is readable for eight numbers.
+        pub unsafe fn load(p: *const i16) -> Self {
+            S8((p as *const [i16; 8]).read_unaligned())
+        }
+        /// # Safety
+        /// `p` is writable for eight numbers.
+        pub unsafe fn store(self, p: *mut i16) {
+            (p as *mut [i16; 8]).write_unaligned(self.0)
+        }
+        pub fn narrow(a: I4, b: I4) -> Self {
+            let at = |i: usize| if i < 4 { a.0[i] } else { b.0[i - 4] };
+            S8(core::array::from_fn(|i| at(i).clamp(-32768, 32767) as i16))
+        }
+        pub fn dot(self, b: Self) -> I4 {
+            let product = |i: usize| self.0[i] as i32 * b.0[i] as i32;
+            I4(core::array::from_fn(|i| product(2 * i).wrapping_add(product(2 * i + 1))))
+        }
+        /// # Safety
+        /// `p` is readable for 16 bytes.
+        pub unsafe fn nibbles(p: *const u8) -> [Self; 4] {
+            let bytes = (p as *const [u8; 16]).read();
+            let at = |i: usize| if i < 16 { bytes[i] & 15 } else { bytes[i - 16] >> 4 };
+            core::array::from_fn(|v| S8(core::array::from_fn(|i| at(8 * v + i) as i16)))
+        }
+        /// # Safety
+        /// `p` is readable for 32 bytes.
+        pub unsafe fn bytes(p: *const u8) -> [Self; 4] {
+            let bytes = (p as *const [i8; 32]).read();
+            core::array::from_fn(|v| S8(core::array::from_fn(|i| bytes[8 * v + i] as i16)))
+        }
+    }
 }
 
-pub use imp::F4;
+/// A float16 pattern moved to float32's place is 2¹¹² times too small.
+const HALF_BIAS: f32 = 5.192_296_858_534_828e33;
+
+pub use imp::{F4, I4, S8};
 
 impl F4 {
     pub fn zero() -> Self {

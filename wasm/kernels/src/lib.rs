@@ -8,6 +8,7 @@
 //! second module format and copies. No threads: a worker makes an instance of its own.
 
 mod attention;
+mod dense;
 mod lanes;
 mod math;
 mod memory;
@@ -18,6 +19,7 @@ mod select;
 #[cfg(test)]
 mod testing;
 mod tile;
+mod weights;
 
 use attention::Extras;
 use memory::{Buffer, Error, Result, Slab};
@@ -247,6 +249,89 @@ pub extern "C" fn select_top(scores: i32, second: i32, protected: i32, entries: 
             let protected = if protected.is_some() { input(&protected, entries)? } else { &[] };
             let chosen = chosen.as_mut().ok_or(Error::Handle)?.view_mut(count)?;
             select::select(input(&scores, entries)?, second, protected, chosen);
+            Ok(0)
+        })
+    })
+}
+
+/// Adds the bias, `(outputs)`, to rows of a target or, where none is given, leaves them.
+fn start_rows(target: &mut dense::Target, count: usize, bias: &[f32]) {
+    for t in 0..count {
+        let at = target.offset + t * target.stride;
+        for (place, b) in target.values[at..at + bias.len()].iter_mut().zip(bias) {
+            *place = if target.add { *place + b } else { *b };
+        }
+    }
+}
+
+/// `target[t · stride + offset …] = weights · inputs[t] (+ bias)` for `count` rows, or added to what is there.
+/// `weights`: `(outputs, inputs)` of the GGUF type `kind` (0 F32, 2 Q4_0, 3 Q4_1, 8 Q8_0); `exact`: not 0 for float32
+/// arithmetic, 0 for int16 inputs; `bias`: `(outputs)` or −1.
+#[no_mangle]
+pub extern "C" fn dense_multiply(
+    weights: i32,
+    kind: i32,
+    outputs: i32,
+    width: i32,
+    exact: i32,
+    inputs: i32,
+    count: i32,
+    bias: i32,
+    target: i32,
+    stride: i32,
+    offset: i32,
+    add: i32,
+) -> i32 {
+    run(|state| {
+        let (outputs, width, count, stride, offset) = (size(outputs)?, size(width)?, size(count)?, size(stride)?, size(offset)?);
+        let kind = weights::Kind::from_number(kind).ok_or(Error::Shape)?;
+        let row_bytes = kind.row_bytes(width).ok_or(Error::Shape)?;
+        if outputs == 0 || width == 0 || count == 0 || offset + outputs > stride {
+            return Err(Error::Shape);
+        }
+        state.buffers.lend([weights, inputs, bias, target], |[weights, inputs, bias, mut target]| {
+            let matrix = dense::Matrix { kind, bytes: input(&weights, product(&[outputs, row_bytes])?)?, outputs, inputs: width };
+            let values = target.as_mut().ok_or(Error::Handle)?.view_mut(product(&[count, stride])?)?;
+            let mut target = dense::Target { values, stride, offset, add: add != 0 };
+            let x = input(&inputs, product(&[count, width])?)?;
+            if bias.is_some() {
+                start_rows(&mut target, count, input(&bias, outputs)?);
+                target.add = true;
+            }
+            dense::multiply(&matrix, x, count, exact != 0, &mut target).map(|()| 0)
+        })
+    })
+}
+
+/// `out = x / √(mean x² + epsilon) · gains`; `x`, `out`: `(count, width)`, `gains`: `(width)`.
+#[no_mangle]
+pub extern "C" fn dense_norm(x: i32, gains: i32, width: i32, count: i32, epsilon: f32, out: i32) -> i32 {
+    run(|state| {
+        let (width, count) = (size(width)?, size(count)?);
+        if width == 0 {
+            return Err(Error::Shape);
+        }
+        let length = product(&[count, width])?;
+        state.buffers.lend([x, gains, out], |[x, gains, mut out]| {
+            let out = out.as_mut().ok_or(Error::Handle)?.view_mut(length)?;
+            dense::rms_norm(input(&x, length)?, input(&gains, width)?, epsilon, out);
+            Ok(0)
+        })
+    })
+}
+
+/// `out = silu(gate) · up`; `gate_up`: `(count, 2, width)`, `out`: `(count, width)`.
+#[no_mangle]
+pub extern "C" fn dense_swiglu(gate_up: i32, width: i32, count: i32, out: i32) -> i32 {
+    run(|state| {
+        let (width, count) = (size(width)?, size(count)?);
+        if width == 0 {
+            return Err(Error::Shape);
+        }
+        let length = product(&[count, width])?;
+        state.buffers.lend([gate_up, out], |[gate_up, mut out]| {
+            let out = out.as_mut().ok_or(Error::Handle)?.view_mut(length)?;
+            dense::swiglu(input(&gate_up, product(&[2, length])?)?, width, out);
             Ok(0)
         })
     })
