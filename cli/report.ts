@@ -1,6 +1,15 @@
 /** The closing report, for people. */
 import type { Report } from "../model/report.ts";
+import type { Finish } from "../model/session.ts";
 import { formatBytes, formatCount, formatMs, formatShare } from "./format.ts";
+
+/** Why an answer ended before the model ended it. */
+const CUT: Record<Finish, string> = {
+  stop: "",
+  length: "an answer was cut at --max-tokens",
+  context: "an answer was cut where the model's trained context ends",
+  interrupted: "an answer was interrupted",
+};
 
 /** A few lines, most important first; ends with a line break. */
 export function reportText(report: Report): string {
@@ -24,6 +33,8 @@ export function reportText(report: Report): string {
     ["time", `read ${formatMs(ms.prefill)}, evict ${formatMs(ms.evict)}, ${speed(ms.decodePerToken)}`],
     ["engines", `kernels ${report.engines.backend}; dense ${report.engines.dense}`],
   ];
+  const cut = report.answers.filter(({ finish }) => finish !== "stop").map(({ finish }) => CUT[finish]);
+  if (cut.length > 0) lines.push(["ended", [...new Set(cut)].join("; ")]);
   if (window.used !== window.asked) {
     lines.push(["window", `${window.used} tokens observed instead of ${window.asked}: the budget is small`]);
   }
