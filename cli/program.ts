@@ -4,6 +4,7 @@ import { PalisadeError } from "../core/errors.ts";
 import { ask, type AskCommand } from "./ask.ts";
 import { demo, type DemoCommand } from "./demo.ts";
 import { doctor } from "./doctor.ts";
+import { type EvalCommand, evaluate } from "./eval.ts";
 import { EXIT, type Io } from "./io.ts";
 import { listModels, modelPathCommand, pullCommand, removeCommand } from "./models.ts";
 import { listPolicies } from "./policies.ts";
@@ -38,6 +39,7 @@ function buildProgram(io: Io, done: (code: number) => void): Command {
     .showHelpAfterError("(palisade --help lists the commands and options)");
   addAsk(program, io, done);
   addDemo(program, io, done);
+  addEval(program, io, done);
   addModels(program, io, done);
   program.command("policies").description("list the eviction policies: name, idea, paper, source")
     .option("--json", "as JSON, with every parameter, its default and its range")
@@ -79,10 +81,29 @@ function addDemo(program: Command, io: Io, done: (code: number) => void): void {
   addEngineOptions(command).action(async (options: DemoCommand) => done(await demo(options, io)));
 }
 
-/** What every command that runs a model takes. */
-function addEngineOptions(command: Command): Command {
+function addEval(program: Command, io: Io, done: (code: number) => void): void {
+  const command = program.command("eval")
+    .description("measure what policies cost in answers; goes on where it was stopped")
+    .addHelpOption(new Option("-h, --help").hideHelp())
+    .requiredOption("--out <file>", "results, one JSON line per cell; only appended to")
+    .option("--tasks <list>", "RULER's by name, ruler for all, qa:FILE, jsonl:FILE", "ruler")
+    .option("--length <list>", "tokens of the whole prompt and answer", "1k")
+    .option("--policies <list>", "see: palisade policies", "full,snapkv,layer-defensive")
+    .option("--keep <list>", "budgets: 20%, 0.2, or tokens per head", "20%")
+    .option("--samples <n>", "samples per task and length", integer(1), 10)
+    .option("--seed <n>", "seed of the samples", integer(0), 1)
+    .option("--models <list>", "named models or files", "smollm2-135m")
+    .option("--query-aware", "compress after the question, not before it")
+    .option("--haystack <file>", "prose to hide needles in, not Moby-Dick")
+    .option("--beyond-trained", "allow more tokens than the model was trained on");
+  addEngineOptions(command, { model: false }).addHelpText("after", EXIT_CODES)
+    .action(async (options: EvalCommand) => done(await evaluate(options, io)));
+}
+
+/** What every command that runs a model takes; `model: false` for those that take several. */
+function addEngineOptions(command: Command, { model = true } = {}): Command {
+  if (model) command.option("--model <name|file>", "named model or FILE.gguf", "smollm2-135m");
   return command
-    .option("--model <name|file>", "named model or FILE.gguf", "smollm2-135m")
     .addOption(
       new Option("--backend <name>", "attention kernels").choices(["auto", "ts", "wasm"]).default("auto"),
     )

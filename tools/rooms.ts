@@ -26,7 +26,7 @@ export const ROOMS: Readonly<Record<string, Room>> = {
   cache: { imports: ["core", "backend/interface.ts"] },
   model: { imports: ["core", "backend", "cache", "runtime", "wasm"], npm: true },
   runtime: { imports: ["core"], node: true, npm: true },
-  evaluate: { imports: ["core", "model", "runtime"] },
+  evaluate: { imports: ["core", "cache", "model", "runtime"], npm: true },
   "mod.ts": { imports: ["core", "backend", "wasm", "gpu", "cache", "model", "runtime", "evaluate"] },
   cli: { imports: PRODUCT, node: true, npm: true },
   tests: EVERYTHING,

@@ -1,0 +1,186 @@
+/** `palisade eval`: a sweep over models, tasks, lengths, samples, policies and budgets into a results file. */
+import { loadModel } from "../model/model.ts";
+import { type GroupOptions, runGroup, type Subject } from "../evaluate/group.ts";
+import { openHaystack } from "../evaluate/haystack.ts";
+import {
+  type AskedCase,
+  type Group,
+  groupsOf,
+  nonEmpty,
+  parseCases,
+  parseLengths,
+  splitList,
+} from "../evaluate/plan.ts";
+import { type ResultLine, ResultsFile } from "../evaluate/results.ts";
+import { openTasks } from "../evaluate/tasks/registry.ts";
+import type { EngineOptions } from "./ask.ts";
+import { formatMs } from "./format.ts";
+import { EXIT, type Io } from "./io.ts";
+import { obtainModel } from "./obtain.ts";
+import { createProgress, type Progress } from "./progress.ts";
+import { VERSION } from "./version.ts";
+
+export interface EvalCommand extends Omit<EngineOptions, "model"> {
+  readonly tasks: string;
+  readonly length: string;
+  readonly policies: string;
+  readonly keep: string;
+  readonly samples: number;
+  readonly seed: number;
+  readonly models: string;
+  readonly out: string;
+  readonly queryAware?: boolean;
+  readonly haystack?: string;
+  readonly beyondTrained?: boolean;
+}
+
+/** Runs the command; returns the exit code. Refusals are thrown before any model is loaded where that is possible. */
+export async function evaluate(command: EvalCommand, io: Io): Promise<number> {
+  const cases = parseCases(command.policies, command.keep);
+  const lengths = parseLengths(command.length);
+  const models = nonEmpty(splitList(command.models), "--models");
+  const tasks = await openTasks(nonEmpty(splitList(command.tasks), "--tasks"), io.runtime);
+  const groups = groupsOf(tasks, lengths, command.samples);
+  const haystack = await openHaystack(io.runtime, command.haystack);
+  await using results = await ResultsFile.open(io.runtime, command.out);
+  const sweep = new Sweep(io, command, results, models.length * groups.length * cases.length);
+  try {
+    for (const name of models) {
+      await using subject = await openSubject(name, command, io, sweep.progress);
+      sweep.expect(subject, groups, cases);
+      for (const group of groups) {
+        await sweep.run(subject, group, cases, {
+          seed: command.seed,
+          protocol: command.queryAware ? "query-aware" : "context-first",
+          haystack,
+          isDone: (id) => results.has(id),
+          beyondTrained: command.beyondTrained,
+          signal: io.signal,
+        });
+      }
+    }
+  } finally {
+    sweep.progress.clear();
+  }
+  if (!command.quiet) io.err(`${sweep.summary()}\n`);
+  return EXIT.ok;
+}
+
+/** Loads a model and hashes its file. */
+async function openSubject(
+  name: string,
+  command: EvalCommand,
+  io: Io,
+  progress: Progress,
+): Promise<Subject & AsyncDisposable> {
+  const path = await obtainModel(name, io, progress, command);
+  const sha256 = await hashFile(path, io);
+  const model = await loadModel(path, io.runtime, {
+    backend: command.backend,
+    dense: command.dense,
+    threads: command.threads,
+    signal: io.signal,
+    onProgress: (done, total) => progress.update(`Starting ${name}`, done, total),
+  });
+  progress.clear();
+  return {
+    model,
+    runtime: io.runtime,
+    sha256,
+    palisade: VERSION,
+    [Symbol.asyncDispose]: () => model[Symbol.asyncDispose](),
+  };
+}
+
+async function hashFile(path: string, { runtime, signal }: Io): Promise<string> {
+  const source = await runtime.openFile(path);
+  try {
+    const hasher = runtime.host!.sha256();
+    for (let at = 0; at < source.size; at += 2 ** 22) {
+      signal.throwIfAborted();
+      hasher.update(await source.read(at, Math.min(2 ** 22, source.size - at)));
+    }
+    return hasher.digest();
+  } finally {
+    await source.close();
+  }
+}
+
+/** Counts cells and tells how it goes. The remaining time is what this run's cells took, times the cells to come. */
+class Sweep {
+  readonly progress: Progress;
+  readonly #io: Io;
+  readonly #quiet: boolean;
+  readonly #results: ResultsFile;
+  readonly #total: number;
+  readonly #start = performance.now();
+  #computed = 0;
+  #found = 0;
+  /** Cells of coming groups that look as if they were in the file. */
+  #expected = 0;
+  readonly #expectedByGroup = new Map<Group, number>();
+  #computeMs = 0;
+
+  constructor(io: Io, command: EvalCommand, results: ResultsFile, total: number) {
+    this.#io = io;
+    this.#quiet = command.quiet ?? false;
+    this.#results = results;
+    this.#total = total;
+    this.progress = createProgress(io.interactive && !this.#quiet);
+  }
+
+  /** Looks up which groups of this model have lines already, so that they don't count as work to come. */
+  expect({ sha256 }: Subject, groups: readonly Group[], cases: readonly AskedCase[]): void {
+    this.#expected = 0;
+    this.#expectedByGroup.clear();
+    const counts = new Map<string, number>();
+    const key = (task: string, length: number | null, sample: number) => `${task} ${length} ${sample}`;
+    for (const line of this.#results.before) {
+      if (line.model.sha256 !== sha256) continue;
+      const at = key(line.task, line.length, line.sample);
+      counts.set(at, (counts.get(at) ?? 0) + 1);
+    }
+    for (const group of groups) {
+      const count = Math.min(cases.length, counts.get(key(group.task.name, group.length, group.sample)) ?? 0);
+      this.#expectedByGroup.set(group, count);
+      this.#expected += count;
+    }
+  }
+
+  async run(subject: Subject, group: Group, cases: readonly AskedCase[], options: GroupOptions): Promise<void> {
+    const start = performance.now();
+    let computed = 0;
+    const label = labelOf(group);
+    const onStep = (step: string, done: number, total: number) =>
+      this.progress.update(`${label} · ${this.#remaining()} · ${step}`, done, total);
+    for await (const line of runGroup(subject, group, cases, { ...options, onStep })) {
+      await this.#results.append(line);
+      computed++;
+      options.signal?.throwIfAborted();
+    }
+    this.#computed += computed;
+    this.#found += cases.length - computed;
+    this.#expected -= this.#expectedByGroup.get(group) ?? 0;
+    this.#computeMs += performance.now() - start;
+    if (computed > 0 && !this.#io.interactive && !this.#quiet) {
+      this.#io.err(`${label}: ${this.#computed + this.#found} of ${this.#total} cells, ${this.#remaining()}\n`);
+    }
+  }
+
+  #remaining(): string {
+    const left = Math.max(0, this.#total - this.#computed - this.#found - this.#expected);
+    if (this.#computed === 0) return `${left} cells to go`;
+    return `about ${formatMs(left * this.#computeMs / this.#computed)} left`;
+  }
+
+  summary(): string {
+    const took = formatMs(performance.now() - this.#start);
+    return `${this.#computed} cells computed in ${took}, ${this.#found} were there already`;
+  }
+}
+
+function labelOf({ task, length, sample }: Group): string {
+  return `${task.name}${length === null ? "" : ` ${length}`} #${sample + 1}`;
+}
+
+export type { ResultLine };

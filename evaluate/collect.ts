@@ -1,0 +1,242 @@
+/**
+ * One prefill for many policies and budgets.
+ *
+ * The context is read once and nothing is evicted. After each layer every case is scored and selected from what that
+ * layer left behind, exactly as `openContext` would (`tests/evaluate_collect_test.ts` compares them), and only its kept
+ * positions stay. Policies with other windows or pooling kernels are observed anew on the same rows.
+ *
+ * Memory: the full cache, the kept positions of each case (four bytes an entry), for policies whose layers compete
+ * the scores that are still in the race, and in {@link forkCache} one fork and one layer of copies. One fork at a time.
+ */
+import { RaggedCache } from "../cache/ragged.ts";
+import { layerSelections } from "../core/allocate.ts";
+import { type Keep, resolveBudget } from "../core/budget.ts";
+import { JointSelection } from "../core/joint.ts";
+import type { Budget, Needs, Observation, Policy, Reduction } from "../core/policy.ts";
+import type { Model } from "../model/model.ts";
+import { LayerReader, type LayerSeen } from "../model/read.ts";
+
+/** A policy at a budget. */
+export interface Case {
+  readonly policy: Policy;
+  readonly keep: Keep;
+}
+
+/** What a case would keep of the context. */
+export interface CollectedCase extends Case {
+  readonly budget: Budget;
+  /** Kept positions, ascending, `[layers][kvHeads]`; undefined when everything stays. */
+  readonly kept: readonly (readonly Int32Array[])[] | undefined;
+  /** Milliseconds of scoring and selecting; observing is shared ({@link Collected.ms}). */
+  readonly evictMs: number;
+}
+
+export interface Collected extends Disposable {
+  /** The whole context's cache; disposed with this object. */
+  readonly cache: RaggedCache;
+  readonly cases: readonly CollectedCase[];
+  /** Milliseconds of the forward pass, and of observing for all cases together. */
+  readonly ms: { readonly prefill: number; readonly observe: number };
+}
+
+export interface CollectOptions {
+  readonly onLayer?: (done: number, layers: number) => void;
+  readonly signal?: AbortSignal;
+}
+
+/**
+ * Reads `ids` and notes what each of `cases` keeps.
+ * @throws PalisadeError `keep.*`, `context.*` as `resolveBudget`.
+ */
+export async function collect(
+  model: Pick<Model, "dense" | "backend" | "config" | "file">,
+  ids: ArrayLike<number>,
+  cases: readonly Case[],
+  options: CollectOptions = {},
+): Promise<Collected> {
+  const { config } = model;
+  const gatherers = cases.map((each) => new Gatherer(each, resolveBudget(each.policy, each.keep, ids.length, config)));
+  const scoring = gatherers.filter(({ keepsAll }) => !keepsAll);
+  const cache = new RaggedCache(model.backend, config);
+  try {
+    const observer = new Observer(cache, scoring, (layer) => model.file.readFloat32(`blk.${layer}.attn_output.weight`));
+    const reader = new LayerReader(model.dense, cache, ids, { ...observer.wanted, signal: options.signal });
+    const ms = { prefill: 0, observe: 0 };
+    for (let layer = 0; layer < config.layers; layer++) {
+      const start = performance.now();
+      const seen = await reader.layer(layer);
+      const read = performance.now();
+      const observed = await observer.observe(layer, seen);
+      ms.prefill += read - start;
+      ms.observe += performance.now() - read;
+      for (const gatherer of scoring) await gatherer.add(layer, observed.get(gatherer)!, cache);
+      options.onLayer?.(layer + 1, config.layers);
+    }
+    cache.advance(ids.length);
+    return {
+      cache,
+      cases: gatherers.map((gatherer) => gatherer.result()),
+      ms,
+      [Symbol.dispose]: () => cache[Symbol.dispose](),
+    };
+  } catch (error) {
+    cache[Symbol.dispose]();
+    throw error;
+  }
+}
+
+/**
+ * A cache of its own that holds only the kept entries; `full` is left as it is. Layer by layer all rows are copied and
+ * compacted, so that one full layer more than the fork is held at the worst moment.
+ */
+export function forkCache(full: RaggedCache, kept: readonly (readonly Int32Array[])[]): RaggedCache {
+  const { backend, shape } = full;
+  const fork = new RaggedCache(backend, shape);
+  try {
+    for (let layer = 0; layer < shape.layers; layer++) {
+      const length = full.length(layer, 0);
+      const heads = Array.from({ length: shape.kvHeads }, (_, head) => full.rows(layer).copyRows(head));
+      fork.rows(layer, length);
+      fork.append(
+        layer,
+        byToken(heads.map((h) => h.keys), length),
+        byToken(heads.map((h) => h.values), length),
+        length,
+        0,
+      );
+      fork.compact(layer, kept[layer]);
+    }
+    fork.advance(full.position);
+    return fork;
+  } catch (error) {
+    fork[Symbol.dispose]();
+    throw error;
+  }
+}
+
+/** One `[length, headDim]` array per head → `[length, heads, headDim]`. */
+function byToken(heads: readonly Float32Array[], length: number): Float32Array {
+  const headDim = heads[0].length / length;
+  const all = new Float32Array(length * heads.length * headDim);
+  heads.forEach((rows, head) => {
+    for (let i = 0; i < length; i++) {
+      all.set(rows.subarray(i * headDim, (i + 1) * headDim), (i * heads.length + head) * headDim);
+    }
+  });
+  return all;
+}
+
+/** Scores and selects for one case, layer by layer. */
+class Gatherer {
+  readonly case: Case;
+  readonly budget: Budget;
+  readonly keepsAll: boolean;
+  readonly #kept: Int32Array[][] = [];
+  readonly #joint?: JointSelection;
+  #ms = 0;
+
+  constructor(each: Case, budget: Budget) {
+    this.case = each;
+    this.budget = budget;
+    this.keepsAll = each.policy.keepsAll === true || budget.perHead >= budget.length;
+    if (each.policy.scope === "model" && !this.keepsAll) this.#joint = new JointSelection(budget);
+  }
+
+  async add(layer: number, observation: Observation, cache: RaggedCache): Promise<void> {
+    const start = performance.now();
+    const scores = this.case.policy.score(observation, this.budget);
+    if (this.#joint) this.#joint.add(layer, scores);
+    else {
+      const kept: Int32Array[] = [];
+      for (const selection of layerSelections(this.case.policy, this.budget, scores)) {
+        kept.push(...await cache.backend.select(selection));
+      }
+      this.#kept.push(kept);
+    }
+    this.#ms += performance.now() - start;
+  }
+
+  result(): CollectedCase {
+    const { layers } = this.budget.model;
+    const joint = this.#joint;
+    const kept = joint ? Array.from({ length: layers }, (_, layer) => joint.kept(layer)) : this.#kept;
+    return { ...this.case, budget: this.budget, kept: this.keepsAll ? undefined : kept, evictMs: this.#ms };
+  }
+}
+
+/** Measures one layer as often as there are different windows and kernels. */
+class Observer {
+  readonly wanted: { readonly needs: Needs; readonly window: number };
+  readonly #cache: RaggedCache;
+  readonly #groups: readonly ObserveGroup[];
+  readonly #outputWeights: (layer: number) => Promise<Float32Array>;
+
+  constructor(
+    cache: RaggedCache,
+    gatherers: readonly Gatherer[],
+    outputWeights: (layer: number) => Promise<Float32Array>,
+  ) {
+    this.#cache = cache;
+    this.#outputWeights = outputWeights;
+    this.#groups = groupsOf(gatherers);
+    const observed = gatherers.filter(({ case: { policy } }) => policy.needs.window);
+    this.wanted = {
+      needs: unionOf(gatherers),
+      window: observed.reduce((most, { budget }) => Math.max(most, budget.window), 0),
+    };
+  }
+
+  async observe(layer: number, seen: LayerSeen): Promise<Map<Gatherer, Observation>> {
+    const { columnSum, columnMax, windowQueries } = seen;
+    const rows = this.#cache.rows(layer);
+    const valueNorms = this.wanted.needs.valueNorms && await this.#valueNorms(layer);
+    const observations = new Map<Gatherer, Observation>();
+    for (const { members, needs, window } of this.#groups) {
+      const { model: shape, length } = members[0].budget;
+      const queries = windowQueries.subarray(windowQueries.length - window * shape.heads * shape.headDim);
+      const measured = needs.window || needs.rows ? await rows.observe(queries, window, needs) : {};
+      const observation = { layer, shape, length, window, columnSum, columnMax, valueNorms, ...measured };
+      for (const member of members) observations.set(member, observation);
+    }
+    return observations;
+  }
+
+  async #valueNorms(layer: number): Promise<Float32Array> {
+    const { heads, headDim } = this.#cache.shape;
+    const wo = await this.#outputWeights(layer);
+    return await this.#cache.rows(layer).valueNorms(wo, wo.length / (heads * headDim));
+  }
+}
+
+/** Cases that one call of `observe` serves. */
+interface ObserveGroup {
+  readonly members: readonly Gatherer[];
+  readonly needs: Needs;
+  readonly window: number;
+}
+
+function groupsOf(gatherers: readonly Gatherer[]): ObserveGroup[] {
+  const byKey = new Map<string, Gatherer[]>();
+  for (const gatherer of gatherers) {
+    const { policy: { needs } } = gatherer.case;
+    const key = `${gatherer.budget.window}/${needs.window ? needs.kernel ?? "" : "none"}`;
+    byKey.set(key, [...byKey.get(key) ?? [], gatherer]);
+  }
+  return [...byKey.values()].map((members) => ({
+    members,
+    needs: { ...unionOf(members), kernel: members[0].case.policy.needs.kernel },
+    window: members[0].budget.window,
+  }));
+}
+
+function unionOf(gatherers: readonly Gatherer[]): Needs {
+  const needs = gatherers.map(({ case: { policy } }) => policy.needs);
+  const window = new Set<Reduction>(needs.flatMap((each) => each.window ?? []));
+  return {
+    ...(window.size > 0 && { window: [...window] }),
+    ...(needs.some((each) => each.valueNorms) && { valueNorms: "l1" }),
+    columnSum: needs.some((each) => each.columnSum),
+    columnMax: needs.some((each) => each.columnMax),
+    rows: needs.some((each) => each.rows),
+  };
+}
