@@ -249,7 +249,7 @@ Deno.test("pickBackend() gives the kernels by name, and auto takes them", async 
 
 Deno.test("pickBackend() refuses a named backend that can't start; auto goes on and says why", async () => {
   const { instantiate } = WebAssembly;
-  WebAssembly.instantiate = () => Promise.reject(new Error("no vectors here"));
+  WebAssembly.instantiate = (): Promise<never> => Promise.reject(new Error("no vectors here"));
   try {
     await assert.rejects(pickBackend("wasm"), (error) => {
       assert.ok(error instanceof PalisadeError, String(error));
