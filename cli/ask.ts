@@ -47,7 +47,7 @@ export async function ask(command: AskCommand, io: Io): Promise<number> {
   const text = await io.runtime.readText(command.context);
   if (text.trim() === "") throw inputError("context.empty", `No text in ${command.context}`, "--context");
 
-  const progress = createProgress(io.interactive && !command.quiet);
+  using progress = createProgress(io.interactive && !command.quiet);
   const start = performance.now();
   await using model = await startModel(command, io, progress);
   const loadMs = performance.now() - start;

@@ -40,7 +40,7 @@ interface Run {
 /** Runs the command; returns the exit code. */
 export async function demo(command: DemoCommand, io: Io): Promise<number> {
   parseKeep(command.keep);
-  const progress = createProgress(io.interactive && !command.quiet);
+  using progress = createProgress(io.interactive && !command.quiet);
   const texts = await demoTexts(io.runtime);
   const say = command.json ? () => {} : io.out;
   const start = performance.now();

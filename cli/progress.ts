@@ -2,14 +2,14 @@
 import cliProgress from "cli-progress";
 import process from "node:process";
 
-/** Moves one bar at a time: calling it with a new label starts a new bar. */
-export interface Progress {
+/** Moves one bar at a time: calling it with a new label starts a new bar. Dispose of it, or the cursor stays hidden. */
+export interface Progress extends Disposable {
   update(label: string, done: number, total: number, unit?: "bytes" | "steps"): void;
   /** Takes the bar away. */
   clear(): void;
 }
 
-const SILENT: Progress = { update() {}, clear() {} };
+const SILENT: Progress = { update() {}, clear() {}, [Symbol.dispose]() {} };
 
 /** A bar on the terminal, or nothing at all when `visible` is false. */
 export function createProgress(visible: boolean): Progress {
@@ -38,5 +38,6 @@ export function createProgress(visible: boolean): Progress {
       bar?.update(done);
     },
     clear,
+    [Symbol.dispose]: clear,
   };
 }
