@@ -35,7 +35,11 @@ export type {
 export { randomSource } from "./random.ts";
 export { policies, resolvePolicy } from "./registry.ts";
 export { defensiveRisk } from "./risk.ts";
+export { type KeyRotation, rotateRows } from "./rotation.ts";
 export { type Segment, type SelectionInput, selectTop } from "./select.ts";
 export type { AttentionShape, ModelShape } from "./shape.ts";
+export type { StepRule } from "./step.ts";
+export { DEFAULT_STEP_RULE, resolveStepRule, stepRules } from "./step_registry.ts";
+export { StepState } from "./step_state.ts";
 export { valueNorms } from "./value_norms.ts";
 export { NORM_AXES, type NormAxis, valueShares } from "./value_share.ts";
