@@ -25,7 +25,14 @@ export { readContext, type ReadOptions, type ReadResult } from "./model/read.ts"
 export { extend } from "./model/extend.ts";
 export { type Report, reportOf } from "./model/report.ts";
 export { createSampler, type SamplerOptions } from "./model/sampler.ts";
-export { type Answer, type AskOptions, type Context, type ContextOptions, type Finish, openContext } from "./model/session.ts";
+export {
+  type Answer,
+  type AskOptions,
+  type Context,
+  type ContextOptions,
+  type Finish,
+  openContext,
+} from "./model/session.ts";
 export { cacheFolder, listModels, modelPath, pullModel, removeModel, resolveModel } from "./model/store.ts";
 export { type TextTokenizer, tokenizerOf } from "./model/tokenizer.ts";
 export { currentRuntime, type Runtime } from "./runtime/mod.ts";
