@@ -6,6 +6,7 @@
  * that compute return promises because a GPU answers later; the plain backends resolve at once.
  */
 import type { Needs, Observation } from "../core/policy.ts";
+import type { KeyRotation } from "../core/rotation.ts";
 import type { AttentionShape } from "../core/shape.ts";
 import type { SelectionInput } from "../core/select.ts";
 
@@ -95,6 +96,15 @@ export interface LayerRows {
 
   /** Drops rows from the end so that head `h` has `lengths[h]` rows. */
   truncate(lengths: ArrayLike<number>): void;
+
+  /**
+   * Turns the keys to other positions: row `i` of head `h` by `moves[h][i]` positions (new − old, any sign), one list
+   * per head, `[length]`. Values and row order stay. Rows that a failure leaves half turned must be freed.
+   */
+  rotateKeys(moves: readonly Int32Array[], rotation: KeyRotation): void;
+
+  /** Rows of their own with the same content; both go on independently. */
+  clone(): LayerRows;
 
   /** Copies of one head's rows, `[length, headDim]` each. For oracles, certificates and snapshots. */
   copyRows(kvHead: number): { keys: Float32Array; values: Float32Array };

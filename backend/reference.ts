@@ -6,6 +6,7 @@ import { softmaxRow } from "../core/attention.ts";
 import { ln } from "../core/exp.ts";
 import { observeWindow } from "../core/observe.ts";
 import type { Needs, Observation } from "../core/policy.ts";
+import { checkRotation, type KeyRotation, rotateRows } from "../core/rotation.ts";
 import { type SelectionInput, selectTop } from "../core/select.ts";
 import type { AttentionShape } from "../core/shape.ts";
 import { valueNorms } from "../core/value_norms.ts";
@@ -92,6 +93,13 @@ class HeadRows {
     if (this.keys.length / this.#headDim - this.length > STEP) this.resize(this.length);
   }
 
+  copyFrom(other: HeadRows): void {
+    this.resize(other.length);
+    this.keys.set(other.usedKeys);
+    this.values.set(other.usedValues);
+    this.length = other.length;
+  }
+
   free(): void {
     this.#meter.change(-this.allocatedBytes);
     this.keys = this.values = new Float32Array(0);
@@ -102,6 +110,7 @@ class HeadRows {
 class ReferenceRows implements LayerRows {
   readonly shape: AttentionShape;
   readonly #heads: HeadRows[];
+  readonly #meter: Meter;
   #freed = false;
 
   constructor(shape: AttentionShape, reserve: number, meter: Meter) {
@@ -112,6 +121,7 @@ class ReferenceRows implements LayerRows {
     }
     if (!Number.isInteger(reserve) || reserve < 0) throw new RangeError(`Cannot reserve ${reserve} rows`);
     this.shape = { heads, kvHeads, headDim };
+    this.#meter = meter;
     this.#heads = Array.from({ length: kvHeads }, () => new HeadRows(headDim, reserve, meter));
   }
 
@@ -230,6 +240,20 @@ class ReferenceRows implements LayerRows {
     });
   }
 
+  rotateKeys(moves: readonly Int32Array[], rotation: KeyRotation): void {
+    this.#checkAlive();
+    checkMoves(moves, this.#heads.map(({ length }) => length));
+    checkRotation(this.shape.headDim, rotation);
+    this.#heads.forEach((head, h) => rotateRows(head.usedKeys, this.shape.headDim, moves[h], rotation));
+  }
+
+  clone(): LayerRows {
+    this.#checkAlive();
+    const twin = new ReferenceRows(this.shape, 0, this.#meter);
+    twin.#heads.forEach((head, h) => head.copyFrom(this.#heads[h]));
+    return twin;
+  }
+
   copyRows(kvHead: number): { keys: Float32Array; values: Float32Array } {
     const head = this.#head(kvHead);
     return { keys: head.usedKeys.slice(), values: head.usedValues.slice() };
@@ -316,6 +340,12 @@ function joined(parts: readonly Float32Array[]): Float32Array {
 function checkFloats(name: string, floats: Float32Array, count: number, each: number): void {
   if (!Number.isInteger(count) || count < 1 || floats.length !== count * each) {
     throw new RangeError(`${name} have ${floats.length} floats: want ${count} × ${each}`);
+  }
+}
+
+function checkMoves(moves: readonly Int32Array[], lengths: readonly number[]): void {
+  if (moves.length !== lengths.length || moves.some((list, h) => list.length !== lengths[h])) {
+    throw new RangeError(`Cannot turn keys by ${moves.map(({ length }) => length)} moves: want ${lengths}`);
   }
 }
 

@@ -1,6 +1,7 @@
-/** Keys and values of one layer in the kernels' memory: checks and copies, no arithmetic. */
+/** Keys and values of one layer in the kernels' memory: checks and copies; the arithmetic is the kernels' or `core`'s. */
 import type { AttentionOutputs, BackendMemory, DecodeOutputs, LayerRows } from "../backend/interface.ts";
 import type { Needs, Observation, Reduction } from "../core/policy.ts";
+import { checkRotation, type KeyRotation, rotateRows } from "../core/rotation.ts";
 import type { AttentionShape } from "../core/shape.ts";
 import type { Buffers, Kernels } from "./module.ts";
 
@@ -183,6 +184,33 @@ export class WasmRows implements LayerRows {
     this.#resized(wanted);
   }
 
+  rotateKeys(moves: readonly Int32Array[], rotation: KeyRotation): void {
+    this.#alive();
+    if (moves.length !== this.#lengths.length || moves.some((list, h) => list.length !== this.#lengths[h])) {
+      throw new RangeError(`Cannot turn keys by ${moves.map(({ length }) => length)} moves: want ${this.#lengths}`);
+    }
+    checkRotation(this.shape.headDim, rotation);
+    const heads = moves.map((list, h) => {
+      const rows = this.copyRows(h);
+      rotateRows(rows.keys, this.shape.headDim, list, rotation);
+      return rows;
+    });
+    this.truncate(new Int32Array(heads.length));
+    this.#fill(heads);
+  }
+
+  clone(): LayerRows {
+    this.#alive();
+    const twin = new WasmRows(this.#kernels, this.#meter, this.shape, 0);
+    try {
+      twin.#fill(Array.from(this.#lengths, (_, h) => this.copyRows(h)));
+    } catch (error) {
+      twin.free();
+      throw error;
+    }
+    return twin;
+  }
+
   copyRows(kvHead: number): { keys: Float32Array; values: Float32Array } {
     const handle = this.#alive(), floats = this.length(kvHead) * this.shape.headDim;
     return this.#kernels.withBuffers((buffers) => {
@@ -252,6 +280,22 @@ export class WasmRows implements LayerRows {
       values.set(rows.values, head * each);
     }
     return { keys, values };
+  }
+
+  /**
+   * Gives empty heads their rows, `[length, headDim]` each. The kernels append to all heads alike, so it goes page by
+   * page: heads that have ended take zeros, which are dropped again.
+   */
+  #fill(heads: readonly { keys: Float32Array; values: Float32Array }[]): void {
+    const { headDim } = this.shape;
+    const ends = heads.map(({ keys }) => keys.length / headDim);
+    const longest = Math.max(...ends);
+    for (let first = 0; first < longest; first += PAGE) {
+      const count = Math.min(PAGE, longest - first);
+      const keys = interleaved(heads.map((head) => head.keys), first, count, headDim);
+      this.append(keys, interleaved(heads.map((head) => head.values), first, count, headDim), count);
+      this.truncate(ends.map((end) => Math.min(end, first + count)));
+    }
   }
 
   #alive(): number {
@@ -324,6 +368,18 @@ const REDUCTIONS = {
 function unpad(padded: Float32Array, heads: number, rows: number): Float32Array {
   const pitch = padded.length / heads, out = new Float32Array(heads * rows);
   for (let h = 0; h < heads; h++) out.set(padded.subarray(h * pitch, h * pitch + rows), h * rows);
+  return out;
+}
+
+/** Rows `first … first + count − 1` of every head, zeros beyond its end: `(heads, rows, dim)` → `(count, heads, dim)`. */
+function interleaved(heads: readonly Float32Array[], first: number, count: number, headDim: number): Float32Array {
+  const out = new Float32Array(count * heads.length * headDim);
+  heads.forEach((rows, h) => {
+    for (let t = 0; t < count; t++) {
+      const row = rows.subarray((first + t) * headDim, (first + t + 1) * headDim);
+      out.set(row, (t * heads.length + h) * headDim);
+    }
+  });
   return out;
 }
 
