@@ -2,28 +2,34 @@
 import { inputError } from "../../core/errors.ts";
 import { nearestName } from "../../core/nearest.ts";
 import type { Runtime } from "../../runtime/interface.ts";
+import { cwe } from "./cwe.ts";
+import { openJsonl, openQa } from "./files.ts";
+import { fwe } from "./fwe.ts";
 import type { Task } from "./interface.ts";
 import { niahTasks } from "./niah.ts";
+import { vt } from "./vt.ts";
 
 /** The synthetic tasks of RULER, in its order. */
-export const rulerTasks: readonly Task[] = [...niahTasks];
+export const rulerTasks: readonly Task[] = [...niahTasks, vt, cwe, fwe];
 
 /**
- * Tasks by the names of `--tasks`: RULER's, `ruler` for all of them.
- * @throws PalisadeError `task.unknown`, and what reading a file can throw.
+ * Tasks by the names of `--tasks`: RULER's, `ruler` for all of them, `qa:FILE` and `jsonl:FILE`.
+ * @throws PalisadeError `task.unknown`, `task.syntax`, `task.empty`, and as `Runtime.readText`.
  */
-// deno-lint-ignore require-await
-export async function openTasks(names: readonly string[], _runtime: Runtime): Promise<Task[]> {
-  const tasks: Task[] = [];
-  for (const name of names) {
-    const named = name === "ruler" ? rulerTasks : rulerTasks.filter((task) => task.name === name);
-    if (named.length === 0) {
-      const known = ["ruler", ...rulerTasks.map((task) => task.name)];
-      const near = nearestName(name, known);
-      const advice = near ? `did you mean ${near}?` : `there are ${known.join(", ")}`;
-      throw inputError("task.unknown", `Unknown task ${name}: ${advice}`, "--tasks");
-    }
-    for (const task of named) if (!tasks.includes(task)) tasks.push(task);
-  }
-  return tasks;
+export async function openTasks(names: readonly string[], runtime: Runtime): Promise<Task[]> {
+  const tasks = new Map<string, Task>();
+  for (const name of names) for (const task of await open(name, runtime)) tasks.set(task.name, task);
+  return [...tasks.values()];
+}
+
+async function open(name: string, runtime: Runtime): Promise<readonly Task[]> {
+  if (name === "ruler") return rulerTasks;
+  if (name.startsWith("qa:")) return [await openQa(runtime, name.slice(3))];
+  if (name.startsWith("jsonl:")) return [await openJsonl(runtime, name.slice(6))];
+  const task = rulerTasks.find((each) => each.name === name);
+  if (task) return [task];
+  const known = [...rulerTasks.map((each) => each.name), "ruler", "qa:FILE", "jsonl:FILE"];
+  const near = nearestName(name, known);
+  const advice = near ? `did you mean ${near}?` : `there are ${known.join(", ")}`;
+  throw inputError("task.unknown", `Unknown task ${name}: ${advice}`, "--tasks");
 }
