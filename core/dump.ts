@@ -21,6 +21,9 @@ export interface LayerDump {
   readonly values: Float32Array;
   /** Output projection `[width, heads · headDim]`, y = x·woᵀ; only for policies that weigh values. */
   readonly wo?: Float32Array;
+  /** `[kvHeads, L]`, each only for policies that need it: what no dump of one prefill can tell. */
+  readonly reconstruction?: Float32Array;
+  readonly gate?: Float32Array;
 }
 
 export interface DumpEviction {
@@ -75,8 +78,15 @@ export function observeDump(dump: LayerDump, layer: number, budget: Budget, need
     window,
     ...(queries && observeWindow({ shape, queries, window, keys, length }, needs)),
     ...(needs.valueNorms && { valueNorms: dumpNorms(values, dump.wo, shape) }),
+    ...(needs.reconstruction && { reconstruction: given(dump.reconstruction, budget, "reconstruction scores") }),
+    ...(needs.gate && { gate: given(dump.gate, budget, "gate scores") }),
     ...(needs.rows && { keys: dump.keys, values: dump.values }),
   };
+}
+
+function given(scores: Float32Array | undefined, { model, length }: Budget, name: string): Float32Array {
+  if (scores?.length === model.kvHeads * length) return scores;
+  throw new RangeError(`Dump has ${scores?.length ?? 0} ${name}: want ${model.kvHeads} heads × ${length}`);
 }
 
 function selectJointly(layers: readonly LayerScores[], budget: Budget): Int32Array[][] {

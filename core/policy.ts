@@ -33,8 +33,20 @@ export interface Needs {
   readonly columnSum?: boolean;
   /** Maximum over all causal queries of the softmax column, per query head: `[heads, L]` (KVzip). */
   readonly columnMax?: boolean;
+  /** Largest attention on every entry while the model repeats the context, `[kvHeads, L]` (KVzip). */
+  readonly reconstruction?: Reconstruction;
+  /** Logarithm of that attention as a gate foretells it when the key is made, `[kvHeads, L]`. */
+  readonly gate?: boolean;
   /** The layer's keys and values themselves: `[kvHeads, L, headDim]` each, keys after RoPE. */
   readonly rows?: boolean;
+}
+
+/** How the model is made to repeat the context (KVzip, arXiv 2505.23416). */
+export interface Reconstruction {
+  /** Most context tokens repeated at once, ≥ 1. */
+  readonly chunk: number;
+  /** Tokens in front of a later chunk that its instruction cites, ≥ 0. */
+  readonly postfix: number;
 }
 
 /** One layer, as measured. Only the fields asked for in {@link Needs} are present. */
@@ -55,6 +67,8 @@ export interface Observation {
   readonly valueNorms?: Float32Array;
   readonly columnSum?: Float32Array;
   readonly columnMax?: Float32Array;
+  readonly reconstruction?: Float32Array;
+  readonly gate?: Float32Array;
   readonly keys?: Float32Array;
   readonly values?: Float32Array;
 }
@@ -132,6 +146,8 @@ export interface Policy {
   readonly window: number;
   /** True when nothing is evicted whatever the budget (`full`). */
   readonly keepsAll?: boolean;
+  /** True when it evicts while reading, chunk by chunk: only for scores that are known when the key is made. */
+  readonly streams?: boolean;
   /** Pure: reads the observation, returns new arrays. */
   score(observation: Observation, budget: Budget): LayerScores;
 }

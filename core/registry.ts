@@ -5,6 +5,8 @@ import { adakv } from "./policies/adakv.ts";
 import { criticalAdakv } from "./policies/critical_adakv.ts";
 import { defensive, layerDefensive } from "./policies/defensive.ts";
 import { full } from "./policies/full.ts";
+import { gate } from "./policies/gate.ts";
+import { kvzip } from "./policies/kvzip.ts";
 import { random } from "./policies/random.ts";
 import { snapkv } from "./policies/snapkv.ts";
 import { streamingLlm } from "./policies/streaming_llm.ts";
@@ -20,6 +22,8 @@ export const policies: readonly PolicyEntry[] = [
   criticalAdakv,
   defensive,
   layerDefensive,
+  kvzip,
+  gate,
 ];
 
 /**

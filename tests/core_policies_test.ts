@@ -19,6 +19,10 @@ const OURS = [
   "critical-adakv(defensive, safeguard=0, first=1)",
   "defensive(norm=tokens, beta=window, forced=none)",
   "layer-defensive(norm=off, beta=none, forced=protect)",
+  "kvzip(compete=head, window=3)",
+  "gate(combine=risk, norm=heads, compete=layer)",
+  "gate(norm=tokens, sinks=0, window=1)",
+  "adakv(gate, safeguard=0.5)",
   "layer-defensive(norm=plain, window=4, kernel=255, coverage=1)",
 ];
 const REFERENCE = policies.filter(({ reference }) => reference).map(({ name }) => `${name}@reference`);
@@ -54,6 +58,8 @@ function makeCase(
         keys: flavour === "zero keys" ? new Float32Array(kv) : floats(kv, flavour === "huge" ? 1e18 : 1),
         values: flavour === "zero values" ? new Float32Array(kv) : floats(kv),
         wo: floats(8 * shape.heads * 4, 1 + layer),
+        reconstruction: floats(kvHeads * length),
+        gate: floats(kvHeads * length),
       };
       if (flavour === "equal") { for (const array of [dump.queries, dump.keys, dump.values]) array.fill(0.5); }
       if (flavour === "one spike") dump.keys.fill(100, 8, 12);
@@ -270,6 +276,35 @@ Deno.test("streaming-llm keeps the first four and the most recent", () => {
   assert.deepEqual([...evictDump("streaming-llm", { tokens: 2 }, shape, layers).kept[0][0]], [0, 19]);
 });
 
+Deno.test("kvzip keeps the best scores over all layers, its uniform variants those of each layer or head", () => {
+  const { shape, layers, length } = makeCase(41, 20, { kvHeads: 2, group: 1, layers: 2 });
+  const [low, high] = layers.map((dump, layer) => ({ ...dump, reconstruction: dump.keys.slice(0, 40).fill(layer) }));
+  const sizes = (text: string) =>
+    evictDump(text, { tokens: 10 }, shape, [low, high]).kept.map((heads) => heads.map((head) => head.length));
+  assert.deepEqual(sizes("kvzip(sinks=0)"), [[0, 0], [length, length]]);
+  assert.deepEqual(sizes("kvzip(sinks=3)"), [[3, 3], [length, 14]]);
+  assert.deepEqual(sizes("kvzip(compete=layer, sinks=0)"), [[20, 0], [20, 0]]);
+  assert.deepEqual(sizes("kvzip(compete=head)"), [[10, 10], [10, 10]]);
+});
+
+Deno.test("gate(combine=risk) is never below what the gate or the risk says", () => {
+  const { shape, layers } = makeCase(43, 50, { kvHeads: 2, group: 2, layers: 1 });
+  const of = (text: string) => evictDump(text, { tokens: 40 }, shape, layers).scores[0];
+  const [alone, both, risk] = ["gate", "gate(combine=risk)", "defensive(norm=off, forced=none)"].map(of);
+  both.forEach((score, i) => {
+    assert.ok(score >= Math.fround(Math.exp(alone[i])));
+    if (i % 50 < 18) assert.equal(score, Math.max(Math.fround(Math.exp(alone[i])), risk[i]));
+  });
+});
+
+Deno.test("gate refuses to stream what needs the whole context", () => {
+  assert.equal(resolvePolicy("gate(read=stream)").streams, true);
+  assert.equal(resolvePolicy("gate").streams, undefined);
+  for (const late of ["combine=risk", "norm=plain"]) {
+    assert.throws(() => resolvePolicy(`gate(read=stream, ${late})`), { code: "policy.value" });
+  }
+});
+
 Deno.test("full keeps everything", () => {
   const { shape, layers } = makeCase(1, 9, { kvHeads: 2, group: 1, layers: 1 });
   const { kept } = evictDump("full", { tokens: 1 }, shape, layers);
@@ -296,6 +331,8 @@ Deno.test("evictDump() refuses dumps that don't fit", () => {
   const { shape, layers: [dump] } = makeCase(1, 40, { kvHeads: 2, group: 1, layers: 1 });
   const run = (change: Partial<LayerDump>, policy = "defensive") =>
     evictDump(policy, { fraction: 0.9 }, shape, [{ ...dump, ...change }]);
+  assert.throws(() => run({ gate: undefined }, "gate"), /Dump has 0 gate scores: want 2 heads × 40/);
+  assert.throws(() => run({ reconstruction: new Float32Array(4) }, "kvzip"), /Dump has 4 reconstruction scores/);
   assert.throws(() => run({ values: new Float32Array(3) }), /Dump values have 3 floats: want 320/);
   assert.throws(() => run({ wo: undefined }), /no output projection/);
   assert.throws(

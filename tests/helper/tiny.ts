@@ -36,7 +36,14 @@ export function tinyLayers(tensors: ReadonlyMap<string, Tensor>, length: number)
     keys: data(`layers/${layer}/k`),
     values: data(`layers/${layer}/v`),
     wo: data(`layers/${layer}/wo`),
+    // No golden file has these: any numbers do, the first of each key.
+    reconstruction: firstOfRows(data(`layers/${layer}/k`)),
+    gate: firstOfRows(data(`layers/${layer}/k`)),
   }));
+}
+
+function firstOfRows(all: Float32Array): Float32Array {
+  return Float32Array.from({ length: all.length / TINY_SHAPE.headDim }, (_, i) => all[i * TINY_SHAPE.headDim]);
 }
 
 /** `[heads, rows, headDim]`, the rows from `first` on, as `[count, heads, headDim]`. */
@@ -115,5 +122,6 @@ async function scoreThrough(
   const wo = dump.wo!;
   const norms = needs.valueNorms && await rows.valueNorms(wo, wo.length / (shape.heads * shape.headDim));
   rows.free();
-  return policy.score({ layer, shape, length, window, ...measured, valueNorms: norms }, budget);
+  const { reconstruction, gate } = dump;
+  return policy.score({ layer, shape, length, window, ...measured, valueNorms: norms, reconstruction, gate }, budget);
 }
