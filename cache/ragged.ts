@@ -5,8 +5,12 @@
  * backend: positions, the logical counter, trimming back to a mark, and the byte counter that the promises about
  * memory are measured with. A position never changes when neighbours are evicted, and the counter never comes from a
  * length: after reading `L` tokens the next one is at `L`, however few entries were kept.
+ *
+ * Only {@link RaggedCache.realign} moves positions: then an entry has a *true* position (which token it was) and a
+ * *logical* one (where attention takes its key to be). Without it the two are the same.
  */
 import type { Backend, LayerRows } from "../backend/interface.ts";
+import type { KeyRotation } from "../core/rotation.ts";
 import type { ModelShape } from "../core/shape.ts";
 
 /** A point to trim back to: {@link RaggedCache.mark}. */
@@ -35,7 +39,11 @@ export class RaggedCache implements Disposable {
   position = 0;
   readonly #rows: (LayerRows | undefined)[];
   /** True positions, `[layers][kvHeads]`, each as long as that head has rows. */
-  readonly #positions: PositionList[][];
+  #positions: PositionList[][];
+  /** Logical positions, as long; made by the first {@link realign}. */
+  #logical?: PositionList[][];
+  /** True position of the next token minus its logical one. */
+  #shift = 0;
   #scoreBytes = 0;
   #peak = 0;
 
@@ -49,19 +57,25 @@ export class RaggedCache implements Disposable {
     );
   }
 
+  /** Tokens this cache has been through: the true position of the next one. */
+  get seen(): number {
+    return this.position + this.#shift;
+  }
+
   /** Rows of one layer; made on first use with room for `reserve` rows per head. */
   rows(layer: number, reserve = 0): LayerRows {
     return this.#rows[layer] ??= this.backend.createRows(this.shape, reserve);
   }
 
   /**
-   * Appends `count` entries to every head of `layer`, at positions `first`, `first + 1`, …
+   * Appends `count` entries to every head of `layer`, at logical positions `first`, `first + 1`, …
    * `keys` (after RoPE) and `values`: `[count, kvHeads, headDim]`. Does not move the logical counter: that happens
    * once per token, not once per layer ({@link advance}).
    */
   append(layer: number, keys: Float32Array, values: Float32Array, count: number, first: number): void {
     this.rows(layer).append(keys, values, count);
-    for (const list of this.#positions[layer]) list.appendRange(first, count);
+    for (const list of this.#positions[layer]) list.appendRange(first + this.#shift, count);
+    for (const list of this.#logical?.[layer] ?? []) list.appendRange(first, count);
     this.#count();
   }
 
@@ -74,7 +88,42 @@ export class RaggedCache implements Disposable {
   compact(layer: number, kept: readonly Int32Array[]): void {
     this.rows(layer).compact(kept);
     this.#positions[layer].forEach((list, head) => list.keep(kept[head]));
+    this.#logical?.[layer].forEach((list, head) => list.keep(kept[head]));
     this.#count();
+  }
+
+  /**
+   * Closes the gaps: every head's entries move to the logical positions that end at P − 1, in order and without a gap,
+   * P being the longest head's entries; the next token is at P. Keys turn with them. True positions stay.
+   * A cache whose backend fails on the way must be disposed of.
+   */
+  realign(rotation: KeyRotation): void {
+    const next = Math.max(...this.#positions.flat().map(({ length }) => length));
+    this.#logical ??= this.#positions.map((heads) => heads.map((list) => list.copy()));
+    this.#logical.forEach((heads, layer) => {
+      const moves = heads.map((list) => list.moveTo(next - list.length));
+      if (moves.some((list) => list.some((move) => move !== 0))) this.rows(layer).rotateKeys(moves, rotation);
+    });
+    this.#shift += this.position - next;
+    this.position = next;
+  }
+
+  /** A cache of its own with the same entries, positions and counters; its byte peak starts anew. */
+  fork(): RaggedCache {
+    const twin = new RaggedCache(this.backend, this.shape);
+    try {
+      this.#rows.forEach((rows, layer) => twin.#rows[layer] = rows?.clone());
+    } catch (error) {
+      twin[Symbol.dispose]();
+      throw error;
+    }
+    const copies = (lists: PositionList[][]) => lists.map((heads) => heads.map((list) => list.copy()));
+    twin.#positions = copies(this.#positions);
+    twin.#logical = this.#logical && copies(this.#logical);
+    twin.#shift = this.#shift;
+    twin.position = this.position;
+    twin.#count();
+    return twin;
   }
 
   /** Tells the counter how many bytes of candidate scores exist right now. */
@@ -105,6 +154,11 @@ export class RaggedCache implements Disposable {
     return this.#positions[layer][kvHead].toArray();
   }
 
+  /** A copy of the logical positions of one head's entries: what their keys are rotated to. */
+  logicalPositions(layer: number, kvHead: number): Int32Array {
+    return (this.#logical ?? this.#positions)[layer][kvHead].toArray();
+  }
+
   /** The state to come back to with {@link trim}. */
   mark(): CacheMark {
     return {
@@ -113,11 +167,12 @@ export class RaggedCache implements Disposable {
     };
   }
 
-  /** Drops everything appended after `mark`, in every head. Nothing may have been evicted in between. */
+  /** Drops everything appended after `mark`, in every head. Nothing may have been evicted or moved in between. */
   trim(mark: CacheMark): void {
     mark.lengths.forEach((lengths, layer) => {
       this.#rows[layer]?.truncate(lengths);
       this.#positions[layer].forEach((list, head) => list.truncate(lengths[head]));
+      this.#logical?.[layer].forEach((list, head) => list.truncate(lengths[head]));
     });
     this.position = mark.position;
   }
@@ -161,6 +216,23 @@ class PositionList {
   keep(rows: Int32Array): void {
     this.#data = rows.map((row) => this.#data[row]);
     this.length = rows.length;
+  }
+
+  /** Makes them `first`, `first + 1`, … and returns by how much each moved. */
+  moveTo(first: number): Int32Array {
+    const moves = new Int32Array(this.length);
+    for (let i = 0; i < this.length; i++) {
+      moves[i] = first + i - this.#data[i];
+      this.#data[i] = first + i;
+    }
+    return moves;
+  }
+
+  copy(): PositionList {
+    const twin = new PositionList();
+    twin.#data = this.#data.slice();
+    twin.length = this.length;
+    return twin;
   }
 
   truncate(length: number): void {
