@@ -35,6 +35,8 @@ export interface Collected extends Disposable {
   /** The whole context's cache; disposed with this object. */
   readonly cache: RaggedCache;
   readonly cases: readonly CollectedCase[];
+  /** Hidden state of the last token before the final norm, `[width]`. */
+  readonly lastHidden: Float32Array;
   /** Milliseconds of the forward pass, and of observing for all cases together. */
   readonly ms: { readonly prefill: number; readonly observe: number };
 }
@@ -44,8 +46,23 @@ export interface CollectOptions {
   readonly signal?: AbortSignal;
 }
 
+/** What one prefill of the whole context can measure for everybody. */
+const SHARED: readonly string[] = [
+  "window",
+  "kernel",
+  "valueNorms",
+  "columnSum",
+  "columnMax",
+  "rows",
+] satisfies readonly (keyof Needs)[];
+
+/** False for policies that must read the context in their own way: those go through `openContext`, one by one. */
+export function sharesPrefill({ needs }: Policy): boolean {
+  return Object.entries(needs).every(([name, wanted]) => !wanted || SHARED.includes(name));
+}
+
 /**
- * Reads `ids` and notes what each of `cases` keeps.
+ * Reads `ids` and notes what each of `cases` keeps. All must share a prefill ({@link sharesPrefill}).
  * @throws PalisadeError `keep.*`, `context.*` as `resolveBudget`.
  */
 export async function collect(
@@ -76,6 +93,7 @@ export async function collect(
     return {
       cache,
       cases: gatherers.map((gatherer) => gatherer.result()),
+      lastHidden: reader.lastHidden(),
       ms,
       [Symbol.dispose]: () => cache[Symbol.dispose](),
     };

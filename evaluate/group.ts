@@ -4,14 +4,13 @@
  */
 import { resolveBudget } from "../core/budget.ts";
 import { inputError } from "../core/errors.ts";
-import type { Policy } from "../core/policy.ts";
 import type { RaggedCache } from "../cache/ragged.ts";
 import type { Model } from "../model/model.ts";
 import { contextIds, questionIds } from "../model/prompt.ts";
 import { openContext } from "../model/session.ts";
 import type { Runtime } from "../runtime/interface.ts";
 import { answerBeside, answerFully, type ComparedAnswer, type FullAnswer } from "./answer.ts";
-import { collect, type Collected, forkCache } from "./collect.ts";
+import { collect, type Collected, forkCache, sharesPrefill } from "./collect.ts";
 import type { Haystack } from "./haystack.ts";
 import { scoreAnswer } from "./metrics.ts";
 import type { AskedCase, Group } from "./plan.ts";
@@ -37,8 +36,6 @@ export interface GroupOptions {
   /** Samples of each task whose lines hold the tokens and how many heads keep each. Default 1, contexts up to 8192. */
   readonly shaded?: number;
   readonly beyondTrained?: boolean;
-  /** Policies that can't share a prefill are read by `openContext`, each on its own. Default: all can. */
-  readonly ownPrefill?: (policy: Policy) => boolean;
   readonly onStep?: (label: string, done: number, total: number) => void;
   readonly signal?: AbortSignal;
 }
@@ -77,8 +74,7 @@ export async function* runGroup(
     contextLength: options.beyondTrained ? Infinity : model.config.contextLength,
     signal: options.signal,
   };
-  const own = (cell: Cell) => options.ownPrefill?.(cell.policy) ?? false;
-  const shared = missing.filter((cell) => !own(cell));
+  const shared = missing.filter(({ policy }) => sharesPrefill(policy));
   using collected = await collect(model, ids, shared, {
     signal: options.signal,
     onLayer: (done, layers) => options.onStep?.("reading, layer", done, layers),
@@ -86,9 +82,9 @@ export async function* runGroup(
   const full = await answerFully(model, collected.cache, asked, answering);
   for (const [i, cell] of missing.entries()) {
     options.onStep?.("answering, cell", i, missing.length);
-    const evicted = own(cell)
-      ? await readAlone(model, prompt.context, cell, options)
-      : fork(collected, shared.indexOf(cell));
+    const evicted = sharesPrefill(cell.policy)
+      ? fork(collected, shared.indexOf(cell))
+      : await readAlone(model, prompt.context, cell, options);
     try {
       const answer = evicted.cache === collected.cache
         ? sameAnswer(full)

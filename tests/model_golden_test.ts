@@ -2,11 +2,11 @@
 import assert from "node:assert/strict";
 import { resolvePolicy } from "../core/registry.ts";
 import { resolveBudget } from "../core/budget.ts";
+import { collect, type CollectedCase } from "../evaluate/collect.ts";
 import { loadModel, type Model } from "../model/model.ts";
 import { extend } from "../model/extend.ts";
 import { readContext, type ReadResult } from "../model/read.ts";
 import { currentRuntime } from "../runtime/mod.ts";
-import { collector } from "./helper/collector.ts";
 import { smollm2 } from "./helper/model.ts";
 import { oracleLogits } from "./helper/oracle.ts";
 import { readJson, readSafetensors } from "./helper/golden.ts";
@@ -49,13 +49,7 @@ async function readCollecting(model: Model, ids: readonly number[]) {
   const cases = RATIOS.flatMap((ratio) =>
     Object.values(POLICIES).map((name) => ({ policy: resolvePolicy(name), keep: { ratio } }))
   );
-  const { policy, collected } = collector(cases, ids.length, model.config);
-  const observing = collected.find((each) => each.policy.needs.window)!;
-  const read = await readContext(model.dense, model.backend, ids, {
-    policy,
-    budget: observing.budget,
-    outputWeights: outputWeights(model),
-  });
+  const { cases: collected, ...read } = await collect(model, ids, cases);
   return { ...read, collected };
 }
 
@@ -119,8 +113,7 @@ Deno.test("SmolLM2 agrees with the reference implementations", async (t) => {
   for (const ratio of RATIOS) {
     for (const [name, ours] of Object.entries(POLICIES)) {
       await t.step(`${ours} keeps the golden sets at r = ${ratio}`, () => {
-        const kept = collected.find((each) => each.policy.name === ours && each.keep === caseKeep(collected, ratio, ours))!
-          .kept();
+        const kept = keptBy(collected, ours, ratio);
         const theirs = golden.kept[String(ratio)][name];
         let common = 0, union = 0, worst = 1;
         theirs.forEach((heads, layer) =>
@@ -138,7 +131,7 @@ Deno.test("SmolLM2 agrees with the reference implementations", async (t) => {
   }
 
   await t.step("compact() then extend() equals masking the evicted entries within 1e-4", async () => {
-    const kept = collected.find((each) => each.policy.name === "layer-defensive@reference")!.kept();
+    const kept = keptBy(collected, "layer-defensive@reference", RATIOS[0]);
     kept.forEach((heads, layer) => cache.compact(layer, heads));
     const logits = await extend(model.dense, cache, golden.question_ids);
     const masked = await oracleLogits(
@@ -153,9 +146,10 @@ Deno.test("SmolLM2 agrees with the reference implementations", async (t) => {
   });
 });
 
-/** The keep object of one case, so that equal policies at two ratios stay apart. */
-function caseKeep(collected: readonly { policy: { name: string }; keep: unknown }[], ratio: number, name: string) {
-  return collected.find((each) => each.policy.name === name && (each.keep as { ratio: number }).ratio === ratio)!.keep;
+/** What one policy keeps at one ratio. */
+function keptBy(collected: readonly CollectedCase[], name: string, ratio: number) {
+  const found = collected.find(({ policy, keep }) => policy.name === name && "ratio" in keep && keep.ratio === ratio);
+  return found!.kept!;
 }
 
 Deno.test("keep 100 % gives the 32 greedy tokens of plain attention", async (t) => {
@@ -163,7 +157,10 @@ Deno.test("keep 100 % gives the 32 greedy tokens of plain attention", async (t) 
   const { contextIds, questionIds } = await import("../model/prompt.ts");
   const prompts = [
     ["The capital of France is Paris. The capital of Italy is Rome.", "What is the capital of Italy?"],
-    ["A recipe for bread: flour, water, salt and yeast. Knead it, let it rise for an hour, and bake it.", "How do I bake bread?"],
+    [
+      "A recipe for bread: flour, water, salt and yeast. Knead it, let it rise for an hour, and bake it.",
+      "How do I bake bread?",
+    ],
     ["In 1851 Herman Melville published a novel about a whale and a captain who hunts it.", "Who wrote it, and when?"],
   ];
   for (const [context, question] of prompts) {

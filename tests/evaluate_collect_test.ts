@@ -1,0 +1,90 @@
+import assert from "node:assert/strict";
+import { policies, resolvePolicy } from "../core/registry.ts";
+import { answerBeside, answerFully, divergence } from "../evaluate/answer.ts";
+import { type Case, collect, forkCache, sharesPrefill } from "../evaluate/collect.ts";
+import type { RaggedCache } from "../cache/ragged.ts";
+import { contextIds, questionIds } from "../model/prompt.ts";
+import { openContext } from "../model/session.ts";
+import { PROSE, tinyModel } from "./helper/workbench.ts";
+
+const TEXT = PROSE.slice(0, 700);
+const KEEPS = [{ fraction: 0.5 }, { fraction: 0.2 }, { tokens: 20 }, { tokens: 4 }];
+/** Other windows, kernels and parameters than the defaults, and budgets that shrink the window. */
+const TEXTS = [
+  ...policies.map(({ name }) => name),
+  ...policies.filter(({ reference }) => reference).map(({ name }) => `${name}@reference`),
+  "snapkv(window=16,kernel=3)",
+  "layer-defensive(window=8,norm=off)",
+  "adakv(snapkv, safeguard=0.4)",
+];
+
+function casesOf(keeps = KEEPS): Case[] {
+  const shared = TEXTS.map(resolvePolicy).filter(sharesPrefill);
+  return shared.flatMap((policy) => keeps.map((keep) => ({ policy, keep })));
+}
+
+function keptOf(cache: RaggedCache): number[][][] {
+  const { layers, kvHeads } = cache.shape;
+  return Array.from(
+    { length: layers },
+    (_, layer) => Array.from({ length: kvHeads }, (_, head) => [...cache.positions(layer, head)]),
+  );
+}
+
+for (const backend of ["ts", "wasm"] as const) {
+  Deno.test(`collect() on ${backend} keeps exactly what openContext() keeps, for every policy and budget`, async () => {
+    await using model = await tinyModel(backend);
+    const ids = contextIds(model.frame, model.tokenizer, TEXT);
+    using collected = await collect(model, ids, casesOf());
+    for (const each of collected.cases) {
+      using context = await openContext(model, TEXT, each);
+      const label = `${each.policy.name} ${JSON.stringify(each.keep)}`;
+      if (each.kept === undefined) {
+        assert.deepEqual(keptOf(collected.cache), keptOf(context.cache), label);
+        continue;
+      }
+      using fork = forkCache(collected.cache, each.kept);
+      assert.deepEqual(keptOf(fork), keptOf(context.cache), label);
+      assert.equal(fork.position, context.cache.position);
+      assert.equal(fork.bytes().live, context.cache.bytes().live);
+      for (let layer = 0; layer < model.config.layers; layer++) {
+        for (let head = 0; head < model.config.kvHeads; head++) {
+          assert.deepEqual(fork.rows(layer).copyRows(head), context.cache.rows(layer).copyRows(head), label);
+        }
+      }
+    }
+  });
+}
+
+Deno.test("answerBeside() gives the answer of ask() and the divergence of each step", async () => {
+  await using model = await tinyModel();
+  const ids = contextIds(model.frame, model.tokenizer, TEXT);
+  const asked = questionIds(model.frame, model.tokenizer, "How many stakes?", "There are");
+  const options = { maxNewTokens: 12, contextLength: model.config.contextLength };
+  using collected = await collect(model, ids, casesOf([{ fraction: 0.2 }]));
+  const full = await answerFully(model, collected.cache, asked, options);
+  let differing = 0;
+  for (const each of collected.cases) {
+    using context = await openContext(model, TEXT, each);
+    const expected = await context.ask("How many stakes?", { answerPrefix: "There are", maxTokens: 12 });
+    const answer = await answerBeside(model, context.cache, asked, full, options);
+    assert.deepEqual(answer.ids, expected.ids, each.policy.name);
+    assert.equal(`There are${answer.text}`, expected.answer);
+    assert.equal(answer.finish, expected.finish);
+    const at = full.ids.findIndex((id, i) => answer.ids[i] !== id);
+    assert.equal(answer.firstDifference, at < 0 ? null : at);
+    if (at >= 0) differing++;
+    if (each.policy.keepsAll) assert.ok(answer.kl.max < 1e-6, `full diverges by ${answer.kl.max}`);
+    else assert.ok(answer.kl.mean > 0 && answer.kl.max >= answer.kl.mean);
+    assert.equal(context.cache.position, ids.length, "the cache is as before");
+  }
+  assert.ok(differing > 0, "no answer differs: the branch was never taken");
+});
+
+Deno.test("divergence() is the Kullback–Leibler divergence of the softmaxes", () => {
+  const log = (...p: number[]) => Float32Array.from(p, (each) => Math.log(each) + 3);
+  // 0.5·ln(0.5/0.25) + 0.5·ln(0.5/0.75)
+  const expected = 0.5 * Math.log(2) + 0.5 * Math.log(2 / 3);
+  assert.ok(Math.abs(divergence(log(0.5, 0.5), log(0.25, 0.75)) - expected) < 1e-6);
+  assert.equal(divergence(log(0.1, 0.9), log(0.1, 0.9)), 0);
+});
