@@ -35,7 +35,7 @@ export interface WasmDenseOptions {
 }
 
 /** Rows that pass through the kernels together: enough to reuse unpacked weights, few enough to bound the buffers. */
-const ROWS = 256;
+const ROWS = 64;
 /** Bytes read from the file at a time. */
 const SLICE_BYTES = 1 << 22;
 

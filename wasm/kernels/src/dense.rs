@@ -2,8 +2,9 @@
 //!
 //! Two ways to multiply. *Exact*: weights become float32 a few rows at a time, sums are float32. *Integer*: each block of
 //! 32 inputs becomes int16 with one scale (off by at most 2⁻¹⁶ of the block's largest), products and sums of a block are
-//! whole numbers, and each block's scales meet in one float32 multiply-add for four rows. One token reads the packed
-//! weights as they stream by; more tokens share rows unpacked to int16.
+//! whole numbers, and each block's scales meet in one float32 multiply-add for four rows, straight from the packed
+//! weights as they stream by. From a handful of tokens on the exact way is as fast (measured: unpacking to int16 once and
+//! multiplying integers gained nothing over float32, whose products need no scaling), so it is the one used there.
 
 use crate::lanes::{F4, I4, S8};
 use crate::math::{exp2, LOG2_E};
@@ -29,23 +30,24 @@ pub struct Target<'a> {
 }
 
 impl Target<'_> {
-    /// Stores the first `count` lanes as columns `column …` of row `token`.
+    /// Stores columns `column …` of row `token`.
     #[inline(always)]
-    fn put(&mut self, token: usize, column: usize, four: F4, count: usize) {
+    fn put(&mut self, token: usize, column: usize, products: &[f32]) {
         let at = self.offset + token * self.stride + column;
-        for (place, x) in self.values[at..at + count].iter_mut().zip(four.lanes()) {
-            *place = if self.add { *place + x } else { x };
+        for (place, x) in self.values[at..at + products.len()].iter_mut().zip(products) {
+            *place = if self.add { *place + x } else { *x };
         }
     }
 }
 
-/// Rows expanded to float32 at a time.
-const EXACT_ROWS: usize = 16;
-/// Rows unpacked to int16 at a time; with the inputs of two tokens they fit a first-level cache up to 1536 inputs.
-const PANEL_ROWS: usize = 8;
+/// Rows expanded to float32 at a time take about this many floats: most of a first-level cache.
+const PANEL_FLOATS: usize = 6144;
+/// Inputs from which on unpacking the weights to float32 once beats reading them packed for each.
+const MANY: usize = 8;
 
-/// `target[t] = matrix · inputs[t]` for `count` rows `(count, inputs)`.
+/// `target[t] = matrix · inputs[t]` for `count` rows `(count, inputs)`. Integer arithmetic for few rows unless `exact`.
 pub fn multiply(matrix: &Matrix, inputs: &[f32], count: usize, exact: bool, target: &mut Target) -> Result<()> {
+    let exact = exact || count >= MANY;
     match matrix.kind {
         Kind::F32 => exact_product(matrix, inputs, count, target, copy_row),
         Kind::Q4_0 if exact => exact_product(matrix, inputs, count, target, expand::<Q4_0>),
@@ -76,10 +78,11 @@ fn exact_product(
     for (to, from) in padded.as_mut().chunks_exact_mut(stride).zip(inputs.chunks_exact(width)) {
         to[..width].copy_from_slice(from);
     }
-    let mut rows = Array::<f32>::zeros(EXACT_ROWS * stride)?;
-    let mut products = Array::<f32>::zeros(count * EXACT_ROWS)?;
-    for first in (0..matrix.outputs).step_by(EXACT_ROWS) {
-        let here = EXACT_ROWS.min(matrix.outputs - first);
+    let panel = (PANEL_FLOATS / stride / 4 * 4).clamp(4, 64);
+    let mut rows = Array::<f32>::zeros(panel * stride)?;
+    let mut products = Array::<f32>::zeros(count * panel)?;
+    for first in (0..matrix.outputs).step_by(panel) {
+        let here = panel.min(matrix.outputs - first);
         for r in 0..here {
             let row = &matrix.bytes[(first + r) * row_bytes..][..row_bytes];
             let out = &mut rows.as_mut()[r * stride..][..stride];
@@ -93,25 +96,22 @@ fn exact_product(
             }
         }
         let (x, w, y) = (padded.as_slice().as_ptr(), rows.as_slice().as_ptr(), products.as_mut().as_mut_ptr());
-        // SAFETY: (count, stride) inputs, (16, stride) rows, (count, 16) products.
-        unsafe { dots(x, count, w, here, stride, y, EXACT_ROWS) };
-        for (t, row) in products.as_slice().chunks_exact(EXACT_ROWS).enumerate() {
-            let at = target.offset + t * target.stride + first;
-            for (place, x) in target.values[at..at + here].iter_mut().zip(row) {
-                *place = if target.add { *place + x } else { *x };
-            }
+        // SAFETY: (count, stride) inputs, (panel, stride) rows, (count, panel) products.
+        unsafe { dots(x, count, w, here, stride, y, panel) };
+        for (t, row) in products.as_slice().chunks_exact(panel).enumerate() {
+            target.put(t, first, &row[..here]);
         }
     }
     Ok(())
 }
 
-/// Inputs in blocks of int16.
+/// One token's inputs in blocks of int16.
 struct Quantised {
-    /// `(count, inputs)`
+    /// `(inputs)`
     values: Array<i16>,
-    /// `(count, inputs / 32)`
+    /// `(inputs / 32)`
     scales: Array<f32>,
-    /// Sums of the quantised inputs of each block, `(count, inputs / 32)`.
+    /// Sums of the quantised inputs of each block, `(inputs / 32)`.
     sums: Array<f32>,
 }
 
@@ -144,12 +144,10 @@ fn quantise(inputs: &[f32]) -> Result<Quantised> {
 }
 
 fn integer_product<F: Format>(matrix: &Matrix, inputs: &[f32], count: usize, target: &mut Target) -> Result<()> {
-    let x = quantise(&inputs[..count * matrix.inputs])?;
-    if count == 1 {
-        stream::<F>(matrix, &x, target);
-        return Ok(());
+    for (token, inputs) in inputs.chunks_exact(matrix.inputs).take(count).enumerate() {
+        stream::<F>(matrix, &quantise(inputs)?, token, target);
     }
-    panels::<F>(matrix, &x, count, target)
+    Ok(())
 }
 
 /// Pointers to four rows from `first` on; beyond the last row, the last one again.
@@ -160,133 +158,44 @@ fn four_rows(matrix: &Matrix, first: usize) -> [*const u8; 4] {
 }
 
 /// One token: four rows at a time, straight from the packed blocks.
-fn stream<F: Format>(matrix: &Matrix, x: &Quantised, target: &mut Target) {
+fn stream<F: Format>(matrix: &Matrix, x: &Quantised, token: usize, target: &mut Target) {
     let blocks = matrix.inputs / BLOCK;
-    let (values, scales, sums) = (x.values.as_slice().as_ptr(), x.scales.as_slice(), x.sums.as_slice());
+    let (values, scales, sums) = (x.values.as_slice(), &x.scales.as_slice()[..blocks], &x.sums.as_slice()[..blocks]);
     for first in (0..matrix.outputs).step_by(4) {
-        let rows = four_rows(matrix, first);
+        let [mut a, mut b, mut c, mut d] = four_rows(matrix, first);
         let mut total = F4::zero();
-        for b in 0..blocks {
+        let mut input = values.as_ptr();
+        for (scale, sum) in scales.iter().zip(sums) {
             // SAFETY: each row has `blocks` blocks, the inputs 32 values for each.
             unsafe {
-                let here = rows.map(|row| row.add(b * F::BYTES));
-                let input: [S8; 4] = core::array::from_fn(|v| S8::load(values.add(b * BLOCK + 8 * v)));
-                let products = here.map(|row| {
-                    let q = F::quants(row);
-                    q[0].dot(input[0]).add(q[1].dot(input[1])).add(q[2].dot(input[2]).add(q[3].dot(input[3])))
-                });
-                let [a, b0, c, d] = products;
-                let whole = I4::sums(a, b0, c, d).to_floats();
-                let (scale, offset) = F::scales(here);
-                let step = scale.mul(F4::splat(scales[b]));
-                total = total.madd(whole, step).madd(offset, F4::splat(sums[b]));
+                let eights = [S8::load(input), S8::load(input.add(8)), S8::load(input.add(16)), S8::load(input.add(24))];
+                // Written out: as a loop over rows LLVM keeps it, through memory.
+                let whole = I4::sums(
+                    block_dot::<F>(a, &eights),
+                    block_dot::<F>(b, &eights),
+                    block_dot::<F>(c, &eights),
+                    block_dot::<F>(d, &eights),
+                );
+                let (scales, offsets) = F::scales([a, b, c, d]);
+                total = total.madd(whole.to_floats(), scales.mul(F4::splat(*scale))).madd(offsets, F4::splat(*sum));
+                (a, b, c, d) = (a.add(F::BYTES), b.add(F::BYTES), c.add(F::BYTES), d.add(F::BYTES));
+                input = input.add(BLOCK);
             }
         }
-        target.put(0, first, total, 4.min(matrix.outputs - first));
+        target.put(token, first, &total.lanes()[..4.min(matrix.outputs - first)]);
     }
 }
 
-/// Eight rows unpacked, interleaved by four for their scales.
-struct Panel {
-    /// `(8, inputs)`
-    values: Array<i16>,
-    /// `(2, inputs / 32, 4)`
-    scales: Array<f32>,
-    offsets: Array<f32>,
-}
-
-impl Panel {
-    fn fill<F: Format>(&mut self, matrix: &Matrix, first: usize) {
-        let (width, blocks) = (matrix.inputs, matrix.inputs / BLOCK);
-        for half in 0..2 {
-            let rows = four_rows(matrix, first + 4 * half);
-            for b in 0..blocks {
-                // SAFETY: each row has `blocks` blocks.
-                unsafe {
-                    let here = rows.map(|row| row.add(b * F::BYTES));
-                    for (r, row) in here.into_iter().enumerate() {
-                        let to = &mut self.values.as_mut()[(4 * half + r) * width + b * BLOCK..][..BLOCK];
-                        for (v, eight) in F::quants(row).into_iter().enumerate() {
-                            eight.store(to.as_mut_ptr().add(8 * v));
-                        }
-                    }
-                    let at = (half * blocks + b) * 4;
-                    let (scale, offset) = F::scales(here);
-                    scale.store(self.scales.as_mut()[at..at + 4].as_mut_ptr());
-                    offset.store(self.offsets.as_mut()[at..at + 4].as_mut_ptr());
-                }
-            }
-        }
-    }
-}
-
-/// Many tokens: rows unpacked once, two tokens by four rows at a time.
-fn panels<F: Format>(matrix: &Matrix, x: &Quantised, count: usize, target: &mut Target) -> Result<()> {
-    let (width, blocks) = (matrix.inputs, matrix.inputs / BLOCK);
-    let mut panel = Panel {
-        values: Array::zeros(PANEL_ROWS * width)?,
-        scales: Array::zeros(PANEL_ROWS * blocks)?,
-        offsets: Array::zeros(PANEL_ROWS * blocks)?,
-    };
-    for first in (0..matrix.outputs).step_by(PANEL_ROWS) {
-        panel.fill::<F>(matrix, first);
-        for t in (0..count).step_by(2) {
-            for half in 0..2 {
-                let column = first + 4 * half;
-                if column >= matrix.outputs {
-                    break;
-                }
-                let lanes = 4.min(matrix.outputs - column);
-                if t + 1 < count {
-                    let [a, b] = four_by::<2>(&panel, half, x, t, width);
-                    target.put(t, column, a, lanes);
-                    target.put(t + 1, column, b, lanes);
-                } else {
-                    let [a] = four_by::<1>(&panel, half, x, t, width);
-                    target.put(t, column, a, lanes);
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Four rows of the panel times `T` tokens.
+/// Products of one block with 32 inputs, in four partial sums.
 #[inline(always)]
-fn four_by<const T: usize>(panel: &Panel, half: usize, x: &Quantised, token: usize, width: usize) -> [F4; T] {
-    let blocks = width / BLOCK;
-    let rows = panel.values.as_slice()[4 * half * width..(4 * half + 4) * width].as_ptr();
-    let scales = panel.scales.as_slice()[half * blocks * 4..(half + 1) * blocks * 4].as_ptr();
-    let offsets = panel.offsets.as_slice()[half * blocks * 4..(half + 1) * blocks * 4].as_ptr();
-    let inputs = x.values.as_slice()[token * width..(token + T) * width].as_ptr();
-    let input_scales = &x.scales.as_slice()[token * blocks..(token + T) * blocks];
-    let input_sums = &x.sums.as_slice()[token * blocks..(token + T) * blocks];
-    let mut totals = [F4::zero(); T];
-    for b in 0..blocks {
-        let mut sums = [[I4::new([0; 4]); 4]; T];
-        for v in 0..4 {
-            let at = b * BLOCK + 8 * v;
-            // SAFETY: within a row of `width` int16 each.
-            unsafe {
-                let input: [S8; T] = core::array::from_fn(|t| S8::load(inputs.add(t * width + at)));
-                for r in 0..4 {
-                    let row = S8::load(rows.add(r * width + at));
-                    for t in 0..T {
-                        sums[t][r] = sums[t][r].add(row.dot(input[t]));
-                    }
-                }
-            }
-        }
-        // SAFETY: four scales and offsets for each block.
-        let (scale, offset) = unsafe { (F4::load(scales.add(4 * b)), F4::load(offsets.add(4 * b))) };
-        for t in 0..T {
-            let [a, b0, c, d] = sums[t];
-            let whole = I4::sums(a, b0, c, d).to_floats();
-            let step = scale.mul(F4::splat(input_scales[t * blocks + b]));
-            totals[t] = totals[t].madd(whole, step).madd(offset, F4::splat(input_sums[t * blocks + b]));
-        }
-    }
-    totals
+unsafe fn block_dot<F: Format>(block: *const u8, inputs: &[S8; 4]) -> I4 {
+    let [a, b, c, d] = F::quants(block);
+    dot_of(&[a, b, c, d], inputs)
+}
+
+#[inline(always)]
+fn dot_of(row: &[S8; 4], x: &[S8; 4]) -> I4 {
+    row[0].dot(x[0]).add(row[1].dot(x[1])).add(row[2].dot(x[2]).add(row[3].dot(x[3])))
 }
 
 /// `out = x / √(mean x² + epsilon) · gains` for each row of `gains.len()`.

@@ -182,6 +182,10 @@ mod imp {
         pub fn dot(self, b: Self) -> I4 {
             I4(i32x4_dot_i16x8(self.0, b.0))
         }
+        #[inline(always)]
+        pub fn widen(self) -> [I4; 2] {
+            [I4(i32x4_extend_low_i16x8(self.0)), I4(i32x4_extend_high_i16x8(self.0))]
+        }
         /// 32 numbers of 4 bits: the low halves of 16 bytes, then the high ones.
         ///
         /// # Safety
@@ -350,6 +354,9 @@ mod imp {
         pub fn dot(self, b: Self) -> I4 {
             let product = |i: usize| self.0[i] as i32 * b.0[i] as i32;
             I4(core::array::from_fn(|i| product(2 * i).wrapping_add(product(2 * i + 1))))
+        }
+        pub fn widen(self) -> [I4; 2] {
+            [0, 4].map(|first| I4(core::array::from_fn(|i| self.0[first + i] as i32)))
         }
         /// # Safety
         /// `p` is readable for 16 bytes.

@@ -117,16 +117,13 @@ impl Format for Q8_0 {
 /// # Safety
 /// `row`: `blocks` blocks of `F`; `out` is writable for `32 · blocks` floats.
 pub unsafe fn expand<F: Format>(row: *const u8, blocks: usize, out: *mut f32) {
-    let mut quants = [0i16; BLOCK];
     for b in 0..blocks {
-        let block = row.add(b * F::BYTES);
+        let (block, out) = (row.add(b * F::BYTES), out.add(b * BLOCK));
         let (scale, offset) = F::scales([block; 4]);
-        let (scale, offset) = (scale.lanes()[0], offset.lanes()[0]);
         for (v, eight) in F::quants(block).into_iter().enumerate() {
-            eight.store(quants.as_mut_ptr().add(8 * v));
-        }
-        for (j, q) in quants.iter().enumerate() {
-            *out.add(b * BLOCK + j) = scale * *q as f32 + offset;
+            let [low, high] = eight.widen();
+            offset.add(low.to_floats().mul(scale)).store(out.add(8 * v));
+            offset.add(high.to_floats().mul(scale)).store(out.add(8 * v + 4));
         }
     }
 }
