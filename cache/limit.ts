@@ -81,7 +81,8 @@ export class CacheLimit {
     const marked = SINK_COUNT + (options.markers?.size ?? 0);
     const shares = Int32Array.from({ length: heads }, (_, i) => Math.max(this.#length(i), marked + 1));
     const held = shares.reduce((sum, share) => sum + share, 0), longest = Math.max(...shares);
-    const room = Math.min(Math.floor(options.tokens - held / heads), (options.longest ?? Infinity) - longest);
+    const free = Math.floor((options.tokens * heads - held) / heads);
+    const room = Math.min(free, (options.longest ?? Infinity) - longest);
     if (!(room >= 1)) throw tooSmall(options, held / heads, longest, marked);
     this.#caps = shares.map((share) => share + room);
     this.#step = Math.min(options.tokens - lowWater(options.tokens), room);
@@ -105,6 +106,7 @@ export class CacheLimit {
     if (!(count >= 1 && count <= this.chunk)) {
       throw new RangeError(`Cannot make room for ${count}: want 1 … ${this.chunk}`);
     }
+    this.#peak = Math.max(this.#peak, this.#cache.entries());
     const full = this.#caps.some((cap, i) => this.#length(i) + count > cap);
     if (full) await this.#evict();
   }
@@ -117,17 +119,12 @@ export class CacheLimit {
     }
   }
 
-  /** Call after each pass over the layers. */
-  counted(): void {
-    this.#peak = Math.max(this.#peak, this.#cache.entries());
-  }
-
   figures(): LimitFigures {
     return {
       evictions: this.#evictions,
       evictedEntries: this.#evicted,
       evictedFromContext: this.#evictedFromContext,
-      peakEntries: this.#peak,
+      peakEntries: Math.max(this.#peak, this.#cache.entries()),
       window: { asked: WINDOW_ASKED, used: this.#window },
       stateBytes: this.#states.reduce((sum, { byteLength }) => sum + byteLength, 0),
     };
