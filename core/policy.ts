@@ -146,6 +146,8 @@ export interface Policy {
   readonly window: number;
   /** True when nothing is evicted whatever the budget (`full`). */
   readonly keepsAll?: boolean;
+  /** True when a score is a worst-case importance, 0 … 1, so that a fixed threshold on it means something. */
+  readonly importance?: boolean;
   /** True when it evicts while reading, chunk by chunk: only for scores that are known when the key is made. */
   readonly streams?: boolean;
   /** Pure: reads the observation, returns new arrays. */

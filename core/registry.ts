@@ -4,6 +4,7 @@ import { nearestName } from "./nearest.ts";
 import { adakv } from "./policies/adakv.ts";
 import { criticalAdakv } from "./policies/critical_adakv.ts";
 import { defensive, layerDefensive } from "./policies/defensive.ts";
+import { defensiveRisk } from "./policies/defensive_risk.ts";
 import { full } from "./policies/full.ts";
 import { gate } from "./policies/gate.ts";
 import { kvzip } from "./policies/kvzip.ts";
@@ -22,6 +23,7 @@ export const policies: readonly PolicyEntry[] = [
   criticalAdakv,
   defensive,
   layerDefensive,
+  defensiveRisk,
   kvzip,
   gate,
 ];

@@ -23,6 +23,7 @@ const OURS = [
   "gate(combine=risk, norm=heads, compete=layer)",
   "gate(norm=tokens, sinks=0, window=1)",
   "adakv(gate, safeguard=0.5)",
+  "defensive-risk(window=3, kernel=1, sinks=0)",
   "layer-defensive(norm=plain, window=4, kernel=255, coverage=1)",
 ];
 const REFERENCE = policies.filter(({ reference }) => reference).map(({ name }) => `${name}@reference`);

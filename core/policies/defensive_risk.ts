@@ -1,0 +1,34 @@
+/**
+ * The worst case and nothing else: what DefensiveKV (arXiv 2510.13334) is about, without its floor, its value norms and
+ * its forced set. Ours, for comparison and for certificates.
+ *
+ * score[g, i] = max_j I[j, i], j over the window's queries of the group, I the pooled rows scaled back to their own mass.
+ * All layers and heads compete. Among all sets of its size that keep sinks and window, the kept one has both the
+ * smallest largest evicted risk and the smallest sum of evicted risks (`core/certificate.ts`): taking the lowest scores
+ * out minimises either.
+ */
+import { KERNEL, SINKS, WINDOW } from "../parameters.ts";
+import type { PolicyEntry } from "../policy.ts";
+import { appendWindow, largest, protectEnds } from "../protect.ts";
+
+export const defensiveRisk: PolicyEntry = {
+  name: "defensive-risk",
+  summary: "Keeps the largest worst-case importance, all layers competing, nothing added",
+  paper: "ours, after Feng et al. 2025, arXiv 2510.13334",
+  source: "none",
+  parameters: [WINDOW, KERNEL, SINKS],
+  create: (values) => ({
+    name: "defensive-risk",
+    parameters: values,
+    needs: { window: ["pooledMax"], kernel: Number(values.kernel) },
+    scope: "model",
+    arithmetic: "floor",
+    sinks: Number(values.sinks),
+    window: Number(values.window),
+    importance: true,
+    score: ({ pooledMax, shape: { kvHeads }, window }, budget) => ({
+      scores: appendWindow(pooledMax!, kvHeads, window, largest(pooledMax!)),
+      protectedEntries: protectEnds(budget),
+    }),
+  }),
+};
