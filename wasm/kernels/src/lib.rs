@@ -248,8 +248,7 @@ pub extern "C" fn select_top(scores: i32, second: i32, protected: i32, entries: 
             let second = if second.is_some() { input(&second, entries)? } else { &[] };
             let protected = if protected.is_some() { input(&protected, entries)? } else { &[] };
             let chosen = chosen.as_mut().ok_or(Error::Handle)?.view_mut(count)?;
-            select::select(input(&scores, entries)?, second, protected, chosen);
-            Ok(0)
+            select::select(input(&scores, entries)?, second, protected, chosen).map(|()| 0)
         })
     })
 }

@@ -4,6 +4,7 @@
 //! +0 and NaN as −∞ (core/select.ts). Three passes of 11, 11 and 10 bits find the score of the last winner; only when
 //! that score is shared do three more find its second key; what is shared still goes to the lower index.
 
+use crate::memory::{Array, Result};
 use core::cmp::Ordering;
 
 /// Sorts like the float: higher pattern, higher value; NaN and −∞ lowest, −0 equal to +0.
@@ -13,19 +14,27 @@ fn pattern(x: f32) -> u32 {
     if bits >> 31 == 1 { !bits } else { bits | 1 << 31 }
 }
 
-/// The pattern of the `count`-th best of those `keys` yields (1 ≤ count ≤ their number), and how many of the entries
-/// with that pattern belong to the best `count`.
-fn threshold(keys: impl Iterator<Item = u32> + Clone, mut count: usize) -> (u32, usize) {
+/// Key of an entry that does not compete: below the pattern of every float, −∞ included.
+const ABSENT: u32 = 0;
+
+/// The `count`-th best of `keys` (1 ≤ count ≤ those present), and how many entries of that key belong to the best
+/// `count`.
+fn threshold(keys: &[u32], mut count: usize) -> (u32, usize) {
     let mut prefix = 0;
     for (shift, bits) in [(21, 11), (10, 11), (0, 10)] {
         let mut histogram = [0u32; 1 << 11];
-        let above = if shift == 21 { 0 } else { shift + bits };
-        for key in keys.clone() {
-            if above == 0 || key >> above == prefix >> above {
-                histogram[(key >> shift) as usize & ((1 << bits) - 1)] += 1;
+        let mask = (1 << bits) - 1;
+        if shift == 21 {
+            for key in keys {
+                histogram[(key >> shift) as usize & 2047] += 1;
+            }
+        } else {
+            let wanted = prefix >> (shift + bits);
+            for key in keys.iter().filter(|key| *key >> (shift + bits) == wanted) {
+                histogram[(key >> shift) as usize & mask] += 1;
             }
         }
-        let mut digit = (1 << bits) - 1;
+        let mut digit = mask;
         while (histogram[digit] as usize) < count {
             count -= histogram[digit] as usize;
             digit -= 1;
@@ -36,45 +45,48 @@ fn threshold(keys: impl Iterator<Item = u32> + Clone, mut count: usize) -> (u32,
 }
 
 /// Writes the ascending indices of the best `chosen.len()` entries. `second` and `protected` may be empty.
-pub fn select(scores: &[f32], second: &[f32], protected: &[u8], chosen: &mut [i32]) {
+pub fn select(scores: &[f32], second: &[f32], protected: &[u8], chosen: &mut [i32]) -> Result<()> {
     let shielded = protected.iter().filter(|&&p| p != 0).count();
-    let is = |i: usize| protected.get(i).is_some_and(|&p| p != 0);
     // Either some protected entries lose to each other, or all of them win and the others compete for the rest.
     let all_win = shielded <= chosen.len();
     let wanted = if all_win { chosen.len() - shielded } else { chosen.len() };
-    let contends = |i: usize| is(i) != all_win;
-    let contenders = (0..scores.len()).filter(|&i| contends(i));
 
-    let (mut score, mut key, mut ties) = (u32::MAX, 0, 0);
-    if wanted > 0 {
-        (score, ties) = threshold(contenders.clone().map(|i| pattern(scores[i])), wanted);
-        if !second.is_empty() {
-            let tied = contenders.filter(|&i| pattern(scores[i]) == score).map(|i| pattern(second[i]));
-            (key, ties) = threshold(tied, ties);
+    let mut keys = Array::<u32>::zeros(scores.len())?;
+    let keys = keys.as_mut();
+    for (key, score) in keys.iter_mut().zip(scores) {
+        *key = pattern(*score);
+    }
+    for (key, protected) in keys.iter_mut().zip(protected) {
+        if (*protected != 0) == all_win {
+            *key = ABSENT;
         }
     }
-    let second = |i: usize| second.get(i).map_or(0, |&x| pattern(x));
-    let mut next = 0;
-    for i in 0..scores.len() {
-        let wins = if !contends(i) {
-            all_win
-        } else {
-            match pattern(scores[i]).cmp(&score).then_with(|| second(i).cmp(&key)) {
-                Ordering::Greater => wanted > 0,
-                Ordering::Less => false,
-                Ordering::Equal => {
-                    let left = ties > 0;
-                    ties -= left as usize;
-                    left
-                }
+    let (mut score, mut ties, mut second_key) = (u32::MAX, 0, ABSENT);
+    if wanted > 0 {
+        (score, ties) = threshold(keys, wanted);
+        if !second.is_empty() {
+            let mut tied = Array::<u32>::zeros(scores.len())?;
+            for ((to, key), second) in tied.as_mut().iter_mut().zip(&*keys).zip(second) {
+                *to = if *key == score { pattern(*second) } else { ABSENT };
             }
+            (second_key, ties) = threshold(tied.as_slice(), ties);
+        }
+    }
+    let mut next = 0;
+    for (i, key) in keys.iter().enumerate() {
+        let order = match key.cmp(&score) {
+            Ordering::Equal => second.get(i).map_or(Ordering::Equal, |&x| pattern(x).cmp(&second_key)),
+            Ordering::Less if *key == ABSENT && all_win => Ordering::Greater,
+            other => other,
         };
-        if wins {
+        if order == Ordering::Equal && ties > 0 || order == Ordering::Greater {
+            ties -= (order == Ordering::Equal) as usize;
             chosen[next] = i as i32;
             next += 1;
         }
     }
     debug_assert_eq!(next, chosen.len());
+    Ok(())
 }
 
 #[cfg(test)]
@@ -119,7 +131,7 @@ mod tests {
             for count in [0, 1, n / 4, n / 2, n.saturating_sub(1), n] {
                 for (second, protected) in [(&second[..], &protected[..]), (&[], &protected), (&second, &[]), (&[], &[])] {
                     let mut chosen = vec![-1; count];
-                    select(&scores, second, protected, &mut chosen);
+                    select(&scores, second, protected, &mut chosen).unwrap();
                     assert_eq!(chosen, twin(&scores, second, protected, count), "seed {seed} count {count}");
                 }
             }
