@@ -15,6 +15,7 @@ import type { Haystack } from "./haystack.ts";
 import { scoreAnswer } from "./metrics.ts";
 import type { AskedCase, Group } from "./plan.ts";
 import { cellId, type CellInputs, hashOf, type Protocol, RESULT_FORMAT, type ResultLine } from "./results.ts";
+import { shadingOf } from "./shading.ts";
 import { sampleSeed } from "./tasks/draw.ts";
 import type { Prompt, Sample } from "./tasks/interface.ts";
 
@@ -193,25 +194,9 @@ function headCounts(cache: RaggedCache): number[][] {
   );
 }
 
-/** How many heads of all layers keep each of the first `length` positions. */
-export function countHeads(cache: RaggedCache, length: number): number[] {
-  const counts = new Array<number>(length).fill(0);
-  for (let layer = 0; layer < cache.shape.layers; layer++) {
-    for (let head = 0; head < cache.shape.kvHeads; head++) {
-      for (const position of cache.positions(layer, head)) counts[position]++;
-    }
-  }
-  return counts;
-}
-
 function shade(group: Group, model: Model, ids: readonly number[], cache: RaggedCache, options: GroupOptions) {
   if (group.sample >= (options.shaded ?? 1) || ids.length > MOST_SHADED) return undefined;
-  const { layers, kvHeads } = cache.shape;
-  return {
-    heads: layers * kvHeads,
-    counts: countHeads(cache, ids.length),
-    tokens: ids.map((id) => model.tokenizer.decode([id])),
-  };
+  return shadingOf(cache, model.tokenizer, ids);
 }
 
 function lineOf(

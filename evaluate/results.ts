@@ -11,6 +11,7 @@ import type { Keep } from "../core/budget.ts";
 import type { Finish } from "../model/session.ts";
 import type { ByteSink, Runtime } from "../runtime/interface.ts";
 import type { MetricName } from "./metrics.ts";
+import type { Shading } from "./shading.ts";
 
 /** Raised when the meaning of a line changes. */
 export const RESULT_FORMAT = 1;
@@ -76,7 +77,7 @@ export interface CellOutcome {
     readonly decode: number;
   };
   /** Heads that keep each context token, and the tokens' texts: for the first samples of a task. */
-  readonly shading?: { readonly heads: number; readonly counts: readonly number[]; readonly tokens: readonly string[] };
+  readonly shading?: Shading;
 }
 
 /** One line of the file. */
