@@ -1,12 +1,13 @@
 /** `palisade ask`: read a text once, evict, answer every question from what was kept. */
 import { parseKeep } from "../core/budget.ts";
-import { inputError } from "../core/errors.ts";
+import { inputError, PalisadeError } from "../core/errors.ts";
 import { resolvePolicy } from "../core/registry.ts";
+import { resolveStepRule } from "../core/step_registry.ts";
 import type { BackendChoice } from "../backend/pick.ts";
 import type { DenseChoice } from "../model/dense/pick.ts";
 import { loadModel, type Model } from "../model/model.ts";
 import { reportOf } from "../model/report.ts";
-import { type Answer, type Context, openContext } from "../model/session.ts";
+import { type Answer, type Context, type MaxCache, openContext, type Positions } from "../model/session.ts";
 import { EXIT, type Io } from "./io.ts";
 import { obtainModel } from "./obtain.ts";
 import { createProgress, type Progress } from "./progress.ts";
@@ -27,6 +28,9 @@ export interface AskCommand extends EngineOptions {
   readonly question: readonly string[];
   readonly keep: string;
   readonly policy: string;
+  readonly maxCache?: number;
+  readonly stepPolicy?: string;
+  readonly positions: Positions;
   readonly maxTokens: number;
   readonly temperature: number;
   readonly topP: number;
@@ -41,6 +45,7 @@ export interface AskCommand extends EngineOptions {
 export async function ask(command: AskCommand, io: Io): Promise<number> {
   const policy = resolvePolicy(command.policy);
   const keep = parseKeep(command.keep);
+  const maxCache = maxCacheOf(command);
   for (const question of command.question) {
     if (question.trim() === "") throw inputError("question.empty", "The question has no text in it", "--question");
   }
@@ -54,6 +59,8 @@ export async function ask(command: AskCommand, io: Io): Promise<number> {
   using context = await openContext(model, text, {
     policy,
     keep,
+    maxCache,
+    positions: command.positions,
     beyondTrained: command.beyondTrained,
     signal: io.signal,
     onLayer: (done, layers) => progress.update("Reading, layer", done, layers),
@@ -69,6 +76,13 @@ export async function ask(command: AskCommand, io: Io): Promise<number> {
   if (command.json) io.out(`${JSON.stringify(report, null, 2)}\n`);
   if (io.interactive && !command.quiet) io.err(`\n${reportText(report)}`);
   return answers.some((each) => each.finish === "interrupted") ? EXIT.interrupted : EXIT.ok;
+}
+
+function maxCacheOf({ maxCache, stepPolicy }: AskCommand): MaxCache | undefined {
+  if (maxCache !== undefined) return { tokens: maxCache, rule: stepPolicy && resolveStepRule(stepPolicy) };
+  if (stepPolicy === undefined) return undefined;
+  const message = "There is nothing to evict by it without --max-cache";
+  throw new PalisadeError("usage", "step-policy.alone", message, { where: "--step-policy" });
 }
 
 /** Finds or fetches the model and starts it, with progress. */

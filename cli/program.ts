@@ -8,25 +8,30 @@ import { type EvalCommand, evaluate } from "./eval.ts";
 import { EXIT, type Io } from "./io.ts";
 import { listModels, modelPathCommand, pullCommand, removeCommand } from "./models.ts";
 import { listPolicies } from "./policies.ts";
+import { report, type ReportCommand } from "./report_command.ts";
+import { show, type ShowCommand } from "./show.ts";
 import { VERSION } from "./version.ts";
 
 const EXIT_CODES = "Exit: 0 ok, 1 failed, 2 usage, 3 bad input, 4 no resources, 130 interrupted";
 
+/** Help with the options that `--help` leaves out to fit a screen. */
+const HELP_ALL = "--help-all";
+
 /** Parses `parameters` (without program and script), runs the command, and returns the exit code. Never throws. */
 export async function run(parameters: readonly string[], io: Io): Promise<number> {
   let code: number = EXIT.ok;
-  const program = buildProgram(io, (result) => {
+  const program = buildProgram(io, parameters.includes(HELP_ALL), (result) => {
     code = result;
   });
   try {
-    await program.parseAsync([...parameters], { from: "user" });
+    await program.parseAsync(parameters.map((each) => each === HELP_ALL ? "--help" : each), { from: "user" });
     return code;
   } catch (error) {
     return reportFailure(error, io);
   }
 }
 
-function buildProgram(io: Io, done: (code: number) => void): Command {
+function buildProgram(io: Io, all: boolean, done: (code: number) => void): Command {
   const program = new Command("palisade")
     .description("Reads a long text, keeps 20 % of the KV cache by default, and answers questions from what is kept.")
     .version(VERSION)
@@ -37,11 +42,18 @@ function buildProgram(io: Io, done: (code: number) => void): Command {
     .configureOutput({ writeOut: io.out, writeErr: io.err, getOutHelpWidth: () => 80, getErrHelpWidth: () => 80 })
     .configureHelp({ optionDescription: describe })
     .showHelpAfterError("(palisade --help lists the commands and options)");
-  addAsk(program, io, done);
+  addAsk(program, io, all, done);
   addDemo(program, io, done);
+  addShow(program, io, done);
   addEval(program, io, done);
+  program.command("report").argument("<results>").description("what a results file of eval says, as a table")
+    .option("--html <file>", "write charts and shaded contexts into one HTML file")
+    .option("--csv <file>", "write the table as CSV")
+    .option("--sample <task#n>", "whose context to show in HTML, e.g. niah_single_1#1")
+    .action(async (path: string, options: ReportCommand) => done(await report(path, options, io)));
   addModels(program, io, done);
   program.command("policies").description("list the eviction policies: name, idea, paper, source")
+    .option("--steps", "the rules of --step-policy instead, which evict while decoding")
     .option("--json", "as JSON, with every parameter, its default and its range")
     .action((options) => done(listPolicies(options, io)));
   program.command("doctor").description("say what this machine offers, and what is missing and why")
@@ -50,24 +62,31 @@ function buildProgram(io: Io, done: (code: number) => void): Command {
   return program;
 }
 
-function addAsk(program: Command, io: Io, done: (code: number) => void): void {
+function addAsk(program: Command, io: Io, all: boolean, done: (code: number) => void): void {
+  const rare = (flags: string, description: string) => new Option(flags, description).hideHelp(!all);
   const command = program.command("ask")
     .description("answer questions about a text from an evicted cache")
     .addHelpOption(new Option("-h, --help").hideHelp())
     .requiredOption("--context <file>", "the text, UTF-8; - reads standard input")
     .requiredOption("--question <text>", "what to ask; repeat it to ask the same cache more", collect)
     .option("--keep <amount>", "what stays: 20%, 0.2, or tokens per head", "20%")
-    .option("--policy <name>", "see: palisade policies", "layer-defensive");
+    .option("--policy <name>", "see: palisade policies", "layer-defensive")
+    .option("--max-cache <n>", "cap while answering, tokens per head", integer(1))
+    .addOption(rare("--step-policy <name>", "its rule, see policies --steps [defensive]"))
+    .addOption(
+      rare("--positions <mode>", "kept keys stay or close up").choices(["true", "rerotate"])
+        .default("true"),
+    );
   addEngineOptions(command)
     .option("--max-tokens <n>", "longest answer in tokens", integer(1), 256)
     .option("--temperature <t>", "0 is greedy, up to 10", number(0, 10), 0)
-    .option("--top-p <p>", "sample from this share of the mass", number(0, 1, true), 1)
+    .addOption(rare("--top-p <p>", "sample from this share of the mass").argParser(number(0, 1, true)).default(1))
     .option("--seed <n>", "seed of the sampler", integer(0), 0)
-    .option("--answer-prefix <text>", "the reply starts with this")
-    .option("--system <text>", "system prompt instead of the template's own")
-    .option("--beyond-trained", "allow more context than the model was trained on")
+    .addOption(rare("--answer-prefix <text>", "the reply starts with this"))
+    .addOption(rare("--system <text>", "system prompt instead of the template's own"))
+    .addOption(rare("--beyond-trained", "allow more context than the model was trained on"))
     .option("--json", "print one object with answers and figures")
-    .addHelpText("after", EXIT_CODES)
+    .addHelpText("after", all ? EXIT_CODES : `More options: palisade ask ${HELP_ALL}\n${EXIT_CODES}`)
     .action(async (options: AskCommand) => done(await ask(options, io)));
 }
 
@@ -79,6 +98,18 @@ function addDemo(program: Command, io: Io, done: (code: number) => void): void {
     .option("--keep <amount>", "what stays where something is evicted", "20%")
     .option("--json", "print one object with all answers and figures");
   addEngineOptions(command).action(async (options: DemoCommand) => done(await demo(options, io)));
+}
+
+function addShow(program: Command, io: Io, done: (code: number) => void): void {
+  const command = program.command("show")
+    .description("a text with every token shaded by how many heads keep it")
+    .requiredOption("--context <file>", "the text, UTF-8; - reads standard input")
+    .option("--keep <amount>", "what stays: 20%, 0.2, or tokens per head", "20%")
+    .option("--policy <name>", "see: palisade policies", "layer-defensive")
+    .addOption(new Option("--color <when>", "colours").choices(["auto", "truecolor", "256", "none"]).default("auto"))
+    .option("--html <file>", "write it as an HTML file too")
+    .option("--beyond-trained", "allow more context than the model was trained on");
+  addEngineOptions(command).action(async (options: ShowCommand) => done(await show(options, io)));
 }
 
 function addEval(program: Command, io: Io, done: (code: number) => void): void {

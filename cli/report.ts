@@ -30,6 +30,7 @@ export function reportText(report: Report): string {
       } allocated, ` +
       `peak ${formatBytes(cache.peakBytes)} while reading`,
     ],
+    ["health", healthText(report)],
     ["time", `read ${formatMs(ms.prefill)}, evict ${formatMs(ms.evict)}, ${speed(ms.decodePerToken)}`],
     ["engines", `kernels ${report.engines.backend}; dense ${report.engines.dense}`],
   ];
@@ -44,8 +45,25 @@ export function reportText(report: Report): string {
       `${formatCount(tokens.replaced)} characters have no token in this model and were read as U+FFFD`,
     ]);
   }
+  if (report.maxCache) lines.push(["max", maxCacheText(report.maxCache)]);
   if (report.rssBytes !== null) lines.push(["process", `${formatBytes(report.rssBytes)} resident`]);
   return lines.map(([name, text]) => `${name.padEnd(8)} ${text}\n`).join("");
+}
+
+function healthText({ health, positions }: Report): string {
+  const { keptFraction, largestGap, position, trained, headsWithSinks, heads } = health;
+  return `${formatShare(keptFraction, 1)} of all entries at the end, largest gap ${formatCount(largestGap)} tokens, ` +
+    `position ${formatCount(position)} of ${formatCount(trained)} trained` +
+    (positions === "rerotate" ? " (re-rotated)" : "") +
+    `, first tokens in ${headsWithSinks} of ${heads} heads`;
+}
+
+function maxCacheText({ asked, rule, keepCapped, window, ...did }: NonNullable<Report["maxCache"]>): string {
+  return `${formatCount(asked)} entries per head, ${formatCount(did.evictedEntries)} evicted by ${rule} in ` +
+    `${did.evictions} times, ${formatCount(did.evictedFromContext)} of them context; ` +
+    `peak ${formatBytes(did.peakBytes)} beside the context's cache` +
+    (keepCapped ? "; the cap left the context less than --keep asked" : "") +
+    (window.used < window.asked ? `; last ${window.used} tokens protected instead of ${window.asked}` : "");
 }
 
 function speed(msPerToken: number): string {

@@ -1,7 +1,8 @@
 /** The closing report of a session: everything counted, nothing estimated. Its fields are the CLI's `--json`. */
+import { type Health, healthOf } from "../cache/health.ts";
 import type { ParameterValues } from "../core/policy.ts";
 import type { Model } from "./model.ts";
-import type { Answer, Context, Finish } from "./session.ts";
+import type { Answer, CapFigures, Context, Finish, Positions } from "./session.ts";
 
 export interface LayerReport {
   readonly kept: number;
@@ -50,6 +51,11 @@ export interface Report {
     readonly wasmHighWater: number;
     readonly perLayer: readonly LayerReport[];
   };
+  readonly positions: Positions;
+  /** The cache when the last answer ended; without answers, when the context was read. */
+  readonly health: Health;
+  /** Null without a cap. */
+  readonly maxCache: MaxCacheReport | null;
   readonly activationBytes: number;
   readonly ms: {
     readonly load: number;
@@ -60,6 +66,15 @@ export interface Report {
     readonly decodePerToken: number;
   };
   readonly rssBytes: number | null;
+}
+
+/** What the cap of `maxCache` did; counts are sums over the answers, the rest the most of any. */
+export interface MaxCacheReport extends CapFigures {
+  /** Entries per head on average. */
+  readonly asked: number;
+  readonly rule: string;
+  /** True when the cap left the context less than `keep` asked for. */
+  readonly keepCapped: boolean;
 }
 
 /** What only the caller knows. */
@@ -110,6 +125,9 @@ export function reportOf(model: Model, context: Context, answers: readonly Answe
       wasmHighWater: model.backend.memory().wasmBytes,
       perLayer: Array.from({ length: layers }, (_, layer) => layerReport(context, layer)),
     },
+    positions: context.plan.positions,
+    health: answers.at(-1)?.health ?? healthOf(cache, model.config.contextLength),
+    maxCache: maxCacheReport(context, answers),
     activationBytes: context.activationBytes,
     ms: {
       load: extras.loadMs,
@@ -119,6 +137,29 @@ export function reportOf(model: Model, context: Context, answers: readonly Answe
       decodePerToken: steps === 0 ? 0 : decode / steps,
     },
     rssBytes: extras.rssBytes ?? null,
+  };
+}
+
+function maxCacheReport({ plan, keepCapped }: Context, answers: readonly Answer[]): MaxCacheReport | null {
+  if (!plan.maxCache) return null;
+  const figures = answers.flatMap((each) => each.maxCache ?? []);
+  const sum = (of: (each: CapFigures) => number) => figures.reduce((all, each) => all + of(each), 0);
+  const most = (of: (each: CapFigures) => number) => figures.reduce((all, each) => Math.max(all, of(each)), 0);
+  return {
+    asked: plan.maxCache.tokens,
+    rule: plan.maxCache.rule.name,
+    keepCapped,
+    evictions: sum((each) => each.evictions),
+    evictedEntries: sum((each) => each.evictedEntries),
+    evictedFromContext: sum((each) => each.evictedFromContext),
+    peakEntries: most((each) => each.peakEntries),
+    peakBytes: most((each) => each.peakBytes),
+    allocatedBytes: most((each) => each.allocatedBytes),
+    stateBytes: most((each) => each.stateBytes),
+    window: {
+      asked: most((each) => each.window.asked),
+      used: figures.reduce((all, each) => Math.min(all, each.window.used), most((each) => each.window.asked)),
+    },
   };
 }
 
