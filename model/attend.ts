@@ -1,6 +1,6 @@
 /** The step between `qkv` and `finish` that every path shares: split the projections and rotate queries and keys. */
 import type { ModelConfig } from "./config.ts";
-import { rotate, ropeTable } from "./rope.ts";
+import { ropeTable, rotate } from "./rope.ts";
 
 export interface Projected {
   /** `[count, heads, headDim]`, rotated. */

@@ -5,6 +5,8 @@ import type { Runtime } from "../runtime/interface.ts";
 import type { ModelConfig } from "./config.ts";
 import type { DenseEngine } from "./dense/interface.ts";
 import { type DenseChoice, pickDense } from "./dense/pick.ts";
+import type { Gate } from "./gate/file.ts";
+import { findGate } from "./gate/find.ts";
 import { configOf } from "./gguf/config.ts";
 import { type GgufFile, openGguf } from "./gguf/reader.ts";
 import { type ChatFrame, chatFrame } from "./prompt.ts";
@@ -19,6 +21,8 @@ export interface LoadOptions {
   readonly threads?: number;
   /** Replaces the chat template's own system prompt. */
   readonly system?: string;
+  /** A gate file instead of the one found for this model (`model/gate/find.ts`). */
+  readonly gate?: string;
   readonly onProgress?: (done: number, total: number) => void;
   readonly signal?: AbortSignal;
 }
@@ -30,6 +34,11 @@ export interface Model extends AsyncDisposable {
   readonly frame: ChatFrame;
   readonly dense: DenseEngine;
   readonly backend: Backend;
+  /**
+   * The gate fitted for this model, looked for and checked at the first call.
+   * @throws PalisadeError `gate.*`, `safetensors.*`, `file.*`.
+   */
+  gate(): Promise<Gate>;
 }
 
 /**
@@ -42,10 +51,14 @@ export async function loadModel(path: string, runtime: Runtime, options: LoadOpt
   try {
     const config = await configOf(file);
     const tokenizer = tokenizerOf(file.metadata);
-    const frame = await chatFrame(file.metadata, tokenizer, runtime, { system: options.system, signal: options.signal });
+    const frame = await chatFrame(file.metadata, tokenizer, runtime, {
+      system: options.system,
+      signal: options.signal,
+    });
     backend = await pickBackend(options.backend ?? "auto", { threads: options.threads });
     const dense = await pickDense(file, config, options);
     const held = backend;
+    let gate: Promise<Gate> | undefined;
     return {
       file,
       config,
@@ -53,6 +66,7 @@ export async function loadModel(path: string, runtime: Runtime, options: LoadOpt
       frame,
       dense,
       backend,
+      gate: () => gate ??= findGate({ path, config }, runtime, options.gate),
       async [Symbol.asyncDispose]() {
         await dense[Symbol.asyncDispose]();
         held[Symbol.dispose]();

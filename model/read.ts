@@ -12,11 +12,21 @@ import { JointSelection } from "../core/joint.ts";
 import type { Budget, LayerScores, Needs, Observation, Policy } from "../core/policy.ts";
 import { project } from "./attend.ts";
 import type { DenseEngine } from "./dense/interface.ts";
+import type { GateScorer } from "./gate/scorer.ts";
+import { Reconstruction, type RepeatPrompt } from "./reconstruct.ts";
 
 /** Context tokens per dense call: large enough for the matrix kernels, small enough to bound activations. */
 export const READ_CHUNK = 256;
 
-export interface ReadOptions {
+/** What the layers alone don't know, for policies whose `needs` ask for it. */
+export interface ScoreSources {
+  /** For `needs.reconstruction`: `repeatPrompts` of the same context. */
+  readonly prompts?: readonly RepeatPrompt[];
+  /** For `needs.gate`. */
+  readonly gate?: GateScorer;
+}
+
+export interface ReadOptions extends ScoreSources {
   readonly policy: Policy;
   readonly budget: Budget;
   /** The output projection of one layer, `[width, heads · headDim]`, for policies that weigh values. */
@@ -50,9 +60,11 @@ export async function readContext(
   const now = options.now ?? (() => performance.now());
   const cache = new RaggedCache(backend, config);
   try {
-    const { needs } = options.policy;
+    const keepsAll = options.policy.keepsAll === true || options.budget.perHead >= options.budget.length;
+    const needs = keepsAll ? {} : options.policy.needs;
     const window = needs.window ? options.budget.window : 0;
-    const reader = new LayerReader(dense, cache, ids, { needs, window, signal: options.signal });
+    const { signal, prompts, gate } = options;
+    const reader = new LayerReader(dense, cache, ids, { needs, window, signal, prompts, gate });
     const eviction = new Eviction(cache, options);
     let prefill = 0, evict = 0;
     for (let layer = 0; layer < config.layers; layer++) {
@@ -83,13 +95,17 @@ export interface LayerSeen {
   readonly windowQueries: Float32Array;
   readonly columnSum?: Float32Array;
   readonly columnMax?: Float32Array;
+  readonly reconstruction?: Float32Array;
+  readonly gate?: Float32Array;
 }
 
 /** What a {@link LayerReader} is to leave behind. */
-export interface SeenOptions {
+export interface SeenOptions extends ScoreSources {
   readonly needs: Needs;
   /** Queries to keep, from the end. */
   readonly window: number;
+  /** Called with the input of each layer before its norm, `[count, width]`, tokens from `first` on. Not to be changed. */
+  readonly onInput?: (layer: number, hidden: Float32Array, first: number, count: number) => void;
   /** Checked between chunks. */
   readonly signal?: AbortSignal;
 }
@@ -104,7 +120,8 @@ export class LayerReader {
   readonly #length: number;
   readonly #window: number;
   readonly #needs: Needs;
-  readonly #signal?: AbortSignal;
+  readonly #options: SeenOptions;
+  readonly #reconstruction?: Reconstruction;
   /** `[length, width]`, overwritten layer by layer. */
   readonly #hidden: Float32Array;
   activationBytes = 0;
@@ -115,8 +132,18 @@ export class LayerReader {
     this.#length = ids.length;
     this.#needs = options.needs;
     this.#window = options.window;
-    this.#signal = options.signal;
+    this.#options = options;
     this.#hidden = dense.embed(ids);
+    const { needs, prompts, gate, signal } = options;
+    if (needs.gate && !gate) throw new RangeError("Cannot read for a policy that needs a gate without one");
+    if (!needs.reconstruction) return;
+    if (!prompts) throw new RangeError("Cannot read for a policy that needs reconstruction without prompts");
+    this.#reconstruction = new Reconstruction(dense, cache, ids.length, prompts, signal);
+  }
+
+  /** Everything that goes from one layer to the next: hidden states of the context, then of each prompt. */
+  states(): Float32Array[] {
+    return [this.#hidden, ...this.#reconstruction?.hidden ?? []];
   }
 
   lastHidden(): Float32Array {
@@ -132,10 +159,13 @@ export class LayerReader {
     const windowStart = this.#length - this.#window;
     const windowQueries = new Float32Array(this.#window * heads * headDim);
     const columns = new Columns(this.#needs, heads, this.#length);
+    const gate = this.#needs.gate ? new Float32Array(config.kvHeads * this.#length) : undefined;
     for (let start = 0; start < this.#length; start += READ_CHUNK) {
-      this.#signal?.throwIfAborted();
+      this.#options.signal?.throwIfAborted();
       const count = Math.min(READ_CHUNK, this.#length - start);
       const hidden = this.#hidden.subarray(start * width, (start + count) * width);
+      this.#options.onInput?.(layer, hidden, start, count);
+      if (gate) this.#foretell(gate, layer, hidden, start, count);
       const qkv = await this.#dense.qkv(layer, hidden, count);
       const { queries, keys, values } = project(config, qkv, count, start);
       this.#cache.append(layer, keys, values, count, start);
@@ -147,10 +177,19 @@ export class LayerReader {
         windowQueries.set(queries.subarray((from - start) * row), (from - windowStart) * row);
       }
       const used = hidden.byteLength * 2 + qkv.byteLength * 2 + attention.output.byteLength;
-      this.activationBytes = Math.max(this.activationBytes, this.#hidden.byteLength + used);
+      const kept = this.#hidden.byteLength + (this.#reconstruction?.hiddenBytes ?? 0);
+      this.activationBytes = Math.max(this.activationBytes, kept + used);
       await this.#finish(layer, hidden, attention.output, count, last && start + count < this.#length);
     }
-    return { windowQueries, ...columns.result() };
+    const reconstruction = await this.#reconstruction?.layer(layer);
+    return { windowQueries, ...columns.result(), reconstruction, gate };
+  }
+
+  /** Fills `gate`, `[kvHeads, length]`, for the tokens from `start` on. */
+  #foretell(gate: Float32Array, layer: number, hidden: Float32Array, start: number, count: number) {
+    const { kvHeads } = this.#dense.config;
+    const scores = this.#options.gate!.score(layer, hidden, count);
+    scores.forEach((score, i) => gate[i % kvHeads * this.#length + start + Math.floor(i / kvHeads)] = score);
   }
 
   /** The last layer's hidden states are only read at the last token, so its other chunks end at attention. */
@@ -232,6 +271,8 @@ class Eviction {
       window: budget.window,
       columnSum: seen.columnSum,
       columnMax: seen.columnMax,
+      reconstruction: seen.reconstruction,
+      gate: seen.gate,
       valueNorms,
       ...measured,
     };

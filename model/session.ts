@@ -13,11 +13,14 @@ import { inputError, PalisadeError, resourceError } from "../core/errors.ts";
 import type { Budget, Policy } from "../core/policy.ts";
 import { resolvePolicy } from "../core/registry.ts";
 import { type Answer, answer, type AskOptions, type DecodePlan, type Positions } from "./answer.ts";
+import type { Gate } from "./gate/file.ts";
 import { budgetUnderCap, type MaxCache, resolveMaxCache } from "./max_cache.ts";
 import type { Model } from "./model.ts";
 import { contextIds, controlPositions } from "./prompt.ts";
 import { readContext, type ReadResult } from "./read.ts";
 import { readRolling, rolls } from "./read_rolling.ts";
+import { readStreaming } from "./read_streaming.ts";
+import { scoreSources } from "./sources.ts";
 
 export type { Answer, AskOptions, CapFigures, Finish, Positions } from "./answer.ts";
 export type { MaxCache } from "./max_cache.ts";
@@ -33,6 +36,8 @@ export interface ContextOptions {
   readonly maxCache?: MaxCache;
   /** Where kept keys stand. Default `true`. */
   readonly positions?: Positions;
+  /** For `gate`: instead of the gate that belongs to the model. */
+  readonly gate?: Gate;
   readonly onLayer?: (done: number, layers: number) => void;
   readonly signal?: AbortSignal;
 }
@@ -59,7 +64,7 @@ export interface Context extends Disposable {
 /**
  * Reads `text` into the model and evicts.
  * PalisadeErrors (input): `context.empty`, `context.too-long`, `keep.*`, `policy.*`, `max-cache.*`,
- * `step-policy.unknown`; (resources): `memory`.
+ * `step-policy.unknown`, `gate.*`; (resources): `memory`.
  */
 export async function openContext(model: Model, text: string, options: ContextOptions = {}): Promise<Context> {
   const policy = typeof options.policy === "object"
@@ -99,7 +104,7 @@ function planOf(model: Model, ids: readonly number[], options: ContextOptions): 
 }
 
 /** All tokens layer by layer; or, beyond the trained context with re-rotation, chunk by chunk with eviction on the way. */
-function read(
+async function read(
   model: Model,
   ids: readonly number[],
   { policy, budget }: { policy: Policy; budget: Budget },
@@ -108,11 +113,16 @@ function read(
   const { dense, backend, file, config } = model;
   const { onLayer, signal, beyondTrained = false } = options;
   if (ids.length < config.contextLength || beyondTrained) {
+    const sources = await scoreSources(model, policy, ids, options);
+    if (policy.streams) {
+      const onChunk = (done: number, all: number) => onLayer?.(Math.floor(done / all * config.layers), config.layers);
+      return await readStreaming(dense, backend, ids, { policy, budget, gate: sources.gate!, onChunk, signal });
+    }
     const outputWeights = (layer: number) => file.readFloat32(`blk.${layer}.attn_output.weight`);
-    return readContext(dense, backend, ids, { policy, budget, outputWeights, onLayer, signal });
+    return await readContext(dense, backend, ids, { ...sources, policy, budget, outputWeights, onLayer, signal });
   }
   refuseTooLong(model, ids.length, options.positions === "rerotate" ? { policy, budget } : undefined);
-  return readRolling(dense, backend, ids, { policy, budget, onLayer, signal });
+  return await readRolling(dense, backend, ids, { policy, budget, onLayer, signal });
 }
 
 /** Leaves room for at least a question: a context that fills the trained length can't be asked anything. */

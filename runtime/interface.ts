@@ -60,6 +60,8 @@ export interface Host {
   readonly homeFolder: string;
   /** Joins path parts by the platform's rule. */
   join(...parts: string[]): string;
+  /** The path of a `file:` URL. */
+  pathOf(url: URL): string;
   /** Makes a folder and its parents; an existing one is fine. */
   makeFolder(path: string): Promise<void>;
   /** `undefined` when there is nothing at `path`. Follows links. */

@@ -5,6 +5,7 @@ import { mkdir, open, readdir, rename, rm, stat } from "node:fs/promises";
 import { constants, homedir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
+import { fileURLToPath } from "node:url";
 import type { ByteSink, FileInfo, Hasher, Host, ProcessOptions, ProcessResult } from "./interface.ts";
 import { fileError } from "./node_files.ts";
 
@@ -131,6 +132,7 @@ function execute(
 export const nodeHost: Host = {
   homeFolder: homedir(),
   join,
+  pathOf: (url) => fileURLToPath(url),
   makeFolder: (path) => named(path, async () => void await mkdir(path, { recursive: true })),
   info,
   list,

@@ -26,7 +26,8 @@ function compiled(): string {
   const folder = mkdtempSync(join(tmpdir(), "palisade-hash-"));
   const inFolder = (path: string) =>
     readdirSync(join(ROOT, path)).filter((name) => name.endsWith(".ts")).map((name) => join(path, name));
-  const sources = [...inFolder("core"), ...inFolder("core/policies"), "backend/reference.ts", SCRIPT];
+  const reader = ["model/safetensors.ts", "model/gguf/float16.ts"];
+  const sources = [...inFolder("core"), ...inFolder("core/policies"), "backend/reference.ts", ...reader, SCRIPT];
   const compilerOptions = {
     module: ts.ModuleKind.ESNext,
     target: ts.ScriptTarget.ES2023,

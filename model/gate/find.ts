@@ -1,0 +1,71 @@
+/** Which gate belongs to a model file. */
+import { inputError } from "../../core/errors.ts";
+import type { Runtime } from "../../runtime/interface.ts";
+import type { ModelConfig } from "../config.ts";
+import { cacheFolder } from "../store.ts";
+import { hashFile } from "../store/part.ts";
+import { checkGate, type Gate, MAX_GATE_BYTES, parseGate } from "./file.ts";
+
+export const GATE_SUFFIX = ".gate.safetensors";
+
+/** Reads one gate file. PalisadeErrors: `file.*`, `gate.large`, and those of {@link parseGate}. */
+export async function loadGate(path: string, runtime: Runtime): Promise<Gate> {
+  const source = await runtime.openFile(path);
+  try {
+    if (source.size > MAX_GATE_BYTES) {
+      throw inputError("gate.large", `A gate of ${source.size} bytes: want at most ${MAX_GATE_BYTES}`, path);
+    }
+    return parseGate(await source.read(0, source.size), path);
+  } finally {
+    await source.close();
+  }
+}
+
+/** SHA-256 of a file, hexadecimal: about 0.1 s per 100 MB. */
+export async function sha256Of(path: string, runtime: Runtime): Promise<string> {
+  const hasher = runtime.host!.sha256();
+  await hashFile(runtime, path, hasher);
+  return hasher.digest();
+}
+
+/** The folder for gates that the user fitted. */
+export function gateFolder(runtime: Runtime): string {
+  return runtime.host!.join(cacheFolder(runtime), "gates");
+}
+
+/**
+ * The gate at `path`, or the one fitted for this model among the user's own and those in the package: found by the
+ * model file's SHA-256, not by a name.
+ * @throws PalisadeError `gate.none`, `gate.model`, and those of {@link loadGate}.
+ */
+export async function findGate(
+  model: { readonly path: string; readonly config: ModelConfig },
+  runtime: Runtime,
+  path?: string,
+): Promise<Gate> {
+  const sha256 = await sha256Of(model.path, runtime);
+  if (path !== undefined) {
+    const gate = await loadGate(path, runtime);
+    checkGate(gate, model.config, sha256);
+    return gate;
+  }
+  const host = runtime.host!;
+  for (const folder of [gateFolder(runtime), ...packageFolders(runtime)]) {
+    for (const name of (await host.list(folder)).filter((each) => each.endsWith(GATE_SUFFIX)).sort()) {
+      const gate = await loadGate(host.join(folder, name), runtime).catch(() => undefined);
+      if (gate?.info.model.sha256 !== sha256) continue;
+      checkGate(gate, model.config, sha256);
+      return gate;
+    }
+  }
+  throw inputError(
+    "gate.none",
+    `There is no gate for ${model.config.name}: fit one with palisade calibrate --model ${model.path}`,
+    "--policy",
+  );
+}
+
+/** `data/gates` beside the sources, and beside `dist/`. */
+function packageFolders(runtime: Runtime): string[] {
+  return ["../../data/gates", "../../../data/gates"].map((up) => runtime.host!.pathOf(new URL(up, import.meta.url)));
+}
