@@ -1,18 +1,20 @@
-//! ‖v·Wo_h‖₁ of every row, meaned over the group, without the rows × width product: four values by two rows of Wo at a
-//! time, absolute sums kept in registers.
+//! ‖v·Wo_h‖₁ of every row, meaned over the group, without the rows × width product: products of 64 rows of Wo with a page
+//! of values, folded into absolute sums while they are in cache.
 
 use crate::lanes::F4;
 use crate::memory::{Array, Result};
 use crate::rows::{Layer, PAGE};
-use crate::tile::dots_block;
+use crate::tile::dots;
 
-/// Rows of Wo packed at once: small enough to stay in cache beside four values.
+/// Rows of Wo packed at once: with their products they stay in a second-level cache.
 const PANEL: usize = 64;
 
 /// Adds to `norms` `(kv_heads, rows)` what `width` rows of Wo, `(width, heads · dim)`, contribute.
 pub fn add_norms(layer: &Layer, wo: &[f32], width: usize, norms: &mut [f32]) -> Result<()> {
     let (dim, stride, group, length) = (layer.dim, layer.stride, layer.group(), layer.common_length()?);
     let mut panel = Array::<f32>::zeros(PANEL * stride)?;
+    let mut products = Array::<f32>::zeros(PANEL * PAGE)?;
+    let share = 1.0 / group as f32;
     for start in (0..width).step_by(PANEL) {
         let count = PANEL.min(width - start);
         for h in 0..layer.heads {
@@ -21,18 +23,15 @@ pub fn add_norms(layer: &Layer, wo: &[f32], width: usize, norms: &mut [f32]) -> 
                 panel.as_mut()[n * stride..n * stride + dim].copy_from_slice(&wo[from..from + dim]);
             }
             let norms = &mut norms[h / group * length..][..length];
-            let share = 1.0 / group as f32;
             for (norms, page) in norms.chunks_mut(PAGE).zip(&layer.rows[h / group].pages) {
-                let panel = panel.as_slice().as_ptr();
-                // SAFETY: the panel holds `count` rows, the page 64 values, both of `stride` floats.
+                let (rows, products) = (norms.len(), products.as_mut());
+                // SAFETY: the panel holds `count` rows, the page 64 values, the products (64, 64).
                 unsafe {
-                    match stride {
-                        64 => page_norms::<64>(panel, count, page.values(), stride, share, norms),
-                        80 => page_norms::<80>(panel, count, page.values(), stride, share, norms),
-                        96 => page_norms::<96>(panel, count, page.values(), stride, share, norms),
-                        128 => page_norms::<128>(panel, count, page.values(), stride, share, norms),
-                        256 => page_norms::<256>(panel, count, page.values(), stride, share, norms),
-                        _ => page_norms::<0>(panel, count, page.values(), stride, share, norms),
+                    dots(panel.as_slice().as_ptr(), count, page.values(), rows, stride, products.as_mut_ptr(), PAGE);
+                }
+                for (four, norms) in norms.chunks_mut(4).enumerate() {
+                    for (norm, x) in norms.iter_mut().zip(absolute_sums(products, count, four * 4).lanes()) {
+                        *norm += x * share;
                     }
                 }
             }
@@ -41,30 +40,10 @@ pub fn add_norms(layer: &Layer, wo: &[f32], width: usize, norms: &mut [f32]) -> 
     Ok(())
 }
 
-unsafe fn page_norms<const WIDTH: usize>(
-    panel: *const f32,
-    count: usize,
-    values: *const f32,
-    stride: usize,
-    share: f32,
-    norms: &mut [f32],
-) {
-    let stride = if WIDTH == 0 { stride } else { WIDTH };
-    for (four, norms) in norms.chunks_mut(4).enumerate() {
-        let values = values.add(four * 4 * stride);
-        let mut total = F4::zero();
-        let mut n = 0;
-        while n + 2 <= count {
-            let [a, b] = dots_block::<2>(panel.add(n * stride), values, stride);
-            total = total.add(a.abs().add(b.abs()));
-            n += 2;
-        }
-        if n < count {
-            let [a] = dots_block::<1>(panel.add(n * stride), values, stride);
-            total = total.add(a.abs());
-        }
-        for (norm, x) in norms.iter_mut().zip(total.lanes()) {
-            *norm += x * share;
-        }
-    }
+/// Σ |products[n][at …]| over the first `count` rows, four columns.
+fn absolute_sums(products: &[f32], count: usize, at: usize) -> F4 {
+    products.chunks_exact(PAGE).take(count).fold(F4::zero(), |sum, row| {
+        // SAFETY: a row has `PAGE` floats, `at` is a multiple of four below it.
+        sum.add(unsafe { F4::load(row.as_ptr().add(at)) }.abs())
+    })
 }

@@ -63,7 +63,7 @@ unsafe fn dots_of<const WIDTH: usize>(
 
 /// Scores of `Q` queries with four keys.
 #[inline(always)]
-pub unsafe fn dots_block<const Q: usize>(queries: *const f32, keys: *const f32, stride: usize) -> [F4; Q] {
+unsafe fn dots_block<const Q: usize>(queries: *const f32, keys: *const f32, stride: usize) -> [F4; Q] {
     let mut sums = [[F4::zero(); 4]; Q];
     let mut d = 0;
     while d < stride {
