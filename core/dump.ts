@@ -3,11 +3,14 @@
  */
 import { selectLayer } from "./allocate.ts";
 import { type Keep, resolveBudget } from "./budget.ts";
-import { JointSelection } from "./joint.ts";
+import { columnsOf } from "./columns.ts";
 import { observeWindow } from "./observe.ts";
 import type { Budget, LayerScores, Needs, Observation, Policy } from "./policy.ts";
+import { QueryStatistics, type QueryStatisticsResult } from "./query_statistics.ts";
 import { resolvePolicy } from "./registry.ts";
+import { type KeyRotation, rotateRows } from "./rotation.ts";
 import type { AttentionShape } from "./shape.ts";
+import { streamingSelection } from "./streaming.ts";
 import { valueNorms } from "./value_norms.ts";
 
 /** One layer of a dump. Keys and queries are after RoPE. */
@@ -24,6 +27,8 @@ export interface LayerDump {
   /** `[kvHeads, L]`, each only for policies that need it: what no dump of one prefill can tell. */
   readonly reconstruction?: Float32Array;
   readonly gate?: Float32Array;
+  /** How the model turned queries and keys; only for policies that need queries before RoPE. */
+  readonly rotation?: KeyRotation;
 }
 
 export interface DumpEviction {
@@ -55,9 +60,8 @@ export function evictDump(
   const layerScores = layers.map((dump, layer) =>
     resolved.score(observeDump(dump, layer, budget, resolved.needs), budget)
   );
-  const kept = resolved.scope === "model"
-    ? selectJointly(layerScores, budget)
-    : layerScores.map((scores) => selectLayer(resolved, budget, scores));
+  const kept = selectOverLayers(resolved, budget, layerScores) ??
+    layerScores.map((scores) => selectLayer(resolved, budget, scores));
   return { policy: resolved, budget, kept, scores: layerScores.map(({ scores }) => scores) };
 }
 
@@ -67,7 +71,6 @@ export function evictDump(
  */
 export function observeDump(dump: LayerDump, layer: number, budget: Budget, needs: Needs): Observation {
   const { model: shape, length, window } = budget;
-  if (needs.columnSum || needs.columnMax) throw new RangeError("Column sums and maxima can't be taken from a dump");
   const keys = splitHeads(dump.keys, shape.kvHeads, length * shape.headDim, "keys");
   const values = splitHeads(dump.values, shape.kvHeads, length * shape.headDim, "values");
   const queries = needs.window && windowQueries(dump, shape, window);
@@ -80,6 +83,8 @@ export function observeDump(dump: LayerDump, layer: number, budget: Budget, need
     ...(needs.valueNorms && { valueNorms: dumpNorms(values, dump.wo, shape) }),
     ...(needs.reconstruction && { reconstruction: given(dump.reconstruction, budget, "reconstruction scores") }),
     ...(needs.gate && { gate: given(dump.gate, budget, "gate scores") }),
+    ...columns(dump, keys, budget, needs),
+    ...(needs.queryStatistics && queryStatistics(dump, budget, needs.queryStatistics)),
     ...(needs.rows && { keys: dump.keys, values: dump.values }),
   };
 }
@@ -89,19 +94,64 @@ function given(scores: Float32Array | undefined, { model, length }: Budget, name
   throw new RangeError(`Dump has ${scores?.length ?? 0} ${name}: want ${model.kvHeads} heads × ${length}`);
 }
 
-function selectJointly(layers: readonly LayerScores[], budget: Budget): Int32Array[][] {
-  const joint = new JointSelection(budget);
-  layers.forEach((scores, layer) => joint.add(layer, scores));
-  return layers.map((_, layer) => joint.kept(layer));
+function selectOverLayers(policy: Policy, budget: Budget, layers: readonly LayerScores[]): Int32Array[][] | undefined {
+  const everything = policy.keepsAll || budget.perHead >= budget.length;
+  const selection = everything && policy.cascade ? undefined : streamingSelection(policy, budget);
+  if (!selection) return undefined;
+  layers.forEach((scores, layer) => selection.add(layer, scores));
+  return layers.map((_, layer) => selection.kept(layer));
 }
 
-function splitHeads(all: Float32Array, heads: number, each: number, name: string): Float32Array[] {
+function columns(
+  dump: LayerDump,
+  keys: readonly Float32Array[],
+  { model: shape, length }: Budget,
+  { columnSum, columnMax }: Needs,
+): Pick<Observation, "columnSum" | "columnMax"> {
+  if (!columnSum && !columnMax) return {};
+  const measured = columnsOf({ shape, queries: allQueries(dump, shape, length), keys, length });
+  return { ...(columnSum && { columnSum: measured.columnSum }), ...(columnMax && { columnMax: measured.columnMax }) };
+}
+
+/** From queries turned back to position 0. */
+function queryStatistics(
+  dump: LayerDump,
+  { model: shape, length }: Budget,
+  needs: NonNullable<Needs["queryStatistics"]>,
+): QueryStatisticsResult {
+  const { heads, headDim } = shape;
+  const { rotation } = dump;
+  if (!rotation) throw new RangeError("Dump has no rotation: the policy needs queries before RoPE");
+  const statistics = new QueryStatistics(shape, length, needs);
+  const back = Int32Array.from({ length }, (_, t) => -t);
+  const queries = allQueries(dump, shape, length).slice();
+  const byToken = new Float32Array(queries.length);
+  splitHeads(queries, heads, length * headDim, "queries").forEach((head, h) => {
+    rotateRows(head, headDim, back, rotation);
+    for (let t = 0; t < length; t++) {
+      byToken.set(head.subarray(t * headDim, (t + 1) * headDim), (t * heads + h) * headDim);
+    }
+  });
+  statistics.add(byToken, 0, length, heads * headDim);
+  return statistics.result(rotation);
+}
+
+/** `[heads, L, headDim]`; refuses a dump of the last queries only. */
+function allQueries({ queries, queryRows }: LayerDump, { heads, headDim }: AttentionShape, length: number) {
+  if (queryRows !== length || queries.length !== heads * length * headDim) {
+    throw new RangeError(`Dump has ${queryRows} queries: the policy needs those of all ${length} tokens`);
+  }
+  return queries;
+}
+
+/** `[heads, each]` as one view per head. */
+export function splitHeads(all: Float32Array, heads: number, each: number, name: string): Float32Array[] {
   if (all.length !== heads * each) throw new RangeError(`Dump ${name} have ${all.length} floats: want ${heads * each}`);
   return Array.from({ length: heads }, (_, head) => all.subarray(head * each, (head + 1) * each));
 }
 
 /** `[heads, queryRows, headDim]` → the last `window` rows as `[window, heads, headDim]`. */
-function windowQueries({ queries, queryRows }: LayerDump, { heads, headDim }: AttentionShape, window: number) {
+export function windowQueries({ queries, queryRows }: LayerDump, { heads, headDim }: AttentionShape, window: number) {
   if (queryRows < window) throw new RangeError(`Dump has ${queryRows} queries: want at least the window of ${window}`);
   const rows = new Float32Array(window * heads * headDim);
   splitHeads(queries, heads, queryRows * headDim, "queries").forEach((head, h) => {
@@ -113,7 +163,12 @@ function windowQueries({ queries, queryRows }: LayerDump, { heads, headDim }: At
   return rows;
 }
 
-function dumpNorms(values: readonly Float32Array[], wo: Float32Array | undefined, shape: AttentionShape): Float32Array {
+/** ‖v·Wo‖₁ meaned over the group, `[kvHeads, L]`. */
+export function dumpNorms(
+  values: readonly Float32Array[],
+  wo: Float32Array | undefined,
+  shape: AttentionShape,
+): Float32Array {
   if (!wo) throw new RangeError("Dump has no output projection: the policy weighs values");
   const norms = valueNorms(values, wo, shape);
   const all = new Float32Array(norms.length * norms[0].length);

@@ -12,6 +12,11 @@ export function holds<T>(property: fc.IProperty<T>, runs = 300): void {
   fc.assert(property, { seed: SEED, numRuns: runs * factor });
 }
 
+/** The same for a property that waits. */
+export async function holdsAsync<T>(property: fc.IAsyncProperty<T>, runs = 300): Promise<void> {
+  await fc.assert(property, { seed: SEED, numRuns: runs * factor });
+}
+
 /** Floats that break selectors: specials, ties, denormals, and plain ones. */
 export const nastyFloat: fc.Arbitrary<number> = fc.oneof(
   fc.constantFrom(NaN, 0, -0, Infinity, -Infinity, 1e-45, -1e-45, 1e30, -1e30),
