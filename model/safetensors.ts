@@ -153,8 +153,8 @@ function tensorOf({ name, dtype, shape, start, end }: Entry, data: Uint8Array, f
     dtype,
     shape,
     read() {
-      // A copy, because a tensor's offset need not be a multiple of its element size.
-      const bytes = data.slice(start, end);
+      // A copy, because a tensor's offset need not be a multiple of its element size. Not `slice`: a Buffer's shares.
+      const bytes = new Uint8Array(data.subarray(start, end));
       if (dtype === "F32") return new Float32Array(bytes.buffer);
       if (dtype === "F16") return Float32Array.from(new Uint16Array(bytes.buffer), (bits) => float16Table()[bits]);
       throw refuse("dtype", file, `tensor[${JSON.stringify(name)}].dtype`, `${dtype} can't be read; F16 and F32 can`);
@@ -202,6 +202,11 @@ export function writeSafetensors(
     }
   }
   return bytes;
+}
+
+/** The values as F16 holds them, in a new array. @throws RangeError for one that is too large. */
+export function roundToFloat16(values: Float32Array): Float32Array {
+  return values.map((value) => float16Table()[toFloat16(value, "values")]);
 }
 
 /** The bit pattern of the nearest binary16. */
