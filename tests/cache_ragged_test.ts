@@ -171,6 +171,25 @@ Deno.test("RaggedCache.realign() closes gaps, right-aligns short heads, and the 
   assert.deepEqual([...cache.positions(1, 1)], [0, 5]);
 });
 
+Deno.test("RaggedCache.realign() leaves old keys within 1e-5 of fresh ones after 5,000 moves", () => {
+  using backend = createReferenceBackend();
+  using cache = new RaggedCache(backend, SHAPE);
+  const model: Model = { heads: [[[], []], [[], []]], position: 0, seen: 0, next: 1 };
+  append(model, cache, 20);
+  for (let i = 0; i < 5000; i++) {
+    append(model, cache, 1);
+    // Entry 0 stays for ever; the second oldest goes, from two heads less than from the others.
+    evict(model, cache, [1, 0, ...new Array(40).fill(1)]);
+    realign(model, cache);
+  }
+  for (const [layer, heads] of model.heads.entries()) {
+    for (const [h, head] of heads.entries()) {
+      const { keys } = cache.rows(layer).copyRows(h);
+      assertClose(keys, head.flatMap(({ id, logical }) => [...keyAt(id, logical)]), 1e-5, "keys");
+    }
+  }
+});
+
 Deno.test("healthOf() finds the largest gap, the sinks and the share kept", () => {
   using backend = createReferenceBackend();
   using cache = new RaggedCache(backend, SHAPE);
