@@ -1,7 +1,9 @@
 /** The command line's grammar: commands, options, ranges, help. One file, so that parsing has one place. */
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { PalisadeError } from "../core/errors.ts";
+import { KINDS } from "../model/calibrate/text.ts";
 import { ask, type AskCommand } from "./ask.ts";
+import { calibrate, type CalibrateCommand } from "./calibrate.ts";
 import { demo, type DemoCommand } from "./demo.ts";
 import { doctor } from "./doctor.ts";
 import { type EvalCommand, evaluate } from "./eval.ts";
@@ -51,6 +53,7 @@ function buildProgram(io: Io, all: boolean, done: (code: number) => void): Comma
     .option("--csv <file>", "write the table as CSV")
     .option("--sample <task#n>", "whose context to show in HTML, e.g. niah_single_1#1")
     .action(async (path: string, options: ReportCommand) => done(await report(path, options, io)));
+  addCalibrate(program, io, done);
   addModels(program, io, done);
   program.command("policies").description("list the eviction policies: name, idea, paper, source")
     .option("--steps", "the rules of --step-policy instead, which evict while decoding")
@@ -129,6 +132,19 @@ function addEval(program: Command, io: Io, done: (code: number) => void): void {
     .option("--beyond-trained", "allow more tokens than the model was trained on");
   addEngineOptions(command, { model: false }).addHelpText("after", EXIT_CODES)
     .action(async (options: EvalCommand) => done(await evaluate(options, io)));
+}
+
+function addCalibrate(program: Command, io: Io, done: (code: number) => void): void {
+  const command = program.command("calibrate")
+    .description("fit a gate for a model on this machine; goes on where it was stopped")
+    .option("--text <file>", "your own text beside the built-in one; repeatable", collect)
+    .option("--tokens <n>", "tokens to fit on", integer(1000, 1_000_000), 10_000)
+    .option("--seed <n>", "seed of the built-in text", integer(0, 2 ** 40), 1)
+    .option("--kinds <list>", "kinds of built-in text", KINDS.join(","))
+    .option("--out <file>", "where to write it instead of the cache folder")
+    .option("--json", "print one object with all figures");
+  addEngineOptions(command).addHelpText("after", EXIT_CODES)
+    .action(async (options: CalibrateCommand) => done(await calibrate(options, io)));
 }
 
 /** What every command that runs a model takes; `model: false` for those that take several. */
