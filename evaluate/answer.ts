@@ -15,8 +15,8 @@ export interface FullAnswer {
   readonly ids: readonly number[];
   readonly text: string;
   readonly finish: Finish;
-  /** Logits each of `ids` was taken from, `[ids, vocabulary]`. */
-  readonly logits: Float32Array;
+  /** Natural logarithms of the next-token probabilities each of `ids` was taken from, `[ids, vocabulary]`. */
+  readonly logProbabilities: Float32Array;
   readonly ms: { readonly question: number; readonly decode: number };
 }
 
@@ -28,7 +28,7 @@ export interface ComparedAnswer {
   readonly firstDifference: number | null;
   /** Kullback–Leibler divergence from the full cache's next-token distribution, nats, over the full answer's tokens. */
   readonly kl: { readonly mean: number; readonly max: number };
-  /** `question` is the pass over question and full answer; `decode` what came after the first difference. */
+  /** `question` is the pass over question and full answer, `decode` what came after the first difference. */
   readonly ms: { readonly question: number; readonly decode: number };
 }
 
@@ -54,11 +54,11 @@ export async function answerFully(
     const first = await extend(model.dense, cache, asked, options);
     const middle = performance.now();
     const { ids, finish, logits } = await decode(model, cache, first, options);
-    const { vocabulary } = model.config;
-    const all = new Float32Array(ids.length * vocabulary);
-    logits.forEach((row, i) => all.set(row, i * vocabulary));
     const ms = { question: middle - start, decode: performance.now() - middle };
-    return { ids, finish, text: textOf(model, ids), logits: all, ms };
+    const { vocabulary } = model.config;
+    const logProbabilities = new Float32Array(ids.length * vocabulary);
+    logits.forEach((row, i) => logProbabilities.set(logSoftmax(row), i * vocabulary));
+    return { ids, finish, text: textOf(model, ids), logProbabilities, ms };
   } finally {
     cache.trim(mark);
   }
@@ -78,10 +78,9 @@ export async function answerBeside(
     const start = performance.now();
     const forced = [...asked, ...full.ids.slice(0, -1)];
     const logits = await extend(model.dense, cache, forced, { signal: options.signal, rows: full.ids.length });
-    const rowOf = (i: number) => logits.subarray(i * vocabulary, (i + 1) * vocabulary);
-    const divergences = full.ids.map((_, i) =>
-      divergence(full.logits.subarray(i * vocabulary, (i + 1) * vocabulary), rowOf(i))
-    );
+    const question = performance.now() - start;
+    const rowOf = (i: number, all: Float32Array = logits) => all.subarray(i * vocabulary, (i + 1) * vocabulary);
+    const divergences = full.ids.map((_, i) => divergence(rowOf(i, full.logProbabilities), rowOf(i)));
     const at = full.ids.findIndex((id, i) => best(rowOf(i)) !== id);
     const middle = performance.now();
     const own = at < 0 ? full : await branch(model, cache, rowOf(at), at, mark, asked.length, full, options);
@@ -91,7 +90,7 @@ export async function answerBeside(
       finish: own.finish,
       firstDifference: at < 0 ? null : at,
       kl: { mean: divergences.reduce((a, b) => a + b, 0) / divergences.length, max: Math.max(...divergences) },
-      ms: { question: middle - start, decode: performance.now() - middle },
+      ms: { question, decode: performance.now() - middle },
     };
   } finally {
     cache.trim(mark);
@@ -146,19 +145,26 @@ function best(logits: Float32Array): number {
   return at;
 }
 
-/** Σ p·(ln p − ln q) of two rows of logits, in doubles. */
-export function divergence(p: Float32Array, q: Float32Array): number {
-  const logP = logNormaliser(p), logQ = logNormaliser(q);
+/**
+ * Kullback–Leibler divergence Σ p·(ln p − ln q) in nats, in doubles. `logP`: logarithms of probabilities, `logitsQ`:
+ * logits, both over the same tokens.
+ */
+export function divergence(logP: Float32Array, logitsQ: Float32Array): number {
+  const normaliser = logSumExp(logitsQ);
   let sum = 0;
-  for (let i = 0; i < p.length; i++) {
-    const log = p[i] - logP;
-    sum += Math.exp(log) * (log - (q[i] - logQ));
+  for (let i = 0; i < logP.length; i++) {
+    sum += Math.exp(logP[i]) * (logP[i] - logitsQ[i] + normaliser);
   }
   return Math.max(0, sum);
 }
 
-/** Natural logarithm of Σ exp, the maximum taken out first. */
-function logNormaliser(logits: Float32Array): number {
+export function logSoftmax(logits: Float32Array): Float32Array {
+  const normaliser = logSumExp(logits);
+  return logits.map((logit) => logit - normaliser);
+}
+
+/** The maximum is taken out first. */
+function logSumExp(logits: Float32Array): number {
   let top = -Infinity;
   for (const logit of logits) if (logit > top) top = logit;
   let sum = 0;

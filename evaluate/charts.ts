@@ -164,6 +164,7 @@ function headChart(lines: readonly ResultLine[]): Chart | undefined {
       }))
     );
   });
+  const order = [...new Set(values.map((value) => value.case))];
   return {
     title: "Budget by layer and head",
     caption: "Share of the context's entries that each KV head of each layer keeps, mean over all samples. " +
@@ -172,7 +173,7 @@ function headChart(lines: readonly ResultLine[]): Chart | undefined {
       ...COMMON,
       data: { values },
       facet: {
-        column: { field: "case", type: "nominal", title: null, sort: null, header: { labelLimit: 150 } },
+        column: { field: "case", type: "nominal", title: null, sort: order, header: { labelLimit: 150 } },
         row: { field: "setting", type: "nominal", title: null, header: { labelLimit: 300 } },
       },
       spec: {

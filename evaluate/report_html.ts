@@ -97,7 +97,7 @@ function contexts(lines: readonly ResultLine[], wanted: string | undefined): str
   const shaded = lines.filter(({ shading }) => shading !== undefined);
   const name = (line: ResultLine) => `${line.task}#${line.sample + 1}`;
   const chosen = wanted ?? (shaded[0] && name(shaded[0]));
-  const some = shaded.filter((line) => name(line) === chosen);
+  const some = shaded.filter((line) => name(line) === chosen && line.bytes.live < line.bytes.full);
   if (some.length === 0) return "";
   const details = some.map((line, i) => {
     const title = `${settingOf({ ...line, model: line.model.name })}: ${line.asked.policy} ${line.asked.keep}, score ${
