@@ -13,7 +13,7 @@ export function attentionRows({ shape, length, layers }: DumpCase, layer: number
       const logits = Array.from({ length: length - window + t + 1 }, (_, i) => {
         let dot = 0;
         for (let j = 0; j < headDim; j++) dot += queries[q + j] * keys[(g * length + i) * headDim + j];
-        return dot / Math.sqrt(headDim);
+        return dot * (1 / Math.sqrt(headDim)); // as the product: huge logits show the last bit
       });
       const top = Math.max(...logits);
       const weights = logits.map((logit) => Math.exp(logit - top));
