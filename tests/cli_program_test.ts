@@ -16,7 +16,7 @@ Deno.test("VERSION is the package's version", async () => {
   assert.equal(VERSION, manifest.version);
 });
 
-for (const command of [[], ["ask"], ["demo"], ["models"], ["models", "pull"], ["policies"], ["doctor"]]) {
+for (const command of [[], ["ask"], ["demo"], ["models"], ["models", "pull"], ["policies"], ["doctor"], ["calibrate"]]) {
   Deno.test(`run() prints a help that fits a screen for "${command.join(" ")}"`, async () => {
     const { code, out } = await palisade([...command, "--help"]);
     assert.equal(code, 0);

@@ -19,6 +19,7 @@ export const GROUPS: readonly CoverageGroup[] = [
   { name: "model/tokenizer.ts", pattern: /^model\/tokenizer(\/|\.ts$)/ },
   { name: "model/template.ts", pattern: /^model\/template(\/|\.ts$)/ },
   { name: "model/prompt.ts", pattern: /^model\/prompt(\/|\.ts$)/ },
+  { name: "safetensors and gate files", pattern: /^model\/(safetensors|gate\/file)\.ts$/ },
   { name: "budget and grammar parsers", pattern: /(^|\/)(budget|grammar)[^/]*(\.ts|\/.*)$/ },
 ];
 
@@ -26,7 +27,8 @@ export const GROUPS: readonly CoverageGroup[] = [
  * The test files whose coverage counts: those named after a file of a group. The others run without being measured,
  * because counting branches makes number crunching five to ten times slower.
  */
-export const MEASURED_TESTS = /^tests\/(core|model_(gguf|tokenizer|template|prompt)|cli_budget)[^/]*_test\.ts$/;
+export const MEASURED_TESTS =
+  /^tests\/(core|model_(gguf|tokenizer|template|prompt|safetensors|gate)|cli_budget)[^/]*_test\.ts$/;
 
 export interface GroupCoverage {
   readonly name: string;
