@@ -2,9 +2,11 @@
 import assert from "node:assert/strict";
 import { fileURLToPath } from "node:url";
 import { PalisadeError } from "../core/errors.ts";
-import { policies } from "../core/registry.ts";
+import { resolveBudget } from "../core/budget.ts";
+import { policies, resolvePolicy } from "../core/registry.ts";
 import { stepRules } from "../core/step_registry.ts";
 import { extend } from "../model/extend.ts";
+import { budgetUnderCap } from "../model/max_cache.ts";
 import { loadModel, type Model } from "../model/model.ts";
 import { contextIds, controlPositions, questionIds } from "../model/prompt.ts";
 import { reportOf } from "../model/report.ts";
@@ -38,7 +40,8 @@ function replaced<T extends object>(object: T, members: Partial<T>): T {
 /** The same model with another trained context, and answers that never end by themselves when `endless`. */
 function changed(model: Model, contextLength: number, endless = false): Model {
   const tokenizer = endless ? replaced(model.tokenizer, { endIds: new Set() }) : model.tokenizer;
-  return { ...model, tokenizer, config: { ...model.config, contextLength } };
+  const config = { ...model.config, contextLength };
+  return { ...model, tokenizer, config, dense: replaced(model.dense, { config }) };
 }
 
 /** Asserts that logits differ by at most 1e-4 anywhere. */
@@ -139,6 +142,18 @@ Deno.test("openContext() lets the cap win over keep and says so", async () => {
   assert.equal(roomy.keepCapped, false);
 });
 
+Deno.test("budgetUnderCap() looks at the rounded sums too, not at entries per head alone", () => {
+  const shape = { heads: 4, kvHeads: 2, headDim: 8, layers: 2 };
+  for (const name of ["layer-defensive", "defensive"]) {
+    const policy = resolvePolicy(name);
+    const asked = resolveBudget(policy, { fraction: 0.367 }, 100, shape);
+    assert.deepEqual([asked.perHead, asked.perLayer, asked.total], [36, 73, 146]);
+    assert.equal(budgetUnderCap(policy, asked, 42), asked);
+    const capped = budgetUnderCap(policy, asked, 40);
+    assert.deepEqual([capped.perHead, capped.perLayer, capped.total], [36, 72, 144]);
+  }
+});
+
 Deno.test("openContext() refuses caps that can't hold, before reading", async () => {
   await using model = await tiny();
   const code = async (options: ContextOptions) => {
@@ -235,7 +250,7 @@ async function generate(trained: number, options: ContextOptions, tokens: number
   await using model = await tiny("llama-plain.gguf", { dense: "auto", backend: "wasm" });
   const endless = changed(model, trained, true);
   const bytes: number[] = [], wasm: number[] = [];
-  const dense = replaced(model.dense, {
+  const dense = replaced(endless.dense, {
     logits(hidden, count) {
       bytes.push(model.backend.memory().allocatedBytes);
       wasm.push(model.backend.memory().wasmBytes);
