@@ -55,11 +55,11 @@ function buildProgram(io: Io, all: boolean, done: (code: number) => void): Comma
     .action(async (path: string, options: ReportCommand) => done(await report(path, options, io)));
   addCalibrate(program, io, done);
   addModels(program, io, done);
-  program.command("policies").description("list the eviction policies: name, idea, paper, source")
+  program.command("policies").description("list the eviction policies and their papers")
     .option("--steps", "the rules of --step-policy instead, which evict while decoding")
     .option("--json", "as JSON, with every parameter, its default and its range")
     .action((options) => done(listPolicies(options, io)));
-  program.command("doctor").description("say what this machine offers, and what is missing and why")
+  program.command("doctor").description("what this machine offers, what is missing and why")
     .option("--json", "as JSON")
     .action(async (options) => done(await doctor(options, io)));
   return program;
@@ -68,7 +68,7 @@ function buildProgram(io: Io, all: boolean, done: (code: number) => void): Comma
 function addAsk(program: Command, io: Io, all: boolean, done: (code: number) => void): void {
   const rare = (flags: string, description: string) => new Option(flags, description).hideHelp(!all);
   const command = program.command("ask")
-    .description("answer questions about a text from an evicted cache")
+    .description("answer questions about a text, evicted")
     .addHelpOption(new Option("-h, --help").hideHelp())
     .requiredOption("--context <file>", "the text, UTF-8; - reads standard input")
     .requiredOption("--question <text>", "what to ask; repeat it to ask the same cache more", collect)
@@ -95,7 +95,7 @@ function addAsk(program: Command, io: Io, all: boolean, done: (code: number) => 
 
 function addDemo(program: Command, io: Io, done: (code: number) => void): void {
   const command = program.command("demo")
-    .description("full cache, SnapKV and Layer-DefensiveKV side by side on real texts with seeded questions")
+    .description("full cache, SnapKV, Layer-DefensiveKV side by side")
     .option("--seed <n>", "seed of the hidden facts and where they are hidden", integer(0), 1)
     .option("--questions <n>", "questions per text, 3 to 8", integer(3, 8), 3)
     .option("--keep <amount>", "what stays where something is evicted", "20%")
@@ -105,7 +105,7 @@ function addDemo(program: Command, io: Io, done: (code: number) => void): void {
 
 function addShow(program: Command, io: Io, done: (code: number) => void): void {
   const command = program.command("show")
-    .description("a text with every token shaded by how many heads keep it")
+    .description("a text shaded by how many heads keep a token")
     .requiredOption("--context <file>", "the text, UTF-8; - reads standard input")
     .option("--keep <amount>", "what stays: 20%, 0.2, or tokens per head", "20%")
     .option("--policy <name>", "see: palisade policies", "layer-defensive")
@@ -117,7 +117,7 @@ function addShow(program: Command, io: Io, done: (code: number) => void): void {
 
 function addEval(program: Command, io: Io, done: (code: number) => void): void {
   const command = program.command("eval")
-    .description("measure what policies cost in answers; goes on where it was stopped")
+    .description("measure what policies cost in answers; resumes")
     .addHelpOption(new Option("-h, --help").hideHelp())
     .requiredOption("--out <file>", "results, one JSON line per cell; only appended to")
     .option("--tasks <list>", "RULER's by name, ruler for all, qa:FILE, jsonl:FILE", "ruler")
@@ -136,7 +136,7 @@ function addEval(program: Command, io: Io, done: (code: number) => void): void {
 
 function addCalibrate(program: Command, io: Io, done: (code: number) => void): void {
   const command = program.command("calibrate")
-    .description("fit a gate for a model on this machine; goes on where it was stopped")
+    .description("fit a gate for a model on this machine; resumes")
     .option("--text <file>", "your own text beside the built-in one; repeatable", collect)
     .option("--tokens <n>", "tokens to fit on", integer(1000, 1_000_000), 10_000)
     .option("--seed <n>", "seed of the built-in text", integer(0, 2 ** 40), 1)
