@@ -1,7 +1,7 @@
 /** `palisade eval`: a sweep over models, tasks, lengths, samples, policies and budgets into a results file. */
 import { loadModel } from "../model/model.ts";
 import { type GroupOptions, runGroup, type Subject } from "../evaluate/group.ts";
-import { openHaystack } from "../evaluate/haystack.ts";
+import { NO_HAYSTACK, openHaystack } from "../evaluate/haystack.ts";
 import {
   type AskedCase,
   type Group,
@@ -11,7 +11,7 @@ import {
   parseLengths,
   splitList,
 } from "../evaluate/plan.ts";
-import { type ResultLine, ResultsFile } from "../evaluate/results.ts";
+import { ResultsFile } from "../evaluate/results.ts";
 import { openTasks } from "../evaluate/tasks/registry.ts";
 import type { EngineOptions } from "./ask.ts";
 import { formatMs } from "./format.ts";
@@ -41,7 +41,7 @@ export async function evaluate(command: EvalCommand, io: Io): Promise<number> {
   const models = nonEmpty(splitList(command.models), "--models");
   const tasks = await openTasks(nonEmpty(splitList(command.tasks), "--tasks"), io.runtime);
   const groups = groupsOf(tasks, lengths, command.samples);
-  const haystack = await openHaystack(io.runtime, command.haystack);
+  const haystack = tasks.some((task) => task.sized) ? await openHaystack(io.runtime, command.haystack) : NO_HAYSTACK;
   await using results = await ResultsFile.open(io.runtime, command.out);
   const sweep = new Sweep(io, command, results, models.length * groups.length * cases.length);
   try {
@@ -182,5 +182,3 @@ class Sweep {
 function labelOf({ task, length, sample }: Group): string {
   return `${task.name}${length === null ? "" : ` ${length}`} #${sample + 1}`;
 }
-
-export type { ResultLine };

@@ -22,10 +22,14 @@ export async function report(path: string, command: ReportCommand, io: Io): Prom
   refuseUnknownSample(summary, command.sample);
   if (command.csv !== undefined) await writeText(command.csv, csvOf(summary.rows), io);
   if (command.html !== undefined) {
-    await writeText(command.html, await reportHtml(summary, { sample: command.sample, source: path }), io);
+    await writeText(command.html, await reportHtml(summary, { sample: command.sample, source: baseName(path) }), io);
   }
   io.out(reportTables(summary));
   return EXIT.ok;
+}
+
+function baseName(path: string): string {
+  return path.split(/[\\/]/).at(-1)!;
 }
 
 function refuseUnknownSample({ lines }: Summary, sample: string | undefined): void {

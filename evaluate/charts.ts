@@ -18,6 +18,9 @@ export interface Chart {
 const CONFIG = { font: "sans-serif", view: { stroke: "#ddd" }, axis: { labelLimit: 220 }, legend: { labelLimit: 260 } };
 const COMMON = { $schema: "https://vega.github.io/schema/vega-lite/v6.json", background: "white", config: CONFIG };
 
+/** Expression that breaks a label at its blanks. */
+const BROKEN = "split(datum.label, ' ')";
+
 /** All charts the rows have data for. */
 export function chartsOf(rows: readonly Row[], lines: readonly ResultLine[]): Chart[] {
   return [budgetChart(rows), taskChart(rows), headChart(lines)].filter((chart) => chart !== undefined);
@@ -65,8 +68,8 @@ function percentKept(row: Row): number {
   return 100 * row.bytes;
 }
 
-function budgetChart(rows: readonly Row[]): Chart {
-  const values = overall(rows).map((row) => ({
+function budgetChart(rows: readonly Row[]): Chart | undefined {
+  const values = overall(rows).filter((row) => row.bytes < 1).map((row) => ({
     setting: settingOf(row),
     policy: row.policy,
     kept: percentKept(row),
@@ -101,7 +104,7 @@ function budgetChart(rows: readonly Row[]): Chart {
             encoding: { y: { aggregate: "mean", field: "full", type: "quantitative" } },
           },
           {
-            mark: { type: "rule", opacity: 0.5 },
+            mark: { type: "rule", strokeWidth: 1 },
             encoding: { x, color, y: { ...y, field: "low" }, y2: { field: "high" } },
           },
           { mark: { type: "line", point: true }, encoding: { x, y, color } },
@@ -164,6 +167,7 @@ function headChart(lines: readonly ResultLine[]): Chart | undefined {
       }))
     );
   });
+  const heads = evicted[0].kept[0].length;
   const order = [...new Set(values.map((value) => value.case))];
   return {
     title: "Budget by layer and head",
@@ -173,11 +177,17 @@ function headChart(lines: readonly ResultLine[]): Chart | undefined {
       ...COMMON,
       data: { values },
       facet: {
-        column: { field: "case", type: "nominal", title: null, sort: order, header: { labelLimit: 150 } },
-        row: { field: "setting", type: "nominal", title: null, header: { labelLimit: 300 } },
+        column: {
+          field: "case",
+          type: "nominal",
+          title: null,
+          sort: order,
+          header: { labelExpr: BROKEN, labelFontSize: 9 },
+        },
+        row: { field: "setting", type: "nominal", title: null, header: { labelExpr: BROKEN } },
       },
       spec: {
-        width: { step: 20 },
+        width: Math.max(130, 16 * heads),
         height: { step: 8 },
         mark: "rect",
         encoding: {

