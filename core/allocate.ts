@@ -26,7 +26,7 @@ export function segmentsOf(layer: LayerScores, kvHeads: number, length: number):
 /**
  * The selections that decide one layer on its own, for any backend's `select`: one per KV head (scope `head`) or one
  * over all heads (scope `layer`). Their results, one after the other, are the kept positions of the heads in order.
- * Scope `model` is decided over layers by `JointSelection`.
+ * What is decided over layers (scope `model`, `cascade`) goes through `streamingSelection`.
  */
 export function layerSelections(policy: Pick<Policy, "scope">, budget: Budget, layer: LayerScores): SelectionInput[] {
   const segments = segmentsOf(layer, budget.model.kvHeads, budget.length);
@@ -34,7 +34,7 @@ export function layerSelections(policy: Pick<Policy, "scope">, budget: Budget, l
     case "head":
       return segments.map((segment, head) => ({ segments: [segment], count: layer.counts?.[head] ?? budget.perHead }));
     case "layer":
-      return [{ segments, count: budget.perLayer }];
+      return [{ segments, count: layer.counts?.reduce((sum, count) => sum + count, 0) ?? budget.perLayer }];
     case "model":
       throw new RangeError("A layer of a policy that competes over the model can't be decided alone");
     default:

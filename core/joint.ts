@@ -4,22 +4,9 @@
  * An entry outside the best `total` of the layers seen so far can't be in the final set, because later layers only add
  * rivals. So it is dropped at once, and what is left after the last layer equals one selection over all layers.
  */
-import { segmentsOf } from "./allocate.ts";
 import type { Budget, LayerScores } from "./policy.ts";
-import { type Segment, selectTop } from "./select.ts";
-
-/** A layer that loses entries. */
-export interface LayerChange {
-  readonly layer: number;
-  /** The rows of each KV head that stay, ascending: indices into the rows the layer held before this change. */
-  readonly kept: Int32Array[];
-}
-
-/** One KV head's survivors: what the selector needs of them, and their first row numbers. */
-interface Survivors extends Segment {
-  /** Positions in the context, ascending. */
-  readonly positions: Int32Array;
-}
+import { selectTop } from "./select.ts";
+import { allEntries, bytesOf, type LayerChange, pick, type Survivors } from "./survivors.ts";
 
 /** The streaming twin of one `selectTop` over the heads of all layers with `budget.total` entries. */
 export class JointSelection {
@@ -36,12 +23,11 @@ export class JointSelection {
    * @throws RangeError when the layer is unknown or came before, or a shape does not fit.
    */
   add(layer: number, scores: LayerScores): LayerChange[] {
-    const { model, length, total } = this.#budget;
+    const { model, total } = this.#budget;
     if (!Number.isInteger(layer) || layer < 0 || layer >= model.layers || this.#layers.has(layer)) {
       throw new RangeError(`Cannot add layer ${layer}: want each of 0 … ${model.layers - 1} once`);
     }
-    const positions = Int32Array.from({ length }, (_, i) => i);
-    this.#layers.set(layer, segmentsOf(scores, model.kvHeads, length).map((head) => ({ ...head, positions })));
+    this.#layers.set(layer, allEntries(scores, this.#budget));
 
     const order = [...this.#layers.keys()].sort((a, b) => a - b);
     const segments = order.flatMap((each) => this.#layers.get(each)!);
@@ -63,14 +49,7 @@ export class JointSelection {
 
   /** Bytes of scores, keys and positions held for the survivors. */
   get scoreBytes(): number {
-    let bytes = 0;
-    for (const heads of this.#layers.values()) {
-      for (const { scores, second, protectedEntries, positions } of heads) {
-        bytes += scores.byteLength + (second?.byteLength ?? 0) + (protectedEntries?.byteLength ?? 0);
-        bytes += positions.byteLength;
-      }
-    }
-    return bytes;
+    return [...this.#layers.values()].reduce((sum, heads) => sum + bytesOf(heads), 0);
   }
 
   /** Applies one change; false when the layer loses nothing. `copy` makes survivors independent of the caller's arrays. */
@@ -80,13 +59,4 @@ export class JointSelection {
     if (loses || copy) this.#layers.set(layer, heads.map((head, i) => pick(head, kept[i])));
     return loses;
   }
-}
-
-function pick({ scores, second, protectedEntries, positions }: Survivors, rows: Int32Array): Survivors {
-  return {
-    scores: Float32Array.from(rows, (row) => scores[row]),
-    second: second && Float32Array.from(rows, (row) => second[row]),
-    protectedEntries: protectedEntries && Uint8Array.from(rows, (row) => protectedEntries[row]),
-    positions: Int32Array.from(rows, (row) => positions[row]),
-  };
 }

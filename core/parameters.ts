@@ -21,6 +21,9 @@ export const WINDOW: Parameter = {
   help: "last tokens that are observed and never evicted",
 };
 
+/** Recent tokens kept by policies that observe no window; published code keeps none for its own sake. */
+export const RECENT: Parameter = { ...WINDOW, help: "last tokens that are never evicted", oursOnly: true };
+
 /** Pooling kernel over positions. */
 export const KERNEL: Parameter = {
   name: "kernel",

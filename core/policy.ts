@@ -39,6 +39,16 @@ export interface Needs {
   readonly gate?: boolean;
   /** The layer's keys and values themselves: `[kvHeads, L, headDim]` each, keys after RoPE. */
   readonly rows?: boolean;
+  /** What queries are like and will be (Expected Attention). */
+  readonly queryStatistics?: QueryStatisticsNeed;
+}
+
+/** Mean and covariance of the queries before RoPE, turned by the mean rotation of the positions to come. */
+export interface QueryStatisticsNeed {
+  /** First tokens whose queries don't count, ≥ 0; at least one token always counts. */
+  readonly sinks: number;
+  /** Positions `L … L + future − 1` are meaned over, ≥ 1. */
+  readonly future: number;
 }
 
 /** How the model is made to repeat the context (KVzip, arXiv 2505.23416). */
@@ -71,6 +81,10 @@ export interface Observation {
   readonly gate?: Float32Array;
   readonly keys?: Float32Array;
   readonly values?: Float32Array;
+  /** `[heads, headDim]`, for `queryStatistics`. */
+  readonly queryMean?: Float32Array;
+  /** `[heads, headDim, headDim]`, for `queryStatistics`. */
+  readonly queryCovariance?: Float32Array;
 }
 
 /** What `--keep` resolved to for one context. See `budget.ts`. */
@@ -102,8 +116,13 @@ export interface LayerScores {
   readonly second?: Float32Array;
   /** Entries kept before any score is looked at, `[kvHeads, L]`, 1 = protected. */
   readonly protectedEntries?: Uint8Array;
-  /** Scope `head` only: entries of each KV head, `[kvHeads]`. Absent: `budget.perHead` each. */
+  /**
+   * Entries of each KV head, `[kvHeads]`. Scope `head`: absent means `budget.perHead` each. Scope `layer`: the heads
+   * share the sum; absent means `budget.perLayer`. Not for scope `model`.
+   */
   readonly counts?: Int32Array;
+  /** The layer's weight when layers share a budget ({@link Policy.cascade}), ≥ 0. */
+  readonly preference?: number;
 }
 
 /**
@@ -144,6 +163,13 @@ export interface Policy {
   /** Sinks and window protected (and observed) before shrinking. */
   readonly sinks: number;
   readonly window: number;
+  /** True when `counts` differ over layers: only their sum over the model is kvHeads × layers × `perHead`. */
+  readonly uneven?: boolean;
+  /**
+   * True when the layers share kvHeads × layers × `perHead` entries by their `preference`, every head of a layer alike:
+   * decided by `CascadeSelection`. Scope `head`.
+   */
+  readonly cascade?: boolean;
   /** True when nothing is evicted whatever the budget (`full`). */
   readonly keepsAll?: boolean;
   /** True when a score is a worst-case importance, 0 … 1, so that a fixed threshold on it means something. */
@@ -172,5 +198,14 @@ export interface PolicyEntry {
   /** For a policy that works on another's scores: the scorer it takes when none is named. */
   readonly over?: string;
   /** `values` holds every parameter; `scorer` is given exactly when `over` is set, in the same mode. */
-  create(values: ParameterValues, mode: PolicyMode, scorer?: Policy): Policy;
+  create(values: ParameterValues, mode: PolicyMode, scorer?: Policy, sources?: PolicySources): Policy;
 }
+
+/** What a policy's parameters name but `core/` can't read. */
+export interface PolicySources {
+  /** Head scores by the file name that `headkv(file=…)` gives. */
+  readonly headScores?: ReadonlyMap<string, HeadScores>;
+}
+
+/** How much each head matters, `[layers][query heads]` or `[layers][kvHeads]`, each ≥ 0 and finite, not all 0. */
+export type HeadScores = readonly (readonly number[])[];

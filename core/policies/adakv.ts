@@ -34,6 +34,7 @@ export const adakv: PolicyEntry = {
     scope: "layer",
     arithmetic: mode === "ours" ? "floor" : "reference",
     perLayerFromHeads: true,
+    ...(scorer!.uneven && { uneven: true }),
     sinks: scorer!.sinks,
     window: scorer!.window,
     score: (observation, budget) => safeguarded(scorer!.score(observation, budget), budget, Number(values.safeguard)),
@@ -44,8 +45,8 @@ export const adakv: PolicyEntry = {
 export function safeguarded(layer: LayerScores, { model, length, perHead }: Budget, share: number): LayerScores {
   const protectedEntries = layer.protectedEntries?.slice() ?? new Uint8Array(layer.scores.length);
   segmentsOf(layer, model.kvHeads, length).forEach((segment, head) => {
-    const [safe] = selectTop({ segments: [segment], count: Math.trunc(perHead * share) });
+    const [safe] = selectTop({ segments: [segment], count: Math.trunc((layer.counts?.[head] ?? perHead) * share) });
     for (const i of safe) protectedEntries[head * length + i] = 1;
   });
-  return { scores: layer.scores, second: layer.second, protectedEntries };
+  return { scores: layer.scores, second: layer.second, protectedEntries, counts: layer.counts };
 }

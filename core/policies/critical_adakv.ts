@@ -7,29 +7,28 @@
  * overflows in half precision when multiplied; a mask does not.
  */
 import { segmentsOf, selectLayer } from "../allocate.ts";
-import type { Budget, LayerScores, PolicyEntry } from "../policy.ts";
+import type { Budget, LayerScores, Parameter, PolicyEntry } from "../policy.ts";
 import { selectTop } from "../select.ts";
 import { SAFEGUARD, safeguarded } from "./adakv.ts";
 
 /** Keeps value norms in play where attention is 0. kvpress: without it golden sets miss an entry or two per layer. */
-const EPSILON = 1e-4;
+export const CRITICAL_EPSILON = 1e-4;
+
+export const FIRST: Parameter = {
+  name: "first",
+  type: "number",
+  default: 0.5,
+  min: 0,
+  max: 1,
+  help: "share of a head's budget decided by score alone",
+};
 
 export const criticalAdakv: PolicyEntry = {
   name: "critical-adakv",
   summary: "Ada-KV head budgets, half of each decided by value norms",
   paper: "Feng et al. 2025, arXiv 2502.03805",
   source: "NVIDIA/kvpress 8bb29b9, kvpress/presses/critical_kv_press.py",
-  parameters: [
-    SAFEGUARD,
-    {
-      name: "first",
-      type: "number",
-      default: 0.5,
-      min: 0,
-      max: 1,
-      help: "share of a head's budget decided by score alone",
-    },
-  ],
+  parameters: [SAFEGUARD, FIRST],
   reference: "the published scorer below it, and trunc budgets",
   over: "snapkv",
   create: (values, mode, scorer) => ({
@@ -39,6 +38,7 @@ export const criticalAdakv: PolicyEntry = {
     scope: "head",
     arithmetic: mode === "ours" ? "floor" : "reference",
     perLayerFromHeads: true,
+    ...(scorer!.uneven && { uneven: true }),
     sinks: scorer!.sinks,
     window: scorer!.window,
     score: (observation, budget) => {
@@ -57,6 +57,6 @@ function twoStages(layer: LayerScores, budget: Budget, norms: Float32Array, firs
     const [stageOne] = selectTop({ segments: [segment], count: Math.trunc(counts[head] * first) });
     for (const i of stageOne) protectedEntries[head * length + i] = 1;
   });
-  const scores = Float32Array.from(layer.scores, (score, i) => (score + EPSILON) * norms[i]);
+  const scores = Float32Array.from(layer.scores, (score, i) => (score + CRITICAL_EPSILON) * norms[i]);
   return { scores, protectedEntries, counts };
 }

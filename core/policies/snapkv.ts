@@ -6,7 +6,7 @@
  */
 import { KERNEL, SINKS, WINDOW } from "../parameters.ts";
 import type { Observation, PolicyEntry } from "../policy.ts";
-import { poolRow } from "../pool.ts";
+import { poolHeads } from "../pool.ts";
 import { appendWindow, largest, protectEnds } from "../protect.ts";
 
 export const snapkv: PolicyEntry = {
@@ -28,21 +28,15 @@ export const snapkv: PolicyEntry = {
       sinks: ours ? Number(values.sinks) : 0,
       window: Number(values.window),
       score: (observation, budget) => {
-        const prefix = pooledMean(observation, kernel);
-        const scores = appendWindow(prefix, observation.shape.kvHeads, observation.window, largest(prefix) + 1);
+        const scores = snapScores(observation, kernel);
         return ours ? { scores, protectedEntries: protectEnds(budget) } : { scores };
       },
     };
   },
 };
 
-/** `[kvHeads, N]`; plain pooling, not scaled back to each row's mass. */
-function pooledMean({ mean, shape: { kvHeads } }: Observation, kernel: number): Float32Array {
-  const pooled = new Float32Array(mean!.length);
-  const columns = mean!.length / kvHeads;
-  for (let head = 0; head < kvHeads; head++) {
-    const start = head * columns, end = start + columns;
-    poolRow(mean!.subarray(start, end), pooled.subarray(start, end), kernel);
-  }
-  return pooled;
+/** SnapKV's scores, `[kvHeads, L]`: plain pooling, not scaled back to each row's mass; the window at maximum + 1. */
+export function snapScores({ mean, window, shape: { kvHeads } }: Observation, kernel: number): Float32Array {
+  const prefix = poolHeads(mean!, kvHeads, kernel);
+  return appendWindow(prefix, kvHeads, window, largest(prefix) + 1);
 }
