@@ -6,9 +6,9 @@ import { type Keep, resolveBudget } from "./budget.ts";
 import { columnsOf } from "./columns.ts";
 import { observeWindow } from "./observe.ts";
 import type { Budget, LayerScores, Needs, Observation, Policy } from "./policy.ts";
-import { QueryStatistics, type QueryStatisticsResult } from "./query_statistics.ts";
+import { queriesBeforeRotation, QueryStatistics, type QueryStatisticsResult } from "./query_statistics.ts";
 import { resolvePolicy } from "./registry.ts";
-import { type KeyRotation, rotateRows } from "./rotation.ts";
+import type { KeyRotation } from "./rotation.ts";
 import type { AttentionShape } from "./shape.ts";
 import { streamingSelection } from "./streaming.ts";
 import { valueNorms } from "./value_norms.ts";
@@ -95,8 +95,7 @@ function given(scores: Float32Array | undefined, { model, length }: Budget, name
 }
 
 function selectOverLayers(policy: Policy, budget: Budget, layers: readonly LayerScores[]): Int32Array[][] | undefined {
-  const everything = policy.keepsAll || budget.perHead >= budget.length;
-  const selection = everything && policy.cascade ? undefined : streamingSelection(policy, budget);
+  const selection = streamingSelection(policy, budget);
   if (!selection) return undefined;
   layers.forEach((scores, layer) => selection.add(layer, scores));
   return layers.map((_, layer) => selection.kept(layer));
@@ -113,26 +112,16 @@ function columns(
   return { ...(columnSum && { columnSum: measured.columnSum }), ...(columnMax && { columnMax: measured.columnMax }) };
 }
 
-/** From queries turned back to position 0. */
 function queryStatistics(
   dump: LayerDump,
   { model: shape, length }: Budget,
   needs: NonNullable<Needs["queryStatistics"]>,
 ): QueryStatisticsResult {
-  const { heads, headDim } = shape;
   const { rotation } = dump;
   if (!rotation) throw new RangeError("Dump has no rotation: the policy needs queries before RoPE");
   const statistics = new QueryStatistics(shape, length, needs);
-  const back = Int32Array.from({ length }, (_, t) => -t);
-  const queries = allQueries(dump, shape, length).slice();
-  const byToken = new Float32Array(queries.length);
-  splitHeads(queries, heads, length * headDim, "queries").forEach((head, h) => {
-    rotateRows(head, headDim, back, rotation);
-    for (let t = 0; t < length; t++) {
-      byToken.set(head.subarray(t * headDim, (t + 1) * headDim), (t * heads + h) * headDim);
-    }
-  });
-  statistics.add(byToken, 0, length, heads * headDim);
+  const queries = queriesBeforeRotation(allQueries(dump, shape, length), shape, rotation);
+  statistics.add(queries, 0, length, shape.heads * shape.headDim);
   return statistics.result(rotation);
 }
 

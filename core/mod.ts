@@ -17,10 +17,12 @@ export { checkKeep, type Keep, parseKeep, resolveBudget } from "./budget.ts";
 export { type CoverageOptions, coverageSet } from "./coverage.ts";
 export { type DumpEviction, evictDump, type LayerDump, observeDump } from "./dump.ts";
 export { type ErrorKind, PalisadeError } from "./errors.ts";
-export { JointSelection, type LayerChange } from "./joint.ts";
+export { CascadeSelection } from "./cascade.ts";
+export { JointSelection } from "./joint.ts";
 export { observeWindow, type WindowInput, type WindowObservation } from "./observe.ts";
 export type {
   Budget,
+  HeadScores,
   LayerScores,
   Needs,
   Observation,
@@ -29,6 +31,7 @@ export type {
   Policy,
   PolicyEntry,
   PolicyMode,
+  PolicySources,
   Reduction,
   Scope,
 } from "./policy.ts";
@@ -38,6 +41,8 @@ export { defensiveRisk } from "./risk.ts";
 export { type KeyRotation, rotateRows } from "./rotation.ts";
 export { type Segment, type SelectionInput, selectTop } from "./select.ts";
 export type { AttentionShape, ModelShape } from "./shape.ts";
+export { type StreamingSelection, streamingSelection } from "./streaming.ts";
+export type { LayerChange } from "./survivors.ts";
 export type { StepRule } from "./step.ts";
 export { DEFAULT_STEP_RULE, resolveStepRule, stepRules } from "./step_registry.ts";
 export { StepState } from "./step_state.ts";
