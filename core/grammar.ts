@@ -4,7 +4,7 @@
  *     policy   = name [ "@reference" ] [ "(" [ argument { "," argument } ] ")" ]
  *     argument = name "=" value | policy
  *     name     = letters, digits and "-"
- *     value    = letters, digits, "-", "+" and "."
+ *     value    = letters, digits, "-", "+", "." and, for file names, "_", "/", "\\", ":" and "~"
  *
  * Blanks may stand between any two parts. Examples: `snapkv`, `layer-defensive@reference`, `snapkv(window=16)`,
  * `adakv(snapkv(kernel=7), safeguard=0.3)`.
@@ -84,7 +84,7 @@ class Parser {
         const start = this.#at;
         const name = this.#word(/[A-Za-z0-9-]+/y, "a parameter or a policy");
         if (this.#take("=")) {
-          settings.push({ name, at: start + 1, value: this.#word(/[A-Za-z0-9.+-]+/y, `a value for ${name}`) });
+          settings.push({ name, at: start + 1, value: this.#word(/[A-Za-z0-9.+_\/\\:~-]+/y, `a value for ${name}`) });
         } else {
           this.#at = start;
           if (scorer) throw this.#error("want one policy inside, not two");

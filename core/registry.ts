@@ -2,25 +2,47 @@
 import { parsePolicy, policyError, type PolicyText, type Setting } from "./grammar.ts";
 import { nearestName } from "./nearest.ts";
 import { adakv } from "./policies/adakv.ts";
+import { cake } from "./policies/cake.ts";
+import { chunkkv } from "./policies/chunkkv.ts";
+import { critical } from "./policies/critical.ts";
 import { criticalAdakv } from "./policies/critical_adakv.ts";
 import { defensive, layerDefensive } from "./policies/defensive.ts";
 import { defensiveRisk } from "./policies/defensive_risk.ts";
+import { expectedAttention } from "./policies/expected_attention.ts";
 import { full } from "./policies/full.ts";
 import { gate } from "./policies/gate.ts";
+import { h2o } from "./policies/h2o.ts";
+import { headkv } from "./policies/headkv.ts";
+import { keydiff } from "./policies/keydiff.ts";
+import { knorm } from "./policies/knorm.ts";
 import { kvzip } from "./policies/kvzip.ts";
+import { lagkv } from "./policies/lagkv.ts";
+import { pyramidkv } from "./policies/pyramidkv.ts";
 import { random } from "./policies/random.ts";
 import { snapkv } from "./policies/snapkv.ts";
 import { streamingLlm } from "./policies/streaming_llm.ts";
-import type { Parameter, ParameterValues, Policy, PolicyEntry, PolicyMode } from "./policy.ts";
+import { tova } from "./policies/tova.ts";
+import type { Parameter, ParameterValues, Policy, PolicyEntry, PolicyMode, PolicySources } from "./policy.ts";
 
 /** Every policy, in the order lists show them. */
 export const policies: readonly PolicyEntry[] = [
   full,
   random,
   streamingLlm,
+  knorm,
+  keydiff,
+  lagkv,
+  tova,
+  h2o,
+  expectedAttention,
   snapkv,
+  pyramidkv,
+  headkv,
+  cake,
   adakv,
+  critical,
   criticalAdakv,
+  chunkkv,
   defensive,
   layerDefensive,
   defensiveRisk,
@@ -28,17 +50,24 @@ export const policies: readonly PolicyEntry[] = [
   gate,
 ];
 
+/** What a policy is made from. */
+interface Given {
+  readonly text: string;
+  readonly sources: PolicySources;
+}
+
 /**
  * The policy that a text names, with all parameters resolved; the grammar stands in `grammar.ts`. A scorer inside
  * another policy takes its mode: `adakv@reference(snapkv)` runs the published code of both.
  * @throws PalisadeError `policy.syntax`, `policy.unknown`, `policy.reference`, `policy.scorer`, `policy.parameter` or
- * `policy.value`; each points at the character.
+ * `policy.value`, each pointing at the character; `policy.file` when a file's content is not among `sources`.
  */
-export function resolvePolicy(text: string): Policy {
-  return build(parsePolicy(text), text, undefined);
+export function resolvePolicy(text: string, sources: PolicySources = {}): Policy {
+  return build(parsePolicy(text), { text, sources }, undefined);
 }
 
-function build(parsed: PolicyText, text: string, outer: PolicyMode | undefined): Policy {
+function build(parsed: PolicyText, given: Given, outer: PolicyMode | undefined): Policy {
+  const { text, sources } = given;
   const entry = findEntry(parsed, text);
   const mode = outer ?? parsed.mode ?? "ours";
   if (outer === "ours" && parsed.mode === "reference") {
@@ -51,11 +80,11 @@ function build(parsed: PolicyText, text: string, outer: PolicyMode | undefined):
   const values = readSettings(entry, parsed.settings, mode, text);
   if (entry.over === undefined) {
     if (parsed.scorer) throw policyError("policy.scorer", `${entry.name} takes no policy`, text, parsed.scorer.at);
-    return entry.create(values, mode);
+    return entry.create(values, mode, undefined, sources);
   }
-  const scorer = build(parsed.scorer ?? { name: entry.over, at: parsed.at, settings: [] }, text, mode);
+  const scorer = build(parsed.scorer ?? { name: entry.over, at: parsed.at, settings: [] }, given, mode);
   checkScorer(entry, scorer, parsed.scorer ?? parsed, text);
-  const policy = entry.create(values, mode, scorer);
+  const policy = entry.create(values, mode, scorer, sources);
   return {
     ...policy,
     name: parsed.scorer ? `${policy.name}(${scorer.name.replace("@reference", "")})` : policy.name,
@@ -74,8 +103,12 @@ function findEntry({ name, at }: PolicyText, text: string): PolicyEntry {
 
 function checkScorer(entry: PolicyEntry, scorer: Policy, { at }: { at: number }, text: string): void {
   const twice = Object.keys(scorer.parameters).find((name) => entry.parameters.some((own) => own.name === name));
-  if (scorer.keepsAll || twice) {
-    const reason = twice ? `both have a parameter ${twice}` : "it scores nothing";
+  if (scorer.keepsAll || scorer.cascade || twice) {
+    const reason = twice
+      ? `both have a parameter ${twice}`
+      : scorer.cascade
+      ? "its layers share a budget that is split last"
+      : "it scores nothing";
     throw policyError("policy.scorer", `${entry.name} can't work on ${scorer.name}: ${reason}`, text, at);
   }
 }

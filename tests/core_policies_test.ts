@@ -20,6 +20,25 @@ const OURS = [
   "defensive(norm=tokens, beta=window, forced=none)",
   "layer-defensive(norm=off, beta=none, forced=protect)",
   "kvzip(compete=head, window=3)",
+  "knorm(sinks=0, window=1)",
+  "lagkv(lag=3)",
+  "lagkv(lag=1, sinks=0)",
+  "h2o(normalise=none)",
+  "expected-attention(future=3, epsilon=0.01, norm=off)",
+  "pyramidkv(beta=1)",
+  "pyramidkv(beta=2, window=3, sinks=0)",
+  "headkv(beta=1, window=3)",
+  "cake(gamma=0, tau1=0.05, tau2=20, window=5)",
+  "critical(snapkv)",
+  "critical(expected-attention(norm=off), first=0)",
+  "critical(pyramidkv, first=1)",
+  "chunkkv(snapkv, chunk=20)",
+  "chunkkv(headkv(window=4), chunk=3)",
+  "adakv(expected-attention)",
+  "adakv(h2o)",
+  "adakv(pyramidkv(window=4))",
+  "critical-adakv(headkv, safeguard=1)",
+  "adakv(critical(tova))",
   "gate(combine=risk, norm=heads, compete=layer)",
   "gate(norm=tokens, sinks=0, window=1)",
   "adakv(gate, safeguard=0.5)",
@@ -61,6 +80,7 @@ function makeCase(
         wo: floats(8 * shape.heads * 4, 1 + layer),
         reconstruction: floats(kvHeads * length),
         gate: floats(kvHeads * length),
+        rotation: { pairs: "half" as const, rotated: 4, frequencies: Float64Array.of(1, 0.01) },
       };
       if (flavour === "equal") { for (const array of [dump.queries, dump.keys, dump.values]) array.fill(0.5); }
       if (flavour === "one spike") dump.keys.fill(100, 8, 12);
@@ -94,6 +114,11 @@ function exactBudget(text: string, { shape, layers, length }: Case, keep: Keep):
   }
   if (policy.scope === "model") {
     assert.equal(size(kept.flat()), budget.total, text);
+    return;
+  }
+  if (policy.uneven || policy.cascade) {
+    const even = shape.kvHeads * layers.length * budget.perHead;
+    if (policy.arithmetic === "floor") assert.equal(size(kept.flat()), even, text);
     return;
   }
   for (const heads of kept) {
@@ -342,8 +367,10 @@ Deno.test("evictDump() refuses dumps that don't fit", () => {
   );
   assert.throws(() => run({ queries: new Float32Array(64) }), /Dump queries/);
   assert.throws(() => evictDump("snapkv", { fraction: 0.5 }, shape, []), /no tokens/);
-  const policy = { ...resolvePolicy("snapkv"), needs: { columnSum: true } };
-  assert.throws(() => evictDump(policy, { fraction: 0.5 }, shape, [dump]), /Column sums/);
+  const late = { queryRows: 36, queries: new Float32Array(2 * 36 * 4) };
+  assert.throws(() => run(late, "h2o"), /36 queries: the policy needs those of all 40 tokens/);
+  assert.throws(() => run(late, "expected-attention"), /those of all 40 tokens/);
+  assert.throws(() => run({ rotation: undefined }, "expected-attention"), /no rotation/);
 });
 
 Deno.test("selectLayer() refuses a policy whose layers compete", () => {

@@ -3,20 +3,34 @@ import type { Backend, LayerRows } from "../../backend/interface.ts";
 import { layerSelections } from "../../core/allocate.ts";
 import { type Keep, resolveBudget } from "../../core/budget.ts";
 import type { LayerDump } from "../../core/dump.ts";
-import { JointSelection } from "../../core/joint.ts";
-import type { Budget, LayerScores, Policy } from "../../core/policy.ts";
+import type { Budget, LayerScores, Needs, Policy } from "../../core/policy.ts";
+import { queriesBeforeRotation, QueryStatistics } from "../../core/query_statistics.ts";
 import { resolvePolicy } from "../../core/registry.ts";
+import type { KeyRotation } from "../../core/rotation.ts";
 import type { AttentionShape } from "../../core/shape.ts";
+import { streamingSelection } from "../../core/streaming.ts";
 import type { Tensor } from "./safetensors.ts";
 
 export const TINY_SHAPE: AttentionShape = { heads: 6, kvHeads: 2, headDim: 8 };
 export const TINY_WIDTH = 48;
+/** RoPE with theta 10000 on 8 dimensions. */
+export const TINY_ROTATION: KeyRotation = {
+  pairs: "half",
+  rotated: 8,
+  frequencies: Float64Array.of(1, 0.1, 0.01, 0.001),
+};
 export const TINY_LENGTHS = [97, 300, 513];
 
 /** Golden policy name → ours, in the published arithmetic. */
 export const GOLDEN_POLICIES: Readonly<Record<string, string>> = {
   "snapkv-w32": "snapkv@reference",
   "streaming-llm": "streaming-llm@reference",
+  "tova": "tova@reference",
+  "knorm": "knorm@reference",
+  "h2o-normalized": "h2o@reference",
+  "keydiff": "keydiff@reference",
+  "lagkv": "lagkv@reference",
+  "expected-attention": "expected-attention@reference",
   "adakv(snapkv-w32,0.2)": "adakv@reference",
   "critical-adakv(snapkv-w32,0.2)": "critical-adakv@reference",
   "defensive": "defensive@reference",
@@ -36,6 +50,7 @@ export function tinyLayers(tensors: ReadonlyMap<string, Tensor>, length: number)
     keys: data(`layers/${layer}/k`),
     values: data(`layers/${layer}/v`),
     wo: data(`layers/${layer}/wo`),
+    rotation: TINY_ROTATION,
     // No golden file has these: any numbers do, the first of each key.
     reconstruction: firstOfRows(data(`layers/${layer}/k`)),
     gate: firstOfRows(data(`layers/${layer}/k`)),
@@ -90,13 +105,13 @@ export async function evictThrough(
   const policy = resolvePolicy(text);
   const length = layers[0].keys.length / (shape.kvHeads * shape.headDim);
   const budget = resolveBudget(policy, keep, length, { ...shape, layers: layers.length });
-  const joint = new JointSelection(budget);
+  const overLayers = streamingSelection(policy, budget);
   const kept: Int32Array[][] = [];
   const scores: Float32Array[] = [];
   for (const [layer, dump] of layers.entries()) {
     const layerScores = await scoreThrough(backend, policy, budget, dump, layer);
     scores.push(layerScores.scores);
-    if (policy.scope === "model") joint.add(layer, layerScores);
+    if (overLayers) overLayers.add(layer, layerScores);
     else {
       kept.push([]);
       for (const input of layerSelections(policy, budget, layerScores)) {
@@ -104,7 +119,7 @@ export async function evictThrough(
       }
     }
   }
-  return { budget, kept: policy.scope === "model" ? layers.map((_, layer) => joint.kept(layer)) : kept, scores };
+  return { budget, kept: overLayers ? layers.map((_, layer) => overLayers.kept(layer)) : kept, scores };
 }
 
 async function scoreThrough(
@@ -118,10 +133,36 @@ async function scoreThrough(
   const rows = appendDump(backend, dump, shape);
   const queries = byToken(dump.queries, shape.heads, shape.headDim, dump.queryRows - window, window);
   const { needs } = policy;
+  const columns = needs.columnSum || needs.columnMax ? await columnsThrough(rows, dump, shape, needs) : {};
   const measured = needs.window || needs.rows ? await rows.observe(queries, window, needs) : {};
   const wo = dump.wo!;
   const norms = needs.valueNorms && await rows.valueNorms(wo, wo.length / (shape.heads * shape.headDim));
   rows.free();
   const { reconstruction, gate } = dump;
-  return policy.score({ layer, shape, length, window, ...measured, valueNorms: norms, reconstruction, gate }, budget);
+  const given = {
+    valueNorms: norms,
+    reconstruction,
+    gate,
+    ...(needs.queryStatistics && statistics(dump, shape, needs)),
+  };
+  return policy.score({ layer, shape, length, window, ...columns, ...measured, ...given }, budget);
+}
+
+/** All queries in one call, right after the last row was appended. */
+async function columnsThrough(rows: LayerRows, dump: LayerDump, { heads, headDim }: AttentionShape, needs: Needs) {
+  const { queryRows, queries } = dump;
+  const all = byToken(queries, heads, headDim, 0, queryRows);
+  const { columnSum, columnMax } = await rows.prefillAttention(all, queryRows, needs);
+  return { columnSum, columnMax };
+}
+
+/** Taken in chunk by chunk, as a reader does. */
+function statistics({ queries, queryRows, rotation }: LayerDump, shape: AttentionShape, { queryStatistics }: Needs) {
+  const sums = new QueryStatistics(shape, queryRows, queryStatistics!);
+  const row = shape.heads * shape.headDim, all = queriesBeforeRotation(queries, shape, rotation!);
+  for (let first = 0; first < queryRows; first += 50) {
+    const count = Math.min(50, queryRows - first);
+    sums.add(all.subarray(first * row, (first + count) * row), first, count, row);
+  }
+  return sums.result(rotation!);
 }

@@ -1,0 +1,67 @@
+/**
+ * Layers share the budget by how spread and how restless their attention is. CAKE, Qin et al. 2025, arXiv 2503.12491.
+ *
+ * Preference of a layer: H^(1/tau1) · V^(1/tau2), H the entropy of the window's attention on the prefix, summed over
+ * heads and queries, V its variance over the queries, summed over heads and positions. Score of an entry: mean +
+ * gamma · variance over the window, average-pooled, meaned over the group. Layers get their share of what sinks and
+ * windows leave, every head of a layer alike.
+ *
+ * Ours differs from the published code: sinks survive; shares are rounded and capped by `shareOut` instead of cutting
+ * them, spreading the excess evenly and mending the sum by ±1. Even spreading can give a layer entries back after it
+ * lost them; ours can't, so the cascade (layers shrink while later ones arrive, peak = budget + one layer) equals the
+ * split after the last layer exactly. No eviction while decoding. tau1, tau2: those of Llama 3.1; the paper tunes them
+ * per model.
+ */
+import { exp, ln } from "../exp.ts";
+import { KERNEL, SINKS, WINDOW } from "../parameters.ts";
+import type { Observation, Parameter, PolicyEntry } from "../policy.ts";
+import { poolHeads } from "../pool.ts";
+import { appendWindow, largest, protectEnds } from "../protect.ts";
+
+const PARAMETERS: readonly Parameter[] = [
+  { name: "gamma", type: "number", default: 200, min: 0, max: 1e6, help: "weight of the variance in an entry's score" },
+  { name: "tau1", type: "number", default: 1.6, min: 0.05, max: 20, help: "temperature of the entropy; higher: less" },
+  { name: "tau2", type: "number", default: 0.6, min: 0.05, max: 20, help: "temperature of the variance; higher: less" },
+  WINDOW,
+  KERNEL,
+  SINKS,
+];
+
+export const cake: PolicyEntry = {
+  name: "cake",
+  summary: "Layers share the budget by entropy and variance of their attention",
+  paper: "Qin et al. 2025, arXiv 2503.12491",
+  source: "antgroup/cakekv; FFY0/DefensiveKV 9251b95, kvpress/presses/cake_global_press.py",
+  parameters: PARAMETERS,
+  create: (values) => ({
+    name: "cake",
+    parameters: values,
+    needs: { window: ["mean", "variance", "entropy"] },
+    scope: "head",
+    arithmetic: "floor",
+    cascade: true,
+    sinks: Number(values.sinks),
+    window: Number(values.window),
+    score: (observation, budget) => {
+      const { mean, variance, window, shape: { kvHeads } } = observation;
+      const combined = mean!.map((value, i) => value + Number(values.gamma) * variance![i]);
+      const prefix = poolHeads(combined, kvHeads, Number(values.kernel));
+      return {
+        scores: appendWindow(prefix, kvHeads, window, largest(prefix)),
+        protectedEntries: protectEnds(budget),
+        preference: preferenceOf(observation, Number(values.tau1), Number(values.tau2)),
+      };
+    },
+  }),
+};
+
+function preferenceOf({ entropy, variance, shape }: Observation, tau1: number, tau2: number): number {
+  const sum = (values: Float32Array) => values.reduce((a, b) => a + b, 0);
+  // `variance` is meaned over the group.
+  return power(sum(entropy!), 1 / tau1) * power(sum(variance!) * shape.heads / shape.kvHeads, 1 / tau2);
+}
+
+/** xʸ for x ≥ 0, the same bits in every runtime. */
+function power(x: number, y: number): number {
+  return exp(y * ln(x));
+}

@@ -1,0 +1,94 @@
+/**
+ * The attention that queries to come are expected to give. Devoto et al. 2025, arXiv 2510.00636.
+ *
+ * Future queries are taken as normal with the mean μ and covariance C of the context's own, turned by the mean rotation
+ * of the next `future` positions: score[h, i] = softmax over i of (μ·k_i / √d + k_iᵀ·C·k_i / 2d), mean over the group,
+ * then (score + epsilon) · ‖v_i‖₂ (`norm=values`). The sinks take no part. Ours differs from the published code: sinks
+ * and the last tokens always survive, and a context no longer than the sinks counts its last token instead of failing.
+ */
+import { exp } from "../exp.ts";
+import { RECENT, SINKS } from "../parameters.ts";
+import { perHead, protectedScores } from "../per_head.ts";
+import type { Observation, PolicyEntry } from "../policy.ts";
+import { largest } from "../protect.ts";
+import { rowNorms } from "./knorm.ts";
+
+export const expectedAttention: PolicyEntry = {
+  name: "expected-attention",
+  summary: "Keeps what queries to come are expected to attend to",
+  paper: "Devoto et al. 2025, arXiv 2510.00636",
+  source: "NVIDIA/kvpress 8bb29b9, kvpress/presses/expected_attention_press.py",
+  parameters: [
+    {
+      name: "future",
+      type: "integer",
+      default: 512,
+      min: 1,
+      max: 65536,
+      help: "positions to come that are meaned over",
+    },
+    { name: "epsilon", type: "number", default: 0, min: 0, max: 1, help: "added to the score before value norms" },
+    { name: "norm", type: "text", default: "values", choices: ["values", "off"], help: "weigh by value norms, or not" },
+    SINKS,
+    RECENT,
+  ],
+  reference: "the sinks score the layer's maximum + 1; recent tokens are not protected",
+  create: (values, mode) => ({
+    ...perHead("expected-attention", values, mode),
+    needs: { rows: true, queryStatistics: { sinks: Number(values.sinks), future: Number(values.future) } },
+    score: (observation, budget) => {
+      const sinks = Math.min(Number(values.sinks), observation.length - 1);
+      const scores = expected(observation, sinks);
+      if (values.norm === "values") weigh(scores, observation, Number(values.epsilon));
+      protectSinks(scores, observation.length, sinks);
+      return protectedScores(scores, budget, mode);
+    },
+  }),
+};
+
+/** `[kvHeads, L]`, 0 on the sinks. */
+function expected(observation: Observation, sinks: number): Float32Array {
+  const { length, shape: { heads, kvHeads } } = observation;
+  const scores = new Float32Array(kvHeads * length), group = heads / kvHeads;
+  for (let kvHead = 0; kvHead < kvHeads; kvHead++) {
+    const sum = new Float64Array(length);
+    for (let head = kvHead * group; head < (kvHead + 1) * group; head++) {
+      const logits = expectedLogits(observation, head, kvHead);
+      const top = largest(logits.subarray(sinks));
+      let total = 0;
+      for (let i = sinks; i < length; i++) total += logits[i] = exp(logits[i] - top);
+      for (let i = sinks; i < length; i++) sum[i] += logits[i] / total;
+    }
+    scores.set(sum.map((value) => value / group), kvHead * length);
+  }
+  return scores;
+}
+
+/** μ·k_i / √d + k_iᵀ·C·k_i / 2d, `[L]`. */
+function expectedLogits(observation: Observation, head: number, kvHead: number): Float64Array {
+  const { keys, queryMean, queryCovariance, length, shape: { headDim } } = observation;
+  const scale = Math.sqrt(headDim);
+  return Float64Array.from({ length }, (_, i) => {
+    const key = (kvHead * length + i) * headDim;
+    let linear = 0, square = 0;
+    for (let a = 0; a < headDim; a++) {
+      const row = (head * headDim + a) * headDim;
+      linear += queryMean![head * headDim + a] * keys![key + a];
+      let product = 0;
+      for (let b = 0; b < headDim; b++) product += queryCovariance![row + b] * keys![key + b];
+      square += product * keys![key + a];
+    }
+    return linear / scale + square / headDim / 2;
+  });
+}
+
+/** (score + epsilon) · ‖v‖₂ in place. */
+function weigh(scores: Float32Array, { values, shape: { headDim } }: Observation, epsilon: number): void {
+  rowNorms(values!, headDim).forEach((norm, i) => scores[i] = (scores[i] + epsilon) * norm);
+}
+
+function protectSinks(scores: Float32Array, length: number, sinks: number): void {
+  for (let at = 0; at < scores.length; at += length) scores.fill(0, at, at + sinks);
+  const top = largest(scores) + 1;
+  for (let at = 0; at < scores.length; at += length) scores.fill(top, at, at + sinks);
+}

@@ -1,0 +1,46 @@
+/**
+ * Heavy hitters: what all queries together attend to most. Zhang et al. 2023, arXiv 2306.14048.
+ *
+ * score[g, i] = mean over the group of Σ over queries of the attention on i, divided (`normalise=length`) by the L − i
+ * queries that could see i. The paper sums without dividing, which favours early tokens (`normalise=none`). Ours differs
+ * from the published code: sinks and the last tokens always survive; the paper gives half of the budget to the last
+ * tokens, ours `window` of them. Needs the attention of every query: no window, no sampling.
+ */
+import { RECENT, SINKS } from "../parameters.ts";
+import { perHead, protectedScores } from "../per_head.ts";
+import type { Observation, PolicyEntry } from "../policy.ts";
+
+export const h2o: PolicyEntry = {
+  name: "h2o",
+  summary: "Keeps what all queries together attended to most",
+  paper: "Zhang et al. 2023, arXiv 2306.14048",
+  source: "NVIDIA/kvpress 8bb29b9, kvpress/presses/observed_attention_press.py",
+  parameters: [
+    {
+      name: "normalise",
+      type: "text",
+      default: "length",
+      choices: ["length", "none"],
+      help: "divide by the number of queries that could see the token, as published code does, or not",
+    },
+    { ...SINKS, oursOnly: true },
+    RECENT,
+  ],
+  reference: "protects nothing",
+  create: (values, mode) => ({
+    ...perHead("h2o", values, mode),
+    needs: { columnSum: true },
+    score: (observation, budget) => protectedScores(received(observation, values.normalise === "length"), budget, mode),
+  }),
+};
+
+/** `[kvHeads, L]`. */
+function received({ columnSum, length, shape: { heads, kvHeads } }: Observation, normalise: boolean): Float32Array {
+  const group = heads / kvHeads;
+  return Float32Array.from({ length: kvHeads * length }, (_, at) => {
+    const i = at % length, kvHead = (at - i) / length;
+    let sum = 0;
+    for (let head = kvHead * group; head < (kvHead + 1) * group; head++) sum += columnSum![head * length + i];
+    return sum / group / (normalise ? length - i : 1);
+  });
+}

@@ -1,0 +1,93 @@
+/**
+ * Heads keep as much as they matter, by scores measured once per model. HeadKV, Fu et al. 2024, arXiv 2410.19258.
+ *
+ * Of what sinks and window leave of n, F entries, every head gives F/beta (rounded down) into a pool that is shared by
+ * the head scores; the rest is its own. Selection is SnapKV's. `file` names a JSON file of head scores, `[layers]
+ * [query heads]` or `[layers][kvHeads]`; `even`, the default, takes all heads as alike.
+ *
+ * Ours differs from the published code: query heads that share a KV head are meaned, because they share its entries
+ * (the published code copies keys and values per query head); average instead of maximum pooling (kernel 7 there);
+ * budgets sum to kvHeads × layers × n exactly and never exceed the context.
+ */
+import { inputError } from "../errors.ts";
+import { oncePerBudget } from "../once.ts";
+import { KERNEL, SINKS, WINDOW } from "../parameters.ts";
+import type { Budget, HeadScores, PolicyEntry } from "../policy.ts";
+import { protectEnds } from "../protect.ts";
+import { shareOut } from "../share_out.ts";
+import type { ModelShape } from "../shape.ts";
+import { snapScores } from "./snapkv.ts";
+
+export const headkv: PolicyEntry = {
+  name: "headkv",
+  summary: "SnapKV's scores, heads keeping by importance measured once per model",
+  paper: "Fu et al. 2024, arXiv 2410.19258",
+  source: "FYYFU/HeadKV, headkv/snapkv_utils.py",
+  parameters: [
+    { name: "file", type: "text", default: "even", help: "JSON file of head scores, [layers][heads]; even: all alike" },
+    {
+      name: "beta",
+      type: "number",
+      default: 1.2,
+      min: 1,
+      max: 1000,
+      help: "the larger, the less of the budget is shared by head scores",
+    },
+    WINDOW,
+    KERNEL,
+    SINKS,
+  ],
+  create: (values, _, __, sources) => {
+    const file = String(values.file), given = sources?.headScores?.get(file);
+    if (file !== "even" && !given) {
+      throw inputError("policy.file", `headkv(file=${file}): the scores of that file were not given`, "--policy");
+    }
+    const modelCounts = oncePerBudget((budget) => headCounts(budget, given, Number(values.beta)));
+    return {
+      name: "headkv",
+      parameters: values,
+      needs: { window: ["mean"] },
+      scope: "head",
+      arithmetic: "floor",
+      uneven: true,
+      sinks: Number(values.sinks),
+      window: Number(values.window),
+      score: (observation, budget) => {
+        const first = observation.layer * budget.model.kvHeads;
+        return {
+          scores: snapScores(observation, Number(values.kernel)),
+          counts: modelCounts(budget).slice(first, first + budget.model.kvHeads),
+          protectedEntries: protectEnds(budget),
+        };
+      },
+    };
+  },
+};
+
+/** Entries of every head, `[layers, kvHeads]`, kvHeads × layers × `perHead` in all. */
+function headCounts(budget: Budget, given: HeadScores | undefined, beta: number): Int32Array {
+  const { length, perHead, sinks, window, model } = budget;
+  const fixed = sinks + window, free = perHead - fixed, heads = model.layers * model.kvHeads;
+  const shared = Math.floor(free / beta);
+  const weights = kvHeadShares(given, model).map((share) => share * shared * heads + (free - shared));
+  const rooms = new Int32Array(heads).fill(length - fixed);
+  return shareOut(weights, rooms, free * heads).map((seats) => seats + fixed);
+}
+
+/** Shares of all KV heads, `[layers, kvHeads]`, summing to 1. */
+function kvHeadShares(given: HeadScores | undefined, { layers, heads, kvHeads }: ModelShape): Float64Array {
+  if (!given) return new Float64Array(layers * kvHeads).fill(1 / (layers * kvHeads));
+  const width = given[0]?.length;
+  if (given.length !== layers || (width !== heads && width !== kvHeads) || given.some((row) => row.length !== width)) {
+    const wanted = `${layers} layers of ${heads} heads`;
+    const message = `Head scores have ${given.length} layers of ${width} heads: the model has ${wanted}`;
+    throw inputError("policy.heads", message, "--policy");
+  }
+  const group = width / kvHeads;
+  const sums = Float64Array.from({ length: layers * kvHeads }, (_, at) => {
+    const row = given[Math.floor(at / kvHeads)], first = at % kvHeads * group;
+    return row.slice(first, first + group).reduce((a, b) => a + b, 0);
+  });
+  const total = sums.reduce((a, b) => a + b, 0);
+  return sums.map((sum) => sum / total);
+}
