@@ -11,8 +11,8 @@
 import { RaggedCache } from "../cache/ragged.ts";
 import { layerSelections } from "../core/allocate.ts";
 import { type Keep, resolveBudget } from "../core/budget.ts";
-import { JointSelection } from "../core/joint.ts";
 import type { Budget, Needs, Observation, Policy, Reduction } from "../core/policy.ts";
+import { type StreamingSelection, streamingSelection } from "../core/streaming.ts";
 import type { Model } from "../model/model.ts";
 import { LayerReader, type LayerSeen } from "../model/read.ts";
 
@@ -150,20 +150,20 @@ class Gatherer {
   readonly budget: Budget;
   readonly keepsAll: boolean;
   readonly #kept: Int32Array[][] = [];
-  readonly #joint?: JointSelection;
+  readonly #overLayers?: StreamingSelection;
   #ms = 0;
 
   constructor(each: Case, budget: Budget) {
     this.case = each;
     this.budget = budget;
     this.keepsAll = each.policy.keepsAll === true || budget.perHead >= budget.length;
-    if (each.policy.scope === "model" && !this.keepsAll) this.#joint = new JointSelection(budget);
+    if (!this.keepsAll) this.#overLayers = streamingSelection(each.policy, budget);
   }
 
   async add(layer: number, observation: Observation, cache: RaggedCache): Promise<void> {
     const start = performance.now();
     const scores = this.case.policy.score(observation, this.budget);
-    if (this.#joint) this.#joint.add(layer, scores);
+    if (this.#overLayers) this.#overLayers.add(layer, scores);
     else {
       const kept: Int32Array[] = [];
       for (const selection of layerSelections(this.case.policy, this.budget, scores)) {
@@ -176,8 +176,8 @@ class Gatherer {
 
   result(): CollectedCase {
     const { layers } = this.budget.model;
-    const joint = this.#joint;
-    const kept = joint ? Array.from({ length: layers }, (_, layer) => joint.kept(layer)) : this.#kept;
+    const selection = this.#overLayers;
+    const kept = selection ? Array.from({ length: layers }, (_, layer) => selection.kept(layer)) : this.#kept;
     return { ...this.case, budget: this.budget, kept: this.keepsAll ? undefined : kept, evictMs: this.#ms };
   }
 }

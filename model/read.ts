@@ -2,14 +2,15 @@
  * Layer-major prefill: the whole context passes through layer 0, then layer 1, … Only the hidden states and ONE
  * layer's full keys and values exist at a time; what the policy evicts is freed before the next layer starts.
  *
- * For policies whose layers compete, an entry that is not among the best `total` of the layers seen so far can't be
- * in the final set, so the streaming selection (`core/joint.ts`) drops it at once and stays exact.
+ * For policies whose layers compete or share, an entry that a later layer can only push further down is dropped at
+ * once, and the streaming selection stays exact (`core/joint.ts`, `core/cascade.ts`).
  */
 import { RaggedCache } from "../cache/ragged.ts";
 import type { Backend, LayerRows } from "../backend/interface.ts";
 import { layerSelections } from "../core/allocate.ts";
-import { JointSelection } from "../core/joint.ts";
 import type { Budget, LayerScores, Needs, Observation, Policy } from "../core/policy.ts";
+import { QueryStatistics, type QueryStatisticsResult } from "../core/query_statistics.ts";
+import { type StreamingSelection, streamingSelection } from "../core/streaming.ts";
 import { project } from "./attend.ts";
 import type { DenseEngine } from "./dense/interface.ts";
 import type { GateScorer } from "./gate/scorer.ts";
@@ -90,7 +91,7 @@ export async function readContext(
 }
 
 /** What the forward pass leaves behind for the policy. */
-export interface LayerSeen {
+export interface LayerSeen extends Partial<QueryStatisticsResult> {
   /** Queries of the window, `[window, heads, headDim]`, after RoPE. */
   readonly windowQueries: Float32Array;
   readonly columnSum?: Float32Array;
@@ -159,6 +160,8 @@ export class LayerReader {
     const windowStart = this.#length - this.#window;
     const windowQueries = new Float32Array(this.#window * heads * headDim);
     const columns = new Columns(this.#needs, heads, this.#length);
+    const { queryStatistics } = this.#needs;
+    const statistics = queryStatistics && new QueryStatistics(config, this.#length, queryStatistics);
     const gate = this.#needs.gate ? new Float32Array(config.kvHeads * this.#length) : undefined;
     for (let start = 0; start < this.#length; start += READ_CHUNK) {
       this.#options.signal?.throwIfAborted();
@@ -167,6 +170,7 @@ export class LayerReader {
       this.#options.onInput?.(layer, hidden, start, count);
       if (gate) this.#foretell(gate, layer, hidden, start, count);
       const qkv = await this.#dense.qkv(layer, hidden, count);
+      statistics?.add(qkv, start, count, qkv.length / count);
       const { queries, keys, values } = project(config, qkv, count, start);
       this.#cache.append(layer, keys, values, count, start);
       const attention = await rows.prefillAttention(queries, count, columns.want);
@@ -182,7 +186,8 @@ export class LayerReader {
       await this.#finish(layer, hidden, attention.output, count, last && start + count < this.#length);
     }
     const reconstruction = await this.#reconstruction?.layer(layer);
-    return { windowQueries, ...columns.result(), reconstruction, gate };
+    const foreseen = statistics?.result(config.rope, config.rope.magnitude);
+    return { windowQueries, ...columns.result(), ...foreseen, reconstruction, gate };
   }
 
   /** Fills `gate`, `[kvHeads, length]`, for the tokens from `start` on. */
@@ -233,12 +238,12 @@ class Columns {
 class Eviction {
   readonly #cache: RaggedCache;
   readonly #options: ReadOptions;
-  readonly #joint?: JointSelection;
+  readonly #overLayers?: StreamingSelection;
 
   constructor(cache: RaggedCache, options: ReadOptions) {
     this.#cache = cache;
     this.#options = options;
-    if (options.policy.scope === "model" && !this.#keepsAll()) this.#joint = new JointSelection(options.budget);
+    if (!this.#keepsAll()) this.#overLayers = streamingSelection(options.policy, options.budget);
   }
 
   #keepsAll(): boolean {
@@ -250,9 +255,9 @@ class Eviction {
     const { policy, budget } = this.#options;
     const observation = await this.#observe(layer, seen);
     const scores = policy.score(observation, budget);
-    if (this.#joint) {
-      for (const change of this.#joint.add(layer, scores)) this.#cache.compact(change.layer, change.kept);
-      this.#cache.setScoreBytes(layer === budget.model.layers - 1 ? 0 : this.#joint.scoreBytes);
+    if (this.#overLayers) {
+      for (const change of this.#overLayers.add(layer, scores)) this.#cache.compact(change.layer, change.kept);
+      this.#cache.setScoreBytes(layer === budget.model.layers - 1 ? 0 : this.#overLayers.scoreBytes);
     } else {
       this.#cache.compact(layer, await this.#select(scores));
     }
@@ -271,6 +276,8 @@ class Eviction {
       window: budget.window,
       columnSum: seen.columnSum,
       columnMax: seen.columnMax,
+      queryMean: seen.queryMean,
+      queryCovariance: seen.queryCovariance,
       reconstruction: seen.reconstruction,
       gate: seen.gate,
       valueNorms,
