@@ -1,0 +1,52 @@
+/**
+ * What an evaluation costs beside the model: 200 cells, wall time against the model's own.
+ *
+ *     deno run -A bench/evaluate.ts
+ *
+ * The model's own time is what every line says it took: reading, observing, scoring and selecting, the pass over the
+ * question, decoding. The rest is the evaluation's: making samples, tokenising, copying forks, divergences, hashing,
+ * writing and syncing lines.
+ */
+import { mkdtemp } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { formatMs } from "../cli/format.ts";
+import { VERSION } from "../cli/version.ts";
+import { runGroup } from "../evaluate/group.ts";
+import { openHaystack } from "../evaluate/haystack.ts";
+import { groupsOf, parseCases } from "../evaluate/plan.ts";
+import { ResultsFile } from "../evaluate/results.ts";
+import { openTasks } from "../evaluate/tasks/registry.ts";
+import { loadModel } from "../model/model.ts";
+import { pullModel } from "../model/store.ts";
+import { currentRuntime } from "../runtime/mod.ts";
+
+const CELLS = 200;
+const POLICIES = "full,streaming-llm,snapkv,adakv,critical-adakv,defensive,layer-defensive,layer-defensive@reference";
+
+const runtime = await currentRuntime();
+const out = join(await mkdtemp(join(tmpdir(), "palisade-bench-")), "results.jsonl");
+await using model = await loadModel(await pullModel("smollm2-135m", runtime), runtime);
+const haystack = await openHaystack(runtime);
+const cases = parseCases(POLICIES, "20%,10%,5%");
+const tasks = await openTasks(["niah_single_1", "niah_single_2", "niah_multikey_1"], runtime);
+const groups = groupsOf(tasks, [1024], Math.ceil(CELLS / cases.length / tasks.length));
+await using results = await ResultsFile.open(runtime, out);
+let cells = 0, own = 0;
+const start = performance.now();
+for (const group of groups) {
+  const options = { seed: 1, protocol: "context-first", haystack, isDone: (id: string) => results.has(id) } as const;
+  let first = true;
+  for await (const line of runGroup({ model, runtime, sha256: "bench", palisade: VERSION }, group, cases, options)) {
+    await results.append(line);
+    const { prefill, observe, evict, question, decode } = line.ms;
+    own += (first ? prefill + observe : 0) + evict + question + decode;
+    first = false;
+    if (++cells === CELLS) break;
+  }
+  if (cells === CELLS) break;
+}
+const wall = performance.now() - start;
+const { dense, backend } = model;
+console.log(`${cells} cells, ${groups.length} samples, ${dense.detail}; ${backend.detail}`);
+console.log(`model ${formatMs(own)}, all ${formatMs(wall)}: ${(100 * (wall - own) / own).toFixed(2)} % more`);
