@@ -105,7 +105,7 @@ Deno.test("openContext() holds at most the budget, one layer and the scores at o
   await using model = await tiny();
   const { layers, kvHeads, headDim } = model.config;
   const row = 2 * headDim * 4;
-  for (const policy of ["layer-defensive", "defensive", "snapkv"]) {
+  for (const policy of ["layer-defensive", "defensive", "snapkv", "cake", "pyramidkv"]) {
     using context = await openContext(model, TEXT, { policy, keep: "20%" });
     const { budget, tokens } = context;
     const oneLayer = tokens * kvHeads * row;
