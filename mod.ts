@@ -14,6 +14,8 @@
 export * from "./core/mod.ts";
 export type { Backend, BackendName, LayerRows } from "./backend/interface.ts";
 export { type BackendChoice, pickBackend } from "./backend/pick.ts";
+export { type Health, healthOf } from "./cache/health.ts";
+export { CacheLimit, type LimitFigures, type LimitOptions } from "./cache/limit.ts";
 export { type CacheBytes, type CacheMark, RaggedCache } from "./cache/ragged.ts";
 export type { Architecture, ModelConfig, Rope } from "./model/config.ts";
 export type { DenseEngine, DenseName } from "./model/dense/interface.ts";
@@ -28,10 +30,13 @@ export { createSampler, type SamplerOptions } from "./model/sampler.ts";
 export {
   type Answer,
   type AskOptions,
+  type CapFigures,
   type Context,
   type ContextOptions,
   type Finish,
+  type MaxCache,
   openContext,
+  type Positions,
 } from "./model/session.ts";
 export { cacheFolder, listModels, modelPath, pullModel, removeModel, resolveModel } from "./model/store.ts";
 export { type TextTokenizer, tokenizerOf } from "./model/tokenizer.ts";

@@ -1,6 +1,6 @@
 /** `ask` with a cap and re-rotation, through the whole command line on a tiny model. */
 import assert from "node:assert/strict";
-import { mkdtemp, writeFile } from "node:fs/promises";
+import { mkdtemp, readFile, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -62,4 +62,13 @@ Deno.test("policies --steps lists every step rule", async () => {
   const [table, json] = [await palisade(["policies", "--steps"]), await palisade(["policies", "--steps", "--json"])];
   assert.deepEqual(JSON.parse(json.out).map(({ name }: { name: string }) => name), stepRules.map(({ name }) => name));
   for (const { name } of stepRules) assert.match(table.out, new RegExp(`│ ${name} +│`));
+});
+
+Deno.test("docs/cli.md has every option of ask, and every step rule", async () => {
+  const page = await readFile(new URL("../docs/cli.md", import.meta.url), "utf8");
+  const rows = [...page.matchAll(/^\| `([^` ]+)/gm)].map(([, name]) => name);
+  const { out } = await palisade(["ask", "--help-all"]);
+  const flags = [...out.matchAll(/^ {2}(--[a-z-]+)/gm)].map(([, flag]) => flag);
+  assert.deepEqual(rows.filter((name) => name.startsWith("--")).sort(), flags.sort());
+  assert.deepEqual(rows.filter((name) => !name.startsWith("--")), stepRules.map(({ name }) => name));
 });
