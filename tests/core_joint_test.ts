@@ -45,7 +45,7 @@ Deno.test("JointSelection ends with the set one selection over all layers gives,
       const batch = selectTop({ segments, count: budget.total });
       assert.deepEqual(layers.flatMap((_, layer) => joint.kept(layer)), batch);
     }),
-    1000,
+    10_000,
   );
 });
 

@@ -46,6 +46,7 @@ export function makeDump(seed: number, sizes: DumpSizes, flavour: Flavour = "pla
       wo: floats(3 * shape.heads * headDim),
       reconstruction: floats(kvHeads * length).map(Math.abs),
       gate: floats(kvHeads * length),
+      rotation: { pairs: "half" as const, rotated: headDim, frequencies: new Float64Array(headDim / 2).fill(0.1) },
     };
     hurt(each, flavour, Math.floor(next() * each.keys.length), Math.floor(next() * shape.heads * length));
     return each;
