@@ -7,7 +7,7 @@ import { contextIds, questionIds } from "../model/prompt.ts";
 import { openContext } from "../model/session.ts";
 import { PROSE, tinyModel } from "./helper/workbench.ts";
 
-const TEXT = PROSE.slice(0, 700);
+const TEXT = PROSE.slice(0, 320);
 const KEEPS = [{ fraction: 0.5 }, { fraction: 0.2 }, { tokens: 20 }, { tokens: 4 }];
 /** Other windows, kernels and parameters than the defaults, and budgets that shrink the window. */
 const TEXTS = [
@@ -16,6 +16,7 @@ const TEXTS = [
   "snapkv(window=16,kernel=3)",
   "layer-defensive(window=8,norm=off)",
   "adakv(snapkv, safeguard=0.4)",
+  "gate(combine=risk, norm=heads, compete=layer)",
 ];
 
 function casesOf(keeps = KEEPS): Case[] {
@@ -56,8 +57,17 @@ for (const backend of ["ts", "wasm"] as const) {
   });
 }
 
+Deno.test("sharesPrefill() is false for what reads the context in its own way", () => {
+  for (const own of ["gate(read=stream)", "kvzip(chunk=64)", "kvzip(postfix=0)"]) {
+    assert.ok(!sharesPrefill(resolvePolicy(own)));
+  }
+  for (const shared of ["full", "kvzip", "kvzip(compete=layer)", "gate"]) {
+    assert.ok(sharesPrefill(resolvePolicy(shared)));
+  }
+});
+
 Deno.test("answerBeside() gives the answer of ask() and the divergence of each step", async () => {
-  await using model = await tinyModel();
+  await using model = await tinyModel("wasm");
   const ids = contextIds(model.frame, model.tokenizer, TEXT);
   const asked = questionIds(model.frame, model.tokenizer, "How many stakes?", "There are");
   const options = { maxNewTokens: 12, contextLength: model.config.contextLength };
