@@ -13,8 +13,10 @@ import { layerSelections } from "../core/allocate.ts";
 import { type Keep, resolveBudget } from "../core/budget.ts";
 import type { Budget, Needs, Observation, Policy, Reduction } from "../core/policy.ts";
 import { type StreamingSelection, streamingSelection } from "../core/streaming.ts";
+import { resolvePolicy } from "../core/registry.ts";
 import type { Model } from "../model/model.ts";
 import { LayerReader, type LayerSeen } from "../model/read.ts";
+import { scoreSources } from "../model/sources.ts";
 
 /** A policy at a budget. */
 export interface Case {
@@ -42,6 +44,8 @@ export interface Collected extends Disposable {
 }
 
 export interface CollectOptions {
+  /** Lets kvzip repeat the context beyond the trained length. */
+  readonly beyondTrained?: boolean;
   readonly onLayer?: (done: number, layers: number) => void;
   readonly signal?: AbortSignal;
 }
@@ -54,11 +58,17 @@ const SHARED: readonly string[] = [
   "columnSum",
   "columnMax",
   "rows",
+  "gate",
 ] satisfies readonly (keyof Needs)[];
 
+/** How kvzip repeats unless told otherwise: one pass can repeat in one way only. */
+const REPEAT = resolvePolicy("kvzip").needs.reconstruction!;
+
 /** False for policies that must read the context in their own way: those go through `openContext`, one by one. */
-export function sharesPrefill({ needs }: Policy): boolean {
-  return Object.entries(needs).every(([name, wanted]) => !wanted || SHARED.includes(name));
+export function sharesPrefill({ needs: { reconstruction, ...needs }, streams }: Policy): boolean {
+  const repeats = !reconstruction ||
+    (reconstruction.chunk === REPEAT.chunk && reconstruction.postfix === REPEAT.postfix);
+  return !streams && repeats && Object.entries(needs).every(([name, wanted]) => !wanted || SHARED.includes(name));
 }
 
 /**
@@ -66,8 +76,8 @@ export function sharesPrefill({ needs }: Policy): boolean {
  * @throws PalisadeError `keep.*`, `context.*` as `resolveBudget`.
  */
 export async function collect(
-  model: Pick<Model, "dense" | "backend" | "config" | "file">,
-  ids: ArrayLike<number>,
+  model: Omit<Model, keyof AsyncDisposable>,
+  ids: readonly number[],
   cases: readonly Case[],
   options: CollectOptions = {},
 ): Promise<Collected> {
@@ -77,7 +87,9 @@ export async function collect(
   const cache = new RaggedCache(model.backend, config);
   try {
     const observer = new Observer(cache, scoring, (layer) => model.file.readFloat32(`blk.${layer}.attn_output.weight`));
-    const reader = new LayerReader(model.dense, cache, ids, { ...observer.wanted, signal: options.signal });
+    const { beyondTrained, signal } = options;
+    const sources = await scoreSources(model, observer.wanted, ids, { beyondTrained });
+    const reader = new LayerReader(model.dense, cache, ids, { ...observer.wanted, ...sources, signal });
     const ms = { prefill: 0, observe: 0 };
     for (let layer = 0; layer < config.layers; layer++) {
       const start = performance.now();
@@ -205,7 +217,7 @@ class Observer {
   }
 
   async observe(layer: number, seen: LayerSeen): Promise<Map<Gatherer, Observation>> {
-    const { columnSum, columnMax, windowQueries } = seen;
+    const { windowQueries, ...shared } = seen;
     const rows = this.#cache.rows(layer);
     const valueNorms = this.wanted.needs.valueNorms && await this.#valueNorms(layer);
     const observations = new Map<Gatherer, Observation>();
@@ -213,7 +225,7 @@ class Observer {
       const { model: shape, length } = members[0].budget;
       const queries = windowQueries.subarray(windowQueries.length - window * shape.heads * shape.headDim);
       const measured = needs.window || needs.rows ? await rows.observe(queries, window, needs) : {};
-      const observation = { layer, shape, length, window, columnSum, columnMax, valueNorms, ...measured };
+      const observation = { layer, shape, length, window, ...shared, valueNorms, ...measured };
       for (const member of members) observations.set(member, observation);
     }
     return observations;
@@ -256,5 +268,7 @@ function unionOf(gatherers: readonly Gatherer[]): Needs {
     columnSum: needs.some((each) => each.columnSum),
     columnMax: needs.some((each) => each.columnMax),
     rows: needs.some((each) => each.rows),
+    gate: needs.some((each) => each.gate),
+    ...(needs.some((each) => each.reconstruction) && { reconstruction: REPEAT }),
   };
 }

@@ -77,6 +77,7 @@ export async function* runGroup(
   };
   const shared = missing.filter(({ policy }) => sharesPrefill(policy));
   using collected = await collect(model, ids, shared, {
+    beyondTrained: options.beyondTrained,
     signal: options.signal,
     onLayer: (done, layers) => options.onStep?.("reading, layer", done, layers),
   });

@@ -6,11 +6,13 @@ import { fileURLToPath } from "node:url";
 import { type Haystack, openHaystack } from "../../evaluate/haystack.ts";
 import { loadModel, type Model } from "../../model/model.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
+import { randomGate } from "./gate.ts";
 
 export const TINY_MODEL = fileURLToPath(new URL("../data/models/llama-plain.gguf", import.meta.url));
 
 export async function tinyModel(backend: "ts" | "wasm" = "ts"): Promise<Model> {
-  return await loadModel(TINY_MODEL, await currentRuntime(), { dense: "web", backend, precision: "float32" });
+  const model = await loadModel(TINY_MODEL, await currentRuntime(), { dense: "web", backend, precision: "float32" });
+  return { ...model, gate: () => Promise.resolve(randomGate(model.config)) };
 }
 
 /** A folder of its own for one test file. */
