@@ -7,7 +7,7 @@
 use crate::lanes::F4;
 use crate::math::{exp2, exp2_one, LOG2_E};
 use crate::memory::{Array, Error, Result};
-use crate::rows::{Head, Layer, PAGE};
+use crate::rows::{Head, Layer, Page, PAGE};
 use crate::tile::{dots, mix, tile_rows};
 
 /// Queries of a block when there are many: enough to reuse each tile, few enough to stay in cache beside it.
@@ -112,11 +112,28 @@ unsafe fn soften(scores: *mut f32, count: usize, maximum: &mut f32, sum: &mut f3
     factor
 }
 
+/// Wide rows of a long head come from beyond the second-level cache, row after row too far apart for the hardware to
+/// fetch ahead (measured: 128 floats gain up to a third, 64 floats nothing).
+const TOUCH_STRIDE: usize = 96;
+const TOUCH_ROWS: usize = 8192;
+/// With more queries the arithmetic hides the wait.
+const TOUCH_QUERIES: usize = 16;
+
+/// Reads a word of each cache line of a page, so that all of them are on their way before the first is needed.
+fn touch(page: &Page) {
+    let lines = page.floats().iter().step_by(16);
+    core::hint::black_box(lines.fold(0, |sum, x| sum ^ x.to_bits()));
+}
+
 /// Runs the block over all tiles it may see: fills outputs, maxima and sums.
 pub fn attend(head: &Head, block: &mut Block, c: f32) {
     let stride = block.stride;
     let most = block.limits[block.rows - 1];
+    let touches = stride >= TOUCH_STRIDE && most >= TOUCH_ROWS && block.rows <= TOUCH_QUERIES;
     for start in (0..most).step_by(tile_rows(stride)) {
+        if touches && start % PAGE == 0 {
+            touch(&head.pages[start / PAGE]);
+        }
         let first = block.first_seeing(start);
         let seen = block.score(head, start, first);
         let rows = block.rows;

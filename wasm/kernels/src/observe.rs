@@ -64,6 +64,8 @@ pub fn observe(layer: &Layer, queries: &[f32], window: usize, kernel: usize, out
 struct Rows {
     prefix: usize,
     kernel: usize,
+    /// Maxima, then sums of the rows over the prefix alone.
+    before: Array<f32>,
     /// Share of each row that lies on the prefix.
     mass: Vec<f64>,
     /// Pooled sum of `kernel` columns → pooled share with the row's own mass.
@@ -93,6 +95,7 @@ impl Rows {
         Ok(Rows {
             prefix,
             kernel,
+            before: Array::zeros(2 * rows)?,
             mass: zeros(rows)?,
             factor: Array::zeros(rows)?,
             carry: Array::zeros(rows * (kernel - 1))?,
@@ -108,14 +111,17 @@ impl Rows {
     /// Prefix first, then the window, so that the prefix's share falls out of the running sum.
     fn first_pass(&mut self, head: &Head, block: &mut Block, c: f32, group: usize) {
         measure(head, block, c, 0);
-        let (maxima, sums): (Vec<f32>, Vec<f32>) = (block.maxima.as_slice().to_vec(), block.sums.as_slice().to_vec());
+        let rows = block.rows;
+        self.before.as_mut()[..rows].copy_from_slice(&block.maxima.as_slice()[..rows]);
+        self.before.as_mut()[rows..2 * rows].copy_from_slice(&block.sums.as_slice()[..rows]);
         for (row, limit) in block.limits.iter_mut().enumerate() {
             *limit = self.prefix + row / group + 1;
         }
         measure(head, block, c, self.prefix);
         for row in 0..block.rows {
             let (maximum, sum) = (block.maxima.as_slice()[row], block.sums.as_slice()[row]);
-            let before = sums[row] as f64 * exp2_one((maxima[row] - maximum) * c) as f64;
+            let (maximum_before, sum_before) = (self.before.as_slice()[row], self.before.as_slice()[rows + row]);
+            let before = sum_before as f64 * exp2_one((maximum_before - maximum) * c) as f64;
             self.mass[row] = if self.prefix == 0 { 0.0 } else { before / sum as f64 };
         }
         block.limits.fill(self.prefix);

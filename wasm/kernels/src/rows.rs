@@ -26,6 +26,11 @@ impl Page {
         self.0.as_slice()[self.0.len() / 2..].as_ptr()
     }
 
+    /// Keys, then values.
+    pub fn floats(&self) -> &[f32] {
+        self.0.as_slice()
+    }
+
     fn row(&mut self, part: Part, row: usize, stride: usize) -> &mut [f32] {
         let first = (if part == Part::Key { 0 } else { PAGE } + row) * stride;
         &mut self.0.as_mut()[first..first + stride]
@@ -112,7 +117,9 @@ impl Layer {
         if count > MAX_ROWS - longest {
             return Err(Error::Shape);
         }
-        let before: Vec<usize> = self.rows.iter().map(|head| head.pages.len()).collect();
+        let mut before = Vec::new();
+        before.try_reserve_exact(self.kv_heads).map_err(|_| Error::Memory)?;
+        before.extend(self.rows.iter().map(|head| head.pages.len()));
         for head in 0..self.kv_heads {
             if let Err(error) = self.make_room(head, self.rows[head].length + count) {
                 for (head, pages) in self.rows.iter_mut().zip(before) {
