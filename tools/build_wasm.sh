@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds wasm/kernels/ and writes wasm/kernels_bytes.ts, wasm/kernels.hash and tests/data/kernels_checked.wasm.
+# Builds wasm/kernels/ and writes wasm/kernels_bytes.ts, wasm/kernels.hash and tests/data/kernels_checked.wasm; builds
+# bench/ceilings/ and writes bench/ceilings_*.wasm.
 # Needs cargo with the standard library for wasm32-unknown-unknown: `rustup target add wasm32-unknown-unknown` once, or,
 # where rustup can't download, Debian's packages rustc-web cargo-web rust-web-src lld-19 (installed here as root).
 # `--check` only compares the source hash. WASM_OPT=path runs that binaryen over the modules; the committed ones are not.
@@ -63,25 +64,26 @@ if ! has_target; then
 fi
 
 features=+simd128,+bulk-memory
-build() { # build NAME PROFILE FEATURES
-  local out=$crate/target/$1
+build() { # build CRATE NAME PROFILE FEATURES
+  local out=$1/target/$2
   # The names of this machine's folders do not belong into the modules.
-  RUSTFLAGS="-C target-feature=$3 --remap-path-prefix=$crate=kernels" CARGO_TARGET_DIR=$out \
-    cargo build --manifest-path "$crate/Cargo.toml" --locked --target $target --profile "$2" >&2
-  local module=$out/$target/$2/palisade_kernels.wasm
-  if [ -n "${WASM_OPT:-}" ] && [ "$2" = release ]; then
+  RUSTFLAGS="-C target-feature=$4 --remap-path-prefix=$1=$(basename "$1")" CARGO_TARGET_DIR=$out \
+    cargo build --manifest-path "$1/Cargo.toml" --locked --target $target --profile "$3" >&2
+  local module=$out/$target/$3/palisade_$(basename "$1").wasm
+  if [ -n "${WASM_OPT:-}" ] && [ "$3" = release ]; then
     "$WASM_OPT" -O3 --all-features "$module" -o "$out/optimised.wasm"
     module=$out/optimised.wasm
   fi
   echo "$module"
 }
-simd=$(build simd release $features)
-relaxed=$(build relaxed release $features,+relaxed-simd)
-checked=$(build checked checked $features)
+simd=$(build "$crate" simd release $features)
+relaxed=$(build "$crate" relaxed release $features,+relaxed-simd)
+checked=$(build "$crate" checked checked $features)
+install -m 644 "$(build "$root/bench/ceilings" simd release $features)" "$root/bench/ceilings_simd128.wasm"
+install -m 644 "$(build "$root/bench/ceilings" relaxed release $features,+relaxed-simd)" "$root/bench/ceilings_relaxed.wasm"
 
 mkdir -p "$root/tests/data"
-cp "$checked" "$root/tests/data/kernels_checked.wasm"
-chmod 644 "$root/tests/data/kernels_checked.wasm"
+install -m 644 "$checked" "$root/tests/data/kernels_checked.wasm"
 {
   echo '// Made by tools/build_wasm.sh from wasm/kernels/; hashes in kernels.hash.'
   echo '// deno-fmt-ignore-file'
