@@ -97,6 +97,7 @@ export interface KeptRows {
 export function evictedMass(rows: WindowRows, kvHead: number, { keys, positions }: KeptRows): Float64Array[] {
   const { shape: { heads, kvHeads, headDim }, length, window, queries, logSumExp } = rows;
   const group = heads / kvHeads, scale = 1 / Math.sqrt(headDim);
+  if (positions.length === length) return Array.from({ length: group }, () => new Float64Array(window));
   const ofQuery = (head: number, t: number) => {
     const query = (t * heads + head) * headDim, last = length - window + t;
     let kept = 0, seen = 0;

@@ -1,16 +1,15 @@
 /**
  * Eviction on dumps: queries, keys, values and output projections of any model, as arrays. No model, no backend.
  */
-import { selectLayer } from "./allocate.ts";
 import { type Keep, resolveBudget } from "./budget.ts";
 import { columnsOf } from "./columns.ts";
 import { observeWindow } from "./observe.ts";
-import type { Budget, LayerScores, Needs, Observation, Policy } from "./policy.ts";
+import type { Budget, Needs, Observation, Policy } from "./policy.ts";
 import { queriesBeforeRotation, QueryStatistics, type QueryStatisticsResult } from "./query_statistics.ts";
 import { resolvePolicy } from "./registry.ts";
 import type { KeyRotation } from "./rotation.ts";
+import { selectAll } from "./select_all.ts";
 import type { AttentionShape } from "./shape.ts";
-import { streamingSelection } from "./streaming.ts";
 import { valueNorms } from "./value_norms.ts";
 
 /** One layer of a dump. Keys and queries are after RoPE. */
@@ -60,8 +59,7 @@ export function evictDump(
   const layerScores = layers.map((dump, layer) =>
     resolved.score(observeDump(dump, layer, budget, resolved.needs), budget)
   );
-  const kept = selectOverLayers(resolved, budget, layerScores) ??
-    layerScores.map((scores) => selectLayer(resolved, budget, scores));
+  const kept = selectAll(resolved, budget, layerScores);
   return { policy: resolved, budget, kept, scores: layerScores.map(({ scores }) => scores) };
 }
 
@@ -92,13 +90,6 @@ export function observeDump(dump: LayerDump, layer: number, budget: Budget, need
 function given(scores: Float32Array | undefined, { model, length }: Budget, name: string): Float32Array {
   if (scores?.length === model.kvHeads * length) return scores;
   throw new RangeError(`Dump has ${scores?.length ?? 0} ${name}: want ${model.kvHeads} heads × ${length}`);
-}
-
-function selectOverLayers(policy: Policy, budget: Budget, layers: readonly LayerScores[]): Int32Array[][] | undefined {
-  const selection = streamingSelection(policy, budget);
-  if (!selection) return undefined;
-  layers.forEach((scores, layer) => selection.add(layer, scores));
-  return layers.map((_, layer) => selection.kept(layer));
 }
 
 function columns(

@@ -14,6 +14,16 @@
  */
 export { layerSelections, segmentsOf, selectLayer } from "./allocate.ts";
 export { checkKeep, type Keep, parseKeep, resolveBudget } from "./budget.ts";
+export {
+  type CertificateSummary,
+  type HeadCertificate,
+  type LayerCertificate,
+  meanLargestMass,
+  summariseHead,
+  summariseLayer,
+} from "./certificate.ts";
+export { CertificateTracker, type LayerEvidence } from "./certificate_tracker.ts";
+export { certifyDump } from "./certify_dump.ts";
 export { type CoverageOptions, coverageSet } from "./coverage.ts";
 export { type DumpEviction, evictDump, type LayerDump, observeDump } from "./dump.ts";
 export { type ErrorKind, PalisadeError } from "./errors.ts";
@@ -38,7 +48,9 @@ export type {
 export { randomSource } from "./random.ts";
 export { policies, resolvePolicy } from "./registry.ts";
 export { defensiveRisk } from "./risk.ts";
+export { largestMasses, type RiskBudget, smallestBudget, type WholeLayer } from "./risk_budget.ts";
 export { type KeyRotation, rotateRows } from "./rotation.ts";
+export { selectAll } from "./select_all.ts";
 export { type Segment, type SelectionInput, selectTop } from "./select.ts";
 export type { AttentionShape, ModelShape } from "./shape.ts";
 export { type StreamingSelection, streamingSelection } from "./streaming.ts";
@@ -46,5 +58,6 @@ export type { LayerChange } from "./survivors.ts";
 export type { StepRule } from "./step.ts";
 export { DEFAULT_STEP_RULE, resolveStepRule, stepRules } from "./step_registry.ts";
 export { StepState } from "./step_state.ts";
+export { keepAbove } from "./threshold.ts";
 export { valueNorms } from "./value_norms.ts";
 export { NORM_AXES, type NormAxis, valueShares } from "./value_share.ts";
