@@ -8,11 +8,14 @@
 import { RaggedCache } from "../cache/ragged.ts";
 import type { Backend, LayerRows } from "../backend/interface.ts";
 import { layerSelections } from "../core/allocate.ts";
+import type { LayerCertificate } from "../core/certificate.ts";
 import type { Budget, LayerScores, Needs, Observation, Policy } from "../core/policy.ts";
 import { QueryStatistics, type QueryStatisticsResult } from "../core/query_statistics.ts";
 import { type StreamingSelection, streamingSelection } from "../core/streaming.ts";
+import { keepAbove } from "../core/threshold.ts";
 import { project } from "./attend.ts";
 import type { DenseEngine } from "./dense/interface.ts";
+import { Explainer } from "./explain.ts";
 import type { GateScorer } from "./gate/scorer.ts";
 import { Reconstruction, type RepeatPrompt } from "./reconstruct.ts";
 
@@ -32,6 +35,10 @@ export interface ReadOptions extends ScoreSources {
   readonly budget: Budget;
   /** The output projection of one layer, `[width, heads · headDim]`, for policies that weigh values. */
   readonly outputWeights: (layer: number) => Promise<Float32Array>;
+  /** Evicts only what scores below this, whatever the budget; for policies whose scores are importances. */
+  readonly threshold?: number;
+  /** Certificates are wanted. */
+  readonly explain?: boolean;
   /** Called after each layer. */
   readonly onLayer?: (done: number, layers: number) => void;
   /** Checked between chunks. */
@@ -48,6 +55,8 @@ export interface ReadResult {
   readonly activationBytes: number;
   /** Milliseconds in dense and attention work, and in observing, scoring, selecting and compacting. */
   readonly ms: { readonly prefill: number; readonly evict: number };
+  /** One per layer, when asked. */
+  readonly certificates?: readonly LayerCertificate[];
 }
 
 /** Reads `ids` (at least one) into a new cache and evicts by `policy`. The caller owns the cache. */
@@ -61,17 +70,18 @@ export async function readContext(
   const now = options.now ?? (() => performance.now());
   const cache = new RaggedCache(backend, config);
   try {
-    const keepsAll = options.policy.keepsAll === true || options.budget.perHead >= options.budget.length;
-    const needs = keepsAll ? {} : options.policy.needs;
-    const window = needs.window ? options.budget.window : 0;
+    const needs = keepsAll(options) ? {} : options.policy.needs;
+    const explainer = options.explain ? new Explainer(cache, options) : undefined;
+    const window = Math.max(needs.window ? options.budget.window : 0, explainer?.window ?? 0);
     const { signal, prompts, gate } = options;
     const reader = new LayerReader(dense, cache, ids, { needs, window, signal, prompts, gate });
-    const eviction = new Eviction(cache, options);
+    const eviction = new Eviction(cache, options, explainer);
     let prefill = 0, evict = 0;
     for (let layer = 0; layer < config.layers; layer++) {
       const start = now();
       const seen = await reader.layer(layer);
       const middle = now();
+      await explainer?.add(layer, seen.windowQueries);
       await eviction.layer(layer, seen);
       prefill += middle - start;
       evict += now() - middle;
@@ -83,6 +93,7 @@ export async function readContext(
       lastHidden: reader.lastHidden(),
       activationBytes: reader.activationBytes,
       ms: { prefill, evict },
+      certificates: explainer?.certificates(),
     };
   } catch (error) {
     cache[Symbol.dispose]();
@@ -234,65 +245,73 @@ class Columns {
   }
 }
 
+function keepsAll({ policy, budget, threshold }: ReadOptions): boolean {
+  return policy.keepsAll === true || (threshold === undefined && budget.perHead >= budget.length);
+}
+
+/** What `policy` needs to know of a layer whose rows are all there. */
+export async function observeLayer(
+  rows: LayerRows,
+  layer: number,
+  seen: LayerSeen,
+  { policy: { needs }, budget, outputWeights }: Pick<ReadOptions, "policy" | "budget" | "outputWeights">,
+): Promise<Observation> {
+  const { model: shape, length, window } = budget;
+  const measured = needs.window || needs.rows ? await rows.observe(seen.windowQueries, window, needs) : {};
+  const wo = needs.valueNorms && await outputWeights(layer);
+  return {
+    layer,
+    shape,
+    length,
+    window,
+    columnSum: seen.columnSum,
+    columnMax: seen.columnMax,
+    queryMean: seen.queryMean,
+    queryCovariance: seen.queryCovariance,
+    reconstruction: seen.reconstruction,
+    gate: seen.gate,
+    valueNorms: wo && await rows.valueNorms(wo, wo.length / (shape.heads * shape.headDim)),
+    ...measured,
+  };
+}
+
 /** The evicting half: observe, score, select, compact. */
 class Eviction {
   readonly #cache: RaggedCache;
   readonly #options: ReadOptions;
+  readonly #explainer?: Explainer;
   readonly #overLayers?: StreamingSelection;
 
-  constructor(cache: RaggedCache, options: ReadOptions) {
+  constructor(cache: RaggedCache, options: ReadOptions, explainer?: Explainer) {
     this.#cache = cache;
     this.#options = options;
-    if (!this.#keepsAll()) this.#overLayers = streamingSelection(options.policy, options.budget);
-  }
-
-  #keepsAll(): boolean {
-    return this.#options.policy.keepsAll === true || this.#options.budget.perHead >= this.#options.budget.length;
+    this.#explainer = explainer;
+    const alone = keepsAll(options) || options.threshold !== undefined;
+    if (!alone) this.#overLayers = streamingSelection(options.policy, options.budget);
   }
 
   async layer(layer: number, seen: LayerSeen): Promise<void> {
-    if (this.#keepsAll()) return;
+    if (keepsAll(this.#options)) return;
     const { policy, budget } = this.#options;
-    const observation = await this.#observe(layer, seen);
+    const observation = await observeLayer(this.#cache.rows(layer), layer, seen, this.#options);
     const scores = policy.score(observation, budget);
     if (this.#overLayers) {
-      for (const change of this.#overLayers.add(layer, scores)) this.#cache.compact(change.layer, change.kept);
+      for (const change of this.#overLayers.add(layer, scores)) this.#compact(change.layer, change.kept);
       this.#cache.setScoreBytes(layer === budget.model.layers - 1 ? 0 : this.#overLayers.scoreBytes);
     } else {
-      this.#cache.compact(layer, await this.#select(scores));
+      this.#compact(layer, await this.#select(scores));
     }
   }
 
-  async #observe(layer: number, seen: LayerSeen): Promise<Observation> {
-    const { policy, budget, outputWeights } = this.#options;
-    const { needs } = policy;
-    const rows: LayerRows = this.#cache.rows(layer);
-    const measured = needs.window || needs.rows ? await rows.observe(seen.windowQueries, budget.window, needs) : {};
-    const valueNorms = needs.valueNorms && await this.#valueNorms(rows, await outputWeights(layer));
-    return {
-      layer,
-      shape: budget.model,
-      length: budget.length,
-      window: budget.window,
-      columnSum: seen.columnSum,
-      columnMax: seen.columnMax,
-      queryMean: seen.queryMean,
-      queryCovariance: seen.queryCovariance,
-      reconstruction: seen.reconstruction,
-      gate: seen.gate,
-      valueNorms,
-      ...measured,
-    };
+  #compact(layer: number, kept: readonly Int32Array[]): void {
+    this.#cache.compact(layer, kept);
+    this.#explainer?.compact(layer, kept);
   }
 
-  #valueNorms(rows: LayerRows, wo: Float32Array): Promise<Float32Array> {
-    const { heads, headDim } = this.#options.budget.model;
-    return rows.valueNorms(wo, wo.length / (heads * headDim));
-  }
-
-  /** Selection inside one layer: every head for itself, or the heads of the layer against each other. */
+  /** Selection inside one layer: by the threshold, every head for itself, or the heads of the layer against each other. */
   async #select(scores: LayerScores): Promise<Int32Array[]> {
-    const { policy, budget } = this.#options;
+    const { policy, budget, threshold } = this.#options;
+    if (threshold !== undefined) return keepAbove(scores, budget.model.kvHeads, budget.length, threshold);
     const kept: Int32Array[] = [];
     for (const selection of layerSelections(policy, budget, scores)) {
       kept.push(...await this.#cache.backend.select(selection));
