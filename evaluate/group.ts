@@ -5,6 +5,7 @@
 import { resolveBudget } from "../core/budget.ts";
 import { inputError } from "../core/errors.ts";
 import type { RaggedCache } from "../cache/ragged.ts";
+import { type Gate, writeGate } from "../model/gate/file.ts";
 import type { Model } from "../model/model.ts";
 import { contextIds, questionIds } from "../model/prompt.ts";
 import { openContext } from "../model/session.ts";
@@ -66,7 +67,8 @@ export async function* runGroup(
   const ids = contextIds(model.frame, model.tokenizer, prompt.context);
   const asked = questionIds(model.frame, model.tokenizer, prompt.question, prompt.answerPrefix);
   refuseTooLong(model, ids.length + asked.length + sample.maxNewTokens, options.beyondTrained ?? false);
-  const cells = cases.map((each) => cellOf(subject, group, sample, ids.length, each, options));
+  const gate = cases.some(({ policy }) => policy.needs.gate) ? await gateHash(subject) : undefined;
+  const cells = cases.map((each) => cellOf(subject, group, sample, ids.length, named(each, gate), options));
   const missing = cells.filter(({ id }) => !options.isDone(id));
   if (missing.length === 0) return;
 
@@ -161,6 +163,26 @@ function cellOf(
     engines: { palisade, backend: model.backend.detail, dense: model.dense.detail },
   };
   return { ...each, inputs, id: cellId(inputs, runtime) };
+}
+
+/** A policy that works with a gate has the gate's hash among its parameters: another gate is another cell. */
+function named(each: AskedCase, gate: string | undefined): AskedCase {
+  if (!each.policy.needs.gate) return each;
+  return { ...each, policy: { ...each.policy, parameters: { ...each.policy.parameters, gate: gate! } } };
+}
+
+const gateHashes = new WeakMap<Gate, string>();
+
+/** The first 16 digits of the SHA-256 of the model's gate. */
+async function gateHash({ model, runtime }: Subject): Promise<string> {
+  const gate = await model.gate();
+  const known = gateHashes.get(gate);
+  if (known) return known;
+  const hasher = runtime.host!.sha256();
+  hasher.update(writeGate(gate.info, gate));
+  const hash = hasher.digest().slice(0, 16);
+  gateHashes.set(gate, hash);
+  return hash;
 }
 
 /** An evicted cache and what it took to make it. */
