@@ -10,7 +10,7 @@
 import { softmaxRow } from "./attention.ts";
 import type { AttentionShape } from "./shape.ts";
 
-/** Budgets tried in one round: three rounds reach 35,000 tokens. */
+/** Budgets tried in one round, at most 32 (`KeptSets` in `model/read_risk.ts`): three rounds reach 35,000 tokens. */
 const RUNGS = 32;
 
 export interface RiskBudget {

@@ -121,7 +121,7 @@ class RiskSearch implements Disposable {
 
   async #remember(layer: number, seen: LayerSeen): Promise<void> {
     this.#observations[layer] = await this.#observe(layer, seen);
-    this.#countBytes([]);
+    this.#countBytes(0);
   }
 
   #observe(layer: number, seen: LayerSeen): Promise<Observation> {
@@ -137,12 +137,13 @@ class RiskSearch implements Disposable {
   async #risks(budgets: readonly Budget[], overLayers: boolean): Promise<Float64Array> {
     const { policy } = this.#options, { heads, layers, kvHeads } = this.#dense.config;
     const sums = new Float64Array(budgets.length);
-    const chosen = overLayers ? budgets.map((budget) => selectAll(policy, budget, this.#scores(budget))) : undefined;
-    this.#countBytes(chosen ?? []);
+    const chosen = overLayers ? new KeptSets(this.#budget(this.#ids.length)) : undefined;
+    budgets.forEach((budget, c) => chosen?.add(c, selectAll(policy, budget, this.#scores(budget))));
+    this.#countBytes(chosen?.byteLength ?? 0);
     await this.#each(async ({ layer, seen }) => {
       const observation = chosen ? undefined : await this.#observe(layer, seen);
       const candidates = budgets.map((budget, c) =>
-        chosen?.[c][layer] ?? selectLayer(policy, budget, policy.score(observation!, budget))
+        chosen?.of(c, layer) ?? selectLayer(policy, budget, policy.score(observation!, budget))
       );
       const rows = this.#cache!.rows(layer);
       const masses = largestMasses({
@@ -230,12 +231,44 @@ class RiskSearch implements Disposable {
   }
 
   /** Observations and candidate sets count as candidate scores in the cache's peak. */
-  #countBytes(candidates: readonly (readonly (readonly Int32Array[])[])[]): void {
-    let bytes = 0;
+  #countBytes(candidates: number): void {
+    let bytes = candidates;
     for (const observation of this.#observations) {
       for (const field of Object.values(observation ?? {})) if (ArrayBuffer.isView(field)) bytes += field.byteLength;
     }
-    for (const head of candidates.flat(2)) bytes += head.byteLength;
     this.#cache?.setScoreBytes(bytes);
+  }
+}
+
+/** Kept sets of at most 32 candidates, one bit per entry and candidate. */
+class KeptSets {
+  readonly #length: number;
+  readonly #kvHeads: number;
+  /** `[kvHeads, length]` per layer. */
+  readonly #bits: Uint32Array[];
+
+  constructor({ length, model: { layers, kvHeads } }: Budget) {
+    this.#length = length;
+    this.#kvHeads = kvHeads;
+    this.#bits = Array.from({ length: layers }, () => new Uint32Array(kvHeads * length));
+  }
+
+  get byteLength(): number {
+    return this.#bits.reduce((sum, { byteLength }) => sum + byteLength, 0);
+  }
+
+  add(candidate: number, kept: readonly (readonly Int32Array[])[]): void {
+    kept.forEach((heads, layer) =>
+      heads.forEach((head, h) => {
+        for (const i of head) this.#bits[layer][h * this.#length + i] |= 1 << candidate;
+      })
+    );
+  }
+
+  of(candidate: number, layer: number): Int32Array[] {
+    const positions = Int32Array.from({ length: this.#length }, (_, i) => i);
+    return Array.from({ length: this.#kvHeads }, (_, head) => {
+      return positions.filter((i) => this.#bits[layer][head * this.#length + i] >>> candidate & 1);
+    });
   }
 }
