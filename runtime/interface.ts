@@ -55,7 +55,25 @@ export interface ProcessResult {
   readonly output: string;
 }
 
-/** Files and processes. Absent in a browser. */
+/** What a module started by `Host.startThread` talks to its starter with. */
+export interface ThreadPort {
+  /** Sends a copy (structured clone). */
+  post(message: unknown): void;
+  /** Calls `listener` with each message, those already come first. */
+  listen(listener: (message: unknown) => void): void;
+}
+
+/** A module running in a thread of its own. */
+export interface Thread {
+  /** Sends a copy (structured clone). */
+  post(message: unknown): void;
+  /** Resolves with the reason when the thread has ended, by a failure or by {@link terminate}. */
+  readonly ended: Promise<Error>;
+  /** Ends the thread. Deno 2.9 doesn't stop a busy one: it runs on until it idles or the process exits. */
+  terminate(): Promise<void>;
+}
+
+/** Files, processes and threads. Absent in a browser. */
 export interface Host {
   readonly homeFolder: string;
   /** Joins path parts by the platform's rule. */
@@ -81,6 +99,12 @@ export interface Host {
     parameters: readonly string[],
     options?: ProcessOptions,
   ): Promise<ProcessResult | undefined>;
+  /**
+   * Runs a module in a thread of its own, which may be busy while this one's event loop stays free. The module names
+   * no runtime: `export default async function (data, port) { … }`, `data` a structured clone, `port` a
+   * {@link ThreadPort}. Make its URL with `siblingModule`.
+   */
+  startThread(moduleUrl: URL, data: unknown, listener: (message: unknown) => void): Thread;
 }
 
 export interface SandboxOptions {

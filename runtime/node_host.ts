@@ -8,6 +8,7 @@ import process from "node:process";
 import { fileURLToPath } from "node:url";
 import type { ByteSink, FileInfo, Hasher, Host, ProcessOptions, ProcessResult } from "./interface.ts";
 import { fileError } from "./node_files.ts";
+import { startThread } from "./node_thread.ts";
 
 /** How much of a program's output is kept for messages. */
 const OUTPUT_KEPT = 64 * 1024;
@@ -141,4 +142,5 @@ export const nodeHost: Host = {
   create,
   sha256,
   execute,
+  startThread,
 };
