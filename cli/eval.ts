@@ -14,6 +14,7 @@ import {
 import { ResultsFile } from "../evaluate/results.ts";
 import { openTasks } from "../evaluate/tasks/registry.ts";
 import type { EngineOptions } from "./ask.ts";
+import { evaluateByQueue } from "./eval_queue.ts";
 import { formatMs } from "./format.ts";
 import { EXIT, type Io } from "./io.ts";
 import { obtainModel } from "./obtain.ts";
@@ -32,10 +33,13 @@ export interface EvalCommand extends Omit<EngineOptions, "model"> {
   readonly queryAware?: boolean;
   readonly haystack?: string;
   readonly beyondTrained?: boolean;
+  /** Address of the server through which workers compute the cells. */
+  readonly queue?: string;
 }
 
 /** Runs the command; returns the exit code. Refusals are thrown before any model is loaded where that is possible. */
 export async function evaluate(command: EvalCommand, io: Io): Promise<number> {
+  if (command.queue !== undefined) return await evaluateByQueue({ ...command, queue: command.queue }, io);
   const cases = parseCases(command.policies, command.keep);
   const lengths = parseLengths(command.length);
   const models = nonEmpty(splitList(command.models), "--models");

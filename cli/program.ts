@@ -13,6 +13,7 @@ import { listPolicies } from "./policies.ts";
 import { report, type ReportCommand } from "./report_command.ts";
 import { show, type ShowCommand } from "./show.ts";
 import { VERSION } from "./version.ts";
+import { work, type WorkerCommand } from "./worker.ts";
 
 const EXIT_CODES = "Exit: 0 ok, 1 failed, 2 usage, 3 bad input, 4 no resources, 130 interrupted";
 
@@ -48,6 +49,7 @@ function buildProgram(io: Io, all: boolean, done: (code: number) => void): Comma
   addDemo(program, io, done);
   addShow(program, io, done);
   addEval(program, io, done);
+  addWorker(program, io, done);
   program.command("report").argument("<results>").description("what a results file of eval says, as a table")
     .option("--html <file>", "write charts and shaded contexts into one HTML file")
     .option("--csv <file>", "write the table as CSV")
@@ -129,9 +131,19 @@ function addEval(program: Command, io: Io, done: (code: number) => void): void {
     .option("--models <list>", "named models or files", "smollm2-135m")
     .option("--query-aware", "compress after the question, not before it")
     .option("--haystack <file>", "prose to hide needles in, not Moby-Dick")
-    .option("--beyond-trained", "allow more tokens than the model was trained on");
+    .option("--beyond-trained", "allow more tokens than the model was trained on")
+    .option("--queue <url>", "let palisade worker compute: redis://HOST:PORT");
   addEngineOptions(command, { model: false }).addHelpText("after", EXIT_CODES)
     .action(async (options: EvalCommand) => done(await evaluate(options, io)));
+}
+
+function addWorker(program: Command, io: Io, done: (code: number) => void): void {
+  const command = program.command("worker")
+    .description("compute cells for eval --queue, on any machine")
+    .requiredOption("--queue <url>", "Valkey or Redis: redis://[USER:PASSWORD@]HOST:PORT/DB")
+    .option("--idle <seconds>", "end after so long without work; default: never", number(0, 1e6, true));
+  addEngineOptions(command).addHelpText("after", EXIT_CODES)
+    .action(async (options: WorkerCommand) => done(await work(options, io)));
 }
 
 function addCalibrate(program: Command, io: Io, done: (code: number) => void): void {

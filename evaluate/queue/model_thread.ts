@@ -1,0 +1,120 @@
+/**
+ * The thread in which a worker's model runs, so that the process's event loop stays free to renew BullMQ's locks.
+ * It gets a {@link ThreadSetup}, then one {@link ThreadRequest} at a time, and posts {@link ThreadReply}s.
+ */
+import { PalisadeError } from "../../core/errors.ts";
+import { loadModel, type LoadOptions, type Model } from "../../model/model.ts";
+import type { ThreadPort } from "../../runtime/interface.ts";
+import { currentRuntime } from "../../runtime/mod.ts";
+import { runGroup } from "../group.ts";
+import { type AskedCase, parseCases } from "../plan.ts";
+import type { ResultLine } from "../results.ts";
+import type { Engines, GroupJob, SweepManifest } from "./protocol.ts";
+import { restoreSources, type Sources } from "./sources.ts";
+
+export interface ThreadSetup {
+  readonly path: string;
+  readonly sha256: string;
+  readonly palisade: string;
+  readonly load: Pick<LoadOptions, "backend" | "dense" | "threads">;
+}
+
+export type ThreadRequest =
+  /** What the jobs from here on belong to. */
+  | { readonly kind: "sweep"; readonly manifest: SweepManifest }
+  | { readonly kind: "job"; readonly job: GroupJob };
+
+export type ThreadReply =
+  | { readonly kind: "ready"; readonly engines: Engines }
+  | { readonly kind: "line"; readonly line: ResultLine }
+  /** The last request is done; `cells` are the ids of the job's cells, none for a sweep. */
+  | { readonly kind: "end"; readonly cells: readonly string[] }
+  | { readonly kind: "failure"; readonly error: PlainError };
+
+/** An error as plain data: `refusal` has what a PalisadeError has. */
+export interface PlainError {
+  readonly message: string;
+  readonly stack?: string;
+  readonly refusal?: { readonly kind: PalisadeError["kind"]; readonly code: string; readonly where: string };
+}
+
+/** What tests slow down: called before each line goes out. */
+export interface ThreadHooks {
+  readonly beforeLine?: (line: ResultLine) => void;
+}
+
+/** Loads the model, says so, and serves requests until the thread is ended. */
+export default async function serve(setup: ThreadSetup, port: ThreadPort, hooks: ThreadHooks = {}): Promise<void> {
+  const post = (reply: ThreadReply) => port.post(reply);
+  const fail = (error: unknown) => post({ kind: "failure", error: plainError(error) });
+  try {
+    const runtime = await currentRuntime();
+    const model = await loadModel(setup.path, runtime, setup.load);
+    const jobs = new Jobs(model, setup, (line) => {
+      hooks.beforeLine?.(line);
+      post({ kind: "line", line });
+    });
+    port.listen((message) => {
+      const request = message as ThreadRequest;
+      const served = request.kind === "sweep" ? jobs.begin(request.manifest) : jobs.run(request.job);
+      served.then((cells) => post({ kind: "end", cells }), fail);
+    });
+    post({ kind: "ready", engines: { backend: model.backend.detail, dense: model.dense.detail } });
+  } catch (error) {
+    fail(error);
+  }
+}
+
+/** The jobs of one sweep after the other. */
+class Jobs {
+  readonly #model: Model;
+  readonly #setup: ThreadSetup;
+  readonly #onLine: (line: ResultLine) => void;
+  #sweep?: { manifest: SweepManifest; sources: Sources; cases: readonly AskedCase[] };
+
+  constructor(model: Model, setup: ThreadSetup, onLine: (line: ResultLine) => void) {
+    this.#model = model;
+    this.#setup = setup;
+    this.#onLine = onLine;
+  }
+
+  async begin(manifest: SweepManifest): Promise<string[]> {
+    const { tasks, haystack, files, policies, keep } = manifest;
+    const sources = await restoreSources(await currentRuntime(), tasks, haystack.file, files);
+    if (sources.haystack.sha256 !== haystack.sha256) {
+      throw new PalisadeError("input", "queue.haystack", "The haystack's text is not the collector's");
+    }
+    this.#sweep = { manifest, sources, cases: parseCases(policies, keep) };
+    return [];
+  }
+
+  /** Sends the lines of the missing cells; returns the ids of all cells. */
+  async run(job: GroupJob): Promise<string[]> {
+    const { manifest, sources, cases } = this.#sweep!;
+    const task = sources.tasks.find(({ name }) => name === job.task);
+    if (!task) throw new PalisadeError("input", "queue.task", `The sweep has no task ${job.task}`);
+    const { sha256, palisade } = this.#setup;
+    const subject = { model: this.#model, runtime: await currentRuntime(), sha256, palisade };
+    const done = new Set(job.done), cells: string[] = [];
+    const lines = runGroup(subject, { task, length: job.length, sample: job.sample }, cases, {
+      seed: manifest.seed,
+      protocol: manifest.reading,
+      haystack: sources.haystack,
+      beyondTrained: manifest.beyondTrained,
+      isDone(id) {
+        cells.push(id);
+        return done.has(id);
+      },
+    });
+    for await (const line of lines) this.#onLine(line);
+    return cells;
+  }
+}
+
+function plainError(error: unknown): PlainError {
+  if (error instanceof PalisadeError) {
+    const { message, kind, code, where } = error;
+    return { message, refusal: { kind, code, where } };
+  }
+  return error instanceof Error ? { message: error.message, stack: error.stack } : { message: String(error) };
+}
