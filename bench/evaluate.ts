@@ -44,9 +44,12 @@ for (const group of groups) {
     first = false;
     if (++cells === CELLS) break;
   }
+  const wall = performance.now() - start;
+  console.log(`${cells} cells: model ${formatMs(own)}, all ${formatMs(wall)}, ${share(wall - own, own)} % more`);
   if (cells === CELLS) break;
 }
-const wall = performance.now() - start;
-const { dense, backend } = model;
-console.log(`${cells} cells, ${groups.length} samples, ${dense.detail}; ${backend.detail}`);
-console.log(`model ${formatMs(own)}, all ${formatMs(wall)}: ${(100 * (wall - own) / own).toFixed(2)} % more`);
+console.log(`${model.dense.detail}; ${model.backend.detail}`);
+
+function share(part: number, whole: number): string {
+  return (100 * part / whole).toFixed(2);
+}

@@ -61,14 +61,18 @@ const SHARED: readonly string[] = [
   "gate",
 ] satisfies readonly (keyof Needs)[];
 
-/** How kvzip repeats unless told otherwise: one pass can repeat in one way only. */
+/** What kvzip and expected-attention ask for unless told otherwise: one pass can do each in one way only. */
 const REPEAT = resolvePolicy("kvzip").needs.reconstruction!;
+const STATISTICS = resolvePolicy("expected-attention").needs.queryStatistics!;
 
 /** False for policies that must read the context in their own way: those go through `openContext`, one by one. */
-export function sharesPrefill({ needs: { reconstruction, ...needs }, streams }: Policy): boolean {
+export function sharesPrefill({ needs: { reconstruction, queryStatistics, ...needs }, streams }: Policy): boolean {
   const repeats = !reconstruction ||
     (reconstruction.chunk === REPEAT.chunk && reconstruction.postfix === REPEAT.postfix);
-  return !streams && repeats && Object.entries(needs).every(([name, wanted]) => !wanted || SHARED.includes(name));
+  const foresees = !queryStatistics ||
+    (queryStatistics.sinks === STATISTICS.sinks && queryStatistics.future === STATISTICS.future);
+  return !streams && repeats && foresees &&
+    Object.entries(needs).every(([name, wanted]) => !wanted || SHARED.includes(name));
 }
 
 /**
@@ -270,5 +274,6 @@ function unionOf(gatherers: readonly Gatherer[]): Needs {
     rows: needs.some((each) => each.rows),
     gate: needs.some((each) => each.gate),
     ...(needs.some((each) => each.reconstruction) && { reconstruction: REPEAT }),
+    ...(needs.some((each) => each.queryStatistics) && { queryStatistics: STATISTICS }),
   };
 }

@@ -58,10 +58,10 @@ for (const backend of ["ts", "wasm"] as const) {
 }
 
 Deno.test("sharesPrefill() is false for what reads the context in its own way", () => {
-  for (const own of ["gate(read=stream)", "kvzip(chunk=64)", "kvzip(postfix=0)"]) {
+  for (const own of ["gate(read=stream)", "kvzip(chunk=64)", "kvzip(postfix=0)", "expected-attention(future=9)"]) {
     assert.ok(!sharesPrefill(resolvePolicy(own)));
   }
-  for (const shared of ["full", "kvzip", "kvzip(compete=layer)", "gate"]) {
+  for (const shared of ["full", "kvzip", "kvzip(compete=layer)", "gate", "expected-attention"]) {
     assert.ok(sharesPrefill(resolvePolicy(shared)));
   }
 });
