@@ -38,6 +38,7 @@ export {
   openContext,
   type Positions,
 } from "./model/session.ts";
+export { loadPolicy } from "./model/policy_files.ts";
 export { cacheFolder, listModels, modelPath, pullModel, removeModel, resolveModel } from "./model/store.ts";
 export { type TextTokenizer, tokenizerOf } from "./model/tokenizer.ts";
 export { currentRuntime, type Runtime } from "./runtime/mod.ts";

@@ -1,12 +1,12 @@
 /** `palisade ask`: read a text once, evict, answer every question from what was kept. */
 import { parseKeep } from "../core/budget.ts";
 import { inputError, PalisadeError } from "../core/errors.ts";
-import { resolvePolicy } from "../core/registry.ts";
 import { resolveStepRule } from "../core/step_registry.ts";
 import type { BackendChoice } from "../backend/pick.ts";
 import type { DenseChoice } from "../model/dense/pick.ts";
 import { loadModel, type Model } from "../model/model.ts";
 import { reportOf } from "../model/report.ts";
+import { loadPolicy } from "../model/policy_files.ts";
 import { type Answer, type Context, type MaxCache, openContext, type Positions } from "../model/session.ts";
 import { EXIT, type Io } from "./io.ts";
 import { obtainModel } from "./obtain.ts";
@@ -43,7 +43,7 @@ export interface AskCommand extends EngineOptions {
 
 /** Runs the command; returns the exit code. Refusals are thrown. */
 export async function ask(command: AskCommand, io: Io): Promise<number> {
-  const policy = resolvePolicy(command.policy);
+  const policy = await loadPolicy(command.policy, io.runtime);
   const keep = parseKeep(command.keep);
   const maxCache = maxCacheOf(command);
   for (const question of command.question) {

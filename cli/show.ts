@@ -1,11 +1,11 @@
 /** `palisade show`: a text with every token shaded by how many heads keep it. */
 import { parseKeep } from "../core/budget.ts";
 import { inputError } from "../core/errors.ts";
-import { resolvePolicy } from "../core/registry.ts";
 import { escapeHtml } from "../evaluate/escape.ts";
 import { page } from "../evaluate/report_html.ts";
 import { type Colours, legendHtml, legendText, shadingHtml, shadingOf, shadingText } from "../evaluate/shading.ts";
 import { contextIds } from "../model/prompt.ts";
+import { loadPolicy } from "../model/policy_files.ts";
 import { openContext } from "../model/session.ts";
 import { type EngineOptions, startModel } from "./ask.ts";
 import { formatCount, formatShare } from "./format.ts";
@@ -24,7 +24,7 @@ export interface ShowCommand extends EngineOptions {
 
 /** Runs the command; returns the exit code. */
 export async function show(command: ShowCommand, io: Io): Promise<number> {
-  const policy = resolvePolicy(command.policy);
+  const policy = await loadPolicy(command.policy, io.runtime);
   const keep = parseKeep(command.keep);
   const text = await io.runtime.readText(command.context);
   if (text.trim() === "") throw inputError("context.empty", `No text in ${command.context}`, "--context");
