@@ -22,11 +22,15 @@
  * holds for o·Wo_h with ‖v·Wo_h‖₁ in place of ‖v‖; over the query heads of a layer, whose outputs are summed, the bounds
  * add up. Where all a query saw is gone (ε = 1) o' counts as 0, and the bound still holds.
  *
- * Rounding: ℓ is float32 and so are the keys, which leaves ε an absolute error of about 1e−6 · max(1, |ℓ|) at most; it is
- * cut to 0 … 1. A value that is not finite makes every figure it enters NaN: it certifies nothing.
+ * Rounding: ℓ is float32, half an ulp of which leaves ε an absolute error of 6e−8 · |ℓ|, and kernels that sum in float32
+ * about as much again; ε is cut to 0 … 1. Where |ℓ| is beyond {@link LARGEST_LOG_SUM} it tells nothing any more, and ε is
+ * NaN. A value that is not finite makes every figure it enters NaN too: NaN certifies nothing.
  */
 import { exp } from "./exp.ts";
 import type { AttentionShape } from "./shape.ts";
+
+/** Beyond this a float32 log-sum-exp is off by more than 5e−4. Logits of trained models are far below. */
+export const LARGEST_LOG_SUM = 1e4;
 
 /** One KV head of one layer. */
 export interface HeadCertificate {
@@ -99,12 +103,13 @@ export function evictedMass(rows: WindowRows, kvHead: number, { keys, positions 
   const group = heads / kvHeads, scale = 1 / Math.sqrt(headDim);
   if (positions.length === length) return Array.from({ length: group }, () => new Float64Array(window));
   const ofQuery = (head: number, t: number) => {
-    const query = (t * heads + head) * headDim, last = length - window + t;
+    const query = (t * heads + head) * headDim, last = length - window + t, logSum = logSumExp[head * window + t];
+    if (!(Math.abs(logSum) <= LARGEST_LOG_SUM)) return NaN;
     let kept = 0, seen = 0;
     for (; seen < positions.length && positions[seen] <= last; seen++) {
       let dot = 0;
       for (let j = 0, k = seen * headDim; j < headDim; j++, k++) dot += queries[query + j] * keys[k];
-      kept += exp(dot * scale - logSumExp[head * window + t]);
+      kept += exp(dot * scale - logSum);
     }
     return seen === last + 1 ? 0 : Math.min(1, Math.max(0, 1 - kept));
   };

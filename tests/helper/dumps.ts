@@ -21,6 +21,9 @@ export type Flavour = typeof FLAVOURS[number];
 
 export const FINITE: readonly Flavour[] = FLAVOURS.filter((flavour) => flavour !== "broken");
 
+/** Those whose log-sum-exps a float32 can tell. */
+export const MODERATE: readonly Flavour[] = FINITE.filter((flavour) => flavour !== "huge");
+
 export interface DumpSizes {
   readonly length: number;
   readonly kvHeads: number;
