@@ -10,6 +10,7 @@
  */
 import type { Backend } from "../backend/interface.ts";
 import { RaggedCache } from "../cache/ragged.ts";
+import { inputError } from "../core/errors.ts";
 import type { Budget, Policy } from "../core/policy.ts";
 import type { SelectionInput } from "../core/select.ts";
 import { project } from "./attend.ts";
@@ -22,6 +23,8 @@ export interface StreamOptions {
   readonly policy: Pick<Policy, "scope" | "keepsAll">;
   readonly budget: Budget;
   readonly gate: GateScorer;
+  /** Closes the gaps after each eviction, so that no position reaches the trained context, however long the text is. */
+  readonly realign?: boolean;
   /** Called after each chunk with tokens. */
   readonly onChunk?: (done: number, tokens: number) => void;
   /** Called with the scores of every chunk and layer, `[count, kvHeads]`, tokens from `first` on. */
@@ -30,7 +33,10 @@ export interface StreamOptions {
   readonly now?: () => number;
 }
 
-/** Reads `ids` (at least one) into a new cache, evicting on the way. The caller owns the cache. */
+/**
+ * Reads `ids` (at least one) into a new cache, evicting on the way. The caller owns the cache.
+ * PalisadeError (input) `context.too-long` when `realign` finds no room, because one head holds a whole trained context.
+ */
 export async function readStreaming(
   dense: DenseEngine,
   backend: Backend,
@@ -43,9 +49,10 @@ export async function readStreaming(
   let last = new Float32Array(0) as Float32Array, activationBytes = 0;
   try {
     const scores = new ScoreLists(config);
-    for (let start = 0; start < ids.length; start += READ_CHUNK) {
+    for (let start = 0, count = 0; start < ids.length; start += count) {
       signal?.throwIfAborted();
-      const count = Math.min(READ_CHUNK, ids.length - start), began = now();
+      const room = options.realign ? roomBelow(config.contextLength, cache) : READ_CHUNK, began = now();
+      count = Math.min(READ_CHUNK, room, ids.length - start);
       const chunk = await readChunk(
         dense,
         cache,
@@ -54,7 +61,10 @@ export async function readStreaming(
         options,
       );
       const read = now();
-      if (options.policy.keepsAll !== true && budget.perHead < budget.length) await evict(cache, scores, options);
+      if (options.policy.keepsAll !== true && budget.perHead < budget.length) {
+        await evict(cache, scores, options);
+        if (options.realign) cache.realign(config.rope);
+      }
       ms.prefill += read - began;
       ms.evict += now() - read;
       last = chunk.hidden.slice((count - 1) * config.width);
@@ -69,6 +79,15 @@ export async function readStreaming(
   }
 }
 
+function roomBelow(trained: number, cache: RaggedCache): number {
+  if (cache.position < trained) return trained - cache.position;
+  throw inputError(
+    "context.too-long",
+    `The context doesn't fit the trained ${trained} tokens: one head alone would keep as many, so keep less`,
+    "--keep",
+  );
+}
+
 /** All layers over one chunk, scored by the way. */
 async function readChunk(
   dense: DenseEngine,
@@ -77,12 +96,12 @@ async function readChunk(
   scores: ScoreLists,
   { gate, onScores }: StreamOptions,
 ): Promise<{ hidden: Float32Array; bytes: number }> {
-  const { config } = dense, count = ids.length, first = cache.position;
+  const { config } = dense, count = ids.length, first = cache.position, token = cache.seen;
   let hidden = dense.embed(ids), bytes = 0;
   for (let layer = 0; layer < config.layers; layer++) {
     const chunkScores = gate.score(layer, hidden, count);
     scores.append(layer, chunkScores, count);
-    onScores?.(layer, chunkScores, first);
+    onScores?.(layer, chunkScores, token);
     const qkv = await dense.qkv(layer, hidden, count);
     const { queries, keys, values } = project(config, qkv, count, first);
     cache.append(layer, keys, values, count, first);
@@ -97,7 +116,7 @@ async function readChunk(
 
 /** Keeps what may still be in the final set. */
 async function evict(cache: RaggedCache, scores: ScoreLists, { policy, budget }: StreamOptions): Promise<void> {
-  const { layers, kvHeads } = cache.shape, seen = cache.position;
+  const { layers, kvHeads } = cache.shape, { seen } = cache;
   const recent = Math.max(budget.sinks, seen - budget.window);
   const segments = scores.lists.map((list, index) => {
     const positions = cache.positions(Math.floor(index / kvHeads), index % kvHeads);

@@ -112,26 +112,26 @@ async function read(
 ): Promise<ReadResult> {
   const { dense, backend, file, config } = model;
   const { onLayer, signal, beyondTrained = false } = options;
-  if (ids.length < config.contextLength || beyondTrained) {
-    const sources = await scoreSources(model, policy, ids, options);
-    if (policy.streams) {
-      const onChunk = (done: number, all: number) => onLayer?.(Math.floor(done / all * config.layers), config.layers);
-      return await readStreaming(dense, backend, ids, { policy, budget, gate: sources.gate!, onChunk, signal });
-    }
-    const outputWeights = (layer: number) => file.readFloat32(`blk.${layer}.attn_output.weight`);
-    return await readContext(dense, backend, ids, { ...sources, policy, budget, outputWeights, onLayer, signal });
+  const rolling = ids.length >= config.contextLength && !beyondTrained;
+  if (rolling) refuseTooLong(model, ids.length, options.positions === "rerotate" ? { policy, budget } : undefined);
+  const sources = await scoreSources(model, policy, ids, options);
+  if (policy.streams) {
+    const onChunk = (done: number, all: number) => onLayer?.(Math.floor(done / all * config.layers), config.layers);
+    const stream = { policy, budget, gate: sources.gate!, realign: rolling, onChunk, signal };
+    return await readStreaming(dense, backend, ids, stream);
   }
-  refuseTooLong(model, ids.length, options.positions === "rerotate" ? { policy, budget } : undefined);
-  return await readRolling(dense, backend, ids, { policy, budget, onLayer, signal });
+  if (rolling) return await readRolling(dense, backend, ids, { policy, budget, onLayer, signal });
+  const outputWeights = (layer: number) => file.readFloat32(`blk.${layer}.attn_output.weight`);
+  return await readContext(dense, backend, ids, { ...sources, policy, budget, outputWeights, onLayer, signal });
 }
 
 /** Leaves room for at least a question: a context that fills the trained length can't be asked anything. */
 function refuseTooLong(model: Model, tokens: number, rolling?: { policy: Policy; budget: Budget }): void {
   const { name, contextLength: trained } = model.config;
-  if (rolling && rolls(rolling.policy) && rolling.budget.perHead < trained) return;
+  if (rolling && (rolling.policy.streams || rolls(rolling.policy)) && rolling.budget.perHead < trained) return;
   const way = !rolling
     ? "pass --beyond-trained to read it all the same"
-    : rolls(rolling.policy)
+    : rolling.policy.streams || rolls(rolling.policy)
     ? `keep fewer than ${trained} tokens per head instead of ${rolling.budget.perHead}`
     : `name a policy that scores a key when it is made, such as streaming-llm: ${rolling.policy.name} needs all of it`;
   throw inputError(

@@ -9,10 +9,12 @@ import { extend } from "../model/extend.ts";
 import { budgetUnderCap } from "../model/max_cache.ts";
 import { loadModel, type Model } from "../model/model.ts";
 import { contextIds, controlPositions, questionIds } from "../model/prompt.ts";
+import { rolls } from "../model/read_rolling.ts";
 import { reportOf } from "../model/report.ts";
 import { type ContextOptions, openContext } from "../model/session.ts";
 import { currentRuntime } from "../runtime/mod.ts";
 import { assertClose } from "./helper/close.ts";
+import { randomGate } from "./helper/gate.ts";
 import { oracleLogits } from "./helper/oracle.ts";
 
 const FOLDER = fileURLToPath(new URL("data/models/", import.meta.url));
@@ -214,7 +216,9 @@ Deno.test("a context beyond the trained length is read with an early policy and 
   assert.ok(tokens > 3 * 64);
   const read = (policy: string, keep: string, positions: "true" | "rerotate" = "rerotate") =>
     openContext(short, TEXT, { policy, keep, positions });
-  for (const { name } of policies.filter((each) => ["random", "streaming-llm"].includes(each.name))) {
+  const names = policies.map(({ name }) => name).filter((name) => rolls(resolvePolicy(name)) && name !== "full");
+  assert.ok(names.includes("streaming-llm") && names.includes("knorm"));
+  for (const name of names) {
     using context = await read(name, "20");
     assert.equal(context.cache.entries(), 20 * model.config.kvHeads * model.config.layers);
     assert.equal(context.cache.position, 20);
@@ -226,6 +230,30 @@ Deno.test("a context beyond the trained length is read with an early policy and 
   assert.equal((await refusal(read("streaming-llm", "20", "true"))).code, "context.too-long");
   assert.match((await refusal(read("snapkv", "20"))).message, /such as streaming-llm: snapkv needs all of it/);
   assert.match((await refusal(read("streaming-llm", "64"))).message, /fewer than 64 .* instead of 64/);
+});
+
+Deno.test("a context beyond the trained length is read by a gate on the way, in any scope", async () => {
+  await using model = await tiny();
+  const { kvHeads, layers } = model.config, gate = randomGate(model.config);
+  for (const compete of ["head", "layer", "model"]) {
+    const policy = `gate(read=stream, compete=${compete}, window=8)`;
+    using context = await openContext(changed(model, 96), TEXT, { policy, keep: "24", positions: "rerotate", gate });
+    const positions = Array.from({ length: layers * kvHeads }, (_, i) => context.cache.positions(i >> 1, i & 1));
+    assert.equal(context.cache.entries(), 24 * kvHeads * layers);
+    assert.equal(context.cache.seen, context.tokens);
+    assert.equal(context.cache.position, Math.max(...positions.map(({ length }) => length)));
+    for (const head of positions) {
+      assert.deepEqual([...head.slice(0, 4)], [0, 1, 2, 3]);
+      assert.deepEqual([...head.slice(-8)], Array.from({ length: 8 }, (_, i) => context.tokens - 8 + i));
+    }
+  }
+  const all = openContext(changed(model, 96), TEXT, {
+    policy: "gate(read=stream)",
+    keep: "96",
+    positions: "rerotate",
+    gate,
+  });
+  assert.equal((await refusal(all)).code, "context.too-long");
 });
 
 Deno.test("a rolling read keeps what the whole context at once keeps, where chunks can't matter", async () => {
