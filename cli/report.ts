@@ -23,6 +23,7 @@ export function reportText(report: Report): string {
       `${formatCount(cache.evicted)} evicted by ${report.policy.name}` +
       (keep.everything ? " (the budget covers the whole context)" : ""),
     ],
+    ...(report.risk ? [["risk", riskText(report.risk, keep.tokensPerHead)]] : []),
     [
       "cache",
       `${formatBytes(cache.bytes)} of ${formatBytes(cache.fullBytes)}, ${
@@ -45,9 +46,16 @@ export function reportText(report: Report): string {
       `${formatCount(tokens.replaced)} characters have no token in this model and were read as U+FFFD`,
     ]);
   }
-  if (report.maxCache) lines.push(["max", maxCacheText(report.maxCache)]);
+  if (report.maxCache) lines.push(["cap", maxCacheText(report.maxCache)]);
   if (report.rssBytes !== null) lines.push(["process", `${formatBytes(report.rssBytes)} resident`]);
   return lines.map(([name, text]) => `${name.padEnd(8)} ${text}\n`).join("");
+}
+
+function riskText({ kind, asked, reached, passes }: NonNullable<Report["risk"]>, tokensPerHead: number): string {
+  const budget = `${formatCount(tokensPerHead)} tokens per head`;
+  if (kind === "worst") return `evicted what is less important than ${asked}, which left ${budget} on average`;
+  return `${reached!.toPrecision(3)} of at most ${asked}, at ${budget}` +
+    (passes > 1 ? `; the context was read ${passes} times (--max-cache-bytes)` : "");
 }
 
 function healthText({ health, positions }: Report): string {
@@ -60,7 +68,7 @@ function healthText({ health, positions }: Report): string {
 
 function maxCacheText({ asked, rule, keepCapped, window, ...did }: NonNullable<Report["maxCache"]>): string {
   return `${formatCount(asked)} entries per head, ${formatCount(did.evictedEntries)} evicted by ${rule} in ` +
-    `${did.evictions} times, ${formatCount(did.evictedFromContext)} of them context; ` +
+    `${did.evictions} rounds, ${formatCount(did.evictedFromContext)} of them context; ` +
     `peak ${formatBytes(did.peakBytes)} beside the context's cache` +
     (keepCapped ? "; the cap left the context less than --keep asked" : "") +
     (window.used < window.asked ? `; last ${window.used} tokens protected instead of ${window.asked}` : "");

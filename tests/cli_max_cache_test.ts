@@ -37,7 +37,7 @@ Deno.test("ask --max-cache says on the terminal what the cap did", async () => {
   assert.match(err, /^health .*largest gap .*position .*trained.*first tokens in 4 of 4 heads$/m);
   assert.match(
     err,
-    /^max +40 entries per head.*evicted by defensive.*less than --keep asked.*protected instead of 32$/m,
+    /^cap +40 entries per head.*evicted by defensive.*less than --keep asked.*protected instead of 32$/m,
   );
 });
 
