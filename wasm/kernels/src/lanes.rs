@@ -73,6 +73,11 @@ mod imp {
         pub fn min(self, b: Self) -> Self {
             F4(f32x4_pmin(self.0, b.0))
         }
+        /// Lane `I` in all lanes.
+        #[inline(always)]
+        pub fn spread<const I: usize>(self) -> Self {
+            F4(i32x4_shuffle::<I, I, I, I>(self.0, self.0))
+        }
         /// Nearest whole number of each lane, ties to even; |x| < 2³¹.
         #[inline(always)]
         pub fn round(self) -> I4 {
@@ -140,13 +145,6 @@ mod imp {
         pub fn to_floats(self) -> F4 {
             F4(f32x4_convert_i32x4(self.0))
         }
-        /// `[Σa, Σb, Σc, Σd]`.
-        #[inline(always)]
-        pub fn sums(a: Self, b: Self, c: Self, d: Self) -> Self {
-            let ab = i32x4_add(i32x4_shuffle::<0, 4, 1, 5>(a.0, b.0), i32x4_shuffle::<2, 6, 3, 7>(a.0, b.0));
-            let cd = i32x4_add(i32x4_shuffle::<0, 4, 1, 5>(c.0, d.0), i32x4_shuffle::<2, 6, 3, 7>(c.0, d.0));
-            I4(i32x4_add(i32x4_shuffle::<0, 1, 4, 5>(ab, cd), i32x4_shuffle::<2, 3, 6, 7>(ab, cd)))
-        }
         #[inline(always)]
         pub fn sum(self) -> i32 {
             let pair = i32x4_add(self.0, i32x4_shuffle::<2, 3, 0, 1>(self.0, self.0));
@@ -200,6 +198,23 @@ mod imp {
                 S8(u16x8_extend_low_u8x16(high)),
                 S8(u16x8_extend_high_u8x16(high)),
             ]
+        }
+        /// The same numbers in the order that needs no widening: each pair of bytes is four of them.
+        ///
+        /// # Safety
+        /// `p` is readable for 16 bytes.
+        #[inline(always)]
+        pub unsafe fn twined_nibbles(p: *const u8) -> [Self; 4] {
+            let pairs = v128_load(p as *const v128);
+            let low = |v: v128| S8(v128_and(v, i16x8_splat(15)));
+            [low(pairs), low(u16x8_shr(pairs, 8)), low(u16x8_shr(pairs, 4)), S8(u16x8_shr(pairs, 12))]
+        }
+        /// 32 numbers in the order of `twined_nibbles`: of each half, those at even places, then those at odd ones.
+        #[inline(always)]
+        pub fn twine([a, b, c, d]: [Self; 4]) -> [Self; 4] {
+            let even = |x: Self, y: Self| S8(i16x8_shuffle::<0, 2, 4, 6, 8, 10, 12, 14>(x.0, y.0));
+            let odd = |x: Self, y: Self| S8(i16x8_shuffle::<1, 3, 5, 7, 9, 11, 13, 15>(x.0, y.0));
+            [even(a, b), odd(a, b), even(c, d), odd(c, d)]
         }
         /// 32 int8.
         ///
@@ -271,6 +286,9 @@ mod imp {
         pub fn min(self, b: Self) -> Self {
             zip(self, b, |x, y| if y < x { y } else { x })
         }
+        pub fn spread<const I: usize>(self) -> Self {
+            F4([self.0[I]; 4])
+        }
         pub fn round(self) -> I4 {
             I4(self.0.map(|x| x.round_ties_even() as i32))
         }
@@ -325,9 +343,6 @@ mod imp {
         pub fn to_floats(self) -> F4 {
             F4(self.0.map(|x| x as f32))
         }
-        pub fn sums(a: Self, b: Self, c: Self, d: Self) -> Self {
-            I4([a, b, c, d].map(Self::sum))
-        }
         pub fn sum(self) -> i32 {
             self.0.iter().fold(0, |sum, x| sum.wrapping_add(*x))
         }
@@ -364,6 +379,15 @@ mod imp {
             let bytes = (p as *const [u8; 16]).read();
             let at = |i: usize| if i < 16 { bytes[i] & 15 } else { bytes[i - 16] >> 4 };
             core::array::from_fn(|v| S8(core::array::from_fn(|i| at(8 * v + i) as i16)))
+        }
+        /// # Safety
+        /// `p` is readable for 16 bytes.
+        pub unsafe fn twined_nibbles(p: *const u8) -> [Self; 4] {
+            Self::twine(Self::nibbles(p))
+        }
+        pub fn twine(x: [Self; 4]) -> [Self; 4] {
+            let at = |i: usize| x[i / 8].0[i % 8];
+            core::array::from_fn(|v| S8(core::array::from_fn(|i| at(v / 2 * 16 + 2 * i + v % 2))))
         }
         /// # Safety
         /// `p` is readable for 32 bytes.

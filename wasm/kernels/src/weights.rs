@@ -40,12 +40,20 @@ impl Kind {
 /// One block format: weight = scale · q + offset.
 pub trait Format {
     const BYTES: usize;
+    /// Whether `dot_quants` come in the order of `S8::twine`.
+    const TWINED: bool;
 
     /// The 32 q of the block at `p`.
     ///
     /// # Safety
     /// `p` is readable for `BYTES`.
     unsafe fn quants(p: *const u8) -> [S8; 4];
+
+    /// The same in whatever order is unpacked fastest.
+    ///
+    /// # Safety
+    /// `p` is readable for `BYTES`.
+    unsafe fn dot_quants(p: *const u8) -> [S8; 4];
 
     /// Scale and offset of the blocks of four rows.
     ///
@@ -68,10 +76,16 @@ unsafe fn half(p: *const u8) -> i32 {
 
 impl Format for Q4_0 {
     const BYTES: usize = 18;
+    const TWINED: bool = true;
 
     #[inline(always)]
     unsafe fn quants(p: *const u8) -> [S8; 4] {
         S8::nibbles(p.add(2))
+    }
+
+    #[inline(always)]
+    unsafe fn dot_quants(p: *const u8) -> [S8; 4] {
+        S8::twined_nibbles(p.add(2))
     }
 
     #[inline(always)]
@@ -83,10 +97,16 @@ impl Format for Q4_0 {
 
 impl Format for Q4_1 {
     const BYTES: usize = 20;
+    const TWINED: bool = true;
 
     #[inline(always)]
     unsafe fn quants(p: *const u8) -> [S8; 4] {
         S8::nibbles(p.add(4))
+    }
+
+    #[inline(always)]
+    unsafe fn dot_quants(p: *const u8) -> [S8; 4] {
+        S8::twined_nibbles(p.add(4))
     }
 
     #[inline(always)]
@@ -99,10 +119,16 @@ impl Format for Q4_1 {
 
 impl Format for Q8_0 {
     const BYTES: usize = 34;
+    const TWINED: bool = false;
 
     #[inline(always)]
     unsafe fn quants(p: *const u8) -> [S8; 4] {
         S8::bytes(p.add(2))
+    }
+
+    #[inline(always)]
+    unsafe fn dot_quants(p: *const u8) -> [S8; 4] {
+        Self::quants(p)
     }
 
     #[inline(always)]
