@@ -8,6 +8,7 @@ import { loadModel, type Model } from "../model/model.ts";
 import { reportOf } from "../model/report.ts";
 import { loadPolicy } from "../model/policy_files.ts";
 import { type Answer, type Context, type MaxCache, openContext, type Positions } from "../model/session.ts";
+import { certificateText } from "./certificate.ts";
 import { EXIT, type Io } from "./io.ts";
 import { obtainModel } from "./obtain.ts";
 import { createProgress, type Progress } from "./progress.ts";
@@ -26,8 +27,14 @@ export interface EngineOptions {
 export interface AskCommand extends EngineOptions {
   readonly context: string;
   readonly question: readonly string[];
-  readonly keep: string;
-  readonly policy: string;
+  /** Undefined where `risk` or `riskWorst` takes its place. */
+  readonly keep?: string;
+  /** Undefined: the library's default. */
+  readonly policy?: string;
+  readonly risk?: number;
+  readonly riskWorst?: number;
+  readonly maxCacheBytes?: number;
+  readonly explain?: boolean;
   readonly maxCache?: number;
   readonly stepPolicy?: string;
   readonly positions: Positions;
@@ -43,8 +50,8 @@ export interface AskCommand extends EngineOptions {
 
 /** Runs the command; returns the exit code. Refusals are thrown. */
 export async function ask(command: AskCommand, io: Io): Promise<number> {
-  const policy = await loadPolicy(command.policy, io.runtime);
-  const keep = parseKeep(command.keep);
+  const policy = command.policy === undefined ? undefined : await loadPolicy(command.policy, io.runtime);
+  const keep = command.keep === undefined ? undefined : parseKeep(command.keep);
   const maxCache = maxCacheOf(command);
   for (const question of command.question) {
     if (question.trim() === "") throw inputError("question.empty", "The question has no text in it", "--question");
@@ -60,6 +67,10 @@ export async function ask(command: AskCommand, io: Io): Promise<number> {
     policy,
     keep,
     maxCache,
+    risk: command.risk,
+    riskWorst: command.riskWorst,
+    maxCacheBytes: command.maxCacheBytes,
+    explain: command.explain,
     positions: command.positions,
     beyondTrained: command.beyondTrained,
     signal: io.signal,
@@ -69,11 +80,13 @@ export async function ask(command: AskCommand, io: Io): Promise<number> {
 
   const answers = await askAll(command, io, context);
   const report = reportOf(model, context, answers, {
-    keepAsked: command.keep,
+    keepAsked: command.keep ??
+      (command.risk === undefined ? `risk-worst ${command.riskWorst}` : `risk ${command.risk}`),
     loadMs,
     rssBytes: io.runtime.memory().rssBytes,
   });
   if (command.json) io.out(`${JSON.stringify(report, null, 2)}\n`);
+  if (report.certificate && !command.json && !command.quiet) io.err(`\n${certificateText(report.certificate)}`);
   if (io.interactive && !command.quiet) io.err(`\n${reportText(report)}`);
   return answers.some((each) => each.finish === "interrupted") ? EXIT.interrupted : EXIT.ok;
 }

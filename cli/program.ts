@@ -76,6 +76,16 @@ function addAsk(program: Command, io: Io, all: boolean, done: (code: number) => 
     .requiredOption("--question <text>", "what to ask; repeat it to ask the same cache more", collect)
     .option("--keep <amount>", "what stays: 20%, 0.2, or tokens per head", "20%")
     .option("--policy <name>", "see: palisade policies", "layer-defensive")
+    .addOption(
+      rare("--risk <share>", "instead of --keep: largest loss of attention, mean").argParser(number(0, 1, true, true))
+        .conflicts(["keep", "riskWorst", "maxCache"]),
+    )
+    .addOption(
+      rare("--risk-worst <share>", "instead: evict what is less important").argParser(number(0, 1, true, true))
+        .conflicts(["keep", "maxCache"]),
+    )
+    .addOption(rare("--max-cache-bytes <n>", "may wait for --risk [1 GiB]").argParser(integer(1)))
+    .addOption(rare("--explain", "print what eviction can have cost at worst"))
     .option("--max-cache <n>", "cap while answering, tokens per head", integer(1))
     .addOption(rare("--step-policy <name>", "its rule, see policies --steps [defensive]"))
     .addOption(
@@ -92,7 +102,18 @@ function addAsk(program: Command, io: Io, all: boolean, done: (code: number) => 
     .addOption(rare("--beyond-trained", "allow more context than the model was trained on"))
     .option("--json", "print one object with answers and figures")
     .addHelpText("after", all ? EXIT_CODES : `More options: palisade ask ${HELP_ALL}\n${EXIT_CODES}`)
-    .action(async (options: AskCommand) => done(await ask(options, io)));
+    .action(async (options: AskCommand) => done(await ask(withoutDefaults(options, command), io)));
+}
+
+/** A risk takes the place of the default budget, a threshold that of the default policy too. */
+function withoutDefaults(options: AskCommand, command: Command): AskCommand {
+  const given = (name: string) => command.getOptionValueSource(name) !== "default";
+  const { risk, riskWorst } = options;
+  return {
+    ...options,
+    keep: risk === undefined && riskWorst === undefined ? options.keep : undefined,
+    policy: riskWorst === undefined || given("policy") ? options.policy : undefined,
+  };
 }
 
 function addDemo(program: Command, io: Io, done: (code: number) => void): void {
@@ -207,12 +228,15 @@ function integer(min: number, max = Number.MAX_SAFE_INTEGER): (text: string) => 
   };
 }
 
-/** `above`: the lower end itself is refused. */
-function number(min: number, max: number, above = false): (text: string) => number {
+/** `above`, `below`: the end itself is refused. */
+function number(min: number, max: number, above = false, below = false): (text: string) => number {
   return (text) => {
     const value = Number(text);
-    if (text.trim() !== "" && value >= min && value <= max && !(above && value === min)) return value;
-    throw new InvalidArgumentError(`Want a number ${above ? "above" : "from"} ${min} to ${max}.`);
+    const inside = value >= min && value <= max && !(above && value === min) && !(below && value === max);
+    if (text.trim() !== "" && inside) return value;
+    throw new InvalidArgumentError(
+      `Want a number ${above ? "above" : "from"} ${min} ${below ? "below" : "to"} ${max}.`,
+    );
   };
 }
 

@@ -1,6 +1,7 @@
 /** The closing report of a session: everything counted, nothing estimated. Its fields are the CLI's `--json`. */
 import { type Health, healthOf } from "../cache/health.ts";
 import type { ParameterValues } from "../core/policy.ts";
+import { type CertificateReport, certificateReport } from "./certificate_report.ts";
 import type { Model } from "./model.ts";
 import type { Answer, CapFigures, Context, Finish, Positions } from "./session.ts";
 
@@ -28,6 +29,10 @@ export interface Report {
     /** True when the budget covers the whole context, so that nothing was evicted. */
     readonly everything: boolean;
   };
+  /** Null unless a risk took the place of `keep`. */
+  readonly risk: RiskReport | null;
+  /** What eviction can have cost; null unless asked. */
+  readonly certificate: CertificateReport | null;
   readonly window: { readonly asked: number; readonly used: number };
   readonly sinks: number;
   readonly tokens: {
@@ -77,6 +82,16 @@ export interface MaxCacheReport extends CapFigures {
   readonly keepCapped: boolean;
 }
 
+/** `mean`: the mean largest mass a window query loses; `worst`: the importance below which entries go. */
+export interface RiskReport {
+  readonly kind: "mean" | "worst";
+  readonly asked: number;
+  /** `mean`: the risk at the budget found. */
+  readonly reached: number | null;
+  /** Times the context was read. */
+  readonly passes: number;
+}
+
 /** What only the caller knows. */
 export interface ReportExtras {
   readonly keepAsked: string;
@@ -107,6 +122,8 @@ export function reportOf(model: Model, context: Context, answers: readonly Answe
       entries: kept,
       everything: kept === total,
     },
+    risk: riskReport(context),
+    certificate: context.certificates ? certificateReport(context.certificates) : null,
     window: { asked: budget.windowAsked, used: budget.window },
     sinks: budget.sinks,
     tokens: {
@@ -121,7 +138,7 @@ export function reportOf(model: Model, context: Context, answers: readonly Answe
       bytes: bytes.live,
       allocatedBytes: bytes.allocated,
       fullBytes: total * 2 * headDim * Float32Array.BYTES_PER_ELEMENT,
-      peakBytes: bytes.peak,
+      peakBytes: Math.max(bytes.peak, context.risk?.peakBytes ?? 0),
       wasmHighWater: model.backend.memory().wasmBytes,
       perLayer: Array.from({ length: layers }, (_, layer) => layerReport(context, layer)),
     },
@@ -161,6 +178,11 @@ function maxCacheReport({ plan, keepCapped }: Context, answers: readonly Answer[
       used: figures.reduce((all, each) => Math.min(all, each.window.used), most((each) => each.window.asked)),
     },
   };
+}
+
+function riskReport({ risk }: Context): RiskReport | null {
+  if (!risk) return null;
+  return { kind: risk.kind, asked: risk.limit, reached: risk.reached ?? null, passes: risk.passes ?? 1 };
 }
 
 function layerReport(context: Context, layer: number): LayerReport {

@@ -8,6 +8,7 @@
  * ```
  */
 import type { RaggedCache } from "../cache/ragged.ts";
+import type { LayerCertificate } from "../core/certificate.ts";
 import { type Keep, parseKeep, resolveBudget } from "../core/budget.ts";
 import { inputError, PalisadeError, resourceError } from "../core/errors.ts";
 import type { Budget, Policy } from "../core/policy.ts";
@@ -18,15 +19,17 @@ import { budgetUnderCap, type MaxCache, resolveMaxCache } from "./max_cache.ts";
 import type { Model } from "./model.ts";
 import { contextIds, controlPositions } from "./prompt.ts";
 import { readContext, type ReadResult } from "./read.ts";
+import { readAtRisk, type RiskFigures } from "./read_risk.ts";
 import { readRolling, rolls } from "./read_rolling.ts";
 import { readStreaming } from "./read_streaming.ts";
+import { resolveRisk, type Risk, type RiskSettings } from "./risk_options.ts";
 import { scoreSources } from "./sources.ts";
 
 export type { Answer, AskOptions, CapFigures, Finish, Positions } from "./answer.ts";
 export type { MaxCache } from "./max_cache.ts";
 
-export interface ContextOptions {
-  /** A policy, or its name with parameters. Default `layer-defensive`. */
+export interface ContextOptions extends RiskSettings {
+  /** A policy, or its name with parameters. Default `layer-defensive`; with `riskWorst` `defensive-risk`. */
   readonly policy?: Policy | string;
   /** What stays. Default `20%`. */
   readonly keep?: Keep | string;
@@ -38,6 +41,8 @@ export interface ContextOptions {
   readonly positions?: Positions;
   /** For `gate`: instead of the gate that belongs to the model. */
   readonly gate?: Gate;
+  /** Certificates are wanted: `Context.certificates`. */
+  readonly explain?: boolean;
   readonly onLayer?: (done: number, layers: number) => void;
   readonly signal?: AbortSignal;
 }
@@ -57,6 +62,10 @@ export interface Context extends Disposable {
   readonly plan: DecodePlan;
   /** True when the cap left the context less than `keep` asked for. */
   readonly keepCapped: boolean;
+  /** The limit that took the place of `keep`; with `risk`, what the search did. */
+  readonly risk?: Risk & Partial<RiskFigures>;
+  /** One per layer, when asked: the cache as it was when the context had been read. */
+  readonly certificates?: readonly LayerCertificate[];
   /** Answers from the kept entries; afterwards the cache is as it was before the question. */
   ask(question: string, options?: AskOptions): Promise<Answer>;
 }
@@ -64,19 +73,22 @@ export interface Context extends Disposable {
 /**
  * Reads `text` into the model and evicts.
  * PalisadeErrors (input): `context.empty`, `context.too-long`, `keep.*`, `policy.*`, `max-cache.*`,
- * `step-policy.unknown`, `gate.*`; (resources): `memory`.
+ * `step-policy.unknown`, `gate.*`, `risk.*`, `explain.early`; (usage): `risk.exclusive`; (resources): `memory`.
  */
 export async function openContext(model: Model, text: string, options: ContextOptions = {}): Promise<Context> {
   const policy = typeof options.policy === "object"
     ? options.policy
-    : resolvePolicy(options.policy ?? "layer-defensive");
+    : resolvePolicy(options.policy ?? (options.riskWorst === undefined ? "layer-defensive" : "defensive-risk"));
+  const risk = resolveRisk(options, policy, rivals(options));
   const keep = typeof options.keep === "object" ? options.keep : parseKeep(options.keep ?? "20%");
   if (text.trim() === "") throw inputError("context.empty", "The context has no text in it", "--context");
   const ids = contextIds(model.frame, model.tokenizer, text);
   const plan = planOf(model, ids, options);
-  const asked = resolveBudget(policy, keep, ids.length, model.config);
-  const budget = plan.maxCache ? budgetUnderCap(policy, asked, plan.maxCache.tokens) : asked;
-  const { activationBytes, ms, cache } = await refuseOutOfMemory(() => read(model, ids, { policy, budget }, options));
+  const asked = resolveBudget(policy, risk ? { fraction: 1 } : keep, ids.length, model.config);
+  const capped = plan.maxCache ? budgetUnderCap(policy, asked, plan.maxCache.tokens) : asked;
+  const { activationBytes, ms, cache, certificates, budget = capped, figures } = await refuseOutOfMemory(() =>
+    read(model, ids, { policy, budget: capped, risk }, options)
+  );
   if (plan.positions === "rerotate") cache.realign(model.config.rope);
   return {
     cache,
@@ -87,10 +99,17 @@ export async function openContext(model: Model, text: string, options: ContextOp
     activationBytes,
     ms,
     plan,
-    keepCapped: budget !== asked,
+    keepCapped: capped !== asked,
+    risk: risk && { ...risk, ...figures },
+    certificates,
     ask: (question, ask = {}) => answer(model, cache, question, ask, plan),
     [Symbol.dispose]: () => cache[Symbol.dispose](),
   };
+}
+
+/** Options that say what stays, as the command line calls them. */
+function rivals({ keep, maxCache }: ContextOptions): string[] {
+  return [...(keep === undefined ? [] : ["--keep"]), ...(maxCache === undefined ? [] : ["--max-cache"])];
 }
 
 function planOf(model: Model, ids: readonly number[], options: ContextOptions): DecodePlan {
@@ -107,13 +126,14 @@ function planOf(model: Model, ids: readonly number[], options: ContextOptions): 
 async function read(
   model: Model,
   ids: readonly number[],
-  { policy, budget }: { policy: Policy; budget: Budget },
+  { policy, budget, risk }: { policy: Policy; budget: Budget; risk?: Risk },
   options: ContextOptions,
-): Promise<ReadResult> {
+): Promise<ReadResult & { budget?: Budget; figures?: RiskFigures }> {
   const { dense, backend, file, config } = model;
   const { onLayer, signal, beyondTrained = false } = options;
   const rolling = ids.length >= config.contextLength && !beyondTrained;
   if (rolling) refuseTooLong(model, ids.length, options.positions === "rerotate" ? { policy, budget } : undefined);
+  if (rolling || policy.streams) refuseHindsight(policy, risk, options);
   const sources = await scoreSources(model, policy, ids, options);
   if (policy.streams) {
     const onChunk = (done: number, all: number) => onLayer?.(Math.floor(done / all * config.layers), config.layers);
@@ -122,7 +142,35 @@ async function read(
   }
   if (rolling) return await readRolling(dense, backend, ids, { policy, budget, onLayer, signal });
   const outputWeights = (layer: number) => file.readFloat32(`blk.${layer}.attn_output.weight`);
-  return await readContext(dense, backend, ids, { ...sources, policy, budget, outputWeights, onLayer, signal });
+  const whole = { ...sources, policy, outputWeights, explain: options.explain, onLayer, signal };
+  if (risk?.kind === "mean") {
+    const { risk: figures, ...result } = await readAtRisk(dense, backend, ids, { ...whole, ...risk, risk: risk.limit });
+    return { ...result, figures };
+  }
+  const result = await readContext(dense, backend, ids, { ...whole, budget, threshold: risk?.limit });
+  return risk ? { ...result, budget: budgetKept(budget, result.cache.entries()) } : result;
+}
+
+/** The budget that a threshold came to: per head and layer on average, rounded down. */
+function budgetKept(whole: Budget, entries: number): Budget {
+  const { length, model: { layers, kvHeads } } = whole;
+  return {
+    ...whole,
+    fraction: entries / (length * layers * kvHeads),
+    perHead: Math.floor(entries / (layers * kvHeads)),
+    perLayer: Math.floor(entries / layers),
+    total: entries,
+  };
+}
+
+/** What is judged by the last queries can't be known by a reading that evicts before they come. */
+function refuseHindsight(policy: Policy, risk: Risk | undefined, { explain }: ContextOptions): void {
+  if (!risk && !explain) return;
+  const [code, where] = risk
+    ? ["risk.early", risk.kind === "mean" ? "--risk" : "--risk-worst"]
+    : ["explain.early", "--explain"];
+  const message = `${policy.name} evicts here before the end of the context is read, so no query has seen all of it`;
+  throw inputError(code, message, where);
 }
 
 /** Leaves room for at least a question: a context that fills the trained length can't be asked anything. */
