@@ -43,6 +43,8 @@ export interface CollectOptions {
   readonly attempts?: number;
   /** How often the queue is looked over, milliseconds. Default 1000. */
   readonly tickMs?: number;
+  /** A collector that doesn't renew its place for so long has lost it, milliseconds. Default 10000. */
+  readonly placeMs?: number;
 }
 
 export interface CollectCounts {
@@ -66,8 +68,8 @@ export interface CollectOutcome extends CollectCounts {
   readonly failed: readonly FailedGroup[];
 }
 
-/** A collector that stops renewing its place is gone after this long, milliseconds. */
-const PLACE_MS = 10_000;
+/** Lock of a line that is being written, milliseconds. */
+const WRITE_MS = 10_000;
 
 /** Jobs queued in one command. */
 const BULK = 200;
@@ -97,6 +99,7 @@ class Collector {
   readonly #sweep: string;
   readonly #names: ReturnType<typeof namesOf>;
   readonly #token = crypto.randomUUID();
+  readonly #placeMs: number;
   readonly #pending = new Map<string, Group>();
   readonly #failed: FailedGroup[] = [];
   readonly #counts: CollectCounts = { computed: 0, found: 0, duplicates: 0, refused: 0, groupsDone: 0 };
@@ -116,6 +119,7 @@ class Collector {
     this.#options = options;
     this.#sweep = sweepIdOf(options.manifest, options.runtime);
     this.#names = namesOf(this.#sweep);
+    this.#placeMs = options.placeMs ?? 10_000;
     for (const group of options.groups) this.#pending.set(jobIdOf(group, options.runtime), group);
     this.#doneBefore = linesByGroup(options);
     this.#jobs = new server.bullmq.Queue(this.#names.jobs, server.options);
@@ -149,8 +153,9 @@ class Collector {
   /** There is one collector of a sweep: two would split its lines between two files. */
   async #takePlace(): Promise<void> {
     const { redis } = this.#server;
-    const give = Date.now() + PLACE_MS + 1000;
-    while (await redis.set(this.#names.collector, this.#token, "PX", PLACE_MS, "NX") === null) {
+    // One that was killed holds its place until it runs out.
+    const give = Date.now() + this.#placeMs + 1000;
+    while (await redis.set(this.#names.collector, this.#token, "PX", this.#placeMs, "NX") === null) {
       if (Date.now() > give) {
         const message =
           `Another palisade eval collects this sweep from ${this.#server.shown}: stop it, or let it finish`;
@@ -191,8 +196,8 @@ class Collector {
     const worker = new bullmq.Worker<Delivery>(this.#names.results, (job, token) => this.#take(job, token!), {
       ...options,
       concurrency: 1,
-      lockDuration: PLACE_MS,
-      stalledInterval: PLACE_MS / 2,
+      lockDuration: WRITE_MS,
+      stalledInterval: WRITE_MS / 2,
       // A delivery is never given up: it is what a collector that died was about to write.
       maxStalledCount: Number.MAX_SAFE_INTEGER,
     });
@@ -282,7 +287,7 @@ class Collector {
     if (holder !== null && holder !== this.#token) {
       throw resourceError("queue.collector-busy", `Another palisade eval took over this sweep on ${shown}`, "--queue");
     }
-    await redis.set(this.#names.collector, this.#token, "PX", PLACE_MS);
+    await redis.set(this.#names.collector, this.#token, "PX", this.#placeMs);
   }
 
   async #takeFailed(): Promise<void> {

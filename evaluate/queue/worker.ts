@@ -69,7 +69,7 @@ const SWITCH_MS = 5000;
 /**
  * Works until `signal` is aborted, then gives the running job back and rejects with the signal's reason; or until
  * there was no work for `idleMs`.
- * @throws Error when the model's thread has died; the job is given back first.
+ * @throws Error when the model's thread has died, which counts as a failed attempt of its job.
  */
 export async function workOnSweeps(server: QueueServer, options: WorkOptions): Promise<WorkCounts> {
   const { signal, idleMs = Infinity, pollMs = 1000, onNote } = options;
