@@ -354,21 +354,28 @@ testWithTable("collectSweep() queues again what the server lost", async ({ serve
   assert.match(notes.join(), /queued 6 groups again/);
 });
 
-testWithTable("collectSweep() computes again what went to another file", async ({ collect, work }) => {
+testWithTable("collectSweep() computes again what went to another file", async ({ server, collect, work }) => {
   const stop = new AbortController();
   const other = memory();
-  work();
-  const first = collect(4, {
+  const first = collect(1, {
     ...other,
     append: async (line) => {
       await other.append(line);
-      if (other.ids.size === 3) stop.abort(new DOMException("Interrupted", "AbortError"));
+      stop.abort(new DOMException("Interrupted", "AbortError"));
     },
   }, stop.signal);
-  await assert.rejects(first);
+  while (!await server.redis.exists("palisade:sweeps")) await delay(10);
+  const worked = work({ idleMs: 500 });
+  await assert.rejects(first, { name: "AbortError" });
+  await worked;
+  // On the server are now the other line and the worker's word that the group is done.
+  assert.equal(other.ids.size, 1);
   const results = memory();
-  assert.equal((await collect(4, results)).groupsDone, 4);
-  assert.equal(results.ids.size, 8);
+  const second = collect(1, results);
+  while (results.ids.size === 0) await delay(10);
+  await delay(100);
+  work();
+  assert.deepEqual([(await second).groupsDone, results.ids.size], [1, 2]);
 });
 
 testWithTable("collectSweep() rejects when the file can't be written, and loses no line", async ({ collect, work }) => {
