@@ -32,6 +32,13 @@ export interface CacheBytes {
   readonly scores: number;
 }
 
+/** One head's entries, for {@link RaggedCache.fill}. */
+export interface HeadRows {
+  readonly keys: Float32Array;
+  readonly values: Float32Array;
+  readonly positions: Int32Array;
+}
+
 export class RaggedCache implements Disposable {
   readonly backend: Backend;
   readonly shape: ModelShape;
@@ -77,6 +84,26 @@ export class RaggedCache implements Disposable {
     for (const list of this.#positions[layer]) list.appendRange(first + this.#shift, count);
     for (const list of this.#logical?.[layer] ?? []) list.appendRange(first, count);
     this.#count();
+  }
+
+  /**
+   * Gives an empty layer its entries, head by head: keys and values `[length, headDim]`, positions ascending.
+   * Like {@link append} it does not move the logical counter.
+   */
+  fill(layer: number, heads: readonly HeadRows[]): void {
+    const { headDim } = this.shape;
+    const count = heads.reduce((most, { positions }) => Math.max(most, positions.length), 0);
+    const keys = new Float32Array(count * heads.length * headDim), values = new Float32Array(keys.length);
+    heads.forEach((head, h) => {
+      for (let i = 0; i < head.positions.length; i++) {
+        const to = (i * heads.length + h) * headDim;
+        keys.set(head.keys.subarray(i * headDim, (i + 1) * headDim), to);
+        values.set(head.values.subarray(i * headDim, (i + 1) * headDim), to);
+      }
+    });
+    if (count > 0) this.append(layer, keys, values, count, 0);
+    this.compact(layer, heads.map(({ positions }) => positions.map((_, i) => i)));
+    heads.forEach(({ positions }, h) => this.#positions[layer][h].set(positions));
   }
 
   /** Moves the logical counter past `count` tokens. */
@@ -216,6 +243,11 @@ class PositionList {
   keep(rows: Int32Array): void {
     this.#data = rows.map((row) => this.#data[row]);
     this.length = rows.length;
+  }
+
+  set(positions: Int32Array): void {
+    this.#data = positions.slice();
+    this.length = positions.length;
   }
 
   /** Makes them `first`, `first + 1`, … and returns by how much each moved. */

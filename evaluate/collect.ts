@@ -8,7 +8,7 @@
  * Memory: the full cache, the kept positions of each case (four bytes an entry), for policies whose layers compete
  * the scores that are still in the race, and in {@link forkCache} one fork and one layer of copies. One fork at a time.
  */
-import { RaggedCache } from "../cache/ragged.ts";
+import { type HeadRows, RaggedCache } from "../cache/ragged.ts";
 import { layerSelections } from "../core/allocate.ts";
 import { type Keep, resolveBudget } from "../core/budget.ts";
 import type { Budget, Needs, Observation, Policy, Reduction } from "../core/policy.ts";
@@ -120,25 +120,16 @@ export async function collect(
 }
 
 /**
- * A cache of its own that holds only the kept entries; `full` is left as it is. Layer by layer all rows are copied and
- * compacted, so that one full layer more than the fork is held at the worst moment.
+ * A cache of its own that holds only the kept entries; `full`, which must be whole, is left as it is. Layer by layer,
+ * so that one layer's copies more than the fork are held at the worst moment.
  */
 export function forkCache(full: RaggedCache, kept: readonly (readonly Int32Array[])[]): RaggedCache {
   const { backend, shape } = full;
   const fork = new RaggedCache(backend, shape);
   try {
     for (let layer = 0; layer < shape.layers; layer++) {
-      const length = full.length(layer, 0);
-      const heads = Array.from({ length: shape.kvHeads }, (_, head) => full.rows(layer).copyRows(head));
-      fork.rows(layer, length);
-      fork.append(
-        layer,
-        byToken(heads.map((h) => h.keys), length),
-        byToken(heads.map((h) => h.values), length),
-        length,
-        0,
-      );
-      fork.compact(layer, kept[layer]);
+      const rows = full.rows(layer);
+      fork.fill(layer, kept[layer].map((positions, head) => gather(rows.copyRows(head), positions, shape.headDim)));
     }
     fork.advance(full.position);
     return fork;
@@ -148,16 +139,14 @@ export function forkCache(full: RaggedCache, kept: readonly (readonly Int32Array
   }
 }
 
-/** One `[length, headDim]` array per head → `[length, heads, headDim]`. */
-function byToken(heads: readonly Float32Array[], length: number): Float32Array {
-  const headDim = heads[0].length / length;
-  const all = new Float32Array(length * heads.length * headDim);
-  heads.forEach((rows, head) => {
-    for (let i = 0; i < length; i++) {
-      all.set(rows.subarray(i * headDim, (i + 1) * headDim), (i * heads.length + head) * headDim);
-    }
-  });
-  return all;
+/** The rows at these positions: in a whole cache a row's index is its position. */
+function gather(all: { keys: Float32Array; values: Float32Array }, positions: Int32Array, headDim: number): HeadRows {
+  const pick = (rows: Float32Array) => {
+    const picked = new Float32Array(positions.length * headDim);
+    positions.forEach((row, i) => picked.set(rows.subarray(row * headDim, (row + 1) * headDim), i * headDim));
+    return picked;
+  };
+  return { keys: pick(all.keys), values: pick(all.values), positions };
 }
 
 /** Scores and selects for one case, layer by layer. */
