@@ -20,6 +20,8 @@ export interface EngineOptions {
   readonly backend: BackendChoice;
   readonly dense: DenseChoice;
   readonly threads: number;
+  /** Gate file for the policy `gate`, instead of the one found for the model. */
+  readonly gate?: string;
   readonly offline?: boolean;
   readonly quiet?: boolean;
 }
@@ -111,6 +113,7 @@ export async function startModel(
       dense: options.dense,
       threads: options.threads,
       system: options.system,
+      gate: options.gate,
       signal: io.signal,
       onProgress: (done, total) => progress.update("Starting the model", done, total),
     });

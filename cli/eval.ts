@@ -83,6 +83,7 @@ async function openSubject(
     backend: command.backend,
     dense: command.dense,
     threads: command.threads,
+    gate: command.gate,
     signal: io.signal,
     onProgress: (done, total) => progress.update(`Starting ${name}`, done, total),
   });

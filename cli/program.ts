@@ -99,6 +99,7 @@ function addAsk(program: Command, io: Io, all: boolean, done: (code: number) => 
     .option("--seed <n>", "seed of the sampler", integer(0), 0)
     .addOption(rare("--answer-prefix <text>", "the reply starts with this"))
     .addOption(rare("--system <text>", "system prompt instead of the template's own"))
+    .addOption(rare("--gate <file>", "for policy gate: see palisade calibrate"))
     .addOption(rare("--beyond-trained", "allow more context than the model was trained on"))
     .option("--json", "print one object with answers and figures")
     .addHelpText("after", all ? EXIT_CODES : `More options: palisade ask ${HELP_ALL}\n${EXIT_CODES}`)
@@ -151,6 +152,7 @@ function addEval(program: Command, io: Io, done: (code: number) => void): void {
     .option("--seed <n>", "seed of the samples", integer(0), 1)
     .option("--models <list>", "named models or files", "smollm2-135m")
     .option("--query-aware", "compress after the question, not before it")
+    .option("--gate <file>", "for policy gate, instead of the one found")
     .option("--haystack <file>", "prose to hide needles in, not Moby-Dick")
     .option("--beyond-trained", "allow more tokens than the model was trained on")
     .option("--queue <url>", "let palisade worker compute: redis://HOST:PORT");
