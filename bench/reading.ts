@@ -1,0 +1,67 @@
+/**
+ * What kvzip and gate add to reading a context: `deno task bench reading [tokens] [rounds] [chunk of kvzip]`.
+ * Policies take turns in every round; the table shows medians of processor time (all threads, robust on a shared
+ * machine) and of wall time, and the processor time over that of `full`.
+ */
+import process from "node:process";
+import { type Keep, resolveBudget } from "../core/budget.ts";
+import { resolvePolicy } from "../core/registry.ts";
+import { planCalibration } from "../model/calibrate/plan.ts";
+import { loadModel } from "../model/model.ts";
+import { readContext } from "../model/read.ts";
+import { readStreaming } from "../model/read_streaming.ts";
+import { scoreSources } from "../model/sources.ts";
+import { pullModel } from "../model/store.ts";
+import { currentRuntime } from "../runtime/mod.ts";
+
+const [tokens = 1024, rounds = 5, chunk = 2048] = process.argv.slice(2).map(Number);
+const NAMES = ["full", "snapkv", "layer-defensive", "gate", "gate(read=stream)", `kvzip(chunk=${chunk})`];
+const keep: Keep = { fraction: 0.2 };
+
+const runtime = await currentRuntime();
+await using model = await loadModel(await pullModel("smollm2-135m", runtime), runtime, { precision: "float32" });
+const plan = await planCalibration(model, runtime, { tokens: Math.max(1000, 2 * tokens), seed: 99 });
+const ids = plan.fit.flat().slice(0, tokens);
+const times = new Map(NAMES.map((name) => [name, [] as { cpu: number; wall: number }[]]));
+
+async function read(name: string): Promise<void> {
+  const policy = resolvePolicy(name), budget = resolveBudget(policy, keep, ids.length, model.config);
+  const sources = await scoreSources(model, policy, ids);
+  const outputWeights = (layer: number) => model.file.readFloat32(`blk.${layer}.attn_output.weight`);
+  const { cache } = policy.streams
+    ? await readStreaming(model.dense, model.backend, ids, { policy, budget, gate: sources.gate! })
+    : await readContext(model.dense, model.backend, ids, { ...sources, policy, budget, outputWeights });
+  cache[Symbol.dispose]();
+}
+
+for (let round = -1; round < rounds; round++) {
+  for (const name of NAMES) {
+    const cpu = process.cpuUsage(), wall = performance.now();
+    await read(name);
+    const { user, system } = process.cpuUsage(cpu);
+    // The first round warms up.
+    if (round >= 0) times.get(name)!.push({ cpu: (user + system) / 1000, wall: performance.now() - wall });
+  }
+}
+
+function median(values: readonly number[]): number {
+  return [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)];
+}
+
+const base = median(times.get("full")!.map(({ cpu }) => cpu));
+console.log(`${ids.length} tokens, ${rounds} rounds, ${model.dense.detail}, ${model.backend.detail}\n`);
+console.log("| policy | processor ms | wall ms | processor time over full |\n| --- | --- | --- | --- |");
+for (const [name, each] of times) {
+  const cpu = median(each.map(({ cpu }) => cpu)), wall = median(each.map(({ wall }) => wall));
+  const over = `${(100 * (cpu / base - 1)).toFixed(1)} %`;
+  console.log(`| ${name} | ${cpu.toFixed(0)} | ${wall.toFixed(0)} | ${over} |`);
+}
+
+// The gate's own product, by itself: smaller than the noise between two rounds.
+const { gate } = await scoreSources(model, resolvePolicy("gate"), ids);
+const hidden = model.dense.embed(ids);
+for (let layer = 0; layer < model.config.layers; layer++) gate!.score(layer, hidden, ids.length);
+const start = process.cpuUsage();
+for (let layer = 0; layer < model.config.layers; layer++) gate!.score(layer, hidden, ids.length);
+const alone = process.cpuUsage(start).user / 1000;
+console.log(`\ngate scores of all layers alone: ${alone.toFixed(0)} ms, ${(100 * alone / base).toFixed(2)} % of full`);
