@@ -1,16 +1,14 @@
 //! The dense parts of a decoder over quantised weights: products, RMS norm, SwiGLU.
 //!
-//! Two ways to multiply. *Exact*: weights become float32 a few rows at a time, sums are float32. *Integer*: each block of
-//! 32 inputs becomes int16 with one scale (off by at most 2⁻¹⁶ of the block's largest), products and sums of a block are
-//! whole numbers, and each block's scales meet in one float32 multiply-add for four rows, straight from the packed
-//! weights as they stream by. From a handful of tokens on the exact way is as fast (measured: unpacking to int16 once and
-//! multiplying integers gained nothing over float32, whose products need no scaling), so it is the one used there.
+//! Two ways to multiply. *Exact*: weights become float32 a few rows at a time, sums are float32. *Integer*: inputs become
+//! int16 and most of the arithmetic is whole numbers, see `integer.rs`.
 
-use crate::lanes::{F4, I4, S8};
+use crate::integer::integer_product;
+use crate::lanes::F4;
 use crate::math::{exp2, LOG2_E};
 use crate::memory::{Array, Result};
 use crate::tile::dots;
-use crate::weights::{expand, Format, Kind, BLOCK, Q4_0, Q4_1, Q8_0};
+use crate::weights::{expand, Kind, BLOCK, Q4_0, Q4_1, Q8_0};
 
 /// `(outputs, inputs)`, checked against its bytes by the caller.
 pub struct Matrix<'a> {
@@ -32,7 +30,7 @@ pub struct Target<'a> {
 impl Target<'_> {
     /// Stores columns `column …` of row `token`.
     #[inline(always)]
-    fn put(&mut self, token: usize, column: usize, products: &[f32]) {
+    pub fn put(&mut self, token: usize, column: usize, products: &[f32]) {
         let at = self.offset + token * self.stride + column;
         for (place, x) in self.values[at..at + products.len()].iter_mut().zip(products) {
             *place = if self.add { *place + x } else { *x };
@@ -42,12 +40,9 @@ impl Target<'_> {
 
 /// Rows expanded to float32 at a time take about this many floats: most of a first-level cache.
 const PANEL_FLOATS: usize = 6144;
-/// Inputs from which on unpacking the weights to float32 once beats reading them packed for each.
-const MANY: usize = 8;
 
-/// `target[t] = matrix · inputs[t]` for `count` rows `(count, inputs)`. Integer arithmetic for few rows unless `exact`.
+/// `target[t] = matrix · inputs[t]` for `count` rows `(count, inputs)`.
 pub fn multiply(matrix: &Matrix, inputs: &[f32], count: usize, exact: bool, target: &mut Target) -> Result<()> {
-    let exact = exact || count >= MANY;
     match matrix.kind {
         Kind::F32 => exact_product(matrix, inputs, count, target, copy_row),
         Kind::Q4_0 if exact => exact_product(matrix, inputs, count, target, expand::<Q4_0>),
@@ -103,112 +98,6 @@ fn exact_product(
         }
     }
     Ok(())
-}
-
-/// One token's inputs in blocks of int16.
-struct Quantised {
-    /// `(inputs)`
-    values: Array<i16>,
-    /// `(inputs / 32)`
-    scales: Array<f32>,
-    /// Sums of the quantised inputs of each block, `(inputs / 32)`.
-    sums: Array<f32>,
-}
-
-/// `twined`: each block in the order of `S8::twine`.
-fn quantise(inputs: &[f32], twined: bool) -> Result<Quantised> {
-    let blocks = (inputs.len() / BLOCK).next_multiple_of(4);
-    let mut quantised = Quantised {
-        values: Array::zeros(blocks * BLOCK)?,
-        scales: Array::zeros(blocks)?,
-        sums: Array::zeros(blocks)?,
-    };
-    let ones = S8::narrow(I4::new([1; 4]), I4::new([1; 4]));
-    for (b, block) in inputs.chunks_exact(BLOCK).enumerate() {
-        let out = &mut quantised.values.as_mut()[b * BLOCK..][..BLOCK];
-        // SAFETY: blocks of 32.
-        unsafe {
-            let x: [F4; 8] = core::array::from_fn(|i| F4::load(block.as_ptr().add(4 * i)));
-            let most = x.iter().fold(F4::zero(), |most, x| most.max(x.abs())).peak();
-            // 0, or NaN where an input is NaN or infinite: then so is what comes of it.
-            let poison = x.iter().fold(F4::zero(), |sum, x| sum.madd(*x, F4::zero())).sum();
-            let scale = most / 32767.0 + poison;
-            let inverse = F4::splat(if most > 0.0 { 32767.0 / most } else { 0.0 });
-            let mut total = I4::new([0; 4]);
-            let eights = [0, 1, 2, 3].map(|v| S8::narrow(x[2 * v].mul(inverse).round(), x[2 * v + 1].mul(inverse).round()));
-            for (v, eight) in (if twined { S8::twine(eights) } else { eights }).into_iter().enumerate() {
-                total = total.add(eight.dot(ones));
-                eight.store(out.as_mut_ptr().add(8 * v));
-            }
-            quantised.scales.as_mut()[b] = scale;
-            quantised.sums.as_mut()[b] = scale * total.sum() as f32;
-        }
-    }
-    Ok(quantised)
-}
-
-fn integer_product<F: Format>(matrix: &Matrix, inputs: &[f32], count: usize, target: &mut Target) -> Result<()> {
-    for (token, inputs) in inputs.chunks_exact(matrix.inputs).take(count).enumerate() {
-        stream::<F>(matrix, &quantise(inputs, F::TWINED)?, token, target);
-    }
-    Ok(())
-}
-
-/// One token: row after row, straight from the packed blocks, four blocks at a time. (Four rows at a time need fewer
-/// instructions, but past the caches the hardware does not fetch four streams ahead: half as fast, measured.)
-fn stream<F: Format>(matrix: &Matrix, x: &Quantised, token: usize, target: &mut Target) {
-    let blocks = matrix.inputs / BLOCK;
-    for (n, row) in matrix.bytes.chunks_exact(blocks * F::BYTES).enumerate() {
-        let mut sums = [F4::zero(); 2];
-        // SAFETY: the row has `blocks` blocks; inputs, scales and sums of inputs are padded to whole fours by zeros.
-        unsafe {
-            let mut input = x.values.as_slice().as_ptr();
-            let (mut scales, mut offsets) = (x.scales.as_slice().as_ptr(), x.sums.as_slice().as_ptr());
-            let mut block = row.as_ptr();
-            let whole = block.add(blocks / 4 * 4 * F::BYTES);
-            while block < whole {
-                let next = |b: usize| block.add(b * F::BYTES);
-                four_blocks::<F>([next(0), next(1), next(2), next(3)], input, scales, offsets, &mut sums);
-                block = next(4);
-                (input, scales, offsets) = (input.add(4 * BLOCK), scales.add(4), offsets.add(4));
-            }
-            if blocks % 4 > 0 {
-                let last = |b: usize| block.add(b.min(blocks % 4 - 1) * F::BYTES);
-                four_blocks::<F>([last(0), last(1), last(2), last(3)], input, scales, offsets, &mut sums);
-            }
-        }
-        target.put(token, n, &[sums[0].add(sums[1]).sum()]);
-    }
-}
-
-/// Adds the products of four blocks with 128 inputs: scaled integers to `sums[0]`, offsets times sums of inputs to
-/// `sums[1]`.
-#[inline(always)]
-unsafe fn four_blocks<F: Format>(
-    blocks: [*const u8; 4],
-    input: *const i16,
-    input_scales: *const f32,
-    input_sums: *const f32,
-    sums: &mut [F4; 2],
-) {
-    let (scales, offsets) = F::scales(blocks);
-    let step = scales.mul(F4::load(input_scales));
-    let [a, b, c, d] = blocks;
-    // Written out: as a loop over the blocks LLVM keeps it, through memory.
-    sums[0] = sums[0]
-        .madd(block_dot::<F>(a, input).to_floats(), step.spread::<0>())
-        .madd(block_dot::<F>(b, input.add(BLOCK)).to_floats(), step.spread::<1>())
-        .madd(block_dot::<F>(c, input.add(2 * BLOCK)).to_floats(), step.spread::<2>())
-        .madd(block_dot::<F>(d, input.add(3 * BLOCK)).to_floats(), step.spread::<3>());
-    sums[1] = sums[1].madd(offsets, F4::load(input_sums));
-}
-
-/// Products of one block with 32 inputs, in four partial sums.
-#[inline(always)]
-unsafe fn block_dot<F: Format>(block: *const u8, inputs: *const i16) -> I4 {
-    let [a, b, c, d] = F::dot_quants(block);
-    let input = |v: usize| S8::load(inputs.add(8 * v));
-    a.dot(input(0)).add(b.dot(input(1))).add(c.dot(input(2)).add(d.dot(input(3))))
 }
 
 /// `out = x / √(mean x² + epsilon) · gains` for each row of `gains.len()`.

@@ -145,6 +145,13 @@ mod imp {
         pub fn to_floats(self) -> F4 {
             F4(f32x4_convert_i32x4(self.0))
         }
+        /// `[Σa, Σb, Σc, Σd]`.
+        #[inline(always)]
+        pub fn sums(a: Self, b: Self, c: Self, d: Self) -> Self {
+            let ab = i32x4_add(i32x4_shuffle::<0, 4, 1, 5>(a.0, b.0), i32x4_shuffle::<2, 6, 3, 7>(a.0, b.0));
+            let cd = i32x4_add(i32x4_shuffle::<0, 4, 1, 5>(c.0, d.0), i32x4_shuffle::<2, 6, 3, 7>(c.0, d.0));
+            I4(i32x4_add(i32x4_shuffle::<0, 1, 4, 5>(ab, cd), i32x4_shuffle::<2, 3, 6, 7>(ab, cd)))
+        }
         #[inline(always)]
         pub fn sum(self) -> i32 {
             let pair = i32x4_add(self.0, i32x4_shuffle::<2, 3, 0, 1>(self.0, self.0));
@@ -342,6 +349,9 @@ mod imp {
         }
         pub fn to_floats(self) -> F4 {
             F4(self.0.map(|x| x as f32))
+        }
+        pub fn sums(a: Self, b: Self, c: Self, d: Self) -> Self {
+            I4([a, b, c, d].map(Self::sum))
         }
         pub fn sum(self) -> i32 {
             self.0.iter().fold(0, |sum, x| sum.wrapping_add(*x))

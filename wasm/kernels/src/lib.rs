@@ -9,6 +9,7 @@
 
 mod attention;
 mod dense;
+mod integer;
 mod lanes;
 mod math;
 mod memory;
