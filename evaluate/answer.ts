@@ -145,6 +145,9 @@ function best(logits: Float32Array): number {
   return at;
 }
 
+/** A token this unlikely, e^−30, adds less than 1e-11 nats whatever the other distribution says of it. */
+const NEGLIGIBLE = -30;
+
 /**
  * Kullback–Leibler divergence Σ p·(ln p − ln q) in nats, in doubles. `logP`: logarithms of probabilities, `logitsQ`:
  * logits, both over the same tokens.
@@ -153,7 +156,7 @@ export function divergence(logP: Float32Array, logitsQ: Float32Array): number {
   const normaliser = logSumExp(logitsQ);
   let sum = 0;
   for (let i = 0; i < logP.length; i++) {
-    sum += Math.exp(logP[i]) * (logP[i] - logitsQ[i] + normaliser);
+    if (logP[i] > NEGLIGIBLE) sum += Math.exp(logP[i]) * (logP[i] - logitsQ[i] + normaliser);
   }
   return Math.max(0, sum);
 }
@@ -165,10 +168,9 @@ export function logSoftmax(logits: Float32Array): Float32Array {
 
 /** The maximum is taken out first. */
 function logSumExp(logits: Float32Array): number {
-  let top = -Infinity;
-  for (const logit of logits) if (logit > top) top = logit;
-  let sum = 0;
-  for (const logit of logits) sum += Math.exp(logit - top);
+  let top = -Infinity, sum = 0;
+  for (let i = 0; i < logits.length; i++) if (logits[i] > top) top = logits[i];
+  for (let i = 0; i < logits.length; i++) sum += Math.exp(logits[i] - top);
   return top + Math.log(sum);
 }
 
