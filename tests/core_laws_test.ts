@@ -4,7 +4,7 @@ import fc from "fast-check";
 import type { Keep } from "../core/budget.ts";
 import { PalisadeError } from "../core/errors.ts";
 import { policies, resolvePolicy } from "../core/registry.ts";
-import { type DumpCase, dumpCases, FLAVOURS, makeDump } from "./helper/dumps.ts";
+import { type DumpCase, dumpCases, evenShare, FLAVOURS, makeDump } from "./helper/dumps.ts";
 import {
   answersTheSame,
   evict,
@@ -105,7 +105,7 @@ const distinctCases = fc.record({
 /** Of the context: next to nothing, all, anything. */
 const share = fc.oneof(
   { arbitrary: fc.constantFrom(0, 1), weight: 1 },
-  { arbitrary: fc.double({ min: 0, max: 1, noNaN: true }), weight: 4 },
+  { arbitrary: evenShare, weight: 4 },
 );
 
 for (const { name, exempt, check, distinct } of LAWS) {

@@ -6,7 +6,7 @@ import assert from "node:assert/strict";
 import fc from "fast-check";
 import { certifyDump } from "../core/certify_dump.ts";
 import { type DumpEviction, evictDump, observeDump } from "../core/dump.ts";
-import { type DumpCase, dumpCases, FINITE, makeDump } from "./helper/dumps.ts";
+import { type DumpCase, dumpCases, evenShare, FINITE, makeDump } from "./helper/dumps.ts";
 import { observationFor } from "../core/observation.ts";
 import { pooledRows } from "./helper/pooled_rows.ts";
 import { holds } from "./helper/property.ts";
@@ -18,7 +18,7 @@ const RISK = `defensive-risk(${SETTINGS})`;
 const SUM_SLACK = 1e-12;
 
 /** Cases with at most a dozen entries outside sinks and window, and a budget between nothing and all. */
-const small = fc.tuple(dumpCases(8, FINITE), fc.double({ min: 0, max: 1, noNaN: true }))
+const small = fc.tuple(dumpCases(12, FINITE, 5), evenShare)
   .filter(([{ shape: { kvHeads }, length, layers }]) => kvHeads * layers.length * Math.max(0, length - 3) <= 12)
   .map(([each, share]) => ({ each, tokens: 1 + Math.round(share * (each.length - 1)) }));
 

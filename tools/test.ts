@@ -1,5 +1,5 @@
 /**
- * The whole gate, in order: checks, the Deno suite with branch coverage, the smoke suites of Bun and Node.
+ * The whole gate, in order: checks, the Deno suite with branch coverage, mutants, the smoke suites of Bun and Node.
  * The last line is `N passed, N failed`, with `, N skipped` when there are any; exit code 1 on any failure.
  */
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -11,13 +11,14 @@ import { runChecks } from "./check.ts";
 import { killChildrenOnInterrupt, runChild } from "./child.ts";
 import { coverageByGroup, type GroupCoverage, MEASURED_TESTS, MIN_BRANCHES } from "./coverage.ts";
 import { parseJunit, type TestCase } from "./junit.ts";
+import { runMutants } from "./mutants.ts";
 import { changedFiles, repositoryFiles, ROOT } from "./repository.ts";
 import type { SkipRecord } from "../tests/helper/skip.ts";
 
 const USAGE = `deno task test [--quick] [--only PATTERN] [--silence SECONDS]
 
   --only PATTERN     run only the tests whose name contains PATTERN (or matches /PATTERN/), no checks, no coverage
-  --quick            checks and the Deno suite, without coverage and smoke suites
+  --quick            checks and the Deno suite, without coverage, mutants and smoke suites
   --silence SECONDS  a test process that prints nothing for so long is killed and has failed (default 420)
 
 CI=true: a test skipped because of a missing file is a failure.`;
@@ -167,6 +168,13 @@ async function gateCoverage(folder: string, totals: Totals): Promise<void> {
   }
 }
 
+/** The tests must notice every wrong in `mutant_list.ts`. */
+async function gateMutants(scratch: string, totals: Totals): Promise<void> {
+  heading("mutants");
+  if (await runMutants(scratch)) totals.passed++;
+  else totals.failed.push({ name: "mutants of the core", reason: "see above" });
+}
+
 /** The run must leave the checkout as it was. */
 async function gateTidiness(before: readonly string[], totals: Totals): Promise<void> {
   const left = (await changedFiles()).filter((line) => !before.includes(line));
@@ -223,6 +231,7 @@ async function main(): Promise<number> {
       await runSuite({ title: "Deno suite, branches counted", paths: measured, coverage, ...base }, totals);
       await gateCoverage(coverage, totals);
       await runSuite({ title: "Deno suite, the rest", paths: others, ...base }, totals);
+      await gateMutants(scratch, totals);
     }
     if (!quick) {
       for (const runtime of ["bun", "node"]) {

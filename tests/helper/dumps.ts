@@ -72,11 +72,20 @@ function hurt({ queries, keys, values }: LayerDump, flavour: Flavour, at: number
   }
 }
 
-/** Dumps of 1 … `longest` tokens, all sizes and flavours given. */
-export function dumpCases(longest: number, flavours: readonly Flavour[] = FLAVOURS): fc.Arbitrary<DumpCase> {
+/** A number from 0 to 1, evenly: `fc.double` gives mostly tiny ones. */
+export const evenShare: fc.Arbitrary<number> = fc.integer({ min: 0, max: 1000 }).map((thousandths) =>
+  thousandths / 1000
+);
+
+/** Dumps of `shortest` … `longest` tokens, all sizes and flavours given. */
+export function dumpCases(
+  longest: number,
+  flavours: readonly Flavour[] = FLAVOURS,
+  shortest = 1,
+): fc.Arbitrary<DumpCase> {
   return fc.record({
     seed: fc.integer({ min: 0, max: 1e9 }),
-    length: fc.integer({ min: 1, max: longest }),
+    length: fc.integer({ min: shortest, max: longest }),
     kvHeads: fc.integer({ min: 1, max: 2 }),
     group: fc.integer({ min: 1, max: 2 }),
     layers: fc.integer({ min: 1, max: 2 }),

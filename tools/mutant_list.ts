@@ -1,0 +1,257 @@
+/** Small wrongs in the core that its tests must notice. Each is one replacement in one file. */
+export interface Mutant {
+  /** What is wrong with it, in a few words. */
+  readonly name: string;
+  readonly file: string;
+  /** Must occur exactly once. */
+  readonly find: string;
+  readonly replace: string;
+  /** Test files under `tests/`, without `_test.ts`, that are to kill it. */
+  readonly tests: readonly string[];
+}
+
+const SELECT = ["core_select"], OBSERVE = ["core_observe"], CERTIFICATE = ["core_certificate"];
+
+export const MUTANTS: readonly Mutant[] = [
+  {
+    name: "the defensive maximum is a mean",
+    file: "core/observe.ts",
+    find:
+      "if (this.#pooledMax && !(importance <= this.#pooledMax[first + i])) this.#pooledMax[first + i] = importance;",
+    replace: "if (this.#pooledMax) this.#pooledMax[first + i] += importance / (this.#group * this.#window);",
+    tests: ["core_fragility"],
+  },
+  {
+    name: "the floor is dropped",
+    file: "core/risk.ts",
+    find: "Math.max(pooledMax[i], floor)",
+    replace: "pooledMax[i]",
+    tests: OBSERVE,
+  },
+  {
+    name: "the floor is the layer's mean, not the head's",
+    file: "core/risk.ts",
+    find:
+      "const start = head * columns;\n    let sum = 0;\n    for (let i = start; i < start + columns; i++) sum += pooledMax[i];\n    const floor = sum / columns;",
+    replace:
+      "const start = head * columns;\n    let sum = 0;\n    for (let i = 0; i < pooledMax.length; i++) sum += pooledMax[i];\n    const floor = sum / pooledMax.length;",
+    tests: OBSERVE,
+  },
+  {
+    name: "the window is shifted by one",
+    file: "core/observe.ts",
+    find: "length - window + t + 1, row)",
+    replace: "length - window + t, row)",
+    tests: OBSERVE,
+  },
+  {
+    name: "the pooling divisor is what lies inside",
+    file: "core/pool.ts",
+    find: "to[i] = sum / kernel;",
+    replace: "to[i] = sum / (Math.min(length - 1, i + reach) - Math.max(0, i - reach) + 1);",
+    tests: OBSERVE,
+  },
+  {
+    name: "pooled rows are not scaled back to their mass",
+    file: "core/observe.ts",
+    find: "const scale = sum === 0 ? 0 : mass / sum;",
+    replace: "const scale = 1;",
+    tests: OBSERVE,
+  },
+  {
+    name: "a row without mass divides by zero",
+    file: "core/observe.ts",
+    find: "const scale = sum === 0 ? 0 : mass / sum;",
+    replace: "const scale = mass / sum;",
+    tests: OBSERVE,
+  },
+  {
+    name: "logits are not scaled by the head's width",
+    file: "core/attention.ts",
+    find: "const scale = 1 / Math.sqrt(headDim);",
+    replace: "const scale = 1;",
+    tests: OBSERVE,
+  },
+  {
+    name: "among equals the higher index stays",
+    file: "core/select.ts",
+    find: "for (let i = 0; i < pool.state.length && pool.left > 0; i++) {",
+    replace: "for (let i = pool.state.length - 1; i >= 0 && pool.left > 0; i--) {",
+    tests: SELECT,
+  },
+  {
+    name: "the second key is not asked",
+    file: "core/select.ts",
+    find: "if (segments.some((segment) => segment.second)) ",
+    replace: "if (segments.length < 0) ",
+    tests: SELECT,
+  },
+  {
+    name: "protected entries are like any other",
+    file: "core/select.ts",
+    find: "segment.protectedEntries?.[i] ? 1 : 0",
+    replace: "0",
+    tests: SELECT,
+  },
+  {
+    name: "NaN wins",
+    file: "core/select.ts",
+    find: "return 0x007fffff; // NaN",
+    replace: "return 0xffffffff; // NaN",
+    tests: SELECT,
+  },
+  {
+    name: "-0 is below +0",
+    file: "core/select.ts",
+    find: "if (magnitude === 0) return 0x80000000;",
+    replace: "",
+    tests: SELECT,
+  },
+  {
+    name: "the sinks are forgotten",
+    file: "core/protect.ts",
+    find: "    mask.fill(1, head * length, head * length + sinks);\n",
+    replace: "",
+    tests: ["core_laws"],
+  },
+  {
+    name: "the window is not protected",
+    file: "core/protect.ts",
+    find: "    mask.fill(1, (head + 1) * length - window, (head + 1) * length);\n",
+    replace: "",
+    tests: ["core_laws"],
+  },
+  {
+    name: "the budget is one short",
+    file: "core/budget.ts",
+    find: "Math.floor(product + SLACK)",
+    replace: "Math.floor(product + SLACK) - 1",
+    tests: ["core_budget"],
+  },
+  {
+    name: "a budget of 28.999… is 28",
+    file: "core/budget.ts",
+    find: "Math.floor(product + SLACK)",
+    replace: "Math.floor(product)",
+    tests: ["core_budget"],
+  },
+  {
+    name: "the sinks shrink before the window",
+    file: "core/budget.ts",
+    find: "Math.min(window, Math.max(1, perHead - sinks))",
+    replace: "Math.min(window, perHead)",
+    tests: ["core_budget"],
+  },
+  {
+    name: "joint layers drop one too many on the way",
+    file: "core/joint.ts",
+    find: "count: Math.min(total, entries) }",
+    replace: "count: Math.min(total - 1, entries) }",
+    tests: ["core_joint"],
+  },
+  {
+    name: "stage 1 takes the entry that crosses the threshold",
+    file: "core/coverage.ts",
+    find: "if (running / total >= threshold) return c;",
+    replace: "if (running / total >= threshold) return c + 1;",
+    tests: OBSERVE,
+  },
+  {
+    name: "the cap on stage 1 goes negative",
+    file: "core/policies/defensive.ts",
+    find: "return Math.max(0, Math.floor(cap",
+    replace: "return Math.max(-Infinity, Math.floor(cap",
+    tests: ["core_policies"],
+  },
+  {
+    name: "value norms are not shared out over the heads",
+    file: "core/value_share.ts",
+    find: "return each((_, i) => sumOf(norms, i, length, kvHeads));",
+    replace: "return each(() => 1);",
+    tests: ["core_golden"],
+  },
+  {
+    name: "no head is sure of its safeguard",
+    file: "core/policies/adakv.ts",
+    find: "Math.trunc((layer.counts?.[head] ?? perHead) * share)",
+    replace: "0",
+    tests: ["core_policies"],
+  },
+  {
+    name: "heads compete where each has its own budget",
+    file: "core/allocate.ts",
+    find: "segments.map((segment, head) => ({ segments: [segment], count: layer.counts?.[head] ?? budget.perHead }))",
+    replace: "[{ segments, count: layer.counts?.reduce((a, b) => a + b, 0) ?? budget.perHead * segments.length }]",
+    tests: ["core_policies"],
+  },
+  {
+    name: "defensive-risk carries a floor",
+    file: "core/policies/defensive_risk.ts",
+    find: "scores: appendWindow(pooledMax!, kvHeads, window, largest(pooledMax!)),",
+    replace: "scores: appendWindow(pooledMax!.map((x) => Math.max(x, 0.3)), kvHeads, window, largest(pooledMax!)),",
+    tests: ["core_optimality"],
+  },
+  {
+    name: "the certificate forgets the largest evicted risk",
+    file: "core/certificate_tracker.ts",
+    find: "this.#largestRisk = Math.max(this.#largestRisk, this.#importance[i]);",
+    replace: "this.#largestRisk = this.#importance[i];",
+    tests: ["core_optimality", "core_certificate"],
+  },
+  {
+    name: "the certificate's sum is a maximum",
+    file: "core/certificate_tracker.ts",
+    find: "this.#riskSum += this.#importance[i];",
+    replace: "this.#riskSum = Math.max(this.#riskSum, this.#importance[i]);",
+    tests: ["core_optimality"],
+  },
+  {
+    name: "the evicted mass misses the last entry that a query sees",
+    file: "core/certificate.ts",
+    find: "positions[seen] <= last; seen++",
+    replace: "positions[seen] < last; seen++",
+    tests: CERTIFICATE,
+  },
+  {
+    name: "the output bound forgets what is kept",
+    file: "core/certificate.ts",
+    find: "mass * (evicted + kept)",
+    replace: "mass * evicted",
+    tests: CERTIFICATE,
+  },
+  {
+    name: "evicted values are forgotten",
+    file: "core/certificate_tracker.ts",
+    find: "this.#evictedNorm = Math.max(this.#evictedNorm, this.#norms[i]);",
+    replace: "",
+    tests: CERTIFICATE,
+  },
+  {
+    name: "a mass that is not known looks safe",
+    file: "core/certificate.ts",
+    find: "if (!(Math.abs(logSum) <= LARGEST_LOG_SUM)) return NaN;",
+    replace: "",
+    tests: CERTIFICATE,
+  },
+  {
+    name: "a risk is the mean over the window's queries",
+    file: "core/risk_budget.ts",
+    find: "largest[c] = Math.max(largest[c], lost(row, kept[kvHead], visible))",
+    replace: "largest[c] += lost(row, kept[kvHead], visible) / window",
+    tests: ["core_risk_budget"],
+  },
+  {
+    name: "the search stops a budget too late",
+    file: "core/risk_budget.ts",
+    find: "while (best.tokens - below > 1) {",
+    replace: "while (best.tokens - below > 2) {",
+    tests: ["core_risk_budget"],
+  },
+  {
+    name: "a threshold evicts what equals it",
+    file: "core/threshold.ts",
+    find: "!(scores[i] < threshold)",
+    replace: "!(scores[i] <= threshold)",
+    tests: ["core_risk_budget"],
+  },
+];
