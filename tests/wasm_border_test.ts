@@ -101,6 +101,38 @@ for (const [build, start] of Object.entries(BUILDS)) {
     });
   });
 
+  Deno.test(`${build}: dense calls refuse sizes and buffers that don't fit`, async () => {
+    const { call } = await start();
+    const [weights, x, y] = [2 * 18, 128, 8].map((bytes) => call.buffer_new(bytes));
+    const multiply = (
+      change: Partial<Record<"kind" | "outputs" | "width" | "count" | "stride" | "offset", number>>,
+    ) => {
+      const { kind, outputs, width, count, stride, offset } = {
+        ...{ kind: 2, outputs: 2, width: 32, count: 1, stride: 2, offset: 0 },
+        ...change,
+      };
+      return call.dense_multiply(weights, kind, outputs, width, 0, x, count, -1, y, stride, offset, 0);
+    };
+    assert.equal(multiply({}), 0);
+    for (const kind of [1, 4, 99, -1]) assert.equal(multiply({ kind }), SHAPE, `kind ${kind}`);
+    assert.equal(multiply({ kind: 8 }), BUFFER);
+    for (const width of [0, 31, 33, -32]) assert.equal(multiply({ width }), SHAPE, `width ${width}`);
+    assert.equal(multiply({ width: 1 << 28 }), BUFFER);
+    assert.equal(multiply({ outputs: 0 }), SHAPE);
+    assert.equal(multiply({ outputs: 3, stride: 3 }), BUFFER);
+    assert.equal(multiply({ offset: 1 }), SHAPE);
+    assert.equal(multiply({ stride: 1 }), SHAPE);
+    assert.equal(multiply({ count: 2 }), BUFFER);
+    assert.equal(multiply({ count: 0 }), SHAPE);
+    assert.equal(call.dense_multiply(weights, 2, 2, 32, 0, x, 1, -1, x, 2, 0, 0), HANDLE, "input and target are one");
+    assert.equal(call.dense_multiply(weights, 2, 2, 32, 0, x, 1, 12345, y, 2, 0, 0), HANDLE, "bias");
+    assert.equal(call.dense_norm(x, y, 0, 1, 0, weights), SHAPE);
+    assert.equal(call.dense_norm(x, y, 3, 1, 0, weights), BUFFER);
+    assert.equal(call.dense_norm(x, y, 2, 0x7fffffff, 0, weights), SHAPE);
+    assert.equal(call.dense_swiglu(x, 17, 1, weights), BUFFER);
+    assert.equal(call.dense_swiglu(x, 0, 1, weights), SHAPE);
+  });
+
   Deno.test(`${build}: no storm of arbitrary calls traps, and the kernels work afterwards`, async () => {
     const { call } = await start(), next = randomSource(SEED);
     const pick = <T>(from: readonly T[]) => from[Math.floor(next() * from.length)];
