@@ -12,7 +12,11 @@ fn panic(_: &core::panic::PanicInfo) -> ! {
 #[no_mangle]
 pub extern "C" fn reserve(bytes: usize) -> usize {
     let pages = memory_grow::<0>(bytes.div_ceil(65536));
-    if pages == usize::MAX { 0 } else { pages * 65536 }
+    if pages == usize::MAX {
+        0
+    } else {
+        pages * 65536
+    }
 }
 
 /// Reads `bytes` bytes, a multiple of 128, at `address` and returns a sum of them, so that nothing is left out.
@@ -28,7 +32,10 @@ pub unsafe extern "C" fn read(address: usize, bytes: usize) -> i32 {
         at = at.add(8);
     }
     let all = sums.into_iter().fold(i32x4_splat(0), |a, b| i32x4_add(a, b));
-    i32x4_extract_lane::<0>(all) + i32x4_extract_lane::<1>(all) + i32x4_extract_lane::<2>(all) + i32x4_extract_lane::<3>(all)
+    i32x4_extract_lane::<0>(all)
+        + i32x4_extract_lane::<1>(all)
+        + i32x4_extract_lane::<2>(all)
+        + i32x4_extract_lane::<3>(all)
 }
 
 /// `times` × 12 multiply-adds of four float32 lanes in registers, twelve independent chains.

@@ -161,8 +161,13 @@ mod tests {
 
     fn half(bits: u16) -> f32 {
         let (exponent, mantissa) = ((bits >> 10 & 31) as i32, (bits & 1023) as f32);
-        let size = if exponent == 0 { mantissa * 2f32.powi(-24) } else { (1024.0 + mantissa) * 2f32.powi(exponent - 25) };
-        if bits >> 15 == 1 { -size } else { size }
+        let size =
+            if exponent == 0 { mantissa * 2f32.powi(-24) } else { (1024.0 + mantissa) * 2f32.powi(exponent - 25) };
+        if bits >> 15 == 1 {
+            -size
+        } else {
+            size
+        }
     }
 
     /// Weight by weight, from the formats' definitions.
@@ -222,7 +227,8 @@ mod tests {
         let bytes = self::bytes(Kind::Q4_0, 4, 32);
         let matrix = Matrix { kind: Kind::Q4_0, bytes: &bytes, outputs: 4, inputs: 32 };
         let mut y = vec![9.0; 4];
-        multiply(&matrix, &[0.0; 32], 1, false, &mut Target { values: &mut y, stride: 4, offset: 0, add: false }).unwrap();
+        multiply(&matrix, &[0.0; 32], 1, false, &mut Target { values: &mut y, stride: 4, offset: 0, add: false })
+            .unwrap();
         assert_eq!(y, [0.0; 4]);
     }
 

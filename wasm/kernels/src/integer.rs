@@ -47,7 +47,8 @@ fn quantise(inputs: &[f32], width: usize, twined: bool) -> Result<Quantised> {
             let scale = most / 32767.0 + poison;
             let inverse = F4::splat(if most > 0.0 { 32767.0 / most } else { 0.0 });
             let mut total = I4::new([0; 4]);
-            let eights = [0, 1, 2, 3].map(|v| S8::narrow(x[2 * v].mul(inverse).round(), x[2 * v + 1].mul(inverse).round()));
+            let eights =
+                [0, 1, 2, 3].map(|v| S8::narrow(x[2 * v].mul(inverse).round(), x[2 * v + 1].mul(inverse).round()));
             for (v, eight) in (if twined { S8::twine(eights) } else { eights }).into_iter().enumerate() {
                 total = total.add(eight.dot(ones));
                 eight.store(out.as_mut_ptr().add(8 * v));
@@ -81,7 +82,8 @@ fn stream<F: Format>(matrix: &Matrix, x: &Quantised, token: usize, target: &mut 
         unsafe {
             let first = token * x.blocks;
             let mut input = x.values.as_slice()[first * BLOCK..].as_ptr();
-            let (mut scales, mut offsets) = (x.scales.as_slice()[first..].as_ptr(), x.sums.as_slice()[first..].as_ptr());
+            let (mut scales, mut offsets) =
+                (x.scales.as_slice()[first..].as_ptr(), x.sums.as_slice()[first..].as_ptr());
             let mut block = row.as_ptr();
             let whole = block.add(blocks / 4 * 4 * F::BYTES);
             while block < whole {

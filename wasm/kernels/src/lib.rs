@@ -193,7 +193,8 @@ pub extern "C" fn rows_observe(
 pub extern "C" fn rows_norms(rows: i32, wo: i32, width: i32, norms: i32) -> i32 {
     run(|state| {
         let (layer, width) = (state.layers.get(rows)?, size(width)?);
-        let (length, count) = (product(&[width, layer.heads, layer.dim])?, product(&[layer.kv_heads, layer.common_length()?])?);
+        let (length, count) =
+            (product(&[width, layer.heads, layer.dim])?, product(&[layer.kv_heads, layer.common_length()?])?);
         state.buffers.lend([wo, norms], |[wo, mut norms]| {
             let norms = norms.as_mut().ok_or(Error::Handle)?.view_mut(count)?;
             norms::add_norms(layer, input(&wo, length)?, width, norms).map(|()| 0)
@@ -283,14 +284,20 @@ pub extern "C" fn dense_multiply(
     add: i32,
 ) -> i32 {
     run(|state| {
-        let (outputs, width, count, stride, offset) = (size(outputs)?, size(width)?, size(count)?, size(stride)?, size(offset)?);
+        let (outputs, width, count, stride, offset) =
+            (size(outputs)?, size(width)?, size(count)?, size(stride)?, size(offset)?);
         let kind = weights::Kind::from_number(kind).ok_or(Error::Shape)?;
         let row_bytes = kind.row_bytes(width).ok_or(Error::Shape)?;
         if outputs == 0 || width == 0 || count == 0 || offset + outputs > stride {
             return Err(Error::Shape);
         }
         state.buffers.lend([weights, inputs, bias, target], |[weights, inputs, bias, mut target]| {
-            let matrix = dense::Matrix { kind, bytes: input(&weights, product(&[outputs, row_bytes])?)?, outputs, inputs: width };
+            let matrix = dense::Matrix {
+                kind,
+                bytes: input(&weights, product(&[outputs, row_bytes])?)?,
+                outputs,
+                inputs: width,
+            };
             let values = target.as_mut().ok_or(Error::Handle)?.view_mut(product(&[count, stride])?)?;
             let mut target = dense::Target { values, stride, offset, add: add != 0 };
             let x = input(&inputs, product(&[count, width])?)?;

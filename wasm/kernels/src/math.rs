@@ -8,7 +8,7 @@ pub const LOG2_E: f32 = core::f32::consts::LOG2_E;
 const ROUND: f32 = 12_582_912.0;
 /// Least-squares fit of 2^f on [−½, ½], relative error 2e−9 before rounding.
 const EXP2: [f32; 7] =
-    [1.0, 0.693_147_2, 0.240_226_47, 0.055_503_29, 0.009_618_52, 0.001_339_986, 0.000_153_375_76];
+    [1.0, core::f32::consts::LN_2, 0.240_226_47, 0.055_503_29, 0.009_618_52, 0.001_339_986, 0.000_153_375_76];
 /// ln(1 + x) = x − x²/2 + x³ · Σ cᵢ xⁱ on [√½ − 1, √2 − 1] (the coefficients of Cephes `logf`).
 const LN: [f32; 9] = [
     3.333_333_1e-1,

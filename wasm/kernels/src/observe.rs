@@ -219,7 +219,8 @@ impl Rows {
             carry.copy_from_slice(&line[seen..seen + halo]);
             let factor = F4::splat(self.factor.as_slice()[index]);
             for o in (0..count).step_by(4) {
-                let (sums, maxima) = (&mut self.pooled_sum.as_mut()[start + o..], &mut self.pooled_max.as_mut()[start + o..]);
+                let (sums, maxima) =
+                    (&mut self.pooled_sum.as_mut()[start + o..], &mut self.pooled_max.as_mut()[start + o..]);
                 debug_assert!(o + kernel + 3 <= line.len() && sums.len() >= 4);
                 // SAFETY: the line has 2 · kernel + PAGE + 4 floats, the columns prefix + kernel + PAGE.
                 unsafe {

@@ -149,7 +149,8 @@ impl Layer {
             let mine = rest.get(..count).ok_or(Error::Shape)?;
             rest = &rest[count..];
             let ascending = mine.windows(2).all(|pair| pair[0] < pair[1]);
-            let in_range = mine.first().is_none_or(|&i| i >= 0) && mine.last().is_none_or(|&i| (i as usize) < head.length);
+            let in_range =
+                mine.first().is_none_or(|&i| i >= 0) && mine.last().is_none_or(|&i| (i as usize) < head.length);
             if !ascending || !in_range {
                 return Err(Error::Shape);
             }

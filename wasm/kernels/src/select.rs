@@ -11,7 +11,11 @@ use core::cmp::Ordering;
 #[inline(always)]
 fn pattern(x: f32) -> u32 {
     let bits = if x.is_nan() { f32::NEG_INFINITY.to_bits() } else { (x + 0.0).to_bits() };
-    if bits >> 31 == 1 { !bits } else { bits | 1 << 31 }
+    if bits >> 31 == 1 {
+        !bits
+    } else {
+        bits | 1 << 31
+    }
 }
 
 /// Key of an entry that does not compete: below the pattern of every float, −∞ included.
@@ -129,7 +133,9 @@ mod tests {
             let second: Vec<f32> = random(n, seed + 100).iter().map(|x| (x * 2.0).round()).collect();
             let protected: Vec<u8> = random(n, seed + 200).iter().map(|&x| (x > 1.2) as u8).collect();
             for count in [0, 1, n / 4, n / 2, n.saturating_sub(1), n] {
-                for (second, protected) in [(&second[..], &protected[..]), (&[], &protected), (&second, &[]), (&[], &[])] {
+                for (second, protected) in
+                    [(&second[..], &protected[..]), (&[], &protected), (&second, &[]), (&[], &[])]
+                {
                     let mut chosen = vec![-1; count];
                     select(&scores, second, protected, &mut chosen).unwrap();
                     assert_eq!(chosen, twin(&scores, second, protected, count), "seed {seed} count {count}");

@@ -33,7 +33,11 @@ impl Kind {
             Kind::Q4_1 => Q4_1::BYTES,
             Kind::Q8_0 => Q8_0::BYTES,
         };
-        if inputs % BLOCK == 0 { (inputs / BLOCK).checked_mul(block) } else { None }
+        if inputs % BLOCK == 0 {
+            (inputs / BLOCK).checked_mul(block)
+        } else {
+            None
+        }
     }
 }
 
