@@ -10,7 +10,7 @@ export function findChromium(): string | undefined {
   return [process.env["PALISADE_CHROMIUM"], ...PLACES].find((path) => path && existsSync(path));
 }
 
-export const NO_CHROMIUM = "no Chromium on this machine: tools/install_chromium.sh installs it";
+export const NO_CHROMIUM = "no Chromium on this machine: tools/install_test_tools.sh installs it";
 
 export async function launchChromium(): Promise<Browser> {
   return await chromium.launch({ executablePath: findChromium(), args: ["--no-sandbox"] });
