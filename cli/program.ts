@@ -5,6 +5,7 @@ import { KINDS } from "../model/calibrate/text.ts";
 import { ask, type AskCommand } from "./ask.ts";
 import { calibrate, type CalibrateCommand } from "./calibrate.ts";
 import { demo, type DemoCommand } from "./demo.ts";
+import { DENSE_CHOICES } from "../model/dense/pick.ts";
 import { doctor } from "./doctor.ts";
 import { type EvalCommand, evaluate } from "./eval.ts";
 import { EXIT, type Io } from "./io.ts";
@@ -190,7 +191,7 @@ function addEngineOptions(command: Command, { model = true } = {}): Command {
       new Option("--backend <name>", "attention kernels").choices(["auto", "ts", "wasm"]).default("auto"),
     )
     .addOption(
-      new Option("--dense <name>", "dense layers").choices(["auto", "web", "node"]).default("auto"),
+      new Option("--dense <name>", "dense layers").choices(DENSE_CHOICES).default("auto"),
     )
     .option("--threads <n>", "threads of engine and kernels", integer(1, 64), 1)
     .option("--offline", "never touch the network")

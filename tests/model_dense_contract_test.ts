@@ -3,7 +3,8 @@ import assert from "node:assert/strict";
 import { PalisadeError } from "../core/errors.ts";
 import type { ModelConfig } from "../model/config.ts";
 import { createNodeEngine, probeNode } from "../model/dense/node.ts";
-import { float32Bytes, pickDense, WEB_FLOAT32_LIMIT, weightForm } from "../model/dense/pick.ts";
+import { float32Bytes, pickDense, staysInBlocks, WEB_FLOAT32_LIMIT, weightForm } from "../model/dense/pick.ts";
+import type { GgufFile } from "../model/gguf/reader.ts";
 import { configureOrt, createWebEngine } from "../model/dense/web.ts";
 import { skipped } from "./helper/skip.ts";
 import { openTiny } from "./helper/tiny_models.ts";
@@ -113,14 +114,28 @@ Deno.test("probeNode() says why the package is absent", async () => {
   });
 });
 
-Deno.test("pickDense() takes node where it is there, and web when told", async () => {
+Deno.test("pickDense() takes node where it is there, and web or wasm when told", async () => {
   await using open = await openTiny("llama-yarn");
   await using auto = await pickDense(open.file, open.config);
-  assert.equal(auto.name, probe.available ? "node" : "web");
+  assert.equal(auto.name, probe.available ? "node" : staysInBlocks(open.file) ? "wasm" : "web");
   await assert.rejects(() => pickDense(open.file, open.config, { threads: 0 }), RangeError);
   await using web = await pickDense(open.file, open.config, { dense: "web" });
   assert.equal(web.name, "web");
+  await using wasm = await pickDense(open.file, open.config, { dense: "wasm" });
+  assert.equal(wasm.name, "wasm");
   assert.match(web.detail, /^onnxruntime-web 1\.\d+\.\d+, 1 thread, float32 weights$/);
+});
+
+Deno.test("staysInBlocks() tells files that our kernels multiply as they stand", () => {
+  const file = (...types: string[]) =>
+    ({
+      tensors: new Map(
+        types.map((name, i) => [name, { name: `blk.${i}.ffn_up.weight`, type: { name }, shape: [64, 8] }]),
+      ),
+    }) as unknown as GgufFile;
+  assert.equal(staysInBlocks(file("Q4_0", "Q4_1", "Q8_0", "Q5_0")), true);
+  assert.equal(staysInBlocks(file("Q4_0", "Q6_K")), false);
+  assert.equal(staysInBlocks(file("F32")), false);
 });
 
 Deno.test("weightForm() keeps float32 on the web up to its limit and blocks beyond", async () => {

@@ -1,14 +1,21 @@
 /** The one place where an engine and its precision are chosen. */
 import type { ModelConfig } from "../config.ts";
 import type { GgufFile } from "../gguf/reader.ts";
-import type { DenseEngine } from "./interface.ts";
+import { hasSimd128 } from "../../runtime/simd.ts";
+import { isKernelType } from "../../wasm/dense.ts";
+import type { DenseEngine, DenseName } from "./interface.ts";
 import { createNodeEngine, probeNode } from "./node.ts";
 import type { DenseOptions } from "./segment_engine.ts";
+import { createWasmEngine } from "./wasm.ts";
 import { createWebEngine } from "./web.ts";
 import type { WeightForm } from "./weights.ts";
 
-/** `auto` is `node` where onnxruntime-node can be loaded, else `web`. */
-export type DenseChoice = "auto" | "web" | "node";
+/**
+ * `auto` is `node` where onnxruntime-node can be loaded; else `wasm`, our own kernels, for a file whose layers they
+ * multiply as they stand; else `web`.
+ */
+export const DENSE_CHOICES = ["auto", "web", "node", "wasm"] as const;
+export type DenseChoice = typeof DENSE_CHOICES[number];
 
 /**
  * `float32`: logits within 2e-3 of the file's weights in float32. `quantised`: weights stay in the file's blocks where
@@ -32,21 +39,51 @@ export const WEB_FLOAT32_LIMIT = 1.5 * 2 ** 30;
 
 /**
  * Makes the dense engine for a model. PalisadeErrors: resources `dense.unavailable` when `node` was asked for by name
- * and is not there, `dense.memory`, `dense.failed`; usage
- * `dense.threads`; `gguf.dtype` for tensors of a type we don't read. RangeError for threads below 1.
+ * and is not there, `dense.memory`, `dense.failed`, `wasm.*`; usage `dense.threads`; `gguf.dtype` for tensors of a type
+ * we don't read. RangeError for threads below 1.
  */
 export async function pickDense(
   file: GgufFile,
   config: ModelConfig,
   options: PickDenseOptions = {},
 ): Promise<DenseEngine> {
-  const { dense: choice = "auto", threads = 1 } = options;
+  const { threads = 1, precision = "auto" } = options;
   if (!Number.isInteger(threads) || threads < 1) throw new RangeError(`pickDense() wants threads ≥ 1, not ${threads}`);
-  const useNode = choice === "node" || (choice === "auto" && (await probeNode()).available);
-  const form = weightForm(useNode ? "node" : "web", options.precision ?? "auto", config);
-  return useNode
-    ? await createNodeEngine(file, config, form, options)
-    : await createWebEngine(file, config, form, options);
+  const name = await chooseEngine(file, options.dense ?? "auto");
+  switch (name) {
+    case "node":
+      return await createNodeEngine(file, config, weightForm("node", precision, config), options);
+    case "web":
+      return await createWebEngine(file, config, weightForm("web", precision, config), options);
+    case "wasm":
+      return await createWasmEngine(file, config, {
+        precision: precision === "float32" ? "float32" : "quantised",
+        onProgress: options.onProgress,
+        signal: options.signal,
+      });
+    default:
+      return name satisfies never;
+  }
+}
+
+async function chooseEngine(file: GgufFile, choice: DenseChoice): Promise<DenseName> {
+  if (choice !== "auto") return choice;
+  if ((await probeNode()).available) return "node";
+  return hasSimd128() && staysInBlocks(file) ? "wasm" : "web";
+}
+
+/**
+ * Whether our kernels hold every matrix of the layers in the file's blocks. On SmolLM2 Q4_1 they then take 12 ms and
+ * 97 MB where the web engine takes about 30 ms and 0.9 GB for one row (`bench/results/dense.md`); tensors that would be
+ * widened to float32 leave that advantage to the web engine.
+ */
+export function staysInBlocks(file: Pick<GgufFile, "tensors">): boolean {
+  const matrices = [...file.tensors.values()].filter(({ name, shape }) =>
+    name.startsWith("blk.") && shape.length === 2
+  );
+  return matrices.every(({ type: { name }, shape: [inputs] }) =>
+    name !== "F32" && isKernelType(name === "Q5_0" ? "Q8_0" : name, inputs)
+  );
 }
 
 /**
