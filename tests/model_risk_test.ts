@@ -2,13 +2,14 @@ import assert from "node:assert/strict";
 import { meanLargestMass, summariseLayer } from "../core/certificate.ts";
 import { resolveBudget } from "../core/budget.ts";
 import { PalisadeError } from "../core/errors.ts";
-import { resolvePolicy } from "../core/registry.ts";
+import { policies, resolvePolicy } from "../core/registry.ts";
 import { certificateReport } from "../model/certificate_report.ts";
 import type { Model } from "../model/model.ts";
 import { contextIds } from "../model/prompt.ts";
 import { readContext, type ReadOptions, type ReadResult } from "../model/read.ts";
 import { readAtRisk } from "../model/read_risk.ts";
 import { resolveRisk } from "../model/risk_options.ts";
+import { openContext } from "../model/session.ts";
 import { tinyModel } from "./helper/workbench.ts";
 
 const TEXT = "The keeper counted seventeen stakes, and then she counted them again before the gate was shut. ";
@@ -187,3 +188,15 @@ Deno.test("resolveRisk() takes a risk, a threshold, or neither", () => {
   const mean = { kind: "mean", limit: 0.1, maxCacheBytes: 2 ** 30 };
   assert.deepEqual(resolveRisk({ risk: 0.1 }, resolvePolicy("snapkv"), []), mean);
 });
+
+for (const { name } of policies.filter(({ name }) => name !== "gate")) {
+  Deno.test(`openContext() with ${name} and a risk keeps what the budget it finds keeps`, async () => {
+    await using model = await tinyModel();
+    using context = await openContext(model, TEXT.repeat(3), { policy: name, risk: 0.4 });
+    const { perHead } = context.budget;
+    assert.ok(context.risk!.reached! <= 0.4);
+    using same = await openContext(model, TEXT.repeat(3), { policy: name, keep: { tokens: perHead }, explain: true });
+    assert.deepEqual(keptOf(same), keptOf(context));
+    assert.ok(Math.abs(meanLargestMass(same.certificates!) - context.risk!.reached!) <= 1e-5);
+  });
+}
