@@ -7,6 +7,7 @@ import type { AttentionShape, ModelShape } from "../core/shape.ts";
 import { adakv } from "../core/policies/adakv.ts";
 import { randomSource } from "../core/random.ts";
 import { policies, resolvePolicy } from "../core/registry.ts";
+import { answersTheSame, keepsItsBudget, keepsTheProtected, onlyReads } from "./helper/laws.ts";
 import { holds } from "./helper/property.ts";
 
 /** Every policy in our form, with variants of the parameters that stay open to measurement. */
@@ -105,57 +106,21 @@ const cases = fc.record({
   return { ...makeCase(seed, length, sizes, flavour), keep };
 });
 
-/** Ascending, unique, in range; exactly the budget of the policy's scope. */
-function exactBudget(text: string, { shape, layers, length }: Case, keep: Keep): void {
-  const { policy, budget, kept } = evictDump(text, keep, shape, layers);
-  const size = (heads: Int32Array[]) => heads.reduce((sum, head) => sum + head.length, 0);
-  for (const head of kept.flat()) {
-    head.forEach((index, i) => assert.ok(index > (head[i - 1] ?? -1) && index < length, text));
-  }
-  if (policy.scope === "model") {
-    assert.equal(size(kept.flat()), budget.total, text);
-    return;
-  }
-  if (policy.uneven || policy.cascade) {
-    const even = shape.kvHeads * layers.length * budget.perHead;
-    if (policy.arithmetic === "floor") assert.equal(size(kept.flat()), even, text);
-    return;
-  }
-  for (const heads of kept) {
-    const rounded: boolean = policy.scope === "layer" && !policy.perLayerFromHeads;
-    assert.equal(size(heads), rounded ? budget.perLayer : heads.length * budget.perHead, text);
-    if (policy.scope === "layer" || policy.perLayerFromHeads) continue;
-    for (const head of heads) assert.equal(head.length, budget.perHead, text);
-  }
-}
-
-function endsSurvive(text: string, { shape, layers, length }: Case, keep: Keep): void {
-  const { budget, kept, policy } = evictDump(text, keep, shape, layers);
-  if (policy.keepsAll) return;
-  for (const head of kept.flat()) {
-    const has = new Set(head);
-    for (let i = 0; i < budget.sinks; i++) assert.ok(has.has(i), `${text} lost sink ${i}`);
-    for (let i = length - budget.window; i < length; i++) assert.ok(has.has(i), `${text} lost ${i} of the window`);
-  }
-}
-
 for (const text of OURS) {
   Deno.test(`${text} meets its budget exactly, keeps sinks and window, on any input`, () => {
     holds(
       fc.property(cases, ({ keep, ...each }) => {
-        exactBudget(text, each, keep);
-        endsSurvive(text, each, keep);
+        keepsItsBudget({ text }, each, keep);
+        keepsTheProtected({ text }, each, keep);
       }),
       60,
     );
   });
 
   Deno.test(`${text} leaves its inputs alone and answers the same twice`, () => {
-    const { shape, layers } = makeCase(11, 50, { kvHeads: 2, group: 2, layers: 2 });
-    const before = structuredClone(layers);
-    const first = evictDump(text, { fraction: 0.4 }, shape, layers);
-    assert.deepEqual(layers, before);
-    assert.deepEqual(evictDump(text, { fraction: 0.4 }, shape, layers).kept, first.kept);
+    const each = makeCase(11, 50, { kvHeads: 2, group: 2, layers: 2 });
+    onlyReads({ text }, each, { fraction: 0.4 });
+    answersTheSame({ text }, each, { fraction: 0.4 });
   });
 
   Deno.test(`${text} gives scores of [kvHeads, L] and no NaN on short contexts (Q4)`, () => {
@@ -163,8 +128,8 @@ for (const text of OURS) {
       for (const tokens of [1, 2, 4, 5, Math.ceil(length * 0.2), length - 1, length]) {
         if (tokens < 1 || tokens > length) continue;
         const each = makeCase(length, length, { kvHeads: 2, group: 1, layers: 2 });
-        exactBudget(text, each, { tokens });
-        endsSurvive(text, each, { tokens });
+        keepsItsBudget({ text }, each, { tokens });
+        keepsTheProtected({ text }, each, { tokens });
         for (const scores of evictDump(text, { tokens }, each.shape, each.layers).scores) {
           assert.equal(scores.length, 2 * length);
           assert.ok(!scores.some(Number.isNaN), `${text} at L ${length}`);
@@ -180,7 +145,7 @@ for (const text of REFERENCE) {
       fc.property(cases, fc.integer({ min: 1, max: 9 }), ({ keep: _, ...each }, tenths) => {
         const keep = { ratio: tenths / 10 };
         if (each.length <= resolvePolicy(text).window || Math.trunc(each.length * (1 - keep.ratio)) < 1) return;
-        exactBudget(text, each, keep);
+        keepsItsBudget({ text }, each, keep);
       }),
       60,
     );
@@ -220,40 +185,6 @@ Deno.test("the defensive policies don't change when all values or the output pro
     for (const name of ["values", "wo"] as const) {
       assert.deepEqual(evictDump(text, { fraction: 0.3 }, shape, scaled(name)).kept, kept, `${text}, ${name}`);
     }
-  }
-});
-
-Deno.test("snapkv and the joint defensive set are nested in the budget where the window does not shrink", () => {
-  const { shape, layers } = makeCase(5, 60, { kvHeads: 2, group: 1, layers: 2 });
-  // With the forced set the stage 1 cap moves with the budget, so defensive is nested only without it.
-  for (const text of ["snapkv(window=8)", "layer-defensive(window=8, forced=none)", "random(window=8)"]) {
-    let before: Int32Array[][] | undefined;
-    for (let tokens = 12; tokens <= 60; tokens += 6) {
-      const { kept } = evictDump(text, { tokens }, shape, layers);
-      before?.forEach((heads, l) => heads.forEach((head, h) => head.forEach((i) => assert.ok(kept[l][h].includes(i)))));
-      before = kept;
-    }
-  }
-});
-
-Deno.test("permuting KV heads with their queries and output columns permutes the kept sets", () => {
-  const { shape, layers, length } = makeCase(31, 50, { kvHeads: 2, group: 1, layers: 2 });
-  const swapHalves = (all: Float32Array) => {
-    const half = all.length / 2;
-    return Float32Array.from(all, (_, i) => all[(i + half) % all.length]);
-  };
-  const swapColumns = (wo: Float32Array) => Float32Array.from(wo, (_, i) => wo[i - i % 8 + (i % 8 + 4) % 8]);
-  const swapped = layers.map(({ queries, keys, values, wo }) => ({
-    queries: swapHalves(queries),
-    queryRows: length,
-    keys: swapHalves(keys),
-    values: swapHalves(values),
-    wo: swapColumns(wo!),
-  }));
-  for (const text of ["snapkv", "adakv", "critical-adakv", "defensive", "layer-defensive"]) {
-    const { kept } = evictDump(text, { fraction: 0.8 }, shape, layers);
-    const turned = evictDump(text, { fraction: 0.8 }, shape, swapped).kept;
-    assert.deepEqual(turned.map(([a, b]) => [b, a]), kept, text);
   }
 });
 
