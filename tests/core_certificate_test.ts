@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import fc from "fast-check";
 import { createReferenceBackend } from "../backend/reference.ts";
 import { type LayerCertificate, meanLargestMass, outputBound, summariseLayer } from "../core/certificate.ts";
-import { CertificateTracker } from "../core/certificate_tracker.ts";
+import { CertificateTracker, type LayerEvidence } from "../core/certificate_tracker.ts";
 import { certifyDump } from "../core/certify_dump.ts";
 import { type DumpEviction, evictDump, observeDump } from "../core/dump.ts";
 import { randomSource } from "../core/random.ts";
@@ -145,22 +145,26 @@ Deno.test("CertificateTracker says the same however entries leave: at once, or i
 });
 
 function trackerOf(each: DumpCase): CertificateTracker {
-  const { shape, length, layers: [{ values, queries }] } = each;
-  const window = Math.min(2, length), each1 = length * shape.headDim;
   const tracker = new CertificateTracker();
+  tracker.add(0, evidenceOf(each));
+  return tracker;
+}
+
+/** Evidence of the right shape; importances and norms are random. */
+function evidenceOf({ shape, length, layers: [{ values, queries }] }: DumpCase): LayerEvidence {
+  const window = Math.min(2, length), ofHead = length * shape.headDim;
   const next = randomSource(length);
   const some = (count: number) => Float32Array.from({ length: count }, next);
-  tracker.add(0, {
+  return {
     shape,
     length,
     window,
     queries: byToken(queries, shape.heads, shape.headDim, length - window, window),
     logSumExp: some(shape.heads * window),
     importance: some(shape.kvHeads * (length - window)),
-    values: Array.from({ length: shape.kvHeads }, (_, g) => values.subarray(g * each1, (g + 1) * each1)),
+    values: Array.from({ length: shape.kvHeads }, (_, g) => values.subarray(g * ofHead, (g + 1) * ofHead)),
     projectedNorms: some(shape.heads * length),
-  });
-  return tracker;
+  };
 }
 
 Deno.test("a certificate of nothing evicted is 0 everywhere", () => {
@@ -218,6 +222,7 @@ Deno.test("CertificateTracker refuses evidence and keys that don't fit", () => {
   const tracker = trackerOf(each);
   assert.ok(tracker.byteLength > 0);
   assert.throws(() => tracker.certificate(1, []), /know no layer 1/);
+  assert.throws(() => tracker.add(0, evidenceOf(each)), /layer 0 to the certificates twice/);
   assert.throws(() => tracker.certificate(0, [new Float32Array(1)]), /want 6,6 rows/);
   assert.throws(() => tracker.compact(0, [Int32Array.of(1, 0), Int32Array.of()]), /not ascending/);
   const { shape, length } = each;
