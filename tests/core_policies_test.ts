@@ -247,7 +247,7 @@ Deno.test("kvzip keeps the best scores over all layers, its uniform variants tho
 Deno.test("gate(combine=risk) is never below what the gate or the risk says", () => {
   const { shape, layers } = makeCase(43, 50, { kvHeads: 2, group: 2, layers: 1 });
   const of = (text: string) => evictDump(text, { tokens: 40 }, shape, layers).scores[0];
-  const [alone, both, risk] = ["gate", "gate(combine=risk)", "defensive(norm=off, forced=none)"].map(of);
+  const [alone, both, risk] = ["gate", "gate(combine=risk, window=32)", "defensive(norm=off, forced=none)"].map(of);
   both.forEach((score, i) => {
     assert.ok(score >= Math.fround(Math.exp(alone[i])));
     if (i % 50 < 18) assert.equal(score, Math.max(Math.fround(Math.exp(alone[i])), risk[i]));

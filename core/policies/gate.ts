@@ -15,6 +15,10 @@ import { defensiveRisk } from "../risk.ts";
 import { NORM_AXES, type NormAxis, valueShares } from "../value_share.ts";
 import { COMPETE } from "./kvzip.ts";
 
+/**
+ * The window is shorter than the observing policies': the gate scores recent entries as well as any, and at 10 % of 1k
+ * tokens a window of 32 is a third of the budget (bench/results/gates.md).
+ */
 const PARAMETERS: readonly Parameter[] = [
   {
     name: "read",
@@ -32,7 +36,7 @@ const PARAMETERS: readonly Parameter[] = [
   },
   { name: "norm", type: "text", default: "off", choices: NORM_AXES, help: "what value norms are divided by; or off" },
   COMPETE,
-  WINDOW,
+  { ...WINDOW, default: 8, help: "last tokens that are never evicted, and observed by combine=risk" },
   SINKS,
   { ...KERNEL, help: "width of the average pooling of combine=risk, odd" },
 ];

@@ -8,7 +8,7 @@ export const FLOOR = 1e-5;
 /** First tokens of a text that are left out: always kept, and unlike all others. */
 export const SKIPPED = 4;
 /** Last tokens that a policy protects: they don't count in the worst case. */
-export const RECENT = 32;
+export const RECENT = 8;
 
 /** What is known of one layer once it is fitted; plain numbers, so that it can be saved as JSON. */
 export interface LayerFit {
