@@ -1,6 +1,7 @@
 /**
  * Model files by name: where they lie, and how they get there. A file in the cache folder has its final name only
- * once its SHA-256 was checked (`store/part.ts`), so using one needs no more than a look at its size.
+ * once its SHA-256 was checked (`store/part.ts`); a note beside it (`store/verified.ts`) says so, and as long as the
+ * file has that size and time, using it needs no second look.
  */
 import { PalisadeError, resourceError } from "../core/errors.ts";
 import type { Host, Runtime } from "../runtime/interface.ts";
@@ -8,6 +9,7 @@ import { fetchFromHub } from "./store/hub.ts";
 import { adoptOrphans, hashFile, PartFile } from "./store/part.ts";
 import { fetchFromPip } from "./store/pip.ts";
 import { findModel, MODELS, type NamedModel } from "./store/registry.ts";
+import { isNoted, noteOf, noteVerified } from "./store/verified.ts";
 
 export { MODELS, type NamedModel } from "./store/registry.ts";
 
@@ -86,12 +88,16 @@ export async function listModels(runtime: Runtime, options: StoreOptions = {}): 
   return stored;
 }
 
-/** Removes a model and its unfinished downloads; returns the bytes freed. Throws `model.unknown`. */
+/**
+ * Removes a model, the note beside it and its unfinished downloads; returns the bytes freed, without the note's. Throws
+ * `model.unknown`.
+ */
 export async function removeModel(name: string, runtime: Runtime, options: StoreOptions = {}): Promise<number> {
   const host = hostOf(runtime);
   const { file } = findModel(name, options.models);
   const folder = modelFolder(runtime);
   let freed = 0;
+  await host.remove(noteOf(host.join(folder, file)));
   for (const entry of await host.list(folder)) {
     if (entry !== file && !(entry.startsWith(`${file}.`) && entry.endsWith(".part"))) continue;
     const path = host.join(folder, entry);
@@ -103,19 +109,19 @@ export async function removeModel(name: string, runtime: Runtime, options: Store
 
 /**
  * The path of a model given by name or file. A path (it ends in `.gguf`, has a slash, or is a file) passes through
- * unchecked; a named model that is not there yet is pulled. Throws PalisadeErrors `model.unknown` (input) and those
- * of {@link pullModel}.
+ * unchecked; a named model that is not there yet, or not noted as checked since it last changed, is pulled, which
+ * takes a good copy as it is. Throws PalisadeErrors `model.unknown` (input) and those of {@link pullModel}.
  */
 export async function resolveModel(nameOrPath: string, runtime: Runtime, options: PullOptions = {}): Promise<string> {
   const host = hostOf(runtime);
   const known = (options.models ?? MODELS).find((model) => model.name === nameOrPath);
   if (known) {
     const path = modelPath(nameOrPath, runtime, options);
-    return (await host.info(path))?.size === known.size ? path : await pullModel(nameOrPath, runtime, options);
+    return await isNoted(known, path, runtime, host) ? path : await pullModel(nameOrPath, runtime, options);
   }
   if (/\.gguf$|[\\/]/i.test(nameOrPath)) return nameOrPath;
   if ((await host.info(nameOrPath))?.kind === "file") return nameOrPath;
-  return findModel(nameOrPath, options.models).file;
+  return findModel(nameOrPath, options.models, { orFile: true }).file;
 }
 
 /**
@@ -129,7 +135,10 @@ export async function pullModel(name: string, runtime: Runtime, options: PullOpt
   const model = findModel(name, options.models);
   const path = modelPath(name, runtime, options);
   const info = await host.info(path);
-  if (info?.size === model.size && await isPinned(model, path, runtime, host)) return path;
+  if (info?.size === model.size && await isPinned(model, path, runtime, host)) {
+    await noteVerified(model, path, info, host);
+    return path;
+  }
   if (options.offline) throw offlineError(model, path, info !== undefined);
   try {
     options.signal?.throwIfAborted();
@@ -168,6 +177,7 @@ async function fetchModel(model: NamedModel, runtime: Runtime, host: Host, optio
     try {
       const path = await fetchIt();
       await host.remove(`${path}.part`);
+      await noteVerified(model, path, await host.info(path), host);
       return path;
     } catch (error) {
       options.signal?.throwIfAborted();

