@@ -29,6 +29,9 @@ const MAX_HEADER = 4 * 2 ** 20;
 const MAX_TENSORS = 65536;
 const MAX_DIMENSIONS = 8;
 const METADATA = "__metadata__";
+/** The first byte of every header. */
+const BRACE = 0x7b;
+const NO_SAFETENSORS = "it isn't a safetensors file";
 
 export interface SafeTensor {
   readonly dtype: string;
@@ -78,9 +81,12 @@ function refuse(code: string, file: string, where: string, reason: string): Pali
 }
 
 function readHeader(bytes: Uint8Array, file: string): { header: Record<string, unknown>; start: number } {
-  if (bytes.length < 8) throw refuse("truncated", file, "header.length", `${bytes.length} bytes: want at least 8`);
+  if (bytes.length < 8) {
+    throw refuse("truncated", file, "", `${NO_SAFETENSORS}: ${bytes.length} bytes, want at least 8`);
+  }
   const length = new DataView(bytes.buffer, bytes.byteOffset, 8).getBigUint64(0, true);
   if (length > BigInt(MAX_HEADER)) {
+    if (bytes[8] !== BRACE) throw refuse("header", file, "", NO_SAFETENSORS);
     throw refuse("header", file, "header.length", `a header of ${length} bytes: want at most ${MAX_HEADER}`);
   }
   const start = 8 + Number(length);

@@ -87,10 +87,17 @@ Deno.test("writeSafetensors() refuses a shape that does not fit", () => {
 });
 
 Deno.test("parseSafetensors() refuses files too short for their header", () => {
-  refused(new Uint8Array(0), "truncated", /0 bytes: want at least 8/);
+  refused(new Uint8Array(0), "truncated", /0 bytes, want at least 8/);
   refused(new Uint8Array(7), "truncated", /7 bytes/);
   refused(file({}).subarray(0, 9), "truncated", /a header of 2 bytes in a file of 9/);
-  refused(new Uint8Array(8).fill(255), "header", /want at most/);
+  const huge = file({});
+  huge.set([255, 255, 255, 255], 0);
+  refused(huge, "header", /a header of 4294967295 bytes: want at most/);
+});
+
+Deno.test("parseSafetensors() says of a text that it isn't a safetensors file", () => {
+  refused(new TextEncoder().encode("This is not a gate, it is a text."), "header", /: it isn't a safetensors file$/);
+  refused(new TextEncoder().encode("Short"), "truncated", /: it isn't a safetensors file/);
 });
 
 Deno.test("parseSafetensors() refuses headers that are no object of tensors", () => {
