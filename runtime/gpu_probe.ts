@@ -17,6 +17,9 @@ interface GpuLike {
   requestAdapter(options?: { powerPreference?: "high-performance" }): Promise<AdapterLike | null>;
 }
 
+/** Rasterisers that run on the CPU; not every runtime calls them a fallback. */
+const SOFTWARE = /\b(llvmpipe|lavapipe|swiftshader|softpipe|microsoft basic render)/i;
+
 /** Never rejects; answers within `timeoutMs` even when the driver does not. */
 export async function probeGpu(timeoutMs = 3000): Promise<GpuProbe> {
   const gpu = (globalThis as { navigator?: { gpu?: GpuLike } }).navigator?.gpu;
@@ -39,11 +42,11 @@ export async function probeGpu(timeoutMs = 3000): Promise<GpuProbe> {
   }
 }
 
+/** Some runtimes tell the vendor as a number (65541 is Mesa's), which says nothing to people. */
 function describe(adapter: AdapterLike): { description: string; fallback: boolean } {
   const info = adapter.info ?? {};
-  const words = [info.vendor, info.architecture, info.description || info.device].filter((word) => word);
-  return {
-    description: words.join(" ") || "unnamed adapter",
-    fallback: info.isFallbackAdapter ?? adapter.isFallbackAdapter ?? false,
-  };
+  const words = [info.vendor, info.architecture, info.description || info.device];
+  const name = words.filter((word) => word && !/^(0x[\da-f]+|\d+)$/i.test(word)).join(" ") || "unnamed adapter";
+  const fallback = (info.isFallbackAdapter ?? adapter.isFallbackAdapter ?? false) || SOFTWARE.test(name);
+  return { description: fallback ? `software only: ${name}` : name, fallback };
 }

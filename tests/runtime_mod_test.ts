@@ -96,6 +96,21 @@ Deno.test("probeGpu() describes the adapter, or says why there is none, and neve
   }
 });
 
+Deno.test("probeGpu() leaves out a vendor's number and names a software rasteriser as one", async () => {
+  const llvmpipe = { vendor: "65541", architecture: "", description: "llvmpipe (LLVM 15.0.6, 256 bits)" };
+  const cases: [unknown, unknown][] = [
+    [llvmpipe, { description: "software only: llvmpipe (LLVM 15.0.6, 256 bits)", fallback: true }],
+    [{ vendor: "maker", isFallbackAdapter: true }, { description: "software only: maker", fallback: true }],
+    [{ vendor: "0x10de", device: "Model 1" }, { description: "Model 1", fallback: false }],
+    [{ vendor: "4318", device: "8711" }, { description: "unnamed adapter", fallback: false }],
+  ];
+  for (const [info, expected] of cases) {
+    await withGpu({ requestAdapter: () => Promise.resolve({ info }) }, async () => {
+      assert.deepEqual(await probeGpu(50), { available: true, ...expected as object });
+    });
+  }
+});
+
 Deno.test("hasSimd128(), hasRelaxedSimd() and hasThreads() are true in this engine, which has them all", () => {
   assert.deepEqual([hasSimd128(), hasRelaxedSimd(), hasThreads()], [true, true, true]);
 });
