@@ -160,8 +160,8 @@ export interface Runtime {
 
   /**
    * The text of a file, or of standard input for `-`. Strict UTF-8: invalid bytes are refused with their offset
-   * (`text.not-utf8`), a leading byte order mark is dropped, more than `maxBytes` (default 64 MiB) is refused
-   * (`text.too-large`). File errors as in `openFile`.
+   * (`text.not-utf8`), NUL characters too (`text.binary`), a leading byte order mark is dropped, more than `maxBytes`
+   * (default 64 MiB) is refused (`text.too-large`). File errors as in `openFile`.
    */
   readText(path: string, options?: { readonly maxBytes?: number }): Promise<string>;
 

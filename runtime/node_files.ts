@@ -4,7 +4,7 @@ import { type FileHandle, open, stat } from "node:fs/promises";
 import process from "node:process";
 import { inputError, type PalisadeError, resourceError } from "../core/errors.ts";
 import type { ByteSource } from "./interface.ts";
-import { decodeUtf8, MAX_TEXT_BYTES } from "./utf8.ts";
+import { decodeText, MAX_TEXT_BYTES } from "./utf8.ts";
 
 /** Bytes asked for at a time from a stream of unknown length. */
 const CHUNK = 1 << 20;
@@ -120,7 +120,7 @@ export async function readText(path: string, options: { readonly maxBytes?: numb
     }
     chunks.push(chunk);
   }
-  return decodeUtf8(joined(chunks, size), path);
+  return decodeText(joined(chunks, size), path);
 }
 
 async function* fileChunks(path: string): AsyncGenerator<Uint8Array> {

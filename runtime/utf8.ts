@@ -5,10 +5,21 @@ import { inputError } from "../core/errors.ts";
 export const MAX_TEXT_BYTES = 64 * 1024 * 1024;
 
 /**
+ * Decodes text: {@link decodeUtf8}, and no NUL characters, which text has none of, but UTF-16 and binary files do.
+ * Throws PalisadeError input `text.binary` with the byte offset of the first NUL, and `text.not-utf8`.
+ */
+export function decodeText(bytes: Uint8Array, where: string): string {
+  const offset = bytes.indexOf(0);
+  if (offset < 0) return decodeUtf8(bytes, where);
+  const advice = "it looks like UTF-16 or a binary file; convert text to UTF-8 first";
+  throw inputError("text.binary", `Can't read ${where} as text: a NUL character at offset ${offset}; ${advice}`, where);
+}
+
+/**
  * Decodes UTF-8 without replacing anything. A leading byte order mark is dropped.
  * Throws PalisadeError input `text.not-utf8` with the byte offset of the first invalid sequence.
  */
-export function decodeUtf8(bytes: Uint8Array, where: string): string {
+function decodeUtf8(bytes: Uint8Array, where: string): string {
   try {
     return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
   } catch (cause) {

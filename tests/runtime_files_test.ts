@@ -92,6 +92,19 @@ Deno.test("readText() drops a byte order mark and refuses bytes that are not UTF
     assert.match(error.message, /offset 3/);
   }));
 
+Deno.test("readText() refuses NUL characters by the offset of the first", () =>
+  withFolder(async (folder) => {
+    const path = `${folder}/text`;
+    for (
+      const [bytes, offset] of [[[0x68, 0, 0x69, 0], 1], [[0xff, 0xfe, 0x68, 0], 3], [[0xc3, 0xa9, 0], 2]] as const
+    ) {
+      await Deno.writeFile(path, Uint8Array.from(bytes));
+      const error = await refusal(runtime.readText(path));
+      assert.deepEqual([error.kind, error.code, error.where], ["input", "text.binary", path]);
+      assert.match(error.message, new RegExp(`offset ${offset}; it looks like UTF-16 or a binary file`));
+    }
+  }));
+
 Deno.test("readText() takes up to its limit and no more", () =>
   withFolder(async (folder) => {
     const path = `${folder}/text`;
