@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { PalisadeError } from "../core/errors.ts";
 import type { ModelConfig } from "../model/config.ts";
+import type { DenseEngine } from "../model/dense/interface.ts";
 import { createNodeEngine, probeNode } from "../model/dense/node.ts";
 import { float32Bytes, pickDense, staysInBlocks, WEB_FLOAT32_LIMIT, weightForm } from "../model/dense/pick.ts";
 import type { GgufFile } from "../model/gguf/reader.ts";
@@ -148,3 +149,34 @@ Deno.test("weightForm() keeps float32 on the web up to its limit and blocks beyo
   assert.equal(weightForm("node", "auto", open.config), "blocks");
   assert.equal(weightForm("node", "quantised", open.config), "blocks");
 });
+
+Deno.test("createWebEngine() gives each of several models loaded at once its own weights", async () => {
+  const names = ["llama-plain", "llama-linear", "llama-plain", "llama-linear"] as const;
+  const files = await Promise.all(names.map((name) => openTiny(name)));
+  const alone: number[] = [];
+  for (const { file, config } of files) {
+    await using engine = await createWebEngine(file, config, "float32");
+    alone.push(await fingerprint(engine));
+  }
+  for (let round = 0; round < 3; round++) {
+    const engines = await Promise.all(files.map(({ file, config }) => createWebEngine(file, config, "float32")));
+    const together: number[] = [];
+    for (const engine of engines) together.push(await fingerprint(engine));
+    for (const engine of engines) await engine[Symbol.asyncDispose]();
+    assert.deepEqual(together, alone);
+  }
+  for (const open of files) await open[Symbol.asyncDispose]();
+});
+
+/** A number that depends on every layer's weights. */
+async function fingerprint(engine: DenseEngine): Promise<number> {
+  const { layers, heads, headDim } = engine.config;
+  const hidden = engine.embed([1, 2, 3]);
+  const attention = new Float32Array(3 * heads * headDim).fill(0.1);
+  let sum = 0;
+  for (let layer = 0; layer < layers; layer++) {
+    for (const x of await engine.qkv(layer, hidden, 3)) sum += Math.abs(x);
+    for (const x of await engine.finish(layer, hidden, attention, 3)) sum += Math.abs(x);
+  }
+  return sum;
+}

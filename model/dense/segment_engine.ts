@@ -130,10 +130,9 @@ class Sessions {
     try {
       const graph = await makeGraph();
       const { bytes, external } = encodeModel(graph);
-      const session = await this.#plan.ort.InferenceSession.create(bytes, {
-        ...this.#plan.session,
-        externalData: external,
-      });
+      const session = await oneAtATime(() =>
+        this.#plan.ort.InferenceSession.create(bytes, { ...this.#plan.session, externalData: external })
+      );
       this.#segments.set(name, { session, graph: { inputs: graph.inputs, outputs: graph.outputs } });
       this.weightBytes += graph.initializers.reduce((sum, tensor) => sum + tensor.data.byteLength, 0);
     } catch (error) {
@@ -184,4 +183,16 @@ function denseError(error: unknown, engine: DenseName, action: string): unknown 
     return resourceError("dense.memory", `Not enough memory while ${action} (${message}); ${advice}`, engine, error);
   }
   return resourceError("dense.failed", `onnxruntime failed while ${action}: ${message}`, engine, error);
+}
+
+let lastCreation: Promise<unknown> = Promise.resolve();
+
+/**
+ * onnxruntime-web keeps the external data of sessions in the making in one table per process, by name: two models
+ * loaded at once would take each other's weights.
+ */
+function oneAtATime<T>(create: () => Promise<T>): Promise<T> {
+  const creation = lastCreation.then(create);
+  lastCreation = creation.catch(() => {});
+  return creation;
 }
