@@ -1,6 +1,7 @@
 /** `palisade ask`: read a text once, evict, answer every question from what was kept. */
 import { parseKeep } from "../core/budget.ts";
 import { inputError, PalisadeError } from "../core/errors.ts";
+import type { Policy } from "../core/policy.ts";
 import { resolveStepRule } from "../core/step_registry.ts";
 import type { BackendChoice } from "../backend/pick.ts";
 import type { DenseChoice } from "../model/dense/pick.ts";
@@ -55,11 +56,15 @@ export async function ask(command: AskCommand, io: Io): Promise<number> {
   const policy = command.policy === undefined ? undefined : await loadPolicy(command.policy, io.runtime);
   const keep = command.keep === undefined ? undefined : parseKeep(command.keep);
   const maxCache = maxCacheOf(command);
+  refuseIdle(command, policy);
   for (const question of command.question) {
     if (question.trim() === "") throw inputError("question.empty", "The question has no text in it", "--question");
   }
   const text = await io.runtime.readText(command.context);
-  if (text.trim() === "") throw inputError("context.empty", `No text in ${command.context}`, "--context");
+  if (text.trim() === "") {
+    const where = command.context === "-" ? "standard input" : command.context;
+    throw inputError("context.empty", `There is no text in ${where}`, "--context");
+  }
 
   using progress = createProgress(io.interactive && !command.quiet);
   const start = performance.now();
@@ -95,9 +100,18 @@ export async function ask(command: AskCommand, io: Io): Promise<number> {
 
 function maxCacheOf({ maxCache, stepPolicy }: AskCommand): MaxCache | undefined {
   if (maxCache !== undefined) return { tokens: maxCache, rule: stepPolicy && resolveStepRule(stepPolicy) };
-  if (stepPolicy === undefined) return undefined;
-  const message = "There is nothing to evict by it without --max-cache";
-  throw new PalisadeError("usage", "step-policy.alone", message, { where: "--step-policy" });
+  if (stepPolicy !== undefined) throw idle("step-policy", "There is nothing to evict by it without --max-cache");
+  return undefined;
+}
+
+/** Refuses options that would be read and then do nothing. */
+function refuseIdle({ risk, maxCacheBytes, gate }: AskCommand, policy: Policy | undefined): void {
+  if (maxCacheBytes !== undefined && risk === undefined) throw idle("max-cache-bytes", "Nothing waits without --risk");
+  if (gate !== undefined && !policy?.needs.gate) throw idle("gate", "The policy doesn't ask a gate: add --policy gate");
+}
+
+function idle(option: string, message: string): PalisadeError {
+  return new PalisadeError("usage", `${option}.alone`, message, { where: `--${option}` });
 }
 
 /** Finds or fetches the model and starts it, with progress. */

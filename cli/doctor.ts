@@ -1,5 +1,7 @@
 /** `palisade doctor`: what is there, what isn't, and why. */
 import { pickBackend } from "../backend/pick.ts";
+import { access, constants, stat } from "node:fs/promises";
+import { dirname } from "node:path";
 import { probeNode } from "../model/dense/node.ts";
 import { cacheFolder, listModels } from "../model/store.ts";
 import { hasRelaxedSimd, hasSimd128 } from "../runtime/simd.ts";
@@ -90,5 +92,19 @@ async function cacheFinding(runtime: Io["runtime"]): Promise<Finding> {
   const models = here.length === 0
     ? "no models yet"
     : here.map((m) => `${m.model.name} (${formatBytes(m.bytes)})`).join(", ");
-  return { name: "cache folder", ok: true, text: `${folder}: ${models}` };
+  const trouble = await cantWrite(folder);
+  return { name: "cache folder", ok: trouble === "", text: `${folder}: ${trouble || models}` };
+}
+
+/** Why nothing could be written into `folder`, made or still to be made; empty when it could. */
+async function cantWrite(folder: string): Promise<string> {
+  for (let place = folder;; place = dirname(place)) {
+    try {
+      await access(place, constants.W_OK);
+      return (await stat(place)).isDirectory() ? "" : `${place} is not a folder`;
+    } catch (error) {
+      const { code } = error as { code?: string };
+      if (code !== "ENOENT" || place === dirname(place)) return `${place} can't be written (${code})`;
+    }
+  }
 }

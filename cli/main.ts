@@ -2,22 +2,28 @@
 /** The command: connects the process to the program and leaves everything else to it. */
 import process from "node:process";
 import { writeSync } from "node:fs";
+import { resourceError } from "../core/errors.ts";
 import { currentRuntime } from "../runtime/mod.ts";
 import { EXIT, type Io } from "./io.ts";
 import { run } from "./program.ts";
 
-/** Writes at once, so that nothing is lost when the process ends; a reader that went away ends the process quietly. */
-function writer(descriptor: number): (text: string) => void {
+/**
+ * Writes at once, so that nothing is lost when the process ends. Nobody reading standard output ends the process
+ * quietly; nobody reading standard error changes nothing. A full disk is a PalisadeError `output.write`.
+ */
+function writer(descriptor: 1 | 2): (text: string) => void {
   return (text) => {
     let rest = new TextEncoder().encode(text);
     while (rest.length > 0) {
       try {
         rest = rest.subarray(writeSync(descriptor, rest));
       } catch (error) {
-        const code = (error as { code?: string }).code;
+        const { code, message } = error as { code?: string; message: string };
         if (code === "EAGAIN") continue;
+        if (descriptor === 2) return;
         if (code === "EPIPE") process.exit(EXIT.ok);
-        throw error;
+        const reason = code === "ENOSPC" ? "the disk is full" : message;
+        throw resourceError("output.write", `Can't write the answer: ${reason}`, "standard output", error);
       }
     }
   };

@@ -43,9 +43,15 @@ function buildProgram(io: Io, all: boolean, done: (code: number) => void): Comma
     .addHelpText("after", `\nExample: palisade ask --context book.txt --question "Who is Ishmael?"\n${EXIT_CODES}`);
   // Commands made from here on inherit these.
   program.exitOverride()
-    .configureOutput({ writeOut: io.out, writeErr: io.err, getOutHelpWidth: () => 80, getErrHelpWidth: () => 80 })
+    .configureOutput({
+      writeOut: io.out,
+      writeErr: io.err,
+      getOutHelpWidth: () => 80,
+      getErrHelpWidth: () => 80,
+      outputError: (text, write) => write(text.replace(/^error: /, "palisade: ")),
+    })
     .configureHelp({ optionDescription: describe })
-    .showHelpAfterError("(palisade --help lists the commands and options)");
+    .showHelpAfterError("(--help lists what can be said here)");
   addAsk(program, io, all, done);
   addDemo(program, io, done);
   addShow(program, io, done);
@@ -226,8 +232,7 @@ function integer(min: number, max = Number.MAX_SAFE_INTEGER): (text: string) => 
   return (text) => {
     const value = Number(text);
     if (/^[+-]?\d+$/.test(text) && value >= min && value <= max) return value;
-    const range = max === Number.MAX_SAFE_INTEGER ? `≥ ${min}` : `from ${min} to ${max}`;
-    throw new InvalidArgumentError(`Want a whole number ${range}.`);
+    throw new InvalidArgumentError(`Want a whole number from ${min} to ${max}.`);
   };
 }
 

@@ -38,7 +38,7 @@ export function reportText(report: Report): string {
   const cut = report.answers.filter(({ finish }) => finish !== "stop").map(({ finish }) => CUT[finish]);
   if (cut.length > 0) lines.push(["ended", [...new Set(cut)].join("; ")]);
   if (window.used !== window.asked) {
-    lines.push(["window", `${window.used} tokens observed instead of ${window.asked}: the budget is small`]);
+    lines.push(["window", `the last ${window.used} of ${window.asked} tokens were observed: the budget is small`]);
   }
   if (tokens.replaced > 0) {
     lines.push([

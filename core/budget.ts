@@ -24,7 +24,7 @@ const WANTED = "want a percentage such as 20%, a fraction such as 0.2 or 1.0, or
  * @throws PalisadeError `keep.syntax` when the text is no such number, `keep.range` when it is 0, negative or above all.
  */
 export function parseKeep(text: string): Keep {
-  const match = /^([+-]?)(\d*)(\.\d*)?(%?)$/.exec(text.trim());
+  const match = /^([+-]?)(\d*)(\.\d*)?( ?%)?$/.exec(text.trim());
   if (!match || !/\d/.test(text)) throw inputError("keep.syntax", `Cannot read keep "${text}": ${WANTED}`, "--keep");
   const [, sign, whole, decimals, percent] = match;
   const number = Number(`${whole || "0"}${decimals && decimals.length > 1 ? decimals : ""}`);
@@ -46,7 +46,7 @@ export function checkKeep(keep: Keep, text: string = JSON.stringify(keep)): Keep
     ? keep.ratio >= 0 && keep.ratio < 1
     : keep.fraction > 0 && keep.fraction <= 1;
   if (!fine) {
-    throw inputError("keep.range", `Cannot keep "${text}": want more than nothing and at most everything`, "--keep");
+    throw inputError("keep.range", `Cannot keep "${text}": it is not between nothing and 100%; ${WANTED}`, "--keep");
   }
   return keep;
 }

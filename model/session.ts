@@ -81,6 +81,7 @@ export async function openContext(model: Model, text: string, options: ContextOp
     : resolvePolicy(options.policy ?? (options.riskWorst === undefined ? "layer-defensive" : "defensive-risk"));
   const risk = resolveRisk(options, policy, rivals(options));
   const keep = typeof options.keep === "object" ? options.keep : parseKeep(options.keep ?? "20%");
+  if (typeof text !== "string") throw new TypeError(`openContext() wants a text, not ${typeof text}`);
   if (text.trim() === "") throw inputError("context.empty", "The context has no text in it", "--context");
   const ids = contextIds(model.frame, model.tokenizer, text);
   const plan = planOf(model, ids, options);

@@ -48,7 +48,7 @@ const REFUSED: [string, string[], number, RegExp][] = [
   ["a bad length", ["eval", ...OUT, "--length", "1m"], 3, /--length.*1m/],
   ["no models", ["eval", ...OUT, "--models", ","], 3, /--models/],
   ["a haystack that isn't there", ["eval", ...OUT, "--haystack", join(folder, "no.txt")], 3, /no\.txt/],
-  ["no samples", ["eval", ...OUT, "--samples", "0"], 2, /≥ 1/],
+  ["no samples", ["eval", ...OUT, "--samples", "0"], 2, /from 1 to/],
   ["results that aren't there", ["report", join(folder, "no.jsonl")], 3, /no\.jsonl/],
   ["a context that isn't there", ["show", "--context", join(folder, "no.txt")], 3, /no\.txt/],
 ];

@@ -16,7 +16,11 @@ Deno.test("VERSION is the package's version", async () => {
   assert.equal(VERSION, manifest.version);
 });
 
-for (const command of [[], ["ask"], ["demo"], ["models"], ["models", "pull"], ["policies"], ["doctor"], ["calibrate"]]) {
+for (
+  const command of [[], ["ask"], ["demo"], ["models"], ["models", "pull"], ["policies"], ["doctor"], ["calibrate"], [
+    "worker",
+  ]]
+) {
   Deno.test(`run() prints a help that fits a screen for "${command.join(" ")}"`, async () => {
     const { code, out } = await palisade([...command, "--help"]);
     assert.equal(code, 0);
@@ -36,10 +40,13 @@ const REFUSED: [string, string[], number, RegExp][] = [
   ["an unknown dense engine", [...ASK, "--dense", "torch"], 2, /auto, web, node/],
   ["a negative temperature", [...ASK, "--temperature", "-1"], 2, /from 0 to 10/],
   ["a top-p above 1", [...ASK, "--top-p", "1.5"], 2, /to 1/],
-  ["zero tokens", [...ASK, "--max-tokens", "0"], 2, /≥ 1/],
+  ["zero tokens", [...ASK, "--max-tokens", "0"], 2, /from 1 to/],
   ["half a token", [...ASK, "--max-tokens", "1.5"], 2, /whole number/],
+  ["bytes to wait in without a risk", [...ASK, "--max-cache-bytes", "100"], 2, /--max-cache-bytes.*--risk/],
+  ["a gate for a policy without one", [...ASK, "--gate", "no.json"], 2, /--gate.*--policy gate/],
+  ["a seed too large", [...ASK, "--seed", "99999999999999999999"], 2, /to 9007199254740991/],
   ["zero threads", [...ASK, "--threads", "0"], 2, /from 1 to 64/],
-  ["a cap of 0", [...ASK, "--max-cache", "0"], 2, /--max-cache.*≥ 1/s],
+  ["a cap of 0", [...ASK, "--max-cache", "0"], 2, /--max-cache.*from 1 to/s],
   ["a step policy without a cap", [...ASK, "--step-policy", "h2o"], 2, /--step-policy.*--max-cache/],
   ["an unknown step policy", [...ASK, "--max-cache", "99", "--step-policy", "h20"], 3, /--step-policy.*mean h2o/],
   ["unknown positions", [...ASK, "--positions", "false"], 2, /true, rerotate/],

@@ -80,7 +80,7 @@ const REFUSED: [string, string[], number, RegExp][] = [
   ["a risk of 0", ["--risk", "0"], 2, /above 0 below 1/],
   ["a risk of 1", ["--risk", "1"], 2, /above 0 below 1/],
   ["a threshold that is no number", ["--risk-worst", "x"], 2, /above 0 below 1/],
-  ["no bytes", ["--risk", "0.1", "--max-cache-bytes", "0"], 2, /≥ 1/],
+  ["no bytes", ["--risk", "0.1", "--max-cache-bytes", "0"], 2, /from 1 to/],
   ["a threshold on other scores", ["--risk-worst", "0.1", "--policy", "snapkv"], 3, /snapkv.*defensive-risk/],
 ];
 

@@ -27,6 +27,7 @@ const ACCEPTED: [string, Keep][] = [
   ["800", { tokens: 800 }],
   ["+800", { tokens: 800 }],
   [" 20% ", { fraction: 0.2 }],
+  ["20 %", { fraction: 0.2 }],
   ["007", { tokens: 7 }],
 ];
 for (const [text, keep] of ACCEPTED) {
@@ -40,7 +41,7 @@ const UNREADABLE = [
   "1e3",
   "NaN",
   "Infinity",
-  "20 %",
+  "20  %",
   "0x10",
   "1,5",
   "%",
