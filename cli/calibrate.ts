@@ -37,6 +37,7 @@ export async function calibrate(command: CalibrateCommand, io: Io): Promise<numb
     const out = command.out ??
       host.join(gateFolder(io.runtime), `${baseName(path).replace(/\.gguf$/, "")}${GATE_SUFFIX}`);
     if (command.out === undefined) await host.makeFolder(gateFolder(io.runtime));
+    await checkWritable(out, io);
     const sha256 = await sha256Of(path, io.runtime);
     await using model = await loadModel(path, io.runtime, {
       backend: command.backend,
@@ -89,10 +90,17 @@ function progressOf(progress: Progress, plan: CalibrationPlan, layers: number) {
     progress.update(`Calibrating, ${layers} layers × ${texts} texts`, done, total);
 }
 
+/** Told before the hours of work, not after. */
+async function checkWritable(path: string, { runtime }: Io): Promise<void> {
+  const host = runtime.host!, part = `${path}.part`;
+  await (await host.create(part, { named: path })).close();
+  await host.remove(part);
+}
+
 /** A whole file or none. */
 async function writeFile(path: string, bytes: Uint8Array, { runtime }: Io): Promise<void> {
   const host = runtime.host!, part = `${path}.part`;
-  const sink = await host.create(part);
+  const sink = await host.create(part, { named: path });
   try {
     await sink.write(bytes);
     await sink.sync();

@@ -90,8 +90,11 @@ export interface Host {
   rename(from: string, to: string): Promise<boolean>;
   /** Removes a file, or a folder with all that is in it; nothing there is fine. */
   remove(path: string): Promise<void>;
-  /** Opens a file for writing: emptied, or at its end with `append`. */
-  create(path: string, options?: { readonly append?: boolean }): Promise<ByteSink>;
+  /**
+   * Opens a file for writing: emptied, or at its end with `append`. PalisadeErrors input `file.no-folder`,
+   * `file.is-folder`, `file.no-permission` name `named`, default `path`: what the user asked for.
+   */
+  create(path: string, options?: { readonly append?: boolean; readonly named?: string }): Promise<ByteSink>;
   sha256(): Hasher;
   /** Runs a program to its end; `undefined` when there is no such program. Standard input is empty. */
   execute(

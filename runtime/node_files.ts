@@ -1,6 +1,7 @@
 /** Reading files through `node:fs`, which Deno and Bun implement too. */
-import { constants } from "node:fs";
+import { constants, existsSync, statSync } from "node:fs";
 import { type FileHandle, open, stat } from "node:fs/promises";
+import { dirname } from "node:path";
 import process from "node:process";
 import { inputError, type PalisadeError, resourceError } from "../core/errors.ts";
 import type { ByteSource } from "./interface.ts";
@@ -9,13 +10,15 @@ import { decodeText, MAX_TEXT_BYTES } from "./utf8.ts";
 /** Bytes asked for at a time from a stream of unknown length. */
 const CHUNK = 1 << 20;
 
-/** What a failed system call means to the user. */
+/** What a failed system call on something that is there, or should be, means to the user. */
 export function fileError(error: unknown, path: string): PalisadeError {
   const code = (error as { code?: string }).code ?? "";
+  if (path === "") return inputError("file.not-found", "Can't open a file: an empty path names none", path, error);
   switch (code) {
     case "ENOENT":
-    case "ENOTDIR":
       return inputError("file.not-found", `Can't open ${path}: there is no such file`, path, error);
+    case "ENOTDIR":
+      return inputError("file.not-found", `Can't open ${path}: ${notFolder(path)}`, path, error);
     case "EISDIR":
       return folderError(path);
     case "EACCES":
@@ -31,10 +34,55 @@ export function fileError(error: unknown, path: string): PalisadeError {
     case "ENFILE":
       return resourceError("file.too-many-open", `Can't open ${path}: too many open files`, path, error);
   }
+  // Without a code of its own in Deno.
+  if (code === "EIO" || /\bEIO\b|os error 5\)/.test((error as Error)?.message)) {
+    return inputError("file.unreadable", `Can't read or write ${path}: an I/O error`, path, error);
+  }
   if ((error as Error)?.name === "NotCapable") {
     return inputError("file.no-permission", `Can't open ${path}: Deno was not given permission for it`, path, error);
   }
   return inputError("file.unreadable", `Can't use ${path}: ${(error as Error)?.message ?? error}`, path, error);
+}
+
+/** What a failed system call means that should have made the file or folder at `path`. */
+export function createError(error: unknown, path: string): PalisadeError {
+  const refuse = (code: string, reason: string) => inputError(code, `Can't create ${path}: ${reason}`, path, error);
+  switch ((error as { code?: string }).code) {
+    case "ENOENT":
+      if (path === "") {
+        return inputError("file.not-found", "Can't create a file: an empty path names none", path, error);
+      }
+      return refuse("file.no-folder", missingFolder(path));
+    case "ENOTDIR":
+    case "EEXIST":
+      return refuse("file.no-folder", notFolder(path));
+    case "EISDIR":
+      return refuse("file.is-folder", "there is a folder of that name");
+    case "EACCES":
+    case "EPERM":
+    case "ERR_ACCESS_DENIED":
+      return refuse("file.no-permission", "permission denied");
+  }
+  return fileError(error, path);
+}
+
+/** The first part of `path` that is no folder, although something is below it. */
+function notFolder(path: string): string {
+  const file = [path, ...parents(path)].findLast((part) => statSync(part, { throwIfNoEntry: false })?.isFile());
+  return `${file ?? dirname(path)} is not a folder`;
+}
+
+/** A folder may be there and still take nothing: those of /proc, for one. */
+function missingFolder(path: string): string {
+  const folder = parents(path)[0];
+  if (existsSync(folder)) return `the system allows nothing new in the folder ${folder}`;
+  return `the folder ${folder} does not exist`;
+}
+
+/** The folders around `path`, the innermost first. */
+function parents(path: string): string[] {
+  const folder = dirname(path);
+  return folder === path ? [] : [folder, ...parents(folder)];
 }
 
 function folderError(path: string): PalisadeError {

@@ -3,11 +3,12 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import { mkdir, open, readdir, rename, rm, stat } from "node:fs/promises";
 import { constants, homedir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
+import { PalisadeError } from "../core/errors.ts";
 import type { ByteSink, FileInfo, Hasher, Host, ProcessOptions, ProcessResult } from "./interface.ts";
-import { fileError } from "./node_files.ts";
+import { createError, fileError } from "./node_files.ts";
 import { startThread } from "./node_thread.ts";
 
 /** How much of a program's output is kept for messages. */
@@ -57,8 +58,30 @@ async function move(from: string, to: string): Promise<boolean> {
   }
 }
 
-async function create(path: string, options: { readonly append?: boolean } = {}): Promise<ByteSink> {
-  const handle = await named(path, () => open(path, options.append ? "a" : "w"));
+/** Parents first, one by one: Node's own recursion never ends where a folder takes nothing, as in /proc. */
+async function makeFolder(path: string): Promise<void> {
+  try {
+    if ((await info(path))?.kind === "folder") return;
+    if (dirname(path) !== path) await makeFolder(dirname(path));
+    await mkdir(path);
+  } catch (error) {
+    if (error instanceof PalisadeError) throw error;
+    // Someone else may have made it meanwhile.
+    if ((error as { code?: string }).code === "EEXIST" && (await info(path))?.kind === "folder") return;
+    throw createError(error, path);
+  }
+}
+
+async function create(
+  path: string,
+  options: { readonly append?: boolean; readonly named?: string } = {},
+): Promise<ByteSink> {
+  let handle;
+  try {
+    handle = await open(path, options.append ? "a" : "w");
+  } catch (error) {
+    throw createError(error, options.named ?? path);
+  }
   return {
     write: (bytes) =>
       named(path, async () => {
@@ -134,7 +157,7 @@ export const nodeHost: Host = {
   homeFolder: homedir(),
   join,
   pathOf: (url) => fileURLToPath(url),
-  makeFolder: (path) => named(path, async () => void await mkdir(path, { recursive: true })),
+  makeFolder,
   info,
   list,
   rename: move,

@@ -81,6 +81,42 @@ Deno.test("fileError() gives every failed system call a meaning", () => {
   }
 });
 
+Deno.test("create() and makeFolder() say what keeps a file from being made", () =>
+  withFolder(async (folder) => {
+    const host = runtime.host!, file = `${folder}/file`;
+    await Deno.writeTextFile(file, "x");
+    const cases: [() => Promise<unknown>, string, string][] = [
+      [
+        () => host.create(`${folder}/no/x`),
+        "file.no-folder",
+        `create ${folder}/no/x: the folder ${folder}/no does not exist`,
+      ],
+      [() => host.create(`${file}/x`), "file.no-folder", `create ${file}/x: ${file} is not a folder`],
+      [
+        () => host.create(`${folder}/no/x.part`, { named: `${folder}/no/x` }),
+        "file.no-folder",
+        `create ${folder}/no/x: `,
+      ],
+      [() => host.create(folder), "file.is-folder", `create ${folder}: `],
+      [() => host.create(""), "file.not-found", "create a file: an empty path names none"],
+      [() => host.makeFolder(`${file}/models`), "file.no-folder", `${file} is not a folder`],
+      [() => host.makeFolder(file), "file.no-folder", `${file} is not a folder`],
+      [() => runtime.readText(`${file}/x`), "file.not-found", `open ${file}/x: ${file} is not a folder`],
+      [() => runtime.readText(""), "file.not-found", "open a file: an empty path names none"],
+    ];
+    if (Deno.build.os === "linux") {
+      cases.push([() => host.makeFolder("/proc/x/models"), "file.no-folder", "create /proc/x: "]);
+    }
+    for (const [use, code, message] of cases) {
+      const error = await refusal(use());
+      assert.equal(error.code, code, message);
+      assert.ok(error.message.includes(message), error.message);
+    }
+    await host.makeFolder(`${folder}/a/b`);
+    await host.makeFolder(`${folder}/a/b`);
+    assert.equal((await host.info(`${folder}/a/b`))?.kind, "folder");
+  }));
+
 Deno.test("readText() drops a byte order mark and refuses bytes that are not UTF-8 by their offset", () =>
   withFolder(async (folder) => {
     const path = `${folder}/text`;
