@@ -511,7 +511,13 @@ const QUEUE_OUT = ["--out", join(folder, "refused.jsonl")];
 const closed = `redis://ada:secret@127.0.0.1:${await freePort()}`;
 const REFUSED: [string, string[], number, RegExp][] = [
   ["another scheme", ["eval", ...QUEUE_OUT, "--queue", "http://x:secret@host"], 2, /--queue: .*http:….*redis:\/\/HOST/],
-  ["no URL", ["worker", "--queue", "localhost"], 2, /no URL.*redis:\/\/HOST/],
+  [
+    "no URL",
+    ["worker", "--queue", "localhost"],
+    2,
+    /Can't use "localhost", which is no URL, as --queue: .*redis:\/\/HOST/,
+  ],
+  ["no URL, maybe a password", ["worker", "--queue", "@x:secret@host"], 2, /Can't use what is no URL as --queue/],
   ["a database that is no number", ["worker", "--queue", "redis://x:secret@host/abc"], 2, /redis:\/\/x@host\/abc/],
   ["no queue", ["worker"], 2, /--queue/],
   ["engines with --queue", ["eval", ...QUEUE_OUT, "--queue", closed, "--backend", "ts"], 2, /palisade worker/],

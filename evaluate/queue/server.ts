@@ -28,11 +28,8 @@ export function parseQueueUrl(text: string): QueueAddress {
   const url = URL.canParse(text) ? new URL(text) : undefined;
   const database = /^\/?(\d{0,4})$/.exec(url?.pathname ?? "");
   if (!url || !/^rediss?:$/.test(url.protocol) || url.hostname === "" || !database) {
-    // The text may hold a password: only its beginning is shown.
-    const scheme = /^[a-z][a-z0-9+.-]*:/i.exec(text)?.[0];
-    const given = url && /^rediss?:$/.test(url.protocol) ? withoutPassword(url) : scheme ? `${scheme}…` : "no URL";
     const wanted = "redis://HOST:PORT/DATABASE, or rediss:// for TLS; port and database may be left out";
-    throw usageError("queue.url", `Can't use ${given} as --queue: want ${wanted}`, "--queue");
+    throw usageError("queue.url", `Can't use ${shownRefused(text, url)} as --queue: want ${wanted}`, "--queue");
   }
   return {
     shown: withoutPassword(url),
@@ -46,6 +43,14 @@ export function parseQueueUrl(text: string): QueueAddress {
       ...(url.protocol === "rediss:" && { tls: {} }),
     },
   };
+}
+
+/** What was given, as far as it can't be a password: after an @ or a colon there may be one. */
+function shownRefused(text: string, url: URL | undefined): string {
+  if (url && /^rediss?:$/.test(url.protocol)) return withoutPassword(url);
+  const scheme = /^[a-z][a-z0-9+.-]*:/i.exec(text)?.[0];
+  if (scheme) return `${scheme}…`;
+  return /[:@]/.test(text) ? "what is no URL" : `${JSON.stringify(text.slice(0, 80))}, which is no URL,`;
 }
 
 function withoutPassword(url: URL): string {
