@@ -74,7 +74,9 @@ export async function answer(
   const { tokenizer, dense, config } = model;
   const prefix = options.answerPrefix ?? "";
   const maxTokens = options.maxTokens ?? 256;
-  if (!Number.isInteger(maxTokens) || maxTokens < 1) throw new RangeError(`ask() wants maxTokens ≥ 1, not ${maxTokens}`);
+  if (!Number.isInteger(maxTokens) || maxTokens < 1) {
+    throw new RangeError(`ask() wants maxTokens ≥ 1, not ${maxTokens}`);
+  }
   const sampler = createSampler(options);
   const asked = questionIds(model.frame, tokenizer, question, prefix);
   const end = lastPosition(plan, config.contextLength);

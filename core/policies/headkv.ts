@@ -40,7 +40,11 @@ export const headkv: PolicyEntry = {
   create: (values, _, __, sources) => {
     const file = String(values.file), given = sources?.headScores?.get(file);
     if (file !== "even" && !given) {
-      throw inputError("policy.file", `headkv(file=${file}): the scores of that file were not given; loadPolicy() reads it`, "--policy");
+      throw inputError(
+        "policy.file",
+        `headkv(file=${file}): the scores of that file were not given; loadPolicy() reads it`,
+        "--policy",
+      );
     }
     const modelCounts = oncePerBudget((budget) => headCounts(budget, given, Number(values.beta)));
     return {
