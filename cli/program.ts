@@ -257,7 +257,8 @@ function reportFailure(error: unknown, io: Io): number {
     return EXIT.interrupted;
   }
   if (error instanceof PalisadeError) {
-    io.err(`palisade: ${error.where === "" ? "" : `${error.where}: `}${error.message}\n`);
+    const place = error.message.includes(error.where) ? "" : `${error.where}: `;
+    io.err(`palisade: ${place}${error.message}\n`);
     return EXIT[error.kind];
   }
   io.err(`palisade: unexpected failure: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n`);
