@@ -510,7 +510,12 @@ Deno.test("parseQueueUrl() reads host, port, database, user and TLS, and never s
 const QUEUE_OUT = ["--out", join(folder, "refused.jsonl")];
 const closed = `redis://ada:secret@127.0.0.1:${await freePort()}`;
 const REFUSED: [string, string[], number, RegExp][] = [
-  ["another scheme", ["eval", ...QUEUE_OUT, "--queue", "http://x:secret@host"], 2, /http:… as --queue: .*redis:\/\/HOST/],
+  [
+    "another scheme",
+    ["eval", ...QUEUE_OUT, "--queue", "http://x:secret@host"],
+    2,
+    /http:… as --queue: .*redis:\/\/HOST/,
+  ],
   [
     "no URL",
     ["worker", "--queue", "localhost"],
