@@ -106,8 +106,11 @@ export interface LayerRows {
   /** Rows of their own with the same content; both go on independently. */
   clone(): LayerRows;
 
-  /** Copies of one head's rows, `[length, headDim]` each. For oracles, certificates and snapshots. */
-  copyRows(kvHead: number): { keys: Float32Array; values: Float32Array };
+  /**
+   * Copies of one head's rows, `[length, headDim]` each; or of the `wanted` ones only, `[wanted, headDim]`, indices
+   * into its rows in any order. For forks, oracles, certificates and snapshots.
+   */
+  copyRows(kvHead: number, wanted?: Int32Array): { keys: Float32Array; values: Float32Array };
 
   /** Gives the memory back. The object can't be used afterwards. */
   free(): void;

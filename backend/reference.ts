@@ -254,9 +254,18 @@ class ReferenceRows implements LayerRows {
     return twin;
   }
 
-  copyRows(kvHead: number): { keys: Float32Array; values: Float32Array } {
-    const head = this.#head(kvHead);
-    return { keys: head.usedKeys.slice(), values: head.usedValues.slice() };
+  copyRows(kvHead: number, wanted?: Int32Array): { keys: Float32Array; values: Float32Array } {
+    const { usedKeys, usedValues, length } = this.#head(kvHead);
+    if (!wanted) return { keys: usedKeys.slice(), values: usedValues.slice() };
+    const outside = wanted.find((row) => row < 0 || row >= length);
+    if (outside !== undefined) throw new RangeError(`Cannot copy row ${outside}: the head has ${length}`);
+    const { headDim } = this.shape;
+    const pick = (rows: Float32Array) => {
+      const picked = new Float32Array(wanted.length * headDim);
+      wanted.forEach((row, i) => picked.set(rows.subarray(row * headDim, (row + 1) * headDim), i * headDim));
+      return picked;
+    };
+    return { keys: pick(usedKeys), values: pick(usedValues) };
   }
 
   free(): void {

@@ -6,9 +6,9 @@
  * positions stay. Policies with other windows or pooling kernels are observed anew on the same rows.
  *
  * Memory: the full cache, the kept positions of each case (four bytes an entry), for policies whose layers compete
- * the scores that are still in the race, and in {@link forkCache} one fork and one layer of copies. One fork at a time.
+ * the scores that are still in the race, and in {@link forkCache} one fork and one layer's kept rows. One fork at a time.
  */
-import { type HeadRows, RaggedCache } from "../cache/ragged.ts";
+import { RaggedCache } from "../cache/ragged.ts";
 import { layerSelections } from "../core/allocate.ts";
 import { type Keep, resolveBudget } from "../core/budget.ts";
 import type { Budget, Needs, Observation, Policy, Reduction } from "../core/policy.ts";
@@ -121,7 +121,7 @@ export async function collect(
 
 /**
  * A cache of its own that holds only the kept entries; `full`, which must be whole, is left as it is. Layer by layer,
- * so that one layer's copies more than the fork are held at the worst moment.
+ * so that copies of one layer's kept rows are held beside the fork, never of all.
  */
 export function forkCache(full: RaggedCache, kept: readonly (readonly Int32Array[])[]): RaggedCache {
   const { backend, shape } = full;
@@ -129,7 +129,8 @@ export function forkCache(full: RaggedCache, kept: readonly (readonly Int32Array
   try {
     for (let layer = 0; layer < shape.layers; layer++) {
       const rows = full.rows(layer);
-      fork.fill(layer, kept[layer].map((positions, head) => gather(rows.copyRows(head), positions, shape.headDim)));
+      // In a whole cache a row's index is its position.
+      fork.fill(layer, kept[layer].map((positions, head) => ({ ...rows.copyRows(head, positions), positions })));
     }
     fork.advance(full.position);
     return fork;
@@ -137,16 +138,6 @@ export function forkCache(full: RaggedCache, kept: readonly (readonly Int32Array
     fork[Symbol.dispose]();
     throw error;
   }
-}
-
-/** The rows at these positions: in a whole cache a row's index is its position. */
-function gather(all: { keys: Float32Array; values: Float32Array }, positions: Int32Array, headDim: number): HeadRows {
-  const pick = (rows: Float32Array) => {
-    const picked = new Float32Array(positions.length * headDim);
-    positions.forEach((row, i) => picked.set(rows.subarray(row * headDim, (row + 1) * headDim), i * headDim));
-    return picked;
-  };
-  return { keys: pick(all.keys), values: pick(all.values), positions };
 }
 
 /** Scores and selects for one case, layer by layer. */

@@ -83,6 +83,9 @@ class Refuse implements Step {
     assert.throws(() => rows.truncate(model.heads.map((head) => head.length + 1)), RangeError);
     assert.throws(() => rows.append(new Float32Array(9), new Float32Array(10), 1), RangeError);
     assert.throws(() => rows.copyRows(SHAPE.kvHeads), RangeError);
+    for (const bad of [-1, model.heads[1].length]) {
+      assert.throws(() => rows.copyRows(1, Int32Array.of(bad)), RangeError);
+    }
   }
   toString = () => "refuse";
 }
@@ -97,6 +100,10 @@ class Read implements Step {
       const { keys, values } = rows.copyRows(h);
       assert.deepEqual(keys, floats(head));
       assert.deepEqual(values, floats(head).map((x) => -x));
+      const wanted = Int32Array.from(head.keys()).filter((i) => i % 3 === 1).reverse();
+      const some = rows.copyRows(h, wanted);
+      assert.deepEqual(some.keys, floats([...wanted].map((i) => head[i])));
+      assert.deepEqual(some.values, some.keys.map((x) => -x));
       live += head.length * ROW_BYTES;
     });
     assert.equal(rows.liveBytes, live);

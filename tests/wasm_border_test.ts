@@ -72,7 +72,10 @@ for (const [build, start] of Object.entries(BUILDS)) {
     assert.equal(call.rows_norms(rows, a, 2, c), BUFFER);
     assert.equal(call.select_top(c, -1, -1, 5, 6, large), SHAPE);
     assert.equal(call.select_top(c, -1, -1, 2000, 6, large), BUFFER);
-    assert.equal(call.rows_copy(rows, 1, c, large), SHAPE);
+    assert.equal(call.rows_copy(rows, 1, -1, 0, c, large), SHAPE);
+    assert.equal(call.rows_copy(rows, 0, a, 1 << 20, c, large), BUFFER);
+    assert.equal(call.rows_copy(rows, 0, a, -1, c, large), SHAPE);
+    assert.equal(call.rows_copy(rows, 0, a, 4, a, large), HANDLE, "list and output are one buffer");
   });
 
   Deno.test(`${build}: kept rows and lengths are checked before anything moves`, async () => {

@@ -54,7 +54,7 @@ export interface KernelExports {
   rows_norms(rows: number, wo: number, width: number, norms: number): number;
   rows_compact(rows: number, kept: number, total: number, counts: number): number;
   rows_truncate(rows: number, lengths: number): number;
-  rows_copy(rows: number, kvHead: number, keys: number, values: number): number;
+  rows_copy(rows: number, kvHead: number, wanted: number, count: number, keys: number, values: number): number;
   select_top(
     scores: number,
     second: number,

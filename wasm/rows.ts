@@ -211,11 +211,13 @@ export class WasmRows implements LayerRows {
     return twin;
   }
 
-  copyRows(kvHead: number): { keys: Float32Array; values: Float32Array } {
-    const handle = this.#alive(), floats = this.length(kvHead) * this.shape.headDim;
+  copyRows(kvHead: number, wanted?: Int32Array): { keys: Float32Array; values: Float32Array } {
+    const handle = this.#alive(), length = this.length(kvHead);
+    const count = wanted?.length ?? length, floats = count * this.shape.headDim;
     return this.#kernels.withBuffers((buffers) => {
+      const list = wanted ? buffers.from(wanted) : -1;
       const [keys, values] = [buffers.zeros(floats * 4), buffers.zeros(floats * 4)];
-      this.#do("copy rows", (call) => call.rows_copy(handle, kvHead, keys, values));
+      this.#do("copy rows", (call) => call.rows_copy(handle, kvHead, list, count, keys, values));
       return {
         keys: buffers.read(keys, new Float32Array(floats)),
         values: buffers.read(values, new Float32Array(floats)),

@@ -222,17 +222,21 @@ pub extern "C" fn rows_truncate(rows: i32, lengths: i32) -> i32 {
     })
 }
 
-/// Copies one head's rows, `(length, dim)` each.
+/// Copies one head's rows, `(length, dim)` each; or with `wanted` (`count` int32, −1 for none) only those.
 #[no_mangle]
-pub extern "C" fn rows_copy(rows: i32, kv_head: i32, keys: i32, values: i32) -> i32 {
+pub extern "C" fn rows_copy(rows: i32, kv_head: i32, wanted: i32, count: i32, keys: i32, values: i32) -> i32 {
     run(|state| {
         let (layer, kv_head) = (state.layers.get(rows)?, size(kv_head)?);
-        let head = layer.rows.get(kv_head).ok_or(Error::Shape)?;
-        let length = product(&[head.length, layer.dim])?;
-        state.buffers.lend([keys, values], |[mut keys, mut values]| {
-            let keys = keys.as_mut().ok_or(Error::Handle)?.view_mut(length)?;
-            let values = values.as_mut().ok_or(Error::Handle)?.view_mut(length)?;
-            layer.copy(kv_head, keys, values);
+        let length = layer.rows.get(kv_head).ok_or(Error::Shape)?.length;
+        state.buffers.lend([wanted, keys, values], |[wanted, mut keys, mut values]| {
+            let copied = if wanted.is_some() { size(count)? } else { length };
+            let floats = product(&[copied, layer.dim])?;
+            let keys = keys.as_mut().ok_or(Error::Handle)?.view_mut(floats)?;
+            let values = values.as_mut().ok_or(Error::Handle)?.view_mut(floats)?;
+            match wanted {
+                Some(wanted) => layer.copy_some(kv_head, wanted.view(copied)?, keys, values)?,
+                None => layer.copy(kv_head, keys, values),
+            }
             Ok(0)
         })
     })

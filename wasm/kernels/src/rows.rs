@@ -183,13 +183,28 @@ impl Layer {
 
     /// Copies one head's rows out, `(length, dim)` each.
     pub fn copy(&mut self, head: usize, keys: &mut [f32], values: &mut [f32]) {
-        let (dim, stride) = (self.dim, self.stride);
-        let head = &mut self.rows[head];
-        for i in 0..head.length {
-            let page = &mut head.pages[i / PAGE];
-            keys[i * dim..][..dim].copy_from_slice(&page.row(Part::Key, i % PAGE, stride)[..dim]);
-            values[i * dim..][..dim].copy_from_slice(&page.row(Part::Value, i % PAGE, stride)[..dim]);
+        for row in 0..self.rows[head].length {
+            self.copy_row(head, row, row, keys, values);
         }
+    }
+
+    /// Copies the rows listed in `wanted` (any order) out, `(wanted, dim)` each.
+    pub fn copy_some(&mut self, head: usize, wanted: &[i32], keys: &mut [f32], values: &mut [f32]) -> Result<()> {
+        let length = self.rows[head].length;
+        if wanted.iter().any(|&row| row < 0 || row as usize >= length) {
+            return Err(Error::Shape);
+        }
+        for (to, &row) in wanted.iter().enumerate() {
+            self.copy_row(head, row as usize, to, keys, values);
+        }
+        Ok(())
+    }
+
+    fn copy_row(&mut self, head: usize, row: usize, to: usize, keys: &mut [f32], values: &mut [f32]) {
+        let (dim, stride) = (self.dim, self.stride);
+        let page = &mut self.rows[head].pages[row / PAGE];
+        keys[to * dim..][..dim].copy_from_slice(&page.row(Part::Key, row % PAGE, stride)[..dim]);
+        values[to * dim..][..dim].copy_from_slice(&page.row(Part::Value, row % PAGE, stride)[..dim]);
     }
 }
 
