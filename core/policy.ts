@@ -174,6 +174,8 @@ export interface Policy {
   readonly keepsAll?: boolean;
   /** True when a score is a worst-case importance, 0 … 1, so that a fixed threshold on it means something. */
   readonly importance?: boolean;
+  /** Its score is a foretold ln importance, right up to a margin that holds with this probability, 0 … 1. */
+  readonly foretold?: { readonly coverage: number };
   /** True when it evicts while reading, chunk by chunk: only for scores that are known when the key is made. */
   readonly streams?: boolean;
   /** Pure: reads the observation, returns new arrays. */

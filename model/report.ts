@@ -2,6 +2,7 @@
 import { type Health, healthOf } from "../cache/health.ts";
 import type { ParameterValues } from "../core/policy.ts";
 import { type CertificateReport, certificateReport } from "./certificate_report.ts";
+import type { WorstCase } from "./gate/worst_case.ts";
 import type { Model } from "./model.ts";
 import type { Answer, CapFigures, Context, Finish, Positions } from "./session.ts";
 
@@ -90,6 +91,8 @@ export interface RiskReport {
   readonly reached: number | null;
   /** Times the context was read. */
   readonly passes: number;
+  /** What is promised where importance is foretold by a gate: for texts like those held out, of at most their length. */
+  readonly worstCase: (WorstCase & { readonly longer: boolean }) | null;
 }
 
 /** What only the caller knows. */
@@ -180,9 +183,11 @@ function maxCacheReport({ plan, keepCapped }: Context, answers: readonly Answer[
   };
 }
 
-function riskReport({ risk }: Context): RiskReport | null {
+function riskReport({ risk, tokens }: Context): RiskReport | null {
   if (!risk) return null;
-  return { kind: risk.kind, asked: risk.limit, reached: risk.reached ?? null, passes: risk.passes ?? 1 };
+  const { kind, limit: asked, reached = null, passes = 1, worstCase } = risk;
+  const promised = worstCase ? { ...worstCase, longer: tokens > worstCase.textTokens } : null;
+  return { kind, asked, reached, passes, worstCase: promised };
 }
 
 function layerReport(context: Context, layer: number): LayerReport {

@@ -11,7 +11,10 @@ export interface RiskSettings {
    * that a window query loses is at most this; 0 < risk < 1.
    */
   readonly risk?: number;
-  /** Instead of `keep`: evicts only entries whose worst-case importance is below this; 0 < riskWorst < 1. */
+  /**
+   * Instead of `keep`: evicts only entries whose worst-case importance is below this; 0 < riskWorst < 1. With a gate
+   * that importance is foretold, and holds with a stated probability (`model/gate/worst_case.ts`).
+   */
   readonly riskWorst?: number;
   /** Bytes of keys and values that may wait for `risk`, an integer ≥ 1. Beyond it the context is read several times. */
   readonly maxCacheBytes?: number;
@@ -48,8 +51,8 @@ export function resolveRisk(settings: RiskSettings, policy: Policy, others: read
     throw inputError("risk.range", `Can't bound the risk by ${limit}: want a number above 0 and below 1`, name);
   }
   if (risk !== undefined) return { kind: "mean", limit, maxCacheBytes };
-  if (!policy.importance) {
-    const message = `${policy.name} has no importance to compare with a threshold: use defensive-risk`;
+  if (!policy.importance && !policy.foretold) {
+    const message = `${policy.name} has no importance to compare with a threshold: use defensive-risk, or plain gate`;
     throw inputError("risk.policy", message, name);
   }
   return { kind: "worst", limit };

@@ -15,6 +15,7 @@ import type { Budget, Policy } from "../core/policy.ts";
 import { resolvePolicy } from "../core/registry.ts";
 import { type Answer, answer, type AskOptions, type DecodePlan, type Positions } from "./answer.ts";
 import type { Gate } from "./gate/file.ts";
+import { type WorstCase, worstCaseOf } from "./gate/worst_case.ts";
 import { budgetUnderCap, type MaxCache, resolveMaxCache } from "./max_cache.ts";
 import type { Model } from "./model.ts";
 import { contextIds, controlPositions } from "./prompt.ts";
@@ -63,7 +64,7 @@ export interface Context extends Disposable {
   /** True when the cap left the context less than `keep` asked for. */
   readonly keepCapped: boolean;
   /** The limit that took the place of `keep`; with `risk`, what the search did. */
-  readonly risk?: Risk & Partial<RiskFigures>;
+  readonly risk?: Risk & Partial<RiskFigures> & { readonly worstCase?: WorstCase };
   /** One per layer, when asked: the cache as it was when the context had been read. */
   readonly certificates?: readonly LayerCertificate[];
   /** Answers from the kept entries; afterwards the cache is as it was before the question. */
@@ -87,8 +88,8 @@ export async function openContext(model: Model, text: string, options: ContextOp
   const plan = planOf(model, ids, options);
   const asked = resolveBudget(policy, risk ? { fraction: 1 } : keep, ids.length, model.config);
   const capped = plan.maxCache ? budgetUnderCap(policy, asked, plan.maxCache.tokens) : asked;
-  const { activationBytes, ms, cache, certificates, budget = capped, figures } = await refuseOutOfMemory(() =>
-    read(model, ids, { policy, budget: capped, risk }, options)
+  const { activationBytes, ms, cache, certificates, budget = capped, figures, worstCase } = await refuseOutOfMemory(
+    () => read(model, ids, { policy, budget: capped, risk }, options),
   );
   if (plan.positions === "rerotate") cache.realign(model.config.rope);
   return {
@@ -101,7 +102,7 @@ export async function openContext(model: Model, text: string, options: ContextOp
     ms,
     plan,
     keepCapped: capped !== asked,
-    risk: risk && { ...risk, ...figures },
+    risk: risk && { ...risk, ...figures, ...(worstCase && { worstCase }) },
     certificates,
     ask: (question, ask = {}) => answer(model, cache, question, ask, plan),
     [Symbol.dispose]: () => cache[Symbol.dispose](),
@@ -129,7 +130,7 @@ async function read(
   ids: readonly number[],
   { policy, budget, risk }: { policy: Policy; budget: Budget; risk?: Risk },
   options: ContextOptions,
-): Promise<ReadResult & { budget?: Budget; figures?: RiskFigures }> {
+): Promise<ReadResult & { budget?: Budget; figures?: RiskFigures; worstCase?: WorstCase }> {
   const { dense, backend, file, config } = model;
   const { onLayer, signal, beyondTrained = false } = options;
   const rolling = ids.length >= config.contextLength && !beyondTrained;
@@ -148,8 +149,12 @@ async function read(
     const { risk: figures, ...result } = await readAtRisk(dense, backend, ids, { ...whole, ...risk, risk: risk.limit });
     return { ...result, figures };
   }
-  const result = await readContext(dense, backend, ids, { ...whole, budget, threshold: risk?.limit });
-  return risk ? { ...result, budget: budgetKept(budget, result.cache.entries()) } : result;
+  if (!risk) return await readContext(dense, backend, ids, { ...whole, budget });
+  const worstCase = policy.foretold &&
+    worstCaseOf(options.gate ?? await model.gate(), risk.limit, { ...policy.foretold, budget });
+  const threshold = worstCase?.threshold ?? risk.limit;
+  const result = await readContext(dense, backend, ids, { ...whole, budget, threshold });
+  return { ...result, budget: budgetKept(budget, result.cache.entries()), worstCase };
 }
 
 /** The budget that a threshold came to: per head and layer on average, rounded down. */

@@ -46,7 +46,7 @@ Deno.test("ask --risk-worst evicts by defensive-risk if nothing else is said", a
   assert.equal(code, 0, err);
   const { policy, risk, certificate, cache, keep } = JSON.parse(out);
   assert.equal(policy.name, "defensive-risk");
-  assert.deepEqual(risk, { kind: "worst", asked: 0.05, reached: null, passes: 1 });
+  assert.deepEqual(risk, { kind: "worst", asked: 0.05, reached: null, passes: 1, worstCase: null });
   assert.ok(cache.evicted > 0);
   assert.equal(keep.tokensPerHead, Math.floor(cache.kept / (cache.perLayer.length * cache.perLayer[0].heads.length)));
   for (const { largestRisk } of certificate.layers) assert.ok(largestRisk < 0.05);

@@ -14,7 +14,6 @@ import { Draw, KINDS, mixedText, passage } from "../model/calibrate/text.ts";
 import { loadGate } from "../model/gate/find.ts";
 import { parseGate, writeGate } from "../model/gate/file.ts";
 import { loadModel, type Model } from "../model/model.ts";
-import { openContext } from "../model/session.ts";
 import { currentRuntime } from "../runtime/mod.ts";
 import { palisade } from "./helper/io.ts";
 import { openTiny } from "./helper/tiny_models.ts";
@@ -237,22 +236,65 @@ Deno.test("calibrate() stopped in the middle goes on and writes the same gate to
   });
 });
 
-Deno.test("palisade calibrate writes a gate that ask can use, and nothing else", async () => {
+for (const architecture of ["llama-plain", "qwen2-plain"]) {
+  Deno.test(`palisade calibrate of ${architecture} writes a gate that ask uses, and nothing else`, async () => {
+    await inFolder(async (folder) => {
+      const out = join(folder, "mine.gate.safetensors"), book = join(folder, "book.txt");
+      const path = fileURLToPath(new URL(`data/models/${architecture}.gguf`, import.meta.url));
+      const engine = ["--model", path, "--dense", "web"];
+      const command = (kinds: string) =>
+        palisade(["calibrate", ...engine, "--tokens", "1000", "--kinds", kinds, "--out", out]);
+      const { code, out: printed, err } = await command("prose, json");
+      assert.equal(code, 0, err);
+      assert.match(printed, /coverage promised.*texts of another kind \(logs\)[\s\S]*80\.0 %[\s\S]*95\.0 %/);
+      assert.match(printed, /wrote .*mine\.gate/);
+      assert.deepEqual(await readdir(folder), ["mine.gate.safetensors"]);
+      const gate = await loadGate(out, await currentRuntime());
+      assert.match(gate.info.calibration.texts[0], /prose, json/);
+
+      await writeFile(book, "The gate was shut, and nobody counted the stakes before the ferry came. ".repeat(12));
+      const ask = (...more: string[]) =>
+        palisade([
+          "ask",
+          ...engine,
+          "--context",
+          book,
+          "--question",
+          "Who?",
+          "--gate",
+          out,
+          "--max-tokens",
+          "3",
+          ...more,
+        ]);
+      for (const policy of ["gate", "gate(read=stream)"]) {
+        const asked = await ask("--policy", policy, "--keep", "25%", "--json");
+        assert.equal(asked.code, 0, asked.err);
+        const { cache, keep } = JSON.parse(asked.out), heads = cache.perLayer.length * cache.perLayer[0].heads.length;
+        assert.ok(cache.kept >= keep.tokensPerHead * heads && cache.kept < (keep.tokensPerHead + 1) * heads);
+      }
+      const worst = await ask("--policy", "gate(coverage=0.8)", "--risk-worst", "0.9", "--json");
+      const { risk } = JSON.parse(worst.out);
+      assert.deepEqual([risk.kind, risk.asked, risk.worstCase.coverage, risk.worstCase.texts], ["worst", 0.9, 0.8, 40]);
+      assert.ok(Math.abs(risk.worstCase.threshold - Math.log(0.9) + risk.worstCase.margin) < 1e-12);
+      const told = ["ask", ...engine, "--context", book, "--question", "Who?", "--gate", out, "--max-tokens", "3"];
+      const shown = await palisade([...told, "--policy", "gate", "--risk-worst", "0.9"], { interactive: true });
+      assert.match(
+        shown.err,
+        /^risk +evicted what scores below -\d+\.\d\d: nothing of importance 0\.9 or more, in 90\.0 %/m,
+      );
+      assert.match(shown.err, /like the 40 held out \(this one is longer than their 192 tokens: no promise\)/);
+      const bold = await ask("--policy", "gate(coverage=0.99)", "--risk-worst", "0.9");
+      assert.deepEqual([bold.code, bold.out], [3, ""]);
+      assert.match(bold.err, /40 held-out texts can't promise 0\.99: want gate\(coverage=0\.975\)/);
+    });
+  });
+}
+
+Deno.test("palisade calibrate refuses a kind of text that there is not", async () => {
   await inFolder(async (folder) => {
-    const runtime = await currentRuntime(), out = join(folder, "mine.gate.safetensors");
     const path = fileURLToPath(new URL("data/models/llama-plain.gguf", import.meta.url));
-    const command = (kinds: string) =>
-      palisade(["calibrate", "--model", path, "--tokens", "1000", "--kinds", kinds, "--out", out, "--dense", "web"]);
-    const { code, out: printed, err } = await command("prose, json");
-    assert.equal(code, 0, err);
-    assert.match(printed, /coverage promised[\s\S]*80\.0 %[\s\S]*95\.0 %[\s\S]*wrote .*mine\.gate/);
-    assert.deepEqual(await readdir(folder), ["mine.gate.safetensors"]);
-    const gate = await loadGate(out, runtime);
-    assert.match(gate.info.calibration.texts[0], /prose, json/);
-    await using model = await loadModel(path, runtime, { dense: "web", backend: "wasm", gate: out });
-    using context = await openContext(model, "The gate was shut. ".repeat(40), { policy: "gate(read=stream)" });
-    assert.equal(context.cache.entries(), context.budget.total);
-    const bad = await command("prose,poems");
+    const bad = await palisade(["calibrate", "--model", path, "--kinds", "prose,poems", "--out", join(folder, "x")]);
     assert.deepEqual([bad.code, bad.out], [3, ""]);
     assert.match(bad.err, /--kinds: Unknown kind of text "poems"/);
   });

@@ -1,6 +1,7 @@
 /** The gate that comes with the package, on the model it was fitted for. */
 import assert from "node:assert/strict";
 import { RaggedCache } from "../cache/ragged.ts";
+import { planCalibration } from "../model/calibrate/plan.ts";
 import { Draw, KINDS, mixedText } from "../model/calibrate/text.ts";
 import { loadModel, type Model } from "../model/model.ts";
 import { contextIds } from "../model/prompt.ts";
@@ -8,6 +9,7 @@ import { LayerReader } from "../model/read.ts";
 import { openContext } from "../model/session.ts";
 import { scoreSources } from "../model/sources.ts";
 import { currentRuntime } from "../runtime/mod.ts";
+import { losses } from "./helper/gate.ts";
 import { smollm2 } from "./helper/model.ts";
 
 /** Text of a seed that no calibration used. */
@@ -64,6 +66,17 @@ Deno.test("the shipped gate foretells what SmolLM2 needs to repeat a text", asyn
     }
     const mean = sum / (layers * kvHeads);
     assert.ok(mean >= 0.5, `mean correlation ${mean}`);
+  });
+
+  await t.step("--risk-worst loses nothing important in new texts; log files are counted too", async () => {
+    // Texts of a seed that no calibration used, as long as the held-out ones; at 90 % one of ten may fail.
+    const plan = await planCalibration(model, await currentRuntime(), { tokens: 1000, seed: 77 });
+    const gate = await model.gate(), at = { limit: 0.5, coverage: 0.9 };
+    const { lost, evicted } = await losses(model, gate, plan.heldOut.slice(0, 5), at);
+    assert.ok(lost <= 1, `${lost} of 5 texts lost something`);
+    assert.ok(evicted >= 0.05, `${evicted} evicted`);
+    const logs = await losses(model, gate, plan.shifted.slice(0, 2), at);
+    assert.ok(logs.evicted >= 0.05 && logs.lost <= 2, "nothing is promised for another kind of text; it is counted");
   });
 
   await t.step("evicting while reading keeps nearly the same", async () => {

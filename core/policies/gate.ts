@@ -39,6 +39,14 @@ const PARAMETERS: readonly Parameter[] = [
   { ...WINDOW, default: 8, help: "last tokens that are never evicted, and observed by combine=risk" },
   SINKS,
   { ...KERNEL, help: "width of the average pooling of combine=risk, odd" },
+  {
+    name: "coverage",
+    type: "number",
+    default: 0.9,
+    min: 0.5,
+    max: 0.999,
+    help: "how probable it is that --risk-worst holds in a new text",
+  },
 ];
 
 export const gate: PolicyEntry = {
@@ -49,6 +57,7 @@ export const gate: PolicyEntry = {
   parameters: PARAMETERS,
   create: (values: ParameterValues) => ({
     ...streaming(values),
+    ...(values.combine === "none" && values.norm === "off" && { foretold: { coverage: Number(values.coverage) } }),
     name: "gate",
     parameters: values,
     needs: {
