@@ -5,6 +5,7 @@
  * is insertion order; positions are the cache's business (`cache/`). All floats are float32 at this border. Methods
  * that compute return promises because a GPU answers later; the plain backends resolve at once.
  */
+import type { CacheType } from "../core/cache_type.ts";
 import type { Needs, Observation } from "../core/policy.ts";
 import type { KeyRotation } from "../core/rotation.ts";
 import type { AttentionShape } from "../core/shape.ts";
@@ -26,8 +27,8 @@ export interface Backend extends Disposable {
   /** One line for people: instruction set, threads. */
   readonly detail: string;
   memory(): BackendMemory;
-  /** Empty rows for one layer, with room for `reserve` rows per head. */
-  createRows(shape: AttentionShape, reserve: number): LayerRows;
+  /** Empty rows for one layer, with room for `reserve` rows per head, stored as `type`. Default `f32`. */
+  createRows(shape: AttentionShape, reserve: number, type?: CacheType): LayerRows;
   /** The exact top n of one or many segments; semantics in `core/select.ts`. */
   select(input: SelectionInput): Promise<Int32Array[]>;
 }
@@ -53,6 +54,8 @@ export interface DecodeOutputs {
 /** Keys and values of one layer. Throws RangeError on any shape, length or index that does not fit. */
 export interface LayerRows {
   readonly shape: AttentionShape;
+  /** What `append` rounds keys and values to; everything else sees them as stored. */
+  readonly type: CacheType;
   /** Rows of one KV head. */
   length(kvHead: number): number;
   /** Σ over heads of rows × row size (key and value). */
@@ -60,7 +63,11 @@ export interface LayerRows {
   /** The same with capacity slack: at most 64 spare rows per head after `compact`. */
   readonly allocatedBytes: number;
 
-  /** Appends `count` rows to EVERY head. `keys` (after RoPE) and `values`: `[count, kvHeads, headDim]`. */
+  /**
+   * Appends `count` rows to EVERY head. `keys` (after RoPE) and `values`: `[count, kvHeads, headDim]`.
+   * @throws PalisadeError (input) `cache-type.range`, nothing appended, when a number is not finite or too large for a
+   * narrower type than f32.
+   */
   append(keys: Float32Array, values: Float32Array, count: number): void;
 
   /**
@@ -99,16 +106,17 @@ export interface LayerRows {
 
   /**
    * Turns the keys to other positions: row `i` of head `h` by `moves[h][i]` positions (new − old, any sign), one list
-   * per head, `[length]`. Values and row order stay. Rows that a failure leaves half turned must be freed.
+   * per head, `[length]`. Values and row order stay; keys of a narrower type than f32 are rounded anew. Rows that a
+   * failure leaves half turned must be freed.
    */
   rotateKeys(moves: readonly Int32Array[], rotation: KeyRotation): void;
 
-  /** Rows of their own with the same content; both go on independently. */
+  /** Rows of their own with the same content and type; both go on independently. */
   clone(): LayerRows;
 
   /**
-   * Copies of one head's rows, `[length, headDim]` each; or of the `wanted` ones only, `[wanted, headDim]`, indices
-   * into its rows in any order. For forks, oracles, certificates and snapshots.
+   * One head's rows as stored, in float32, `[length, headDim]` each; or only the `wanted` ones, `[wanted, headDim]`,
+   * indices into its rows in any order. Appending them stores the same. For forks, oracles, certificates and snapshots.
    */
   copyRows(kvHead: number, wanted?: Int32Array): { keys: Float32Array; values: Float32Array };
 

@@ -3,6 +3,7 @@
  * time, the same bits in every runtime.
  */
 import { softmaxRow } from "../core/attention.ts";
+import { type CacheType, entryBytes, storable, unstorable } from "../core/cache_type.ts";
 import { ln } from "../core/exp.ts";
 import { observeWindow } from "../core/observe.ts";
 import type { Needs, Observation } from "../core/policy.ts";
@@ -11,6 +12,7 @@ import { type SelectionInput, selectTop } from "../core/select.ts";
 import type { AttentionShape } from "../core/shape.ts";
 import { valueNorms } from "../core/value_norms.ts";
 import type { AttentionOutputs, Backend, BackendMemory, DecodeOutputs, LayerRows } from "./interface.ts";
+import { StoredRows } from "./stored_rows.ts";
 
 /** Capacity grows in steps of this many rows; more spare rows than this are given back. */
 const STEP = 64;
@@ -22,7 +24,7 @@ export function createReferenceBackend(): Backend {
     name: "ts",
     detail: "plain TypeScript, double sums, one thread",
     memory: () => meter.memory(),
-    createRows: (shape, reserve) => new ReferenceRows(shape, reserve, meter),
+    createRows: (shape, reserve, type = "f32") => new ReferenceRows(shape, reserve, type, meter),
     // deno-lint-ignore require-await -- a bad input must reject, not throw
     select: async (input: SelectionInput) => selectTop(input),
     [Symbol.dispose]: () => {},
@@ -46,74 +48,91 @@ class Meter {
 
 /** Keys and values of one KV head, `[capacity, headDim]` each. */
 class HeadRows {
-  readonly #headDim: number;
   readonly #meter: Meter;
-  keys = new Float32Array(0);
-  values = new Float32Array(0);
+  readonly #keys: StoredRows;
+  readonly #values: StoredRows;
   length = 0;
 
-  constructor(headDim: number, reserve: number, meter: Meter) {
-    this.#headDim = headDim;
+  constructor(headDim: number, reserve: number, type: CacheType, meter: Meter) {
     this.#meter = meter;
-    this.resize(reserve);
+    this.#keys = new StoredRows(headDim, type);
+    this.#values = new StoredRows(headDim, type);
+    this.#resize(reserve);
   }
 
   get allocatedBytes(): number {
-    return this.keys.byteLength + this.values.byteLength;
+    return this.#keys.byteLength + this.#values.byteLength;
   }
 
-  get usedKeys(): Float32Array {
-    return this.keys.subarray(0, this.length * this.#headDim);
+  /** As stored, `[length, headDim]`; may be the store itself. */
+  get keys(): Float32Array {
+    return this.#keys.floats(this.length);
   }
 
-  get usedValues(): Float32Array {
-    return this.values.subarray(0, this.length * this.#headDim);
+  get values(): Float32Array {
+    return this.#values.floats(this.length);
   }
 
-  /** Moves the rows to a block of the smallest multiple of 64 rows that holds `rows`. */
-  resize(rows: number): void {
-    const floats = Math.ceil(rows / STEP) * STEP * this.#headDim;
-    if (floats === this.keys.length) return;
-    this.#meter.change(2 * floats * 4);
-    const before = this.allocatedBytes;
-    const [keys, values] = [new Float32Array(floats), new Float32Array(floats)];
-    keys.set(this.usedKeys);
-    values.set(this.usedValues);
-    this.keys = keys;
-    this.values = values;
-    this.#meter.change(-before);
+  /** Appends one row; `grow` has made room. */
+  push(key: Float32Array, value: Float32Array): void {
+    this.#keys.set(this.length, key);
+    this.#values.set(this.length, value);
+    this.length++;
+  }
+
+  setKeys(keys: Float32Array): void {
+    this.#keys.set(0, keys);
   }
 
   grow(rows: number): void {
-    if (this.length + rows > this.keys.length / this.#headDim) this.resize(this.length + rows);
+    if (this.length + rows > this.#keys.capacity) this.#resize(this.length + rows);
   }
 
-  /** Gives spare rows back when there are more than 64. */
-  trim(): void {
-    if (this.keys.length / this.#headDim - this.length > STEP) this.resize(this.length);
+  /** Keeps these rows, ascending. */
+  keep(rows: Int32Array): void {
+    rows.forEach((row, to) => {
+      this.#keys.move(row, to);
+      this.#values.move(row, to);
+    });
+    this.truncate(rows.length);
+  }
+
+  /** Drops rows from the end; gives spare rows back when there are more than 64. */
+  truncate(length: number): void {
+    this.length = length;
+    if (this.#keys.capacity - length > STEP) this.#resize(length);
   }
 
   copyFrom(other: HeadRows): void {
-    this.resize(other.length);
-    this.keys.set(other.usedKeys);
-    this.values.set(other.usedValues);
+    this.#resize(other.length);
+    this.#keys.copyFrom(other.#keys, other.length);
+    this.#values.copyFrom(other.#values, other.length);
     this.length = other.length;
   }
 
   free(): void {
-    this.#meter.change(-this.allocatedBytes);
-    this.keys = this.values = new Float32Array(0);
     this.length = 0;
+    this.#resize(0);
+  }
+
+  /** Moves the rows to a block of the smallest multiple of 64 rows that holds `rows`. */
+  #resize(rows: number): void {
+    const capacity = Math.ceil(rows / STEP) * STEP, before = this.allocatedBytes;
+    if (capacity === this.#keys.capacity) return;
+    for (const part of [this.#keys, this.#values]) part.resize(capacity, this.length);
+    this.#meter.change(this.allocatedBytes);
+    this.#meter.change(-before);
   }
 }
 
 class ReferenceRows implements LayerRows {
   readonly shape: AttentionShape;
+  readonly type: CacheType;
   readonly #heads: HeadRows[];
   readonly #meter: Meter;
   #freed = false;
 
-  constructor(shape: AttentionShape, reserve: number, meter: Meter) {
+  constructor(shape: AttentionShape, reserve: number, type: CacheType, meter: Meter) {
     const { heads, kvHeads, headDim } = shape;
     const whole = [heads, kvHeads, headDim].every((size) => Number.isInteger(size) && size > 0);
     if (!whole || heads % kvHeads !== 0) {
@@ -121,8 +140,9 @@ class ReferenceRows implements LayerRows {
     }
     if (!Number.isInteger(reserve) || reserve < 0) throw new RangeError(`Cannot reserve ${reserve} rows`);
     this.shape = { heads, kvHeads, headDim };
+    this.type = type;
     this.#meter = meter;
-    this.#heads = Array.from({ length: kvHeads }, () => new HeadRows(headDim, reserve, meter));
+    this.#heads = Array.from({ length: kvHeads }, () => new HeadRows(headDim, reserve, type, meter));
   }
 
   length(kvHead: number): number {
@@ -130,7 +150,7 @@ class ReferenceRows implements LayerRows {
   }
 
   get liveBytes(): number {
-    return this.#heads.reduce((sum, { length }) => sum + length * this.shape.headDim * 8, 0);
+    return this.#heads.reduce((sum, { length }) => sum + length, 0) * entryBytes(this.shape.headDim, this.type);
   }
 
   get allocatedBytes(): number {
@@ -142,14 +162,13 @@ class ReferenceRows implements LayerRows {
     const { kvHeads, headDim } = this.shape;
     checkFloats("keys", keys, count, kvHeads * headDim);
     checkFloats("values", values, count, kvHeads * headDim);
+    if (!storable(keys, this.type) || !storable(values, this.type)) throw unstorable(this.type);
     this.#heads.forEach((head, h) => {
       head.grow(count);
       for (let t = 0; t < count; t++) {
-        const from = (t * kvHeads + h) * headDim, to = (head.length + t) * headDim;
-        head.keys.set(keys.subarray(from, from + headDim), to);
-        head.values.set(values.subarray(from, from + headDim), to);
+        const from = (t * kvHeads + h) * headDim, end = from + headDim;
+        head.push(keys.subarray(from, end), values.subarray(from, end));
       }
-      head.length += count;
     });
   }
 
@@ -195,12 +214,12 @@ class ReferenceRows implements LayerRows {
   async observe(queries: Float32Array, window: number, needs: Needs): Promise<Partial<Observation>> {
     this.#checkAlive();
     const length = this.#commonLength("observe");
-    const keys = this.#heads.map((head) => head.usedKeys);
+    const keys = this.#heads.map((head) => head.keys);
     const measured = needs.window?.length
       ? observeWindow({ shape: this.shape, queries, window, keys, length }, needs)
       : {};
     if (!needs.rows) return measured;
-    return { ...measured, keys: joined(keys), values: joined(this.#heads.map((head) => head.usedValues)) };
+    return { ...measured, keys: joined(keys), values: joined(this.#heads.map((head) => head.values)) };
   }
 
   // deno-lint-ignore require-await -- a bad shape must reject, not throw
@@ -209,7 +228,7 @@ class ReferenceRows implements LayerRows {
     const { heads, headDim } = this.shape;
     checkFloats("wo", wo, width, heads * headDim);
     this.#commonLength("give value norms");
-    return joined(valueNorms(this.#heads.map((head) => head.usedValues), wo, this.shape));
+    return joined(valueNorms(this.#heads.map((head) => head.values), wo, this.shape));
   }
 
   compact(kept: readonly Int32Array[]): void {
@@ -218,15 +237,7 @@ class ReferenceRows implements LayerRows {
       throw new RangeError(`Cannot compact ${this.#heads.length} heads by ${kept.length} lists`);
     }
     kept.forEach((rows, h) => checkAscending(rows, this.#heads[h].length, h));
-    const { headDim } = this.shape;
-    this.#heads.forEach((head, h) => {
-      kept[h].forEach((row, to) => {
-        head.keys.copyWithin(to * headDim, row * headDim, (row + 1) * headDim);
-        head.values.copyWithin(to * headDim, row * headDim, (row + 1) * headDim);
-      });
-      head.length = kept[h].length;
-      head.trim();
-    });
+    this.#heads.forEach((head, h) => head.keep(kept[h]));
   }
 
   truncate(lengths: ArrayLike<number>): void {
@@ -234,29 +245,30 @@ class ReferenceRows implements LayerRows {
     const fits = lengths.length === this.#heads.length &&
       this.#heads.every(({ length }, h) => Number.isInteger(lengths[h]) && lengths[h] >= 0 && lengths[h] <= length);
     if (!fits) throw new RangeError(`Cannot truncate to ${Array.from(lengths)}: want a length within each head`);
-    this.#heads.forEach((head, h) => {
-      head.length = lengths[h];
-      head.trim();
-    });
+    this.#heads.forEach((head, h) => head.truncate(lengths[h]));
   }
 
   rotateKeys(moves: readonly Int32Array[], rotation: KeyRotation): void {
     this.#checkAlive();
     checkMoves(moves, this.#heads.map(({ length }) => length));
     checkRotation(this.shape.headDim, rotation);
-    this.#heads.forEach((head, h) => rotateRows(head.usedKeys, this.shape.headDim, moves[h], rotation));
+    this.#heads.forEach((head, h) => {
+      const { keys } = head;
+      rotateRows(keys, this.shape.headDim, moves[h], rotation);
+      head.setKeys(keys);
+    });
   }
 
   clone(): LayerRows {
     this.#checkAlive();
-    const twin = new ReferenceRows(this.shape, 0, this.#meter);
+    const twin = new ReferenceRows(this.shape, 0, this.type, this.#meter);
     twin.#heads.forEach((head, h) => head.copyFrom(this.#heads[h]));
     return twin;
   }
 
   copyRows(kvHead: number, wanted?: Int32Array): { keys: Float32Array; values: Float32Array } {
-    const { usedKeys, usedValues, length } = this.#head(kvHead);
-    if (!wanted) return { keys: usedKeys.slice(), values: usedValues.slice() };
+    const { keys, values, length } = this.#head(kvHead);
+    if (!wanted) return { keys: keys.slice(), values: values.slice() };
     const outside = wanted.find((row) => row < 0 || row >= length);
     if (outside !== undefined) throw new RangeError(`Cannot copy row ${outside}: the head has ${length}`);
     const { headDim } = this.shape;
@@ -265,7 +277,7 @@ class ReferenceRows implements LayerRows {
       wanted.forEach((row, i) => picked.set(rows.subarray(row * headDim, (row + 1) * headDim), i * headDim));
       return picked;
     };
-    return { keys: pick(usedKeys), values: pick(usedValues) };
+    return { keys: pick(keys), values: pick(values) };
   }
 
   free(): void {
@@ -279,8 +291,9 @@ class ReferenceRows implements LayerRows {
     const { heads, kvHeads, headDim } = this.shape;
     const output = new Float32Array(count * heads * headDim);
     const row = new Float64Array(Math.max(...this.#heads.map(({ length }) => length)));
+    const all = this.#heads.map(({ keys, values, length }) => ({ keys, values, length }));
     for (let head = 0; head < heads; head++) {
-      const { keys, values, length } = this.#heads[Math.floor(head / (heads / kvHeads))];
+      const { keys, values, length } = all[Math.floor(head / (heads / kvHeads))];
       for (let t = 0; t < count; t++) {
         const at = (t * heads + head) * headDim, visible = length - count + t + 1;
         const { maximum, sum } = softmaxRow({ vector: queries, offset: at }, keys, headDim, visible, row);

@@ -10,6 +10,7 @@
  * *logical* one (where attention takes its key to be). Without it the two are the same.
  */
 import type { Backend, LayerRows } from "../backend/interface.ts";
+import type { CacheType } from "../core/cache_type.ts";
 import type { KeyRotation } from "../core/rotation.ts";
 import type { ModelShape } from "../core/shape.ts";
 
@@ -42,6 +43,8 @@ export interface HeadRows {
 export class RaggedCache implements Disposable {
   readonly backend: Backend;
   readonly shape: ModelShape;
+  /** How entries are stored. */
+  readonly type: CacheType;
   /** Logical position of the next token. */
   position = 0;
   readonly #rows: (LayerRows | undefined)[];
@@ -54,9 +57,10 @@ export class RaggedCache implements Disposable {
   #scoreBytes = 0;
   #peak = 0;
 
-  constructor(backend: Backend, shape: ModelShape) {
+  constructor(backend: Backend, shape: ModelShape, type: CacheType = "f32") {
     this.backend = backend;
     this.shape = shape;
+    this.type = type;
     this.#rows = new Array(shape.layers).fill(undefined);
     this.#positions = Array.from(
       { length: shape.layers },
@@ -71,7 +75,7 @@ export class RaggedCache implements Disposable {
 
   /** Rows of one layer; made on first use with room for `reserve` rows per head. */
   rows(layer: number, reserve = 0): LayerRows {
-    return this.#rows[layer] ??= this.backend.createRows(this.shape, reserve);
+    return this.#rows[layer] ??= this.backend.createRows(this.shape, reserve, this.type);
   }
 
   /**
@@ -137,7 +141,7 @@ export class RaggedCache implements Disposable {
 
   /** A cache of its own with the same entries, positions and counters; its byte peak starts anew. */
   fork(): RaggedCache {
-    const twin = new RaggedCache(this.backend, this.shape);
+    const twin = new RaggedCache(this.backend, this.shape, this.type);
     try {
       this.#rows.forEach((rows, layer) => twin.#rows[layer] = rows?.clone());
     } catch (error) {

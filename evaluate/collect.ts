@@ -124,8 +124,8 @@ export async function collect(
  * so that copies of one layer's kept rows are held beside the fork, never of all.
  */
 export function forkCache(full: RaggedCache, kept: readonly (readonly Int32Array[])[]): RaggedCache {
-  const { backend, shape } = full;
-  const fork = new RaggedCache(backend, shape);
+  const { backend, shape, type } = full;
+  const fork = new RaggedCache(backend, shape, type);
   try {
     for (let layer = 0; layer < shape.layers; layer++) {
       const rows = full.rows(layer);

@@ -164,9 +164,9 @@ class SubsetRows {
   }
 
   of({ first, end, ids }: RepeatPrompt): Subset {
-    const { backend, shape } = this.#cache;
+    const { backend, shape, type } = this.#cache;
     const sinks = Math.min(SINKS, first), count = sinks + end - first;
-    const rows = backend.createRows(shape, count + ids.length);
+    const rows = backend.createRows(shape, count + ids.length, type);
     const { kvHeads, headDim } = shape;
     const keys = new Float32Array(count * kvHeads * headDim);
     for (let i = 0; i < count; i++) {

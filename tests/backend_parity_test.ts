@@ -1,8 +1,12 @@
-/** Every kernel against the plain backend, on each build of the kernels. Tolerance: float32 sums in another order. */
+/**
+ * Every kernel against the plain backend, on each build of the kernels and each type of rows. Both store the same bits.
+ * Tolerance: float32 sums in another order.
+ */
 import assert from "node:assert/strict";
 import fc from "fast-check";
 import type { Backend, LayerRows } from "../backend/interface.ts";
 import { createReferenceBackend } from "../backend/reference.ts";
+import { CACHE_TYPES, type CacheType } from "../core/cache_type.ts";
 import type { Needs, Reduction } from "../core/policy.ts";
 import { randomSource } from "../core/random.ts";
 import type { AttentionShape } from "../core/shape.ts";
@@ -52,13 +56,19 @@ function wholes(count: number, seed: number, largest: number): Float32Array {
   return Float32Array.from({ length: count }, () => Math.round((next() * 2 - 1) * largest));
 }
 
+interface Pair {
+  readonly oracle: Backend;
+  readonly backend: Backend;
+  readonly type: CacheType;
+}
+
 /** The same rows on the oracle and on the backend under test. */
 class Twins implements Disposable {
   readonly want: LayerRows;
   readonly got: LayerRows;
-  constructor(oracle: Backend, backend: Backend, shape: AttentionShape, reserve = 0) {
-    this.want = oracle.createRows(shape, reserve);
-    this.got = backend.createRows(shape, reserve);
+  constructor({ oracle, backend, type }: Pair, shape: AttentionShape) {
+    this.want = oracle.createRows(shape, 0, type);
+    this.got = backend.createRows(shape, 0, type);
   }
   append(keys: Float32Array, values: Float32Array, count: number): void {
     for (const rows of [this.want, this.got]) rows.append(keys, values, count);
@@ -72,9 +82,9 @@ class Twins implements Disposable {
   }
 }
 
-function filled(oracle: Backend, backend: Backend, shape: AttentionShape, length: number, scale = 1): Twins {
-  const twins = new Twins(oracle, backend, shape), each = shape.kvHeads * shape.headDim;
-  twins.append(floats(length * each, 1, scale), floats(length * each, 2), length);
+function filled(pair: Pair, shape: AttentionShape, length: number): Twins {
+  const twins = new Twins(pair, shape), each = shape.kvHeads * shape.headDim;
+  twins.append(floats(length * each, 1), floats(length * each, 2), length);
   return twins;
 }
 
@@ -108,19 +118,22 @@ async function sameObservation(twins: Twins, queries: Float32Array, window: numb
 }
 
 for (const { name, start } of KERNEL_BACKENDS) {
-  const test = (title: string, body: (oracle: Backend, backend: Backend) => Promise<void>) =>
-    Deno.test(`${name}: ${title}`, async () => {
-      using oracle = createReferenceBackend();
-      using backend = await start();
-      await body(oracle, backend);
-      assert.equal(backend.memory().allocatedBytes, 0, "everything was freed");
-    });
+  const test = (title: string, types: readonly CacheType[], body: (pair: Pair) => Promise<void>) => {
+    for (const type of types) {
+      Deno.test(`${name}, ${type}: ${title}`, async () => {
+        using oracle = createReferenceBackend();
+        using backend = await start();
+        await body({ oracle, backend, type });
+        assert.equal(backend.memory().allocatedBytes, 0, "everything was freed");
+      });
+    }
+  };
 
-  test("prefillAttention() equals the plain backend for every shape and length", async (oracle, backend) => {
+  test("prefillAttention() equals the plain backend for every shape and length", CACHE_TYPES, async (pair) => {
     for (const shape of SHAPES) {
       for (const length of LENGTHS) {
         if (shape.headDim > 64 && ![1, 5, 33, 65, 129].includes(length)) continue;
-        using twins = filled(oracle, backend, shape, length);
+        using twins = filled(pair, shape, length);
         for (const count of new Set([1, Math.ceil(length / 3), length])) {
           const queries = floats(count * shape.heads * shape.headDim, 3);
           await samePrefill(twins, queries, count, `${text(shape)}, ${count} of ${length}`);
@@ -129,16 +142,16 @@ for (const { name, start } of KERNEL_BACKENDS) {
     }
   });
 
-  test("prefillAttention() cuts long inputs into chunks without a seam", async (oracle, backend) => {
+  test("prefillAttention() cuts long inputs into chunks without a seam", CACHE_TYPES, async (pair) => {
     const shape = { heads: 12, kvHeads: 2, headDim: 128 }, length = 330;
-    using twins = filled(oracle, backend, shape, length);
+    using twins = filled(pair, shape, length);
     await samePrefill(twins, floats(length * 12 * 128, 3), length, "chunks");
   });
 
-  test("decodeAttention() equals the plain backend over ragged heads", async (oracle, backend) => {
+  test("decodeAttention() equals the plain backend over ragged heads", CACHE_TYPES, async (pair) => {
     for (const shape of SHAPES) {
       const { heads, kvHeads, headDim } = shape;
-      using twins = filled(oracle, backend, shape, 200);
+      using twins = filled(pair, shape, 200);
       twins.compact(Array.from({ length: kvHeads }, (_, h) => {
         const next = randomSource(SEED + h);
         return Int32Array.from(Array(200).keys()).filter(() => next() < [0.9, 0, 0.1, 0.5][h % 4]);
@@ -151,17 +164,17 @@ for (const { name, start } of KERNEL_BACKENDS) {
     }
   });
 
-  test("decodeAttention() equals the plain backend for every length", async (oracle, backend) => {
+  test("decodeAttention() equals the plain backend for every length", CACHE_TYPES, async (pair) => {
     for (const length of LENGTHS) {
       const shape = { heads: 3, kvHeads: 1, headDim: 64 };
-      using twins = filled(oracle, backend, shape, length);
+      using twins = filled(pair, shape, length);
       await sameDecode(twins, floats(3 * 64, 7), 1, `length ${length}`);
     }
   });
 
-  test("attention stays exact for logits in the thousands", async (oracle, backend) => {
+  test("attention stays exact for logits in the thousands", ["f32"], async (pair) => {
     const shape = { heads: 4, kvHeads: 2, headDim: 64 }, length = 150;
-    using twins = new Twins(oracle, backend, shape);
+    using twins = new Twins(pair, shape);
     twins.append(wholes(length * 128, 1, 60), floats(length * 128, 2), length);
     const queries = wholes(length * 256, 3, 40);
     await samePrefill(twins, queries, length, "big logits");
@@ -169,18 +182,18 @@ for (const { name, start } of KERNEL_BACKENDS) {
     await sameObservation(twins, queries.subarray(0, 32 * 256), 32, { window: REDUCTIONS }, "big logits");
   });
 
-  test("attention over zero keys is uniform", async (oracle, backend) => {
+  test("attention over zero keys is uniform", CACHE_TYPES, async (pair) => {
     const shape = { heads: 2, kvHeads: 1, headDim: 8 }, length = 70;
-    using twins = new Twins(oracle, backend, shape);
+    using twins = new Twins(pair, shape);
     twins.append(new Float32Array(length * 8), floats(length * 8, 2), length);
     await samePrefill(twins, floats(length * 16, 3), length, "zero keys");
     await sameObservation(twins, floats(5 * 16, 3), 5, { window: REDUCTIONS }, "zero keys");
   });
 
-  test("observe() equals the plain backend for every shape, length, window and kernel", async (oracle, backend) => {
+  test("observe() equals the plain backend for every shape, length, window and kernel", CACHE_TYPES, async (pair) => {
     for (const shape of SHAPES) {
       for (const length of [1, 2, 5, 33, 64, 65, 129, 200]) {
-        using twins = filled(oracle, backend, shape, length);
+        using twins = filled(pair, shape, length);
         for (const window of new Set([1, Math.ceil(length / 4), Math.min(32, length), length])) {
           if (shape.headDim > 100 && window > 32) continue;
           const queries = floats(window * shape.heads * shape.headDim, 3);
@@ -193,28 +206,28 @@ for (const { name, start } of KERNEL_BACKENDS) {
     }
   });
 
-  test("observe() gives only what is asked for, and rows on request", async (oracle, backend) => {
-    using twins = filled(oracle, backend, { heads: 4, kvHeads: 2, headDim: 12 }, 70);
+  test("observe() gives only what is asked for, and rows on request", CACHE_TYPES, async (pair) => {
+    using twins = filled(pair, { heads: 4, kvHeads: 2, headDim: 12 }, 70);
     const queries = floats(9 * 48, 3);
     for (const reduction of REDUCTIONS) await sameObservation(twins, queries, 9, { window: [reduction] }, reduction);
     await sameObservation(twins, queries, 9, { rows: true }, "rows");
     await sameObservation(twins, queries, 9, {}, "nothing");
   });
 
-  test("observe() leaves a row without mass on the prefix all zero", async (oracle, backend) => {
+  test("observe() leaves a row without mass on the prefix all zero", ["f32"], async (pair) => {
     const shape = { heads: 1, kvHeads: 1, headDim: 4 };
-    using twins = new Twins(oracle, backend, shape);
+    using twins = new Twins(pair, shape);
     // The window's own key outweighs the prefix by e^400.
     const keys = Float32Array.from({ length: 80 }, (_, i) => i >= 76 ? 100 : -100);
     twins.append(keys, floats(80, 1), 20);
     await sameObservation(twins, new Float32Array(4).fill(1), 1, { window: REDUCTIONS }, "no mass");
   });
 
-  test("valueNorms() equals the plain backend for every shape", async (oracle, backend) => {
+  test("valueNorms() equals the plain backend for every shape", CACHE_TYPES, async (pair) => {
     for (const shape of SHAPES) {
       const { heads, headDim } = shape;
       for (const [length, width] of [[1, 1], [5, 3], [64, 64], [65, 65], [130, 200]]) {
-        using twins = filled(oracle, backend, shape, length);
+        using twins = filled(pair, shape, length);
         const wo = floats(width * heads * headDim, 8);
         const want = await twins.want.valueNorms(wo, width), got = await twins.got.valueNorms(wo, width);
         assertClose(got, want, TOLERANCE, `${text(shape)}, ${length} rows, width ${width}`);
@@ -222,7 +235,7 @@ for (const { name, start } of KERNEL_BACKENDS) {
     }
   });
 
-  test("select() equals the plain backend on nasty scores", async (oracle, backend) => {
+  test("select() equals the plain backend on nasty scores", ["f32"], async ({ oracle, backend }) => {
     const segment = fc.integer({ min: 0, max: 40 }).chain((entries) =>
       fc.record({
         scores: nastyArray(entries),
@@ -246,7 +259,7 @@ for (const { name, start } of KERNEL_BACKENDS) {
     await Promise.all(pairs);
   });
 
-  test("select() is exact on many equal and many close scores", async (oracle, backend) => {
+  test("select() is exact on many equal and many close scores", ["f32"], async ({ oracle, backend }) => {
     const next = randomSource(SEED);
     const scores = Float32Array.from(
       { length: 20000 },

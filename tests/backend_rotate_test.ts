@@ -1,6 +1,8 @@
 /** Turning keys and cloning rows, on every backend: what the cache's re-rotation and its forks stand on. */
 import assert from "node:assert/strict";
 import type { LayerRows } from "../backend/interface.ts";
+import { StoredRows } from "../backend/stored_rows.ts";
+import { CACHE_TYPES, type CacheType } from "../core/cache_type.ts";
 import { randomSource } from "../core/random.ts";
 import { type KeyRotation, rotateRows } from "../core/rotation.ts";
 import { ropeTable, rotate } from "../model/rope.ts";
@@ -24,6 +26,14 @@ function raggedRows(rows: LayerRows, lengths: readonly number[], seed = 1): void
   const longest = Math.max(...lengths), each = longest * SHAPE.kvHeads * SHAPE.headDim;
   rows.append(floats(each, seed), floats(each, seed + 1), longest);
   rows.compact(lengths.map((length) => Int32Array.from({ length }, (_, i) => i)));
+}
+
+/** As rows of this type hold it. */
+function asStored(all: Float32Array, type: CacheType): Float32Array {
+  const rows = new StoredRows(SHAPE.headDim, type), count = all.length / SHAPE.headDim;
+  rows.resize(count, 0);
+  rows.set(0, all);
+  return rows.floats(count);
 }
 
 function contents(rows: LayerRows) {
@@ -54,24 +64,26 @@ Deno.test("rotateRows() leaves what is not rotated, and refuses sizes that don't
 });
 
 for (const { name, start } of ALL_BACKENDS) {
-  Deno.test(`${name}: rotateKeys() turns each row by its own move and leaves the values`, async () => {
-    using backend = await start();
-    for (const lengths of [[1, 1], [64, 3], [65, 130], [0, 63], [200, 64]]) {
-      const rows = backend.createRows(SHAPE, 0);
-      raggedRows(rows, lengths);
-      const before = contents(rows), bytes = rows.allocatedBytes;
-      const moves = lengths.map((length, h) => Int32Array.from({ length }, (_, i) => (h ? 5 : -3) * (i >> 3)));
-      rows.rotateKeys(moves, rotation("interleaved"));
-      contents(rows).forEach(({ keys, values }, h) => {
-        rotateRows(before[h].keys, SHAPE.headDim, moves[h], rotation("interleaved"));
-        assert.deepEqual(keys, before[h].keys);
-        assert.deepEqual(values, before[h].values);
-      });
-      assert.ok(rows.allocatedBytes <= bytes, `${rows.allocatedBytes} bytes after, ${bytes} before`);
-      rows.free();
-    }
-    assert.equal(backend.memory().allocatedBytes, 0);
-  });
+  for (const type of CACHE_TYPES) {
+    Deno.test(`${name}, ${type}: rotateKeys() turns each row by its own move and leaves the values`, async () => {
+      using backend = await start();
+      for (const lengths of [[1, 1], [64, 3], [65, 130], [0, 63], [200, 64]]) {
+        const rows = backend.createRows(SHAPE, 0, type);
+        raggedRows(rows, lengths);
+        const before = contents(rows), bytes = rows.allocatedBytes;
+        const moves = lengths.map((length, h) => Int32Array.from({ length }, (_, i) => (h ? 5 : -3) * (i >> 3)));
+        rows.rotateKeys(moves, rotation("interleaved"));
+        contents(rows).forEach(({ keys, values }, h) => {
+          rotateRows(before[h].keys, SHAPE.headDim, moves[h], rotation("interleaved"));
+          assert.deepEqual(keys, asStored(before[h].keys, type));
+          assert.deepEqual(values, before[h].values);
+        });
+        assert.ok(rows.allocatedBytes <= bytes, `${rows.allocatedBytes} bytes after, ${bytes} before`);
+        rows.free();
+      }
+      assert.equal(backend.memory().allocatedBytes, 0);
+    });
+  }
 
   Deno.test(`${name}: rotateKeys() refuses other lengths, and a rotation that doesn't fit`, async () => {
     using backend = await start();
@@ -88,21 +100,23 @@ for (const { name, start } of ALL_BACKENDS) {
     assert.throws(() => rows.clone(), RangeError);
   });
 
-  Deno.test(`${name}: clone() gives the same rows, and neither sees the other change`, async () => {
-    using backend = await start();
-    const rows = backend.createRows(SHAPE, 0);
-    raggedRows(rows, [70, 5]);
-    const before = contents(rows), twin = rows.clone();
-    assert.deepEqual(contents(twin), before);
-    assert.equal(twin.liveBytes, rows.liveBytes);
-    raggedRows(twin, [9, 9], 40);
-    twin.compact([Int32Array.of(0), Int32Array.of(1, 2)]);
-    assert.deepEqual(contents(rows), before);
-    const attended = await rows.decodeAttention(floats(SHAPE.heads * SHAPE.headDim, 8), 1);
-    rows.free();
-    assert.equal(attended.output.length, SHAPE.heads * SHAPE.headDim);
-    assert.deepEqual(twin.length(1), 2);
-    twin.free();
-    assert.equal(backend.memory().allocatedBytes, 0);
-  });
+  for (const type of CACHE_TYPES) {
+    Deno.test(`${name}, ${type}: clone() gives the same rows, and neither sees the other change`, async () => {
+      using backend = await start();
+      const rows = backend.createRows(SHAPE, 0, type);
+      raggedRows(rows, [70, 5]);
+      const before = contents(rows), twin = rows.clone();
+      assert.deepEqual(contents(twin), before);
+      assert.deepEqual([twin.type, twin.liveBytes], [type, rows.liveBytes]);
+      raggedRows(twin, [9, 9], 40);
+      twin.compact([Int32Array.of(0), Int32Array.of(1, 2)]);
+      assert.deepEqual(contents(rows), before);
+      const attended = await rows.decodeAttention(floats(SHAPE.heads * SHAPE.headDim, 8), 1);
+      rows.free();
+      assert.equal(attended.output.length, SHAPE.heads * SHAPE.headDim);
+      assert.deepEqual(twin.length(1), 2);
+      twin.free();
+      assert.equal(backend.memory().allocatedBytes, 0);
+    });
+  }
 }

@@ -1,14 +1,16 @@
-/** LayerRows as a state machine: any order of append, compact, truncate and read equals plain arrays. */
+/** LayerRows as a state machine: any order of append, compact, truncate and read equals plain arrays, in every type. */
 import assert from "node:assert/strict";
 import fc from "fast-check";
 import type { Backend, LayerRows } from "../backend/interface.ts";
+import { StoredRows } from "../backend/stored_rows.ts";
+import { CACHE_TYPES, type CacheType, entryBytes } from "../core/cache_type.ts";
+import { PalisadeError } from "../core/errors.ts";
 import { ALL_BACKENDS } from "./helper/backends.ts";
 import { SEED } from "./helper/property.ts";
 
 const SHAPE = { heads: 4, kvHeads: 2, headDim: 5 };
-const ROW_BYTES = 2 * 4 * SHAPE.headDim;
-/** Bytes of a row as the backend may pad it: widths are rounded up to four floats. */
-const PADDED_BYTES = 2 * 4 * 8;
+/** Bytes of an entry as the backend may pad it: rows are rounded up to 16 bytes. */
+const PADDED_BYTES: Readonly<Record<CacheType, number>> = { f32: 64, f16: 32, int8: 40 };
 
 /** One number per row stands for its key; the value is its negative. */
 interface Model {
@@ -23,6 +25,14 @@ function floats(rows: readonly number[]): Float32Array {
     { length: rows.length * SHAPE.headDim },
     (_, i) => rows[Math.floor(i / SHAPE.headDim)] * 8 + i % SHAPE.headDim,
   );
+}
+
+/** As rows of this type hold it. */
+function asStored(all: Float32Array, type: CacheType): Float32Array {
+  const rows = new StoredRows(SHAPE.headDim, type), count = all.length / SHAPE.headDim;
+  rows.resize(count, 0);
+  rows.set(0, all);
+  return rows.floats(count);
 }
 
 class Append implements Step {
@@ -53,7 +63,7 @@ class Compact implements Step {
     );
     rows.compact(kept);
     kept.forEach((list, h) => model.heads[h] = [...list].map((i) => model.heads[h][i]));
-    const most = kept.reduce((sum, list) => sum + (list.length + 64) * PADDED_BYTES, 0);
+    const most = kept.reduce((sum, list) => sum + (list.length + 64) * PADDED_BYTES[rows.type], 0);
     assert.ok(rows.allocatedBytes <= most, "at most 64 spare rows per head");
   }
   toString = () => `compact ${this.keep.join("")}`;
@@ -86,6 +96,11 @@ class Refuse implements Step {
     for (const bad of [-1, model.heads[1].length]) {
       assert.throws(() => rows.copyRows(1, Int32Array.of(bad)), RangeError);
     }
+    if (rows.type === "f32") return;
+    const numbers = new Float32Array(10), bad = new Float32Array(10).fill(rows.type === "f16" ? 65520 : NaN, 7, 8);
+    const refused = (error: unknown) => error instanceof PalisadeError && error.code === "cache-type.range";
+    assert.throws(() => rows.append(numbers, bad, 1), refused);
+    assert.throws(() => rows.append(bad, numbers, 1), refused);
   }
   toString = () => "refuse";
 }
@@ -98,13 +113,13 @@ class Read implements Step {
     model.heads.forEach((head, h) => {
       assert.equal(rows.length(h), head.length);
       const { keys, values } = rows.copyRows(h);
-      assert.deepEqual(keys, floats(head));
-      assert.deepEqual(values, floats(head).map((x) => -x));
+      assert.deepEqual(keys, asStored(floats(head), rows.type));
+      assert.deepEqual(values, asStored(floats(head).map((x) => -x), rows.type));
       const wanted = Int32Array.from(head.keys()).filter((i) => i % 3 === 1).reverse();
       const some = rows.copyRows(h, wanted);
-      assert.deepEqual(some.keys, floats([...wanted].map((i) => head[i])));
+      assert.deepEqual(some.keys, asStored(floats([...wanted].map((i) => head[i])), rows.type));
       assert.deepEqual(some.values, some.keys.map((x) => -x));
-      live += head.length * ROW_BYTES;
+      live += head.length * entryBytes(SHAPE.headDim, rows.type);
     });
     assert.equal(rows.liveBytes, live);
     assert.ok(rows.allocatedBytes >= live);
@@ -121,22 +136,24 @@ const steps = fc.commands([
 ], { maxCommands: 30, size: "max" });
 
 for (const { name, start } of ALL_BACKENDS) {
-  Deno.test(`${name}: rows equal plain arrays after any steps`, async () => {
-    using backend: Backend = await start();
-    await fc.assert(
-      fc.asyncProperty(steps, fc.constantFrom(0, 1, 100), async (commands, reserve) => {
-        const rows = backend.createRows(SHAPE, reserve);
-        try {
-          const model = () => ({ model: { heads: [[], []], next: 1 }, real: rows });
-          await fc.asyncModelRun(model, commands);
-        } finally {
-          rows.free();
-        }
-      }),
-      { seed: SEED, numRuns: 60 },
-    );
-    assert.equal(backend.memory().allocatedBytes, 0);
-  });
+  for (const type of CACHE_TYPES) {
+    Deno.test(`${name}, ${type}: rows equal plain arrays after any steps`, async () => {
+      using backend: Backend = await start();
+      await fc.assert(
+        fc.asyncProperty(steps, fc.constantFrom(0, 1, 100), async (commands, reserve) => {
+          const rows = backend.createRows(SHAPE, reserve, type);
+          try {
+            const model = () => ({ model: { heads: [[], []], next: 1 }, real: rows });
+            await fc.asyncModelRun(model, commands);
+          } finally {
+            rows.free();
+          }
+        }),
+        { seed: SEED, numRuns: type === "f32" ? 60 : 20 },
+      );
+      assert.equal(backend.memory().allocatedBytes, 0);
+    });
+  }
 
   Deno.test(`${name}: freed rows are refused, freeing twice is not`, async () => {
     using backend: Backend = await start();

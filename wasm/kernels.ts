@@ -20,7 +20,7 @@ export async function createWasmBackend(options: WasmOptions = {}): Promise<Back
     name: "wasm",
     detail: `WebAssembly ${kernels.relaxed ? "relaxed SIMD" : "SIMD"}, one thread`,
     memory: () => meter.memory(kernels.memoryBytes),
-    createRows: (shape, reserve) => new WasmRows(kernels, meter, shape, reserve),
+    createRows: (shape, reserve, type = "f32") => new WasmRows(kernels, meter, shape, reserve, type),
     // deno-lint-ignore require-await -- a bad input must reject, not throw
     select: async (input) => select(kernels, input),
     [Symbol.dispose]: () => {},

@@ -1,5 +1,6 @@
 /** Keys and values of one layer in the kernels' memory: checks and copies; the arithmetic is the kernels' or `core`'s. */
 import type { AttentionOutputs, BackendMemory, DecodeOutputs, LayerRows } from "../backend/interface.ts";
+import { CACHE_TYPES, type CacheType, entryBytes, unstorable } from "../core/cache_type.ts";
 import type { Needs, Observation, Reduction } from "../core/policy.ts";
 import { checkRotation, type KeyRotation, rotateRows } from "../core/rotation.ts";
 import type { AttentionShape } from "../core/shape.ts";
@@ -9,6 +10,8 @@ import type { Buffers, Kernels } from "./module.ts";
 const PAGE = 64;
 /** Inputs and outputs pass through buffers of about this size, so that long inputs don't grow the memory. */
 const BUFFER_BYTES = 1 << 20;
+/** Refusal of a number that rows of a type can't hold (`Error::Value` in wasm/kernels/src/memory.rs). */
+const UNSTORABLE = -5;
 
 /** Counts the bytes of all pages of a backend. */
 export class PageMeter {
@@ -28,6 +31,7 @@ export class PageMeter {
 /** See `LayerRows` for the meaning of each method. */
 export class WasmRows implements LayerRows {
   readonly shape: AttentionShape;
+  readonly type: CacheType;
   readonly #kernels: Kernels;
   readonly #meter: PageMeter;
   /** Rows of each KV head; the kernels keep the same numbers and refuse what does not fit them. */
@@ -35,7 +39,7 @@ export class WasmRows implements LayerRows {
   #handle: number;
   #allocated = 0;
 
-  constructor(kernels: Kernels, meter: PageMeter, shape: AttentionShape, reserve: number) {
+  constructor(kernels: Kernels, meter: PageMeter, shape: AttentionShape, reserve: number, type: CacheType) {
     const { heads, kvHeads, headDim } = shape;
     const whole = [heads, kvHeads, headDim].every((size) => Number.isInteger(size) && size > 0 && size <= 4096);
     if (!whole || heads % kvHeads !== 0) {
@@ -45,10 +49,13 @@ export class WasmRows implements LayerRows {
       throw new RangeError(`Cannot reserve ${reserve} rows`);
     }
     this.shape = { heads, kvHeads, headDim };
+    this.type = type;
     this.#kernels = kernels;
     this.#meter = meter;
     this.#lengths = new Int32Array(kvHeads);
-    this.#handle = kernels.check(kernels.call.rows_new(heads, kvHeads, headDim, reserve), `reserve ${reserve} rows`);
+    const kind = CACHE_TYPES.indexOf(type);
+    const handle = kernels.call.rows_new(heads, kvHeads, headDim, reserve, kind);
+    this.#handle = kernels.check(handle, `reserve ${reserve} rows`);
     this.#count();
   }
 
@@ -62,7 +69,7 @@ export class WasmRows implements LayerRows {
   }
 
   get liveBytes(): number {
-    return this.#lengths.reduce((sum, rows) => sum + rows, 0) * this.shape.headDim * 8;
+    return this.#lengths.reduce((sum, rows) => sum + rows, 0) * entryBytes(this.shape.headDim, this.type);
   }
 
   get allocatedBytes(): number {
@@ -77,7 +84,9 @@ export class WasmRows implements LayerRows {
     try {
       this.#inChunks(count, 2 * each, (buffers, first, rows) => {
         const part = (floats: Float32Array) => buffers.from(floats.subarray(first * each, (first + rows) * each));
-        this.#do("append rows", (call) => call.rows_append(handle, part(keys), part(values), rows));
+        const result = this.#kernels.call.rows_append(handle, part(keys), part(values), rows);
+        if (result === UNSTORABLE) throw unstorable(this.type);
+        this.#kernels.check(result, "append rows");
         this.#resized(this.#lengths.map((length) => length + rows));
       });
     } catch (error) {
@@ -201,7 +210,7 @@ export class WasmRows implements LayerRows {
 
   clone(): LayerRows {
     this.#alive();
-    const twin = new WasmRows(this.#kernels, this.#meter, this.shape, 0);
+    const twin = new WasmRows(this.#kernels, this.#meter, this.shape, 0, this.type);
     try {
       twin.#fill(Array.from(this.#lengths, (_, h) => this.copyRows(h)));
     } catch (error) {
@@ -340,10 +349,16 @@ export class WasmRows implements LayerRows {
   /** Reads the pages anew. */
   #count(): void {
     const pages = this.#kernels.check(this.#kernels.call.rows_pages(this.#handle), "count pages");
-    const bytes = pages * 2 * PAGE * Math.ceil(this.shape.headDim / 4) * 16;
+    const bytes = pages * PAGE * paddedBytes(this.shape.headDim, this.type);
     this.#meter.change(bytes - this.#allocated);
     this.#allocated = bytes;
   }
+}
+
+/** Bytes of an entry whose rows are filled up to whole vectors (`Kind::stride` in wasm/kernels/src/stored.rs). */
+function paddedBytes(headDim: number, type: CacheType): number {
+  const lanes = { f32: 4, f16: 8, int8: 16 }[type];
+  return entryBytes(Math.ceil(headDim / lanes) * lanes, type);
 }
 
 /** A run of queries on its way through the kernels. */

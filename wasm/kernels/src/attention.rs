@@ -7,7 +7,8 @@
 use crate::lanes::F4;
 use crate::math::{exp2, exp2_one, LOG2_E};
 use crate::memory::{Array, Error, Result};
-use crate::rows::{Head, Layer, Page, PAGE};
+use crate::rows::{Head, Layer, Layout, Page, Part, PAGE};
+use crate::stored::{Kind, Unpacked};
 use crate::tile::{dots, mix, tile_rows};
 
 /// Queries of a block when there are many: enough to reuse each tile, few enough to stay in cache beside it.
@@ -16,7 +17,10 @@ const BLOCK: usize = 48;
 /// Queries that read one KV head, with their running softmax.
 pub struct Block {
     pub rows: usize,
+    layout: Layout,
     stride: usize,
+    /// A tile of keys or values, where they are not float32.
+    tile: Unpacked,
     /// `(rows, stride)`, zero beyond the head width.
     pub queries: Array<f32>,
     /// `(rows, stride)`, not yet divided by `sums`.
@@ -32,12 +36,15 @@ pub struct Block {
 }
 
 impl Block {
-    pub fn new(capacity: usize, stride: usize) -> Result<Self> {
+    pub fn new(capacity: usize, layout: Layout) -> Result<Self> {
+        let stride = layout.stride;
         let mut limits = Vec::new();
         limits.try_reserve_exact(capacity).map_err(|_| Error::Memory)?;
         Ok(Block {
             rows: 0,
+            layout,
             stride,
+            tile: layout.unpacked(tile_rows(stride))?,
             queries: Array::zeros(capacity * stride)?,
             outputs: Array::zeros(capacity * stride)?,
             scores: Array::zeros(capacity * PAGE)?,
@@ -67,12 +74,12 @@ impl Block {
     fn score(&mut self, head: &Head, start: usize, first: usize) -> usize {
         let end = start - start % tile_rows(self.stride) + tile_rows(self.stride);
         let seen = self.limits[self.rows - 1].min(end) - start;
-        let keys = head.pages[start / PAGE].keys();
         let queries = &self.queries.as_slice()[first * self.stride..self.rows * self.stride];
         let scores = &mut self.scores.as_mut()[first * PAGE..self.rows * PAGE];
-        // SAFETY: a tile lies within one page; `seen` rounded up to 4 may reach 3 rows into the page's values, no further.
+        let (page, count) = (&head.pages[start / PAGE], seen.next_multiple_of(4));
+        // SAFETY: a tile lies within one page and is no longer than the room for it.
         unsafe {
-            let keys = keys.add(start % PAGE * self.stride);
+            let keys = page.floats(self.layout, Part::Key, start % PAGE, count, &mut self.tile);
             dots(queries.as_ptr(), self.rows - first, keys, seen, self.stride, scores.as_mut_ptr(), PAGE);
         }
         for (row, limit) in scores.chunks_exact_mut(PAGE).zip(&self.limits[first..]) {
@@ -121,15 +128,16 @@ const TOUCH_QUERIES: usize = 16;
 
 /// Reads a word of each cache line of a page, so that all of them are on their way before the first is needed.
 fn touch(page: &Page) {
-    let lines = page.floats().iter().step_by(16);
-    core::hint::black_box(lines.fold(0, |sum, x| sum ^ x.to_bits()));
+    let lines = page.bytes().iter().step_by(64);
+    core::hint::black_box(lines.fold(0, |sum, x| sum ^ x));
 }
 
 /// Runs the block over all tiles it may see: fills outputs, maxima and sums.
 pub fn attend(head: &Head, block: &mut Block, c: f32) {
     let stride = block.stride;
     let most = block.limits[block.rows - 1];
-    let touches = stride >= TOUCH_STRIDE && most >= TOUCH_ROWS && block.rows <= TOUCH_QUERIES;
+    let touches =
+        block.layout.kind == Kind::F32 && stride >= TOUCH_STRIDE && most >= TOUCH_ROWS && block.rows <= TOUCH_QUERIES;
     for start in (0..most).step_by(tile_rows(stride)) {
         if touches && start % PAGE == 0 {
             touch(&head.pages[start / PAGE]);
@@ -151,7 +159,8 @@ pub fn attend(head: &Head, block: &mut Block, c: f32) {
         let outputs = block.outputs.as_mut()[first * stride..rows * stride].as_mut_ptr();
         // SAFETY: `seen` rows from `start` lie within one page and hold values.
         unsafe {
-            let values = head.pages[start / PAGE].values().add(start % PAGE * stride);
+            let page = &head.pages[start / PAGE];
+            let values = page.floats(block.layout, Part::Value, start % PAGE, seen, &mut block.tile);
             mix(scores[first * PAGE..].as_ptr(), PAGE, rows - first, values, seen, stride, outputs);
         }
     }
@@ -232,7 +241,7 @@ pub fn causal(
     let last = |head: &Head| head.length - behind;
     let c = LOG2_E / (dim as f32).sqrt();
     let tokens = (BLOCK / group).clamp(1, count);
-    let mut block = Block::new(tokens * group, layer.stride)?;
+    let mut block = Block::new(tokens * group, layer.layout)?;
     let pitch = column_pitch(layer);
     let mut offset = 0;
     for (kv, head) in layer.rows.iter().enumerate() {
@@ -248,7 +257,7 @@ pub fn causal(
             for row in 0..block.rows {
                 let at = (token + row / group) * heads + kv * group + row % group;
                 let share = 1.0 / block.sums.as_slice()[row];
-                let output = &block.outputs.as_slice()[row * layer.stride..][..dim];
+                let output = &block.outputs.as_slice()[row * layer.layout.stride..][..dim];
                 for (to, x) in outputs[at * dim..][..dim].iter_mut().zip(output) {
                     *to = x * share;
                 }

@@ -223,6 +223,15 @@ mod imp {
             let odd = |x: Self, y: Self| S8(i16x8_shuffle::<1, 3, 5, 7, 9, 11, 13, 15>(x.0, y.0));
             [even(a, b), odd(a, b), even(c, d), odd(c, d)]
         }
+        /// 16 int8.
+        ///
+        /// # Safety
+        /// `p` is readable for 16 bytes.
+        #[inline(always)]
+        pub unsafe fn sixteen(p: *const u8) -> [Self; 2] {
+            let bytes = v128_load(p as *const v128);
+            [S8(i16x8_extend_low_i8x16(bytes)), S8(i16x8_extend_high_i8x16(bytes))]
+        }
         /// 32 int8.
         ///
         /// # Safety
@@ -398,6 +407,12 @@ mod imp {
         pub fn twine(x: [Self; 4]) -> [Self; 4] {
             let at = |i: usize| x[i / 8].0[i % 8];
             core::array::from_fn(|v| S8(core::array::from_fn(|i| at(v / 2 * 16 + 2 * i + v % 2))))
+        }
+        /// # Safety
+        /// `p` is readable for 16 bytes.
+        pub unsafe fn sixteen(p: *const u8) -> [Self; 2] {
+            let bytes = (p as *const [i8; 16]).read();
+            core::array::from_fn(|v| S8(core::array::from_fn(|i| bytes[8 * v + i] as i16)))
         }
         /// # Safety
         /// `p` is readable for 32 bytes.

@@ -17,6 +17,7 @@ mod norms;
 mod observe;
 mod rows;
 mod select;
+mod stored;
 #[cfg(test)]
 mod testing;
 mod tile;
@@ -85,11 +86,12 @@ pub extern "C" fn buffer_free(buffer: i32) -> i32 {
     run(|state| state.buffers.remove(buffer).map(|_| 0))
 }
 
-/// Empty rows with room for `reserve` in each head. Returns a handle.
+/// Empty rows with room for `reserve` in each head, stored as `kind`: 0 float32, 1 float16, 2 int8. Returns a handle.
 #[no_mangle]
-pub extern "C" fn rows_new(heads: i32, kv_heads: i32, dim: i32, reserve: i32) -> i32 {
+pub extern "C" fn rows_new(heads: i32, kv_heads: i32, dim: i32, reserve: i32, kind: i32) -> i32 {
     run(|state| {
-        let layer = Layer::new(size(heads)?, size(kv_heads)?, size(dim)?, size(reserve)?)?;
+        let kind = stored::Kind::from_number(kind).ok_or(Error::Shape)?;
+        let layer = Layer::new(size(heads)?, size(kv_heads)?, size(dim)?, size(reserve)?, kind)?;
         state.layers.insert(layer)
     })
 }
@@ -235,7 +237,7 @@ pub extern "C" fn rows_copy(rows: i32, kv_head: i32, wanted: i32, count: i32, ke
             let values = values.as_mut().ok_or(Error::Handle)?.view_mut(floats)?;
             match wanted {
                 Some(wanted) => layer.copy_some(kv_head, wanted.view(copied)?, keys, values)?,
-                None => layer.copy(kv_head, keys, values),
+                None => layer.copy(kv_head, keys, values)?,
             }
             Ok(0)
         })

@@ -13,6 +13,8 @@ pub enum Error {
     Shape,
     /// A buffer shorter than the call needs.
     Buffer,
+    /// A number that rows of this kind can't hold.
+    Value,
 }
 
 pub type Result<T> = core::result::Result<T, Error>;
@@ -24,6 +26,7 @@ impl Error {
             Error::Handle => -2,
             Error::Shape => -3,
             Error::Buffer => -4,
+            Error::Value => -5,
         }
     }
 }

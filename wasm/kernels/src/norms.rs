@@ -3,7 +3,7 @@
 
 use crate::lanes::F4;
 use crate::memory::{Array, Result};
-use crate::rows::{Layer, PAGE};
+use crate::rows::{Layer, Part, PAGE};
 use crate::tile::dots;
 
 /// Rows of Wo packed at once: with their products they stay in a second-level cache.
@@ -11,9 +11,10 @@ const PANEL: usize = 64;
 
 /// Adds to `norms` `(kv_heads, rows)` what `width` rows of Wo, `(width, heads · dim)`, contribute.
 pub fn add_norms(layer: &Layer, wo: &[f32], width: usize, norms: &mut [f32]) -> Result<()> {
-    let (dim, stride, group, length) = (layer.dim, layer.stride, layer.group(), layer.common_length()?);
+    let (dim, stride, group, length) = (layer.dim, layer.layout.stride, layer.group(), layer.common_length()?);
     let mut panel = Array::<f32>::zeros(PANEL * stride)?;
     let mut products = Array::<f32>::zeros(PANEL * PAGE)?;
+    let mut unpacked = layer.layout.unpacked(PAGE)?;
     let share = 1.0 / group as f32;
     for start in (0..width).step_by(PANEL) {
         let count = PANEL.min(width - start);
@@ -27,7 +28,8 @@ pub fn add_norms(layer: &Layer, wo: &[f32], width: usize, norms: &mut [f32]) -> 
                 let (rows, products) = (norms.len(), products.as_mut());
                 // SAFETY: the panel holds `count` rows, the page 64 values, the products (64, 64).
                 unsafe {
-                    dots(panel.as_slice().as_ptr(), count, page.values(), rows, stride, products.as_mut_ptr(), PAGE);
+                    let values = page.floats(layer.layout, Part::Value, 0, rows.next_multiple_of(4), &mut unpacked);
+                    dots(panel.as_slice().as_ptr(), count, values, rows, stride, products.as_mut_ptr(), PAGE);
                 }
                 for (four, norms) in norms.chunks_mut(4).enumerate() {
                     for (norm, x) in norms.iter_mut().zip(absolute_sums(products, count, four * 4).lanes()) {

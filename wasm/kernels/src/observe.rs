@@ -10,7 +10,7 @@ use crate::attention::{measure, weights, Block};
 use crate::lanes::F4;
 use crate::math::{exp2_one, ln, LOG2_E};
 use crate::memory::{Array, Error, Result};
-use crate::rows::{Head, Layer, PAGE};
+use crate::rows::{Head, Layer, Part, PAGE};
 
 pub const MAX_KERNEL: usize = 1023;
 
@@ -40,7 +40,7 @@ pub fn observe(layer: &Layer, queries: &[f32], window: usize, kernel: usize, out
     }
     let (group, prefix) = (layer.group(), length - window);
     let c = LOG2_E / (layer.dim as f32).sqrt();
-    let mut block = Block::new(group * window, layer.stride)?;
+    let mut block = Block::new(group * window, layer.layout)?;
     let mut rows = Rows::new(group * window, prefix, kernel)?;
     for (kv, head) in layer.rows.iter().enumerate() {
         block.clear();
@@ -52,7 +52,7 @@ pub fn observe(layer: &Layer, queries: &[f32], window: usize, kernel: usize, out
         rows.first_pass(head, &mut block, c, group);
         rows.write(&block, kv, group, window, layer.dim, out);
         if !out.pooled_mean.is_empty() || !out.pooled_max.is_empty() {
-            rows.pooled_factors(layer, head, &block, c);
+            rows.pooled_factors(layer, head, &block, c)?;
         }
         rows.second_pass(head, &mut block, c, group, window, out);
         rows.write_columns(kv, group, window, out);
@@ -141,20 +141,23 @@ impl Rows {
     }
 
     /// mass / Σᵢ Σ_{|j−i| ≤ kernel/2} aⱼ for each row.
-    fn pooled_factors(&mut self, layer: &Layer, head: &Head, block: &Block, c: f32) {
-        let (half, prefix) = (self.kernel / 2, self.prefix);
+    fn pooled_factors(&mut self, layer: &Layer, head: &Head, block: &Block, c: f32) -> Result<()> {
+        let (half, prefix, stride) = (self.kernel / 2, self.prefix, layer.layout.stride);
+        let mut unpacked = layer.layout.unpacked(1)?;
         for row in 0..block.rows {
-            let query = &block.queries.as_slice()[row * layer.stride..][..layer.stride];
+            let query = &block.queries.as_slice()[row * stride..][..stride];
             let (maximum, sum) = (block.maxima.as_slice()[row], block.sums.as_slice()[row]);
             let mut total = self.kernel as f64 * self.mass[row];
             for j in (0..half.min(prefix)).chain(half.max(prefix.saturating_sub(half))..prefix) {
                 let counted = (prefix - 1).min(j + half) - j.saturating_sub(half) + 1;
-                let score: f32 = query.iter().zip(key(head, j, layer.stride)).map(|(a, b)| a * b).sum();
+                let key = layer.row(head, Part::Key, j, &mut unpacked);
+                let score: f32 = query.iter().zip(key).map(|(a, b)| a * b).sum();
                 let share = exp2_one((score - maximum) * c) as f64 / sum as f64;
                 total -= (self.kernel - counted) as f64 * share;
             }
             self.factor.as_mut()[row] = if total > 0.0 { (self.mass[row] / total) as f32 } else { 0.0 };
         }
+        Ok(())
     }
 
     fn second_pass(
@@ -261,11 +264,6 @@ impl Rows {
             }
         }
     }
-}
-
-fn key(head: &Head, row: usize, stride: usize) -> &[f32] {
-    // SAFETY: `row` < the head's length, so its page exists and holds it.
-    unsafe { core::slice::from_raw_parts(head.pages[row / PAGE].keys().add(row % PAGE * stride), stride) }
 }
 
 /// Adds each column's sum over the rows.

@@ -1,46 +1,92 @@
 //! Keys and values of one layer, ragged: each KV head owns a list of pages.
 //!
-//! A page holds 64 keys, then 64 values, one row of `stride` floats each (head width rounded up to a whole vector, the
-//! rest zero, so that no kernel has a tail). Pages of one head width are all alike: what one layer frees, the next
-//! layer takes, and the memory does not fragment however layers are appended and compacted in turn.
+//! A page holds 64 keys, then 64 values, one row of `stride` numbers each (head width rounded up to a whole vector, the
+//! rest zero, so that no kernel has a tail); int8 rows have their scales behind them. Pages of one head width and kind are
+//! all alike: what one layer frees, the next layer takes, and the memory does not fragment however layers are appended
+//! and compacted in turn.
 
 use crate::memory::{Array, Error, Result};
+use crate::stored::{Kind, Unpacked};
 
 /// Rows of a page.
 pub const PAGE: usize = 64;
 
-pub struct Page(Array<f32>);
+#[derive(Clone, Copy, PartialEq)]
+pub enum Part {
+    Key,
+    Value,
+}
 
-impl Page {
-    fn new(stride: usize) -> Result<Self> {
-        Ok(Page(Array::zeros(2 * PAGE * stride)?))
+/// Where things stand in a page.
+#[derive(Clone, Copy)]
+pub struct Layout {
+    pub kind: Kind,
+    /// Numbers from one row to the next.
+    pub stride: usize,
+}
+
+impl Layout {
+    fn row_bytes(self) -> usize {
+        self.stride * self.kind.size()
     }
 
-    /// `(64, stride)`.
-    pub fn keys(&self) -> *const f32 {
-        self.0.as_slice().as_ptr()
+    fn page_bytes(self) -> usize {
+        2 * PAGE * self.row_bytes() + if self.kind == Kind::Int8 { 2 * PAGE * 4 } else { 0 }
     }
 
-    /// `(64, stride)`.
-    pub fn values(&self) -> *const f32 {
-        self.0.as_slice()[self.0.len() / 2..].as_ptr()
+    /// First byte of a row.
+    fn row(self, part: Part, row: usize) -> usize {
+        (part as usize * PAGE + row) * self.row_bytes()
     }
 
-    /// Keys, then values.
-    pub fn floats(&self) -> &[f32] {
-        self.0.as_slice()
+    /// First byte of a row's scale.
+    fn scale(self, part: Part, row: usize) -> usize {
+        2 * PAGE * self.row_bytes() + (part as usize * PAGE + row) * 4
     }
 
-    fn row(&mut self, part: Part, row: usize, stride: usize) -> &mut [f32] {
-        let first = (if part == Part::Key { 0 } else { PAGE } + row) * stride;
-        &mut self.0.as_mut()[first..first + stride]
+    /// Room to unpack `rows` rows.
+    pub fn unpacked(self, rows: usize) -> Result<Unpacked> {
+        Unpacked::new(self.kind, self.stride, rows)
     }
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Part {
-    Key,
-    Value,
+pub struct Page(Array<u8>);
+
+impl Page {
+    /// Rows from `row` on, `(rows, stride)`, and their scales, which are no scales unless the kind is int8.
+    pub fn rows(&self, layout: Layout, part: Part, row: usize) -> (*const u8, *const f32) {
+        let bytes = self.0.as_slice();
+        let scales = &bytes[layout.scale(part, row).min(bytes.len())..];
+        (bytes[layout.row(part, row)..].as_ptr(), scales.as_ptr() as *const f32)
+    }
+
+    /// `count` rows from `row` on in float32, `(count, stride)`, good until the next call with `unpacked`.
+    ///
+    /// # Safety
+    /// row + count ≤ `PAGE`, and `unpacked` has room for `count` rows.
+    pub unsafe fn floats(
+        &self,
+        layout: Layout,
+        part: Part,
+        row: usize,
+        count: usize,
+        unpacked: &mut Unpacked,
+    ) -> *const f32 {
+        let (rows, scales) = self.rows(layout, part, row);
+        unpacked.floats(rows, scales, count)
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        self.0.as_slice()
+    }
+
+    fn store(&mut self, layout: Layout, part: Part, row: usize, numbers: &[f32]) {
+        let bytes = self.0.as_mut();
+        let scale = layout.kind.store(numbers, &mut bytes[layout.row(part, row)..][..layout.row_bytes()]);
+        if layout.kind == Kind::Int8 {
+            bytes[layout.scale(part, row)..][..4].copy_from_slice(&scale.to_le_bytes());
+        }
+    }
 }
 
 #[derive(Default)]
@@ -53,8 +99,7 @@ pub struct Layer {
     pub heads: usize,
     pub kv_heads: usize,
     pub dim: usize,
-    /// Floats from one row to the next: `dim` rounded up to 4.
-    pub stride: usize,
+    pub layout: Layout,
     /// One per KV head.
     pub rows: Vec<Head>,
 }
@@ -66,7 +111,7 @@ pub const MAX_ROWS: usize = 1 << 28;
 
 impl Layer {
     /// Empty rows with room for `reserve` rows in each head.
-    pub fn new(heads: usize, kv_heads: usize, dim: usize, reserve: usize) -> Result<Self> {
+    pub fn new(heads: usize, kv_heads: usize, dim: usize, reserve: usize, kind: Kind) -> Result<Self> {
         if kv_heads == 0 || heads == 0 || heads % kv_heads != 0 || heads > MAX_HEADS {
             return Err(Error::Shape);
         }
@@ -76,7 +121,8 @@ impl Layer {
         let mut rows = Vec::new();
         rows.try_reserve_exact(kv_heads).map_err(|_| Error::Memory)?;
         rows.resize_with(kv_heads, Head::default);
-        let mut layer = Layer { heads, kv_heads, dim, stride: dim.next_multiple_of(4), rows };
+        let layout = Layout { kind, stride: kind.stride(dim) };
+        let mut layer = Layer { heads, kv_heads, dim, layout, rows };
         for head in 0..kv_heads {
             layer.make_room(head, reserve)?;
         }
@@ -101,12 +147,12 @@ impl Layer {
     }
 
     fn make_room(&mut self, head: usize, length: usize) -> Result<()> {
-        let stride = self.stride;
+        let bytes = self.layout.page_bytes();
         let pages = &mut self.rows[head].pages;
         let wanted = length.div_ceil(PAGE);
         pages.try_reserve(wanted.saturating_sub(pages.len())).map_err(|_| Error::Memory)?;
         while pages.len() < wanted {
-            pages.push(Page::new(stride)?);
+            pages.push(Page(Array::zeros(bytes)?));
         }
         Ok(())
     }
@@ -117,6 +163,8 @@ impl Layer {
         if count > MAX_ROWS - longest {
             return Err(Error::Shape);
         }
+        self.layout.kind.check(keys)?;
+        self.layout.kind.check(values)?;
         let mut before = Vec::new();
         before.try_reserve_exact(self.kv_heads).map_err(|_| Error::Memory)?;
         before.extend(self.rows.iter().map(|head| head.pages.len()));
@@ -132,9 +180,8 @@ impl Layer {
             for t in 0..count {
                 let at = (t * self.kv_heads + index) * self.dim;
                 let (page, row) = ((head.length + t) / PAGE, (head.length + t) % PAGE);
-                let page = &mut head.pages[page];
-                page.row(Part::Key, row, self.stride)[..self.dim].copy_from_slice(&keys[at..at + self.dim]);
-                page.row(Part::Value, row, self.stride)[..self.dim].copy_from_slice(&values[at..at + self.dim]);
+                head.pages[page].store(self.layout, Part::Key, row, &keys[at..at + self.dim]);
+                head.pages[page].store(self.layout, Part::Value, row, &values[at..at + self.dim]);
             }
             head.length += count;
         }
@@ -163,7 +210,7 @@ impl Layer {
             let (mine, others) = rest.split_at(count as usize);
             rest = others;
             for (to, &from) in mine.iter().enumerate() {
-                move_row(&mut head.pages, from as usize, to, self.stride);
+                move_row(&mut head.pages, from as usize, to, self.layout);
             }
             shrink(head, mine.len());
         }
@@ -182,47 +229,70 @@ impl Layer {
     }
 
     /// Copies one head's rows out, `(length, dim)` each.
-    pub fn copy(&mut self, head: usize, keys: &mut [f32], values: &mut [f32]) {
-        for row in 0..self.rows[head].length {
-            self.copy_row(head, row, row, keys, values);
-        }
+    pub fn copy(&self, head: usize, keys: &mut [f32], values: &mut [f32]) -> Result<()> {
+        self.copy_rows(head, 0..self.rows[head].length, keys, values)
     }
 
     /// Copies the rows listed in `wanted` (any order) out, `(wanted, dim)` each.
-    pub fn copy_some(&mut self, head: usize, wanted: &[i32], keys: &mut [f32], values: &mut [f32]) -> Result<()> {
+    pub fn copy_some(&self, head: usize, wanted: &[i32], keys: &mut [f32], values: &mut [f32]) -> Result<()> {
         let length = self.rows[head].length;
         if wanted.iter().any(|&row| row < 0 || row as usize >= length) {
             return Err(Error::Shape);
         }
-        for (to, &row) in wanted.iter().enumerate() {
-            self.copy_row(head, row as usize, to, keys, values);
+        self.copy_rows(head, wanted.iter().map(|&row| row as usize), keys, values)
+    }
+
+    fn copy_rows(
+        &self,
+        head: usize,
+        rows: impl Iterator<Item = usize>,
+        keys: &mut [f32],
+        values: &mut [f32],
+    ) -> Result<()> {
+        let (dim, head) = (self.dim, &self.rows[head]);
+        let mut unpacked = self.layout.unpacked(1)?;
+        for (to, row) in rows.enumerate() {
+            for (part, copies) in [(Part::Key, &mut *keys), (Part::Value, &mut *values)] {
+                copies[to * dim..][..dim].copy_from_slice(&self.row(head, part, row, &mut unpacked)[..dim]);
+            }
         }
         Ok(())
     }
 
-    fn copy_row(&mut self, head: usize, row: usize, to: usize, keys: &mut [f32], values: &mut [f32]) {
-        let (dim, stride) = (self.dim, self.stride);
-        let page = &mut self.rows[head].pages[row / PAGE];
-        keys[to * dim..][..dim].copy_from_slice(&page.row(Part::Key, row % PAGE, stride)[..dim]);
-        values[to * dim..][..dim].copy_from_slice(&page.row(Part::Value, row % PAGE, stride)[..dim]);
+    /// One row in float32, `(stride)`; `unpacked` has room for one.
+    pub fn row<'a>(&self, head: &'a Head, part: Part, row: usize, unpacked: &'a mut Unpacked) -> &'a [f32] {
+        assert!(row < head.length);
+        // SAFETY: the row exists; its float32 form lives as long as the head and `unpacked` are borrowed.
+        unsafe {
+            let floats = head.pages[row / PAGE].floats(self.layout, part, row % PAGE, 1, unpacked);
+            core::slice::from_raw_parts(floats, self.layout.stride)
+        }
     }
 }
 
 /// Copies row `from` over row `to` ≤ `from`.
-fn move_row(pages: &mut [Page], from: usize, to: usize, stride: usize) {
+fn move_row(pages: &mut [Page], from: usize, to: usize, layout: Layout) {
     if from == to {
         return;
     }
+    let scaled = layout.kind == Kind::Int8;
     for part in [Part::Key, Part::Value] {
-        let (page, row) = (to / PAGE, to % PAGE);
-        if from / PAGE == page {
-            let base = if part == Part::Key { 0 } else { PAGE };
-            let (from, to) = (base + from % PAGE, base + row);
-            pages[page].0.as_mut().copy_within(from * stride..(from + 1) * stride, to * stride);
-        } else {
-            let (low, high) = pages.split_at_mut(from / PAGE);
-            low[page].row(part, row, stride).copy_from_slice(high[0].row(part, from % PAGE, stride));
+        let (from_row, to_row) = (layout.row(part, from % PAGE), layout.row(part, to % PAGE));
+        move_bytes(pages, (from / PAGE, from_row), (to / PAGE, to_row), layout.row_bytes());
+        if scaled {
+            let (from_scale, to_scale) = (layout.scale(part, from % PAGE), layout.scale(part, to % PAGE));
+            move_bytes(pages, (from / PAGE, from_scale), (to / PAGE, to_scale), 4);
         }
+    }
+}
+
+/// Copies `count` bytes; places are page and byte, `to`'s page not after `from`'s.
+fn move_bytes(pages: &mut [Page], from: (usize, usize), to: (usize, usize), count: usize) {
+    if from.0 == to.0 {
+        pages[to.0].0.as_mut().copy_within(from.1..from.1 + count, to.1);
+    } else {
+        let (low, high) = pages.split_at_mut(from.0);
+        low[to.0].0.as_mut()[to.1..][..count].copy_from_slice(&high[0].0.as_slice()[from.1..][..count]);
     }
 }
 
@@ -237,27 +307,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn compact_moves_rows_and_frees_pages() {
+    fn compact_moves_rows_of_every_kind_and_frees_pages() {
         let (kv_heads, dim, count) = (2, 3, 200);
-        let mut layer = Layer::new(4, kv_heads, dim, 0).unwrap();
-        let keys: Vec<f32> = (0..count * kv_heads * dim).map(|i| i as f32).collect();
-        let values: Vec<f32> = keys.iter().map(|x| -x).collect();
-        layer.append(&keys, &values, count).unwrap();
-        assert_eq!(layer.pages(), 8);
-        let kept: Vec<i32> = (0..200).filter(|i| i % 3 == 1).chain([5, 199]).collect();
-        let first = kept.len() as i32 - 2;
-        assert_eq!(layer.compact(&kept, &[first, 3]), Err(Error::Shape));
-        layer.compact(&kept, &[first, 2]).unwrap();
-        assert_eq!(layer.pages(), 3);
-        for head in 0..2 {
-            let length = layer.rows[head].length;
-            let (mut k, mut v) = (vec![0.0; length * dim], vec![0.0; length * dim]);
-            layer.copy(head, &mut k, &mut v);
-            let mine = if head == 0 { &kept[..first as usize] } else { &kept[first as usize..] };
-            for (i, &row) in mine.iter().enumerate() {
-                for d in 0..dim {
-                    let want = ((row as usize * kv_heads + head) * dim + d) as f32;
-                    assert_eq!((k[i * dim + d], v[i * dim + d]), (want, -want));
+        for kind in [Kind::F32, Kind::F16, Kind::Int8] {
+            let mut layer = Layer::new(4, kv_heads, dim, 0, kind).unwrap();
+            // Each row is exact as int8: its largest is 127 · 2ⁿ.
+            let number = |row: usize, d: usize| [127.0, (row % 127) as f32, (row / 127) as f32][d];
+            let keys: Vec<f32> = (0..count * kv_heads * dim).map(|i| number(i / dim, i % dim)).collect();
+            let values: Vec<f32> = keys.iter().map(|x| -2.0 * x).collect();
+            layer.append(&keys, &values, count).unwrap();
+            assert_eq!(layer.pages(), 8);
+            let kept: Vec<i32> = (0..200).filter(|i| i % 3 == 1).chain([5, 199]).collect();
+            let first = kept.len() as i32 - 2;
+            assert_eq!(layer.compact(&kept, &[first, 3]), Err(Error::Shape));
+            layer.compact(&kept, &[first, 2]).unwrap();
+            assert_eq!(layer.pages(), 3);
+            for head in 0..2 {
+                let length = layer.rows[head].length;
+                let (mut k, mut v) = (vec![0.0; length * dim], vec![0.0; length * dim]);
+                layer.copy(head, &mut k, &mut v).unwrap();
+                let mine = if head == 0 { &kept[..first as usize] } else { &kept[first as usize..] };
+                for (i, &row) in mine.iter().enumerate() {
+                    for d in 0..dim {
+                        let want = number(row as usize * kv_heads + head, d);
+                        assert_eq!((k[i * dim + d], v[i * dim + d]), (want, -2.0 * want));
+                    }
                 }
             }
         }
