@@ -5,7 +5,7 @@
  * import { currentRuntime, loadModel, openContext } from "palisade-kv";
  *
  * await using model = await loadModel("SmolLM2-135M-Instruct.Q4_1.gguf", await currentRuntime());
- * using context = await openContext(model, text, { policy: "layer-defensive", keep: "20%" });
+ * using context = await openContext(model, text, { keep: "20%" });
  * const { answer } = await context.ask("Who is Ishmael?");
  * ```
  *

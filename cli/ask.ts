@@ -32,7 +32,7 @@ export interface AskCommand extends EngineOptions {
   readonly question: readonly string[];
   /** Undefined where `risk` or `riskWorst` takes its place. */
   readonly keep?: string;
-  /** Undefined: the library's default. */
+  /** Undefined: the library's default, `model/default_policy.ts`. */
   readonly policy?: string;
   readonly risk?: number;
   readonly riskWorst?: number;
@@ -84,6 +84,7 @@ export async function ask(command: AskCommand, io: Io): Promise<number> {
     onLayer: (done, layers) => progress.update("Reading, layer", done, layers),
   });
   progress.clear();
+  if (!policy && context.policy.needs.reconstruction && !command.quiet) io.err(`${noGate(command.model)}\n`);
 
   const answers = await askAll(command, io, context);
   const report = reportOf(model, context, answers, {
@@ -98,6 +99,12 @@ export async function ask(command: AskCommand, io: Io): Promise<number> {
   return answers.some((each) => each.finish === "interrupted") ? EXIT.interrupted : EXIT.ok;
 }
 
+/** Why the default was the slow one, and what makes it the fast one. */
+function noGate(model: string): string {
+  return `No gate is fitted for this model, so kvzip read the text a second time to find what must stay.\n` +
+    `To keep as much in one reading: palisade calibrate --model ${model}`;
+}
+
 function maxCacheOf({ maxCache, stepPolicy }: AskCommand): MaxCache | undefined {
   if (maxCache !== undefined) return { tokens: maxCache, rule: stepPolicy && resolveStepRule(stepPolicy) };
   if (stepPolicy !== undefined) throw idle("step-policy", "There is nothing to evict by it without --max-cache");
@@ -107,7 +114,9 @@ function maxCacheOf({ maxCache, stepPolicy }: AskCommand): MaxCache | undefined 
 /** Refuses options that would be read and then do nothing. */
 function refuseIdle({ risk, maxCacheBytes, gate }: AskCommand, policy: Policy | undefined): void {
   if (maxCacheBytes !== undefined && risk === undefined) throw idle("max-cache-bytes", "Nothing waits without --risk");
-  if (gate !== undefined && !policy?.needs.gate) throw idle("gate", "The policy doesn't ask a gate: add --policy gate");
+  if (gate !== undefined && policy && !policy.needs.gate) {
+    throw idle("gate", "The policy doesn't ask a gate: add --policy gate");
+  }
 }
 
 function idle(option: string, message: string): PalisadeError {

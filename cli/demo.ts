@@ -1,5 +1,5 @@
 /**
- * `palisade demo`: the main job on real texts, three ways side by side.
+ * `palisade demo`: the main job on real texts, four ways side by side.
  *
  * Facts of the form "The special magic number for NAME is NUMBER." are hidden in a chapter at places drawn from the
  * seed, the chapter is read and evicted WITHOUT the questions, and every question is asked of what is left. Answers
@@ -24,8 +24,8 @@ export interface DemoCommand extends EngineOptions {
   readonly json?: boolean;
 }
 
-/** Baseline first. */
-const POLICIES = ["full", "snapkv", "layer-defensive"] as const;
+/** Baseline first; the last is what `ask` takes when nothing is said. */
+const POLICIES = ["full", "snapkv", "layer-defensive", undefined] as const;
 /** Enough for a seven-digit number and the full stop. */
 const MAX_TOKENS = 16;
 
@@ -66,7 +66,7 @@ export async function demo(command: DemoCommand, io: Io): Promise<number> {
 
 async function runPolicy(
   model: Model,
-  policy: string,
+  policy: string | undefined,
   command: DemoCommand,
   sample: { title: string; context: string; facts: readonly HiddenFact[] },
   { io, progress, loadMs }: { io: Io; progress: Progress; loadMs: number },
@@ -76,11 +76,11 @@ async function runPolicy(
     policy,
     keep,
     signal: io.signal,
-    onLayer: (done, layers) => progress.update(`${policy}: reading, layer`, done, layers),
+    onLayer: (done, layers) => progress.update(`${policy ?? "default policy"}: reading, layer`, done, layers),
   });
   const answers: Answer[] = [];
   for (const { question, answerPrefix } of sample.facts) {
-    progress.update(`${policy}: answering`, answers.length, sample.facts.length);
+    progress.update(`${context.policy.name}: answering`, answers.length, sample.facts.length);
     answers.push(await context.ask(question, { answerPrefix, maxTokens: MAX_TOKENS, signal: io.signal }));
     io.signal.throwIfAborted();
   }
@@ -111,7 +111,7 @@ function tableOf(runs: readonly Run[]): string {
   const table = new Table({
     head: ["", ...runs.map((run) => labelOf(run))],
     style: { head: [], border: [] },
-    colWidths: [30, 26, 26, 26],
+    colWidths: [28, 22, 22, 22, 22],
     wordWrap: true,
   });
   runs[0].facts.forEach((fact, i) => {
@@ -138,14 +138,12 @@ function labelOf({ report }: Run): string {
 }
 
 function summaryOf(runs: readonly Run[]): string {
-  const lines = POLICIES.map((policy) => {
-    const mine = runs.filter((run) => run.report.policy.name === policy);
+  const lines = [...new Set(runs.map(labelOf))].map((label) => {
+    const mine = runs.filter((run) => labelOf(run) === label);
     const hits = mine.reduce((sum, run) => sum + hitsOf(run), 0);
     const asked = mine.reduce((sum, run) => sum + run.facts.length, 0);
     const kept = mine.reduce((sum, run) => sum + run.report.cache.bytes, 0);
-    return `${labelOf(mine[0]).padEnd(22)} ${hits} of ${asked} answers, ${
-      formatBytes(kept / mine.length)
-    } of cache per text`;
+    return `${label.padEnd(22)} ${hits} of ${asked} answers, ${formatBytes(kept / mine.length)} of cache per text`;
   });
   return `${
     lines.join("\n")

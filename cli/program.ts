@@ -82,7 +82,7 @@ function addAsk(program: Command, io: Io, all: boolean, done: (code: number) => 
     .requiredOption("--context <file>", "the text, UTF-8; - reads standard input")
     .requiredOption("--question <text>", "what to ask; repeat it to ask the same cache more", collect)
     .option("--keep <amount>", "what stays: 20%, 0.2, or tokens per head", "20%")
-    .option("--policy <name>", "see: palisade policies", "layer-defensive")
+    .option("--policy <name>", "see: palisade policies [gate, else kvzip]")
     .addOption(
       rare("--risk <share>", "instead of --keep: largest loss of attention, mean").argParser(number(0, 1, true, true))
         .conflicts(["keep", "riskWorst", "maxCache"]),
@@ -110,23 +110,18 @@ function addAsk(program: Command, io: Io, all: boolean, done: (code: number) => 
     .addOption(rare("--beyond-trained", "allow more context than the model was trained on"))
     .option("--json", "print one object with answers and figures")
     .addHelpText("after", all ? EXIT_CODES : `More options: palisade ask ${HELP_ALL}\n${EXIT_CODES}`)
-    .action(async (options: AskCommand) => done(await ask(withoutDefaults(options, command), io)));
+    .action(async (options: AskCommand) => done(await ask(withoutKeep(options), io)));
 }
 
-/** A risk takes the place of the default budget, a threshold that of the default policy too. */
-function withoutDefaults(options: AskCommand, command: Command): AskCommand {
-  const given = (name: string) => command.getOptionValueSource(name) !== "default";
+/** A risk takes the place of the default budget. */
+function withoutKeep(options: AskCommand): AskCommand {
   const { risk, riskWorst } = options;
-  return {
-    ...options,
-    keep: risk === undefined && riskWorst === undefined ? options.keep : undefined,
-    policy: riskWorst === undefined || given("policy") ? options.policy : undefined,
-  };
+  return risk === undefined && riskWorst === undefined ? options : { ...options, keep: undefined };
 }
 
 function addDemo(program: Command, io: Io, done: (code: number) => void): void {
   const command = program.command("demo")
-    .description("full cache, SnapKV, Layer-DefensiveKV side by side")
+    .description("four caches side by side: full, SnapKV, Layer-DefensiveKV, ours")
     .option("--seed <n>", "seed of the hidden facts and where they are hidden", integer(0), 1)
     .option("--questions <n>", "questions per text, 3 to 8", integer(3, 8), 3)
     .option("--keep <amount>", "what stays where something is evicted", "20%")
@@ -139,7 +134,7 @@ function addShow(program: Command, io: Io, done: (code: number) => void): void {
     .description("a text shaded by how many heads keep a token")
     .requiredOption("--context <file>", "the text, UTF-8; - reads standard input")
     .option("--keep <amount>", "what stays: 20%, 0.2, or tokens per head", "20%")
-    .option("--policy <name>", "see: palisade policies", "layer-defensive")
+    .option("--policy <name>", "see: palisade policies [gate, else kvzip]")
     .addOption(new Option("--color <when>", "colours").choices(["auto", "truecolor", "256", "none"]).default("auto"))
     .option("--html <file>", "write it as an HTML file too")
     .option("--beyond-trained", "allow more context than the model was trained on");

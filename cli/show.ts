@@ -15,7 +15,8 @@ import { writeText } from "./report_command.ts";
 
 export interface ShowCommand extends EngineOptions {
   readonly context: string;
-  readonly policy: string;
+  /** Undefined: the library's default. */
+  readonly policy?: string;
   readonly keep: string;
   readonly color: "auto" | Colours;
   readonly html?: string;
@@ -24,7 +25,7 @@ export interface ShowCommand extends EngineOptions {
 
 /** Runs the command; returns the exit code. */
 export async function show(command: ShowCommand, io: Io): Promise<number> {
-  const policy = await loadPolicy(command.policy, io.runtime);
+  const policy = command.policy === undefined ? undefined : await loadPolicy(command.policy, io.runtime);
   const keep = parseKeep(command.keep);
   const text = await io.runtime.readText(command.context);
   if (text.trim() === "") throw inputError("context.empty", `No text in ${command.context}`, "--context");
@@ -40,7 +41,7 @@ export async function show(command: ShowCommand, io: Io): Promise<number> {
   progress.clear();
   const shading = shadingOf(context.cache, model.tokenizer, contextIds(model.frame, model.tokenizer, text));
   const entries = context.tokens * shading.heads, kept = context.cache.entries();
-  const title = `${policy.name} at ${command.keep} of ${model.config.name}: ${formatCount(kept)} of ` +
+  const title = `${context.policy.name} at ${command.keep} of ${model.config.name}: ${formatCount(kept)} of ` +
     `${formatCount(entries)} entries kept (${formatShare(kept, entries)})`;
   if (command.html !== undefined) {
     const body = `<h1>${escapeHtml(title)}</h1>\n${legendHtml(shading.heads)}\n${shadingHtml(shading)}`;

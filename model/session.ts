@@ -3,7 +3,7 @@
  *
  * ```ts
  * await using model = await loadModel(path, runtime);
- * using context = await openContext(model, text, { policy: "layer-defensive", keep: "20%" });
+ * using context = await openContext(model, text, { keep: "20%" });
  * const { answer } = await context.ask("What is the magic number?");
  * ```
  */
@@ -18,6 +18,7 @@ import type { Gate } from "./gate/file.ts";
 import { type WorstCase, worstCaseOf } from "./gate/worst_case.ts";
 import { budgetUnderCap, type MaxCache, resolveMaxCache } from "./max_cache.ts";
 import type { Model } from "./model.ts";
+import { defaultPolicy } from "./default_policy.ts";
 import { contextIds, controlPositions } from "./prompt.ts";
 import { readContext, type ReadResult } from "./read.ts";
 import { readAtRisk, type RiskFigures } from "./read_risk.ts";
@@ -30,7 +31,10 @@ export type { Answer, AskOptions, CapFigures, Finish, Positions } from "./answer
 export type { MaxCache } from "./max_cache.ts";
 
 export interface ContextOptions extends RiskSettings {
-  /** A policy, or its name with parameters. Default `layer-defensive`; with `riskWorst` `defensive-risk`. */
+  /**
+   * A policy, or its name with parameters. Default: `gate` where the model has one, else `kvzip`
+   * (`model/default_policy.ts`); with `riskWorst` `defensive-risk`.
+   */
   readonly policy?: Policy | string;
   /** What stays. Default `20%`. */
   readonly keep?: Keep | string;
@@ -77,14 +81,13 @@ export interface Context extends Disposable {
  * `step-policy.unknown`, `gate.*`, `risk.*`, `explain.early`; (usage): `risk.exclusive`; (resources): `memory`.
  */
 export async function openContext(model: Model, text: string, options: ContextOptions = {}): Promise<Context> {
-  const policy = typeof options.policy === "object"
-    ? options.policy
-    : resolvePolicy(options.policy ?? (options.riskWorst === undefined ? "layer-defensive" : "defensive-risk"));
-  const risk = resolveRisk(options, policy, rivals(options));
+  const named = policyNamed(options);
   const keep = typeof options.keep === "object" ? options.keep : parseKeep(options.keep ?? "20%");
   if (typeof text !== "string") throw new TypeError(`openContext() wants a text, not ${typeof text}`);
   if (text.trim() === "") throw inputError("context.empty", "The context has no text in it", "--context");
   const ids = contextIds(model.frame, model.tokenizer, text);
+  const policy = named ?? await defaultPolicy(model, ids, { ...options, rolling: isRolling(model, ids, options) });
+  const risk = resolveRisk(options, policy, rivals(options));
   const plan = planOf(model, ids, options);
   const asked = resolveBudget(policy, risk ? { fraction: 1 } : keep, ids.length, model.config);
   const capped = plan.maxCache ? budgetUnderCap(policy, asked, plan.maxCache.tokens) : asked;
@@ -107,6 +110,18 @@ export async function openContext(model: Model, text: string, options: ContextOp
     ask: (question, ask = {}) => answer(model, cache, question, ask, plan),
     [Symbol.dispose]: () => cache[Symbol.dispose](),
   };
+}
+
+/** The policy asked for; undefined when the model and the context decide. */
+function policyNamed({ policy, riskWorst }: ContextOptions): Policy | undefined {
+  if (typeof policy === "object") return policy;
+  const name = policy ?? (riskWorst === undefined ? undefined : "defensive-risk");
+  return name === undefined ? undefined : resolvePolicy(name);
+}
+
+/** The context doesn't fit into the trained length and may not be read beyond it. */
+function isRolling({ config }: Model, ids: readonly number[], { beyondTrained = false }: ContextOptions): boolean {
+  return ids.length >= config.contextLength && !beyondTrained;
 }
 
 /** Options that say what stays, as the command line calls them. */
@@ -132,8 +147,8 @@ async function read(
   options: ContextOptions,
 ): Promise<ReadResult & { budget?: Budget; figures?: RiskFigures; worstCase?: WorstCase }> {
   const { dense, backend, file, config } = model;
-  const { onLayer, signal, beyondTrained = false } = options;
-  const rolling = ids.length >= config.contextLength && !beyondTrained;
+  const { onLayer, signal } = options;
+  const rolling = isRolling(model, ids, options);
   if (rolling) refuseTooLong(model, ids.length, options.positions === "rerotate" ? { policy, budget } : undefined);
   if (rolling || policy.streams) refuseHindsight(policy, risk, options);
   const sources = await scoreSources(model, policy, ids, options);

@@ -43,7 +43,7 @@ const REFUSED: [string, string[], number, RegExp][] = [
   ["zero tokens", [...ASK, "--max-tokens", "0"], 2, /from 1 to/],
   ["half a token", [...ASK, "--max-tokens", "1.5"], 2, /whole number/],
   ["bytes to wait in without a risk", [...ASK, "--max-cache-bytes", "100"], 2, /--max-cache-bytes.*--risk/],
-  ["a gate for a policy without one", [...ASK, "--gate", "no.json"], 2, /--gate.*--policy gate/],
+  ["a gate for a policy without one", [...ASK, "--policy", "snapkv", "--gate", "no.json"], 2, /--gate.*--policy gate/],
   ["a seed too large", [...ASK, "--seed", "99999999999999999999"], 2, /to 9007199254740991/],
   ["zero threads", [...ASK, "--threads", "0"], 2, /from 1 to 64/],
   ["a cap of 0", [...ASK, "--max-cache", "0"], 2, /--max-cache.*from 1 to/s],

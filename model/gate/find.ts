@@ -1,5 +1,5 @@
 /** Which gate belongs to a model file. */
-import { inputError } from "../../core/errors.ts";
+import { inputError, type PalisadeError } from "../../core/errors.ts";
 import type { Runtime } from "../../runtime/interface.ts";
 import type { ModelConfig } from "../config.ts";
 import { cacheFolder } from "../store.ts";
@@ -43,13 +43,14 @@ export async function findGate(
   runtime: Runtime,
   path?: string,
 ): Promise<Gate> {
+  if (!runtime.host) throw noGate(model);
   const sha256 = await sha256Of(model.path, runtime);
   if (path !== undefined) {
     const gate = await loadGate(path, runtime);
     checkGate(gate, model.config, sha256);
     return gate;
   }
-  const host = runtime.host!;
+  const { host } = runtime;
   for (const folder of [gateFolder(runtime), ...packageFolders(runtime)]) {
     for (const name of (await host.list(folder)).filter((each) => each.endsWith(GATE_SUFFIX)).sort()) {
       const gate = await loadGate(host.join(folder, name), runtime).catch(() => undefined);
@@ -58,11 +59,12 @@ export async function findGate(
       return gate;
     }
   }
-  throw inputError(
-    "gate.none",
-    `There is no gate for ${model.config.name}: fit one with palisade calibrate --model ${model.path}`,
-    "--policy",
-  );
+  throw noGate(model);
+}
+
+function noGate({ config, path }: { readonly config: ModelConfig; readonly path: string }): PalisadeError {
+  const message = `There is no gate for ${config.name}: fit one with palisade calibrate --model ${path}`;
+  return inputError("gate.none", message, "--policy");
 }
 
 /** `data/gates` beside the sources, and beside `dist/`. */

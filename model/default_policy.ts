@@ -1,0 +1,58 @@
+/**
+ * The policy of a context for which none is named, chosen by measurement (bench/results/gates.md, docs/gates.md): the
+ * gate wherever one is fitted, because it keeps as many answers as kvzip for the price of one small product per token;
+ * else kvzip, which needs no preparation but a second prefill; where not even short chunks of kvzip's fit behind the
+ * context, `layer-defensive`, the best of those that guess from the last queries.
+ */
+import { PalisadeError } from "../core/errors.ts";
+import type { Policy } from "../core/policy.ts";
+import { resolvePolicy } from "../core/registry.ts";
+import type { Gate } from "./gate/file.ts";
+import type { Model } from "./model.ts";
+import { repeatPrompts } from "./reconstruct.ts";
+
+/** Chunks that kvzip repeats, longest first. Each costs some thirty tokens of instruction. */
+const CHUNKS = [2048, 1024, 512, 256] as const;
+
+export interface DefaultOptions {
+  /** Instead of the gate that belongs to the model. */
+  readonly gate?: Gate;
+  /** The context is longer than the trained length and is read chunk by chunk, positions closing up. */
+  readonly rolling: boolean;
+  readonly beyondTrained?: boolean;
+}
+
+/**
+ * The policy for the context `ids` of `model` when the caller leaves it open.
+ * @throws PalisadeError `gate.*` for a gate that is there and can't be used.
+ */
+export async function defaultPolicy(
+  model: Pick<Model, "config" | "tokenizer" | "frame" | "gate">,
+  ids: readonly number[],
+  { gate, rolling, beyondTrained }: DefaultOptions,
+): Promise<Policy> {
+  if (gate || await hasGate(model)) return resolvePolicy(rolling ? "gate(read=stream)" : "gate");
+  const kvzip = CHUNKS.map((chunk) => resolvePolicy(`kvzip(chunk=${chunk})`));
+  const fits = ({ needs }: Policy) => !refused(() => repeatPrompts(model, ids, needs.reconstruction!, beyondTrained));
+  return (rolling ? undefined : kvzip.find(fits)) ?? resolvePolicy("layer-defensive");
+}
+
+async function hasGate(model: Pick<Model, "gate">): Promise<boolean> {
+  try {
+    await model.gate();
+    return true;
+  } catch (error) {
+    if (error instanceof PalisadeError && error.code === "gate.none") return false;
+    throw error;
+  }
+}
+
+function refused(attempt: () => unknown): boolean {
+  try {
+    attempt();
+    return false;
+  } catch (error) {
+    if (error instanceof PalisadeError && error.code === "context.too-long") return true;
+    throw error;
+  }
+}
