@@ -1,5 +1,6 @@
 /** `palisade ask`: read a text once, evict, answer every question from what was kept. */
 import { parseKeep } from "../core/budget.ts";
+import type { CacheType } from "../core/cache_type.ts";
 import { inputError, PalisadeError } from "../core/errors.ts";
 import type { Policy } from "../core/policy.ts";
 import { resolveStepRule } from "../core/step_registry.ts";
@@ -41,6 +42,7 @@ export interface AskCommand extends EngineOptions {
   readonly maxCache?: number;
   readonly stepPolicy?: string;
   readonly positions: Positions;
+  readonly cacheType: CacheType;
   readonly maxTokens: number;
   readonly temperature: number;
   readonly topP: number;
@@ -79,6 +81,7 @@ export async function ask(command: AskCommand, io: Io): Promise<number> {
     maxCacheBytes: command.maxCacheBytes,
     explain: command.explain,
     positions: command.positions,
+    cacheType: command.cacheType,
     beyondTrained: command.beyondTrained,
     signal: io.signal,
     onLayer: (done, layers) => progress.update("Reading, layer", done, layers),

@@ -1,4 +1,5 @@
 /** `palisade eval`: a sweep over models, tasks, lengths, samples, policies and budgets into a results file. */
+import type { CacheType } from "../core/cache_type.ts";
 import { loadModel } from "../model/model.ts";
 import { type GroupOptions, runGroup, type Subject } from "../evaluate/group.ts";
 import { NO_HAYSTACK, openHaystack } from "../evaluate/haystack.ts";
@@ -31,6 +32,7 @@ export interface EvalCommand extends Omit<EngineOptions, "model"> {
   readonly models: string;
   readonly out: string;
   readonly queryAware?: boolean;
+  readonly cacheType: CacheType;
   readonly haystack?: string;
   readonly beyondTrained?: boolean;
   /** Address of the server through which workers compute the cells. */
@@ -57,6 +59,7 @@ export async function evaluate(command: EvalCommand, io: Io): Promise<number> {
           seed: command.seed,
           protocol: command.queryAware ? "query-aware" : "context-first",
           haystack,
+          cacheType: command.cacheType,
           isDone: (id) => results.has(id),
           beyondTrained: command.beyondTrained,
           signal: io.signal,

@@ -38,6 +38,7 @@ export async function evaluateByQueue(command: QueueCommand, io: Io): Promise<nu
       tasks,
       seed: command.seed,
       reading: command.queryAware ? "query-aware" : "context-first",
+      ...(command.cacheType !== "f32" && { cacheType: command.cacheType }),
       beyondTrained: command.beyondTrained ?? false,
       haystack: { file: command.haystack, sha256: sources.haystack.sha256 },
       files: sources.files,

@@ -1,5 +1,6 @@
 /** The command line's grammar: commands, options, ranges, help. One file, so that parsing has one place. */
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
+import { CACHE_TYPES } from "../core/cache_type.ts";
 import { PalisadeError } from "../core/errors.ts";
 import { KINDS } from "../model/calibrate/text.ts";
 import { ask, type AskCommand } from "./ask.ts";
@@ -55,7 +56,7 @@ function buildProgram(io: Io, all: boolean, done: (code: number) => void): Comma
   addAsk(program, io, all, done);
   addDemo(program, io, done);
   addShow(program, io, done);
-  addEval(program, io, done);
+  addEval(program, io, all, done);
   addWorker(program, io, done);
   program.command("report").argument("<results>").description("what a results file of eval says, as a table")
     .option("--html <file>", "write charts and shaded contexts into one HTML file")
@@ -99,6 +100,7 @@ function addAsk(program: Command, io: Io, all: boolean, done: (code: number) => 
       rare("--positions <mode>", "kept keys stay or close up").choices(["true", "rerotate"])
         .default("true"),
     );
+  command.addOption(new Option("--cache-type <type>", "keys and values").choices(CACHE_TYPES).default("f32"));
   addEngineOptions(command)
     .option("--max-tokens <n>", "longest answer in tokens", integer(1), 256)
     .option("--temperature <t>", "0 is greedy, up to 10", number(0, 10), 0)
@@ -141,7 +143,8 @@ function addShow(program: Command, io: Io, done: (code: number) => void): void {
   addEngineOptions(command).action(async (options: ShowCommand) => done(await show(options, io)));
 }
 
-function addEval(program: Command, io: Io, done: (code: number) => void): void {
+function addEval(program: Command, io: Io, all: boolean, done: (code: number) => void): void {
+  const rare = (flags: string, description: string) => new Option(flags, description).hideHelp(!all);
   const command = program.command("eval")
     .description("measure what policies cost in answers; resumes")
     .addHelpOption(new Option("-h, --help").hideHelp())
@@ -154,11 +157,13 @@ function addEval(program: Command, io: Io, done: (code: number) => void): void {
     .option("--seed <n>", "seed of the samples", integer(0), 1)
     .option("--models <list>", "named models or files", "smollm2-135m")
     .option("--query-aware", "compress after the question, not before it")
-    .option("--gate <file>", "for policy gate, instead of the one found")
-    .option("--haystack <file>", "prose to hide needles in, not Moby-Dick")
+    .addOption(rare("--cache-type <type>", "keys and values").choices(CACHE_TYPES).default("f32"))
+    .addOption(rare("--gate <file>", "for policy gate, instead of the one found"))
+    .addOption(rare("--haystack <file>", "prose to hide needles in, not Moby-Dick"))
     .option("--beyond-trained", "allow more tokens than the model was trained on")
     .option("--queue <url>", "let palisade worker compute: redis://HOST:PORT");
-  addEngineOptions(command, { model: false }).addHelpText("after", EXIT_CODES)
+  addEngineOptions(command, { model: false })
+    .addHelpText("after", all ? EXIT_CODES : `More options: palisade eval ${HELP_ALL}\n${EXIT_CODES}`)
     .action(async (options: EvalCommand) => done(await evaluate(options, io)));
 }
 

@@ -29,7 +29,7 @@ export function reportText(report: Report): string {
       `${formatBytes(cache.bytes)} of ${formatBytes(cache.fullBytes)}, ${
         formatBytes(cache.allocatedBytes)
       } allocated, ` +
-      `peak ${formatBytes(cache.peakBytes)} while reading`,
+      `peak ${formatBytes(cache.peakBytes)} while reading` + (cache.type === "f32" ? "" : `, stored as ${cache.type}`),
     ],
     ["health", healthText(report)],
     ["time", `read ${formatMs(ms.prefill)}, evict ${formatMs(ms.evict)}, ${speed(ms.decodePerToken)}`],

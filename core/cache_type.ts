@@ -12,6 +12,14 @@ export type CacheType = typeof CACHE_TYPES[number];
 /** Largest magnitude that a row may hold; from 65520 on float16 would round to infinity. */
 const LARGEST_HALF = 65520;
 
+/** @throws PalisadeError (input) `cache-type.unknown`. */
+export function checkCacheType(type: string): CacheType {
+  const known = CACHE_TYPES.find((each) => each === type);
+  if (known) return known;
+  const message = `There is no cache type "${type}": want ${CACHE_TYPES.join(", ")}`;
+  throw inputError("cache-type.unknown", message, "--cache-type");
+}
+
 /** Bytes of one key and one value of width `headDim`. */
 export function entryBytes(headDim: number, type: CacheType): number {
   const row = { f32: 4 * headDim, f16: 2 * headDim, int8: headDim + 4 }[type];

@@ -13,6 +13,7 @@
  * @module
  */
 export { layerSelections, segmentsOf, selectLayer } from "./allocate.ts";
+export { CACHE_TYPES, type CacheType, checkCacheType, entryBytes } from "./cache_type.ts";
 export { checkKeep, type Keep, parseKeep, resolveBudget } from "./budget.ts";
 export {
   type CertificateSummary,

@@ -6,7 +6,7 @@ import type { TopLevelSpec } from "vega-lite";
 import { resourceError } from "../core/errors.ts";
 import { mean } from "./bootstrap.ts";
 import type { ResultLine } from "./results.ts";
-import { caseKey, groupBy, type Row } from "./summary.ts";
+import { caseKey, groupBy, protocolOf, type Row } from "./summary.ts";
 
 export interface Chart {
   readonly title: string;
@@ -201,5 +201,5 @@ function headChart(lines: readonly ResultLine[]): Chart | undefined {
 }
 
 function settingName(line: ResultLine): string {
-  return settingOf({ model: line.model.name, length: line.length, protocol: line.protocol });
+  return settingOf({ model: line.model.name, length: line.length, protocol: protocolOf(line) });
 }

@@ -10,6 +10,7 @@
  */
 import { RaggedCache } from "../cache/ragged.ts";
 import { layerSelections } from "../core/allocate.ts";
+import type { CacheType } from "../core/cache_type.ts";
 import { type Keep, resolveBudget } from "../core/budget.ts";
 import type { Budget, Needs, Observation, Policy, Reduction } from "../core/policy.ts";
 import { type StreamingSelection, streamingSelection } from "../core/streaming.ts";
@@ -46,6 +47,8 @@ export interface Collected extends Disposable {
 export interface CollectOptions {
   /** Lets kvzip repeat the context beyond the trained length. */
   readonly beyondTrained?: boolean;
+  /** How the cache stores keys and values. Default `f32`. */
+  readonly cacheType?: CacheType;
   readonly onLayer?: (done: number, layers: number) => void;
   readonly signal?: AbortSignal;
 }
@@ -88,7 +91,7 @@ export async function collect(
   const { config } = model;
   const gatherers = cases.map((each) => new Gatherer(each, resolveBudget(each.policy, each.keep, ids.length, config)));
   const scoring = gatherers.filter(({ keepsAll }) => !keepsAll);
-  const cache = new RaggedCache(model.backend, config);
+  const cache = new RaggedCache(model.backend, config, options.cacheType);
   try {
     const observer = new Observer(cache, scoring, (layer) => model.file.readFloat32(`blk.${layer}.attn_output.weight`));
     const { beyondTrained, signal } = options;

@@ -3,6 +3,7 @@
  * from outside: it needs a loaded model and a {@link Group}, knows which cells are done by their ids, and yields lines.
  */
 import { resolveBudget } from "../core/budget.ts";
+import type { CacheType } from "../core/cache_type.ts";
 import { inputError } from "../core/errors.ts";
 import type { RaggedCache } from "../cache/ragged.ts";
 import { type Gate, writeGate } from "../model/gate/file.ts";
@@ -38,6 +39,8 @@ export interface GroupOptions {
   /** Samples of each task whose lines hold the tokens and how many heads keep each. Default 1, contexts up to 8192. */
   readonly shaded?: number;
   readonly beyondTrained?: boolean;
+  /** How the caches store keys and values, the full one too. Default `f32`. */
+  readonly cacheType?: CacheType;
   readonly onStep?: (label: string, done: number, total: number) => void;
   readonly signal?: AbortSignal;
 }
@@ -80,6 +83,7 @@ export async function* runGroup(
   const shared = missing.filter(({ policy }) => sharesPrefill(policy));
   using collected = await collect(model, ids, shared, {
     beyondTrained: options.beyondTrained,
+    cacheType: options.cacheType,
     signal: options.signal,
     onLayer: (done, layers) => options.onStep?.("reading, layer", done, layers),
   });
@@ -141,7 +145,7 @@ function cellOf(
   sample: Sample,
   contextTokens: number,
   each: AskedCase,
-  { seed, protocol, haystack }: GroupOptions,
+  { seed, protocol, haystack, cacheType = "f32" }: GroupOptions,
 ): Cell {
   const { model: _, ...budget } = resolveBudget(each.policy, each.keep, contextTokens, model.config);
   const { context, question, answerPrefix, answers, metric, maxNewTokens } = sample;
@@ -156,6 +160,7 @@ function cellOf(
     seed,
     haystack: task.sized ? { name: haystack.name, sha256: haystack.sha256 } : null,
     protocol,
+    ...(cacheType !== "f32" && { cacheType }),
     maxNewTokens,
     policy: { name: each.policy.name, parameters: each.policy.parameters },
     keep: each.keep,
@@ -204,8 +209,8 @@ function fork(collected: Collected, at: number): Evicted {
 
 async function readAlone(model: Model, text: string, cell: Cell, options: GroupOptions): Promise<Evicted> {
   const { policy, keep } = cell;
-  const { beyondTrained, signal } = options;
-  const { cache, ms } = await openContext(model, text, { policy, keep, beyondTrained, signal });
+  const { beyondTrained, cacheType, signal } = options;
+  const { cache, ms } = await openContext(model, text, { policy, keep, beyondTrained, cacheType, signal });
   return { cache, evictMs: ms.evict, forkMs: 0, prefillMs: ms.prefill };
 }
 

@@ -6,6 +6,7 @@
  * break; opening the file cuts it off, and that one cell is computed again.
  */
 import { inputError } from "../core/errors.ts";
+import type { CacheType } from "../core/cache_type.ts";
 import type { Budget, ParameterValues } from "../core/policy.ts";
 import type { Keep } from "../core/budget.ts";
 import type { Finish } from "../model/session.ts";
@@ -31,6 +32,8 @@ export interface CellInputs {
   readonly haystack: { readonly name: string; readonly sha256: string } | null;
   /** `context-first`: compressed without the question. `query-aware`: compressed after it. */
   readonly protocol: Protocol;
+  /** How the caches store keys and values, the full one too; missing: f32, as in files written before there were others. */
+  readonly cacheType?: Exclude<CacheType, "f32">;
   readonly maxNewTokens: number;
   readonly policy: { readonly name: string; readonly parameters: ParameterValues };
   readonly keep: Keep;

@@ -45,7 +45,7 @@ export interface Summary {
 /** Groups and averages; rows come in the order their first line was written. */
 export function summarise(all: readonly ResultLine[]): Summary {
   const lines = latest(all);
-  const settings = groupBy(lines, (line) => JSON.stringify([line.model.sha256, line.protocol, line.length]));
+  const settings = groupBy(lines, (line) => JSON.stringify([line.model.sha256, protocolOf(line), line.length]));
   const rows: Row[] = [], solved: string[] = [];
   for (const setting of settings.values()) {
     const solvedHere = solvedTasks(setting);
@@ -62,10 +62,18 @@ export function summarise(all: readonly ResultLine[]): Summary {
 function latest(lines: readonly ResultLine[]): ResultLine[] {
   const kept = new Map<string, ResultLine>();
   for (const line of lines) {
-    const { model, protocol, task, length, sampleHash, seed, sample } = line;
-    kept.set(JSON.stringify([model.sha256, protocol, task, length, sampleHash, seed, sample, caseKey(line)]), line);
+    const { model, task, length, sampleHash, seed, sample } = line;
+    kept.set(
+      JSON.stringify([model.sha256, protocolOf(line), task, length, sampleHash, seed, sample, caseKey(line)]),
+      line,
+    );
   }
   return [...kept.values()];
+}
+
+/** How a line was measured: the protocol, and the type of the caches where it isn't f32. */
+export function protocolOf({ protocol, cacheType }: Pick<ResultLine, "protocol" | "cacheType">): string {
+  return cacheType ? `${protocol}, ${cacheType}` : protocol;
 }
 
 /** Equal for lines of the same policy, parameters and budget. */
@@ -102,13 +110,13 @@ function rowsOf(setting: readonly ResultLine[], solved: ReadonlySet<string>): Ro
 /** `tasks`: the lines of each task; every task weighs the same. */
 function rowOf(task: string, tasks: readonly (readonly ResultLine[])[]): Row {
   const lines = tasks.flat();
-  const [{ model, protocol, length, asked }] = lines;
+  const [{ model, length, asked }] = lines;
   const over = (of: (line: ResultLine) => number) => mean(tasks.map((some) => mean(some.map(of))));
   const count = (wanted: (line: ResultLine) => boolean) => lines.filter(wanted).length;
   const score = over((line) => line.score), full = over((line) => line.full.score);
   return {
     model: model.name,
-    protocol,
+    protocol: protocolOf(lines[0]),
     length,
     task,
     policy: asked.policy,

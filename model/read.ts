@@ -9,6 +9,7 @@ import { RaggedCache } from "../cache/ragged.ts";
 import type { Backend, LayerRows } from "../backend/interface.ts";
 import { layerSelections } from "../core/allocate.ts";
 import type { LayerCertificate } from "../core/certificate.ts";
+import type { CacheType } from "../core/cache_type.ts";
 import type { Budget, LayerScores, Needs, Observation, Policy } from "../core/policy.ts";
 import { QueryStatistics, type QueryStatisticsResult } from "../core/query_statistics.ts";
 import { type StreamingSelection, streamingSelection } from "../core/streaming.ts";
@@ -33,6 +34,8 @@ export interface ScoreSources {
 export interface ReadOptions extends ScoreSources {
   readonly policy: Policy;
   readonly budget: Budget;
+  /** How the cache stores keys and values. Default `f32`. */
+  readonly cacheType?: CacheType;
   /** The output projection of one layer, `[width, heads · headDim]`, for policies that weigh values. */
   readonly outputWeights: (layer: number) => Promise<Float32Array>;
   /** Evicts only what scores below this, whatever the budget; for policies whose scores are importances. */
@@ -68,7 +71,7 @@ export async function readContext(
 ): Promise<ReadResult> {
   const { config } = dense;
   const now = options.now ?? (() => performance.now());
-  const cache = new RaggedCache(backend, config);
+  const cache = new RaggedCache(backend, config, options.cacheType);
   try {
     const needs = keepsAll(options) ? {} : options.policy.needs;
     const explainer = options.explain ? new Explainer(cache, options) : undefined;

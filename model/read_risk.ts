@@ -17,6 +17,7 @@ import { observationFor } from "../core/observation.ts";
 import type { Budget, LayerScores, Observation } from "../core/policy.ts";
 import { largestMasses, smallestBudget } from "../core/risk_budget.ts";
 import { selectAll } from "../core/select_all.ts";
+import { entryBytes } from "../core/cache_type.ts";
 import { selectLayer } from "../core/allocate.ts";
 import { streamingSelection } from "../core/streaming.ts";
 import type { DenseEngine } from "./dense/interface.ts";
@@ -91,7 +92,8 @@ class RiskSearch implements Disposable {
     this.#ids = ids;
     this.#options = options;
     this.#window = observationFor(options.policy, this.#budget(ids.length)).window;
-    this.#waits = ids.length * layers * kvHeads * headDim * 8 <= options.maxCacheBytes;
+    this.#waits =
+      ids.length * layers * kvHeads * entryBytes(headDim, options.cacheType ?? "f32") <= options.maxCacheBytes;
     this.#now = options.now ?? (() => performance.now());
   }
 
@@ -189,7 +191,7 @@ class RiskSearch implements Disposable {
   #newReader(): LayerReader {
     const { policy: { needs }, signal, prompts, gate } = this.#options;
     this.#cache?.[Symbol.dispose]();
-    this.#cache = new RaggedCache(this.#backend, this.#dense.config);
+    this.#cache = new RaggedCache(this.#backend, this.#dense.config, this.#options.cacheType);
     this.#passes++;
     return new LayerReader(this.#dense, this.#cache, this.#ids, { needs, window: this.#window, signal, prompts, gate });
   }

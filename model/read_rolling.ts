@@ -32,7 +32,7 @@ export async function readRolling(
   options: Omit<ReadOptions, "outputWeights">,
 ): Promise<ReadResult> {
   const { config } = dense, { policy, budget, signal, now = () => performance.now() } = options;
-  const cache = new RaggedCache(backend, config);
+  const cache = new RaggedCache(backend, config, options.cacheType);
   const ms = { prefill: 0, evict: 0 };
   let lastHidden = new Float32Array(0), activationBytes = 0;
   try {

@@ -11,6 +11,7 @@
 import type { Backend } from "../backend/interface.ts";
 import { RaggedCache } from "../cache/ragged.ts";
 import { inputError } from "../core/errors.ts";
+import type { CacheType } from "../core/cache_type.ts";
 import type { Budget, Policy } from "../core/policy.ts";
 import type { SelectionInput } from "../core/select.ts";
 import { project } from "./attend.ts";
@@ -23,6 +24,8 @@ export interface StreamOptions {
   readonly policy: Pick<Policy, "scope" | "keepsAll">;
   readonly budget: Budget;
   readonly gate: GateScorer;
+  /** How the cache stores keys and values. Default `f32`. */
+  readonly cacheType?: CacheType;
   /** Closes the gaps after each eviction, so that no position reaches the trained context, however long the text is. */
   readonly realign?: boolean;
   /** Called after each chunk with tokens. */
@@ -44,7 +47,7 @@ export async function readStreaming(
   options: StreamOptions,
 ): Promise<ReadResult> {
   const { config } = dense, { budget, signal, now = () => performance.now() } = options;
-  const cache = new RaggedCache(backend, config);
+  const cache = new RaggedCache(backend, config, options.cacheType);
   const ms = { prefill: 0, evict: 0 };
   let last = new Float32Array(0) as Float32Array, activationBytes = 0;
   try {

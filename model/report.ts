@@ -1,5 +1,6 @@
 /** The closing report of a session: everything counted, nothing estimated. Its fields are the CLI's `--json`. */
 import { type Health, healthOf } from "../cache/health.ts";
+import { type CacheType, entryBytes } from "../core/cache_type.ts";
 import type { ParameterValues } from "../core/policy.ts";
 import { type CertificateReport, certificateReport } from "./certificate_report.ts";
 import type { WorstCase } from "./gate/worst_case.ts";
@@ -44,12 +45,14 @@ export interface Report {
     readonly replaced: number;
   };
   readonly cache: {
+    /** How keys and values are stored. */
+    readonly type: CacheType;
     readonly kept: number;
     readonly evicted: number;
     /** Live bytes of the evicted cache. */
     readonly bytes: number;
     readonly allocatedBytes: number;
-    /** What the whole context's cache would hold. */
+    /** What the whole context's cache would hold, in the same type. */
     readonly fullBytes: number;
     /** The most live bytes, candidate scores included, at any time since reading began. */
     readonly peakBytes: number;
@@ -136,11 +139,12 @@ export function reportOf(model: Model, context: Context, answers: readonly Answe
       replaced: context.replaced,
     },
     cache: {
+      type: cache.type,
       kept,
       evicted: total - kept,
       bytes: bytes.live,
       allocatedBytes: bytes.allocated,
-      fullBytes: total * 2 * headDim * Float32Array.BYTES_PER_ELEMENT,
+      fullBytes: total * entryBytes(headDim, cache.type),
       peakBytes: Math.max(bytes.peak, context.risk?.peakBytes ?? 0),
       wasmHighWater: model.backend.memory().wasmBytes,
       perLayer: Array.from({ length: layers }, (_, layer) => layerReport(context, layer)),

@@ -9,6 +9,7 @@
  */
 import type { RaggedCache } from "../cache/ragged.ts";
 import type { LayerCertificate } from "../core/certificate.ts";
+import { type CacheType, checkCacheType } from "../core/cache_type.ts";
 import { type Keep, parseKeep, resolveBudget } from "../core/budget.ts";
 import { inputError, PalisadeError, resourceError } from "../core/errors.ts";
 import type { Budget, Policy } from "../core/policy.ts";
@@ -38,6 +39,8 @@ export interface ContextOptions extends RiskSettings {
   readonly policy?: Policy | string;
   /** What stays. Default `20%`. */
   readonly keep?: Keep | string;
+  /** How keys and values are stored, from the moment they are made. Default `f32`. */
+  readonly cacheType?: CacheType;
   /** Reads a context longer than the model was trained for instead of refusing it. */
   readonly beyondTrained?: boolean;
   /** Caps the cache from the end of reading on, questions and answers included. */
@@ -78,7 +81,8 @@ export interface Context extends Disposable {
 /**
  * Reads `text` into the model and evicts.
  * PalisadeErrors (input): `context.empty`, `context.too-long`, `keep.*`, `policy.*`, `max-cache.*`,
- * `step-policy.unknown`, `gate.*`, `risk.*`, `explain.early`; (usage): `risk.exclusive`; (resources): `memory`.
+ * `step-policy.unknown`, `gate.*`, `risk.*`, `explain.early`, `cache-type.*`; (usage): `risk.exclusive`;
+ * (resources): `memory`.
  */
 export async function openContext(model: Model, text: string, options: ContextOptions = {}): Promise<Context> {
   const named = policyNamed(options);
@@ -149,17 +153,18 @@ async function read(
   const { dense, backend, file, config } = model;
   const { onLayer, signal } = options;
   const rolling = isRolling(model, ids, options);
+  const cacheType = checkCacheType(options.cacheType ?? "f32");
   if (rolling) refuseTooLong(model, ids.length, options.positions === "rerotate" ? { policy, budget } : undefined);
   if (rolling || policy.streams) refuseHindsight(policy, risk, options);
   const sources = await scoreSources(model, policy, ids, options);
   if (policy.streams) {
     const onChunk = (done: number, all: number) => onLayer?.(Math.floor(done / all * config.layers), config.layers);
-    const stream = { policy, budget, gate: sources.gate!, realign: rolling, onChunk, signal };
+    const stream = { policy, budget, gate: sources.gate!, realign: rolling, cacheType, onChunk, signal };
     return await readStreaming(dense, backend, ids, stream);
   }
-  if (rolling) return await readRolling(dense, backend, ids, { policy, budget, onLayer, signal });
+  if (rolling) return await readRolling(dense, backend, ids, { policy, budget, cacheType, onLayer, signal });
   const outputWeights = (layer: number) => file.readFloat32(`blk.${layer}.attn_output.weight`);
-  const whole = { ...sources, policy, outputWeights, explain: options.explain, onLayer, signal };
+  const whole = { ...sources, policy, cacheType, outputWeights, explain: options.explain, onLayer, signal };
   if (risk?.kind === "mean") {
     const { risk: figures, ...result } = await readAtRisk(dense, backend, ids, { ...whole, ...risk, risk: risk.limit });
     return { ...result, figures };

@@ -341,12 +341,13 @@ class Collector {
   }
 }
 
-/** Ids that the file holds, by job; lines of other models, seeds and protocols don't matter. */
+/** Ids that the file holds, by job; lines of other models, seeds, protocols and cache types don't matter. */
 function linesByGroup({ results, manifest, groups, runtime }: CollectOptions): Map<string, string[]> {
   const byKey = new Map<string, string[]>();
   for (const line of results.before) {
-    const { model, seed, protocol } = line;
+    const { model, seed, protocol, cacheType } = line;
     if (model.sha256 !== manifest.model.sha256 || seed !== manifest.seed || protocol !== manifest.reading) continue;
+    if (cacheType !== manifest.cacheType) continue;
     const key = groupKey(line);
     const ids = byKey.get(key);
     if (ids) ids.push(line.id);

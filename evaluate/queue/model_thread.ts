@@ -100,6 +100,7 @@ class Jobs {
       seed: manifest.seed,
       protocol: manifest.reading,
       haystack: sources.haystack,
+      cacheType: manifest.cacheType,
       beyondTrained: manifest.beyondTrained,
       isDone(id) {
         cells.push(id);

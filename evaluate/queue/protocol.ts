@@ -5,6 +5,7 @@
  * id. A *job* is one group of cells that share a prefill. A *delivery* is what a worker sends back. One process, the
  * *collector*, owns the results file; any number of *workers* compute.
  */
+import type { CacheType } from "../../core/cache_type.ts";
 import { PalisadeError } from "../../core/errors.ts";
 import type { Runtime } from "../../runtime/interface.ts";
 import type { Group } from "../plan.ts";
@@ -31,6 +32,8 @@ export interface SweepManifest {
   readonly tasks: readonly string[];
   readonly seed: number;
   readonly reading: Protocol;
+  /** How the cache stores keys and values; missing: f32. */
+  readonly cacheType?: CacheType;
   readonly beyondTrained: boolean;
   readonly haystack: { readonly file?: string; readonly sha256: string };
   /** Texts of the files that tasks and haystack name: workers need no copies of them. */
