@@ -9,14 +9,15 @@ import type { RaggedCache } from "../cache/ragged.ts";
 import { extend } from "../model/extend.ts";
 import type { Model } from "../model/model.ts";
 import type { Finish } from "../model/session.ts";
+import { Distribution } from "./distribution.ts";
 
 export interface FullAnswer {
   /** Generated ids, end token included when there was one; at least one. */
   readonly ids: readonly number[];
   readonly text: string;
   readonly finish: Finish;
-  /** Natural logarithms of the next-token probabilities each of `ids` was taken from, `[ids, vocabulary]`. */
-  readonly logProbabilities: Float32Array;
+  /** The next-token distribution each of `ids` was taken from. */
+  readonly distributions: readonly Distribution[];
   readonly ms: { readonly question: number; readonly decode: number };
 }
 
@@ -55,10 +56,7 @@ export async function answerFully(
     const middle = performance.now();
     const { ids, finish, logits } = await decode(model, cache, first, options);
     const ms = { question: middle - start, decode: performance.now() - middle };
-    const { vocabulary } = model.config;
-    const logProbabilities = new Float32Array(ids.length * vocabulary);
-    logits.forEach((row, i) => logProbabilities.set(logSoftmax(row), i * vocabulary));
-    return { ids, finish, text: textOf(model, ids), logProbabilities, ms };
+    return { ids, finish, text: textOf(model, ids), distributions: logits.map((row) => new Distribution(row)), ms };
   } finally {
     cache.trim(mark);
   }
@@ -79,8 +77,8 @@ export async function answerBeside(
     const forced = [...asked, ...full.ids.slice(0, -1)];
     const logits = await extend(model.dense, cache, forced, { signal: options.signal, rows: full.ids.length });
     const question = performance.now() - start;
-    const rowOf = (i: number, all: Float32Array = logits) => all.subarray(i * vocabulary, (i + 1) * vocabulary);
-    const divergences = full.ids.map((_, i) => divergence(rowOf(i, full.logProbabilities), rowOf(i)));
+    const rowOf = (i: number) => logits.subarray(i * vocabulary, (i + 1) * vocabulary);
+    const divergences = full.distributions.map((distribution, i) => distribution.divergence(rowOf(i)));
     const at = full.ids.findIndex((id, i) => best(rowOf(i)) !== id);
     const middle = performance.now();
     const own = at < 0 ? full : await branch(model, cache, rowOf(at), at, mark, asked.length, full, options);
@@ -143,35 +141,6 @@ function best(logits: Float32Array): number {
   let at = 0;
   for (let i = 1; i < logits.length; i++) if (logits[i] > logits[at]) at = i;
   return at;
-}
-
-/** A token this unlikely, e^−30, adds less than 1e-11 nats whatever the other distribution says of it. */
-const NEGLIGIBLE = -30;
-
-/**
- * Kullback–Leibler divergence Σ p·(ln p − ln q) in nats, in doubles. `logP`: logarithms of probabilities, `logitsQ`:
- * logits, both over the same tokens.
- */
-export function divergence(logP: Float32Array, logitsQ: Float32Array): number {
-  const normaliser = logSumExp(logitsQ);
-  let sum = 0;
-  for (let i = 0; i < logP.length; i++) {
-    if (logP[i] > NEGLIGIBLE) sum += Math.exp(logP[i]) * (logP[i] - logitsQ[i] + normaliser);
-  }
-  return Math.max(0, sum);
-}
-
-export function logSoftmax(logits: Float32Array): Float32Array {
-  const normaliser = logSumExp(logits);
-  return logits.map((logit) => logit - normaliser);
-}
-
-/** The maximum is taken out first. */
-function logSumExp(logits: Float32Array): number {
-  let top = -Infinity, sum = 0;
-  for (let i = 0; i < logits.length; i++) if (logits[i] > top) top = logits[i];
-  for (let i = 0; i < logits.length; i++) sum += Math.exp(logits[i] - top);
-  return top + Math.log(sum);
 }
 
 function textOf({ tokenizer }: Engine, ids: readonly number[]): string {

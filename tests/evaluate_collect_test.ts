@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { policies, resolvePolicy } from "../core/registry.ts";
-import { answerBeside, answerFully, divergence, logSoftmax } from "../evaluate/answer.ts";
+import { answerBeside, answerFully } from "../evaluate/answer.ts";
 import { type Case, collect, forkCache, sharesPrefill } from "../evaluate/collect.ts";
 import type { RaggedCache } from "../cache/ragged.ts";
 import { contextIds, questionIds } from "../model/prompt.ts";
@@ -92,12 +92,4 @@ Deno.test("answerBeside() gives the answer of ask() and the divergence of each s
     [...differences].some((at) => at !== null && at > 0),
     `no answer differs in its middle: ${[...differences]}`,
   );
-});
-
-Deno.test("divergence() is the Kullback–Leibler divergence of the softmaxes", () => {
-  const logits = (...p: number[]) => Float32Array.from(p, (each) => Math.log(each) + 3);
-  // 0.5·ln(0.5/0.25) + 0.5·ln(0.5/0.75)
-  const expected = 0.5 * Math.log(2) + 0.5 * Math.log(2 / 3);
-  assert.ok(Math.abs(divergence(logSoftmax(logits(0.5, 0.5)), logits(0.25, 0.75)) - expected) < 1e-6);
-  assert.ok(divergence(logSoftmax(logits(0.1, 0.9)), logits(0.1, 0.9)) < 1e-7);
 });
