@@ -15,7 +15,7 @@ export * from "./core/mod.ts";
 export type { Backend, BackendName, LayerRows } from "./backend/interface.ts";
 export { type BackendChoice, pickBackend } from "./backend/pick.ts";
 export { type Health, healthOf } from "./cache/health.ts";
-export { CacheLimit, type LimitFigures, type LimitOptions } from "./cache/limit.ts";
+export { CacheLimit, type Foretold, type LimitFigures, type LimitOptions } from "./cache/limit.ts";
 export { type CacheBytes, type CacheMark, RaggedCache } from "./cache/ragged.ts";
 export type { Architecture, ModelConfig, Rope } from "./model/config.ts";
 export type { DenseEngine, DenseName } from "./model/dense/interface.ts";

@@ -16,10 +16,20 @@ import type { StepRule } from "../core/step.ts";
 import { StepState } from "../core/step_state.ts";
 import type { RaggedCache } from "./ragged.ts";
 
+/** Scores that are known when a key is made, for rules that go by them. */
+export interface Foretold {
+  /** Of the entries that are there, row by row, `[layers · kvHeads][entries]`. */
+  readonly known: readonly Float32Array[];
+  /** Of `count` new ones, `[count, kvHeads]`, from what goes into their layer, `[count, width]`. */
+  score(layer: number, hidden: Float32Array, count: number): Float32Array;
+}
+
 export interface LimitOptions {
   /** N, entries per head on average, ≥ 1. */
   readonly tokens: number;
   readonly rule: StepRule;
+  /** For a rule that is `foretold`. */
+  readonly foretold?: Foretold;
   /** True positions of the chat template's control tokens, of those read and of those to come. */
   readonly markers?: ReadonlySet<number>;
   /** Close the gaps after each eviction ({@link RaggedCache.realign}), for keys that turn like this. */
@@ -71,7 +81,8 @@ export class CacheLimit {
 
   /**
    * Caps `cache` from here on, with what it holds as the context.
-   * @throws PalisadeError `max-cache.small` when no token would fit beside the context's entries and the protected ones.
+   * @throws PalisadeError `max-cache.small` when no token would fit beside the context's entries and the protected ones;
+   * RangeError when the rule is foretold and `foretold` does not know every entry.
    */
   constructor(cache: RaggedCache, options: LimitOptions) {
     this.#cache = cache;
@@ -89,7 +100,8 @@ export class CacheLimit {
     const shortest = Math.min(...this.#caps) - this.#step;
     this.#window = Math.min(WINDOW_ASKED, Math.max(1, shortest - marked));
     this.#states = Array.from(shares, () => new StepState(options.rule));
-    this.#states.forEach((state, i) => state.fit(this.#length(i)));
+    if (options.rule.foretold) this.#remember(options.foretold?.known ?? []);
+    else this.#states.forEach((state, i) => state.fit(this.#length(i)));
   }
 
   /** Most tokens to append at once. One where the rule looks at attention, since a backend hands out the last query's. */
@@ -116,6 +128,16 @@ export class CacheLimit {
     const { kvHeads } = this.#cache.shape, group = probabilities.length / kvHeads;
     for (let head = 0; head < kvHeads; head++) {
       this.#states[layer * kvHeads + head].update(probabilities.slice(head * group, (head + 1) * group));
+    }
+  }
+
+  /** Call with what goes into each layer, `[count, width]`, once room has been made for `count` tokens. */
+  foretell(layer: number, hidden: Float32Array, count: number): void {
+    if (!this.#options.rule.foretold) return;
+    const { kvHeads } = this.#cache.shape, scores = this.#options.foretold!.score(layer, hidden, count);
+    for (let head = 0; head < kvHeads; head++) {
+      const own = Float32Array.from({ length: count }, (_, t) => scores[t * kvHeads + head]);
+      this.#states[layer * kvHeads + head].remember(own);
     }
   }
 
@@ -156,6 +178,15 @@ export class CacheLimit {
     this.#evicted += length - count;
     this.#evictedFromContext += before - kept.filter((row) => row < before).length;
     return kept;
+  }
+
+  #remember(known: readonly Float32Array[]): void {
+    this.#states.forEach((state, i) => {
+      if (known[i]?.length !== this.#length(i)) {
+        throw new RangeError(`Cannot cap by foretold scores: ${known[i]?.length} known of ${this.#length(i)} entries`);
+      }
+      state.remember(known[i]);
+    });
   }
 
   #protected(positions: Int32Array): Uint8Array {

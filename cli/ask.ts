@@ -58,7 +58,7 @@ export async function ask(command: AskCommand, io: Io): Promise<number> {
   const policy = command.policy === undefined ? undefined : await loadPolicy(command.policy, io.runtime);
   const keep = command.keep === undefined ? undefined : parseKeep(command.keep);
   const maxCache = maxCacheOf(command);
-  refuseIdle(command, policy);
+  refuseIdle(command, policy, maxCache);
   for (const question of command.question) {
     if (question.trim() === "") throw inputError("question.empty", "The question has no text in it", "--question");
   }
@@ -115,11 +115,10 @@ function maxCacheOf({ maxCache, stepPolicy }: AskCommand): MaxCache | undefined 
 }
 
 /** Refuses options that would be read and then do nothing. */
-function refuseIdle({ risk, maxCacheBytes, gate }: AskCommand, policy: Policy | undefined): void {
+function refuseIdle({ risk, maxCacheBytes, gate }: AskCommand, policy?: Policy, maxCache?: MaxCache): void {
   if (maxCacheBytes !== undefined && risk === undefined) throw idle("max-cache-bytes", "Nothing waits without --risk");
-  if (gate !== undefined && policy && !policy.needs.gate) {
-    throw idle("gate", "The policy doesn't ask a gate: add --policy gate");
-  }
+  const rule = maxCache?.rule, asks = !policy || policy.needs.gate || (typeof rule === "object" && rule.foretold);
+  if (gate !== undefined && !asks) throw idle("gate", "Nothing asks a gate: add --policy gate or --step-policy gate");
 }
 
 function idle(option: string, message: string): PalisadeError {

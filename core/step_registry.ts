@@ -3,13 +3,22 @@ import { inputError } from "./errors.ts";
 import { nearestName } from "./nearest.ts";
 import type { StepRule } from "./step.ts";
 import { defensiveStep } from "./steps/defensive.ts";
+import { gateStep } from "./steps/gate.ts";
 import { h2o, h2oNormalised } from "./steps/h2o.ts";
 import { roco } from "./steps/roco.ts";
 import { streamingLlmStep } from "./steps/streaming_llm.ts";
 import { tova } from "./steps/tova.ts";
 
 /** Every rule, in the order lists show them. */
-export const stepRules: readonly StepRule[] = [streamingLlmStep, h2o, h2oNormalised, tova, roco, defensiveStep];
+export const stepRules: readonly StepRule[] = [
+  streamingLlmStep,
+  h2o,
+  h2oNormalised,
+  tova,
+  roco,
+  defensiveStep,
+  gateStep,
+];
 
 /** The rule taken when none is named. */
 export const DEFAULT_STEP_RULE = "defensive";

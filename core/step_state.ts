@@ -38,6 +38,13 @@ export class StepState {
     if (this.#rule.group !== "none") this.#rule.update(this.#columns, reduced(group, this.#rule.group));
   }
 
+  /** Takes in new entries with scores that were known when their keys were made; for rules that are `foretold`. */
+  remember(foretold: Float32Array): void {
+    const known = this.#length;
+    this.fit(known + foretold.length);
+    this.#columns[0].set(foretold, known);
+  }
+
   /** `[length]`, higher = keep. */
   scores(): Float32Array {
     return this.#rule.scores(this.#columns, this.#length);

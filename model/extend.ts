@@ -28,23 +28,30 @@ export async function extend(
     options.signal?.throwIfAborted();
     count = Math.min(limit?.chunk ?? CHUNK, CHUNK, ids.length - start);
     await limit?.makeRoom(count);
-    const hidden = await forward(dense, cache, Array.from(ids).slice(start, start + count), limit);
+    const hidden = await forward(dense, cache, Array.from(ids).slice(start, start + count), {
+      onInput: (layer, input) => limit?.foretell(layer, input, count),
+      limit,
+    });
     const first = start - (ids.length - rows);
     wanted.set(hidden.subarray(Math.max(0, -first) * config.width), Math.max(0, first) * config.width);
   }
   return await dense.logits(wanted, rows);
 }
 
-/** All layers over one chunk: `[count, width]` hidden states before the final norm. */
+/**
+ * All layers over one chunk: `[count, width]` hidden states before the final norm. `onInput` is called with what goes into
+ * each layer, `[count, width]`, not to be changed.
+ */
 export async function forward(
   dense: DenseEngine,
   cache: RaggedCache,
   ids: readonly number[],
-  limit?: CacheLimit,
+  { limit, onInput }: { limit?: CacheLimit; onInput?: (layer: number, hidden: Float32Array) => void } = {},
 ): Promise<Float32Array> {
   const { config } = dense, count = ids.length;
   let hidden = dense.embed(ids);
   for (let layer = 0; layer < config.layers; layer++) {
+    onInput?.(layer, hidden);
     const qkv = await dense.qkv(layer, hidden, count);
     const { queries, keys, values } = project(config, qkv, count, cache.position);
     cache.append(layer, keys, values, count, cache.position);

@@ -6,6 +6,7 @@
  * once, and the streaming selection stays exact (`core/joint.ts`, `core/cascade.ts`).
  */
 import { RaggedCache } from "../cache/ragged.ts";
+import { ScoreLists } from "../cache/score_lists.ts";
 import type { Backend, LayerRows } from "../backend/interface.ts";
 import { layerSelections } from "../core/allocate.ts";
 import type { LayerCertificate } from "../core/certificate.ts";
@@ -27,7 +28,7 @@ export const READ_CHUNK = 256;
 export interface ScoreSources {
   /** For `needs.reconstruction`: `repeatPrompts` of the same context. */
   readonly prompts?: readonly RepeatPrompt[];
-  /** For `needs.gate`. */
+  /** For `needs.gate` and `foretell`. */
   readonly gate?: GateScorer;
 }
 
@@ -42,6 +43,8 @@ export interface ReadOptions extends ScoreSources {
   readonly threshold?: number;
   /** Certificates are wanted. */
   readonly explain?: boolean;
+  /** The gate's scores of what is kept are wanted, whatever the policy: {@link ReadResult.foretold}. */
+  readonly foretell?: boolean;
   /** Called after each layer. */
   readonly onLayer?: (done: number, layers: number) => void;
   /** Checked between chunks. */
@@ -60,6 +63,8 @@ export interface ReadResult {
   readonly ms: { readonly prefill: number; readonly evict: number };
   /** One per layer, when asked. */
   readonly certificates?: readonly LayerCertificate[];
+  /** The gate's scores of the entries in the cache, row by row, `[layers · kvHeads][entries]`, when asked. */
+  readonly foretold?: readonly Float32Array[];
 }
 
 /** Reads `ids` (at least one) into a new cache and evicts by `policy`. The caller owns the cache. */
@@ -73,7 +78,8 @@ export async function readContext(
   const now = options.now ?? (() => performance.now());
   const cache = new RaggedCache(backend, config, options.cacheType);
   try {
-    const needs = keepsAll(options) ? {} : options.policy.needs;
+    const wanted = keepsAll(options) ? {} : options.policy.needs;
+    const needs = options.foretell ? { ...wanted, gate: true } : wanted;
     const explainer = options.explain ? new Explainer(cache, options) : undefined;
     const window = Math.max(needs.window ? options.budget.window : 0, explainer?.window ?? 0);
     const { signal, prompts, gate } = options;
@@ -97,6 +103,7 @@ export async function readContext(
       activationBytes: reader.activationBytes,
       ms: { prefill, evict },
       certificates: explainer?.certificates(),
+      foretold: eviction.foretold?.lists,
     };
   } catch (error) {
     cache[Symbol.dispose]();
@@ -284,6 +291,7 @@ class Eviction {
   readonly #options: ReadOptions;
   readonly #explainer?: Explainer;
   readonly #overLayers?: StreamingSelection;
+  readonly foretold?: ScoreLists;
 
   constructor(cache: RaggedCache, options: ReadOptions, explainer?: Explainer) {
     this.#cache = cache;
@@ -291,16 +299,19 @@ class Eviction {
     this.#explainer = explainer;
     const alone = keepsAll(options) || options.threshold !== undefined;
     if (!alone) this.#overLayers = streamingSelection(options.policy, options.budget);
+    if (options.foretell) this.foretold = new ScoreLists(cache.shape);
   }
 
   async layer(layer: number, seen: LayerSeen): Promise<void> {
+    this.foretold?.fill(layer, seen.gate!);
     if (keepsAll(this.#options)) return;
     const { policy, budget } = this.#options;
     const observation = await observeLayer(this.#cache.rows(layer), layer, seen, this.#options);
     const scores = policy.score(observation, budget);
     if (this.#overLayers) {
       for (const change of this.#overLayers.add(layer, scores)) this.#compact(change.layer, change.kept);
-      this.#cache.setScoreBytes(layer === budget.model.layers - 1 ? 0 : this.#overLayers.scoreBytes);
+      const competing = layer === budget.model.layers - 1 ? 0 : this.#overLayers.scoreBytes;
+      this.#cache.setScoreBytes(competing + (this.foretold?.byteLength ?? 0));
     } else {
       this.#compact(layer, await this.#select(scores));
     }
@@ -308,6 +319,7 @@ class Eviction {
 
   #compact(layer: number, kept: readonly Int32Array[]): void {
     this.#cache.compact(layer, kept);
+    this.foretold?.compact(layer, kept);
     this.#explainer?.compact(layer, kept);
   }
 

@@ -8,6 +8,7 @@
  */
 import type { Backend } from "../backend/interface.ts";
 import { RaggedCache } from "../cache/ragged.ts";
+import { ScoreLists } from "../cache/score_lists.ts";
 import { layerSelections } from "../core/allocate.ts";
 import { resolveBudget } from "../core/budget.ts";
 import type { Needs, Policy } from "../core/policy.ts";
@@ -31,8 +32,9 @@ export async function readRolling(
   ids: readonly number[],
   options: Omit<ReadOptions, "outputWeights">,
 ): Promise<ReadResult> {
-  const { config } = dense, { policy, budget, signal, now = () => performance.now() } = options;
+  const { config } = dense, { policy, budget, signal, gate, now = () => performance.now() } = options;
   const cache = new RaggedCache(backend, config, options.cacheType);
+  const scores = options.foretell ? new ScoreLists(config) : undefined;
   const ms = { prefill: 0, evict: 0 };
   let lastHidden = new Float32Array(0), activationBytes = 0;
   try {
@@ -40,10 +42,12 @@ export async function readRolling(
       signal?.throwIfAborted();
       count = Math.min(READ_CHUNK, ids.length - start, config.contextLength - cache.position);
       const began = now();
-      const hidden = await forward(dense, cache, ids.slice(start, start + count));
+      const hidden = await forward(dense, cache, ids.slice(start, start + count), {
+        onInput: (layer, input) => scores?.append(layer, gate!.score(layer, input, count), count),
+      });
       const read = now();
       if (cache.length(0, 0) > budget.perHead) {
-        await evict(cache, policy, budget.perHead);
+        await evict(cache, policy, budget.perHead, scores);
         cache.realign(config.rope);
       }
       ms.prefill += read - began;
@@ -56,7 +60,7 @@ export async function readRolling(
       );
       options.onLayer?.(Math.floor((start + count) / ids.length * config.layers), config.layers);
     }
-    return { cache, lastHidden, activationBytes, ms };
+    return { cache, lastHidden, activationBytes, ms, foretold: scores?.lists };
   } catch (error) {
     cache[Symbol.dispose]();
     throw error;
@@ -64,7 +68,7 @@ export async function readRolling(
 }
 
 /** Down to `perHead` entries in every head of every layer. */
-async function evict(cache: RaggedCache, policy: Policy, perHead: number): Promise<void> {
+async function evict(cache: RaggedCache, policy: Policy, perHead: number, foretold?: ScoreLists): Promise<void> {
   const { backend, shape } = cache, length = cache.length(0, 0);
   const budget = resolveBudget(policy, { tokens: perHead }, length, shape);
   for (let layer = 0; layer < shape.layers; layer++) {
@@ -73,5 +77,6 @@ async function evict(cache: RaggedCache, policy: Policy, perHead: number): Promi
     const kept: Int32Array[] = [];
     for (const selection of layerSelections(policy, budget, scores)) kept.push(...await backend.select(selection));
     cache.compact(layer, kept);
+    foretold?.compact(layer, kept);
   }
 }

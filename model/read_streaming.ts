@@ -10,6 +10,7 @@
  */
 import type { Backend } from "../backend/interface.ts";
 import { RaggedCache } from "../cache/ragged.ts";
+import { ScoreLists } from "../cache/score_lists.ts";
 import { inputError } from "../core/errors.ts";
 import type { CacheType } from "../core/cache_type.ts";
 import type { Budget, Policy } from "../core/policy.ts";
@@ -75,7 +76,7 @@ export async function readStreaming(
       options.onChunk?.(start + count, ids.length);
     }
     cache.setScoreBytes(0);
-    return { cache, lastHidden: last, activationBytes, ms };
+    return { cache, lastHidden: last, activationBytes, ms, foretold: scores.lists };
   } catch (error) {
     cache[Symbol.dispose]();
     throw error;
@@ -136,9 +137,10 @@ async function evict(cache: RaggedCache, scores: ScoreLists, { policy, budget }:
     kept.push(...await cache.backend.select(input));
   }
   for (let layer = 0; layer < layers; layer++) {
-    cache.compact(layer, kept.slice(layer * kvHeads, (layer + 1) * kvHeads));
+    const rows = kept.slice(layer * kvHeads, (layer + 1) * kvHeads);
+    cache.compact(layer, rows);
+    scores.compact(layer, rows);
   }
-  scores.keep(kept);
   cache.setScoreBytes(scores.byteLength);
 }
 
@@ -156,35 +158,5 @@ function pools({ scope }: Pick<Policy, "scope">, { model, total, perLayer, perHe
       return repeated(layers * kvHeads, 1, perHead);
     default:
       throw new TypeError(`Unknown scope ${scope satisfies never}`);
-  }
-}
-
-/** The scores of all entries in the cache, row by row beside its rows. */
-class ScoreLists {
-  readonly #kvHeads: number;
-  /** One per layer and KV head, `[entries]`. */
-  readonly lists: Float32Array[];
-
-  constructor({ layers, kvHeads }: { layers: number; kvHeads: number }) {
-    this.#kvHeads = kvHeads;
-    this.lists = Array.from({ length: layers * kvHeads }, () => new Float32Array(0));
-  }
-
-  get byteLength(): number {
-    return this.lists.reduce((sum, { byteLength }) => sum + byteLength, 0);
-  }
-
-  /** `scores`: `[count, kvHeads]`. */
-  append(layer: number, scores: Float32Array, count: number): void {
-    for (let g = 0; g < this.#kvHeads; g++) {
-      const old = this.lists[layer * this.#kvHeads + g], list = new Float32Array(old.length + count);
-      list.set(old);
-      for (let t = 0; t < count; t++) list[old.length + t] = scores[t * this.#kvHeads + g];
-      this.lists[layer * this.#kvHeads + g] = list;
-    }
-  }
-
-  keep(kept: readonly Int32Array[]): void {
-    kept.forEach((rows, i) => this.lists[i] = Float32Array.from(rows, (row) => this.lists[i][row]));
   }
 }

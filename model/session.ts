@@ -7,6 +7,7 @@
  * const { answer } = await context.ask("What is the magic number?");
  * ```
  */
+import type { Foretold } from "../cache/limit.ts";
 import type { RaggedCache } from "../cache/ragged.ts";
 import type { LayerCertificate } from "../core/certificate.ts";
 import { type CacheType, checkCacheType } from "../core/cache_type.ts";
@@ -16,6 +17,7 @@ import type { Budget, Policy } from "../core/policy.ts";
 import { resolvePolicy } from "../core/registry.ts";
 import { type Answer, answer, type AskOptions, type DecodePlan, type Positions } from "./answer.ts";
 import type { Gate } from "./gate/file.ts";
+import type { GateScorer } from "./gate/scorer.ts";
 import { type WorstCase, worstCaseOf } from "./gate/worst_case.ts";
 import { budgetUnderCap, type MaxCache, resolveMaxCache } from "./max_cache.ts";
 import type { Model } from "./model.ts";
@@ -92,12 +94,15 @@ export async function openContext(model: Model, text: string, options: ContextOp
   const ids = contextIds(model.frame, model.tokenizer, text);
   const policy = named ?? await defaultPolicy(model, ids, { ...options, rolling: isRolling(model, ids, options) });
   const risk = resolveRisk(options, policy, rivals(options));
-  const plan = planOf(model, ids, options);
+  const planned = planOf(model, ids, options);
   const asked = resolveBudget(policy, risk ? { fraction: 1 } : keep, ids.length, model.config);
-  const capped = plan.maxCache ? budgetUnderCap(policy, asked, plan.maxCache.tokens) : asked;
-  const { activationBytes, ms, cache, certificates, budget = capped, figures, worstCase } = await refuseOutOfMemory(
-    () => read(model, ids, { policy, budget: capped, risk }, options),
+  const capped = planned.maxCache ? budgetUnderCap(policy, asked, planned.maxCache.tokens) : asked;
+  const foretell = planned.maxCache?.rule.foretold ?? false;
+  const { activationBytes, ms, cache, certificates, budget = capped, ...result } = await refuseOutOfMemory(
+    () => read(model, ids, { policy, budget: capped, risk, foretell }, options),
   );
+  const { figures, worstCase, gate, foretold } = result;
+  const plan = foretell ? withForetold(planned, { known: foretold!, score: gate!.score.bind(gate) }) : planned;
   if (plan.positions === "rerotate") cache.realign(model.config.rope);
   return {
     cache,
@@ -143,33 +148,58 @@ function planOf(model: Model, ids: readonly number[], options: ContextOptions): 
   };
 }
 
+function withForetold(plan: DecodePlan, foretold: Foretold): DecodePlan {
+  return { ...plan, maxCache: plan.maxCache && { ...plan.maxCache, foretold } };
+}
+
+/** What {@link read} is to do. */
+interface Reading {
+  readonly policy: Policy;
+  readonly budget: Budget;
+  readonly risk?: Risk;
+  /** The gate's scores are wanted whatever the policy. */
+  readonly foretell: boolean;
+}
+
+/** How a budget was found, and with what. */
+interface Read extends ReadResult {
+  readonly budget?: Budget;
+  readonly figures?: RiskFigures;
+  readonly worstCase?: WorstCase;
+  readonly gate?: GateScorer;
+}
+
 /** All tokens layer by layer; or, beyond the trained context with re-rotation, chunk by chunk with eviction on the way. */
 async function read(
   model: Model,
   ids: readonly number[],
-  { policy, budget, risk }: { policy: Policy; budget: Budget; risk?: Risk },
+  { policy, budget, risk, foretell }: Reading,
   options: ContextOptions,
-): Promise<ReadResult & { budget?: Budget; figures?: RiskFigures; worstCase?: WorstCase }> {
+): Promise<Read> {
   const { dense, backend, file, config } = model;
   const { onLayer, signal } = options;
   const rolling = isRolling(model, ids, options);
   const cacheType = checkCacheType(options.cacheType ?? "f32");
   if (rolling) refuseTooLong(model, ids.length, options.positions === "rerotate" ? { policy, budget } : undefined);
   if (rolling || policy.streams) refuseHindsight(policy, risk, options);
-  const sources = await scoreSources(model, policy, ids, options);
+  const needs = foretell ? { ...policy.needs, gate: true } : policy.needs;
+  const sources = await scoreSources(model, { needs }, ids, options), { gate } = sources;
   if (policy.streams) {
     const onChunk = (done: number, all: number) => onLayer?.(Math.floor(done / all * config.layers), config.layers);
-    const stream = { policy, budget, gate: sources.gate!, realign: rolling, cacheType, onChunk, signal };
-    return await readStreaming(dense, backend, ids, stream);
+    const stream = { policy, budget, gate: gate!, realign: rolling, cacheType, onChunk, signal };
+    return { ...await readStreaming(dense, backend, ids, stream), gate };
   }
-  if (rolling) return await readRolling(dense, backend, ids, { policy, budget, cacheType, onLayer, signal });
+  if (rolling) {
+    const options = { policy, budget, gate, foretell, cacheType, onLayer, signal };
+    return { ...await readRolling(dense, backend, ids, options), gate };
+  }
   const outputWeights = (layer: number) => file.readFloat32(`blk.${layer}.attn_output.weight`);
   const whole = { ...sources, policy, cacheType, outputWeights, explain: options.explain, onLayer, signal };
   if (risk?.kind === "mean") {
     const { risk: figures, ...result } = await readAtRisk(dense, backend, ids, { ...whole, ...risk, risk: risk.limit });
     return { ...result, figures };
   }
-  if (!risk) return await readContext(dense, backend, ids, { ...whole, budget });
+  if (!risk) return { ...await readContext(dense, backend, ids, { ...whole, budget, foretell }), gate };
   const worstCase = policy.foretold &&
     worstCaseOf(options.gate ?? await model.gate(), risk.limit, { ...policy.foretold, budget });
   const threshold = worstCase?.threshold ?? risk.limit;
@@ -207,6 +237,8 @@ function refuseTooLong(model: Model, tokens: number, rolling?: { policy: Policy;
     ? "pass --beyond-trained to read it all the same"
     : rolling.policy.streams || rolls(rolling.policy)
     ? `keep fewer than ${trained} tokens per head instead of ${rolling.budget.perHead}`
+    : rolling.policy.foretold
+    ? `evict while reading, with gate(read=stream): ${rolling.policy.name} as it is scores all of it first`
     : `name a policy that scores a key when it is made, such as streaming-llm: ${rolling.policy.name} needs all of it`;
   throw inputError(
     "context.too-long",

@@ -273,6 +273,11 @@ for (const architecture of ["llama-plain", "qwen2-plain"]) {
         const { cache, keep } = JSON.parse(asked.out), heads = cache.perLayer.length * cache.perLayer[0].heads.length;
         assert.ok(cache.kept >= keep.tokensPerHead * heads && cache.kept < (keep.tokensPerHead + 1) * heads);
       }
+      const capped = await ask("--policy", "snapkv", "--max-cache", "80", "--step-policy", "gate", "--json");
+      assert.equal(JSON.parse(capped.out).maxCache?.rule, "gate", capped.err);
+      const idle = await ask("--keep", "25%", "--max-cache", "80", "--policy", "snapkv");
+      assert.deepEqual([idle.code, idle.out], [2, ""]);
+      assert.match(idle.err, /--gate.*--policy gate or --step-policy gate/);
       const worst = await ask("--policy", "gate(coverage=0.8)", "--risk-worst", "0.9", "--json");
       const { risk } = JSON.parse(worst.out);
       assert.deepEqual([risk.kind, risk.asked, risk.worstCase.coverage, risk.worstCase.texts], ["worst", 0.9, 0.8, 40]);

@@ -14,7 +14,7 @@ import { reportOf } from "../model/report.ts";
 import { type ContextOptions, openContext } from "../model/session.ts";
 import { currentRuntime } from "../runtime/mod.ts";
 import { assertClose } from "./helper/close.ts";
-import { randomGate } from "./helper/gate.ts";
+import { foretoldAndMeasured, randomGate } from "./helper/gate.ts";
 import { oracleLogits } from "./helper/oracle.ts";
 
 const FOLDER = fileURLToPath(new URL("data/models/", import.meta.url));
@@ -62,7 +62,8 @@ for (const { name } of stepRules) {
   Deno.test(`ask() under a cap with ${name} answers alike in any order of questions`, async () => {
     await using model = await tiny();
     const endless = changed(model, 4096, true);
-    const options: ContextOptions = { keep: "50%", maxCache: { tokens: 60, rule: name } };
+    const gate = randomGate(model.config);
+    const options: ContextOptions = { keep: "50%", maxCache: { tokens: 60, rule: name }, gate };
     const answers: string[][] = [];
     for (const order of [[0, 1, 2], [2, 0, 1], [1, 1, 0, 2]]) {
       using context = await openContext(endless, TEXT, options);
@@ -256,6 +257,68 @@ Deno.test("a context beyond the trained length is read by a gate on the way, in 
   assert.equal((await refusal(all)).code, "context.too-long");
 });
 
+for (
+  const policy of [
+    "layer-defensive",
+    "snapkv",
+    "full",
+    "gate",
+    "gate(combine=risk)",
+    "gate(read=stream)",
+    "streaming-llm",
+    "kvzip",
+  ]
+) {
+  Deno.test(`a context read with ${policy} knows what the gate foretold of all it kept`, async () => {
+    await using model = await tiny();
+    const { kvHeads, layers } = model.config, gate = randomGate(model.config);
+    const maxCache = { tokens: policy === "full" ? 400 : 60, rule: "gate" };
+    using context = await openContext(changed(model, 4096, true), TEXT, { policy, keep: "40%", maxCache, gate });
+    const ids = contextIds(model.frame, model.tokenizer, TEXT), known = context.plan.maxCache!.foretold!.known;
+    const seen = await foretoldAndMeasured(model, ids, gate);
+    for (let i = 0; i < layers * kvHeads; i++) {
+      const positions = context.cache.positions(Math.floor(i / kvHeads), i % kvHeads),
+        { foretold } = seen[
+          Math.floor(i / kvHeads)
+        ];
+      const whole = Float32Array.from(positions, (at) => foretold[i % kvHeads * ids.length + at]);
+      assertClose(known[i], whole, 1e-4, `layer and head ${i}`);
+    }
+    const { maxCache: cap, ids: answer } = await context.ask(QUESTIONS[0], { maxTokens: 60 });
+    assert.equal(answer.length, 60);
+    assert.ok(cap!.stateBytes > 0 && (policy === "full" || cap!.evictions > 1));
+  });
+}
+
+Deno.test("a context rolled beyond the trained length knows what the gate foretold of all it kept", async () => {
+  await using model = await tiny();
+  const gate = randomGate(model.config), short = changed(model, 96, true);
+  for (const policy of ["streaming-llm", "keydiff", "gate(read=stream, window=8)"]) {
+    const options = {
+      policy,
+      keep: "24",
+      positions: "rerotate",
+      maxCache: { tokens: 60, rule: "gate" },
+      gate,
+    } as const;
+    using context = await openContext(short, TEXT, options);
+    const { known } = context.plan.maxCache!.foretold!;
+    known.forEach((scores, i) => assert.equal(scores.length, context.cache.length(i >> 1, i & 1)));
+    assert.ok(new Set(known.flatMap((scores) => [...scores])).size > context.cache.entries() / 2);
+    const { finish, maxCache, health } = await context.ask(QUESTIONS[0], { maxTokens: 200 });
+    assert.deepEqual([finish, health.position <= 96], ["length", true]);
+    assert.ok(maxCache!.evictions > 5);
+  }
+  const whole = openContext(short, TEXT, { policy: "gate", keep: "24", positions: "rerotate", gate });
+  assert.match((await refusal(whole)).message, /with gate\(read=stream\): gate as it is scores all of it first/);
+});
+
+Deno.test("openContext() refuses a cap by a gate for a model without one", async () => {
+  await using model = await tiny();
+  const error = await refusal(openContext(model, TEXT, { keep: "40%", maxCache: { tokens: 60, rule: "gate" } }));
+  assert.equal(error.code, "gate.none");
+});
+
 Deno.test("a rolling read keeps what the whole context at once keeps, where chunks can't matter", async () => {
   await using model = await tiny();
   using rolling = await openContext(changed(model, 48), TEXT, {
@@ -285,17 +348,21 @@ async function generate(trained: number, options: ContextOptions, tokens: number
       return model.dense.logits(hidden, count);
     },
   });
-  using context = await openContext({ ...endless, dense }, TEXT, options);
+  using context = await openContext({ ...endless, dense }, TEXT, { ...options, gate: randomGate(model.config) });
   const answer = await context.ask(QUESTIONS[0], { maxTokens: tokens, temperature: 1, seed: 5 });
   const cap = options.maxCache!.tokens * model.config.kvHeads * model.config.layers;
   return { answer, bytes, wasm, cap, tokens: context.tokens };
 }
 
 for (
-  const [what, trained, positions] of [["true positions", 16384, "true"], ["re-rotation", 512, "rerotate"]] as const
+  const [what, trained, positions, rule] of [
+    ["true positions", 16384, "true", "defensive"],
+    ["re-rotation", 512, "rerotate", "defensive"],
+    ["re-rotation and a gate", 512, "rerotate", "gate"],
+  ] as const
 ) {
   Deno.test(`10,000 tokens under a cap with ${what} in a context of ${trained} hold the bytes of token 2,000`, async () => {
-    const options: ContextOptions = { keep: "50%", maxCache: { tokens: 100 }, positions };
+    const options: ContextOptions = { keep: "50%", maxCache: { tokens: 100, rule }, positions };
     const { answer, bytes, wasm, cap, tokens } = await generate(trained, options, 10_000);
     assert.equal(answer.finish, "length");
     assert.equal(answer.ids.length, 10_000);

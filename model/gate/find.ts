@@ -64,7 +64,7 @@ export async function findGate(
 
 function noGate({ config, path }: { readonly config: ModelConfig; readonly path: string }): PalisadeError {
   const message = `There is no gate for ${config.name}: fit one with palisade calibrate --model ${path}`;
-  return inputError("gate.none", message, "--policy");
+  return inputError("gate.none", message, "--gate");
 }
 
 /** `data/gates` beside the sources, and beside `dist/`. */
