@@ -172,7 +172,10 @@ Deno.test("openContext() refuses caps that can't hold, before reading", async ()
   assert.equal(await code({ policy: "full", maxCache: { tokens: 50 } }), "max-cache.policy");
   const { message } = await refusal(openContext(model, TEXT, { maxCache: { tokens: 3 } }));
   const least = Number(/at least (\d+)/.exec(message)![1]);
-  using context = await openContext(changed(model, 4096, true), TEXT, { maxCache: { tokens: least } });
+  using context = await openContext(changed(model, 4096, true), TEXT, {
+    policy: "layer-defensive",
+    maxCache: { tokens: least },
+  });
   const { maxCache } = await context.ask(QUESTIONS[0], { maxTokens: 30 });
   assert.ok(maxCache!.peakEntries <= least * model.config.kvHeads * model.config.layers);
 });
