@@ -9,7 +9,7 @@ import type { Buffers, Kernels } from "./module.ts";
 /** Rows of a page of the kernels (`PAGE` in wasm/kernels/src/rows.rs). */
 const PAGE = 64;
 /** Inputs and outputs pass through buffers of about this size, so that long inputs don't grow the memory. */
-const BUFFER_BYTES = 1 << 20;
+const BUFFER_BYTES = 2 << 20;
 /** Refusal of a number that rows of a type can't hold (`Error::Value` in wasm/kernels/src/memory.rs). */
 const UNSTORABLE = -5;
 

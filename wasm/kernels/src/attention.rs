@@ -7,6 +7,7 @@
 use crate::lanes::F4;
 use crate::math::{exp2, exp2_one, LOG2_E};
 use crate::memory::{Array, Error, Result};
+use crate::prefill;
 use crate::rows::{Head, Layer, Layout, Page, Part, PAGE};
 use crate::stored::{Kind, Unpacked};
 use crate::tile::{dots, mix, tile_rows};
@@ -237,6 +238,9 @@ pub fn causal(
     let (heads, dim, group) = (layer.heads, layer.dim, layer.group());
     if count == 0 || layer.rows.iter().any(|head| head.length < count + behind) {
         return Err(Error::Shape);
+    }
+    if count >= prefill::LEAST_TOKENS && extras.probabilities.is_empty() {
+        return prefill::causal(layer, queries, count, behind, outputs, extras);
     }
     let last = |head: &Head| head.length - behind;
     let c = LOG2_E / (dim as f32).sqrt();

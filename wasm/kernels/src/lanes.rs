@@ -99,6 +99,14 @@ mod imp {
             let cd = f32x4_add(i32x4_shuffle::<0, 4, 1, 5>(c.0, d.0), i32x4_shuffle::<2, 6, 3, 7>(c.0, d.0));
             F4(f32x4_add(i32x4_shuffle::<0, 1, 4, 5>(ab, cd), i32x4_shuffle::<2, 3, 6, 7>(ab, cd)))
         }
+        /// Rows to columns.
+        #[inline(always)]
+        pub fn transpose([a, b, c, d]: [Self; 4]) -> [Self; 4] {
+            let low = |x: Self, y: Self| i32x4_shuffle::<0, 4, 1, 5>(x.0, y.0);
+            let high = |x: Self, y: Self| i32x4_shuffle::<2, 6, 3, 7>(x.0, y.0);
+            let (ac, bd, ca, db) = (low(a, c), low(b, d), high(a, c), high(b, d));
+            [low(F4(ac), F4(bd)), high(F4(ac), F4(bd)), low(F4(ca), F4(db)), high(F4(ca), F4(db))].map(F4)
+        }
         /// 2ⁿ · `self` for whole n held in the low bits of `n`'s pattern (see `math::exp2`), 0 where `x < low`.
         #[inline(always)]
         pub fn scale_exponent(self, n: Self, x: Self, low: Self) -> Self {
@@ -321,6 +329,9 @@ mod imp {
             // The order of the vector form, so that both round alike.
             let sum = |v: F4| (v.0[0] + v.0[2]) + (v.0[1] + v.0[3]);
             F4([sum(a), sum(b), sum(c), sum(d)])
+        }
+        pub fn transpose(rows: [Self; 4]) -> [Self; 4] {
+            core::array::from_fn(|i| F4(rows.map(|row| row.0[i])))
         }
         pub fn scale_exponent(self, n: Self, x: Self, low: Self) -> Self {
             let mut out = [0.0; 4];

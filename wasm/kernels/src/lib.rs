@@ -15,6 +15,8 @@ mod math;
 mod memory;
 mod norms;
 mod observe;
+mod panel;
+mod prefill;
 mod rows;
 mod select;
 mod stored;

@@ -1,51 +1,107 @@
-//! ‖v·Wo_h‖₁ of every row, meaned over the group, without the rows × width product: products of 64 rows of Wo with a page
-//! of values, folded into absolute sums while they are in cache.
+//! ‖v·Wo_h‖₁ of every row, meaned over the group, without the rows × width product: each product is folded into absolute
+//! sums while it is in a register.
 
 use crate::lanes::F4;
 use crate::memory::{Array, Result};
-use crate::rows::{Layer, Part, PAGE};
-use crate::tile::dots;
-
-/// Rows of Wo packed at once: with their products they stay in a second-level cache.
-const PANEL: usize = 64;
+use crate::panel::{pack, products, COLUMNS};
+use crate::rows::{Head, Layer, Layout, Part, PAGE};
+use crate::stored::Unpacked;
 
 /// Adds to `norms` `(kv_heads, rows)` what `width` rows of Wo, `(width, heads · dim)`, contribute.
 pub fn add_norms(layer: &Layer, wo: &[f32], width: usize, norms: &mut [f32]) -> Result<()> {
-    let (dim, stride, group, length) = (layer.dim, layer.layout.stride, layer.group(), layer.common_length()?);
-    let mut panel = Array::<f32>::zeros(PANEL * stride)?;
-    let mut products = Array::<f32>::zeros(PANEL * PAGE)?;
-    let mut unpacked = layer.layout.unpacked(PAGE)?;
-    let share = 1.0 / group as f32;
-    for start in (0..width).step_by(PANEL) {
-        let count = PANEL.min(width - start);
-        for h in 0..layer.heads {
-            for n in 0..count {
-                let from = (start + n) * layer.heads * dim + h * dim;
-                panel.as_mut()[n * stride..n * stride + dim].copy_from_slice(&wo[from..from + dim]);
+    let (group, length) = (layer.group(), layer.common_length()?);
+    let wo = Projection::new(layer, wo, width)?;
+    let mut panels = Panels::new(layer.layout)?;
+    let share = F4::splat(1.0 / group as f32);
+    for (kv, head) in layer.rows.iter().enumerate() {
+        for start in (0..length).step_by(PAGE) {
+            let count = panels.fill(head, start);
+            let mut sums = [[F4::zero(); 2]; PAGE / COLUMNS];
+            for h in kv * group..(kv + 1) * group {
+                wo.fold(h, &panels, &mut sums);
             }
-            let norms = &mut norms[h / group * length..][..length];
-            for (norms, page) in norms.chunks_mut(PAGE).zip(&layer.rows[h / group].pages) {
-                let (rows, products) = (norms.len(), products.as_mut());
-                // SAFETY: the panel holds `count` rows, the page 64 values, the products (64, 64).
-                unsafe {
-                    let values = page.floats(layer.layout, Part::Value, 0, rows.next_multiple_of(4), &mut unpacked);
-                    dots(panel.as_slice().as_ptr(), count, values, rows, stride, products.as_mut_ptr(), PAGE);
-                }
-                for (four, norms) in norms.chunks_mut(4).enumerate() {
-                    for (norm, x) in norms.iter_mut().zip(absolute_sums(products, count, four * 4).lanes()) {
-                        *norm += x * share;
-                    }
-                }
+            let norms = &mut norms[kv * length + start..][..count];
+            for (norms, sums) in norms.chunks_mut(COLUMNS).zip(&sums) {
+                let lanes = sums.iter().flat_map(|sum| sum.mul(share).lanes());
+                norms.iter_mut().zip(lanes).for_each(|(norm, x)| *norm += x);
             }
         }
     }
     Ok(())
 }
 
-/// Σ |products[n][at …]| over the first `count` rows, four columns.
-fn absolute_sums(products: &[f32], count: usize, at: usize) -> F4 {
-    products.chunks_exact(PAGE).take(count).fold(F4::zero(), |sum, row| {
-        // SAFETY: a row has `PAGE` floats, `at` is a multiple of four below it.
-        sum.add(unsafe { F4::load(row.as_ptr().add(at)) }.abs())
-    })
+/// A page of values as panels.
+struct Panels {
+    layout: Layout,
+    count: usize,
+    page: Unpacked,
+    /// `(PAGE / 8, stride, 8)`
+    floats: Array<f32>,
+}
+
+impl Panels {
+    fn new(layout: Layout) -> Result<Self> {
+        Ok(Panels { layout, count: 0, page: layout.unpacked(PAGE)?, floats: Array::zeros(PAGE * layout.stride)? })
+    }
+
+    /// Takes the page of rows from `start` on; returns how many there are.
+    fn fill(&mut self, head: &Head, start: usize) -> usize {
+        self.count = PAGE.min(head.length - start);
+        let (stride, page) = (self.layout.stride, &head.pages[start / PAGE]);
+        // SAFETY: the rows are there, and `page` has room for all of them.
+        let values = unsafe { page.floats(self.layout, Part::Value, 0, self.count, &mut self.page) };
+        for (i, panel) in self.floats.as_mut().chunks_exact_mut(COLUMNS * stride).enumerate() {
+            let count = COLUMNS.min(self.count.saturating_sub(i * COLUMNS));
+            // SAFETY: as above.
+            unsafe { pack(values.add(i * COLUMNS * stride), stride, count, stride, panel) };
+        }
+        self.count
+    }
+
+    fn used(&self) -> impl Iterator<Item = &[f32]> {
+        self.floats.as_slice().chunks_exact(COLUMNS * self.layout.stride).take(self.count.div_ceil(COLUMNS))
+    }
+}
+
+/// Rows of Wo, `(width rounded up to 4, heads · stride)`, zero where the given ones end.
+struct Projection<'a> {
+    given: &'a [f32],
+    padded: Array<f32>,
+    pitch: usize,
+    stride: usize,
+}
+
+impl<'a> Projection<'a> {
+    fn new(layer: &Layer, wo: &'a [f32], width: usize) -> Result<Self> {
+        let (dim, stride, pitch) = (layer.dim, layer.layout.stride, layer.heads * layer.layout.stride);
+        let fits = dim == stride && width % 4 == 0;
+        let mut padded = Array::zeros(if fits { 0 } else { width.next_multiple_of(4) * pitch })?;
+        for (from, to) in wo.chunks_exact(dim).zip(padded.as_mut().chunks_exact_mut(stride)) {
+            to[..dim].copy_from_slice(from);
+        }
+        Ok(Projection { given: wo, padded, pitch, stride })
+    }
+
+    fn rows(&self) -> &[f32] {
+        if self.padded.len() == 0 {
+            self.given
+        } else {
+            self.padded.as_slice()
+        }
+    }
+
+    /// Adds |v · Wo_h| of every output to the columns' sums.
+    fn fold(&self, head: usize, panels: &Panels, sums: &mut [[F4; 2]; PAGE / COLUMNS]) {
+        for four in self.rows().chunks_exact(4 * self.pitch) {
+            for (panel, sums) in panels.used().zip(sums.iter_mut()) {
+                // SAFETY: four rows of `pitch` floats, the head's part within them; a panel of `stride` rows.
+                let block =
+                    unsafe { products(four[head * self.stride..].as_ptr(), self.pitch, panel.as_ptr(), self.stride) };
+                for row in block {
+                    sums[0] = sums[0].add(row[0].abs());
+                    sums[1] = sums[1].add(row[1].abs());
+                }
+            }
+        }
+    }
 }

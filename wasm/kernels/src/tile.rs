@@ -2,8 +2,8 @@
 //!
 //! `dots`: scores (queries, tile) = queries · keysᵀ. `mix`: outputs (queries, width) += weights · values.
 //! Blocked two queries by four keys (or by four vectors of the output): eight sums stay in registers, and each loaded
-//! vector is used twice or four times. Widths are multiples of four (see `rows.rs`); the common ones are compiled with
-//! the width known, so that the inner loop has no counter.
+//! vector is used twice or four times. Widths are multiples of four (see `rows.rs`); the commonest are compiled
+//! with the width known.
 
 use crate::lanes::F4;
 use crate::rows::PAGE;
@@ -24,10 +24,7 @@ pub unsafe fn dots(
 ) {
     match stride {
         64 => dots_of::<64>(queries, rows, keys, count, 64, scores, pitch),
-        80 => dots_of::<80>(queries, rows, keys, count, 80, scores, pitch),
-        96 => dots_of::<96>(queries, rows, keys, count, 96, scores, pitch),
         128 => dots_of::<128>(queries, rows, keys, count, 128, scores, pitch),
-        256 => dots_of::<256>(queries, rows, keys, count, 256, scores, pitch),
         _ => dots_of::<0>(queries, rows, keys, count, stride, scores, pitch),
     }
 }
@@ -98,10 +95,7 @@ pub unsafe fn mix(
 ) {
     match stride {
         64 => mix_of::<64>(weights, pitch, rows, values, count, 64, outputs),
-        80 => mix_of::<80>(weights, pitch, rows, values, count, 80, outputs),
-        96 => mix_of::<96>(weights, pitch, rows, values, count, 96, outputs),
         128 => mix_of::<128>(weights, pitch, rows, values, count, 128, outputs),
-        256 => mix_of::<256>(weights, pitch, rows, values, count, 256, outputs),
         _ => mix_of::<0>(weights, pitch, rows, values, count, stride, outputs),
     }
 }
