@@ -124,9 +124,14 @@ mod imp {
         /// Four float16 patterns, finite ones, in the low halves of the lanes.
         #[inline(always)]
         pub fn from_halves(bits: I4) -> Self {
-            let magnitude = i32x4_shl(v128_and(bits.0, i32x4_splat(0x7fff)), 13);
-            let sign = i32x4_shl(v128_and(bits.0, i32x4_splat(0x8000)), 16);
-            F4(v128_or(f32x4_mul(magnitude, f32x4_splat(super::HALF_BIAS)), sign))
+            Self::from_upper_halves(I4(i32x4_shl(bits.0, 16)))
+        }
+        /// The same in the upper halves of the lanes, whatever the low halves hold.
+        #[inline(always)]
+        pub fn from_upper_halves(bits: I4) -> Self {
+            // The shift spreads the sign over three bits; the mask takes two of them away again.
+            let moved = v128_and(i32x4_shr(bits.0, 3), u32x4_splat(0x8fff_e000));
+            F4(f32x4_mul(moved, f32x4_splat(super::HALF_BIAS)))
         }
     }
 
@@ -140,25 +145,25 @@ mod imp {
         pub fn new(x: [i32; 4]) -> Self {
             I4(i32x4(x[0], x[1], x[2], x[3]))
         }
+        /// # Safety
+        /// `p` is readable for four numbers.
+        #[inline(always)]
+        pub unsafe fn load(p: *const i32) -> Self {
+            I4(v128_load(p as *const v128))
+        }
+        /// # Safety
+        /// `p` is writable for four numbers.
+        #[inline(always)]
+        pub unsafe fn store(self, p: *mut i32) {
+            v128_store(p as *mut v128, self.0)
+        }
         #[inline(always)]
         pub fn add(self, b: Self) -> Self {
             I4(i32x4_add(self.0, b.0))
         }
-        /// The upper halves of the lanes.
-        #[inline(always)]
-        pub fn upper_halves(self) -> Self {
-            I4(u32x4_shr(self.0, 16))
-        }
         #[inline(always)]
         pub fn to_floats(self) -> F4 {
             F4(f32x4_convert_i32x4(self.0))
-        }
-        /// `[Σa, Σb, Σc, Σd]`.
-        #[inline(always)]
-        pub fn sums(a: Self, b: Self, c: Self, d: Self) -> Self {
-            let ab = i32x4_add(i32x4_shuffle::<0, 4, 1, 5>(a.0, b.0), i32x4_shuffle::<2, 6, 3, 7>(a.0, b.0));
-            let cd = i32x4_add(i32x4_shuffle::<0, 4, 1, 5>(c.0, d.0), i32x4_shuffle::<2, 6, 3, 7>(c.0, d.0));
-            I4(i32x4_add(i32x4_shuffle::<0, 1, 4, 5>(ab, cd), i32x4_shuffle::<2, 3, 6, 7>(ab, cd)))
         }
         #[inline(always)]
         pub fn sum(self) -> i32 {
@@ -179,11 +184,29 @@ mod imp {
         pub unsafe fn load(p: *const i16) -> Self {
             S8(v128_load(p as *const v128))
         }
+        /// The pair at `p`, four times.
+        ///
+        /// # Safety
+        /// `p` is readable for two numbers.
+        #[inline(always)]
+        pub unsafe fn load_pair_splat(p: *const i16) -> Self {
+            S8(v128_load32_splat(p as *const u32))
+        }
         /// # Safety
         /// `p` is writable for eight numbers.
         #[inline(always)]
         pub unsafe fn store(self, p: *mut i16) {
             v128_store(p as *mut v128, self.0)
+        }
+        /// `[first pairs of all four, second pairs, …]`.
+        #[inline(always)]
+        pub fn transpose_pairs([a, b, c, d]: [Self; 4]) -> [Self; 4] {
+            let low = |x: v128, y: v128| i32x4_shuffle::<0, 4, 1, 5>(x, y);
+            let high = |x: v128, y: v128| i32x4_shuffle::<2, 6, 3, 7>(x, y);
+            let (ab, ab2, cd, cd2) = (low(a.0, b.0), high(a.0, b.0), low(c.0, d.0), high(c.0, d.0));
+            let first = |x: v128, y: v128| S8(i64x2_shuffle::<0, 2>(x, y));
+            let second = |x: v128, y: v128| S8(i64x2_shuffle::<1, 3>(x, y));
+            [first(ab, cd), second(ab, cd), first(ab2, cd2), second(ab2, cd2)]
         }
         /// Two times four int32, saturated.
         #[inline(always)]
@@ -317,10 +340,10 @@ mod imp {
             I4(self.0.map(|x| x.round_ties_even() as i32))
         }
         pub fn from_halves(bits: I4) -> Self {
-            F4(bits.0.map(|x| {
-                let magnitude = f32::from_bits((x as u32 & 0x7fff) << 13) * super::HALF_BIAS;
-                f32::from_bits(magnitude.to_bits() | (x as u32 & 0x8000) << 16)
-            }))
+            Self::from_upper_halves(I4(bits.0.map(|x| x << 16)))
+        }
+        pub fn from_upper_halves(bits: I4) -> Self {
+            F4(bits.0.map(|x| f32::from_bits((x >> 3) as u32 & 0x8fff_e000) * super::HALF_BIAS))
         }
         pub fn lanes(self) -> [f32; 4] {
             self.0
@@ -361,17 +384,21 @@ mod imp {
         pub fn new(x: [i32; 4]) -> Self {
             I4(x)
         }
+        /// # Safety
+        /// `p` is readable for four numbers.
+        pub unsafe fn load(p: *const i32) -> Self {
+            I4((p as *const [i32; 4]).read_unaligned())
+        }
+        /// # Safety
+        /// `p` is writable for four numbers.
+        pub unsafe fn store(self, p: *mut i32) {
+            (p as *mut [i32; 4]).write_unaligned(self.0)
+        }
         pub fn add(self, b: Self) -> Self {
             I4([0, 1, 2, 3].map(|i| self.0[i].wrapping_add(b.0[i])))
         }
-        pub fn upper_halves(self) -> Self {
-            I4(self.0.map(|x| (x as u32 >> 16) as i32))
-        }
         pub fn to_floats(self) -> F4 {
             F4(self.0.map(|x| x as f32))
-        }
-        pub fn sums(a: Self, b: Self, c: Self, d: Self) -> Self {
-            I4([a, b, c, d].map(Self::sum))
         }
         pub fn sum(self) -> i32 {
             self.0.iter().fold(0, |sum, x| sum.wrapping_add(*x))
@@ -386,6 +413,15 @@ mod imp {
         /// `p` is readable for eight numbers.
         pub unsafe fn load(p: *const i16) -> Self {
             S8((p as *const [i16; 8]).read_unaligned())
+        }
+        /// # Safety
+        /// `p` is readable for two numbers.
+        pub unsafe fn load_pair_splat(p: *const i16) -> Self {
+            let [a, b] = (p as *const [i16; 2]).read_unaligned();
+            S8([a, b, a, b, a, b, a, b])
+        }
+        pub fn transpose_pairs(x: [Self; 4]) -> [Self; 4] {
+            core::array::from_fn(|pair| S8(core::array::from_fn(|i| x[i / 2].0[2 * pair + i % 2])))
         }
         /// # Safety
         /// `p` is writable for eight numbers.

@@ -117,7 +117,7 @@ impl Format for Q4_1 {
     unsafe fn scales(rows: [*const u8; 4]) -> (F4, F4) {
         let pair = |p: *const u8| (p as *const i32).read_unaligned();
         let both = I4::new([pair(rows[0]), pair(rows[1]), pair(rows[2]), pair(rows[3])]);
-        (F4::from_halves(both), F4::from_halves(both.upper_halves()))
+        (F4::from_halves(both), F4::from_upper_halves(both))
     }
 }
 
