@@ -1,10 +1,10 @@
 /**
  * Whole decode steps and whole prefills of SmolLM2 on our kernels alone, against other engines on the same file: every
- * engine in a process of its own, taking turns in each round, one thread each. The others are dev tools outside the
- * package: `npm install --prefix bench/peers`.
+ * engine in a process of its own, taking turns in each round, one thread each. Processor time is all threads', and robust
+ * on a shared machine. The others are dev tools outside the package: `npm install --ignore-scripts --prefix bench/peers`.
  *
  *     deno task bench step [--only decode|prefill] [--context 4096] [--prefill 2048] [--rounds 5] [--steps 24]
- *                          [--policy layer-defensive] [--without wllama,…]
+ *                          [--policy layer-defensive]
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { readFileSync, statSync } from "node:fs";
@@ -31,6 +31,8 @@ interface Reply {
   readonly detail?: string;
   /** Of a prefill; of each decoded token. */
   readonly ms: number | readonly number[];
+  /** Processor milliseconds of the prefill, or of a token. */
+  readonly cpu?: number;
   readonly rss?: number;
   readonly cacheBytes?: number;
   readonly error?: string;
@@ -43,6 +45,12 @@ function option(name: string, otherwise: string): string {
 
 function median(values: readonly number[]): number {
   return [...values].sort((a, b) => a - b)[values.length >> 1];
+}
+
+/** Processor milliseconds of all threads since `from`. */
+function processor(from: NodeJS.CpuUsage): number {
+  const { user, system } = process.cpuUsage(from);
+  return (user + system) / 1000;
 }
 
 /** Our side of the pipe: answers each request of a line with a line. */
@@ -64,24 +72,25 @@ class Ours {
     const policy = resolvePolicy(this.#keep === 1 ? "full" : this.#policy);
     const budget = resolveBudget(policy, { fraction: this.#keep }, ids.length, config);
     const outputWeights = (layer: number) => file.readFloat32(`blk.${layer}.attn_output.weight`);
-    const start = performance.now();
+    const start = performance.now(), cpu = process.cpuUsage();
     const { cache, lastHidden } = await readContext(dense, backend, ids, { policy, budget, outputWeights });
     await dense.logits(lastHidden, 1);
     this.#cache = cache;
-    return { ms: performance.now() - start };
+    return { ms: performance.now() - start, cpu: processor(cpu) };
   }
 
   /** Greedy tokens after `id`; the cache as before. */
   async decode(first: number, steps: number): Promise<Reply> {
     const cache = this.#cache!, mark = cache.mark(), sampler = createSampler(), ms: number[] = [];
+    const start = process.cpuUsage();
     for (let id = first; ms.length < steps;) {
       const start = performance.now();
       id = sampler.next(await extend(this.#model.dense, cache, [id]));
       ms.push(performance.now() - start);
     }
-    const cacheBytes = cache.bytes().allocated;
+    const cpu = processor(start) / steps, cacheBytes = cache.bytes().allocated;
     cache.trim(mark);
-    return { ms, cacheBytes };
+    return { ms, cpu, cacheBytes };
   }
 }
 
@@ -97,6 +106,12 @@ async function serve(path: string, policy: string, keep: number): Promise<void> 
       : await ours.decode(request.id, request.steps);
     console.log(JSON.stringify({ ...reply, rss: runtime.memory().rssBytes }));
   }
+}
+
+/** Milliseconds of a prefill or, at the median, of a token. */
+interface Taken {
+  readonly wall: number;
+  readonly processor: number;
 }
 
 /** An engine in a process of its own, spoken to line by line. */
@@ -123,15 +138,15 @@ class Engine {
     return error === undefined;
   }
 
-  async ask(request: Request): Promise<readonly number[]> {
+  async ask(request: Request): Promise<Taken> {
     this.#process.stdin!.write(`${JSON.stringify(request)}\n`);
     const { value } = await this.#lines.next();
     if (value === undefined) throw new Error(`${this.name} ended while it was to ${request.what}`);
-    const { ms, rss = 0, cacheBytes = 0, error } = JSON.parse(value) as Reply;
+    const { ms, cpu = NaN, rss = 0, cacheBytes = 0, error } = JSON.parse(value) as Reply;
     if (error !== undefined) throw new Error(`${this.name}: ${error}`);
     this.rss = Math.max(this.rss, rss);
     this.cacheBytes = cacheBytes;
-    return [ms].flat();
+    return { wall: median([ms].flat()), processor: cpu };
   }
 
   /** The most memory it was resident in, bytes. */
@@ -149,38 +164,38 @@ class Engine {
 async function someIds(path: string, count: number): Promise<number[]> {
   const runtime = await currentRuntime();
   await using model = await loadModel(path, runtime, { backend: "ts", dense: "wasm" });
-  const plan = await planCalibration(model, runtime, { tokens: 2 * count + 2048, seed: 99 });
+  const plan = await planCalibration(model, runtime, { tokens: 2 * count, seed: 99 });
   return plan.fit.flat().slice(0, count);
 }
 
 async function startAll(path: string, context: number, keeps: readonly number[]): Promise<Engine[]> {
   const self = fileURLToPath(import.meta.url), peers = fileURLToPath(new URL("peers/", import.meta.url));
-  const without = option("without", "").split(",");
   const all = [
     ...keeps.map((keep) =>
       new Engine(`palisade keep ${keep * 100} %`, process.execPath, [
         ...["run", "-A", self, "--serve", path, option("policy", "layer-defensive"), String(keep)],
       ])
     ),
-    ...["llama", "wllama"].filter((name) => !without.includes(name)).map((name) =>
-      new Engine(name, "node", [`${peers}${name}.mjs`, path, "1", String(context)])
-    ),
+    new Engine("llama.cpp", "node", [`${peers}llama.mjs`, path, "1", String(context)]),
   ];
   const there = [];
   for (const engine of all) if (await engine.starts()) there.push(engine);
   return there;
 }
 
-function table(engines: readonly Engine[], times: Map<Engine, number[]>, unit: string, tokens: number): void {
-  const rate = (engine: Engine) => tokens * 1000 / median(times.get(engine)!);
-  const peers = engines.filter(({ name }) => !name.startsWith("palisade"));
-  console.log(`| engine | ${unit} | least | most | tokens/s |${peers.map(({ name }) => ` × ${name} |`).join("")}`);
-  console.log(`| --- | --- | --- | --- | --- |${peers.map(() => " --- |").join("")}`);
+function table(engines: readonly Engine[], times: Map<Engine, Taken[]>, unit: string, tokens: number): void {
+  const wall = (engine: Engine) => median(times.get(engine)!.map((taken) => taken.wall));
+  const cpu = (engine: Engine) => median(times.get(engine)!.map((taken) => taken.processor));
+  const peer = engines.at(-1)!, others = engines.length > 1 && !peer.name.startsWith("palisade");
+  const ratio = (of: (engine: Engine) => number, engine: Engine) =>
+    others ? `${(of(peer) / of(engine)).toFixed(2)} ×` : "–";
+  console.log(
+    `| engine | ${unit} wall | processor | tokens/s of processor time | wall against ${peer.name} | processor |`,
+  );
+  console.log("| --- | --- | --- | --- | --- | --- |");
   for (const engine of engines) {
-    const ms = times.get(engine)!;
-    const numbers = [median(ms), Math.min(...ms), Math.max(...ms), rate(engine)].map((x) => x.toFixed(1)).join(" | ");
-    const ratios = peers.map((peer) => ` ${(rate(engine) / rate(peer)).toFixed(2)} |`).join("");
-    console.log(`| ${engine.detail || engine.name} | ${numbers} |${ratios}`);
+    const numbers = [wall(engine), cpu(engine), tokens * 1000 / cpu(engine)].map((x) => x.toFixed(1)).join(" | ");
+    console.log(`| ${engine.detail || engine.name} | ${numbers} | ${ratio(wall, engine)} | ${ratio(cpu, engine)} |`);
   }
   console.log("");
 }
@@ -192,11 +207,11 @@ async function decode(path: string, ids: readonly number[], rounds: number, step
   for (let i = 0; i < engines.length; i += 2) {
     await Promise.all(engines.slice(i, i + 2).map((engine) => engine.ask({ what: "prefill", ids: ids.slice(0, -1) })));
   }
-  const times = new Map(engines.map((engine) => [engine, [] as number[]]));
+  const times = new Map(engines.map((engine) => [engine, [] as Taken[]]));
   for (let round = -1; round < rounds; round++) {
     for (const engine of engines) {
-      const ms = await engine.ask({ what: "decode", id: ids.at(-1)!, steps });
-      if (round >= 0) times.get(engine)!.push(median(ms));
+      const taken = await engine.ask({ what: "decode", id: ids.at(-1)!, steps });
+      if (round >= 0) times.get(engine)!.push(taken);
     }
   }
   console.log(`Decode, ${ids.length} tokens of context, ${steps} steps a round, ${rounds} rounds:\n`);
@@ -212,10 +227,10 @@ async function decode(path: string, ids: readonly number[], rounds: number, step
 
 async function prefill(path: string, ids: readonly number[], rounds: number): Promise<void> {
   const engines = await startAll(path, ids.length + 8, [0.2]);
-  const times = new Map(engines.map((engine) => [engine, [] as number[]]));
+  const times = new Map(engines.map((engine) => [engine, [] as Taken[]]));
   for (const engine of engines) await engine.ask({ what: "prefill", ids: ids.slice(0, 256) });
   for (let round = 0; round < rounds; round++) {
-    for (const engine of engines) times.get(engine)!.push(...await engine.ask({ what: "prefill", ids }));
+    for (const engine of engines) times.get(engine)!.push(await engine.ask({ what: "prefill", ids }));
   }
   console.log(`\nPrefill, ${ids.length} tokens, ${rounds} rounds, eviction included:\n`);
   table(engines, times, "ms", ids.length);

@@ -1,6 +1,6 @@
 /** The step between `qkv` and `finish` that every path shares: split the projections and rotate queries and keys. */
-import type { ModelConfig } from "./config.ts";
-import { ropeTable, rotate } from "./rope.ts";
+import type { ModelConfig, Rope } from "./config.ts";
+import { type RopeTable, ropeTable, rotate } from "./rope.ts";
 
 export interface Projected {
   /** `[count, heads, headDim]`, rotated. */
@@ -24,8 +24,19 @@ export function project(config: ModelConfig, qkv: Float32Array, count: number, f
     keys.set(qkv.subarray(at + q, at + q + kv), t * kv);
     values.set(qkv.subarray(at + q + kv, at + row), t * kv);
   }
-  const table = ropeTable(rope, first, count);
+  const table = tableOf(rope, first, count);
   rotate(queries, heads, headDim, rope, table);
   rotate(keys, kvHeads, headDim, rope, table);
   return { queries, keys, values };
+}
+
+/** The last table of each model: all layers ask for the same positions. */
+const lastTables = new WeakMap<Rope, { readonly first: number; readonly count: number; readonly table: RopeTable }>();
+
+function tableOf(rope: Rope, first: number, count: number): RopeTable {
+  const last = lastTables.get(rope);
+  if (last?.first === first && last.count === count) return last.table;
+  const table = ropeTable(rope, first, count);
+  lastTables.set(rope, { first, count, table });
+  return table;
 }

@@ -14,17 +14,24 @@ const model = await llama.loadModel({ modelPath: path, gpuLayers: 0 });
 const session = await model.createContext({ contextSize: context, batchSize: 512, threads });
 const sequence = session.getSequence();
 
+/** Processor milliseconds of all threads since `from`. */
+function processor(from) {
+  const { user, system } = process.cpuUsage(from);
+  return (user + system) / 1000;
+}
+
 const requests = {
   /** Reads `ids` into an empty cache. */
   async prefill({ ids }) {
     await sequence.clearHistory();
-    const start = performance.now();
+    const start = performance.now(), cpu = process.cpuUsage();
     await sequence.evaluateWithoutGeneratingNewTokens(ids);
-    return { ms: performance.now() - start };
+    return { ms: performance.now() - start, cpu: processor(cpu) };
   },
-  /** `steps` greedy tokens after token `id`, then the cache as before; milliseconds of each step. */
+  /** `steps` greedy tokens after token `id`, then the cache as before; milliseconds of each step, processor time of one. */
   async decode({ id, steps }) {
     const length = sequence.nextTokenIndex, ms = [], said = [];
+    const cpu = process.cpuUsage();
     let start = performance.now();
     for await (const token of sequence.evaluate([id], { temperature: 0 })) {
       ms.push(performance.now() - start);
@@ -32,8 +39,9 @@ const requests = {
       if (ms.length === steps) break;
       start = performance.now();
     }
+    const used = processor(cpu) / steps;
     await sequence.eraseContextTokenRanges([{ start: length, end: sequence.nextTokenIndex }]);
-    return { ms, said };
+    return { ms, cpu: used, said };
   },
 };
 
