@@ -1,5 +1,6 @@
 /** Picks the backend a user named, or the fastest that is there. */
 import { resourceError } from "../core/errors.ts";
+import type { Crew } from "../wasm/crew.ts";
 import type { Backend } from "./interface.ts";
 import { createReferenceBackend } from "./reference.ts";
 
@@ -7,8 +8,8 @@ export const BACKEND_CHOICES = ["auto", "ts", "wasm"] as const;
 export type BackendChoice = typeof BACKEND_CHOICES[number];
 
 export interface PickOptions {
-  /** Worker threads. No effect yet: the kernels run on one thread, and `detail` says so. */
-  readonly threads?: number;
+  /** Threads for the kernels (`model/threads.ts` starts them); without them one. The caller ends them. */
+  readonly crew?: Crew;
 }
 
 /**
@@ -16,12 +17,12 @@ export interface PickOptions {
  * `detail` then says why.
  * @throws PalisadeError `backend.missing` when a NAMED backend can't start; never a silent replacement.
  */
-export async function pickBackend(choice: BackendChoice, _options: PickOptions = {}): Promise<Backend> {
+export async function pickBackend(choice: BackendChoice, options: PickOptions = {}): Promise<Backend> {
   if (choice === "ts") return createReferenceBackend();
   try {
     // Loaded only when wanted: the kernels are a quarter of a megabyte of text.
-    const { createWasmBackend } = await import("../wasm/kernels.ts");
-    return await createWasmBackend();
+    if (options.crew) return await (await import("../wasm/threads.ts")).createThreadedBackend(options.crew);
+    return await (await import("../wasm/kernels.ts")).createWasmBackend();
   } catch (cause) {
     const reason = cause instanceof Error ? cause.message : String(cause);
     if (choice === "auto") return explained(createReferenceBackend(), reason);

@@ -10,6 +10,7 @@ import { loadModel, type Model } from "../model/model.ts";
 import { reportOf } from "../model/report.ts";
 import { loadPolicy } from "../model/policy_files.ts";
 import { type Answer, type Context, type MaxCache, openContext, type Positions } from "../model/session.ts";
+import type { ThreadChoice } from "../model/threads.ts";
 import { certificateText } from "./certificate.ts";
 import { EXIT, type Io } from "./io.ts";
 import { obtainModel } from "./obtain.ts";
@@ -21,7 +22,7 @@ export interface EngineOptions {
   readonly model: string;
   readonly backend: BackendChoice;
   readonly dense: DenseChoice;
-  readonly threads: number;
+  readonly threads: ThreadChoice;
   /** Gate file for the policy `gate`, instead of the one found for the model. */
   readonly gate?: string;
   readonly offline?: boolean;

@@ -3,6 +3,7 @@ import { pickBackend } from "../backend/pick.ts";
 import { access, constants, stat } from "node:fs/promises";
 import { dirname } from "node:path";
 import { probeNode } from "../model/dense/node.ts";
+import { autoThreads, startCrew, whyOneThread } from "../model/threads.ts";
 import { cacheFolder, listModels } from "../model/store.ts";
 import { hasRelaxedSimd, hasSimd128 } from "../runtime/simd.ts";
 import { formatBytes } from "./format.ts";
@@ -31,7 +32,7 @@ async function examine({ runtime }: Io): Promise<Finding[]> {
   const cores = runtime.cores();
   const memory = runtime.memory();
   const gpu = await runtime.probeGpu();
-  const wasm = await probeWasm();
+  const wasm = await probeWasm(runtime);
   const web = await probeWeb();
   const node = await probeNode();
   return [
@@ -46,8 +47,8 @@ async function examine({ runtime }: Io): Promise<Finding[]> {
     {
       name: "threads",
       ok: runtime.threads,
-      text: `${cores.logical} hardware threads` + (cores.physical ? `, ${cores.physical} physical cores` : "") +
-        (runtime.threads ? ", shared memory" : ", no shared memory here"),
+      text: `${cores.logical} hardware threads, ${cores.physical ?? "unknown"} physical cores; kernels take ` +
+        `${autoThreads(runtime)} unless told (${whyOneThread(runtime) ?? "shared memory"})`,
     },
     { name: "GPU", ok: gpu.available, text: gpu.available ? gpu.description : gpu.reason },
     { name: "kernels wasm", ok: wasm.available, text: wasm.reason },
@@ -67,9 +68,10 @@ async function examine({ runtime }: Io): Promise<Finding[]> {
   ];
 }
 
-async function probeWasm(): Promise<{ available: boolean; reason: string }> {
+async function probeWasm(runtime: Io["runtime"]): Promise<{ available: boolean; reason: string }> {
   try {
-    using backend = await pickBackend("wasm");
+    using crew = await startCrew(runtime, "auto");
+    using backend = await pickBackend("wasm", { crew });
     return { available: true, reason: backend.detail };
   } catch (error) {
     return { available: false, reason: error instanceof Error ? error.message : String(error) };

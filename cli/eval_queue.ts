@@ -66,7 +66,7 @@ export async function evaluateByQueue(command: QueueCommand, io: Io): Promise<nu
 
 /** Engines are the workers' choice: naming one here would be without effect. */
 function refuseEngines({ backend, dense, threads }: QueueCommand): void {
-  if (backend === "auto" && dense === "auto" && threads === 1) return;
+  if (backend === "auto" && dense === "auto" && threads === "auto") return;
   const message = "The workers compute: give --backend, --dense and --threads to palisade worker";
   throw usageError("queue.engines", message, "--queue");
 }

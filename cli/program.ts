@@ -7,6 +7,7 @@ import { ask, type AskCommand } from "./ask.ts";
 import { calibrate, type CalibrateCommand } from "./calibrate.ts";
 import { demo, type DemoCommand } from "./demo.ts";
 import { DENSE_CHOICES } from "../model/dense/pick.ts";
+import { MOST_THREADS, type ThreadChoice } from "../model/threads.ts";
 import { doctor } from "./doctor.ts";
 import { type EvalCommand, evaluate } from "./eval.ts";
 import { EXIT, type Io } from "./io.ts";
@@ -199,7 +200,7 @@ function addEngineOptions(command: Command, { model = true } = {}): Command {
     .addOption(
       new Option("--dense <name>", "dense layers").choices(DENSE_CHOICES).default("auto"),
     )
-    .option("--threads <n>", "threads of engine and kernels", integer(1, 64), 1)
+    .option("--threads <n>", "kernel threads; auto: cores, up to 4", threadCount, "auto")
     .option("--offline", "never touch the network")
     .option("--quiet", "no progress, no report");
 }
@@ -226,6 +227,11 @@ function describe({ description, argChoices, defaultValue }: Option): string {
 
 function collect(value: string, previous: string[] = []): string[] {
   return [...previous, value];
+}
+
+/** `auto`, or a number of threads. */
+function threadCount(text: string): ThreadChoice {
+  return text === "auto" ? text : integer(1, MOST_THREADS)(text);
 }
 
 function integer(min: number, max = Number.MAX_SAFE_INTEGER): (text: string) => number {

@@ -2,6 +2,7 @@
 import type { Backend } from "../backend/interface.ts";
 import { type BackendChoice, pickBackend } from "../backend/pick.ts";
 import type { Runtime } from "../runtime/interface.ts";
+import type { Crew } from "../wasm/crew.ts";
 import type { ModelConfig } from "./config.ts";
 import type { DenseEngine } from "./dense/interface.ts";
 import { type DenseChoice, pickDense } from "./dense/pick.ts";
@@ -10,6 +11,7 @@ import { findGate } from "./gate/find.ts";
 import { configOf } from "./gguf/config.ts";
 import { type GgufFile, openGguf } from "./gguf/reader.ts";
 import { type ChatFrame, chatFrame } from "./prompt.ts";
+import { startCrew, type ThreadChoice } from "./threads.ts";
 import { type TextTokenizer, tokenizerOf } from "./tokenizer.ts";
 
 export interface LoadOptions {
@@ -17,8 +19,8 @@ export interface LoadOptions {
   readonly dense?: DenseChoice;
   /** `float32` keeps every weight exact; `auto` takes what is fastest within memory (`model/dense/pick.ts`). */
   readonly precision?: "auto" | "float32" | "quantised";
-  /** Threads of the dense engine and the kernels. Default 1. */
-  readonly threads?: number;
+  /** Threads of the kernels and the dense engine; `auto` leaves onnxruntime at one. Default 1. */
+  readonly threads?: ThreadChoice;
   /** Replaces the chat template's own system prompt. */
   readonly system?: string;
   /** A gate file instead of the one found for this model (`model/gate/find.ts`). */
@@ -43,11 +45,11 @@ export interface Model extends AsyncDisposable {
 
 /**
  * Opens a GGUF and starts both engines. PalisadeErrors: `file.*`, `gguf.*`, `tokenizer.*`, `template.*` (input),
- * `dense.*`, `backend.*` (input or resources). Nothing stays open when it fails.
+ * `dense.*`, `backend.*`, `threads.*` (usage, input or resources). Nothing stays open when it fails.
  */
 export async function loadModel(path: string, runtime: Runtime, options: LoadOptions = {}): Promise<Model> {
   const file = await openGguf(await runtime.openFile(path));
-  let backend: Backend | undefined;
+  let backend: Backend | undefined, crew: Crew | undefined;
   try {
     const config = await configOf(file);
     const tokenizer = tokenizerOf(file.metadata);
@@ -55,9 +57,11 @@ export async function loadModel(path: string, runtime: Runtime, options: LoadOpt
       system: options.system,
       signal: options.signal,
     });
-    backend = await pickBackend(options.backend ?? "auto", { threads: options.threads });
-    const dense = await pickDense(file, config, options);
-    const held = backend;
+    const { threads = 1 } = options;
+    crew = await startCrew(runtime, threads);
+    backend = await pickBackend(options.backend ?? "auto", { crew });
+    const dense = await pickDense(file, config, { ...options, threads: threads === "auto" ? 1 : threads, crew });
+    const held = { backend, crew };
     let gate: Promise<Gate> | undefined;
     return {
       file,
@@ -69,12 +73,14 @@ export async function loadModel(path: string, runtime: Runtime, options: LoadOpt
       gate: () => gate ??= findGate({ path, config }, runtime, options.gate),
       async [Symbol.asyncDispose]() {
         await dense[Symbol.asyncDispose]();
-        held[Symbol.dispose]();
+        held.backend[Symbol.dispose]();
+        held.crew?.[Symbol.dispose]();
         await file.close();
       },
     };
   } catch (error) {
     backend?.[Symbol.dispose]();
+    crew?.[Symbol.dispose]();
     await file.close();
     throw error;
   }

@@ -1,10 +1,11 @@
 /** Browsers: bytes come from a `Blob` (a picked file) or an `ArrayBuffer`; there are no paths. */
 import { type PalisadeError, resourceError } from "../core/errors.ts";
 import { probeGpu } from "./gpu_probe.ts";
-import type { ByteSource, Runtime, SandboxOptions } from "./interface.ts";
+import type { ByteSource, Runtime, SandboxOptions, Thread } from "./interface.ts";
 import { type SandboxReply, timeoutError } from "./sandbox_error.ts";
 import { hasThreads } from "./simd.ts";
 import { siblingModule } from "./sibling_module.ts";
+import type { ThreadMessage } from "./thread_browser.ts";
 
 /** A `Blob`, such as a file the user picked, as a ByteSource. Nothing is read before it is asked for. */
 export function blobSource(blob: Blob, name = "blob"): ByteSource {
@@ -56,6 +57,29 @@ async function runSandboxed<Answer>(moduleUrl: URL, message: unknown, options: S
   }
 }
 
+/** See `Runtime.startThread`; a web worker. */
+function startThread(moduleUrl: URL, data: unknown, listener: (message: unknown) => void): Thread {
+  const worker = new Worker(siblingModule("./thread_browser", import.meta.url), { type: "module" });
+  let end: (reason: Error) => void;
+  const ended = new Promise<Error>((resolve) => end = resolve);
+  worker.onmessage = (event: MessageEvent<ThreadMessage>) => {
+    if ("failure" in event.data) end(new Error(event.data.failure));
+    else listener(event.data.message);
+  };
+  worker.onerror = (event) => end(new Error(event.message || `The worker of ${moduleUrl} did not start`));
+  worker.postMessage({ moduleUrl: moduleUrl.href, data });
+  return {
+    post: (message) => worker.postMessage({ message }),
+    ended,
+    unref: () => {},
+    terminate() {
+      worker.terminate();
+      end(new Error(`The thread of ${moduleUrl} was ended`));
+      return Promise.resolve();
+    },
+  };
+}
+
 interface BrowserGlobals {
   readonly navigator?: { userAgent?: string; platform?: string; hardwareConcurrency?: number };
   readonly performance?: { memory?: { usedJSHeapSize: number } };
@@ -76,4 +100,5 @@ export const browserRuntime: Runtime = {
   isTerminal: () => false,
   probeGpu,
   runSandboxed,
+  startThread,
 };

@@ -55,7 +55,7 @@ export interface ProcessResult {
   readonly output: string;
 }
 
-/** What a module started by `Host.startThread` talks to its starter with. */
+/** What a module started by `Runtime.startThread` talks to its starter with. */
 export interface ThreadPort {
   /** Sends a copy (structured clone). */
   post(message: unknown): void;
@@ -69,11 +69,13 @@ export interface Thread {
   post(message: unknown): void;
   /** Resolves with the reason when the thread has ended, by a failure or by {@link terminate}. */
   readonly ended: Promise<Error>;
+  /** Lets the process end while the thread lives; it then ends with it. No effect in browsers. */
+  unref(): void;
   /** Ends the thread. Deno 2.9 doesn't stop a busy one: it runs on until it idles or the process exits. */
   terminate(): Promise<void>;
 }
 
-/** Files, processes and threads. Absent in a browser. */
+/** Files and processes. Absent in a browser. */
 export interface Host {
   readonly homeFolder: string;
   /** Joins path parts by the platform's rule. */
@@ -102,12 +104,6 @@ export interface Host {
     parameters: readonly string[],
     options?: ProcessOptions,
   ): Promise<ProcessResult | undefined>;
-  /**
-   * Runs a module in a thread of its own, which may be busy while this one's event loop stays free. The module names
-   * no runtime: `export default async function (data, port) { … }`, `data` a structured clone, `port` a
-   * {@link ThreadPort}. Make its URL with `siblingModule`.
-   */
-  startThread(moduleUrl: URL, data: unknown, listener: (message: unknown) => void): Thread;
 }
 
 export interface SandboxOptions {
@@ -136,7 +132,7 @@ export interface MemoryUse {
 export interface Cores {
   /** Hardware threads this process may use, ≥ 1. */
   readonly logical: number;
-  /** Physical cores where the runtime lets us know, ≥ 1. */
+  /** Physical cores where the runtime lets us know, ≥ 1. Browsers and most systems but Linux don't. */
   readonly physical?: number;
 }
 
@@ -184,4 +180,11 @@ export interface Runtime {
    * loop has to watch the time itself as well.
    */
   runSandboxed<Answer>(moduleUrl: URL, message: unknown, options: SandboxOptions): Promise<Answer>;
+
+  /**
+   * Runs a module in a thread of its own, which may be busy while this one's event loop stays free. The module names
+   * no runtime: `export default async function (data, port) { … }`, `data` a structured clone (a SharedArrayBuffer in it
+   * is shared), `port` a {@link ThreadPort}. Make its URL with `siblingModule`.
+   */
+  startThread(moduleUrl: URL, data: unknown, listener: (message: unknown) => void): Thread;
 }

@@ -8,6 +8,7 @@ import type { Cores, MemoryUse, Runtime } from "./interface.ts";
 import { openFile, readText } from "./node_files.ts";
 import { nodeHost } from "./node_host.ts";
 import { runSandboxed } from "./node_sandbox.ts";
+import { startThread } from "./node_thread.ts";
 import { hasThreads } from "./simd.ts";
 
 /** An unset, empty or (in Deno, without permission) unreadable variable is `undefined`. */
@@ -58,4 +59,5 @@ export const nodeRuntime: Runtime = {
   isTerminal: (stream) => isatty(DESCRIPTOR[stream]),
   probeGpu,
   runSandboxed,
+  startThread,
 };

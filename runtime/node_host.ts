@@ -9,7 +9,6 @@ import { fileURLToPath } from "node:url";
 import { PalisadeError } from "../core/errors.ts";
 import type { ByteSink, FileInfo, Hasher, Host, ProcessOptions, ProcessResult } from "./interface.ts";
 import { createError, fileError } from "./node_files.ts";
-import { startThread } from "./node_thread.ts";
 
 /** How much of a program's output is kept for messages. */
 const OUTPUT_KEPT = 64 * 1024;
@@ -165,5 +164,4 @@ export const nodeHost: Host = {
   create,
   sha256,
   execute,
-  startThread,
 };

@@ -1,9 +1,9 @@
-/** `Host.startThread` on `node:worker_threads`, which Deno and Bun implement too. */
+/** `Runtime.startThread` on `node:worker_threads`, which Deno and Bun implement too. */
 import { Worker } from "node:worker_threads";
 import type { Thread } from "./interface.ts";
 import { siblingModule } from "./sibling_module.ts";
 
-/** See `Host.startThread`. */
+/** See `Runtime.startThread`. */
 export function startThread(moduleUrl: URL, data: unknown, listener: (message: unknown) => void): Thread {
   const worker = new Worker(siblingModule("./thread_worker", import.meta.url), {
     workerData: { moduleUrl: moduleUrl.href, data },
@@ -16,6 +16,7 @@ export function startThread(moduleUrl: URL, data: unknown, listener: (message: u
   return {
     post: (message) => worker.postMessage(message),
     ended,
+    unref: () => worker.unref(),
     terminate: async () => void await worker.terminate(),
   };
 }

@@ -1,4 +1,4 @@
-/** The thread's side of `Host.startThread`: imports one module and hands it the data and a port to the starter. */
+/** The thread's side of `Runtime.startThread` in Node, Deno and Bun: imports one module and hands it the data and a port to the starter. */
 import { parentPort, workerData } from "node:worker_threads";
 import type { ThreadPort } from "./interface.ts";
 

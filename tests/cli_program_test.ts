@@ -46,6 +46,8 @@ const REFUSED: [string, string[], number, RegExp][] = [
   ["a gate for a policy without one", [...ASK, "--policy", "snapkv", "--gate", "no.json"], 2, /--gate.*--policy gate/],
   ["a seed too large", [...ASK, "--seed", "99999999999999999999"], 2, /to 9007199254740991/],
   ["zero threads", [...ASK, "--threads", "0"], 2, /from 1 to 64/],
+  ["a thread and a half", [...ASK, "--threads", "1.5"], 2, /from 1 to 64/],
+  ["a thousand threads", [...ASK, "--threads", "1000"], 2, /from 1 to 64/],
   ["a cap of 0", [...ASK, "--max-cache", "0"], 2, /--max-cache.*from 1 to/s],
   ["a step policy without a cap", [...ASK, "--step-policy", "h2o"], 2, /--step-policy.*--max-cache/],
   ["an unknown step policy", [...ASK, "--max-cache", "99", "--step-policy", "h20"], 3, /--step-policy.*mean h2o/],

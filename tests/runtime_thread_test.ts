@@ -1,14 +1,14 @@
 import assert from "node:assert/strict";
 import { currentRuntime } from "../runtime/mod.ts";
 
-const { host } = await currentRuntime();
+const runtime = await currentRuntime();
 const ECHO = new URL("./helper/echo_thread.ts", import.meta.url);
 
 Deno.test("startThread() carries data and messages both ways, in order", async () => {
   const got: unknown[] = [];
   let enough = () => {};
   const three = new Promise<void>((resolve) => enough = resolve);
-  const thread = host!.startThread(ECHO, { greeting: "hello" }, (message) => {
+  const thread = runtime.startThread(ECHO, { greeting: "hello" }, (message) => {
     if (got.push(message) === 3) enough();
   });
   thread.post("early");
@@ -20,11 +20,11 @@ Deno.test("startThread() carries data and messages both ways, in order", async (
 });
 
 Deno.test("startThread() says why a thread ended by itself", async () => {
-  const thread = host!.startThread(ECHO, { greeting: "hello" }, () => {});
+  const thread = runtime.startThread(ECHO, { greeting: "hello" }, () => {});
   thread.post("throw");
   assert.match((await thread.ended).message, /as asked/);
   await thread.terminate();
-  const missing = host!.startThread(new URL("./helper/no_such_thread.ts", import.meta.url), {}, () => {});
+  const missing = runtime.startThread(new URL("./helper/no_such_thread.ts", import.meta.url), {}, () => {});
   assert.match((await missing.ended).message, /no_such_thread/);
   await missing.terminate();
 });

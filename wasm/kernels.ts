@@ -1,10 +1,17 @@
 /** The WebAssembly backend: SIMD kernels in Rust (`wasm/kernels/`) behind the backend interface. */
-import type { Backend } from "../backend/interface.ts";
+import type { Backend, LayerRows } from "../backend/interface.ts";
+import type { CacheType } from "../core/cache_type.ts";
 import type { Segment, SelectionInput } from "../core/select.ts";
+import type { AttentionShape } from "../core/shape.ts";
 import { Kernels, type WasmOptions } from "./module.ts";
 import { PageMeter, WasmRows } from "./rows.ts";
 
 export type { WasmOptions };
+
+export interface WasmBackend extends Backend {
+  /** `whole`: the layer of which `shape` is some heads, where other threads hold the others. */
+  createRows(shape: AttentionShape, reserve: number, type?: CacheType, whole?: AttentionShape): LayerRows;
+}
 
 /**
  * Starts the kernels: one module instance with a memory of its own, one thread. Runs wherever WebAssembly has 128-bit
@@ -13,14 +20,15 @@ export type { WasmOptions };
  * Its rows throw `PalisadeError` (`resources`, `wasm.memory`) when the memory can't grow; what they held stays usable.
  * @throws PalisadeError `wasm.start` when the engine can't run the module.
  */
-export async function createWasmBackend(options: WasmOptions = {}): Promise<Backend> {
+export async function createWasmBackend(options: WasmOptions = {}): Promise<WasmBackend> {
   const kernels = await Kernels.start(options);
   const meter = new PageMeter();
   return {
     name: "wasm",
     detail: `WebAssembly ${kernels.relaxed ? "relaxed SIMD" : "SIMD"}, one thread`,
     memory: () => meter.memory(kernels.memoryBytes),
-    createRows: (shape, reserve, type = "f32") => new WasmRows(kernels, meter, shape, reserve, type),
+    createRows: (shape, reserve, type = "f32", whole = shape) =>
+      new WasmRows(kernels, meter, shape, reserve, type, whole),
     // deno-lint-ignore require-await -- a bad input must reject, not throw
     select: async (input) => select(kernels, input),
     [Symbol.dispose]: () => {},

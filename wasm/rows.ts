@@ -34,15 +34,24 @@ export class WasmRows implements LayerRows {
   readonly type: CacheType;
   readonly #kernels: Kernels;
   readonly #meter: PageMeter;
+  readonly #whole: AttentionShape;
   /** Rows of each KV head; the kernels keep the same numbers and refuse what does not fit them. */
   readonly #lengths: Int32Array;
   #handle: number;
   #allocated = 0;
 
-  constructor(kernels: Kernels, meter: PageMeter, shape: AttentionShape, reserve: number, type: CacheType) {
+  /** `whole`: the layer of which `shape` is some heads; inputs are cut as for it, so that the results have its bits. */
+  constructor(
+    kernels: Kernels,
+    meter: PageMeter,
+    shape: AttentionShape,
+    reserve: number,
+    type: CacheType,
+    whole = shape,
+  ) {
     const { heads, kvHeads, headDim } = shape;
-    const whole = [heads, kvHeads, headDim].every((size) => Number.isInteger(size) && size > 0 && size <= 4096);
-    if (!whole || heads % kvHeads !== 0) {
+    const sane = [heads, kvHeads, headDim].every((size) => Number.isInteger(size) && size > 0 && size <= 4096);
+    if (!sane || heads % kvHeads !== 0) {
       throw new RangeError(`Cannot hold ${heads} heads over ${kvHeads} KV heads of width ${headDim}`);
     }
     if (!Number.isInteger(reserve) || reserve < 0 || reserve > 2 ** 28) {
@@ -52,6 +61,7 @@ export class WasmRows implements LayerRows {
     this.type = type;
     this.#kernels = kernels;
     this.#meter = meter;
+    this.#whole = whole;
     this.#lengths = new Int32Array(kvHeads);
     const kind = CACHE_TYPES.indexOf(type);
     const handle = kernels.call.rows_new(heads, kvHeads, headDim, reserve, kind);
@@ -210,7 +220,7 @@ export class WasmRows implements LayerRows {
 
   clone(): LayerRows {
     this.#alive();
-    const twin = new WasmRows(this.#kernels, this.#meter, this.shape, 0, this.type);
+    const twin = new WasmRows(this.#kernels, this.#meter, this.shape, 0, this.type, this.#whole);
     try {
       twin.#fill(Array.from(this.#lengths, (_, h) => this.copyRows(h)));
     } catch (error) {
@@ -335,7 +345,8 @@ export class WasmRows implements LayerRows {
 
   /** Cuts `count` items of `floats` each into chunks, each with buffers of its own. */
   #inChunks(count: number, floats: number, body: (buffers: Buffers, first: number, rows: number) => void): void {
-    const most = Math.max(1, Math.floor(BUFFER_BYTES / 4 / floats));
+    const wholeFloats = floats * this.#whole.heads / this.shape.heads;
+    const most = Math.max(1, Math.floor(BUFFER_BYTES / 4 / wholeFloats));
     for (let first = 0; first < count; first += most) {
       this.#kernels.withBuffers((buffers) => body(buffers, first, Math.min(most, count - first)));
     }
@@ -415,13 +426,13 @@ function concatenated(lists: readonly Int32Array[]): Int32Array {
   return all;
 }
 
-function checkFloats(name: string, floats: Float32Array, count: number, each: number): void {
+export function checkFloats(name: string, floats: Float32Array, count: number, each: number): void {
   if (!Number.isInteger(count) || count < 1 || floats.length !== count * each) {
     throw new RangeError(`${name} have ${floats.length} floats: want ${count} × ${each}`);
   }
 }
 
-function checkAscending(rows: Int32Array, length: number, head: number): void {
+export function checkAscending(rows: Int32Array, length: number, head: number): void {
   let before = -1;
   for (const row of rows) {
     if (row <= before || row >= length) {

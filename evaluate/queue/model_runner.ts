@@ -21,7 +21,7 @@ export class ModelRunner implements AsyncDisposable {
   readonly ended: Promise<Error>;
 
   private constructor(runtime: Runtime, setup: ThreadSetup, module: URL) {
-    this.#thread = runtime.host!.startThread(module, setup, (reply) => this.#receive(reply as ThreadReply));
+    this.#thread = runtime.startThread(module, setup, (reply) => this.#receive(reply as ThreadReply));
     this.ended = this.#thread.ended;
     this.ended.then((error) => {
       this.#dead = error;

@@ -2,6 +2,7 @@
 import type { ModelConfig } from "../config.ts";
 import type { GgufFile } from "../gguf/reader.ts";
 import { hasSimd128 } from "../../runtime/simd.ts";
+import type { Crew } from "../../wasm/crew.ts";
 import { isKernelType } from "../../wasm/dense.ts";
 import type { DenseEngine, DenseName } from "./interface.ts";
 import { createNodeEngine, probeNode } from "./node.ts";
@@ -28,6 +29,8 @@ export interface PickDenseOptions extends DenseOptions {
   readonly dense?: DenseChoice;
   /** Default `auto`. */
   readonly precision?: DensePrecision;
+  /** Threads for our own kernels. The caller ends them, after the engine. */
+  readonly crew?: Crew;
 }
 
 /**
@@ -60,6 +63,7 @@ export async function pickDense(
         precision: precision === "float32" ? "float32" : "quantised",
         onProgress: options.onProgress,
         signal: options.signal,
+        crew: options.crew,
       });
     default:
       return name satisfies never;

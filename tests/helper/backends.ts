@@ -4,11 +4,16 @@ import { fileURLToPath } from "node:url";
 import type { Backend } from "../../backend/interface.ts";
 import { createReferenceBackend } from "../../backend/reference.ts";
 import { hasRelaxedSimd } from "../../runtime/simd.ts";
-import { createWasmBackend } from "../../wasm/kernels.ts";
+import { currentRuntime } from "../../runtime/mod.ts";
+import { Crew } from "../../wasm/crew.ts";
+import { createWasmBackend, type WasmOptions } from "../../wasm/kernels.ts";
+import { createThreadedBackend } from "../../wasm/threads.ts";
 import { skipped } from "./skip.ts";
 
 export interface NamedBackend {
   readonly name: string;
+  /** True where every type of rows goes through the same code as another backend's, so that one is enough. */
+  readonly oneType?: boolean;
   start(): Promise<Backend>;
 }
 
@@ -18,10 +23,20 @@ export async function checkedModule(): Promise<Uint8Array<ArrayBuffer>> {
   return new Uint8Array(await readFile(path));
 }
 
+/** The kernels over several threads, which end with the backend. */
+export async function startThreaded(threads: number, kernels?: WasmOptions): Promise<Backend> {
+  const { startThread } = await currentRuntime();
+  const crew = await Crew.start({ threads, startThread, kernels });
+  const backend = await createThreadedBackend(crew);
+  return { ...backend, [Symbol.dispose]: () => crew[Symbol.dispose]() };
+}
+
 export const KERNEL_BACKENDS: readonly NamedBackend[] = [
   { name: "wasm simd128", start: () => createWasmBackend({ simd: "simd128" }) },
   { name: "wasm relaxed", start: () => createWasmBackend({ simd: "relaxed" }) },
   { name: "wasm checked", start: async () => createWasmBackend({ module: await checkedModule() }) },
+  { name: "wasm, 2 threads", oneType: true, start: () => startThreaded(2) },
+  { name: "wasm, 3 threads", oneType: true, start: () => startThreaded(3) },
 ].filter(({ name }) => name !== "wasm relaxed" || hasRelaxedSimd());
 
 if (!hasRelaxedSimd()) skipped("the relaxed kernels equal the plain backend", "no relaxed SIMD here", "device");

@@ -1,0 +1,213 @@
+/** Threads: the same bits for any number of them, what goes wrong is typed, and nothing is left behind. */
+import assert from "node:assert/strict";
+import type { Backend } from "../backend/interface.ts";
+import { CACHE_TYPES, type CacheType } from "../core/cache_type.ts";
+import { PalisadeError } from "../core/errors.ts";
+import { randomSource } from "../core/random.ts";
+import type { AttentionShape } from "../core/shape.ts";
+import { createWasmEngine } from "../model/dense/wasm.ts";
+import { autoThreads, startCrew } from "../model/threads.ts";
+import { currentRuntime, type Runtime, type Thread } from "../runtime/mod.ts";
+import { shareHeads } from "../wasm/crew_rows.ts";
+import { Crew } from "../wasm/crew.ts";
+import { shareRows } from "../wasm/dense_share.ts";
+import { createWasmBackend } from "../wasm/kernels.ts";
+import { createThreadedBackend } from "../wasm/threads.ts";
+import { startThreaded } from "./helper/backends.ts";
+import { openTiny, TINY_MODELS } from "./helper/tiny_models.ts";
+
+const runtime = await currentRuntime();
+const { startThread } = runtime;
+const THREADS = [2, 3, 4];
+
+function noise(count: number, seed: number): Float32Array {
+  const next = randomSource(seed);
+  return Float32Array.from({ length: count }, () => (next() + next() + next()) * 2 - 3);
+}
+
+function code(wanted: string): (error: unknown) => boolean {
+  return (error) => error instanceof PalisadeError && error.code === wanted;
+}
+
+/** Everything a backend gives for a small layer, appended, compacted, forked, turned and extended. */
+async function everything(backend: Backend, shape: AttentionShape, type: CacheType) {
+  const { heads, kvHeads, headDim } = shape, each = kvHeads * headDim, length = 330;
+  const rows = backend.createRows(shape, length, type);
+  rows.append(noise(length * each, 1), noise(length * each, 2), length);
+  const wanted = { columnSum: true, columnMax: true, logSumExp: true };
+  const queries = noise(length * heads * headDim, 3);
+  const given: unknown[] = [await rows.prefillAttention(queries, length, wanted)];
+  const window = ["mean", "variance", "entropy", "pooledMean", "pooledMax", "mass", "logSumExp"] as const;
+  given.push(await rows.observe(queries.subarray(0, 9 * heads * headDim), 9, { window, rows: true }));
+  given.push(await rows.valueNorms(noise(70 * heads * headDim, 4), 70));
+  const kept = Array.from({ length: kvHeads }, (_, h) => Int32Array.from({ length: 40 + 13 * h }, (_, i) => 3 * i + h));
+  rows.compact(kept);
+  const twin = rows.clone();
+  rows.rotateKeys(kept.map((list) => list.map((row) => -row)), {
+    pairs: "half",
+    rotated: headDim,
+    frequencies: Float64Array.from({ length: headDim / 2 }, (_, i) => 0.7 ** i),
+  });
+  for (const each of [rows, twin]) {
+    each.append(noise(2 * kvHeads * headDim, 5), noise(2 * kvHeads * headDim, 6), 2);
+    given.push(await each.decodeAttention(queries.subarray(0, 2 * heads * headDim), 2, { probabilities: true }));
+    each.truncate(kept.map((list) => list.length));
+    for (let h = 0; h < kvHeads; h++) given.push(each.copyRows(h), each.copyRows(h, Int32Array.of(5, 1)));
+    given.push(each.liveBytes, each.allocatedBytes);
+    each.free();
+  }
+  given.push(await backend.select({ segments: [{ scores: noise(500, 7) }], count: 100 }));
+  given.push(backend.memory().allocatedBytes);
+  return given;
+}
+
+for (const shape of [{ heads: 9, kvHeads: 3, headDim: 64 }, { heads: 10, kvHeads: 5, headDim: 20 }]) {
+  Deno.test(`any number of threads gives the bits of one: ${shape.kvHeads} KV heads of ${shape.headDim}`, async () => {
+    using one = await createWasmBackend();
+    const every = async (backend: Backend) => {
+      const given = [];
+      for (const type of CACHE_TYPES) given.push(await everything(backend, shape, type));
+      return given;
+    };
+    const want = await every(one);
+    for (const threads of THREADS) {
+      using backend = await startThreaded(threads);
+      assert.match(backend.detail, new RegExp(`${threads} threads`));
+      assert.deepEqual(await every(backend), want, `${threads} threads`);
+    }
+  });
+}
+
+/** Everything a dense engine gives for a small model. */
+async function steps(
+  model: typeof TINY_MODELS[number],
+  precision: "float32" | "quantised",
+  crew?: Crew,
+): Promise<unknown[]> {
+  await using open = await openTiny(model);
+  await using engine = await createWasmEngine(open.file, open.config, { precision, crew });
+  const { width, heads, headDim, vocabulary, layers } = open.config;
+  const given: unknown[] = [engine.weightBytes, engine.embed(Array.from({ length: vocabulary }, (_, id) => id))];
+  for (const count of [1, 2, 70]) {
+    const hidden = noise(count * width, count);
+    for (let layer = 0; layer < layers; layer++) {
+      given.push(await engine.qkv(layer, hidden, count));
+      given.push(await engine.finish(layer, hidden, noise(count * heads * headDim, 5), count));
+    }
+    given.push(await engine.logits(hidden, count));
+  }
+  return given;
+}
+
+Deno.test("the dense engine over any number of threads gives the bits of one", async () => {
+  const precisions = ["float32", "quantised"] as const;
+  for (const threads of THREADS) {
+    using crew = await Crew.start({ threads, startThread });
+    for (const model of TINY_MODELS) {
+      for (const precision of precisions) {
+        const what = `${model}, ${precision}, ${threads} threads`;
+        assert.deepEqual(await steps(model, precision, crew), await steps(model, precision), what);
+      }
+    }
+  }
+});
+
+Deno.test("shareHeads() and shareRows() give every head and row to one thread", () => {
+  for (let threads = 1; threads < 6; threads++) {
+    for (const count of [1, 2, 3, 5, 8, 17, 40, 63, 64, 65]) {
+      const heads = shareHeads(count, threads).flatMap(({ first, kvHeads }) =>
+        Array.from({ length: kvHeads }, (_, i) => first + i)
+      );
+      assert.deepEqual(heads, Array.from(Array(count).keys()));
+      let next = 0;
+      for (let rank = 0; rank < threads; rank++) {
+        const { from, to } = shareRows(count, threads, rank);
+        assert.ok(from === next && to >= from);
+        next = to;
+      }
+      assert.equal(next, count);
+    }
+  }
+});
+
+Deno.test("a full memory in another thread is a typed error of the next answer, and other rows go on", async () => {
+  const shape = { heads: 2, kvHeads: 2, headDim: 64 }, count = 12000;
+  using own = await createWasmBackend();
+  using crew = await Crew.start({ threads: 2, startThread, kernels: { maximumBytes: 4 << 20 } });
+  const backend = await createThreadedBackend({ ...crewOf(crew), kernels: {} } as Crew);
+  const rows = backend.createRows(shape, 0), block = noise(count * 128, 1);
+  rows.append(block, block, count);
+  await assert.rejects(() => rows.decodeAttention(noise(128, 2), 1), code("wasm.memory"));
+  assert.throws(() => rows.append(block, block, count), code("wasm.memory"));
+  assert.throws(() => rows.copyRows(1), code("wasm.memory"));
+  rows.free();
+  const [next, same] = [backend, own].map((each) => each.createRows(shape, 0));
+  for (const each of [next, same]) each.append(block.subarray(0, 12800), block.subarray(0, 12800), 100);
+  const [got, want] = await Promise.all([next, same].map((each) => each.decodeAttention(noise(128, 2), 1)));
+  assert.deepEqual(got, want);
+});
+
+/** The crew's methods under its own `this`, so that a property can be replaced. */
+function crewOf(crew: Crew) {
+  return {
+    size: crew.size,
+    newId: () => crew.newId(),
+    tell: crew.tell.bind(crew),
+    ask: crew.ask.bind(crew),
+    answer: crew.answer.bind(crew),
+    answerNow: crew.answerNow.bind(crew),
+  };
+}
+
+Deno.test("rows that a narrow type can't hold are refused in every thread alike, and nothing is appended", async () => {
+  using backend = await startThreaded(2);
+  const rows = backend.createRows({ heads: 2, kvHeads: 2, headDim: 4 }, 0, "f16");
+  const good = noise(8, 1), bad = good.slice();
+  bad[7] = 1e9;
+  assert.throws(() => rows.append(good, bad, 1), code("cache-type.range"));
+  rows.append(good, good, 1);
+  assert.deepEqual([rows.length(0), rows.copyRows(1).keys.length], [1, 4]);
+  rows.free();
+});
+
+Deno.test("a thread that dies is a typed error of every later call, also of a call under way", async () => {
+  const shape = { heads: 4, kvHeads: 4, headDim: 64 }, count = 4000;
+  const threads: Thread[] = [];
+  const watched: typeof startThread = (...all) => {
+    threads.push(startThread(...all));
+    return threads.at(-1)!;
+  };
+  await using open = await openTiny(TINY_MODELS[0]);
+  using crew = await Crew.start({ threads: 3, startThread: watched });
+  const backend = await createThreadedBackend(crew);
+  const engine = await createWasmEngine(open.file, open.config, { crew });
+  const rows = backend.createRows(shape, 0), block = noise(count * 256, 1);
+  rows.append(block, block, count);
+  const call = rows.prefillAttention(block, count);
+  call.catch(() => {});
+  await threads[0].terminate();
+  await call.catch((error) => assert.ok(code("threads.ended")(error), String(error)));
+  await threads[0].ended;
+  await assert.rejects(() => rows.decodeAttention(block.subarray(0, 256), 1), code("threads.ended"));
+  await assert.rejects(() => engine.logits(new Float32Array(open.config.width), 1), code("threads.ended"));
+  assert.throws(() => rows.copyRows(3), code("threads.ended"));
+  rows.free();
+  await engine[Symbol.asyncDispose]();
+});
+
+Deno.test("startCrew() refuses numbers of threads that make no sense, and threads where there are none", async () => {
+  for (const threads of [0, -1, 1.5, NaN, 1000]) {
+    await assert.rejects(() => startCrew(runtime, threads), code("threads.count"));
+  }
+  const alone: Runtime = { ...runtime, threads: false };
+  await assert.rejects(() => startCrew(alone, 2), code("threads.unavailable"));
+  assert.equal(await startCrew(alone, "auto"), undefined);
+  assert.equal(await startCrew(runtime, 1), undefined);
+  assert.equal(autoThreads(alone), 1);
+});
+
+Deno.test("autoThreads() takes physical cores, four at most, and logical ones where the others are unknown", () => {
+  const counted = (logical: number, physical?: number) =>
+    autoThreads({ threads: runtime.threads, cores: () => ({ logical, physical }) });
+  assert.deepEqual([counted(2, 1), counted(8, 4), counted(16, 8), counted(3), counted(1, 2)], [1, 4, 4, 3, 1]);
+});

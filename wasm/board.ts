@@ -1,0 +1,77 @@
+/** Numbers that all threads of a crew see at once, and where they wait for each other. */
+
+export interface Board {
+  /** Makes room for `count` floats; what was there may be lost. */
+  reserve(count: number): void;
+  /** `count` floats from `first` on, valid until the next `reserve`. */
+  floats(first: number, count: number): Float32Array;
+}
+
+/** A board for one thread. */
+export class OwnBoard implements Board {
+  #floats = new Float32Array(0);
+
+  reserve(count: number): void {
+    if (count > this.#floats.length) this.#floats = new Float32Array(count);
+  }
+
+  floats(first: number, count: number): Float32Array {
+    return this.#floats.subarray(first, first + count);
+  }
+}
+
+/** Words at the front, a cache line apart. */
+const ARRIVED = 0, GENERATION = 16, FLOATS = 256;
+
+/** A board in shared memory. */
+export class SharedBoard implements Board {
+  readonly buffer: SharedArrayBuffer;
+  readonly #control: Int32Array;
+  readonly #size: number;
+
+  /** `size`: threads that meet here. */
+  constructor(buffer: SharedArrayBuffer, size: number) {
+    this.buffer = buffer;
+    this.#control = new Int32Array(buffer, 0, FLOATS / 4);
+    this.#size = size;
+  }
+
+  static create(size: number, mostBytes: number): SharedBoard {
+    return new SharedBoard(new SharedArrayBuffer(FLOATS, { maxByteLength: mostBytes }), size);
+  }
+
+  /** Only while no other thread uses the board. @throws RangeError beyond its maximum. */
+  reserve(count: number): void {
+    const bytes = FLOATS + 4 * count;
+    if (bytes > this.buffer.byteLength) this.buffer.grow(bytes);
+  }
+
+  floats(first: number, count: number): Float32Array {
+    return new Float32Array(this.buffer, FLOATS + 4 * first, count);
+  }
+
+  /** Says that this thread is here; the last one wakes the others. Returns what {@link met} wants. */
+  arrive(): number {
+    const generation = Atomics.load(this.#control, GENERATION);
+    if (Atomics.add(this.#control, ARRIVED, 1) + 1 === this.#size) {
+      Atomics.store(this.#control, ARRIVED, 0);
+      Atomics.add(this.#control, GENERATION, 1);
+      Atomics.notify(this.#control, GENERATION);
+    }
+    return generation;
+  }
+
+  /** Sleeps until all have arrived, at most `ms`. */
+  met(generation: number, ms: number): boolean {
+    if (Atomics.load(this.#control, GENERATION) === generation) {
+      Atomics.wait(this.#control, GENERATION, generation, ms);
+    }
+    return Atomics.load(this.#control, GENERATION) !== generation;
+  }
+
+  /** Waits until all have arrived. */
+  meet(): void {
+    const generation = this.arrive();
+    while (!this.met(generation, Infinity)) { /* woken for nothing */ }
+  }
+}

@@ -1,0 +1,39 @@
+/** The WebAssembly backend over several threads: each owns some KV heads of every layer, this one the first. */
+import type { Backend, BackendMemory } from "../backend/interface.ts";
+import { CrewRows } from "./crew_rows.ts";
+import type { Crew } from "./crew.ts";
+import { ROWS } from "./crew_desk.ts";
+import { createWasmBackend } from "./kernels.ts";
+
+/**
+ * Backend over a crew, which it doesn't own. Results have the bits of one thread's, whatever the number of threads.
+ *
+ * Where another thread's memory can't grow, the failure comes with the next call that returns something about the same
+ * rows; those rows then refuse everything but `free`, and the backend goes on.
+ * @throws PalisadeError `wasm.start`. Its calls throw `threads.ended` when a thread has died.
+ */
+export async function createThreadedBackend(crew: Crew): Promise<Backend> {
+  const own = await createWasmBackend(crew.kernels);
+  return {
+    name: "wasm",
+    detail: own.detail.replace("one thread", `${crew.size} threads`),
+    memory: () => memory(own.memory(), crew),
+    createRows: (shape, reserve, type = "f32") => CrewRows.create(own, crew, shape, reserve, type),
+    // One list of all heads' scores: nothing to share out.
+    select: (input) => own.select(input),
+    [Symbol.dispose]: () => own[Symbol.dispose](),
+  };
+}
+
+/** Sums over the threads; the high-water mark is the sum of theirs, so at least the true one. */
+function memory(own: BackendMemory, crew: Crew): BackendMemory {
+  let { allocatedBytes, highWaterBytes, wasmBytes } = own;
+  for (let rank = 1; rank < crew.size; rank++) {
+    const ask = crew.ask(rank, { operation: ROWS.memory, numbers: [], arrays: [] });
+    const [allocated, highWater, all] = crew.answerNow(rank, ask).numbers;
+    allocatedBytes += allocated;
+    highWaterBytes += highWater;
+    wasmBytes += all;
+  }
+  return { allocatedBytes, highWaterBytes, wasmBytes };
+}
