@@ -26,6 +26,7 @@ export interface LayerDump {
   /** `[kvHeads, L]`, each only for policies that need it: what no dump of one prefill can tell. */
   readonly reconstruction?: Float32Array;
   readonly gate?: Float32Array;
+  readonly softTokens?: Float32Array;
   /** How the model turned queries and keys; only for policies that need queries before RoPE. */
   readonly rotation?: KeyRotation;
 }
@@ -81,6 +82,7 @@ export function observeDump(dump: LayerDump, layer: number, budget: Budget, need
     ...(needs.valueNorms && { valueNorms: dumpNorms(values, dump.wo, shape) }),
     ...(needs.reconstruction && { reconstruction: given(dump.reconstruction, budget, "reconstruction scores") }),
     ...(needs.gate && { gate: given(dump.gate, budget, "gate scores") }),
+    ...(needs.softTokens && { softTokens: given(dump.softTokens, budget, "soft token scores") }),
     ...columns(dump, keys, budget, needs),
     ...(needs.queryStatistics && queryStatistics(dump, budget, needs.queryStatistics)),
     ...(needs.rows && { keys: dump.keys, values: dump.values }),

@@ -37,10 +37,18 @@ export interface Needs {
   readonly reconstruction?: Reconstruction;
   /** Logarithm of that attention as a gate foretells it when the key is made, `[kvHeads, L]`. */
   readonly gate?: boolean;
+  /** Attention of soft tokens behind the context on every entry, `[kvHeads, L]` (Judge Q). */
+  readonly softTokens?: SoftTokensNeed;
   /** The layer's keys and values themselves: `[kvHeads, L, headDim]` each, keys after RoPE. */
   readonly rows?: boolean;
   /** What queries are like and will be (Expected Attention). */
   readonly queryStatistics?: QueryStatisticsNeed;
+}
+
+/** Which soft tokens, and what becomes of their queries' attention on one entry; over the group too. */
+export interface SoftTokensNeed {
+  readonly file: string;
+  readonly reduction: "mean" | "max";
 }
 
 /** Mean and covariance of the queries before RoPE, turned by the mean rotation of the positions to come. */
@@ -79,6 +87,7 @@ export interface Observation {
   readonly columnMax?: Float32Array;
   readonly reconstruction?: Float32Array;
   readonly gate?: Float32Array;
+  readonly softTokens?: Float32Array;
   readonly keys?: Float32Array;
   readonly values?: Float32Array;
   /** `[heads, headDim]`, for `queryStatistics`. */

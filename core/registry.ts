@@ -13,6 +13,7 @@ import { full } from "./policies/full.ts";
 import { gate } from "./policies/gate.ts";
 import { h2o } from "./policies/h2o.ts";
 import { headkv } from "./policies/headkv.ts";
+import { judgeQ } from "./policies/judge_q.ts";
 import { keydiff } from "./policies/keydiff.ts";
 import { knorm } from "./policies/knorm.ts";
 import { kvzip } from "./policies/kvzip.ts";
@@ -48,6 +49,7 @@ export const policies: readonly PolicyEntry[] = [
   defensiveRisk,
   kvzip,
   gate,
+  judgeQ,
 ];
 
 /** What a policy is made from. */

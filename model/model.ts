@@ -10,6 +10,7 @@ import type { Gate } from "./gate/file.ts";
 import { findGate } from "./gate/find.ts";
 import { configOf } from "./gguf/config.ts";
 import { type GgufFile, openGguf } from "./gguf/reader.ts";
+import { loadSoftTokens, type SoftTokens } from "./judge/file.ts";
 import { type ChatFrame, chatFrame } from "./prompt.ts";
 import { startCrew, type ThreadChoice } from "./threads.ts";
 import { type TextTokenizer, tokenizerOf } from "./tokenizer.ts";
@@ -41,6 +42,11 @@ export interface Model extends AsyncDisposable {
    * @throws PalisadeError `gate.*`, `safetensors.*`, `file.*`.
    */
   gate(): Promise<Gate>;
+  /**
+   * Soft tokens trained for this model, from a file.
+   * @throws PalisadeError `soft-tokens.*`, `safetensors.*`, `file.*`.
+   */
+  softTokens(path: string): Promise<SoftTokens>;
 }
 
 /**
@@ -71,6 +77,7 @@ export async function loadModel(path: string, runtime: Runtime, options: LoadOpt
       dense,
       backend,
       gate: () => gate ??= findGate({ path, config }, runtime, options.gate),
+      softTokens: (from) => loadSoftTokens(from, runtime, { path, config }),
       async [Symbol.asyncDispose]() {
         await dense[Symbol.asyncDispose]();
         held.backend[Symbol.dispose]();

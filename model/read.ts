@@ -19,6 +19,7 @@ import { project } from "./attend.ts";
 import type { DenseEngine } from "./dense/interface.ts";
 import { Explainer } from "./explain.ts";
 import type { GateScorer } from "./gate/scorer.ts";
+import { Probe } from "./judge/probe.ts";
 import { Reconstruction, type RepeatPrompt } from "./reconstruct.ts";
 
 /** Context tokens per dense call: large enough for the matrix kernels, small enough to bound activations. */
@@ -30,6 +31,8 @@ export interface ScoreSources {
   readonly prompts?: readonly RepeatPrompt[];
   /** For `needs.gate` and `foretell`. */
   readonly gate?: GateScorer;
+  /** For `needs.softTokens`: embeddings, `[count, width]`. */
+  readonly softTokens?: Float32Array;
 }
 
 export interface ReadOptions extends ScoreSources {
@@ -82,8 +85,8 @@ export async function readContext(
     const needs = options.foretell ? { ...wanted, gate: true } : wanted;
     const explainer = options.explain ? new Explainer(cache, options) : undefined;
     const window = Math.max(needs.window ? options.budget.window : 0, explainer?.window ?? 0);
-    const { signal, prompts, gate } = options;
-    const reader = new LayerReader(dense, cache, ids, { needs, window, signal, prompts, gate });
+    const { signal, prompts, gate, softTokens } = options;
+    const reader = new LayerReader(dense, cache, ids, { needs, window, signal, prompts, gate, softTokens });
     const eviction = new Eviction(cache, options, explainer);
     let prefill = 0, evict = 0;
     for (let layer = 0; layer < config.layers; layer++) {
@@ -119,6 +122,7 @@ export interface LayerSeen extends Partial<QueryStatisticsResult> {
   readonly columnMax?: Float32Array;
   readonly reconstruction?: Float32Array;
   readonly gate?: Float32Array;
+  readonly softTokens?: Float32Array;
 }
 
 /** What a {@link LayerReader} is to leave behind. */
@@ -144,6 +148,7 @@ export class LayerReader {
   readonly #needs: Needs;
   readonly #options: SeenOptions;
   readonly #reconstruction?: Reconstruction;
+  readonly #probe?: Probe;
   /** `[length, width]`, overwritten layer by layer. */
   readonly #hidden: Float32Array;
   activationBytes = 0;
@@ -156,8 +161,12 @@ export class LayerReader {
     this.#window = options.window;
     this.#options = options;
     this.#hidden = dense.embed(ids);
-    const { needs, prompts, gate, signal } = options;
+    const { needs, prompts, gate, softTokens, signal } = options;
     if (needs.gate && !gate) throw new RangeError("Cannot read for a policy that needs a gate without one");
+    if (needs.softTokens && !softTokens) {
+      throw new RangeError("Cannot read for a policy that needs soft tokens without");
+    }
+    if (needs.softTokens) this.#probe = new Probe(dense, cache, ids.length, softTokens!);
     if (!needs.reconstruction) return;
     if (!prompts) throw new RangeError("Cannot read for a policy that needs reconstruction without prompts");
     this.#reconstruction = new Reconstruction(dense, cache, ids.length, prompts, signal);
@@ -202,13 +211,15 @@ export class LayerReader {
         windowQueries.set(queries.subarray((from - start) * row), (from - windowStart) * row);
       }
       const used = hidden.byteLength * 2 + qkv.byteLength * 2 + attention.output.byteLength;
-      const kept = this.#hidden.byteLength + (this.#reconstruction?.hiddenBytes ?? 0);
+      const waiting = (this.#reconstruction?.hiddenBytes ?? 0) + (this.#probe?.hiddenBytes ?? 0);
+      const kept = this.#hidden.byteLength + waiting;
       this.activationBytes = Math.max(this.activationBytes, kept + used);
       await this.#finish(layer, hidden, attention.output, count, last && start + count < this.#length);
     }
     const reconstruction = await this.#reconstruction?.layer(layer);
+    const softTokens = await this.#probe?.layer(layer, this.#needs.softTokens!.reduction);
     const foreseen = statistics?.result(config.rope, config.rope.magnitude);
-    return { windowQueries, ...columns.result(), ...foreseen, reconstruction, gate };
+    return { windowQueries, ...columns.result(), ...foreseen, reconstruction, gate, softTokens };
   }
 
   /** Fills `gate`, `[kvHeads, length]`, for the tokens from `start` on. */
@@ -280,6 +291,7 @@ export async function observeLayer(
     queryCovariance: seen.queryCovariance,
     reconstruction: seen.reconstruction,
     gate: seen.gate,
+    softTokens: seen.softTokens,
     valueNorms: wo && await rows.valueNorms(wo, wo.length / (shape.heads * shape.headDim)),
     ...measured,
   };

@@ -189,11 +189,12 @@ class RiskSearch implements Disposable {
 
   /** Starts the context from its first layer, in a cache of its own. */
   #newReader(): LayerReader {
-    const { policy: { needs }, signal, prompts, gate } = this.#options;
+    const { policy: { needs }, signal, prompts, gate, softTokens } = this.#options;
     this.#cache?.[Symbol.dispose]();
     this.#cache = new RaggedCache(this.#backend, this.#dense.config, this.#options.cacheType);
     this.#passes++;
-    return new LayerReader(this.#dense, this.#cache, this.#ids, { needs, window: this.#window, signal, prompts, gate });
+    const seen = { needs, window: this.#window, signal, prompts, gate, softTokens };
+    return new LayerReader(this.#dense, this.#cache, this.#ids, seen);
   }
 
   async #evictInPlace(budget: Budget, overLayers: boolean): Promise<ReadResult> {

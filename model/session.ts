@@ -19,6 +19,7 @@ import { type Answer, answer, type AskOptions, type DecodePlan, type Positions }
 import type { Gate } from "./gate/file.ts";
 import type { GateScorer } from "./gate/scorer.ts";
 import { type WorstCase, worstCaseOf } from "./gate/worst_case.ts";
+import type { SoftTokens } from "./judge/file.ts";
 import { budgetUnderCap, type MaxCache, resolveMaxCache } from "./max_cache.ts";
 import type { Model } from "./model.ts";
 import { defaultPolicy } from "./default_policy.ts";
@@ -51,6 +52,8 @@ export interface ContextOptions extends RiskSettings {
   readonly positions?: Positions;
   /** For `gate`: instead of the gate that belongs to the model. */
   readonly gate?: Gate;
+  /** For `judge-q`: instead of the file it names. */
+  readonly softTokens?: SoftTokens;
   /** Certificates are wanted: `Context.certificates`. */
   readonly explain?: boolean;
   readonly onLayer?: (done: number, layers: number) => void;

@@ -1,7 +1,11 @@
 /** What a policy needs beyond the layers themselves: prompts that repeat the context, a gate. */
-import type { Policy } from "../core/policy.ts";
+import { inputError } from "../core/errors.ts";
+import { NO_FILE } from "../core/policies/judge_q.ts";
+import type { Policy, SoftTokensNeed } from "../core/policy.ts";
 import type { Gate } from "./gate/file.ts";
 import { GateScorer, readGains } from "./gate/scorer.ts";
+import type { SoftTokens } from "./judge/file.ts";
+import { checkProbeRoom } from "./judge/probe.ts";
 import type { Model } from "./model.ts";
 import type { ScoreSources } from "./read.ts";
 import { repeatPrompts } from "./reconstruct.ts";
@@ -9,21 +13,24 @@ import { repeatPrompts } from "./reconstruct.ts";
 export interface SourceOptions {
   /** Instead of the gate that belongs to the model. */
   readonly gate?: Gate;
+  /** Instead of reading the file that `judge-q` names. */
+  readonly softTokens?: SoftTokens;
   readonly beyondTrained?: boolean;
 }
 
 /**
  * The sources of a policy's scores for one context.
- * @throws PalisadeError `context.too-long`, `gate.*` and what the files throw.
+ * @throws PalisadeError `context.too-long`, `gate.*`, `soft-tokens.*` and what the files throw.
  */
 export async function scoreSources(
-  model: Pick<Model, "file" | "config" | "tokenizer" | "frame" | "gate">,
+  model: Pick<Model, "file" | "config" | "tokenizer" | "frame" | "gate" | "softTokens">,
   { needs }: Pick<Policy, "needs">,
   ids: readonly number[],
   options: SourceOptions = {},
 ): Promise<ScoreSources> {
   return {
     ...(needs.reconstruction && { prompts: repeatPrompts(model, ids, needs.reconstruction, options.beyondTrained) }),
+    ...(needs.softTokens && { softTokens: await softEmbeddings(model, needs.softTokens, ids.length, options) }),
     ...(needs.gate && { gate: await gateScorer(model, options.gate) }),
   };
 }
@@ -31,4 +38,20 @@ export async function scoreSources(
 /** A scorer of `gate`, or of the gate that belongs to the model. */
 export async function gateScorer(model: Pick<Model, "file" | "config" | "gate">, gate?: Gate): Promise<GateScorer> {
   return new GateScorer(model.config, gate ?? await model.gate(), await readGains(model.file, model.config));
+}
+
+/** Embeddings of the soft tokens, with room for them behind a context of `length` tokens. */
+async function softEmbeddings(
+  { config, softTokens }: Pick<Model, "config" | "softTokens">,
+  { file }: SoftTokensNeed,
+  length: number,
+  { softTokens: given, beyondTrained }: SourceOptions,
+): Promise<Float32Array> {
+  if (!given && file === NO_FILE) {
+    const message = "judge-q has no soft tokens: name a file of them, --policy judge-q(file=FILE)";
+    throw inputError("soft-tokens.none", message, "--policy");
+  }
+  const { embeddings } = given ?? await softTokens(file);
+  if (!beyondTrained) checkProbeRoom(config, length, embeddings.length / config.width);
+  return embeddings;
 }

@@ -81,8 +81,10 @@ function makeCase(
         wo: floats(8 * shape.heads * 4, 1 + layer),
         reconstruction: floats(kvHeads * length),
         gate: floats(kvHeads * length),
+        softTokens: new Float32Array(kvHeads * length),
         rotation: { pairs: "half" as const, rotated: 4, frequencies: Float64Array.of(1, 0.01) },
       };
+      dump.softTokens.set(dump.reconstruction.toReversed());
       if (flavour === "equal") { for (const array of [dump.queries, dump.keys, dump.values]) array.fill(0.5); }
       if (flavour === "one spike") dump.keys.fill(100, 8, 12);
       if (flavour === "not finite") [NaN, Infinity, -Infinity].forEach((bad, i) => dump.keys[(i * 7) % kv] = bad);
@@ -290,6 +292,7 @@ Deno.test("evictDump() refuses dumps that don't fit", () => {
     evictDump(policy, { fraction: 0.9 }, shape, [{ ...dump, ...change }]);
   assert.throws(() => run({ gate: undefined }, "gate"), /Dump has 0 gate scores: want 2 heads × 40/);
   assert.throws(() => run({ reconstruction: new Float32Array(4) }, "kvzip"), /Dump has 4 reconstruction scores/);
+  assert.throws(() => run({ softTokens: undefined }, "judge-q"), /Dump has 0 soft token scores/);
   assert.throws(() => run({ values: new Float32Array(3) }), /Dump values have 3 floats: want 320/);
   assert.throws(() => run({ wo: undefined }), /no output projection/);
   assert.throws(

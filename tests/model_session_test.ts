@@ -11,6 +11,7 @@ import { reportOf } from "../model/report.ts";
 import { openContext } from "../model/session.ts";
 import { currentRuntime } from "../runtime/mod.ts";
 import { randomGate } from "./helper/gate.ts";
+import { randomSoftTokens } from "./helper/soft_tokens.ts";
 import { oracleLogits } from "./helper/oracle.ts";
 
 const FOLDER = fileURLToPath(new URL("data/models/", import.meta.url));
@@ -55,10 +56,15 @@ for (const name of MODELS) {
   });
 }
 
+/** What policies need that the tiny models have not. */
+function scorers({ config }: Model) {
+  return { gate: randomGate(config), softTokens: randomSoftTokens(config) };
+}
+
 for (const { name } of policies) {
   Deno.test(`openContext() with ${name} removes what masking hides, logits within 1e-4`, async () => {
     await using model = await tiny();
-    using context = await openContext(model, TEXT, { gate: randomGate(model.config), policy: name, keep: "20%" });
+    using context = await openContext(model, TEXT, { ...scorers(model), policy: name, keep: "20%" });
     const { layers, kvHeads } = model.config;
     const kept = Array.from(
       { length: layers },
@@ -73,7 +79,7 @@ for (const { name } of policies) {
 
   Deno.test(`openContext() with ${name} keeps exactly the budget, in ascending positions`, async () => {
     await using model = await tiny();
-    using context = await openContext(model, TEXT, { gate: randomGate(model.config), policy: name, keep: "30%" });
+    using context = await openContext(model, TEXT, { ...scorers(model), policy: name, keep: "30%" });
     const { layers, kvHeads } = model.config;
     const { budget, cache, tokens } = context;
     const expected = resolvePolicy(name).keepsAll
@@ -94,7 +100,7 @@ for (const { name } of policies) {
   Deno.test(`openContext() with ${name} at keep 100 % gives the tokens of plain attention`, async () => {
     await using model = await tiny("qwen2-plain.gguf");
     using full = await openContext(model, TEXT, { policy: "full" });
-    using context = await openContext(model, TEXT, { gate: randomGate(model.config), policy: name, keep: "100%" });
+    using context = await openContext(model, TEXT, { ...scorers(model), policy: name, keep: "100%" });
     const plain = await full.ask(QUESTION, { maxTokens: 12 });
     const answer = await context.ask(QUESTION, { maxTokens: 12 });
     assert.deepEqual(answer.ids, plain.ids);

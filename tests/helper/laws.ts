@@ -129,6 +129,7 @@ function headsReversed(layer: LayerDump, { shape: { heads, kvHeads, headDim }, l
     wo: reversed(layer.wo!, group * headDim),
     reconstruction: reversed(layer.reconstruction!, length),
     gate: reversed(layer.gate!, length),
+    softTokens: reversed(layer.softTokens!, length),
   };
 }
 

@@ -54,6 +54,7 @@ export function tinyLayers(tensors: ReadonlyMap<string, Tensor>, length: number)
     // No golden file has these: any numbers do, the first of each key.
     reconstruction: firstOfRows(data(`layers/${layer}/k`)),
     gate: firstOfRows(data(`layers/${layer}/k`)),
+    softTokens: firstOfRows(data(`layers/${layer}/v`)),
   }));
 }
 
@@ -138,11 +139,12 @@ async function scoreThrough(
   const wo = dump.wo!;
   const norms = needs.valueNorms && await rows.valueNorms(wo, wo.length / (shape.heads * shape.headDim));
   rows.free();
-  const { reconstruction, gate } = dump;
+  const { reconstruction, gate, softTokens } = dump;
   const given = {
     valueNorms: norms,
     reconstruction,
     gate,
+    softTokens,
     ...(needs.queryStatistics && statistics(dump, shape, needs)),
   };
   return policy.score({ layer, shape, length, window, ...columns, ...measured, ...given }, budget);

@@ -1,0 +1,50 @@
+/**
+ * What trained soft tokens attend to. Judge Q, arXiv 2509.10798.
+ *
+ * Soft tokens are embeddings trained to look at a prompt as the model's own answer does. They stand behind the context
+ * while it is read (`model/judge/probe.ts`) and take the place of SnapKV's window queries: score[g, i] = average pool over
+ * i of (mean over soft tokens and group of the attention on i). `reduce=max` takes the largest instead. The paper says
+ * nothing of pooling and of recent tokens; SnapKV's are the defaults.
+ */
+import { KERNEL, SINKS, WINDOW } from "../parameters.ts";
+import type { Parameter, PolicyEntry } from "../policy.ts";
+import { poolHeads } from "../pool.ts";
+import { protectEnds } from "../protect.ts";
+
+/** What `file` is when there is none. */
+export const NO_FILE = "none";
+
+const PARAMETERS: readonly Parameter[] = [
+  { name: "file", type: "text", default: NO_FILE, help: "safetensors file of soft tokens; it must be given" },
+  {
+    name: "reduce",
+    type: "text",
+    default: "mean",
+    choices: ["mean", "max"],
+    help: "what becomes of the attention of all soft tokens on one entry",
+  },
+  { ...WINDOW, help: "last tokens that are never evicted" },
+  KERNEL,
+  SINKS,
+];
+
+export const judgeQ: PolicyEntry = {
+  name: "judge-q",
+  summary: "Keeps what trained soft tokens, read from a file, attend to, per head",
+  paper: "Judge Q 2025, arXiv 2509.10798",
+  source: "our own, after the paper",
+  parameters: PARAMETERS,
+  create: (values) => ({
+    name: "judge-q",
+    parameters: values,
+    needs: { softTokens: { file: String(values.file), reduction: values.reduce === "max" ? "max" : "mean" } },
+    scope: "head",
+    arithmetic: "floor",
+    sinks: Number(values.sinks),
+    window: Number(values.window),
+    score: ({ softTokens, shape: { kvHeads } }, budget) => ({
+      scores: poolHeads(softTokens!, kvHeads, Number(values.kernel)),
+      protectedEntries: protectEnds(budget),
+    }),
+  }),
+};
