@@ -247,7 +247,9 @@ class PositionList {
   }
 
   keep(rows: Int32Array): void {
-    this.#data = rows.map((row) => this.#data[row]);
+    const data = new Int32Array(rows.length);
+    for (let i = 0; i < rows.length; i++) data[i] = this.#data[rows[i]];
+    this.#data = data;
     this.length = rows.length;
   }
 

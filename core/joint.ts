@@ -55,8 +55,9 @@ export class JointSelection {
   /** Applies one change; false when the layer loses nothing. `copy` makes survivors independent of the caller's arrays. */
   #shrink({ layer, kept }: LayerChange, copy: boolean): boolean {
     const heads = this.#layers.get(layer)!;
-    const loses = heads.some(({ scores }, i) => scores.length !== kept[i].length);
-    if (loses || copy) this.#layers.set(layer, heads.map((head, i) => pick(head, kept[i])));
-    return loses;
+    const loses = (head: Survivors, i: number) => head.scores.length !== kept[i].length;
+    const changed = heads.map((head, i) => copy || loses(head, i) ? pick(head, kept[i]) : head);
+    this.#layers.set(layer, changed);
+    return heads.some(loses);
   }
 }

@@ -46,7 +46,7 @@ export function selectTop(input: SelectionInput): Int32Array[] {
     throw new RangeError(`Cannot select ${count} entries: want an integer from 0 to ${total}`);
   }
   const pool: Pool = { state: new Uint8Array(total), key: new Uint32Array(total), left: count };
-  narrow(pool, segments, (segment, i) => segment.protectedEntries?.[i] ? 1 : 0);
+  narrowByProtection(pool, segments);
   narrowByFloats(pool, segments, (segment) => segment.scores);
   if (segments.some((segment) => segment.second)) narrowByFloats(pool, segments, (segment) => segment.second);
   keepFirst(pool);
@@ -77,28 +77,29 @@ function checkedTotal(segments: readonly Segment[]): number {
   return total;
 }
 
+/** Protected entries come before all others. */
+function narrowByProtection(pool: Pool, segments: readonly Segment[]): void {
+  let at = 0;
+  for (const segment of segments) {
+    for (let i = 0; i < segment.scores.length; i++) pool.key[at++] = segment.protectedEntries?.[i] ? 1 : 0;
+  }
+  narrow(pool);
+}
+
 /** Narrows by a float key; a segment without one counts as all +0. */
 function narrowByFloats(pool: Pool, segments: readonly Segment[], key: (segment: Segment) => Float32Array | undefined) {
-  const bits = segments.map((segment) => {
-    const floats = key(segment);
-    return floats && new Uint32Array(floats.buffer, floats.byteOffset, floats.length);
-  });
-  narrow(pool, segments, (_, i, index) => orderedKey(bits[index]?.[i] ?? 0));
+  let at = 0;
+  for (const segment of segments) {
+    const floats = key(segment), { length } = segment.scores;
+    const bits = floats && new Uint32Array(floats.buffer, floats.byteOffset, floats.length);
+    for (let i = 0; i < length; i++) pool.key[at++] = orderedKey(bits ? bits[i] : 0);
+  }
+  narrow(pool);
 }
 
 /** Keeps every open entry whose key lies above the cut, drops every one below; those at the cut stay open. */
-function narrow(
-  pool: Pool,
-  segments: readonly Segment[],
-  keyOf: (segment: Segment, i: number, index: number) => number,
-) {
+function narrow(pool: Pool): void {
   const { state, key } = pool;
-  let at = 0;
-  segments.forEach((segment, index) => {
-    for (let i = 0; i < segment.scores.length; i++, at++) {
-      if (state[at] === OPEN) key[at] = keyOf(segment, i, index);
-    }
-  });
   const cut = cutKey(pool);
   for (let i = 0; i < state.length; i++) {
     if (state[i] !== OPEN || key[i] === cut) continue;
@@ -107,21 +108,27 @@ function narrow(
   }
 }
 
-/** The key of the `left`-th best open entry, digit by digit from the top; above all keys when `left` is 0. */
+/**
+ * The key of the `left`-th best open entry, digit by digit from the top; above all keys when `left` is 0. After each
+ * digit only the entries that share it are looked at.
+ */
 function cutKey({ state, key, left }: Pool): number {
   if (left === 0) return Infinity;
+  let keys = new Uint32Array(state.length), open = 0;
+  for (let i = 0; i < state.length; i++) if (state[i] === OPEN) keys[open++] = key[i];
+  keys = keys.subarray(0, open);
   let prefix = 0;
   for (const [shift, width] of [[21, 11], [10, 11], [0, 10]]) {
-    const digits = 1 << width, above = shift + width;
-    const counts = new Uint32Array(digits);
-    for (let i = 0; i < state.length; i++) {
-      if (state[i] === OPEN && (above >= 32 || key[i] >>> above === prefix)) {
-        counts[(key[i] >>> shift) & (digits - 1)]++;
-      }
-    }
+    const digits = 1 << width, counts = new Uint32Array(digits);
+    for (let i = 0; i < keys.length; i++) counts[(keys[i] >>> shift) & (digits - 1)]++;
     let digit = digits - 1;
     while (digit > 0 && counts[digit] < left) left -= counts[digit--];
     prefix = prefix * digits + digit;
+    let same = 0;
+    for (let i = 0; i < keys.length; i++) {
+      if (((keys[i] >>> shift) & (digits - 1)) === digit) keys[same++] = keys[i];
+    }
+    keys = keys.subarray(0, same);
   }
   return prefix;
 }
@@ -138,9 +145,10 @@ function keepFirst(pool: Pool) {
 function collect({ state }: Pool, segments: readonly Segment[]): Int32Array[] {
   let start = 0;
   return segments.map(({ scores }) => {
-    const kept: number[] = [];
-    for (let i = 0; i < scores.length; i++) if (state[start + i] === KEPT) kept.push(i);
+    const kept = new Int32Array(scores.length);
+    let count = 0;
+    for (let i = 0; i < scores.length; i++) if (state[start + i] === KEPT) kept[count++] = i;
     start += scores.length;
-    return Int32Array.from(kept);
+    return kept.slice(0, count);
   });
 }

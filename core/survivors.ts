@@ -24,12 +24,19 @@ export function allEntries(scores: LayerScores, { model, length }: Budget): Surv
 
 /** The survivors in the given rows, as copies. */
 export function pick({ scores, second, protectedEntries, positions }: Survivors, rows: Int32Array): Survivors {
+  const count = rows.length;
   return {
-    scores: Float32Array.from(rows, (row) => scores[row]),
-    second: second && Float32Array.from(rows, (row) => second[row]),
-    protectedEntries: protectedEntries && Uint8Array.from(rows, (row) => protectedEntries[row]),
-    positions: Int32Array.from(rows, (row) => positions[row]),
+    scores: gather(scores, rows, new Float32Array(count)),
+    second: second && gather(second, rows, new Float32Array(count)),
+    protectedEntries: protectedEntries && gather(protectedEntries, rows, new Uint8Array(count)),
+    positions: gather(positions, rows, new Int32Array(count)),
   };
+}
+
+/** A plain loop: called for every survivor and layer, where `TypedArray.from` with a function takes ten times as long. */
+function gather<T extends Float32Array | Uint8Array | Int32Array>(from: T, rows: Int32Array, to: T): T {
+  for (let i = 0; i < rows.length; i++) to[i] = from[rows[i]];
+  return to;
 }
 
 /** Bytes of scores, keys and positions. */

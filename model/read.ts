@@ -226,7 +226,10 @@ export class LayerReader {
   #foretell(gate: Float32Array, layer: number, hidden: Float32Array, start: number, count: number) {
     const { kvHeads } = this.#dense.config;
     const scores = this.#options.gate!.score(layer, hidden, count);
-    scores.forEach((score, i) => gate[i % kvHeads * this.#length + start + Math.floor(i / kvHeads)] = score);
+    for (let head = 0; head < kvHeads; head++) {
+      const to = head * this.#length + start;
+      for (let t = 0; t < count; t++) gate[to + t] = scores[t * kvHeads + head];
+    }
   }
 
   /** The last layer's hidden states are only read at the last token, so its other chunks end at attention. */
