@@ -1,5 +1,6 @@
 /**
- * What kvzip and gate add to reading a context: `deno task bench reading [tokens] [rounds] [chunk of kvzip]`.
+ * What kvzip and gate add to reading a context: `deno task bench reading [tokens] [rounds] [chunk of kvzip] [policies]`,
+ * policies separated by semicolons, `full` among them.
  * Policies take turns in every round; the table shows medians of processor time (all threads, robust on a shared
  * machine) and of wall time, and the processor time over that of `full`.
  */
@@ -14,8 +15,9 @@ import { scoreSources } from "../model/sources.ts";
 import { pullModel } from "../model/store.ts";
 import { currentRuntime } from "../runtime/mod.ts";
 
-const [tokens = 1024, rounds = 5, chunk = 2048] = process.argv.slice(2).map(Number);
-const NAMES = ["full", "snapkv", "layer-defensive", "gate", "gate(read=stream)", `kvzip(chunk=${chunk})`];
+const [tokens = 1024, rounds = 5, chunk = 2048] = process.argv.slice(2, 5).map(Number);
+const ALL = ["full", "snapkv", "layer-defensive", "gate", "gate(read=stream)", `kvzip(chunk=${chunk})`];
+const NAMES = process.argv[5]?.split(";") ?? ALL;
 const keep: Keep = { fraction: 0.2 };
 
 const runtime = await currentRuntime();

@@ -7,6 +7,7 @@ import { KINDS } from "../model/calibrate/text.ts";
 import { writeGate } from "../model/gate/file.ts";
 import { GATE_SUFFIX, gateFolder, sha256Of } from "../model/gate/find.ts";
 import { loadModel } from "../model/model.ts";
+import { autoThreads } from "../model/threads.ts";
 import type { EngineOptions } from "./ask.ts";
 import { formatBytes, formatMs } from "./format.ts";
 import { EXIT, type Io } from "./io.ts";
@@ -42,7 +43,8 @@ export async function calibrate(command: CalibrateCommand, io: Io): Promise<numb
     await using model = await loadModel(path, io.runtime, {
       backend: command.backend,
       dense: command.dense,
-      threads: command.threads,
+      // As many for the dense layers as for the kernels: minutes of work that nobody talks to meanwhile.
+      threads: command.threads === "auto" ? autoThreads(io.runtime) : command.threads,
       // Many rows at a time: float32 takes half the time of quantised weights.
       precision: "float32",
       signal: io.signal,

@@ -241,7 +241,7 @@ for (const architecture of ["llama-plain", "qwen2-plain"]) {
     await inFolder(async (folder) => {
       const out = join(folder, "mine.gate.safetensors"), book = join(folder, "book.txt");
       const path = fileURLToPath(new URL(`data/models/${architecture}.gguf`, import.meta.url));
-      const engine = ["--model", path, "--dense", "web"];
+      const engine = ["--model", path, "--dense", "web", "--threads", "1"];
       const command = (kinds: string) =>
         palisade(["calibrate", ...engine, "--tokens", "1000", "--kinds", kinds, "--out", out]);
       const { code, out: printed, err } = await command("prose, json");
