@@ -264,6 +264,15 @@ Deno.test("gate refuses to stream what needs the whole context", () => {
   }
 });
 
+Deno.test("judge-q keeps the neighbours of what soft tokens attend to, per head", () => {
+  const { shape, layers: [dump] } = makeCase(3, 40, { kvHeads: 2, group: 1, layers: 1 });
+  const softTokens = new Float32Array(80).fill(0.001);
+  softTokens[10] = softTokens[40 + 20] = 1;
+  const { kept, scores } = evictDump("judge-q(window=2, sinks=1)", { tokens: 8 }, shape, [{ ...dump, softTokens }]);
+  assert.deepEqual(kept[0].map((head) => [...head]), [[0, 8, 9, 10, 11, 12, 38, 39], [0, 18, 19, 20, 21, 22, 38, 39]]);
+  assert.ok(Math.abs(scores[0][8] - 1.004 / 5) < 1e-6);
+});
+
 Deno.test("full keeps everything", () => {
   const { shape, layers } = makeCase(1, 9, { kvHeads: 2, group: 1, layers: 1 });
   const { kept } = evictDump("full", { tokens: 1 }, shape, layers);

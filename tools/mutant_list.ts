@@ -254,4 +254,32 @@ export const MUTANTS: readonly Mutant[] = [
     replace: "!(scores[i] <= threshold)",
     tests: ["core_risk_budget"],
   },
+  {
+    name: "a conformal margin forgets the new text",
+    file: "core/conformal.ts",
+    find: "Math.ceil((sorted.length + 1) * coverage - 1e-9)",
+    replace: "Math.ceil(sorted.length * coverage - 1e-9)",
+    tests: ["core_conformal"],
+  },
+  {
+    name: "the margin is taken off the wrong side",
+    file: "core/conformal.ts",
+    find: "Math.log(threshold) - margin",
+    replace: "Math.log(threshold) + margin",
+    tests: ["core_conformal"],
+  },
+  {
+    name: "foretold scores overwrite the first entries",
+    file: "core/step_state.ts",
+    find: "this.#columns[0].set(foretold, known);",
+    replace: "this.#columns[0].set(foretold, 0);",
+    tests: ["core_steps"],
+  },
+  {
+    name: "what soft tokens attend to is not pooled",
+    file: "core/policies/judge_q.ts",
+    find: "poolHeads(softTokens!, kvHeads, Number(values.kernel))",
+    replace: "poolHeads(softTokens!, kvHeads, 1)",
+    tests: ["core_policies"],
+  },
 ];
