@@ -1,6 +1,6 @@
 /** Soft tokens: their file, and that what they attend to is what the same tokens attend to on the ordinary way. */
 import assert from "node:assert/strict";
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -192,6 +192,10 @@ Deno.test("ask --policy judge-q(file=…) reads the file, and refuses another mo
     assert.deepEqual([refused.code, refused.out], [3, ""]);
     assert.match(refused.err, /Can't use the soft tokens: they were trained for .*not for /);
     assert.match((await ask(join(folder, "none"))).err, /none/);
+    const huge = join(folder, "huge.safetensors");
+    await writeFile(huge, "");
+    await truncate(huge, 2 ** 27 + 1);
+    assert.equal((await refusal(model.softTokens(huge))).code, "soft-tokens.large");
   } finally {
     await rm(folder, { recursive: true });
   }
