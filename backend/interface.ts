@@ -6,7 +6,7 @@
  * that compute return promises because a GPU answers later; the plain backends resolve at once.
  */
 import type { CacheType } from "../core/cache_type.ts";
-import type { Needs, Observation } from "../core/policy.ts";
+import type { Needs, NormKind, Observation } from "../core/policy.ts";
 import type { KeyRotation } from "../core/rotation.ts";
 import type { AttentionShape } from "../core/shape.ts";
 import type { SelectionInput } from "../core/select.ts";
@@ -95,8 +95,11 @@ export interface LayerRows {
    */
   observe(queries: Float32Array, window: number, needs: Needs): Promise<Partial<Observation>>;
 
-  /** ‖v·Wo_h‖₁ meaned over the group, `[kvHeads, rows]`. `wo`: `[width, heads · headDim]`, y = x·woᵀ. */
-  valueNorms(wo: Float32Array, width: number): Promise<Float32Array>;
+  /**
+   * ‖v·Wo_h‖ meaned over the group, `[kvHeads, rows]`, L1 unless `kind` says otherwise. `wo`: `[width, heads · headDim]`,
+   * y = x·woᵀ.
+   */
+  valueNorms(wo: Float32Array, width: number, kind?: NormKind): Promise<Float32Array>;
 
   /** Keeps only the given rows of each head (ascending, unique indices into its rows); frees the rest. */
   compact(kept: readonly Int32Array[]): void;

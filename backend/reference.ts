@@ -6,7 +6,7 @@ import { softmaxRow } from "../core/attention.ts";
 import { type CacheType, entryBytes, storable, unstorable } from "../core/cache_type.ts";
 import { ln } from "../core/exp.ts";
 import { observeWindow } from "../core/observe.ts";
-import type { Needs, Observation } from "../core/policy.ts";
+import type { Needs, NormKind, Observation } from "../core/policy.ts";
 import { checkRotation, type KeyRotation, rotateRows } from "../core/rotation.ts";
 import { type SelectionInput, selectTop } from "../core/select.ts";
 import type { AttentionShape } from "../core/shape.ts";
@@ -223,12 +223,12 @@ class ReferenceRows implements LayerRows {
   }
 
   // deno-lint-ignore require-await -- a bad shape must reject, not throw
-  async valueNorms(wo: Float32Array, width: number): Promise<Float32Array> {
+  async valueNorms(wo: Float32Array, width: number, kind: NormKind = "l1"): Promise<Float32Array> {
     this.#checkAlive();
     const { heads, headDim } = this.shape;
     checkFloats("wo", wo, width, heads * headDim);
     this.#commonLength("give value norms");
-    return joined(valueNorms(this.#heads.map((head) => head.values), wo, this.shape));
+    return joined(valueNorms(this.#heads.map((head) => head.values), wo, this.shape, kind));
   }
 
   compact(kept: readonly Int32Array[]): void {

@@ -4,7 +4,7 @@
 import { type Keep, resolveBudget } from "./budget.ts";
 import { columnsOf } from "./columns.ts";
 import { observeWindow } from "./observe.ts";
-import type { Budget, Needs, Observation, Policy } from "./policy.ts";
+import type { Budget, Needs, NormKind, Observation, Policy } from "./policy.ts";
 import { queriesBeforeRotation, QueryStatistics, type QueryStatisticsResult } from "./query_statistics.ts";
 import { resolvePolicy } from "./registry.ts";
 import type { KeyRotation } from "./rotation.ts";
@@ -79,7 +79,7 @@ export function observeDump(dump: LayerDump, layer: number, budget: Budget, need
     length,
     window,
     ...(queries && observeWindow({ shape, queries, window, keys, length }, needs)),
-    ...(needs.valueNorms && { valueNorms: dumpNorms(values, dump.wo, shape) }),
+    ...(needs.valueNorms && { valueNorms: dumpNorms(values, dump.wo, shape, needs.valueNorms) }),
     ...(needs.reconstruction && { reconstruction: given(dump.reconstruction, budget, "reconstruction scores") }),
     ...(needs.gate && { gate: given(dump.gate, budget, "gate scores") }),
     ...(needs.softTokens && { softTokens: given(dump.softTokens, budget, "soft token scores") }),
@@ -145,14 +145,15 @@ export function windowQueries({ queries, queryRows }: LayerDump, { heads, headDi
   return rows;
 }
 
-/** ‖v·Wo‖₁ meaned over the group, `[kvHeads, L]`. */
+/** ‖v·Wo‖ meaned over the group, `[kvHeads, L]`. */
 export function dumpNorms(
   values: readonly Float32Array[],
   wo: Float32Array | undefined,
   shape: AttentionShape,
+  kind: NormKind = "l1",
 ): Float32Array {
   if (!wo) throw new RangeError("Dump has no output projection: the policy weighs values");
-  const norms = valueNorms(values, wo, shape);
+  const norms = valueNorms(values, wo, shape, kind);
   const all = new Float32Array(norms.length * norms[0].length);
   norms.forEach((head, h) => all.set(head, h * head.length));
   return all;

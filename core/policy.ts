@@ -21,14 +21,17 @@ import type { AttentionShape, ModelShape } from "./shape.ts";
  */
 export type Reduction = "mean" | "variance" | "entropy" | "pooledMean" | "pooledMax" | "mass" | "logSumExp";
 
+/** Norm of a value on its way through the output projection: `l1` as published; `l2` costs about a tenth of it. */
+export type NormKind = "l1" | "l2";
+
 /** What a policy wants measured. Everything is optional: a policy that needs nothing costs nothing. */
 export interface Needs {
   /** Reductions over the observation window; the window's length is in {@link Budget.window}. */
   readonly window?: readonly Reduction[];
   /** Pooling kernel of `pooledMean` and `pooledMax`, odd, ≥ 1. Default 5. */
   readonly kernel?: number;
-  /** ‖v·Wo_h‖₁ of every entry, meaned over the group: `[kvHeads, L]`. */
-  readonly valueNorms?: "l1";
+  /** ‖v·Wo_h‖ of every entry, meaned over the group: `[kvHeads, L]`. */
+  readonly valueNorms?: NormKind;
   /** Σ over all causal queries of the softmax column, per query head: `[heads, L]` (H2O). */
   readonly columnSum?: boolean;
   /** Maximum over all causal queries of the softmax column, per query head: `[heads, L]` (KVzip). */

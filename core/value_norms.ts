@@ -1,7 +1,8 @@
 /**
- * ‖v·Wo_h‖₁ of every entry, meaned over the query heads of its group: how far losing the value can move the output.
- * CriticalKV (arXiv 2502.03805), kvpress `critical_kv_press.py`.
+ * ‖v·Wo_h‖₁ (or ‖v·Wo_h‖₂) of every entry, meaned over the query heads of its group: how far losing the value can move
+ * the output. CriticalKV (arXiv 2502.03805), kvpress `critical_kv_press.py`.
  */
+import type { NormKind } from "./policy.ts";
 import type { AttentionShape } from "./shape.ts";
 
 /**
@@ -13,6 +14,7 @@ export function valueNorms(
   values: readonly Float32Array[],
   wo: Float32Array,
   { heads, kvHeads, headDim }: AttentionShape,
+  kind: NormKind = "l1",
 ): Float32Array[] {
   const inner = heads * headDim, width = wo.length / inner, group = heads / kvHeads;
   if (!Number.isInteger(width) || width < 1) throw new RangeError(`Wo has ${wo.length} floats: want width × ${inner}`);
@@ -24,7 +26,7 @@ export function valueNorms(
     for (let row = 0; row < norms.length; row++) {
       let sum = 0;
       for (let h = kvHead * group; h < (kvHead + 1) * group; h++) {
-        sum += rowNorm(head, row * headDim, wo, { inner, width, headDim, column: h * headDim });
+        sum += rowNorm(head, row * headDim, wo, { inner, width, headDim, column: h * headDim }, kind);
       }
       norms[row] = sum / group;
     }
@@ -37,12 +39,13 @@ function rowNorm(
   at: number,
   wo: Float32Array,
   { inner, width, headDim, column }: { inner: number; width: number; headDim: number; column: number },
+  kind: NormKind,
 ): number {
   let norm = 0;
   for (let out = 0; out < width; out++) {
     let dot = 0;
     for (let j = 0, w = out * inner + column; j < headDim; j++, w++) dot += values[at + j] * wo[w];
-    norm += Math.abs(dot);
+    norm += kind === "l1" ? Math.abs(dot) : dot * dot;
   }
-  return norm;
+  return kind === "l1" ? norm : Math.sqrt(norm);
 }

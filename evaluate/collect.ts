@@ -12,7 +12,7 @@ import { RaggedCache } from "../cache/ragged.ts";
 import { layerSelections } from "../core/allocate.ts";
 import type { CacheType } from "../core/cache_type.ts";
 import { type Keep, resolveBudget } from "../core/budget.ts";
-import type { Budget, Needs, Observation, Policy, Reduction } from "../core/policy.ts";
+import type { Budget, Needs, NormKind, Observation, Policy, Reduction } from "../core/policy.ts";
 import { type StreamingSelection, streamingSelection } from "../core/streaming.ts";
 import { resolvePolicy } from "../core/registry.ts";
 import type { Model } from "../model/model.ts";
@@ -206,22 +206,27 @@ class Observer {
   async observe(layer: number, seen: LayerSeen): Promise<Map<Gatherer, Observation>> {
     const { windowQueries, ...shared } = seen;
     const rows = this.#cache.rows(layer);
-    const valueNorms = this.wanted.needs.valueNorms && await this.#valueNorms(layer);
+    const norms = new Map<NormKind | undefined, Float32Array>();
+    for (const kind of new Set(this.#groups.flatMap(({ members }) => members.map(normsOf)))) {
+      if (kind) norms.set(kind, await this.#valueNorms(layer, kind));
+    }
     const observations = new Map<Gatherer, Observation>();
     for (const { members, needs, window } of this.#groups) {
       const { model: shape, length } = members[0].budget;
       const queries = windowQueries.subarray(windowQueries.length - window * shape.heads * shape.headDim);
       const measured = needs.window || needs.rows ? await rows.observe(queries, window, needs) : {};
-      const observation = { layer, shape, length, window, ...shared, valueNorms, ...measured };
-      for (const member of members) observations.set(member, observation);
+      const observation = { layer, shape, length, window, ...shared, ...measured };
+      for (const member of members) {
+        observations.set(member, { ...observation, valueNorms: norms.get(normsOf(member)) });
+      }
     }
     return observations;
   }
 
-  async #valueNorms(layer: number): Promise<Float32Array> {
+  async #valueNorms(layer: number, kind: NormKind): Promise<Float32Array> {
     const { heads, headDim } = this.#cache.shape;
     const wo = await this.#outputWeights(layer);
-    return await this.#cache.rows(layer).valueNorms(wo, wo.length / (heads * headDim));
+    return await this.#cache.rows(layer).valueNorms(wo, wo.length / (heads * headDim), kind);
   }
 }
 
@@ -230,6 +235,10 @@ interface ObserveGroup {
   readonly members: readonly Gatherer[];
   readonly needs: Needs;
   readonly window: number;
+}
+
+function normsOf(gatherer: Gatherer): NormKind | undefined {
+  return gatherer.case.policy.needs.valueNorms;
 }
 
 function groupsOf(gatherers: readonly Gatherer[]): ObserveGroup[] {

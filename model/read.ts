@@ -295,7 +295,7 @@ export async function observeLayer(
     reconstruction: seen.reconstruction,
     gate: seen.gate,
     softTokens: seen.softTokens,
-    valueNorms: wo && await rows.valueNorms(wo, wo.length / (shape.heads * shape.headDim)),
+    valueNorms: wo && await rows.valueNorms(wo, wo.length / (shape.heads * shape.headDim), needs.valueNorms),
     ...measured,
   };
 }

@@ -229,8 +229,10 @@ for (const { name, start, oneType } of KERNEL_BACKENDS) {
       for (const [length, width] of [[1, 1], [5, 3], [64, 64], [65, 65], [130, 200]]) {
         using twins = filled(pair, shape, length);
         const wo = floats(width * heads * headDim, 8);
-        const want = await twins.want.valueNorms(wo, width), got = await twins.got.valueNorms(wo, width);
-        assertClose(got, want, TOLERANCE, `${text(shape)}, ${length} rows, width ${width}`);
+        for (const kind of ["l1", "l2"] as const) {
+          const want = await twins.want.valueNorms(wo, width, kind), got = await twins.got.valueNorms(wo, width, kind);
+          assertClose(got, want, TOLERANCE, `${text(shape)}, ${length} rows, width ${width}, ${kind}`);
+        }
       }
     }
   });

@@ -179,13 +179,16 @@ Deno.test("poolRow() counts the padding in its divisor", () => {
   assert.deepEqual([...to], [10 / 9, 10 / 9, 10 / 9, 10 / 9]);
 });
 
-Deno.test("valueNorms() is the group's mean of ‖v·Wo_h‖₁", () => {
+Deno.test("valueNorms() is the group's mean of ‖v·Wo_h‖₁, or of ‖v·Wo_h‖₂", () => {
   const shape = { heads: 2, kvHeads: 1, headDim: 2 };
   // width 3; the columns of head 0, then of head 1
   const wo = Float32Array.of(1, 0, 2, 0, 0, 1, 0, -2, 1, 1, 1, 1);
   const [norms] = valueNorms([Float32Array.of(1, -1, 3, 0)], wo, shape);
   // v = (1, −1): head 0 gives 1, −1, 0; head 1 gives 2, 2, 0. v = (3, 0): 3, 0, 3 and 6, 0, 3.
   assert.deepEqual([...norms], [(2 + 4) / 2, (6 + 9) / 2]);
+  const [roots] = valueNorms([Float32Array.of(1, -1, 3, 0)], wo, shape, "l2");
+  const mean = (a: number, b: number) => Math.fround((Math.sqrt(a) + Math.sqrt(b)) / 2);
+  assert.deepEqual([...roots], [mean(2, 8), mean(18, 45)]);
   assert.throws(() => valueNorms([Float32Array.of(1, -1)], wo.subarray(1), shape), /want width × 4/);
   assert.throws(() => valueNorms([], wo, shape), RangeError);
   assert.throws(() => valueNorms([Float32Array.of(1)], wo, shape), RangeError);

@@ -71,6 +71,8 @@ for (const [build, start] of Object.entries(BUILDS)) {
     assert.equal(call.rows_observe(rows, c, 1, 4, -1, -1, -1, -1, -1, -1, -1), SHAPE);
     assert.equal(call.rows_observe(rows, c, 1, 1 << 20 | 1, -1, -1, -1, -1, -1, -1, -1), SHAPE);
     assert.equal(call.rows_norms(rows, a, 2, c), BUFFER);
+    assert.equal(call.rows_gram(rows, a, 2, c), BUFFER);
+    assert.equal(call.rows_gram_norms(rows, large, -1), HANDLE, "norms are no option");
     assert.equal(call.select_top(c, -1, -1, 5, 6, large), SHAPE);
     assert.equal(call.select_top(c, -1, -1, 2000, 6, large), BUFFER);
     assert.equal(call.rows_copy(rows, 1, -1, 0, c, large), SHAPE);

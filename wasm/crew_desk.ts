@@ -83,7 +83,9 @@ export class RowsDesk {
       case ROWS.observe:
         return this.#observe(id, rest[0], arrays);
       case ROWS.norms:
-        return this.#get(id).valueNorms(floats(arrays[0]), rest[0]).then((norms) => answer([norms]));
+        return this.#get(id).valueNorms(floats(arrays[0]), rest[0], rest[1] ? "l2" : "l1").then((norms) =>
+          answer([norms])
+        );
       case ROWS.compact:
         this.#get(id).compact(arrays as Int32Array[]);
         return answer();

@@ -1,7 +1,7 @@
 /** Keys and values of one layer, its KV heads shared out over the threads of a crew. */
 import type { AttentionOutputs, DecodeOutputs, LayerRows } from "../backend/interface.ts";
 import { CACHE_TYPES, type CacheType, entryBytes, storable, unstorable } from "../core/cache_type.ts";
-import type { Needs, Observation } from "../core/policy.ts";
+import type { Needs, NormKind, Observation } from "../core/policy.ts";
 import { checkRotation, type KeyRotation } from "../core/rotation.ts";
 import type { AttentionShape } from "../core/shape.ts";
 import type { Ask, Crew } from "./crew.ts";
@@ -173,15 +173,15 @@ export class CrewRows implements LayerRows {
     return Object.fromEntries(given);
   }
 
-  async valueNorms(wo: Float32Array, width: number): Promise<Float32Array> {
+  async valueNorms(wo: Float32Array, width: number, kind: NormKind = "l1"): Promise<Float32Array> {
     this.#alive();
     const each = this.shape.heads * this.shape.headDim;
     checkFloats("wo", wo, width, each);
     this.#commonLength("give value norms");
     const parts = await this.#all(
       ROWS.norms,
-      (share) => [[width], [this.#part(wo, each, share)]],
-      async () => [await this.#own.valueNorms(this.#mine(wo, each), width)],
+      (share) => [[width, Number(kind === "l2")], [this.#part(wo, each, share)]],
+      async () => [await this.#own.valueNorms(this.#mine(wo, each), width, kind)],
     );
     return joined(parts, 0)!;
   }

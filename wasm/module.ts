@@ -52,6 +52,8 @@ export interface KernelExports {
     logSumExp: number,
   ): number;
   rows_norms(rows: number, wo: number, width: number, norms: number): number;
+  rows_gram(rows: number, wo: number, width: number, gram: number): number;
+  rows_gram_norms(rows: number, gram: number, norms: number): number;
   rows_compact(rows: number, kept: number, total: number, counts: number): number;
   rows_truncate(rows: number, lengths: number): number;
   rows_copy(rows: number, kvHead: number, wanted: number, count: number, keys: number, values: number): number;

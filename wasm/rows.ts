@@ -1,7 +1,7 @@
 /** Keys and values of one layer in the kernels' memory: checks and copies; the arithmetic is the kernels' or `core`'s. */
 import type { AttentionOutputs, BackendMemory, DecodeOutputs, LayerRows } from "../backend/interface.ts";
 import { CACHE_TYPES, type CacheType, entryBytes, unstorable } from "../core/cache_type.ts";
-import type { Needs, Observation, Reduction } from "../core/policy.ts";
+import type { Needs, NormKind, Observation, Reduction } from "../core/policy.ts";
 import { checkRotation, type KeyRotation, rotateRows } from "../core/rotation.ts";
 import type { AttentionShape } from "../core/shape.ts";
 import type { Buffers, Kernels } from "./module.ts";
@@ -161,16 +161,21 @@ export class WasmRows implements LayerRows {
   }
 
   // deno-lint-ignore require-await -- a bad shape must reject, not throw
-  async valueNorms(wo: Float32Array, width: number): Promise<Float32Array> {
+  async valueNorms(wo: Float32Array, width: number, kind: NormKind = "l1"): Promise<Float32Array> {
     const { heads, kvHeads, headDim } = this.shape, handle = this.#alive(), each = heads * headDim;
     checkFloats("wo", wo, width, each);
     const floats = kvHeads * this.#commonLength("give value norms");
     return this.#kernels.withBuffers((outputs) => {
-      const norms = outputs.zeros(floats * 4);
+      const norms = outputs.zeros(floats * 4), gram = outputs.zeros(each * headDim * 4, kind === "l2");
       this.#inChunks(width, each, (buffers, first, rows) => {
         const part = buffers.from(wo.subarray(first * each, (first + rows) * each));
-        this.#do("measure value norms", (call) => call.rows_norms(handle, part, rows, norms));
+        this.#do(
+          "measure value norms",
+          (call) =>
+            kind === "l2" ? call.rows_gram(handle, part, rows, gram) : call.rows_norms(handle, part, rows, norms),
+        );
       });
+      if (kind === "l2") this.#do("measure value norms", (call) => call.rows_gram_norms(handle, gram, norms));
       return outputs.read(norms, new Float32Array(floats));
     });
   }

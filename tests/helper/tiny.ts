@@ -137,7 +137,8 @@ async function scoreThrough(
   const columns = needs.columnSum || needs.columnMax ? await columnsThrough(rows, dump, shape, needs) : {};
   const measured = needs.window || needs.rows ? await rows.observe(queries, window, needs) : {};
   const wo = dump.wo!;
-  const norms = needs.valueNorms && await rows.valueNorms(wo, wo.length / (shape.heads * shape.headDim));
+  const norms = needs.valueNorms &&
+    await rows.valueNorms(wo, wo.length / (shape.heads * shape.headDim), needs.valueNorms);
   rows.free();
   const { reconstruction, gate, softTokens } = dump;
   const given = {

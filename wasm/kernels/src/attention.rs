@@ -1,4 +1,4 @@
-//! Causal attention over ragged rows, one pass with a running maximum; prefill and decode are the same loop.
+//! Causal attention of few queries over ragged rows, one pass with a running maximum; many queries go to `prefill.rs`.
 //!
 //! A *block* is a set of queries that read the same KV head: some tokens times the heads of the group, in ascending
 //! order of the rows they may see. Scores stay raw (not scaled) until the maximum has been taken off, so that large
@@ -235,18 +235,37 @@ pub fn causal(
     outputs: &mut [f32],
     extras: &mut Extras,
 ) -> Result<()> {
-    let (heads, dim, group) = (layer.heads, layer.dim, layer.group());
     if count == 0 || layer.rows.iter().any(|head| head.length < count + behind) {
         return Err(Error::Shape);
     }
-    if count >= prefill::LEAST_TOKENS && extras.probabilities.is_empty() {
-        return prefill::causal(layer, queries, count, behind, outputs, extras);
+    let columns = !extras.column_sum.is_empty() || !extras.column_max.is_empty();
+    let mut few = count;
+    if count >= prefill::LEAST_TOKENS || columns || !extras.log_sum_exp.is_empty() {
+        prefill::causal(layer, queries, count, behind, outputs, extras)?;
+        // Only the last token's softmax may be wanted beside it.
+        few = usize::from(!extras.probabilities.is_empty());
     }
+    let rest = (count - few) * layer.heads * layer.dim;
+    decode(layer, &queries[rest..], few, behind, &mut outputs[rest..], extras.probabilities)
+}
+
+/// Attention of few queries, row by row.
+fn decode(
+    layer: &Layer,
+    queries: &[f32],
+    count: usize,
+    behind: usize,
+    outputs: &mut [f32],
+    probabilities: &mut [f32],
+) -> Result<()> {
+    if count == 0 {
+        return Ok(());
+    }
+    let (heads, dim, group) = (layer.heads, layer.dim, layer.group());
     let last = |head: &Head| head.length - behind;
     let c = LOG2_E / (dim as f32).sqrt();
     let tokens = (BLOCK / group).clamp(1, count);
     let mut block = Block::new(tokens * group, layer.layout)?;
-    let pitch = column_pitch(layer);
     let mut offset = 0;
     for (kv, head) in layer.rows.iter().enumerate() {
         for token in (0..count).step_by(tokens) {
@@ -265,37 +284,14 @@ pub fn causal(
                 for (to, x) in outputs[at * dim..][..dim].iter_mut().zip(output) {
                     *to = x * share;
                 }
-                if let Some(place) = extras.log_sum_exp.get_mut(at) {
-                    let (maximum, sum) = (block.maxima.as_slice()[row], block.sums.as_slice()[row]);
-                    *place = ((maximum as f64) / (dim as f64).sqrt() + (sum as f64).ln()) as f32;
-                }
             }
-            if !extras.column_sum.is_empty() || !extras.column_max.is_empty() {
-                columns(head, &mut block, c, group, kv, pitch, extras);
-            }
-            if !extras.probabilities.is_empty() && token + here == count {
-                last_softmax(head, &mut block, c, group, &mut extras.probabilities[offset..]);
+            if !probabilities.is_empty() && token + here == count {
+                last_softmax(head, &mut block, c, group, &mut probabilities[offset..]);
             }
         }
         offset += group * last(head);
     }
     Ok(())
-}
-
-/// Adds the block's softmax to the column sums and raises the column maxima.
-fn columns(head: &Head, block: &mut Block, c: f32, group: usize, kv: usize, pitch: usize, extras: &mut Extras) {
-    let Extras { column_sum, column_max, .. } = extras;
-    weights(head, block, c, |start, seen, first, scores| {
-        for (q, row) in scores.chunks_exact(PAGE).enumerate() {
-            let at = (kv * group + (first + q) % group) * pitch + start;
-            if let Some(sums) = column_sum.get_mut(at..at + seen) {
-                sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
-            }
-            if let Some(maxima) = column_max.get_mut(at..at + seen) {
-                maxima.iter_mut().zip(row).for_each(|(most, x)| *most = if *x <= *most { *most } else { *x });
-            }
-        }
-    });
 }
 
 /// Writes the softmax of the last token's queries, `(group, length)`.

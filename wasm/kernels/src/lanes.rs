@@ -107,6 +107,10 @@ mod imp {
             let (ac, bd, ca, db) = (low(a, c), low(b, d), high(a, c), high(b, d));
             [low(F4(ac), F4(bd)), high(F4(ac), F4(bd)), low(F4(ca), F4(db)), high(F4(ca), F4(db))].map(F4)
         }
+        #[inline(always)]
+        pub fn sqrt(self) -> Self {
+            F4(f32x4_sqrt(self.0))
+        }
         /// 2ⁿ · `self` for whole n held in the low bits of `n`'s pattern (see `math::exp2`), 0 where `x < low`.
         #[inline(always)]
         pub fn scale_exponent(self, n: Self, x: Self, low: Self) -> Self {
@@ -355,6 +359,9 @@ mod imp {
         }
         pub fn transpose(rows: [Self; 4]) -> [Self; 4] {
             core::array::from_fn(|i| F4(rows.map(|row| row.0[i])))
+        }
+        pub fn sqrt(self) -> Self {
+            F4(self.0.map(f32::sqrt))
         }
         pub fn scale_exponent(self, n: Self, x: Self, low: Self) -> Self {
             let mut out = [0.0; 4];

@@ -206,6 +206,34 @@ pub extern "C" fn rows_norms(rows: i32, wo: i32, width: i32, norms: i32) -> i32 
     })
 }
 
+/// Adds the share of `width` rows of Wo to `gram`, `(dim, heads · dim)`: Wo_hᵀ · Wo_h of each head.
+#[no_mangle]
+pub extern "C" fn rows_gram(rows: i32, wo: i32, width: i32, gram: i32) -> i32 {
+    run(|state| {
+        let (layer, width) = (state.layers.get(rows)?, size(width)?);
+        let length = product(&[width, layer.heads, layer.dim])?;
+        let matrices = product(&[layer.dim, layer.heads, layer.dim])?;
+        state.buffers.lend([wo, gram], |[wo, mut gram]| {
+            let gram = gram.as_mut().ok_or(Error::Handle)?.view_mut(matrices)?;
+            norms::add_gram(layer, input(&wo, length)?, width, gram).map(|()| 0)
+        })
+    })
+}
+
+/// Adds √(v · M · v) of every value to `norms`, `(kv_heads, rows)`; `gram` as `rows_gram` leaves it.
+#[no_mangle]
+pub extern "C" fn rows_gram_norms(rows: i32, gram: i32, norms: i32) -> i32 {
+    run(|state| {
+        let layer = state.layers.get(rows)?;
+        let matrices = product(&[layer.dim, layer.heads, layer.dim])?;
+        let count = product(&[layer.kv_heads, layer.common_length()?])?;
+        state.buffers.lend([gram, norms], |[gram, mut norms]| {
+            let norms = norms.as_mut().ok_or(Error::Handle)?.view_mut(count)?;
+            norms::gram_norms(layer, input(&gram, matrices)?, norms).map(|()| 0)
+        })
+    })
+}
+
 /// `counts`: `(kv_heads)` int32; `kept`: the kept rows of one head after the other, `total` int32 in all.
 #[no_mangle]
 pub extern "C" fn rows_compact(rows: i32, kept: i32, total: i32, counts: i32) -> i32 {

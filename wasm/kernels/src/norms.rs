@@ -1,16 +1,52 @@
-//! ‖v·Wo_h‖₁ of every row, meaned over the group, without the rows × width product: each product is folded into absolute
-//! sums while it is in a register.
+//! ‖v·Wo_h‖ of every row, meaned over the group, without the rows × width product: each product is folded into sums while
+//! it is in a register. The L2 norm needs only the Gram matrix M = Wo_hᵀ·Wo_h, because ‖v·Wo_h‖₂² = v·M·v.
 
 use crate::lanes::F4;
 use crate::memory::{Array, Result};
-use crate::panel::{pack, products, COLUMNS};
+use crate::panel::{blend, pack, products, COLUMNS};
 use crate::rows::{Head, Layer, Layout, Part, PAGE};
 use crate::stored::Unpacked;
 
 /// Adds to `norms` `(kv_heads, rows)` what `width` rows of Wo, `(width, heads · dim)`, contribute.
 pub fn add_norms(layer: &Layer, wo: &[f32], width: usize, norms: &mut [f32]) -> Result<()> {
-    let (group, length) = (layer.group(), layer.common_length()?);
     let wo = Projection::new(layer, wo, width)?;
+    each_page(layer, norms, &wo, Projection::fold)
+}
+
+/// Adds to `gram` `(dim, heads · dim)`, Gram matrices side by side, what `width` rows of Wo contribute.
+pub fn add_gram(layer: &Layer, wo: &[f32], width: usize, gram: &mut [f32]) -> Result<()> {
+    let (dim, stride, pitch) = (layer.dim, layer.layout.stride, layer.heads * layer.layout.stride);
+    let wo = Projection::new(layer, wo, width)?;
+    let rows = wo.rows().len() / pitch;
+    let mut matrix = Array::<f32>::zeros(stride * stride)?;
+    for head in 0..layer.heads {
+        matrix.as_mut().fill(0.0);
+        let mine = wo.rows()[head * stride..].as_ptr();
+        for (four, out) in matrix.as_mut().chunks_exact_mut(4 * stride).enumerate() {
+            // SAFETY: `rows` rows of `pitch` floats, of which the head's `stride` are read; four rows of `stride`.
+            unsafe { blend(mine.add(4 * four), pitch, mine, rows, pitch, out.as_mut_ptr(), stride) };
+        }
+        for (row, from) in matrix.as_slice().chunks_exact(stride).take(dim).enumerate() {
+            let to = &mut gram[(row * layer.heads + head) * dim..][..dim];
+            to.iter_mut().zip(from).for_each(|(to, x)| *to += x);
+        }
+    }
+    Ok(())
+}
+
+/// Adds the L2 norms to `norms` `(kv_heads, rows)`, given the whole of `add_gram`.
+pub fn gram_norms(layer: &Layer, gram: &[f32], norms: &mut [f32]) -> Result<()> {
+    let gram = Projection::new(layer, gram, layer.dim)?;
+    each_page(layer, norms, &gram, Projection::fold_roots)
+}
+
+type Sums = [[F4; 2]; PAGE / COLUMNS];
+
+type Fold<'a> = fn(&Projection<'a>, usize, &Panels, &mut Sums);
+
+/// Adds the group's mean of what `fold(matrix, head, page, sums)` leaves for each row of each page.
+fn each_page<'a>(layer: &Layer, norms: &mut [f32], matrix: &Projection<'a>, fold: Fold<'a>) -> Result<()> {
+    let (group, length) = (layer.group(), layer.common_length()?);
     let mut panels = Panels::new(layer.layout)?;
     let share = F4::splat(1.0 / group as f32);
     for (kv, head) in layer.rows.iter().enumerate() {
@@ -18,7 +54,7 @@ pub fn add_norms(layer: &Layer, wo: &[f32], width: usize, norms: &mut [f32]) -> 
             let count = panels.fill(head, start);
             let mut sums = [[F4::zero(); 2]; PAGE / COLUMNS];
             for h in kv * group..(kv + 1) * group {
-                wo.fold(h, &panels, &mut sums);
+                fold(matrix, h, &panels, &mut sums);
             }
             let norms = &mut norms[kv * length + start..][..count];
             for (norms, sums) in norms.chunks_mut(COLUMNS).zip(&sums) {
@@ -45,6 +81,7 @@ impl Panels {
     }
 
     /// Takes the page of rows from `start` on; returns how many there are.
+    #[inline(never)]
     fn fill(&mut self, head: &Head, start: usize) -> usize {
         self.count = PAGE.min(head.length - start);
         let (stride, page) = (self.layout.stride, &head.pages[start / PAGE]);
@@ -72,6 +109,7 @@ struct Projection<'a> {
 }
 
 impl<'a> Projection<'a> {
+    #[inline(never)]
     fn new(layer: &Layer, wo: &'a [f32], width: usize) -> Result<Self> {
         let (dim, stride, pitch) = (layer.dim, layer.layout.stride, layer.heads * layer.layout.stride);
         let fits = dim == stride && width % 4 == 0;
@@ -91,7 +129,7 @@ impl<'a> Projection<'a> {
     }
 
     /// Adds |v · Wo_h| of every output to the columns' sums.
-    fn fold(&self, head: usize, panels: &Panels, sums: &mut [[F4; 2]; PAGE / COLUMNS]) {
+    fn fold(&self, head: usize, panels: &Panels, sums: &mut Sums) {
         for four in self.rows().chunks_exact(4 * self.pitch) {
             for (panel, sums) in panels.used().zip(sums.iter_mut()) {
                 // SAFETY: four rows of `pitch` floats, the head's part within them; a panel of `stride` rows.
@@ -101,6 +139,71 @@ impl<'a> Projection<'a> {
                     sums[0] = sums[0].add(row[0].abs());
                     sums[1] = sums[1].add(row[1].abs());
                 }
+            }
+        }
+    }
+
+    /// Adds √(v · M · v), these rows being M, to the columns' sums.
+    fn fold_roots(&self, head: usize, panels: &Panels, sums: &mut Sums) {
+        let mut squares = [[F4::zero(); 2]; PAGE / COLUMNS];
+        for (first, four) in self.rows().chunks_exact(4 * self.pitch).enumerate() {
+            for (panel, squares) in panels.used().zip(squares.iter_mut()) {
+                // SAFETY: as in `fold`; the panel has as many rows as M, rounded up to four.
+                unsafe {
+                    let block = products(four[head * self.stride..].as_ptr(), self.pitch, panel.as_ptr(), self.stride);
+                    for (i, row) in block.iter().enumerate() {
+                        let values = panel.as_ptr().add((4 * first + i) * COLUMNS);
+                        squares[0] = squares[0].madd(row[0], F4::load(values));
+                        squares[1] = squares[1].madd(row[1], F4::load(values.add(4)));
+                    }
+                }
+            }
+        }
+        for (sum, square) in sums.iter_mut().flatten().zip(squares.iter().flatten()) {
+            // Rounding may leave a little less than nothing; NaN stays.
+            *sum = sum.add(square.max(F4::zero()).sqrt());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stored::Kind;
+    use crate::testing::{close, random};
+
+    /// `[L1, L2]` from the whole product, in float64.
+    fn twin(layer: &Layer, values: &[f32], wo: &[f32]) -> [Vec<f32>; 2] {
+        let (heads, kv_heads, dim, length) = (layer.heads, layer.kv_heads, layer.dim, layer.rows[0].length);
+        let mut norms = [vec![0.0; kv_heads * length], vec![0.0; kv_heads * length]];
+        for (h, i) in (0..heads).flat_map(|h| (0..length).map(move |i| (h, i))) {
+            let kv = h / layer.group();
+            let value = &values[(i * kv_heads + kv) * dim..][..dim];
+            let products = wo
+                .chunks(heads * dim)
+                .map(|row| row[h * dim..][..dim].iter().zip(value).map(|(w, v)| *w as f64 * *v as f64).sum::<f64>());
+            let (sum, squares) = products.fold((0.0, 0.0), |(sum, squares), x| (sum + x.abs(), squares + x * x));
+            norms[0][kv * length + i] += (sum / layer.group() as f64) as f32;
+            norms[1][kv * length + i] += (squares.sqrt() / layer.group() as f64) as f32;
+        }
+        norms
+    }
+
+    #[test]
+    fn norms_agree_with_their_twin_however_wo_is_cut() {
+        for (heads, kv_heads, dim, length, width) in [(6, 2, 8, 70, 20), (3, 1, 5, 9, 7), (2, 2, 20, 65, 13)] {
+            let mut layer = Layer::new(heads, kv_heads, dim, 0, Kind::F32).unwrap();
+            let (values, wo) = (random(length * kv_heads * dim, 1), random(width * heads * dim, 2));
+            layer.append(&values, &values, length).unwrap();
+            let mut norms = [vec![0.0; kv_heads * length], vec![0.0; kv_heads * length]];
+            let mut gram = vec![0.0; dim * heads * dim];
+            for part in wo.chunks(6 * heads * dim) {
+                add_norms(&layer, part, part.len() / heads / dim, &mut norms[0]).unwrap();
+                add_gram(&layer, part, part.len() / heads / dim, &mut gram).unwrap();
+            }
+            gram_norms(&layer, &gram, &mut norms[1]).unwrap();
+            for (got, want) in norms.iter().zip(&twin(&layer, &values, &wo)) {
+                close(got, want, 1e-5);
             }
         }
     }

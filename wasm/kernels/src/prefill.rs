@@ -22,7 +22,7 @@ const BLOCK: usize = 48;
 /// Fewer tokens would leave lanes empty.
 pub const LEAST_TOKENS: usize = 4;
 
-/// As `attention::causal`, without probabilities.
+/// As `attention::causal`, less the probabilities.
 pub fn causal(
     layer: &Layer,
     queries: &[f32],

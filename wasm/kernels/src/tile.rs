@@ -2,8 +2,7 @@
 //!
 //! `dots`: scores (queries, tile) = queries · keysᵀ. `mix`: outputs (queries, width) += weights · values.
 //! Blocked two queries by four keys (or by four vectors of the output): eight sums stay in registers, and each loaded
-//! vector is used twice or four times. Widths are multiples of four (see `rows.rs`); the commonest are compiled
-//! with the width known.
+//! vector is used twice or four times. Widths are multiples of four (see `rows.rs`).
 
 use crate::lanes::F4;
 use crate::rows::PAGE;
@@ -22,23 +21,6 @@ pub unsafe fn dots(
     scores: *mut f32,
     pitch: usize,
 ) {
-    match stride {
-        64 => dots_of::<64>(queries, rows, keys, count, 64, scores, pitch),
-        128 => dots_of::<128>(queries, rows, keys, count, 128, scores, pitch),
-        _ => dots_of::<0>(queries, rows, keys, count, stride, scores, pitch),
-    }
-}
-
-unsafe fn dots_of<const WIDTH: usize>(
-    queries: *const f32,
-    rows: usize,
-    keys: *const f32,
-    count: usize,
-    stride: usize,
-    scores: *mut f32,
-    pitch: usize,
-) {
-    let stride = if WIDTH == 0 { stride } else { WIDTH };
     let mut q = 0;
     while q + 2 <= rows {
         let first = queries.add(q * stride);
@@ -93,23 +75,6 @@ pub unsafe fn mix(
     stride: usize,
     outputs: *mut f32,
 ) {
-    match stride {
-        64 => mix_of::<64>(weights, pitch, rows, values, count, 64, outputs),
-        128 => mix_of::<128>(weights, pitch, rows, values, count, 128, outputs),
-        _ => mix_of::<0>(weights, pitch, rows, values, count, stride, outputs),
-    }
-}
-
-unsafe fn mix_of<const WIDTH: usize>(
-    weights: *const f32,
-    pitch: usize,
-    rows: usize,
-    values: *const f32,
-    count: usize,
-    stride: usize,
-    outputs: *mut f32,
-) {
-    let stride = if WIDTH == 0 { stride } else { WIDTH };
     let mut q = 0;
     while q + 2 <= rows {
         mix_rows::<2>(weights.add(q * pitch), pitch, values, count, stride, outputs.add(q * stride));
