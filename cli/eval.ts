@@ -1,5 +1,6 @@
 /** `palisade eval`: a sweep over models, tasks, lengths, samples, policies and budgets into a results file. */
 import type { CacheType } from "../core/cache_type.ts";
+import { PalisadeError } from "../core/errors.ts";
 import { loadModel } from "../model/model.ts";
 import { type GroupOptions, runGroup, type Subject } from "../evaluate/group.ts";
 import { NO_HAYSTACK, openHaystack } from "../evaluate/haystack.ts";
@@ -7,8 +8,8 @@ import {
   type AskedCase,
   type Group,
   groupsOf,
+  loadCases,
   nonEmpty,
-  parseCases,
   parseLengths,
   splitList,
 } from "../evaluate/plan.ts";
@@ -17,6 +18,7 @@ import { openTasks } from "../evaluate/tasks/registry.ts";
 import type { EngineOptions } from "./ask.ts";
 import { evaluateByQueue } from "./eval_queue.ts";
 import { formatMs } from "./format.ts";
+import { hashOfFile } from "./hash.ts";
 import { EXIT, type Io } from "./io.ts";
 import { obtainModel } from "./obtain.ts";
 import { createProgress, type Progress } from "./progress.ts";
@@ -41,8 +43,21 @@ export interface EvalCommand extends Omit<EngineOptions, "model"> {
 
 /** Runs the command; returns the exit code. Refusals are thrown before any model is loaded where that is possible. */
 export async function evaluate(command: EvalCommand, io: Io): Promise<number> {
-  if (command.queue !== undefined) return await evaluateByQueue({ ...command, queue: command.queue }, io);
-  const cases = parseCases(command.policies, command.keep);
+  try {
+    const { queue } = command;
+    return await (queue === undefined ? evaluateHere(command, io) : evaluateByQueue({ ...command, queue }, io));
+  } catch (error) {
+    if (!(error instanceof PalisadeError) || error.where !== "--policy") throw error;
+    const { kind, code, message } = error; // the option has another name here
+    throw new PalisadeError(kind, code, message.replace(/--policy\b/g, "--policies"), {
+      where: "--policies",
+      cause: error,
+    });
+  }
+}
+
+async function evaluateHere(command: EvalCommand, io: Io): Promise<number> {
+  const cases = await loadCases(io.runtime, command.policies, command.keep);
   const lengths = parseLengths(command.length);
   const models = nonEmpty(splitList(command.models), "--models");
   const tasks = await openTasks(nonEmpty(splitList(command.tasks), "--tasks"), io.runtime);
@@ -81,7 +96,7 @@ async function openSubject(
   progress: Progress,
 ): Promise<Subject & AsyncDisposable> {
   const path = await obtainModel(name, io, progress, command);
-  const sha256 = await hashFile(path, io);
+  const sha256 = await hashOfFile(path, io.runtime);
   const model = await loadModel(path, io.runtime, {
     backend: command.backend,
     dense: command.dense,
@@ -98,20 +113,6 @@ async function openSubject(
     palisade: VERSION,
     [Symbol.asyncDispose]: () => model[Symbol.asyncDispose](),
   };
-}
-
-async function hashFile(path: string, { runtime, signal }: Io): Promise<string> {
-  const source = await runtime.openFile(path);
-  try {
-    const hasher = runtime.host!.sha256();
-    for (let at = 0; at < source.size; at += 2 ** 22) {
-      signal.throwIfAborted();
-      hasher.update(await source.read(at, Math.min(2 ** 22, source.size - at)));
-    }
-    return hasher.digest();
-  } finally {
-    await source.close();
-  }
 }
 
 /** Counts cells and tells how it goes. The remaining time is what this run's cells took, times the cells to come. */

@@ -3,7 +3,7 @@ import { type CollectCounts, type CollectOutcome, collectSweep } from "../evalua
 import { QUEUE_PROTOCOL, type SweepManifest, usageError } from "../evaluate/queue/protocol.ts";
 import { openServer, parseQueueUrl } from "../evaluate/queue/server.ts";
 import { readSources } from "../evaluate/queue/sources.ts";
-import { type Group, groupsOf, nonEmpty, parseCases, parseLengths, splitList } from "../evaluate/plan.ts";
+import { type Group, groupsOf, nonEmpty, parseLengths, splitList } from "../evaluate/plan.ts";
 import { type ResultLine, ResultsFile } from "../evaluate/results.ts";
 import { MODELS } from "../model/store.ts";
 import type { EvalCommand } from "./eval.ts";
@@ -20,11 +20,11 @@ export type QueueCommand = EvalCommand & { readonly queue: string };
 export async function evaluateByQueue(command: QueueCommand, io: Io): Promise<number> {
   refuseEngines(command);
   parseQueueUrl(command.queue);
-  const cases = parseCases(command.policies, command.keep);
   const lengths = parseLengths(command.length);
   const models = nonEmpty(splitList(command.models), "--models");
   const tasks = nonEmpty(splitList(command.tasks), "--tasks");
-  const sources = await readSources(io.runtime, tasks, command.haystack);
+  const { policies, keep, haystack } = command;
+  const sources = await readSources(io.runtime, { tasks, haystack, policies, keep });
   const groups = groupsOf(sources.tasks, lengths, command.samples);
   using progress = createProgress(io.interactive && !command.quiet);
   const manifests: SweepManifest[] = [];
@@ -33,18 +33,18 @@ export async function evaluateByQueue(command: QueueCommand, io: Io): Promise<nu
       protocol: QUEUE_PROTOCOL,
       palisade: VERSION,
       model: await modelOf(name, command, io, progress),
-      policies: command.policies,
-      keep: command.keep,
+      policies,
+      keep,
       tasks,
       seed: command.seed,
       reading: command.queryAware ? "query-aware" : "context-first",
       ...(command.cacheType !== "f32" && { cacheType: command.cacheType }),
       beyondTrained: command.beyondTrained ?? false,
-      haystack: { file: command.haystack, sha256: sources.haystack.sha256 },
+      haystack: { file: haystack, sha256: sources.haystack.sha256 },
       files: sources.files,
     });
   }
-  const teller = new Teller(command, io, progress, models.length * groups.length, cases.length);
+  const teller = new Teller(command, io, progress, models.length * groups.length, sources.cases.length);
   await using server = await openServer(command.queue, (note) => teller.note(note));
   await using results = await ResultsFile.open(io.runtime, command.out);
   const sink = oneByOne(results);

@@ -1,8 +1,11 @@
 /** What a sweep consists of: lists as typed on the command line, and the groups of cells they make. */
 import { checkKeep, type Keep, parseKeep } from "../core/budget.ts";
 import { inputError } from "../core/errors.ts";
-import type { Policy } from "../core/policy.ts";
+import type { Policy, PolicySources } from "../core/policy.ts";
 import { resolvePolicy } from "../core/registry.ts";
+import { policySources } from "../model/policy_files.ts";
+import type { Runtime } from "../runtime/interface.ts";
+import { hashOf } from "./results.ts";
 import type { Task } from "./tasks/interface.ts";
 
 /** A policy at a budget, with the texts it came from. */
@@ -34,13 +37,28 @@ export function splitList(text: string): string[] {
 }
 
 /**
+ * {@link parseCases} with the files that policies name, each read once. Among such a policy's parameters stands the
+ * hash of what its file holds, 16 digits, in place of its name: another content is another cell, another name is not.
+ * @throws PalisadeError as `parseCases` and `policySources`.
+ */
+export async function loadCases(runtime: Runtime, policies: string, keeps: string): Promise<AskedCase[]> {
+  const sources = await policySources(splitList(policies), runtime);
+  return parseCases(policies, keeps, sources).map((each) => {
+    const { policy } = each, content = sources.headScores?.get(String(policy.parameters.file));
+    if (content === undefined) return each;
+    const file = hashOf(content, runtime).slice(0, 16);
+    return { ...each, policy: { ...policy, parameters: { ...policy.parameters, file } } };
+  });
+}
+
+/**
  * Every policy at every budget; policies that keep everything come once, at 100 %, and first.
  * @throws PalisadeError `policy.*`, `keep.*`, `list.empty`.
  */
-export function parseCases(policies: string, keeps: string): AskedCase[] {
+export function parseCases(policies: string, keeps: string, sources: PolicySources = {}): AskedCase[] {
   const keepList = nonEmpty(splitList(keeps), "--keep").map((text) => ({ text, keep: parseKeep(text) }));
   const cases = nonEmpty(splitList(policies), "--policies").flatMap((text): AskedCase[] => {
-    const policy = resolvePolicy(text);
+    const policy = resolvePolicy(text, sources);
     if (!policy.keepsAll) {
       return keepList.map(({ text: keep, ...rest }) => ({ policy, ...rest, asked: { policy: text, keep } }));
     }

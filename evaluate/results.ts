@@ -161,26 +161,44 @@ function parseLine(text: string, number: number, path: string): ResultLine {
   throw inputError("results.damaged", `Can't read line ${number} of ${path}: ${reason}`, path);
 }
 
-/** A results file open for appending. */
+/** A results file open for appending; nobody else can open it meanwhile. A new one without a line is removed again. */
 export class ResultsFile implements AsyncDisposable {
   readonly #ids: Set<string>;
   readonly #sink: ByteSink;
+  /** Closes the file; `empty` when it was made for nothing. */
+  readonly #close: (empty: boolean) => Promise<void>;
+  readonly #isNew: boolean;
   /** What was there when it was opened. */
   readonly before: readonly ResultLine[];
 
-  private constructor(before: readonly ResultLine[], sink: ByteSink) {
-    this.before = before;
-    this.#ids = new Set(before.map(({ id }) => id));
+  private constructor(
+    before: readonly ResultLine[] | undefined,
+    sink: ByteSink,
+    close: (empty: boolean) => Promise<void>,
+  ) {
+    this.before = before ?? [];
+    this.#isNew = before === undefined;
+    this.#ids = new Set(this.before.map(({ id }) => id));
     this.#sink = sink;
+    this.#close = close;
   }
 
-  /** Opens or makes the file; a torn last line is cut off. PalisadeErrors as {@link readResults}. */
+  /** Opens or makes the file; a torn last line is cut off. PalisadeErrors as {@link readResults} and `Host.lock`. */
   static async open(runtime: Runtime, path: string): Promise<ResultsFile> {
     const host = runtime.host!;
-    const there = await host.info(path);
-    const read = there && await readResults(runtime, path);
-    if (read?.torn) await cutOff(runtime, path, read.wholeBytes);
-    return new ResultsFile(read?.lines ?? [], await host.create(path, { append: true }));
+    const lock = await host.lock(path);
+    try {
+      const read = await host.info(path) && await readResults(runtime, path);
+      if (read?.torn) await cutOff(runtime, path, read.wholeBytes);
+      const sink = await host.create(path, { append: true });
+      return new ResultsFile(read?.lines, sink, async (empty) => {
+        if (empty) await host.remove(path);
+        await lock[Symbol.asyncDispose]();
+      });
+    } catch (error) {
+      await lock[Symbol.asyncDispose]();
+      throw error;
+    }
   }
 
   has(id: string): boolean {
@@ -196,6 +214,7 @@ export class ResultsFile implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#sink.close();
+    await this.#close(this.#isNew && this.#ids.size === 0);
   }
 }
 

@@ -97,6 +97,12 @@ export interface Host {
    * `file.is-folder`, `file.no-permission` name `named`, default `path`: what the user asked for.
    */
   create(path: string, options?: { readonly append?: boolean; readonly named?: string }): Promise<ByteSink>;
+  /**
+   * Makes this process the only writer of the file at `path` until the lock is disposed of; a lock file lies beside it
+   * meanwhile. A killed process's lock is taken over. Throws PalisadeError resources `file.locked` when another one
+   * holds it, and as {@link create} when there is no such folder.
+   */
+  lock(path: string): Promise<AsyncDisposable>;
   sha256(): Hasher;
   /** Runs a program to its end; `undefined` when there is no such program. Standard input is empty. */
   execute(

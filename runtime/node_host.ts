@@ -9,6 +9,7 @@ import { fileURLToPath } from "node:url";
 import { PalisadeError } from "../core/errors.ts";
 import type { ByteSink, FileInfo, Hasher, Host, ProcessOptions, ProcessResult } from "./interface.ts";
 import { createError, fileError } from "./node_files.ts";
+import { lock } from "./node_lock.ts";
 
 /** How much of a program's output is kept for messages. */
 const OUTPUT_KEPT = 64 * 1024;
@@ -162,6 +163,7 @@ export const nodeHost: Host = {
   rename: move,
   remove: (path) => named(path, () => rm(path, { recursive: true, force: true })),
   create,
+  lock,
   sha256,
   execute,
 };

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { appendFile, readFile, writeFile } from "node:fs/promises";
+import { appendFile, readdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { fileURLToPath, pathToFileURL } from "node:url";
@@ -12,7 +12,7 @@ import { currentRuntime } from "../runtime/mod.ts";
 import { findChromium, launchChromium, NO_CHROMIUM, watchPage } from "./helper/chromium.ts";
 import { palisade } from "./helper/io.ts";
 import { skipped } from "./helper/skip.ts";
-import { proseFile, testFolder, TINY_MODEL } from "./helper/workbench.ts";
+import { proseFile, testFolder, TINY_MODEL, tinyModel } from "./helper/workbench.ts";
 
 const folder = await testFolder("eval");
 const prose = await proseFile(folder);
@@ -43,7 +43,8 @@ const OUT = ["--out", join(folder, "refused.jsonl")];
 const REFUSED: [string, string[], number, RegExp][] = [
   ["a missing --out", ["eval"], 2, /--out/],
   ["an unknown task", ["eval", ...OUT, "--tasks", "niah_singel_1"], 3, /niah_single_1/],
-  ["an unknown policy", ["eval", ...OUT, "--policies", "full,snapkw"], 3, /snapkv/],
+  ["an unknown policy", ["eval", ...OUT, "--policies", "full,snapkw"], 3, /--policies: .*snapkv/],
+  ["a policy's file that isn't there", ["eval", ...OUT, "--policies", "headkv(file=no.json)"], 3, /no\.json/],
   ["a bad budget", ["eval", ...OUT, "--keep", "20%,0"], 3, /--keep/],
   ["a bad length", ["eval", ...OUT, "--length", "1m"], 3, /--length.*1m/],
   ["no models", ["eval", ...OUT, "--models", ","], 3, /--models/],
@@ -67,6 +68,34 @@ Deno.test("eval refuses samples longer than the model was trained on, unless tol
   const { code, err } = await palisade([...parameters, "--out", join(folder, "long.jsonl")]);
   assert.equal(code, 3);
   assert.match(err, /trained on 4096.*--beyond-trained/);
+});
+
+Deno.test("eval that fails before its first cell leaves no file", async () => {
+  const names = (await readdir(folder)).filter((name) => /^(refused|long)\./.test(name));
+  assert.deepEqual(names, []);
+});
+
+Deno.test("eval reads a policy's file, and other content makes other cells", async () => {
+  const scores = join(folder, "scores.json"), out = join(folder, "headkv.jsonl");
+  const parameters = ["eval", ...SMALL, "--tasks", "niah_single_1", "--samples", "1", "--out", out];
+  const policies = ["--policies", `headkv(file=${scores})`];
+  const model = await tinyModel();
+  const { layers, kvHeads } = model.config;
+  await model[Symbol.asyncDispose]();
+  for (const top of [1, 9]) {
+    const rows = Array.from({ length: layers }, (_, l) => Array.from({ length: kvHeads }, (_, h) => 1 + top * (l + h)));
+    await writeFile(scores, JSON.stringify(rows));
+    const { code, err } = await palisade([...parameters, ...policies]);
+    assert.equal(code, 0, err);
+    assert.match(err, /1 cells computed/);
+  }
+  const [one, other] = await linesOf(out);
+  assert.notDeepEqual(one.kept, other.kept);
+  assert.match((await palisade([...parameters, ...policies])).err, /0 cells computed.*1 were there/);
+  await writeFile(scores, "[[1]]");
+  const wrong = await palisade([...parameters, ...policies]);
+  assert.equal(wrong.code, 3);
+  assert.match(wrong.err, /--policies: Head scores have 1 layers/);
 });
 
 Deno.test("eval writes one readable line per cell, and nothing twice", async () => {

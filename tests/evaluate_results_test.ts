@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { appendFile, readFile, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { PalisadeError } from "../core/errors.ts";
-import { groupsOf, parseCases, parseLengths, splitList } from "../evaluate/plan.ts";
+import { groupsOf, loadCases, parseCases, parseLengths, splitList } from "../evaluate/plan.ts";
 import { cellId, type CellInputs, readResults, type ResultLine, ResultsFile } from "../evaluate/results.ts";
 import type { Task } from "../evaluate/tasks/interface.ts";
 import { currentRuntime } from "../runtime/mod.ts";
@@ -39,6 +39,20 @@ Deno.test("ResultsFile appends, knows what is there, and goes on in an old file"
   }
   const { lines, torn, duplicates } = await readResults(runtime, path);
   assert.deepEqual([lines.map(({ id }) => id), torn, duplicates], [["a", "b"], false, 0]);
+});
+
+Deno.test("ResultsFile refuses a second writer, and a new file without a line is removed again", async () => {
+  const path = join(folder, "single.jsonl");
+  {
+    await using file = await ResultsFile.open(runtime, path);
+    const error = await refusal(() => ResultsFile.open(runtime, path));
+    assert.deepEqual([error.kind, error.code, error.where], ["resources", "file.locked", path]);
+    assert.deepEqual(file.before, []);
+  }
+  assert.equal(await runtime.host!.info(path), undefined);
+  await writeFile(path, "");
+  await (await ResultsFile.open(runtime, path))[Symbol.asyncDispose]();
+  assert.equal((await runtime.host!.info(path))?.size, 0, "what was there stays");
 });
 
 Deno.test("ResultsFile cuts off a last line torn at any byte, and nothing else", async () => {
@@ -119,6 +133,17 @@ Deno.test("splitList() cuts at commas outside brackets", () => {
     "snapkv(window=16,kernel=3)",
   ]);
   assert.deepEqual(splitList(" , "), []);
+});
+
+Deno.test("loadCases() knows a policy's file by what it holds", async () => {
+  const files: Record<string, string> = { a: "[[1,2],[3,4]]", b: "[[1,2],[3,5]]", c: "[[1, 2], [3, 4]]" };
+  const reading = { ...runtime, readText: (path: string) => Promise.resolve(files[path]) };
+  const cases = await loadCases(reading, "headkv(file=a),headkv(file=b),adakv(headkv(file=c)),headkv,snapkv", "20%");
+  const [a, b, c, ...none] = cases.map(({ policy }) => policy.parameters.file);
+  assert.match(String(a), /^[0-9a-f]{16}$/);
+  assert.ok(a === c && a !== b);
+  assert.deepEqual(none, ["even", undefined]);
+  assert.deepEqual(cases.map(({ asked }) => asked.policy).slice(0, 2), ["headkv(file=a)", "headkv(file=b)"]);
 });
 
 Deno.test("parseCases() takes every policy at every budget, full once and first", () => {

@@ -7,7 +7,6 @@ import { loadModel, type LoadOptions, type Model } from "../../model/model.ts";
 import type { ThreadPort } from "../../runtime/interface.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
 import { runGroup } from "../group.ts";
-import { type AskedCase, parseCases } from "../plan.ts";
 import type { ResultLine } from "../results.ts";
 import type { Engines, GroupJob, SweepManifest } from "./protocol.ts";
 import { restoreSources, type Sources } from "./sources.ts";
@@ -70,7 +69,7 @@ class Jobs {
   readonly #model: Model;
   readonly #setup: ThreadSetup;
   readonly #onLine: (line: ResultLine) => void;
-  #sweep?: { manifest: SweepManifest; sources: Sources; cases: readonly AskedCase[] };
+  #sweep?: { manifest: SweepManifest; sources: Sources };
 
   constructor(model: Model, setup: ThreadSetup, onLine: (line: ResultLine) => void) {
     this.#model = model;
@@ -80,23 +79,24 @@ class Jobs {
 
   async begin(manifest: SweepManifest): Promise<string[]> {
     const { tasks, haystack, files, policies, keep } = manifest;
-    const sources = await restoreSources(await currentRuntime(), tasks, haystack.file, files);
+    const named = { tasks, haystack: haystack.file, policies, keep };
+    const sources = await restoreSources(await currentRuntime(), named, files);
     if (sources.haystack.sha256 !== haystack.sha256) {
       throw new PalisadeError("input", "queue.haystack", "The haystack's text is not the collector's");
     }
-    this.#sweep = { manifest, sources, cases: parseCases(policies, keep) };
+    this.#sweep = { manifest, sources };
     return [];
   }
 
   /** Sends the lines of the missing cells; returns the ids of all cells. */
   async run(job: GroupJob): Promise<string[]> {
-    const { manifest, sources, cases } = this.#sweep!;
+    const { manifest, sources } = this.#sweep!;
     const task = sources.tasks.find(({ name }) => name === job.task);
     if (!task) throw new PalisadeError("input", "queue.task", `The sweep has no task ${job.task}`);
     const { sha256, palisade } = this.#setup;
     const subject = { model: this.#model, runtime: await currentRuntime(), sha256, palisade };
     const done = new Set(job.done), cells: string[] = [];
-    const lines = runGroup(subject, { task, length: job.length, sample: job.sample }, cases, {
+    const lines = runGroup(subject, { task, length: job.length, sample: job.sample }, sources.cases, {
       seed: manifest.seed,
       protocol: manifest.reading,
       haystack: sources.haystack,

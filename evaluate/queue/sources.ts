@@ -2,27 +2,37 @@
 import { inputError } from "../../core/errors.ts";
 import type { Runtime } from "../../runtime/interface.ts";
 import { type Haystack, NO_HAYSTACK, openHaystack } from "../haystack.ts";
+import { type AskedCase, loadCases } from "../plan.ts";
 import type { Task } from "../tasks/interface.ts";
 import { openTasks } from "../tasks/registry.ts";
 
 /** Most characters of all files together. */
 const MOST_CHARACTERS = 64 * 1024 * 1024;
 
+/** What may name files, as typed. */
+export interface Named {
+  readonly tasks: readonly string[];
+  readonly haystack?: string;
+  readonly policies: string;
+  readonly keep: string;
+}
+
 export interface Sources {
   readonly tasks: readonly Task[];
   readonly haystack: Haystack;
+  readonly cases: readonly AskedCase[];
   /** Text of every file that was read, by the name it was asked for. */
   readonly files: Readonly<Record<string, string>>;
 }
 
 /**
- * Opens tasks and haystack from files, noting their texts.
- * @throws PalisadeError as `openTasks` and `openHaystack`, and `queue.files-too-large`.
+ * Opens tasks, haystack and policies from files, noting their texts.
+ * @throws PalisadeError as `openTasks`, `openHaystack` and `loadCases`, and `queue.files-too-large`.
  */
-export async function readSources(runtime: Runtime, tasks: readonly string[], haystack?: string): Promise<Sources> {
+export async function readSources(runtime: Runtime, named: Named): Promise<Sources> {
   const files: Record<string, string> = {};
   const noting = withReadText(runtime, async (path, options) => files[path] = await runtime.readText(path, options));
-  const opened = await open(noting, tasks, haystack);
+  const opened = await open(noting, named);
   const characters = Object.values(files).reduce((sum, text) => sum + text.length, 0);
   if (characters > MOST_CHARACTERS) {
     const message = `The files of this sweep have ${characters} characters: a queue carries ${MOST_CHARACTERS} at most`;
@@ -31,23 +41,27 @@ export async function readSources(runtime: Runtime, tasks: readonly string[], ha
   return { ...opened, files };
 }
 
-/** Opens tasks and haystack from the texts of a manifest. @throws PalisadeError as `openTasks` and `openHaystack`. */
+/** The same from the texts of a manifest. @throws PalisadeError as {@link readSources}, `queue.file-missing`. */
 export async function restoreSources(
   runtime: Runtime,
-  tasks: readonly string[],
-  haystack: string | undefined,
+  named: Named,
   files: Readonly<Record<string, string>>,
 ): Promise<Sources> {
   const restored = withReadText(runtime, (path) => {
     if (Object.hasOwn(files, path)) return Promise.resolve(files[path]);
     return Promise.reject(inputError("queue.file-missing", `The sweep doesn't carry ${path}`, path));
   });
-  return { ...await open(restored, tasks, haystack), files };
+  return { ...await open(restored, named), files };
 }
 
-async function open(runtime: Runtime, names: readonly string[], file?: string): Promise<Omit<Sources, "files">> {
+async function open(runtime: Runtime, { tasks: names, haystack, policies, keep }: Named) {
+  const cases = await loadCases(runtime, policies, keep);
   const tasks = await openTasks(names, runtime);
-  return { tasks, haystack: tasks.some((task) => task.sized) ? await openHaystack(runtime, file) : NO_HAYSTACK };
+  return {
+    cases,
+    tasks,
+    haystack: tasks.some((task) => task.sized) ? await openHaystack(runtime, haystack) : NO_HAYSTACK,
+  };
 }
 
 /** `runtime` with another way to read texts; all else is as it was. */
