@@ -343,6 +343,76 @@ testWithTable("collectSweep() stopped and begun again finishes the rest, once", 
   assert.deepEqual([before + second.computed, second.duplicates], [16, 0]);
 });
 
+testWithTable("collectSweep() takes what waits on the server first, and queues none of it again", async (table) => {
+  const { server, collect, work } = table;
+  const stop = new AbortController();
+  const first = collect(3, memory(), stop.signal);
+  while (!await server.redis.exists("palisade:sweeps")) await delay(10);
+  stop.abort(new DOMException("Interrupted", "AbortError"));
+  await assert.rejects(first);
+  let runs = 0;
+  const model = made(table.signal).runner;
+  const counting: WorkOptions["runner"] = {
+    ...model,
+    run: (job, onLine) => (runs++, model.run(job, onLine)),
+  };
+  await work({ runner: counting, idleMs: 500 });
+  assert.equal(runs, 3, "all groups are computed while nobody collects");
+  work({ runner: counting });
+  const { computed, groupsDone, duplicates } = await collect(3);
+  assert.deepEqual([computed, groupsDone, duplicates, runs], [6, 3, 0, 3]);
+});
+
+testWithTable("collectSweep() killed while it wrote a line has that line and its group back", async (table) => {
+  const { server, collect, work, signal } = table;
+  const stop = new AbortController();
+  const first = collect(2, memory(), stop.signal);
+  while (!await server.redis.exists("palisade:sweeps")) await delay(10);
+  stop.abort(new DOMException("Interrupted", "AbortError"));
+  await assert.rejects(first);
+  let runs = 0;
+  const model = made(signal).runner;
+  const counting: WorkOptions["runner"] = { ...model, run: (job, onLine) => (runs++, model.run(job, onLine)) };
+  await work({ runner: counting, idleMs: 500 });
+  // A killed collector's lock on its line runs out by itself.
+  const names = namesOf(sweepIdOf(MANIFEST, runtime));
+  const killed = new server.bullmq.Worker(names.results, null, { ...server.options, lockDuration: 500 });
+  assert.ok(await killed.getNextJob("token of a killed collector"));
+  await killed.close();
+  work({ runner: counting });
+  const { computed, duplicates } = await collect(2);
+  assert.deepEqual([computed, duplicates, runs], [4, 0, 2]);
+});
+
+testWithTable("a worker sends nothing to a sweep that is over", async ({ server, collect, work, signal }) => {
+  const { runner } = made(signal), notes: string[] = [];
+  let begun = (): void => {}, goOn = (): void => {};
+  const computing = new Promise<void>((resolve) => begun = resolve),
+    over = new Promise<void>((resolve) => goOn = resolve);
+  const late: WorkOptions["runner"] = {
+    ...runner,
+    async run(job, onLine) {
+      begun();
+      await over;
+      return await runner.run(job, onLine);
+    },
+  };
+  const stop = new AbortController();
+  const collecting = collect(1, memory(), stop.signal);
+  while (!await server.redis.exists("palisade:sweeps")) await delay(10);
+  const dawdling = work({ runner: late, onNote: (note) => notes.push(note), lockMs: 60_000, idleMs: 300 });
+  await computing;
+  await server.redis.hdel("palisade:sweeps", await onlySweep(server));
+  goOn();
+  await dawdling;
+  assert.match(notes.join(), /not done: the sweep is over/);
+  const results = new server.bullmq.Queue(namesOf(sweepIdOf(MANIFEST, runtime)).results, server.options);
+  assert.equal(await results.getWaitingCount(), 0);
+  await results.close();
+  stop.abort(new DOMException("Interrupted", "AbortError"));
+  await assert.rejects(collecting);
+});
+
 testWithTable("collectSweep() queues again what the server lost", async ({ server, collect, work, notes }) => {
   const results = memory();
   const collecting = collect(6, results);

@@ -71,6 +71,9 @@ export interface CollectOutcome extends CollectCounts {
 /** Lock of a line that is being written, milliseconds. */
 const WRITE_MS = 10_000;
 
+/** States of what is still to be done. */
+const UNDONE = ["wait", "active", "delayed", "prioritized"] as const;
+
 /** Jobs queued in one command. */
 const BULK = 200;
 
@@ -104,13 +107,22 @@ class Collector {
   readonly #failed: FailedGroup[] = [];
   readonly #counts: CollectCounts = { computed: 0, found: 0, duplicates: 0, refused: 0, groupsDone: 0 };
   readonly #computedBy = new Map<string, number>();
-  readonly #doneBefore: Map<string, string[]>;
+  /** Ids that the file holds, by {@link groupKey}; lines of other policies among them don't matter. */
+  readonly #held: Map<string, string[]>;
+  /**
+   * Cells of groups that a worker has ended and the file doesn't hold: their lines come later (a collector that was
+   * killed had one), went to another file, or were lost with the server.
+   */
+  readonly #unproved = new Map<string, readonly string[]>();
   readonly #jobs: Queue<GroupJob>;
   readonly #results: Queue<Delivery>;
   #worker?: Worker<Delivery>;
   #timer?: ReturnType<typeof setInterval>;
   #emptyLooks = 0;
   #looking = false;
+  /** The groups are on the queue, or were once. */
+  #queued = false;
+  #over = false;
   #finish!: (error?: unknown) => void;
   readonly #finished: Promise<void>;
 
@@ -121,13 +133,16 @@ class Collector {
     this.#names = namesOf(this.#sweep);
     this.#placeMs = options.placeMs ?? 10_000;
     for (const group of options.groups) this.#pending.set(jobIdOf(group, options.runtime), group);
-    this.#doneBefore = linesByGroup(options);
+    this.#held = linesByGroup(options);
     this.#jobs = new server.bullmq.Queue(this.#names.jobs, server.options);
     this.#results = new server.bullmq.Queue(this.#names.results, server.options);
     // The server's own connection reports outages.
     for (const queue of [this.#jobs, this.#results]) queue.on("error", () => {});
     this.#finished = new Promise((resolve, reject) => {
-      this.#finish = (error) => error === undefined ? resolve() : reject(error);
+      this.#finish = (error) => {
+        this.#over = true;
+        return error === undefined ? resolve() : reject(error);
+      };
     });
     this.#finished.catch(() => {});
   }
@@ -139,9 +154,9 @@ class Collector {
     signal.addEventListener("abort", abort, { once: true });
     try {
       await Promise.race([this.#takePlace(), this.#finished]);
-      await Promise.race([this.#open(), this.#finished]);
-      this.#worker = this.#receive();
       this.#timer = setInterval(() => this.#look(), tickMs);
+      await Promise.race([this.#takeWaiting(), this.#finished]);
+      await Promise.race([this.#open(), this.#finished]);
       await this.#finished;
       await this.#clear();
       return { ...this.#counts, failed: this.#failed };
@@ -165,15 +180,33 @@ class Collector {
     }
   }
 
-  /** Registers the sweep and queues its groups; those that are queued already stay as they are. */
+  /** Begins to receive, and waits until all that an earlier run left is taken: it must not be computed again. */
+  async #takeWaiting(): Promise<void> {
+    const waiting = new Set(await this.#deliveries());
+    this.#worker = this.#receive();
+    while (!this.#over && (await this.#deliveries()).some((id) => waiting.has(id))) await delay(50);
+  }
+
+  /** Ids of the deliveries on the server. */
+  async #deliveries(): Promise<string[]> {
+    return await this.#results.getRanges([...UNDONE], 0, -1);
+  }
+
+  /**
+   * Queues the groups that are not done and tells workers of the sweep. Groups that are queued already stay as they are;
+   * what an earlier run gave up is tried anew.
+   */
   async #open(): Promise<void> {
+    if (this.#over) return;
     const { redis } = this.#server;
     const { manifest } = this.#options;
     await redis.set(this.#names.manifest, JSON.stringify(manifest));
     for (const job of await this.#jobs.getFailed()) await job.remove();
+    for (const [id, cells] of this.#unproved) this.#endGroup(id, cells);
     await this.#enqueue([...this.#pending.keys()]);
     const notice: SweepNotice = { model: manifest.model, since: new Date().toISOString() };
     await redis.hsetnx(SWEEPS_KEY, this.#sweep, JSON.stringify(notice));
+    this.#queued = true;
     if (this.#pending.size === 0) this.#finish();
   }
 
@@ -182,8 +215,8 @@ class Collector {
     for (let at = 0; at < ids.length; at += BULK) {
       await this.#jobs.addBulk(
         ids.slice(at, at + BULK).map((jobId) => {
-          const { task, length, sample } = this.#pending.get(jobId)!;
-          const data = { task: task.name, length, sample, done: this.#doneBefore.get(jobId) ?? [] };
+          const group = keyOf(this.#pending.get(jobId)!);
+          const data = { ...group, done: this.#held.get(groupKey(group)) ?? [] };
           const backoff = { type: "exponential", delay: BACKOFF_MS };
           return { name: "group", data, opts: { jobId, attempts, backoff, removeOnComplete: true } };
         }),
@@ -244,6 +277,7 @@ class Collector {
       await results.append(line);
       this.#counts.computed++;
       const group = groupKey(line);
+      this.#held.set(group, [...this.#held.get(group) ?? [], line.id]);
       this.#computedBy.set(group, (this.#computedBy.get(group) ?? 0) + 1);
     }
     this.#options.onProgress?.(this.#counts);
@@ -252,12 +286,11 @@ class Collector {
   #endGroup(id: string, cells: readonly string[]): void {
     const group = this.#pending.get(id);
     if (!group) return; // a second worker's word for a group that is done
-    const missing = cells.filter((cell) => !this.#options.results.has(cell));
-    if (missing.length > 0) {
-      // Written to another file, or lost with the server: the next look at the queue sees to it.
-      this.#doneBefore.set(id, cells.filter((cell) => this.#options.results.has(cell)));
+    if (cells.some((cell) => !this.#options.results.has(cell))) {
+      this.#unproved.set(id, cells);
       return;
     }
+    this.#unproved.delete(id);
     this.#pending.delete(id);
     this.#counts.groupsDone++;
     this.#counts.found += cells.length - (this.#computedBy.get(groupKey(keyOf(group))) ?? 0);
@@ -272,7 +305,7 @@ class Collector {
     try {
       await this.#keepPlace();
       await this.#takeFailed();
-      await this.#queueForgotten();
+      if (this.#queued) await this.#queueForgotten();
     } catch (error) {
       if (error instanceof PalisadeError) this.#finish(error);
       // Others come from an outage of the server, which is waited for.
@@ -303,10 +336,9 @@ class Collector {
   }
 
   async #queueForgotten(): Promise<void> {
-    const states = ["wait", "active", "delayed", "prioritized"] as const;
     const [jobs, results] = await Promise.all([
-      this.#jobs.getJobCountByTypes(...states),
-      this.#results.getJobCountByTypes(...states),
+      this.#jobs.getJobCountByTypes(...UNDONE),
+      this.#results.getJobCountByTypes(...UNDONE),
     ]);
     this.#emptyLooks = jobs + results === 0 && this.#pending.size > 0 ? this.#emptyLooks + 1 : 0;
     if (this.#emptyLooks < EMPTY_LOOKS) return;
@@ -342,7 +374,7 @@ class Collector {
 }
 
 /** Ids that the file holds, by job; lines of other models, seeds, protocols and cache types don't matter. */
-function linesByGroup({ results, manifest, groups, runtime }: CollectOptions): Map<string, string[]> {
+function linesByGroup({ results, manifest }: CollectOptions): Map<string, string[]> {
   const byKey = new Map<string, string[]>();
   for (const line of results.before) {
     const { model, seed, protocol, cacheType } = line;
@@ -353,7 +385,7 @@ function linesByGroup({ results, manifest, groups, runtime }: CollectOptions): M
     if (ids) ids.push(line.id);
     else byKey.set(key, [line.id]);
   }
-  return new Map(groups.map((group) => [jobIdOf(group, runtime), byKey.get(groupKey(keyOf(group))) ?? []]));
+  return byKey;
 }
 
 function keyOf({ task, length, sample }: Group): Omit<GroupJob, "done"> {

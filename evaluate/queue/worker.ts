@@ -256,7 +256,7 @@ class SweepWork {
         await job.moveToWait(token);
         throw new this.#server.bullmq.WaitingError();
       }
-      onNote(`${labelOf(job.data)} failed: ${(error as Error).message}`);
+      onNote(`${labelOf(job.data)} not done: ${(error as Error).message}`);
       // A refusal is the same everywhere and every time; only what this machine lacks another one may have.
       if (error instanceof PalisadeError && error.kind === "input") {
         throw new this.#server.bullmq.UnrecoverableError(error.message);
@@ -287,7 +287,9 @@ class SweepWork {
     this.#options.onNote(`${labelOf(job.data)}: ${cells.length} cells`);
   }
 
+  /** Nothing goes to a sweep that is over: nobody would take it off the server again. */
   async #send(delivery: Delivery): Promise<void> {
+    if (await this.#server.redis.hexists(SWEEPS_KEY, this.#sweep.id) === 0) throw new Error("the sweep is over");
     await this.#results.add(delivery.kind, delivery, { removeOnComplete: true });
   }
 
