@@ -59,11 +59,11 @@ function buildProgram(io: Io, all: boolean, done: (code: number) => void): Comma
   addShow(program, io, done);
   addEval(program, io, all, done);
   addWorker(program, io, done);
-  program.command("report").argument("<results>").description("what a results file of eval says, as a table")
+  program.command("report").argument("<results...>").description("what results files of eval say, as tables")
     .option("--html <file>", "write charts and shaded contexts into one HTML file")
     .option("--csv <file>", "write the table as CSV")
     .option("--sample <task#n>", "whose context to show in HTML, e.g. niah_single_1#1")
-    .action(async (path: string, options: ReportCommand) => done(await report(path, options, io)));
+    .action(async (paths: string[], options: ReportCommand) => done(await report(paths, options, io)));
   addCalibrate(program, io, done);
   addModels(program, io, done);
   program.command("policies").description("list the eviction policies and their papers")

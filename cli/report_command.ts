@@ -1,9 +1,8 @@
 /** `palisade report`: what a results file says, as a table, CSV, and one HTML file. */
-import Table from "cli-table3";
 import { settingOf } from "../evaluate/charts.ts";
 import { cellsOf, reportHtml } from "../evaluate/report_html.ts";
-import { readResults } from "../evaluate/results.ts";
-import { csvOf, groupBy, SOLVED, summarise, type Summary } from "../evaluate/summary.ts";
+import { readResults, type ResultLine } from "../evaluate/results.ts";
+import { csvOf, groupBy, type Row, SOLVED, summarise, type Summary } from "../evaluate/summary.ts";
 import { inputError } from "../core/errors.ts";
 import { EXIT, type Io } from "./io.ts";
 
@@ -13,16 +12,24 @@ export interface ReportCommand {
   readonly sample?: string;
 }
 
-/** Runs the command; returns the exit code. */
-export async function report(path: string, command: ReportCommand, io: Io): Promise<number> {
-  const { lines, torn } = await readResults(io.runtime, path);
-  if (torn) io.err(`palisade: the last line of ${path} is torn and left out; palisade eval mends it\n`);
-  if (lines.length === 0) throw inputError("results.empty", `No results in ${path} yet`, path);
-  const summary = summarise(lines);
+/** Runs the command; returns the exit code. Files are taken together, one line per id. */
+export async function report(paths: readonly string[], command: ReportCommand, io: Io): Promise<number> {
+  const byId = new Map<string, ResultLine>();
+  for (const path of paths) {
+    const { lines, torn } = await readResults(io.runtime, path);
+    if (torn) io.err(`palisade: the last line of ${path} is torn and left out; palisade eval mends it\n`);
+    for (const line of lines) if (!byId.has(line.id)) byId.set(line.id, line);
+  }
+  if (byId.size === 0) throw inputError("results.empty", `No results in ${paths.join(", ")} yet`, paths[0]);
+  const summary = summarise([...byId.values()]);
   refuseUnknownSample(summary, command.sample);
   if (command.csv !== undefined) await writeText(command.csv, csvOf(summary.rows), io);
   if (command.html !== undefined) {
-    await writeText(command.html, await reportHtml(summary, { sample: command.sample, source: baseName(path) }), io);
+    await writeText(
+      command.html,
+      await reportHtml(summary, { sample: command.sample, source: paths.map(baseName).join(", ") }),
+      io,
+    );
   }
   io.out(reportTables(summary));
   return EXIT.ok;
@@ -49,21 +56,39 @@ export async function writeText(path: string, text: string, { runtime }: Io): Pr
   }
 }
 
-function reportTables({ rows, solved, superseded }: Summary): string {
+/** Width of the policy's column; longer names have a line to themselves, and the table fits 80 columns. */
+const NAME = 25;
+
+function reportTables({ rows, solved, superseded, lines }: Summary): string {
   let out = "";
   for (const [setting, some] of groupBy(rows, settingOf)) {
-    const table = new Table({
-      head: ["task", "policy", "keep", "n", "score", "full", "loss", "95 %", "held", "lost", "acc.", "KL"],
-      style: { head: [], border: [], compact: true },
-      colAligns: ["left", "left", "right", ...new Array(9).fill("right")],
-    });
-    some.forEach((row) => table.push(cellsOf(row)));
-    out += `${setting}\n${table.toString()}\n`;
+    for (const [task, of] of groupBy(some, (row) => row.task)) out += `${blockOf(setting, task, of)}\n`;
   }
-  out += "loss: full − score with its paired bootstrap interval; acc.: scores above the full cache's, counted apart\n";
+  out += "loss: full − score with its paired bootstrap interval; held, lost: of the samples the\n" +
+    "full cache gets partly right; acc.: scores above the full cache's, counted apart.\n" +
+    "KL divergence and bytes: --csv, --html.\n";
   out += `solved by the full cache (mean ≥ ${SOLVED.score}, n ≥ ${SOLVED.samples}): ${
-    solved.join(", ") || "none yet"
+    solved.join(",\n  ") || "none yet"
   }\n`;
-  if (superseded > 0) out += `${superseded} lines were measured again later and are left out\n`;
+  out += `${lines.length} cells` +
+    `${superseded > 0 ? `; ${superseded} lines were measured again later and are left out` : ""}\n`;
   return out;
+}
+
+/** One task in one setting: a policy and budget a line. */
+function blockOf(setting: string, task: string, rows: readonly Row[]): string {
+  const title = task === "all" || task === "solved" ? `mean over ${task} tasks` : task;
+  const head = rowText("policy", ["keep", "n", "score", "loss", "95 %", "held", "lost", "acc."]);
+  const body = rows.map((row) => {
+    const [, policy, keep, n, score, , ...rest] = cellsOf(row);
+    return rowText(policy, [keep, n, score, ...rest.slice(0, 5)]);
+  });
+  return `${setting}: ${title}\n${head}${body.join("")}`;
+}
+
+const WIDTHS = [6, 5, 6, 6, 14, 5, 5, 5];
+
+function rowText(name: string, cells: readonly string[]): string {
+  const own = name.length > NAME ? `${name}\n${" ".repeat(NAME)}` : name.padEnd(NAME);
+  return `${own}${cells.map((cell, i) => cell.padStart(WIDTHS[i])).join("")}\n`;
 }

@@ -18,6 +18,9 @@ export interface Chart {
 const CONFIG = { font: "sans-serif", view: { stroke: "#ddd" }, axis: { labelLimit: 220 }, legend: { labelLimit: 260 } };
 const COMMON = { $schema: "https://vega.github.io/schema/vega-lite/v6.json", background: "white", config: CONFIG };
 
+/** Colours of policies: twenty, after which they come again. */
+const PALETTE = { scheme: "tableau20" } as const;
+
 /** Expression that breaks a label at its blanks. */
 const BROKEN = "split(datum.label, ' ')";
 
@@ -84,7 +87,9 @@ function budgetChart(rows: readonly Row[]): Chart | undefined {
     title: "kept share of the cache, %",
     scale: { zero: true },
   } as const;
-  const color = { field: "policy", type: "nominal", title: "policy", sort: null } as const;
+  const color = { field: "policy", type: "nominal", title: "policy", sort: null, scale: PALETTE } as const;
+  // Where colours are much alike the points' shapes differ.
+  const shape = { field: "policy", type: "nominal", title: "policy", sort: null } as const;
   const y = { field: "score", type: "quantitative", title: "score", scale: { domain: [0, 100], clamp: true } } as const;
   return {
     title: "Score against budget",
@@ -107,45 +112,53 @@ function budgetChart(rows: readonly Row[]): Chart | undefined {
             mark: { type: "rule", strokeWidth: 1 },
             encoding: { x, color, y: { ...y, field: "low" }, y2: { field: "high" } },
           },
-          { mark: { type: "line", point: true }, encoding: { x, y, color } },
+          { mark: "line", encoding: { x, y, color } },
+          { mark: { type: "point", filled: true, size: 60, opacity: 1 }, encoding: { x, y, color, shape } },
         ],
       },
     } as TopLevelSpec,
   };
 }
 
-function taskChart(rows: readonly Row[]): Chart {
-  const values = rows.filter(({ task }) => task !== "all" && task !== "solved").map((row) => ({
-    setting: settingOf(row),
+function taskChart(rows: readonly Row[]): Chart | undefined {
+  const evicted = rows.filter((row) => row.task !== "all" && row.task !== "solved" && row.bytes < 1);
+  if (evicted.length === 0) return undefined;
+  const values = evicted.map((row) => ({
+    setting: `${settingOf(row)}, keep ${row.keep}`,
     task: row.task,
-    case: `${row.policy} ${row.keep}`,
+    policy: row.policy,
     score: row.score,
-    samples: row.samples,
+    full: row.full,
   }));
+  const x = { field: "task", type: "nominal", title: null, sort: null, axis: { labelAngle: -20 } } as const;
+  const xOffset = { field: "policy", type: "nominal", sort: null } as const;
   return {
     title: "Score by task",
-    caption: "Mean score of each policy and budget on each task.",
+    caption: "Mean score of each policy on each task, one panel per budget. Black lines: the full cache on the same " +
+      "samples. No bar: a score of 0, or not measured; the table tells.",
     spec: {
       ...COMMON,
       data: { values },
-      facet: { field: "setting", type: "nominal", title: null },
+      facet: { field: "setting", type: "nominal", title: null, sort: null },
       columns: 1,
       spec: {
         width: { step: 10 },
         height: 160,
-        mark: "bar",
-        encoding: {
-          x: { field: "task", type: "nominal", title: null, sort: null, axis: { labelAngle: -30 } },
-          xOffset: { field: "case", type: "nominal", sort: null },
-          y: { field: "score", type: "quantitative", title: "score", scale: { domain: [0, 100] } },
-          color: {
-            field: "case",
-            type: "nominal",
-            title: "policy and budget",
-            sort: null,
-            scale: { scheme: "tableau20" },
+        layer: [
+          {
+            mark: "bar",
+            encoding: {
+              x,
+              xOffset,
+              y: { field: "score", type: "quantitative", title: "score", scale: { domain: [0, 100] } },
+              color: { field: "policy", type: "nominal", title: "policy", sort: null, scale: PALETTE },
+            },
           },
-        },
+          {
+            mark: { type: "tick", color: "black", thickness: 1.5 },
+            encoding: { x, xOffset, y: { field: "full", type: "quantitative" } },
+          },
+        ],
       },
     } as TopLevelSpec,
   };
@@ -154,13 +167,13 @@ function taskChart(rows: readonly Row[]): Chart {
 function headChart(lines: readonly ResultLine[]): Chart | undefined {
   const evicted = lines.filter((line) => line.bytes.live < line.bytes.full);
   if (evicted.length === 0) return undefined;
+  const several = new Set(lines.map(settingName)).size > 1;
   const values = [...groupBy(evicted, (line) => `${settingName(line)}/${caseKey(line)}`).values()].flatMap((some) => {
     const [{ asked, kept }] = some;
-    const name = `${asked.policy} ${asked.keep}`;
+    const name = `${asked.policy} ${asked.keep}${several ? ` ${settingName(some[0])}` : ""}`;
     return kept.flatMap((heads, layer) =>
       heads.map((_, head) => ({
         case: name,
-        setting: settingName(some[0]),
         layer,
         head,
         kept: 100 * mean(some.map((line) => line.kept[layer][head] / line.tokens.context)),
@@ -177,18 +190,16 @@ function headChart(lines: readonly ResultLine[]): Chart | undefined {
       ...COMMON,
       data: { values },
       facet: {
-        column: {
-          field: "case",
-          type: "nominal",
-          title: null,
-          sort: order,
-          header: { labelExpr: BROKEN, labelFontSize: 9 },
-        },
-        row: { field: "setting", type: "nominal", title: null, header: { labelExpr: BROKEN } },
+        field: "case",
+        type: "nominal",
+        title: null,
+        sort: order,
+        header: { labelExpr: BROKEN, labelFontSize: 10, labelLimit: 160 },
       },
+      columns: 6,
       spec: {
-        width: Math.max(130, 16 * heads),
-        height: { step: 8 },
+        width: Math.max(150, 16 * heads),
+        height: { step: 6 },
         mark: "rect",
         encoding: {
           x: { field: "head", type: "ordinal", title: "KV head" },

@@ -8,7 +8,7 @@ import { groupBy, type Row, SOLVED, type Summary } from "./summary.ts";
 const CSS = `body{font:16px/1.4 sans-serif;max-width:75em;margin:2em auto;padding:0 1em;color:#222;background:#fff}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}th,td{padding:.15em .7em;border-bottom:1px solid #ddd}
 td:nth-child(n+4),th:nth-child(n+4){text-align:right}figure{margin:2em 0;overflow-x:auto}figcaption{max-width:50em}
-svg{max-width:100%;height:auto}summary{cursor:pointer}code{background:#f3f3f3}
+svg{display:block}summary{cursor:pointer}code{background:#f3f3f3}
 ${SHADING_CSS}`;
 
 export interface HtmlOptions {
