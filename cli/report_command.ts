@@ -64,9 +64,9 @@ function reportTables({ rows, solved, superseded, lines }: Summary): string {
   for (const [setting, some] of groupBy(rows, settingOf)) {
     for (const [task, of] of groupBy(some, (row) => row.task)) out += `${blockOf(setting, task, of)}\n`;
   }
-  out += "loss: full − score with its paired bootstrap interval; held, lost: of the samples the\n" +
-    "full cache gets partly right; acc.: scores above the full cache's, counted apart.\n" +
-    "KL divergence and bytes: --csv, --html.\n";
+  out += "loss: full − score, with its paired bootstrap interval; held, lost: of the\n" +
+    "samples that the full cache gets partly right; acc.: scores above the full\n" +
+    "cache's, counted apart. KL divergence and bytes: --csv, --html.\n";
   out += `solved by the full cache (mean ≥ ${SOLVED.score}, n ≥ ${SOLVED.samples}): ${
     solved.join(",\n  ") || "none yet"
   }\n`;

@@ -126,9 +126,9 @@ function makeSample(model: Model, { task, length, sample: index }: Group, { seed
 }
 
 /** `query-aware` puts the question into the text that is compressed, as kvpress's evaluation does. */
-function promptFor(sample: Sample, protocol: Protocol): Prompt {
+function promptFor(sample: Sample, protocol: Protocol): Omit<Prompt, "question"> & { readonly question?: string } {
   if (protocol === "context-first") return sample;
-  return { context: `${sample.context}\n${sample.question}`, question: "", answerPrefix: sample.answerPrefix };
+  return { context: `${sample.context}\n${sample.question}`, answerPrefix: sample.answerPrefix };
 }
 
 function refuseTooLong(model: Model, tokens: number, allowed: boolean): void {

@@ -100,15 +100,18 @@ export function contextIds(frame: ChatFrame, tokenizer: TextTokenizer, text: str
   return firstId === undefined || ids[0] === firstId ? ids : [firstId, ...ids];
 }
 
-/** Ids of a line break, the question, the frame's end and the text the answer is to begin with. */
+/**
+ * Ids of a line break, the question, the frame's end and the text the answer is to begin with. Without a question, when
+ * it stands at the context's end already, there is no line break either.
+ */
 export function questionIds(
   frame: ChatFrame,
   tokenizer: TextTokenizer,
-  question: string,
+  question: string | undefined,
   answerPrefix = "",
 ): number[] {
   return tokenizer.encodeParts([
-    { text: `\n${question}`, special: false },
+    ...(question === undefined ? [] : [{ text: `\n${question}`, special: false }]),
     ...frame.suffix,
     { text: answerPrefix, special: false },
   ]);
