@@ -70,8 +70,10 @@ export async function* runGroup(
   const ids = contextIds(model.frame, model.tokenizer, prompt.context);
   const asked = questionIds(model.frame, model.tokenizer, prompt.question, prompt.answerPrefix);
   refuseTooLong(model, ids.length + asked.length + sample.maxNewTokens, options.beyondTrained ?? false);
-  const gate = cases.some(({ policy }) => policy.needs.gate) ? await gateHash(subject) : undefined;
-  const cells = cases.map((each) => cellOf(subject, group, sample, ids.length, named(each, gate), options));
+  const cells: Cell[] = [];
+  for (const each of cases) {
+    cells.push(cellOf(subject, group, sample, ids.length, await named(subject, each), options));
+  }
   const missing = cells.filter(({ id }) => !options.isDone(id));
   if (missing.length === 0) return;
 
@@ -170,10 +172,21 @@ function cellOf(
   return { ...each, inputs, id: cellId(inputs, runtime) };
 }
 
-/** A policy that works with a gate has the gate's hash among its parameters: another gate is another cell. */
-function named(each: AskedCase, gate: string | undefined): AskedCase {
-  if (!each.policy.needs.gate) return each;
-  return { ...each, policy: { ...each.policy, parameters: { ...each.policy.parameters, gate: gate! } } };
+/** A policy that works with a gate or soft tokens has their hash among its parameters: others make another cell. */
+async function named(subject: Subject, each: AskedCase): Promise<AskedCase> {
+  const { needs: { gate, softTokens } } = each.policy;
+  const hashes = {
+    ...(gate && { gate: await gateHash(subject) }),
+    ...(softTokens && { file: await softTokensHash(subject, softTokens.file) }),
+  };
+  return { ...each, policy: { ...each.policy, parameters: { ...each.policy.parameters, ...hashes } } };
+}
+
+async function softTokensHash({ model, runtime }: Subject, file: string): Promise<string> {
+  const { embeddings: { buffer, byteOffset, byteLength } } = await model.softTokens(file);
+  const hasher = runtime.host!.sha256();
+  hasher.update(new Uint8Array(buffer, byteOffset, byteLength));
+  return hasher.digest().slice(0, 16);
 }
 
 const gateHashes = new WeakMap<Gate, string>();
