@@ -202,6 +202,10 @@ export class DenseShare {
   }
 
   #publish(buffers: Buffers, from: number, { column }: Matrix, own: number, count: number, at: number, stride: number) {
+    if (count === 1 || own === stride) {
+      buffers.read(from, this.#board.floats(at + column, count * own));
+      return;
+    }
     const floats = buffers.read(from, new Float32Array(count * own));
     const all = this.#board.floats(at, count * stride);
     for (let t = 0; t < count; t++) all.set(floats.subarray(t * own, (t + 1) * own), t * stride + column);
@@ -209,8 +213,9 @@ export class DenseShare {
 
   /** The hidden states' columns that a matrix adds to. */
   #columns({ column, outputs }: Matrix, count: number): Float32Array {
-    const { width } = this.#plan, all = this.#board.floats(0, count * width);
-    const mine = new Float32Array(count * outputs);
+    const { width } = this.#plan;
+    if (count === 1 || outputs === width) return this.#board.floats(column, count * outputs);
+    const all = this.#board.floats(0, count * width), mine = new Float32Array(count * outputs);
     for (let t = 0; t < count; t++) {
       mine.set(all.subarray(t * width + column, t * width + column + outputs), t * outputs);
     }
