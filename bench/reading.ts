@@ -59,11 +59,29 @@ for (const [name, each] of times) {
   console.log(`| ${name} | ${cpu.toFixed(0)} | ${wall.toFixed(0)} | ${over} |`);
 }
 
-// The gate's own product, by itself: smaller than the noise between two rounds.
-const { gate } = await scoreSources(model, resolvePolicy("gate"), ids);
-const hidden = model.dense.embed(ids);
-for (let layer = 0; layer < model.config.layers; layer++) gate!.score(layer, hidden, ids.length);
-const start = process.cpuUsage();
-for (let layer = 0; layer < model.config.layers; layer++) gate!.score(layer, hidden, ids.length);
-const alone = process.cpuUsage(start).user / 1000;
-console.log(`\ngate scores of all layers alone: ${alone.toFixed(0)} ms, ${(100 * alone / base).toFixed(2)} % of full`);
+// What the gate adds, by itself: smaller than the noise between two rounds.
+const policy = resolvePolicy("gate"), { gate } = await scoreSources(model, policy, ids);
+const budget = resolveBudget(policy, keep, ids.length, model.config);
+const now = () => (({ user, system }) => (user + system) / 1000)(process.cpuUsage());
+const outputWeights = () => Promise.reject(new Error("not needed"));
+const hidden = model.dense.embed(ids), parts: { score: number; evict: number; rest: number }[] = [];
+for (let round = 0; round < Math.max(3, rounds); round++) {
+  const start = now();
+  for (let layer = 0; layer < model.config.layers; layer++) gate!.score(layer, hidden, ids.length);
+  const score = now() - start;
+  const { cache, ms } = await readContext(model.dense, model.backend, ids, {
+    policy,
+    budget,
+    gate,
+    now,
+    outputWeights,
+  });
+  cache[Symbol.dispose]();
+  parts.push({ score, evict: ms.evict, rest: ms.prefill - score });
+}
+const part = (name: keyof typeof parts[number]) => median(parts.map((each) => each[name]));
+for (const name of ["score", "evict"] as const) {
+  console.log(
+    `gate, ${name} alone: ${part(name).toFixed(0)} ms, ${(100 * part(name) / part("rest")).toFixed(2)} % of the rest`,
+  );
+}
