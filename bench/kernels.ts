@@ -3,7 +3,7 @@
  * and multiply-adds in registers, measured beside each row in the same process. The share is of the slower of the two,
  * which no kernel can beat. Every answer is checked against plain loops before it is timed.
  *
- *     deno task bench kernels [--simd simd128|relaxed] [--seconds 0.3]
+ *     deno task bench kernels [--simd simd128|relaxed] [--seconds 0.3] [--only decode|prefill|evictions|dense]
  */
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
@@ -11,6 +11,7 @@ import { availableParallelism, cpus, loadavg } from "node:os";
 import process from "node:process";
 import type { Backend, LayerRows } from "../backend/interface.ts";
 import { createReferenceBackend } from "../backend/reference.ts";
+import { CACHE_TYPES, type CacheType, entryBytes } from "../core/cache_type.ts";
 import { randomSource } from "../core/random.ts";
 import type { AttentionShape } from "../core/shape.ts";
 import { currentRuntime } from "../runtime/mod.ts";
@@ -40,6 +41,7 @@ function option(name: string, otherwise: string): string {
 
 const simd = option("simd", hasRelaxedSimd() ? "relaxed" : "simd128") as "simd128" | "relaxed";
 const seconds = Number(option("seconds", "0.3"));
+const only = option("only", "");
 
 function floats(count: number, seed: number): Float32Array {
   const next = randomSource(seed);
@@ -90,34 +92,46 @@ class Bench {
 }
 
 /** Rows of a backend, filled alike. */
-function filled(backend: Backend, shape: AttentionShape, length: number): LayerRows {
-  const rows = backend.createRows(shape, length), each = shape.kvHeads * shape.headDim;
+function filled(backend: Backend, shape: AttentionShape, length: number, type: CacheType = "f32"): LayerRows {
+  const rows = backend.createRows(shape, length, type), each = shape.kvHeads * shape.headDim;
   rows.append(floats(length * each, 1), floats(length * each, 2), length);
   return rows;
 }
 
 /** Runs one call on both backends and compares what it gives. */
-async function checked(backend: Backend, shape: AttentionShape, call: (rows: LayerRows) => Promise<Float32Array>) {
+async function checked(
+  backend: Backend,
+  shape: AttentionShape,
+  call: (rows: LayerRows) => Promise<Float32Array>,
+  type: CacheType = "f32",
+): Promise<void> {
   using oracle = createReferenceBackend();
-  const [want, got] = [filled(oracle, shape, 200), filled(backend, shape, 200)];
+  const [want, got] = [filled(oracle, shape, 200, type), filled(backend, shape, 200, type)];
   const [a, b] = [await call(want), await call(got)];
-  a.forEach((x, i) => assert.ok(Math.abs(x - b[i]) < 1e-4 * (1 + Math.abs(x)), `${x} against ${b[i]}`));
+  const tolerance = type === "int8" ? 1e-3 : 1e-4;
+  a.forEach((x, i) => assert.ok(Math.abs(x - b[i]) < tolerance * (1 + Math.abs(x)), `${x} against ${b[i]}`));
   got.free();
 }
 
-async function attention(bench: Bench, backend: Backend): Promise<void> {
-  for (const headDim of [64, 128]) {
-    for (const group of [1, 4]) {
-      const shape = { heads: group, kvHeads: 1, headDim }, queries = floats(group * headDim, 3);
-      await checked(backend, shape, async (rows) => (await rows.decodeAttention(queries, 1)).output);
-      for (const length of [4096, 16384, 65536]) {
-        const rows = filled(backend, shape, length), entries = length * headDim;
-        const work = { bytes: 8 * entries, multiplyAdds: 2 * entries * group };
-        await bench.row(`decode d${headDim} G${group} n${length}`, work, () => rows.decodeAttention(queries, 1));
-        rows.free();
+async function decode(bench: Bench, backend: Backend): Promise<void> {
+  for (const type of CACHE_TYPES) {
+    for (const headDim of type === "f32" ? [64, 128] : [128]) {
+      for (const group of type === "int8" ? [1, 4, 8] : [1, 2, 4]) {
+        const shape = { heads: group, kvHeads: 1, headDim }, queries = floats(group * headDim, 3);
+        await checked(backend, shape, async (rows) => (await rows.decodeAttention(queries, 1)).output, type);
+        for (const length of type === "f32" ? [4096, 16384, 65536] : [16384, 65536]) {
+          const rows = filled(backend, shape, length, type);
+          const work = { bytes: length * entryBytes(headDim, type), multiplyAdds: 2 * length * headDim * group };
+          const name = `decode ${type} d${headDim} G${group} n${length}`;
+          await bench.row(name, work, () => rows.decodeAttention(queries, 1));
+          rows.free();
+        }
       }
     }
   }
+}
+
+async function prefill(bench: Bench, backend: Backend): Promise<void> {
   for (const [headDim, count, length] of [[64, 256, 4096], [128, 256, 4096], [64, 2048, 2048]]) {
     const shape = { heads: 3, kvHeads: 1, headDim }, queries = floats(count * 3 * headDim, 3);
     await checked(
@@ -194,6 +208,7 @@ console.log("| kernel | ms | GB/s | GFLOP/s | bound by | share of the bound |");
 console.log("| --- | --- | --- | --- | --- | --- |");
 const bench = new Bench(await startCeilings());
 using backend = await createWasmBackend({ simd });
-await attention(bench, backend);
-await evictions(bench, backend);
-await dense(bench);
+if (!only || only === "decode") await decode(bench, backend);
+if (!only || only === "prefill") await prefill(bench, backend);
+if (!only || only === "evictions") await evictions(bench, backend);
+if (!only || only === "dense") await dense(bench);
