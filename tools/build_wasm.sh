@@ -5,6 +5,8 @@
 # where rustup can't download, Debian's packages rustc-web cargo-web rust-web-src lld-19 (installed here as root).
 # `--check` only compares the source hash. WASM_OPT=path runs that binaryen over the modules; the committed ones are not.
 set -euo pipefail
+# A build that fails inside $(…) ends the script too.
+shopt -s inherit_errexit
 export LC_ALL=C
 root=$(cd "$(dirname "$0")/.." && pwd)
 crate=$root/wasm/kernels

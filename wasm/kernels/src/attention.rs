@@ -4,6 +4,7 @@
 //! order of the rows they may see. Scores stay raw (not scaled) until the maximum has been taken off, so that large
 //! logits lose nothing: weight = 2^((score − max) · log₂e/√dim).
 
+use crate::int8::{Narrow, MOST_QUERIES};
 use crate::lanes::F4;
 use crate::math::{exp2, exp2_one, LOG2_E};
 use crate::memory::{Array, Error, Result};
@@ -22,6 +23,8 @@ pub struct Block {
     stride: usize,
     /// A tile of keys or values, where they are not float32.
     tile: Unpacked,
+    /// For few queries over int8 rows, which are then not unpacked.
+    narrow: Option<Narrow>,
     /// `(rows, stride)`, zero beyond the head width.
     pub queries: Array<f32>,
     /// `(rows, stride)`, not yet divided by `sums`.
@@ -37,6 +40,7 @@ pub struct Block {
 }
 
 impl Block {
+    #[inline(never)]
     pub fn new(capacity: usize, layout: Layout) -> Result<Self> {
         let stride = layout.stride;
         let mut limits = Vec::new();
@@ -46,6 +50,7 @@ impl Block {
             layout,
             stride,
             tile: layout.unpacked(tile_rows(stride))?,
+            narrow: None,
             queries: Array::zeros(capacity * stride)?,
             outputs: Array::zeros(capacity * stride)?,
             scores: Array::zeros(capacity * PAGE)?,
@@ -53,6 +58,24 @@ impl Block {
             sums: Array::zeros(capacity)?,
             limits,
         })
+    }
+
+    /// For queries whose scores need not be float32's to the last bits.
+    fn new_rounded(capacity: usize, layout: Layout) -> Result<Self> {
+        let mut block = Self::new(capacity, layout)?;
+        if layout.kind == Kind::Int8 && capacity <= MOST_QUERIES {
+            block.narrow = Some(Narrow::new(capacity, layout.stride)?);
+        }
+        Ok(block)
+    }
+
+    /// Rows worked on at once.
+    fn tile_rows(&self) -> usize {
+        if self.narrow.is_some() {
+            PAGE
+        } else {
+            tile_rows(self.stride)
+        }
     }
 
     pub fn clear(&mut self) {
@@ -63,25 +86,35 @@ impl Block {
         self.sums.as_mut().fill(0.0);
     }
 
+    #[inline(never)]
     pub fn push(&mut self, query: &[f32], limit: usize) {
         let at = self.rows * self.stride;
         self.queries.as_mut()[at..at + query.len()].copy_from_slice(query);
+        if let Some(narrow) = &mut self.narrow {
+            narrow.set_query(self.rows, &self.queries.as_slice()[at..at + self.stride]);
+        }
         self.limits.push(limit);
         self.rows += 1;
     }
 
     /// Raw scores of a tile for the block's queries from `first` on, −∞ where a query may not look.
     /// Returns the number of rows of the tile that anyone sees.
+    #[inline(never)]
     fn score(&mut self, head: &Head, start: usize, first: usize) -> usize {
-        let end = start - start % tile_rows(self.stride) + tile_rows(self.stride);
+        let end = start - start % self.tile_rows() + self.tile_rows();
         let seen = self.limits[self.rows - 1].min(end) - start;
         let queries = &self.queries.as_slice()[first * self.stride..self.rows * self.stride];
         let scores = &mut self.scores.as_mut()[first * PAGE..self.rows * PAGE];
         let (page, count) = (&head.pages[start / PAGE], seen.next_multiple_of(4));
         // SAFETY: a tile lies within one page and is no longer than the room for it.
         unsafe {
-            let keys = page.floats(self.layout, Part::Key, start % PAGE, count, &mut self.tile);
-            dots(queries.as_ptr(), self.rows - first, keys, seen, self.stride, scores.as_mut_ptr(), PAGE);
+            if let Some(narrow) = &self.narrow {
+                let (keys, scales) = page.rows(self.layout, Part::Key, start % PAGE);
+                narrow.dots(first, self.rows - first, keys, scales, seen, scores.as_mut_ptr());
+            } else {
+                let keys = page.floats(self.layout, Part::Key, start % PAGE, count, &mut self.tile);
+                dots(queries.as_ptr(), self.rows - first, keys, seen, self.stride, scores.as_mut_ptr(), PAGE);
+            }
         }
         for (row, limit) in scores.chunks_exact_mut(PAGE).zip(&self.limits[first..]) {
             let visible = (limit - start).min(seen);
@@ -134,12 +167,13 @@ fn touch(page: &Page) {
 }
 
 /// Runs the block over all tiles it may see: fills outputs, maxima and sums.
+#[inline(never)]
 pub fn attend(head: &Head, block: &mut Block, c: f32) {
     let stride = block.stride;
     let most = block.limits[block.rows - 1];
     let touches =
         block.layout.kind == Kind::F32 && stride >= TOUCH_STRIDE && most >= TOUCH_ROWS && block.rows <= TOUCH_QUERIES;
-    for start in (0..most).step_by(tile_rows(stride)) {
+    for start in (0..most).step_by(block.tile_rows()) {
         if touches && start % PAGE == 0 {
             touch(&head.pages[start / PAGE]);
         }
@@ -160,9 +194,14 @@ pub fn attend(head: &Head, block: &mut Block, c: f32) {
         let outputs = block.outputs.as_mut()[first * stride..rows * stride].as_mut_ptr();
         // SAFETY: `seen` rows from `start` lie within one page and hold values.
         unsafe {
-            let page = &head.pages[start / PAGE];
-            let values = page.floats(block.layout, Part::Value, start % PAGE, seen, &mut block.tile);
-            mix(scores[first * PAGE..].as_ptr(), PAGE, rows - first, values, seen, stride, outputs);
+            let (page, scores) = (&head.pages[start / PAGE], scores[first * PAGE..].as_ptr());
+            if let Some(narrow) = &mut block.narrow {
+                let (values, scales) = page.rows(block.layout, Part::Value, start % PAGE);
+                narrow.mix(scores, rows - first, values, scales, seen, outputs);
+            } else {
+                let values = page.floats(block.layout, Part::Value, start % PAGE, seen, &mut block.tile);
+                mix(scores, PAGE, rows - first, values, seen, stride, outputs);
+            }
         }
     }
 }
@@ -186,7 +225,7 @@ pub fn measure(head: &Head, block: &mut Block, c: f32, mut start: usize) {
 /// `body(start, seen, first query, weights (rows − first, PAGE))`.
 pub fn weights(head: &Head, block: &mut Block, c: f32, mut body: impl FnMut(usize, usize, usize, &mut [f32])) {
     let most = block.limits[block.rows - 1];
-    for start in (0..most).step_by(tile_rows(block.stride)) {
+    for start in (0..most).step_by(block.tile_rows()) {
         let first = block.first_seeing(start);
         let seen = block.score(head, start, first);
         let rows = block.rows;
@@ -200,6 +239,7 @@ pub fn weights(head: &Head, block: &mut Block, c: f32, mut body: impl FnMut(usiz
 }
 
 /// Raw scores to softmax, given the row's maximum and sum.
+#[inline(never)]
 fn normalise(scores: &mut [f32], maximum: f32, sum: f32, c: f32) {
     let (peak, c, share) = (F4::splat(maximum), F4::splat(c), F4::splat(1.0 / sum));
     for chunk in scores.chunks_exact_mut(4) {
@@ -265,7 +305,7 @@ fn decode(
     let last = |head: &Head| head.length - behind;
     let c = LOG2_E / (dim as f32).sqrt();
     let tokens = (BLOCK / group).clamp(1, count);
-    let mut block = Block::new(tokens * group, layer.layout)?;
+    let mut block = Block::new_rounded(tokens * group, layer.layout)?;
     let mut offset = 0;
     for (kv, head) in layer.rows.iter().enumerate() {
         for token in (0..count).step_by(tokens) {

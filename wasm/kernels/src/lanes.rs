@@ -169,6 +169,13 @@ mod imp {
         pub fn to_floats(self) -> F4 {
             F4(f32x4_convert_i32x4(self.0))
         }
+        /// `[Σa, Σb, Σc, Σd]`.
+        #[inline(always)]
+        pub fn sums(a: Self, b: Self, c: Self, d: Self) -> Self {
+            let ab = i32x4_add(i32x4_shuffle::<0, 4, 1, 5>(a.0, b.0), i32x4_shuffle::<2, 6, 3, 7>(a.0, b.0));
+            let cd = i32x4_add(i32x4_shuffle::<0, 4, 1, 5>(c.0, d.0), i32x4_shuffle::<2, 6, 3, 7>(c.0, d.0));
+            I4(i32x4_add(i32x4_shuffle::<0, 1, 4, 5>(ab, cd), i32x4_shuffle::<2, 3, 6, 7>(ab, cd)))
+        }
         #[inline(always)]
         pub fn sum(self) -> i32 {
             let pair = i32x4_add(self.0, i32x4_shuffle::<2, 3, 0, 1>(self.0, self.0));
@@ -211,6 +218,30 @@ mod imp {
             let first = |x: v128, y: v128| S8(i64x2_shuffle::<0, 2>(x, y));
             let second = |x: v128, y: v128| S8(i64x2_shuffle::<1, 3>(x, y));
             [first(ab, cd), second(ab, cd), first(ab2, cd2), second(ab2, cd2)]
+        }
+        /// Eight int8.
+        ///
+        /// # Safety
+        /// `p` is readable for eight bytes.
+        #[inline(always)]
+        pub unsafe fn eight(p: *const u8) -> Self {
+            S8(i16x8_load_extend_i8x8(p as *const i8))
+        }
+        /// Two numbers, four times over.
+        ///
+        /// # Safety
+        /// `p` is readable for two numbers.
+        #[inline(always)]
+        pub unsafe fn load_pair(p: *const i16) -> Self {
+            S8(v128_load32_splat(p as *const u32))
+        }
+        /// `[a₀, b₀, a₁, b₁ …]`.
+        #[inline(always)]
+        pub fn interleave(a: Self, b: Self) -> [Self; 2] {
+            [
+                S8(i16x8_shuffle::<0, 8, 1, 9, 2, 10, 3, 11>(a.0, b.0)),
+                S8(i16x8_shuffle::<4, 12, 5, 13, 6, 14, 7, 15>(a.0, b.0)),
+            ]
         }
         /// Two times four int32, saturated.
         #[inline(always)]
@@ -407,6 +438,9 @@ mod imp {
         pub fn to_floats(self) -> F4 {
             F4(self.0.map(|x| x as f32))
         }
+        pub fn sums(a: Self, b: Self, c: Self, d: Self) -> Self {
+            I4([a, b, c, d].map(Self::sum))
+        }
         pub fn sum(self) -> i32 {
             self.0.iter().fold(0, |sum, x| sum.wrapping_add(*x))
         }
@@ -434,6 +468,21 @@ mod imp {
         /// `p` is writable for eight numbers.
         pub unsafe fn store(self, p: *mut i16) {
             (p as *mut [i16; 8]).write_unaligned(self.0)
+        }
+        /// # Safety
+        /// `p` is readable for eight bytes.
+        pub unsafe fn eight(p: *const u8) -> Self {
+            S8((p as *const [i8; 8]).read().map(|x| x as i16))
+        }
+        /// # Safety
+        /// `p` is readable for two numbers.
+        pub unsafe fn load_pair(p: *const i16) -> Self {
+            let pair = (p as *const [i16; 2]).read_unaligned();
+            S8(core::array::from_fn(|i| pair[i % 2]))
+        }
+        pub fn interleave(a: Self, b: Self) -> [Self; 2] {
+            let at = |i: usize| if i % 2 == 0 { a.0[i / 2] } else { b.0[i / 2] };
+            [0, 8].map(|first| S8(core::array::from_fn(|i| at(first + i))))
         }
         pub fn narrow(a: I4, b: I4) -> Self {
             let at = |i: usize| if i < 4 { a.0[i] } else { b.0[i - 4] };

@@ -9,6 +9,7 @@
 
 mod attention;
 mod dense;
+mod int8;
 mod integer;
 mod lanes;
 mod math;

@@ -36,6 +36,16 @@ impl Error {
 #[repr(C, align(16))]
 struct Quad([u32; 4]);
 
+/// One copy for all arrays: there are many.
+#[inline(never)]
+fn zeroed(bytes: usize) -> Result<Vec<Quad>> {
+    let count = bytes.div_ceil(16);
+    let mut quads = Vec::new();
+    quads.try_reserve_exact(count).map_err(|_| Error::Memory)?;
+    quads.resize(count, Quad([0; 4]));
+    Ok(quads)
+}
+
 /// What a buffer may be read as: plain numbers for which every bit pattern is a value.
 pub trait Plain: Copy {}
 impl Plain for f32 {}
@@ -55,11 +65,7 @@ pub struct Array<T: Plain> {
 impl<T: Plain> Array<T> {
     pub fn zeros(length: usize) -> Result<Self> {
         let bytes = length.checked_mul(core::mem::size_of::<T>()).ok_or(Error::Memory)?;
-        let count = bytes.div_ceil(16);
-        let mut quads = Vec::new();
-        quads.try_reserve_exact(count).map_err(|_| Error::Memory)?;
-        quads.resize(count, Quad([0; 4]));
-        Ok(Array { quads, length, kind: PhantomData })
+        Ok(Array { quads: zeroed(bytes)?, length, kind: PhantomData })
     }
 
     pub fn as_slice(&self) -> &[T] {

@@ -64,6 +64,7 @@ impl Page {
     ///
     /// # Safety
     /// row + count ≤ `PAGE`, and `unpacked` has room for `count` rows.
+    #[inline(never)]
     pub unsafe fn floats(
         &self,
         layout: Layout,
@@ -80,6 +81,7 @@ impl Page {
         self.0.as_slice()
     }
 
+    #[inline(never)]
     fn store(&mut self, layout: Layout, part: Part, row: usize, numbers: &[f32]) {
         let bytes = self.0.as_mut();
         let scale = layout.kind.store(numbers, &mut bytes[layout.row(part, row)..][..layout.row_bytes()]);
@@ -230,7 +232,7 @@ impl Layer {
 
     /// Copies one head's rows out, `(length, dim)` each.
     pub fn copy(&self, head: usize, keys: &mut [f32], values: &mut [f32]) -> Result<()> {
-        self.copy_rows(head, 0..self.rows[head].length, keys, values)
+        self.copy_rows(head, &mut (0..self.rows[head].length), keys, values)
     }
 
     /// Copies the rows listed in `wanted` (any order) out, `(wanted, dim)` each.
@@ -239,13 +241,14 @@ impl Layer {
         if wanted.iter().any(|&row| row < 0 || row as usize >= length) {
             return Err(Error::Shape);
         }
-        self.copy_rows(head, wanted.iter().map(|&row| row as usize), keys, values)
+        self.copy_rows(head, &mut wanted.iter().map(|&row| row as usize), keys, values)
     }
 
+    #[inline(never)]
     fn copy_rows(
         &self,
         head: usize,
-        rows: impl Iterator<Item = usize>,
+        rows: &mut dyn Iterator<Item = usize>,
         keys: &mut [f32],
         values: &mut [f32],
     ) -> Result<()> {
@@ -287,6 +290,7 @@ fn move_row(pages: &mut [Page], from: usize, to: usize, layout: Layout) {
 }
 
 /// Copies `count` bytes; places are page and byte, `to`'s page not after `from`'s.
+#[inline(never)]
 fn move_bytes(pages: &mut [Page], from: (usize, usize), to: (usize, usize), count: usize) {
     if from.0 == to.0 {
         pages[to.0].0.as_mut().copy_within(from.1..from.1 + count, to.1);

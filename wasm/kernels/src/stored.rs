@@ -33,6 +33,7 @@ impl Kind {
     }
 
     /// Refuses numbers that rows of this kind can't hold; float32 holds anything.
+    #[inline(never)]
     pub fn check(self, numbers: &[f32]) -> Result<()> {
         let limit = match self {
             Kind::F32 => return Ok(()),
@@ -47,6 +48,7 @@ impl Kind {
     }
 
     /// Stores a row that passes `check`; `out` holds at least as many numbers. Returns its scale.
+    #[inline(never)]
     pub fn store(self, row: &[f32], out: &mut [u8]) -> f32 {
         match self {
             Kind::F32 => out.chunks_exact_mut(4).zip(row).for_each(|(out, x)| out.copy_from_slice(&x.to_le_bytes())),
@@ -104,6 +106,7 @@ impl Unpacked {
     /// # Safety
     /// `rows` is readable for `count` rows of `stride` numbers, `scales` for `count` floats where the kind is int8; the
     /// room is no smaller.
+    #[inline(never)]
     pub unsafe fn floats(&mut self, rows: *const u8, scales: *const f32, count: usize) -> *const f32 {
         debug_assert!(self.kind == Kind::F32 || count * self.stride <= self.floats.len());
         let to = self.floats.as_mut().as_mut_ptr();
