@@ -132,17 +132,23 @@ async function decode(bench: Bench, backend: Backend): Promise<void> {
 }
 
 async function prefill(bench: Bench, backend: Backend): Promise<void> {
-  for (const [headDim, count, length] of [[64, 256, 4096], [128, 256, 4096], [64, 2048, 2048]]) {
+  const sizes = [[64, 32, 1024], [80, 32, 1024], [96, 32, 1024], [100, 32, 1024], [128, 32, 1024], [256, 32, 512]];
+  for (const [headDim, count, length] of [...sizes, [64, 256, 4096], [128, 256, 4096], [64, 2048, 2048]]) {
     const shape = { heads: 3, kvHeads: 1, headDim }, queries = floats(count * 3 * headDim, 3);
     await checked(
       backend,
       shape,
-      async (rows) => (await rows.prefillAttention(queries.subarray(0, 600 * headDim), 200)).output,
+      async (rows) => (await rows.prefillAttention(floats(600 * headDim, 3), 200)).output,
     );
     const rows = filled(backend, shape, length);
     const pairs = count * length - count * (count - 1) / 2;
     const work = { bytes: 8 * length * headDim, multiplyAdds: 2 * pairs * 3 * headDim };
-    await bench.row(`prefill d${headDim} ${count} × ${length}`, work, () => rows.prefillAttention(queries, count));
+    const name = `prefill d${headDim} ${count} × ${length}`;
+    await bench.row(name, work, () => rows.prefillAttention(queries, count));
+    if (headDim === 64) {
+      const want = { columnMax: true };
+      await bench.row(`${name}, column maxima`, work, () => rows.prefillAttention(queries, count, want));
+    }
     rows.free();
   }
 }
@@ -159,6 +165,8 @@ async function evictions(bench: Bench, backend: Backend): Promise<void> {
     await bench.row(`observe w32, 9/3 heads of 64, n${length}`, twoPasses, () => rows.observe(queries, window, needs));
     const norms = { bytes: 4 * entries, multiplyAdds: entries * 3 * width };
     await bench.row(`value norms, width 576, n${length}`, norms, () => rows.valueNorms(wo, width));
+    const gram = { bytes: 4 * entries, multiplyAdds: entries * 3 * 64 + width * width * 64 };
+    await bench.row(`value norms L2, width 576, n${length}`, gram, () => rows.valueNorms(wo, width, "l2"));
     const scores = floats(3 * length, 5);
     const select = { bytes: 4 * scores.length, multiplyAdds: 0 };
     const input = { segments: [{ scores }], count: Math.floor(scores.length / 5) };
