@@ -188,7 +188,7 @@ Deno.test("report prints a table, writes CSV, and says when a line is torn", asy
   assert.match(out, /solved by the full cache .*: none yet/);
   for (const row of out.split("\n")) assert.ok(row.length <= 80, row);
   const twice = await palisade(["report", path, join(folder, "headkv.jsonl"), path]);
-  assert.match(twice.out, new RegExp(`^${Number(/^(\\d+) cells/m.exec(out)![1]) + 2} cells`, "m"));
+  assert.match(twice.out, new RegExp(`^${Number(/^(\d+) cells/m.exec(out)![1]) + 2} cells`, "m"));
   const rows = (await readFile(csv, "utf8")).trim().split("\r\n");
   // two lengths × (full + 2 policies × 3 budgets) × (two tasks + all)
   assert.equal(rows.length, 1 + 2 * 7 * 3);
