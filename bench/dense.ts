@@ -1,6 +1,7 @@
 /**
- * Dense engines on SmolLM2 (or the GGUF named), attention left out: time to make one, one row and 256 rows through all
- * layers, resident memory. Every configuration runs in a process of its own, so that memory is its own.
+ * Dense engines on SmolLM2 (or the GGUF named), attention left out: time to make one, rows per second through all layers
+ * for several rows at once, resident memory. Every configuration runs in a process of its own, so that memory is its own.
+ * Speed is of processor time, the best of a few runs: robust on a shared machine.
  *
  *     deno run -A bench/dense.ts [FILE.gguf] [--threads N]
  */
@@ -21,23 +22,30 @@ interface Row {
   readonly detail: string;
   readonly weightMb: number;
   readonly createMs: number;
-  readonly layersMs: number;
+  /** Rows per second of processor time, for each of `COUNTS` rows at once. */
+  readonly rates: readonly number[];
   readonly headMs: number;
-  readonly rowsPerSecond: number;
   readonly createdMb: number;
   readonly endMb: number;
   /** Checks the answer too: index of the largest logit of one fixed token. */
   readonly top: number;
 }
 
-const CASES: readonly (readonly ["web" | "node", DensePrecision])[] = [
+type Engine = "web" | "node" | "wasm";
+
+const CASES: readonly (readonly [Engine, DensePrecision])[] = [
+  ["wasm", "quantised"],
+  ["node", "quantised"],
   ["web", "float32"],
   ["web", "quantised"],
   ["node", "float32"],
-  ["node", "quantised"],
+  ["wasm", "float32"],
 ];
-const CHUNK = 256;
-const STEPS = 8;
+/** Rows at once. */
+const COUNTS = [1, 16, 64, 256];
+/** Rows of all runs of one count together. */
+const ROWS = 512;
+const MOST_RUNS = 12;
 
 /** All layers over `count` equal rows; the q part stands in for attention's output, which has its size. */
 async function pass(engine: DenseEngine, count: number): Promise<Float32Array> {
@@ -56,18 +64,20 @@ async function pass(engine: DenseEngine, count: number): Promise<Float32Array> {
   return hidden;
 }
 
-/** Median milliseconds of `runs` calls after one that doesn't count. */
-async function median(runs: number, call: () => Promise<unknown>): Promise<number> {
-  const times = [];
-  for (let i = 0; i <= runs; i++) {
-    const start = performance.now();
+/** Least processor milliseconds of `runs` calls after one that doesn't count. */
+async function least(runs: number, call: () => Promise<unknown>): Promise<number> {
+  let best = Infinity;
+  await call();
+  for (let i = 0; i < runs; i++) {
+    const start = process.cpuUsage();
     await call();
-    times.push(performance.now() - start);
+    const { user, system } = process.cpuUsage(start);
+    best = Math.min(best, (user + system) / 1000);
   }
-  return times.slice(1).sort((a, b) => a - b)[runs >> 1];
+  return best;
 }
 
-async function measure(path: string, dense: "web" | "node", precision: DensePrecision, threads: number): Promise<Row> {
+async function measure(path: string, dense: Engine, precision: DensePrecision, threads: number): Promise<Row> {
   const runtime = await currentRuntime();
   const rssMb = () => Math.round((runtime.memory().rssBytes ?? 0) / 1e6);
   await using file = await openGguf(await runtime.openFile(path));
@@ -77,17 +87,19 @@ async function measure(path: string, dense: "web" | "node", precision: DensePrec
   const createMs = performance.now() - start;
   const createdMb = rssMb();
   const last = await pass(engine, 1);
-  const layersMs = await median(STEPS, () => pass(engine, 1));
-  const headMs = await median(STEPS, () => engine.logits(last, 1));
-  const chunkMs = await median(2, () => pass(engine, CHUNK));
+  const headMs = await least(MOST_RUNS, () => engine.logits(last, 1));
+  const rates: number[] = [];
+  for (const count of COUNTS) {
+    const ms = await least(Math.min(MOST_RUNS, Math.ceil(ROWS / count)), () => pass(engine, count));
+    rates.push(count / ms * 1000);
+  }
   const logits = await engine.logits(last, 1);
   return {
     detail: engine.detail,
     weightMb: Math.round(engine.weightBytes / 1e6),
     createMs: Math.round(createMs),
-    layersMs,
+    rates,
     headMs,
-    rowsPerSecond: Math.round(CHUNK / chunkMs * 1000),
     createdMb,
     endMb: rssMb(),
     top: logits.indexOf(Math.max(...logits)),
@@ -105,7 +117,7 @@ async function main(): Promise<void> {
   const parameters = process.argv.slice(2);
   const threads = parameters.includes("--threads") ? Number(parameters[parameters.indexOf("--threads") + 1]) : 1;
   if (parameters[0] === "--case") {
-    const [, path, dense, precision] = parameters as [string, string, "web" | "node", DensePrecision];
+    const [, path, dense, precision] = parameters as [string, string, Engine, DensePrecision];
     console.log(JSON.stringify(await measure(path, dense, precision, threads)));
     return;
   }
@@ -116,17 +128,16 @@ async function main(): Promise<void> {
   console.log(`${availableParallelism()} cores, load ${loadavg()[0].toFixed(1)}`);
   console.log(`deno run -A bench/dense.ts ${parameters.map((word) => basename(word)).join(" ")}`);
   console.log("");
-  console.log(
-    "| engine | weights MB | create ms | layers ms/row | head ms/row | rows/s at 256 | RSS MB made → end | top |",
-  );
-  console.log("| --- | --- | --- | --- | --- | --- | --- | --- |");
+  const rates = COUNTS.map((count) => `rows/s, ${count} at once`).join(" | ");
+  console.log(`| engine | weights MB | create ms | ${rates} | head ms/row | RSS MB made → end | top |`);
+  console.log(`| --- | --- | --- | ${COUNTS.map(() => "--- |").join(" ")} --- | --- | --- |`);
   for (const [dense, precision] of CASES) {
     if (dense === "node" && !probe.available) {
       console.log(`| node ${precision} | ${probe.reason} |`);
       continue;
     }
     const row = child(["--case", path, dense, precision, "--threads", String(threads)]);
-    const speed = `${row.layersMs.toFixed(1)} | ${row.headMs.toFixed(1)} | ${row.rowsPerSecond}`;
+    const speed = [...row.rates.map((rate) => rate.toFixed(0)), row.headMs.toFixed(1)].join(" | ");
     const memory = `${row.createdMb} → ${row.endMb}`;
     console.log(`| ${row.detail} | ${row.weightMb} | ${row.createMs} | ${speed} | ${memory} | ${row.top} |`);
   }
