@@ -2,7 +2,7 @@
 //! it is in a register. The L2 norm needs only the Gram matrix M = Wo_hᵀ·Wo_h, because ‖v·Wo_h‖₂² = v·M·v.
 
 use crate::lanes::F4;
-use crate::memory::{Array, Result};
+use crate::memory::{Array, Error, Result};
 use crate::panel::{blend, pack, products, COLUMNS};
 use crate::rows::{Head, Layer, Layout, Part, PAGE};
 use crate::stored::Unpacked;
@@ -16,6 +16,9 @@ pub fn add_norms(layer: &Layer, wo: &[f32], width: usize, norms: &mut [f32]) -> 
 /// Adds to `gram` `(dim, heads · dim)`, Gram matrices side by side, what `width` rows of Wo contribute.
 pub fn add_gram(layer: &Layer, wo: &[f32], width: usize, gram: &mut [f32]) -> Result<()> {
     let (dim, stride, pitch) = (layer.dim, layer.layout.stride, layer.heads * layer.layout.stride);
+    if width == 0 {
+        return Err(Error::Shape);
+    }
     let wo = Projection::new(layer, wo, width)?;
     let rows = wo.rows().len() / pitch;
     let mut matrix = Array::<f32>::zeros(stride * stride)?;
