@@ -88,7 +88,9 @@ export async function ask(command: AskCommand, io: Io): Promise<number> {
     onLayer: (done, layers) => progress.update("Reading, layer", done, layers),
   });
   progress.clear();
-  if (!policy && context.policy.needs.reconstruction && !command.quiet) io.err(`${noGate(command.model)}\n`);
+  if (!policy && context.policy.needs.reconstruction && io.interactive && !command.quiet) {
+    io.err(`${noGate(command.model)}\n`);
+  }
 
   const answers = await askAll(command, io, context);
   const report = reportOf(model, context, answers, {
