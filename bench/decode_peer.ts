@@ -1,8 +1,8 @@
 /**
  * Decode attention over int8 rows beside torch's in bfloat16, one thread each, taking turns in one run.
  *
- *     python3 -m venv /tmp/torch && /tmp/torch/bin/pip install torch
- *     deno task bench decode_peer --python /tmp/torch/bin/python [--simd simd128|relaxed] [--rounds 5] [--seconds 0.2]
+ *     python3 -m venv ../torch && ../torch/bin/pip install torch
+ *     deno task bench decode_peer --python ../torch/bin/python [--simd simd128|relaxed] [--rounds 5] [--seconds 0.2]
  */
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
