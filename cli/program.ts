@@ -124,7 +124,7 @@ function withoutKeep(options: AskCommand): AskCommand {
 
 function addDemo(program: Command, io: Io, done: (code: number) => void): void {
   const command = program.command("demo")
-    .description("four caches side by side: full, SnapKV, Layer-DefensiveKV, ours")
+    .description("the full cache beside three evicted ones")
     .option("--seed <n>", "seed of the hidden facts and where they are hidden", integer(0), 1)
     .option("--questions <n>", "questions per text, 3 to 8", integer(3, 8), 3)
     .option("--keep <amount>", "what stays where something is evicted", "20%")
