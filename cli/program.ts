@@ -63,6 +63,7 @@ function buildProgram(io: Io, all: boolean, done: (code: number) => void): Comma
     .option("--html <file>", "write charts and shaded contexts into one HTML file")
     .option("--csv <file>", "write the table as CSV")
     .option("--sample <task#n>", "whose context to show in HTML, e.g. niah_single_1#1")
+    .option("--against <policy>", "print paired differences from that policy instead of from the full cache")
     .action(async (paths: string[], options: ReportCommand) => done(await report(paths, options, io)));
   addCalibrate(program, io, done);
   addModels(program, io, done);

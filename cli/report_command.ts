@@ -1,6 +1,7 @@
 /** `palisade report`: what a results file says, as a table, CSV, and one HTML file. */
+import { compareTo } from "../evaluate/against.ts";
 import { settingOf } from "../evaluate/charts.ts";
-import { cellsOf, reportHtml } from "../evaluate/report_html.ts";
+import { cellsOf, intervalText, reportHtml } from "../evaluate/report_html.ts";
 import { readResults, type ResultLine } from "../evaluate/results.ts";
 import { csvOf, groupBy, type Row, SOLVED, summarise, type Summary } from "../evaluate/summary.ts";
 import { inputError } from "../core/errors.ts";
@@ -10,6 +11,7 @@ export interface ReportCommand {
   readonly html?: string;
   readonly csv?: string;
   readonly sample?: string;
+  readonly against?: string;
 }
 
 /** Runs the command; returns the exit code. Files are taken together, one line per id. */
@@ -23,6 +25,7 @@ export async function report(paths: readonly string[], command: ReportCommand, i
   if (byId.size === 0) throw inputError("results.empty", `No results in ${paths.join(", ")} yet`, paths[0]);
   const summary = summarise([...byId.values()]);
   refuseUnknownSample(summary, command.sample);
+  refuseUnknownPolicy(summary, command.against);
   if (command.csv !== undefined) await writeText(command.csv, csvOf(summary.rows), io);
   if (command.html !== undefined) {
     await writeText(
@@ -31,7 +34,7 @@ export async function report(paths: readonly string[], command: ReportCommand, i
       io,
     );
   }
-  io.out(reportTables(summary));
+  io.out(command.against === undefined ? reportTables(summary) : againstTables(summary, command.against));
   return EXIT.ok;
 }
 
@@ -45,6 +48,13 @@ function refuseUnknownSample({ lines }: Summary, sample: string | undefined): vo
   if (names.has(sample)) return;
   const message = `No context is stored for "${sample}": there are ${[...names].join(", ") || "none"}`;
   throw inputError("report.sample", message, "--sample");
+}
+
+function refuseUnknownPolicy({ lines }: Summary, policy: string | undefined): void {
+  if (policy === undefined) return;
+  const names = new Set(lines.map((line) => line.asked.policy));
+  if (names.has(policy)) return;
+  throw inputError("report.against", `No results of "${policy}": there are ${[...names].join(", ")}`, "--against");
 }
 
 export async function writeText(path: string, text: string, { runtime }: Io): Promise<void> {
@@ -91,4 +101,24 @@ const WIDTHS = [6, 5, 6, 6, 14, 5, 5, 5];
 function rowText(name: string, cells: readonly string[]): string {
   const own = name.length > NAME ? `${name}\n${" ".repeat(NAME)}` : name.padEnd(NAME);
   return `${own}${cells.map((cell, i) => cell.padStart(WIDTHS[i])).join("")}\n`;
+}
+
+/** `--against`: every other policy on the samples that both have. */
+function againstTables({ lines }: Summary, policy: string): string {
+  let out = "";
+  for (const [setting, some] of groupBy(compareTo(lines, policy), settingOf)) {
+    for (const [task, of] of groupBy(some, (row) => row.task)) {
+      out += `${setting}: ${task === "all" ? "mean over all tasks" : task}\n`;
+      out += rowText("policy", ["keep", "n", "score", "diff.", "95 %", "more", "less"]);
+      for (const row of of) {
+        out += rowText(row.policy, [
+          ...[row.keep, String(row.samples), row.score.toFixed(1), row.difference.toFixed(1)],
+          ...[intervalText(row.interval), String(row.better), String(row.worse)],
+        ]);
+      }
+      out += "\n";
+    }
+  }
+  return out + `diff.: score − that of ${policy} on the same samples, same budget, with its\n` +
+    "paired bootstrap interval; more, less: samples with a higher, a lower score.\n";
 }

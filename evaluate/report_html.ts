@@ -1,4 +1,5 @@
 /** The report as one HTML file without scripts: table, charts and shaded contexts. */
+import type { Interval } from "./bootstrap.ts";
 import { type Chart, chartsOf, drawChart, settingOf } from "./charts.ts";
 import { escapeHtml } from "./escape.ts";
 import type { ResultLine } from "./results.ts";
@@ -74,6 +75,11 @@ function tables(rows: readonly Row[]): string {
     `<em>accidental</em> ones score higher than the full cache and count for neither.</p>`;
 }
 
+/** `low … high`, or a dash where there are too few samples. */
+export function intervalText(interval: Interval | undefined): string {
+  return interval ? `${interval.low.toFixed(1)} … ${interval.high.toFixed(1)}` : "–";
+}
+
 /** A row's cells as people read them, in the order of the table's head. */
 export function cellsOf(row: Row): string[] {
   const { interval } = row;
@@ -85,7 +91,7 @@ export function cellsOf(row: Row): string[] {
     row.score.toFixed(1),
     row.full.toFixed(1),
     row.loss.toFixed(1),
-    interval ? `${interval.low.toFixed(1)} … ${interval.high.toFixed(1)}` : "–",
+    intervalText(interval),
     String(row.held),
     String(row.lost),
     String(row.accidental),

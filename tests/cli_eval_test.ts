@@ -190,6 +190,10 @@ Deno.test("report prints a table, writes CSV, and says when a line is torn", asy
   const twice = await palisade(["report", path, join(folder, "headkv.jsonl"), path]);
   assert.match(twice.out, new RegExp(`^${Number(/^(\d+) cells/m.exec(out)![1]) + 2} cells`, "m"));
   const rows = (await readFile(csv, "utf8")).trim().split("\r\n");
+  const against = await palisade(["report", path, "--against", "snapkv"]);
+  assert.match(against.out, /layer-defensive .* 30%/);
+  assert.doesNotMatch(against.out, /^snapkv/m);
+  for (const row of against.out.split("\n")) assert.ok(row.length <= 80, row);
   // two lengths × (full + 2 policies × 3 budgets) × (two tasks + all)
   assert.equal(rows.length, 1 + 2 * 7 * 3);
 });
@@ -201,6 +205,9 @@ Deno.test("report refuses an empty file and a sample whose context is not stored
   const { code, err } = await palisade(["report", join(folder, "whole.jsonl"), "--sample", "vt#9"]);
   assert.equal(code, 3);
   assert.match(err, /niah_single_1#1/);
+  const against = await palisade(["report", join(folder, "whole.jsonl"), "--against", "snapkw"]);
+  assert.equal(against.code, 3);
+  assert.match(against.err, /--against: .*snapkw.*layer-defensive/s);
 });
 
 const IN_BROWSER = "report --html opens in Chromium with every chart drawn and no complaint";
