@@ -5,12 +5,12 @@ import { CACHE_TYPES, type CacheType } from "../core/cache_type.ts";
 import { PalisadeError } from "../core/errors.ts";
 import { randomSource } from "../core/random.ts";
 import type { AttentionShape } from "../core/shape.ts";
-import { createWasmEngine } from "../model/dense/wasm.ts";
+import { createWasmEngine, type WasmDenseOptions } from "../model/dense/wasm.ts";
 import { autoThreads, startCrew } from "../model/threads.ts";
 import { currentRuntime, type Runtime, type Thread } from "../runtime/mod.ts";
 import { shareHeads } from "../wasm/crew_rows.ts";
 import { Crew } from "../wasm/crew.ts";
-import { shareRows } from "../wasm/dense_share.ts";
+import { shareRows, STEP, worthSharing } from "../wasm/dense_share.ts";
 import { createWasmBackend } from "../wasm/kernels.ts";
 import { createThreadedBackend } from "../wasm/threads.ts";
 import { startThreaded } from "./helper/backends.ts";
@@ -81,13 +81,12 @@ for (const shape of [{ heads: 9, kvHeads: 3, headDim: 64 }, { heads: 10, kvHeads
 /** Everything a dense engine gives for a small model. */
 async function steps(
   model: typeof TINY_MODELS[number],
-  precision: "float32" | "quantised",
-  crew?: Crew,
+  options: WasmDenseOptions,
 ): Promise<unknown[]> {
   await using open = await openTiny(model);
-  await using engine = await createWasmEngine(open.file, open.config, { precision, crew });
+  await using engine = await createWasmEngine(open.file, open.config, options);
   const { width, heads, headDim, vocabulary, layers } = open.config;
-  const given: unknown[] = [engine.weightBytes, engine.embed(Array.from({ length: vocabulary }, (_, id) => id))];
+  const given: unknown[] = [engine.embed(Array.from({ length: vocabulary }, (_, id) => id))];
   for (const count of [1, 2, 70]) {
     const hidden = noise(count * width, count);
     for (let layer = 0; layer < layers; layer++) {
@@ -105,11 +104,52 @@ Deno.test("the dense engine over any number of threads gives the bits of one", a
     using crew = await Crew.start({ threads, startThread });
     for (const model of TINY_MODELS) {
       for (const precision of precisions) {
-        const what = `${model}, ${precision}, ${threads} threads`;
-        assert.deepEqual(await steps(model, precision, crew), await steps(model, precision), what);
+        const want = await steps(model, { precision });
+        // Every step shared out; some; none.
+        for (const workPerWait of [0, 2e4, Infinity]) {
+          const what = `${model}, ${precision}, ${threads} threads, shared from ${workPerWait} multiply-adds on`;
+          assert.deepEqual(await steps(model, { precision, crew, workPerWait }), want, what);
+        }
       }
     }
   }
+});
+
+Deno.test("a step that is not worth sharing out asks no other thread, and its weights are held twice", async () => {
+  await using open = await openTiny(TINY_MODELS[0]);
+  using crew = await Crew.start({ threads: 2, startThread });
+  const asked: number[] = [];
+  const watched = new Proxy(crew, {
+    get(target, name) {
+      const value = Reflect.get(target, name, target);
+      if (typeof value !== "function") return value;
+      return (...all: unknown[]) => {
+        if (name === "ask") asked.push(all[0] as number);
+        return value.apply(target, all);
+      };
+    },
+  });
+  const hidden = noise(open.config.width, 1);
+  await using alone = await createWasmEngine(open.file, open.config, { crew: watched, workPerWait: Infinity });
+  await using shared = await createWasmEngine(open.file, open.config, { crew: watched, workPerWait: 0 });
+  assert.ok(alone.weightBytes > shared.weightBytes);
+  asked.length = 0;
+  const logits = await alone.logits(hidden, 1);
+  assert.deepEqual(asked, []);
+  assert.deepEqual(await shared.logits(hidden, 1), logits);
+  assert.deepEqual(asked, [1]);
+});
+
+Deno.test("worthSharing() grows with the rows and the model, and wants more of a step with more waits", () => {
+  const sizes = { width: 576, attention: 576, projected: 960, feedForward: 1536, vocabulary: 49152 };
+  const from = (step: typeof STEP[keyof typeof STEP], scale: number) => {
+    let count = 1;
+    while (!worthSharing({ ...sizes, width: scale * sizes.width }, step, count)) count++;
+    return count;
+  };
+  assert.equal(from(STEP.logits, 1), 1);
+  assert.ok(from(STEP.qkv, 1) > 1 && from(STEP.finish, 1) > 1);
+  assert.equal(from(STEP.qkv, 8), 1);
 });
 
 Deno.test("shareHeads() and shareRows() give every head and row to one thread", () => {
@@ -180,7 +220,7 @@ Deno.test("a thread that dies is a typed error of every later call, also of a ca
   await using open = await openTiny(TINY_MODELS[0]);
   using crew = await Crew.start({ threads: 3, startThread: watched });
   const backend = await createThreadedBackend(crew);
-  const engine = await createWasmEngine(open.file, open.config, { crew });
+  const engine = await createWasmEngine(open.file, open.config, { crew, workPerWait: 0 });
   const rows = backend.createRows(shape, 0), block = noise(count * 256, 1);
   rows.append(block, block, count);
   const call = rows.prefillAttention(block, count);

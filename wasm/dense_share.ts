@@ -1,10 +1,12 @@
 /**
  * One thread's part of the dense layers: some rows of every matrix. Inputs and outputs of each step are on the board
- * that all threads see; between two phases of a step they wait for each other. One thread owns all rows and never waits.
+ * that all threads see; between two phases of a step they wait for each other. One thread alone never waits: for steps
+ * that are too small to be shared out ({@link worthSharing}) the first thread holds all rows.
  */
 import type { Board } from "./board.ts";
 import { type KernelType, multiply, type Stored, type StoredMatrix, type Target } from "./dense.ts";
 import { Buffers, type Kernels } from "./module.ts";
+import { WORK_PER_WAIT } from "./worth.ts";
 
 /** Some rows of a matrix. Weights by id, so that a plan can be sent to another thread. */
 export interface MatrixPlan {
@@ -49,6 +51,19 @@ export interface DensePlan {
 /** The steps. The board holds, one after another, for `qkv`: hidden, projections; `finish`: hidden, attention, gated; `logits`: hidden, logits. */
 export const STEP = { qkv: 0, finish: 1, logits: 2 } as const;
 export type Step = typeof STEP[keyof typeof STEP];
+
+/** Times that threads wait for one another in a step: when they are woken, and between its phases. */
+const WAITS: Readonly<Record<Step, number>> = [1, 3, 1];
+
+/** Sizes of a model's steps. */
+export type StepSizes = Pick<DensePlan, "width" | "attention" | "projected" | "feedForward" | "vocabulary">;
+
+/** Whether a step over `count` rows has `workPerWait` multiply-adds for every wait, or is better left to one thread. */
+export function worthSharing(sizes: StepSizes, step: Step, count: number, workPerWait = WORK_PER_WAIT): boolean {
+  const { width, attention, projected, feedForward, vocabulary } = sizes;
+  const work = [width * projected, width * attention + 3 * width * feedForward, width * vocabulary][step];
+  return count * work >= workPerWait * WAITS[step];
+}
 
 /** Rows of a matrix are shared out in runs of this many, which the kernels take together. */
 const RUN = 16;

@@ -7,7 +7,15 @@ import type { Crew } from "../../wasm/crew.ts";
 import { type Board, OwnBoard } from "../../wasm/board.ts";
 import { type KernelType, matrixBytes } from "../../wasm/dense.ts";
 import { DENSE } from "../../wasm/dense_desk.ts";
-import { boardFloats, type DensePlan, DenseShare, type MatrixPlan, STEP, type Step } from "../../wasm/dense_share.ts";
+import {
+  boardFloats,
+  type DensePlan,
+  DenseShare,
+  type MatrixPlan,
+  STEP,
+  type Step,
+  worthSharing,
+} from "../../wasm/dense_share.ts";
 import { Kernels, type WasmOptions } from "../../wasm/module.ts";
 import type { ModelConfig } from "../config.ts";
 import { dequantise } from "../gguf/dequantise.ts";
@@ -28,8 +36,13 @@ export interface WasmDenseOptions {
   readonly signal?: AbortSignal;
   /** Which build of the kernels, how much memory; with a crew, of its threads. */
   readonly kernels?: WasmOptions;
-  /** Threads that own some rows of every matrix. Results have the bits of one thread's. */
+  /**
+   * Threads that own some rows of every matrix. Results have the bits of one thread's. Steps that are too small to be
+   * shared out (`worthSharing`) run on this thread, which then holds all their rows.
+   */
   readonly crew?: Crew;
+  /** For tests: another threshold than `WORK_PER_WAIT`. */
+  readonly workPerWait?: number;
 }
 
 /** Rows that pass through the kernels together: enough to reuse unpacked weights, few enough to bound the buffers. */
@@ -47,11 +60,12 @@ export async function createWasmEngine(
   config: ModelConfig,
   options: WasmDenseOptions = {},
 ): Promise<DenseEngine> {
-  const { crew, signal, onProgress } = options;
+  const { crew, signal, onProgress, workPerWait } = options;
   const memory = new WeightMemory(await Kernels.start(options.kernels ?? crew?.kernels), crew);
   const id = memory.newId();
   try {
-    const loader = new WeightLoader(memory, file);
+    const sizes = sizesOf(config), alone = (step: Step) => !worthSharing(sizes, step, 1, workPerWait);
+    const loader = new WeightLoader(memory, file, alone);
     const layers: Awaited<ReturnType<WeightLoader["layer"]>>[] = [];
     for (let index = 0; index < config.layers; index++) {
       signal?.throwIfAborted();
@@ -60,19 +74,19 @@ export async function createWasmEngine(
     }
     const { width, vocabulary, tiedHead } = config;
     const norm = await loader.floats("output_norm.weight");
-    const embedding = await loader.matrix("token_embd", vocabulary, width, tiedHead ? "shared" : "here");
-    const head = tiedHead ? embedding : await loader.matrix("output", vocabulary, width);
+    const embedding = await loader.matrix("token_embd", vocabulary, width, tiedHead ? STEP.logits : "here");
+    const head = tiedHead ? embedding : await loader.matrix("output", vocabulary, width, STEP.logits);
     const exact = options.precision === "float32";
-    const plans = head.map((own, rank): DensePlan => ({
-      ...sizesOf(config),
+    const plans = head.map((own, part): DensePlan => ({
+      ...sizes,
       exact,
-      layers: layers.map((layer) => layer[rank]),
-      norm: norm[rank],
+      layers: layers.map((layer) => layer[part]),
+      norm: norm[part],
       head: own,
     }));
     await memory.finish(id, plans);
     onProgress?.(config.layers + 1, config.layers + 1);
-    return new WasmEngine(memory, id, config, plans[0], embedding, loader.bytes);
+    return new WasmEngine(memory, id, config, plans, embedding, workPerWait);
   } catch (error) {
     memory.free(id);
     throw error;
@@ -91,34 +105,41 @@ class WasmEngine implements DenseEngine {
   readonly weightBytes: number;
   readonly #id: number;
   readonly #plan: DensePlan;
-  readonly #board: Board;
+  /** For steps that this thread takes alone. */
+  readonly #board: Board = new OwnBoard();
+  readonly #workPerWait?: number;
   /** Each thread's rows of the embeddings. */
   readonly #embedding: readonly MatrixPlan[];
   #memory: WeightMemory | undefined;
+  #alone: DenseShare | undefined;
+  /** With a crew only. */
   #share: DenseShare | undefined;
   /** Ends when the calls so far have: they share the board. */
   #last: Promise<unknown> = Promise.resolve();
 
+  /** `plans`, `embedding`: each thread's, and what this one takes alone. */
   constructor(
     memory: WeightMemory,
     id: number,
     config: ModelConfig,
-    plan: DensePlan,
+    plans: readonly DensePlan[],
     embedding: readonly MatrixPlan[],
-    bytes: number,
+    workPerWait?: number,
   ) {
-    const { kernels, crew, threads } = memory;
+    const { kernels, crew, threads, stored } = memory, plan = plans[0];
     const simd = kernels.relaxed ? "relaxed SIMD" : "SIMD", count = `${threads} thread${threads > 1 ? "s" : ""}`;
     const inputs = plan.exact ? "float32 arithmetic" : "16-bit inputs";
     this.detail = `own WebAssembly kernels, ${simd}, ${count}, weights as in the file, ${inputs}`;
     this.config = config;
-    this.weightBytes = bytes;
+    this.weightBytes = memory.bytes;
     this.#id = id;
     this.#plan = plan;
-    this.#board = crew?.board ?? new OwnBoard();
-    this.#embedding = embedding;
+    this.#workPerWait = workPerWait;
+    const here = embedding[threads];
+    this.#embedding = here.outputs === config.vocabulary ? [here] : embedding.slice(0, threads);
     this.#memory = memory;
-    this.#share = new DenseShare(kernels, this.#board, plan, memory.stored);
+    this.#alone = new DenseShare(kernels, this.#board, plans[threads], stored);
+    this.#share = crew && new DenseShare(kernels, crew.board, plan, stored);
   }
 
   embed(ids: ArrayLike<number>): Float32Array {
@@ -170,7 +191,7 @@ class WasmEngine implements DenseEngine {
   [Symbol.asyncDispose](): Promise<void> {
     // This thread's memory goes with the instance.
     this.#memory?.free(this.#id);
-    this.#memory = this.#share = undefined;
+    this.#memory = this.#share = this.#alone = undefined;
     return Promise.resolve();
   }
 
@@ -206,7 +227,9 @@ class WasmEngine implements DenseEngine {
   }
 
   async #step(step: Step, layer: number, count: number, inputs: readonly Float32Array[], out: Float32Array) {
-    const { crew } = this.#alive("a step"), board = this.#board;
+    const memory = this.#alive("a step");
+    const crew = worthSharing(this.#plan, step, count, this.#workPerWait) ? memory.crew : undefined;
+    const board = crew?.board ?? this.#board;
     board.reserve(boardFloats(this.#plan, step, count));
     let at = 0;
     for (const input of inputs) {
@@ -217,7 +240,7 @@ class WasmEngine implements DenseEngine {
     for (let rank = 1; rank < (crew?.size ?? 1); rank++) {
       asks.push(crew!.ask(rank, { operation: DENSE.step, numbers: [this.#id, step, layer, count], arrays: [] }));
     }
-    const running = this.#share!.start(step, layer, count);
+    const running = (crew ? this.#share : this.#alone)!.start(step, layer, count);
     try {
       while (!running.next()) await crew?.meet();
     } finally {

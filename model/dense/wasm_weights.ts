@@ -3,7 +3,7 @@ import { inputError } from "../../core/errors.ts";
 import type { Ask, Crew } from "../../wasm/crew.ts";
 import { isKernelType, type KernelType, matrixBytes, Stored } from "../../wasm/dense.ts";
 import { DENSE, rowsOf } from "../../wasm/dense_desk.ts";
-import { type DensePlan, type LayerPlan, type MatrixPlan, shareRows } from "../../wasm/dense_share.ts";
+import { type DensePlan, type LayerPlan, type MatrixPlan, shareRows, STEP, type Step } from "../../wasm/dense_share.ts";
 import type { Kernels } from "../../wasm/module.ts";
 import type { ModelConfig } from "../config.ts";
 import type { GgufFile } from "../gguf/reader.ts";
@@ -16,6 +16,8 @@ const SLICE_BYTES = 1 << 22;
 export class WeightMemory {
   readonly kernels: Kernels;
   readonly crew?: Crew;
+  /** Bytes of weights in all threads. */
+  bytes = 0;
   /** This thread's. */
   readonly stored = new Map<number, Stored>();
   readonly #others: number[][];
@@ -39,6 +41,7 @@ export class WeightMemory {
   /** Throws PalisadeError `wasm.memory` when there is no room; for another thread at the latest in {@link finish}. */
   store(rank: number, bytes: number): number {
     const id = this.newId();
+    this.bytes += bytes;
     if (rank === 0) this.stored.set(id, new Stored(this.kernels, bytes));
     else {
       this.#others[rank].push(id);
@@ -59,7 +62,7 @@ export class WeightMemory {
     return this.crew!.answerNow(rank, ask).arrays[0] as Uint8Array;
   }
 
-  /** Gives every other thread its plan under `id`; throws what went wrong there so far. */
+  /** Gives every other thread its own of the `plans` under `id`; throws what went wrong there so far. */
   async finish(id: number, plans: readonly DensePlan[]): Promise<void> {
     const asks: Ask[] = [];
     for (let rank = 1; rank < this.threads; rank++) {
@@ -87,12 +90,16 @@ export class WeightMemory {
   }
 }
 
-/** Rows `[from, to)` of a tensor that go to one thread, from byte `at` of its matrix on. */
-interface Piece {
-  readonly rank: number;
-  readonly id: number;
+/** Rows `[from, to)`. */
+interface Rows {
   readonly from: number;
   readonly to: number;
+}
+
+/** Rows of a tensor that go to one thread, from byte `at` of its matrix on. */
+interface Piece extends Rows {
+  readonly rank: number;
+  readonly id: number;
   readonly at: number;
 }
 
@@ -104,19 +111,20 @@ interface Source {
   readonly hasBias?: boolean;
 }
 
-/** Each thread's part of something. */
+/** Each thread's part of something; after them what this thread takes where it works alone. */
 type PerThread<T> = readonly T[];
 
 /** Reads a model's tensors into a {@link WeightMemory}. */
 export class WeightLoader {
-  /** Bytes of weights so far, each counted once. */
-  bytes = 0;
   readonly #memory: WeightMemory;
   readonly #file: GgufFile;
+  readonly #alone: (step: Step) => boolean;
 
-  constructor(memory: WeightMemory, file: GgufFile) {
+  /** `alone`: whether this thread works alone at steps over few rows, and so holds all rows of their matrices. */
+  constructor(memory: WeightMemory, file: GgufFile, alone: (step: Step) => boolean) {
     this.#memory = memory;
     this.#file = file;
+    this.#alone = alone;
   }
 
   async layer(config: ModelConfig, index: number): Promise<PerThread<LayerPlan>> {
@@ -125,33 +133,29 @@ export class WeightLoader {
     const sizes = [heads * headDim, kvHeads * headDim, kvHeads * headDim];
     const attentionNorm = await this.floats(named("attn_norm.weight"));
     const projections = await this.#beside(["attn_q", "attn_k", "attn_v"].map(named), sizes, width, qkvBias);
-    const output = await this.matrix(named("attn_output"), width, heads * headDim);
+    const output = await this.matrix(named("attn_output"), width, heads * headDim, STEP.finish);
     const feedForwardNorm = await this.floats(named("ffn_norm.weight"));
     const gateUp = await this.#gateUp(["ffn_gate", "ffn_up"].map(named), feedForward, width);
-    const down = await this.matrix(named("ffn_down"), width, feedForward);
-    return this.#ranks().map((rank) => ({
-      attentionNorm: attentionNorm[rank],
-      projections: projections.map((matrix) => matrix[rank]),
-      output: output[rank],
-      feedForwardNorm: feedForwardNorm[rank],
-      gateUp: gateUp.map((matrix) => matrix[rank]),
-      down: down[rank],
+    const down = await this.matrix(named("ffn_down"), width, feedForward, STEP.finish);
+    return output.map((_, part) => ({
+      attentionNorm: attentionNorm[part],
+      projections: projections.map((matrix) => matrix[part]),
+      output: output[part],
+      feedForwardNorm: feedForwardNorm[part],
+      gateUp: gateUp.map((matrix) => matrix[part]),
+      down: down[part],
     }));
   }
 
   /** A tensor as float32, whole in every thread. */
   async floats(name: string): Promise<PerThread<number>> {
-    const all = asBytes(await this.#file.readFloat32(name));
-    this.bytes += all.length;
-    return this.#ranks().map((rank) => this.#hold(rank, all));
+    const all = asBytes(await this.#file.readFloat32(name)), ids = this.#ranks().map((rank) => this.#hold(rank, all));
+    return [...ids, ids[0]];
   }
 
-  /** A matrix with its rows shared out, or all in this thread. */
-  async matrix(tensor: string, outputs: number, inputs: number, where: "shared" | "here" = "shared") {
-    const source = { names: [tensor], sizes: [outputs], inputs };
-    return await this.#matrix(source, (rank) => {
-      return where === "shared" ? shareRows(outputs, this.#memory.threads, rank) : { from: 0, to: rank ? 0 : outputs };
-    }, 0);
+  /** A matrix of a step with its rows shared out, or all in this thread `here`. */
+  async matrix(tensor: string, outputs: number, inputs: number, step: Step | "here"): Promise<PerThread<MatrixPlan>> {
+    return await this.#matrix({ names: [tensor], sizes: [outputs], inputs }, step, 0);
   }
 
   /** Matrices over one input, their results one beside the other: one of all rows where the types are alike. */
@@ -162,71 +166,65 @@ export class WeightLoader {
     const matrices: PerThread<MatrixPlan>[] = [];
     let column = 0;
     for (const source of all) {
-      const outputs = source.sizes.reduce((a, b) => a + b);
-      matrices.push(await this.#matrix(source, (rank) => shareRows(outputs, this.#memory.threads, rank), column));
-      column += outputs;
+      matrices.push(await this.#matrix(source, STEP.qkv, column));
+      column += source.sizes.reduce((a, b) => a + b);
     }
     return matrices;
   }
 
-  /** Gate and up; every thread gets the same rows of both. */
+  /** Gate and up: every thread of a crew gets the same rows of both; one alone has one below the other. */
   async #gateUp(names: readonly string[], outputs: number, inputs: number): Promise<PerThread<MatrixPlan>[]> {
-    const share = (rank: number) => shareRows(outputs, this.#memory.threads, rank);
-    if (this.#alike(names)) {
-      return [await this.#matrix({ names, sizes: [outputs, outputs], inputs }, share, 0, "each")];
+    if (this.#memory.threads === 1 && this.#alike(names)) {
+      return [await this.#matrix({ names, sizes: [outputs, outputs], inputs }, STEP.finish, 0)];
     }
     const matrices = [];
-    for (const name of names) matrices.push(await this.#matrix({ names: [name], sizes: [outputs], inputs }, share, 0));
+    for (const name of names) matrices.push(await this.matrix(name, outputs, inputs, STEP.finish));
     return matrices;
   }
 
-  /**
-   * Copies a matrix. `share`: the rows of a thread, of all tensors together or of `each` alike; `column`: where the
-   * matrix's results begin.
-   */
-  async #matrix(
-    source: Source,
-    share: (rank: number) => { from: number; to: number },
-    column: number,
-    of: "all" | "each" = "all",
-  ): Promise<PerThread<MatrixPlan>> {
-    const { names, sizes, inputs, hasBias } = source;
-    const held = this.#typeOf(names[0]), type = heldAs(held, inputs), rowBytes = matrixBytes(type, 1, inputs);
-    const ranks = this.#ranks(), filled = ranks.map(() => 0);
-    const outputs = ranks.map((rank) => (share(rank).to - share(rank).from) * (of === "each" ? names.length : 1));
-    const ids = outputs.map((rows, rank) => this.#memory.store(rank, rows * rowBytes));
-    this.bytes += sizes.reduce((a, b) => a + b) * rowBytes;
-    const biases: number[][] = ranks.map(() => []);
+  /** Copies a matrix of a step; `column`: where its results begin. */
+  async #matrix(source: Source, step: Step | "here", column: number): Promise<PerThread<MatrixPlan>> {
+    const { names, sizes, inputs, hasBias } = source, all = sizes.reduce((a, b) => a + b);
+    const type = heldAs(this.#typeOf(names[0]), inputs), rowBytes = matrixBytes(type, 1, inputs);
+    const own = this.#ranks().map((rank) => this.#share(all, rank, step));
+    const whole = { from: 0, to: step !== "here" && this.#alone(step) ? all : own[0].to };
+    // What this thread owns are the first of its rows.
+    const held = [whole, ...own.slice(1)];
+    const ids = held.map(({ from, to }, rank) => this.#memory.store(rank, (to - from) * rowBytes));
+    const biases: number[][] = held.map(() => []);
     let above = 0;
     for (const [i, name] of names.entries()) {
-      const first = of === "each" ? 0 : above;
-      const pieces = ranks.map((rank): Piece => {
-        const from = clamp(share(rank).from - first, sizes[i]), to = clamp(share(rank).to - first, sizes[i]);
-        const at = filled[rank];
-        filled[rank] += (to - from) * rowBytes;
-        return { rank, id: ids[rank], from, to, at };
+      const pieces = held.map((rows, rank): Piece => {
+        const from = clamp(rows.from - above, sizes[i]), to = clamp(rows.to - above, sizes[i]);
+        return { rank, id: ids[rank], from, to, at: (above + from - rows.from) * rowBytes };
       });
-      await this.#copy(`${name}.weight`, held, type, inputs, sizes[i], pieces);
+      await this.#copy(`${name}.weight`, type, inputs, sizes[i], pieces);
       if (hasBias) {
         const bias = await this.#file.readFloat32(`${name}.bias`);
-        this.bytes += bias.byteLength;
         for (const { rank, from, to } of pieces) biases[rank].push(...bias.subarray(from, to));
       }
       above += sizes[i];
     }
-    return ranks.map((rank) => ({
+    const bias = biases.map((each, rank) => hasBias ? this.#hold(rank, asBytes(Float32Array.from(each))) : undefined);
+    const plan = ({ from, to }: Rows, rank: number): MatrixPlan => ({
       type,
-      outputs: outputs[rank],
+      outputs: to - from,
       inputs,
       weights: ids[rank],
-      bias: hasBias ? this.#hold(rank, asBytes(Float32Array.from(biases[rank]))) : undefined,
-      column: column + share(rank).from,
-    }));
+      bias: bias[rank],
+      column: column + from,
+    });
+    return [...own.map(plan), plan(whole, 0)];
+  }
+
+  #share(outputs: number, rank: number, step: Step | "here"): Rows {
+    if (step === "here") return { from: 0, to: rank ? 0 : outputs };
+    return shareRows(outputs, this.#memory.threads, rank);
   }
 
   /** Copies a tensor's rows to the threads that own them, a slice of whole rows at a time. */
-  async #copy(name: string, held: string, type: KernelType, inputs: number, rows: number, pieces: readonly Piece[]) {
-    const { shape, byteLength } = this.#file.tensors.get(name)!;
+  async #copy(name: string, type: KernelType, inputs: number, rows: number, pieces: readonly Piece[]) {
+    const { shape, byteLength, type: { name: held } } = this.#file.tensors.get(name)!;
     const there = shape.slice(1).reduce((a, b) => a * b, 1);
     if (shape[0] !== inputs || there !== rows) {
       throw inputError("gguf.shape", `${name}: ${there} rows of ${shape[0]} weights, want ${rows} of ${inputs}`, name);
