@@ -3,7 +3,7 @@
  * for several rows at once, resident memory. Every configuration runs in a process of its own, so that memory is its own.
  * Speed is of processor time, the best of a few runs: robust on a shared machine.
  *
- *     deno run -A bench/dense.ts [FILE.gguf] [--threads N]
+ *     deno run -A bench/dense.ts [FILE.gguf] [--threads N] [--only ENGINE,…]
  */
 import { execFileSync } from "node:child_process";
 import { availableParallelism, cpus, loadavg } from "node:os";
@@ -31,21 +31,23 @@ interface Row {
   readonly top: number;
 }
 
-type Engine = "web" | "node" | "wasm";
+/** `auto`: what `auto` takes, the mixed engine where both are there. */
+type Engine = "web" | "node" | "wasm" | "auto";
 
 const CASES: readonly (readonly [Engine, DensePrecision])[] = [
   ["wasm", "quantised"],
   ["node", "quantised"],
+  ["auto", "quantised"],
   ["web", "float32"],
   ["web", "quantised"],
   ["node", "float32"],
   ["wasm", "float32"],
 ];
 /** Rows at once. */
-const COUNTS = [1, 16, 64, 256];
+const COUNTS = [1, 2, 4, 8, 16, 32, 64, 128, 256];
 /** Rows of all runs of one count together. */
-const ROWS = 512;
-const MOST_RUNS = 12;
+const ROWS = 256;
+const MOST_RUNS = 8;
 
 /** All layers over `count` equal rows; the q part stands in for attention's output, which has its size. */
 async function pass(engine: DenseEngine, count: number): Promise<Float32Array> {
@@ -131,7 +133,8 @@ async function main(): Promise<void> {
   const rates = COUNTS.map((count) => `rows/s, ${count} at once`).join(" | ");
   console.log(`| engine | weights MB | create ms | ${rates} | head ms/row | RSS MB made → end | top |`);
   console.log(`| --- | --- | --- | ${COUNTS.map(() => "--- |").join(" ")} --- | --- | --- |`);
-  for (const [dense, precision] of CASES) {
+  const only = parameters.includes("--only") ? parameters[parameters.indexOf("--only") + 1].split(",") : undefined;
+  for (const [dense, precision] of CASES.filter(([engine]) => only?.includes(engine) ?? true)) {
     if (dense === "node" && !probe.available) {
       console.log(`| node ${precision} | ${probe.reason} |`);
       continue;

@@ -59,7 +59,7 @@ async function row(name: string, calls: readonly (() => Promise<Float32Array>)[]
 async function attention(backends: readonly Backend[]): Promise<void> {
   for (const shape of [{ heads: 9, kvHeads: 3, headDim: 64 }, { heads: 16, kvHeads: 4, headDim: 128 }]) {
     const { heads, kvHeads, headDim } = shape, of = `${heads}/${kvHeads} heads of ${headDim}`;
-    for (const length of [512, 4096, 16384]) {
+    for (const length of [512, 1024, 2048, 4096, 16384]) {
       const each = kvHeads * headDim, keys = floats(length * each, 1), values = floats(length * each, 2);
       const rows = backends.map((backend) => backend.createRows(shape, length));
       for (const layer of rows) layer.append(keys, values, length);
@@ -79,7 +79,7 @@ async function dense(crew: Crew): Promise<void> {
   const file = await openGguf(await runtime.openFile(modelPath("smollm2-135m", runtime)));
   const config = await configOf(file);
   const engines = [await createWasmEngine(file, config), await createWasmEngine(file, config, { crew })];
-  for (const count of [1, 64, 256]) {
+  for (const count of [1, 2, 4, 8, 64, 256]) {
     const hidden = floats(count * config.width, 4), attention = floats(count * config.heads * config.headDim, 5);
     await row(`dense qkv, ${count} rows`, engines.map((e) => () => e.qkv(3, hidden, count)));
     await row(`dense finish, ${count} rows`, engines.map((e) => () => e.finish(3, hidden, attention, count)));

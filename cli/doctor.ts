@@ -3,6 +3,7 @@ import { pickBackend } from "../backend/pick.ts";
 import { access, constants, stat } from "node:fs/promises";
 import { dirname } from "node:path";
 import { probeNode } from "../model/dense/node.ts";
+import { describeAuto } from "../model/dense/pick.ts";
 import { autoThreads, startCrew, whyOneThread } from "../model/threads.ts";
 import { cacheFolder, listModels } from "../model/store.ts";
 import { hasRelaxedSimd, hasSimd128 } from "../runtime/simd.ts";
@@ -59,6 +60,7 @@ async function examine({ runtime }: Io): Promise<Finding[]> {
       ok: node.available,
       text: node.available ? `onnxruntime-node ${node.version}` : node.reason,
     },
+    { name: "dense auto", ok: true, text: describeAuto(node.available) },
     {
       name: "memory",
       ok: true,

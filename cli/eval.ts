@@ -100,6 +100,8 @@ async function openSubject(
   const model = await loadModel(path, io.runtime, {
     backend: command.backend,
     dense: command.dense,
+    // Cells made before, and elsewhere, stay comparable.
+    oneEngine: true,
     threads: command.threads,
     gate: command.gate,
     signal: io.signal,

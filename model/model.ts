@@ -18,6 +18,8 @@ import { type TextTokenizer, tokenizerOf } from "./tokenizer.ts";
 export interface LoadOptions {
   readonly backend?: BackendChoice;
   readonly dense?: DenseChoice;
+  /** One dense engine for any number of rows: for results that are set beside earlier ones. */
+  readonly oneEngine?: boolean;
   /** `float32` keeps every weight exact; `auto` takes what is fastest within memory (`model/dense/pick.ts`). */
   readonly precision?: "auto" | "float32" | "quantised";
   /** Threads of the kernels and the dense engine; `auto` leaves onnxruntime at one. Default 1. */

@@ -112,7 +112,7 @@ Deno.test("doctor says what is there and why something isn't", async () => {
   const { code, out } = await palisade(["doctor", "--json"]);
   assert.equal(code, 0);
   const { findings } = JSON.parse(out) as { findings: { name: string; ok: boolean; text: string }[] };
-  for (const name of ["runtime", "SIMD", "threads", "GPU", "dense web", "dense node", "cache folder"]) {
+  for (const name of ["runtime", "SIMD", "threads", "GPU", "dense web", "dense node", "dense auto", "cache folder"]) {
     const found = findings.find((finding) => finding.name === name);
     assert.ok(found && found.text.length > 0, name);
   }

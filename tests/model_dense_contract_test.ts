@@ -2,9 +2,11 @@
 import assert from "node:assert/strict";
 import { PalisadeError } from "../core/errors.ts";
 import type { ModelConfig } from "../model/config.ts";
+import { MixedEngine } from "../model/dense/mixed.ts";
 import type { DenseEngine } from "../model/dense/interface.ts";
 import { createNodeEngine, probeNode } from "../model/dense/node.ts";
 import { float32Bytes, pickDense, staysInBlocks, WEB_FLOAT32_LIMIT, weightForm } from "../model/dense/pick.ts";
+import { createWasmEngine } from "../model/dense/wasm.ts";
 import type { GgufFile } from "../model/gguf/reader.ts";
 import { configureOrt, createWebEngine } from "../model/dense/web.ts";
 import { skipped } from "./helper/skip.ts";
@@ -115,16 +117,60 @@ Deno.test("probeNode() says why the package is absent", async () => {
   });
 });
 
-Deno.test("pickDense() takes node where it is there, and web or wasm when told", async () => {
+Deno.test("pickDense() takes both engines where the file allows it, one where told, and any by name", async () => {
+  for (const name of ["llama-yarn", "llama-plain"] as const) {
+    await using open = await openTiny(name);
+    const ours = staysInBlocks(open.file);
+    await using auto = await pickDense(open.file, open.config);
+    assert.equal(auto.name, ours ? (probe.available ? "mixed" : "wasm") : probe.available ? "node" : "web", name);
+    for (const options of [{ oneEngine: true }, { precision: "float32" }] as const) {
+      await using one = await pickDense(open.file, open.config, options);
+      assert.equal(one.name, probe.available ? "node" : ours ? "wasm" : "web", name);
+    }
+  }
   await using open = await openTiny("llama-yarn");
-  await using auto = await pickDense(open.file, open.config);
-  assert.equal(auto.name, probe.available ? "node" : staysInBlocks(open.file) ? "wasm" : "web");
   await assert.rejects(() => pickDense(open.file, open.config, { threads: 0 }), RangeError);
   await using web = await pickDense(open.file, open.config, { dense: "web" });
   assert.equal(web.name, "web");
   await using wasm = await pickDense(open.file, open.config, { dense: "wasm" });
   assert.equal(wasm.name, "wasm");
   assert.match(web.detail, /^onnxruntime-web 1\.\d+\.\d+, 1 thread, float32 weights$/);
+});
+
+Deno.test("MixedEngine gives few rows to one engine and many to the other, and disposes of both", async () => {
+  await using open = await openTiny("llama-plain");
+  const { width, heads, headDim } = open.config, threshold = 3;
+  const few = await createWasmEngine(open.file, open.config);
+  const many = await createWebEngine(open.file, open.config, "float32");
+  const mixed = new MixedEngine(few, many, threshold);
+  for (const count of [1, 2, 3, 9]) {
+    const hidden = Float32Array.from({ length: count * width }, (_, i) => Math.sin(i));
+    const attention = Float32Array.from({ length: count * heads * headDim }, (_, i) => Math.cos(i));
+    const engine = count < threshold ? few : many;
+    assert.deepEqual(await mixed.qkv(1, hidden, count), await engine.qkv(1, hidden, count));
+    assert.deepEqual(await mixed.finish(0, hidden, attention, count), await engine.finish(0, hidden, attention, count));
+    assert.deepEqual(await mixed.logits(hidden, count), await few.logits(hidden, count));
+  }
+  assert.deepEqual(mixed.embed([3, 1]), few.embed([3, 1]));
+  assert.equal(mixed.detail, `${few.detail}; from 3 rows at once on: ${many.detail}`);
+  assert.equal(mixed.weightBytes, few.weightBytes + many.weightBytes);
+  await mixed[Symbol.asyncDispose]();
+  for (const engine of [few, many]) {
+    await assert.rejects(() => engine.qkv(0, new Float32Array(width), 1), /disposed/);
+  }
+});
+
+Deno.test("pickDense() makes a mixed engine that reports every piece, and stops between them", async () => {
+  await using open = await openTiny("llama-plain");
+  const seen: string[] = [];
+  await using engine = await pickDense(open.file, open.config, {
+    onProgress: (done, all) => seen.push(`${done}/${all}`),
+  });
+  const pieces = engine.name === "mixed" ? 3 * open.config.layers + 1 : open.config.layers + 1;
+  assert.deepEqual(seen, Array.from({ length: pieces }, (_, i) => `${i + 1}/${pieces}`));
+  const stop = new AbortController(), reason = new Error("stopped by the test");
+  const onProgress = (done: number) => done === pieces - 1 && stop.abort(reason);
+  await assert.rejects(() => pickDense(open.file, open.config, { signal: stop.signal, onProgress }), reason);
 });
 
 Deno.test("staysInBlocks() tells files that our kernels multiply as they stand", () => {

@@ -1,14 +1,18 @@
-/** SmolLM2 on our kernels alone, dense and attention, against the reference implementations' numbers. */
+/** SmolLM2 on our kernels, dense and attention, alone and beside onnxruntime-node, against the reference implementations' numbers. */
 import assert from "node:assert/strict";
 import { resolveBudget } from "../core/budget.ts";
 import { resolvePolicy } from "../core/registry.ts";
+import type { DenseEngine } from "../model/dense/interface.ts";
+import { probeNode } from "../model/dense/node.ts";
+import { pickDense } from "../model/dense/pick.ts";
 import { createWasmEngine } from "../model/dense/wasm.ts";
 import { extend } from "../model/extend.ts";
 import { readContext } from "../model/read.ts";
 import { createWasmBackend } from "../wasm/kernels.ts";
 import { readJson, readSafetensors } from "./helper/golden.ts";
 import { smollm2 } from "./helper/model.ts";
-import { openModel } from "./helper/tiny_models.ts";
+import { skipped } from "./helper/skip.ts";
+import { type OpenModel, openModel } from "./helper/tiny_models.ts";
 
 interface Golden {
   readonly context_ids: number[];
@@ -22,6 +26,8 @@ interface Golden {
  */
 const TOLERANCES = { float32: 2e-3, quantised: 2e-2 } as const;
 
+const probe = await probeNode();
+
 function largestDifference(a: Float32Array, b: ArrayLike<number>): number {
   assert.equal(a.length, b.length);
   return a.reduce((worst, x, i) => Math.max(worst, Math.abs(x - b[i])), 0);
@@ -31,13 +37,31 @@ function greedy(logits: Float32Array): number {
   return logits.reduce((best, x, i) => (x > logits[best] ? i : best), 0);
 }
 
-for (const precision of ["float32", "quantised"] as const) {
-  Deno.test(`wasm engine (${precision}) and kernels give SmolLM2's golden logits and greedy text`, async () => {
+type Make = (file: OpenModel["file"], config: OpenModel["config"]) => Promise<DenseEngine>;
+
+const CASES: Record<string, { readonly tolerance: number; readonly make: Make }> = {
+  "wasm engine (float32)": {
+    tolerance: TOLERANCES.float32,
+    make: (file, config) => createWasmEngine(file, config, { precision: "float32" }),
+  },
+  "wasm engine (quantised)": { tolerance: TOLERANCES.quantised, make: createWasmEngine },
+  // The context is read by onnxruntime-node, the rest computed by our kernels.
+  "mixed engine": { tolerance: TOLERANCES.quantised, make: pickDense },
+};
+
+for (const [what, { tolerance, make }] of Object.entries(CASES)) {
+  const title = `${what} and kernels give SmolLM2's golden logits and greedy text`;
+  if (what === "mixed engine" && !probe.available) {
+    skipped(title, probe.reason, "device");
+    continue;
+  }
+  Deno.test(title, async () => {
     const golden = await readJson<Golden>("smollm2-single2.json");
     const expected = await readSafetensors("smollm2-logits.safetensors");
     await using open = await openModel(await smollm2());
     const { config, file } = open;
-    await using dense = await createWasmEngine(file, config, { precision });
+    await using dense = await make(file, config);
+    assert.ok(what.startsWith(dense.name));
     using backend = await createWasmBackend();
     const policy = resolvePolicy("full"), ids = golden.context_ids;
     const budget = resolveBudget(policy, { fraction: 1 }, ids.length, config);
@@ -46,8 +70,8 @@ for (const precision of ["float32", "quantised"] as const) {
     using _ = cache;
     const near = (logits: Float32Array, name: string) => {
       const difference = largestDifference(logits, expected.get(name)!.data);
-      console.log(`${precision}, ${name}: logits differ by ${difference}`);
-      assert.ok(difference <= TOLERANCES[precision], `${name} differs by ${difference}`);
+      console.log(`${what}, ${name}: logits differ by ${difference}`);
+      assert.ok(difference <= tolerance, `${name} differs by ${difference}`);
     };
     near(await dense.logits(lastHidden, 1), "last_context");
     const mark = cache.mark();

@@ -48,7 +48,8 @@ export default async function serve(setup: ThreadSetup, port: ThreadPort, hooks:
   const fail = (error: unknown) => post({ kind: "failure", error: plainError(error) });
   try {
     const runtime = await currentRuntime();
-    const model = await loadModel(setup.path, runtime, setup.load);
+    // As `palisade eval` does: its cells and a worker's go into one table.
+    const model = await loadModel(setup.path, runtime, { ...setup.load, oneEngine: true });
     const jobs = new Jobs(model, setup, (line) => {
       hooks.beforeLine?.(line);
       post({ kind: "line", line });

@@ -4,17 +4,17 @@
  */
 import type { ModelConfig } from "../config.ts";
 
-export type DenseName = "web" | "node" | "wasm";
+/** `mixed`: `wasm` for few rows at once, `node` for many. */
+export type DenseName = "web" | "node" | "wasm" | "mixed";
 
-export interface DenseEngine extends AsyncDisposable {
+/** The layers alone. */
+export interface DenseLayers extends AsyncDisposable {
   readonly name: DenseName;
   /** One line for people: engine, version, threads, how the weights are held. */
   readonly detail: string;
   readonly config: ModelConfig;
   /** Bytes of weights this engine holds. */
   readonly weightBytes: number;
-  /** Token embeddings: `[count, width]`. */
-  embed(ids: ArrayLike<number>): Float32Array;
   /**
    * Norm and the three projections of layer `layer`, with biases where the model has them.
    * `hidden`: `[count, width]` → `[count, (heads + 2·kvHeads)·headDim]`, each row q then k then v, before RoPE.
@@ -25,6 +25,11 @@ export interface DenseEngine extends AsyncDisposable {
    * `hidden`: `[count, width]`, `attention`: `[count, heads·headDim]` → the next hidden state `[count, width]`.
    */
   finish(layer: number, hidden: Float32Array, attention: Float32Array, count: number): Promise<Float32Array>;
+}
+
+export interface DenseEngine extends DenseLayers {
+  /** Token embeddings: `[count, width]`. */
+  embed(ids: ArrayLike<number>): Float32Array;
   /** Final norm and output head: `[count, width]` → `[count, vocabulary]`. Call it for the rows that need logits. */
   logits(hidden: Float32Array, count: number): Promise<Float32Array>;
 }

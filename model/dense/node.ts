@@ -3,8 +3,14 @@ import type { Env } from "onnxruntime-web";
 import { resourceError } from "../../core/errors.ts";
 import type { ModelConfig } from "../config.ts";
 import type { GgufFile } from "../gguf/reader.ts";
-import type { DenseEngine } from "./interface.ts";
-import { createSegmentEngine, type DenseOptions, type Onnxruntime } from "./segment_engine.ts";
+import type { DenseEngine, DenseLayers } from "./interface.ts";
+import {
+  createSegmentEngine,
+  createSegmentLayers,
+  type DenseOptions,
+  type Onnxruntime,
+  type SegmentPlan,
+} from "./segment_engine.ts";
 import type { WeightForm } from "./weights.ts";
 
 /** Whether onnxruntime-node can be used here. */
@@ -42,9 +48,23 @@ export async function createNodeEngine(
   form: WeightForm,
   options: DenseOptions = {},
 ): Promise<DenseEngine> {
+  return await createSegmentEngine(file, config, await nodePlan(form, options), options);
+}
+
+/** The layers alone; errors as above. */
+export async function createNodeLayers(
+  file: GgufFile,
+  config: ModelConfig,
+  form: WeightForm,
+  options: DenseOptions = {},
+): Promise<DenseLayers> {
+  return await createSegmentLayers(file, config, await nodePlan(form, options), options);
+}
+
+async function nodePlan(form: WeightForm, options: DenseOptions): Promise<SegmentPlan> {
   const probe = await probeNode();
   if (!probe.available) throw resourceError("dense.unavailable", probe.reason, "node");
-  return await createSegmentEngine(file, config, {
+  return {
     name: "node",
     library: `${PACKAGE} ${probe.version}`,
     ort: await loadNode(importNode),
@@ -60,7 +80,7 @@ export async function createNodeEngine(
     },
     form,
     style: "native",
-  }, options);
+  };
 }
 
 function importNode(): Promise<unknown> {

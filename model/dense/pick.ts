@@ -5,15 +5,17 @@ import { hasSimd128 } from "../../runtime/simd.ts";
 import type { Crew } from "../../wasm/crew.ts";
 import { isKernelType } from "../../wasm/dense.ts";
 import type { DenseEngine, DenseName } from "./interface.ts";
-import { createNodeEngine, probeNode } from "./node.ts";
+import { MixedEngine } from "./mixed.ts";
+import { createNodeEngine, createNodeLayers, probeNode } from "./node.ts";
 import type { DenseOptions } from "./segment_engine.ts";
-import { createWasmEngine } from "./wasm.ts";
+import { createWasmEngine, type WasmDenseOptions } from "./wasm.ts";
 import { createWebEngine } from "./web.ts";
 import type { WeightForm } from "./weights.ts";
 
 /**
- * `auto` is `node` where onnxruntime-node can be loaded; else `wasm`, our own kernels, for a file whose layers they
- * multiply as they stand; else `web`.
+ * `auto`: for a file whose layers our own kernels multiply as they stand `wasm`, those kernels, and from
+ * {@link MANY_ROWS} rows at once on `node`, where onnxruntime-node can be loaded; for other files `node` or, without it,
+ * `web`.
  */
 export const DENSE_CHOICES = ["auto", "web", "node", "wasm"] as const;
 export type DenseChoice = typeof DENSE_CHOICES[number];
@@ -29,6 +31,8 @@ export interface PickDenseOptions extends DenseOptions {
   readonly dense?: DenseChoice;
   /** Default `auto`. */
   readonly precision?: DensePrecision;
+  /** `auto` takes one engine for any number of rows, `node` where it can: for results to be set beside earlier ones. */
+  readonly oneEngine?: boolean;
   /** Threads for our own kernels. The caller ends them, after the engine. */
   readonly crew?: Crew;
 }
@@ -50,34 +54,64 @@ export async function pickDense(
   config: ModelConfig,
   options: PickDenseOptions = {},
 ): Promise<DenseEngine> {
-  const { threads = 1, precision = "auto" } = options;
+  const { threads = 1, precision = "auto", onProgress, signal, crew } = options;
   if (!Number.isInteger(threads) || threads < 1) throw new RangeError(`pickDense() wants threads ≥ 1, not ${threads}`);
-  const name = await chooseEngine(file, options.dense ?? "auto");
+  const wasm = { precision: precision === "float32" ? precision : "quantised", onProgress, signal, crew } as const;
+  const name = await chooseEngine(file, options);
   switch (name) {
     case "node":
       return await createNodeEngine(file, config, weightForm("node", precision, config), options);
     case "web":
       return await createWebEngine(file, config, weightForm("web", precision, config), options);
     case "wasm":
-      return await createWasmEngine(file, config, {
-        precision: precision === "float32" ? "float32" : "quantised",
-        onProgress: options.onProgress,
-        signal: options.signal,
-        crew: options.crew,
-      });
+      return await createWasmEngine(file, config, wasm);
+    case "mixed":
+      return await createMixed(file, config, wasm, options);
     default:
       return name satisfies never;
   }
 }
 
 /**
- * The native engine where it is there: from 16 rows at once it is ahead of our kernels (193 to 382 rows a second against
- * 122 to 182), which are ahead for one row (63 against 45; `bench/results/dense.md`).
+ * Rows at once from which on onnxruntime-node is ahead of our kernels: one row 63 rows a second of theirs against 45, 16
+ * rows 122 against 193 (SmolLM2 Q4_1, one thread; `bench/results/dense.md`).
  */
-async function chooseEngine(file: GgufFile, choice: DenseChoice): Promise<DenseName> {
-  if (choice !== "auto") return choice;
-  if ((await probeNode()).available) return "node";
-  return hasSimd128() && staysInBlocks(file) ? "wasm" : "web";
+export const MANY_ROWS = 8;
+
+async function chooseEngine(file: GgufFile, options: PickDenseOptions): Promise<DenseName> {
+  const { dense = "auto", precision, oneEngine } = options;
+  if (dense !== "auto") return dense;
+  const ours = hasSimd128() && staysInBlocks(file);
+  if (!(await probeNode()).available) return ours ? "wasm" : "web";
+  return ours && !oneEngine && precision !== "float32" ? "mixed" : "node";
+}
+
+/** What `auto` takes, in a line for people; `node`: whether onnxruntime-node is there. */
+export function describeAuto(node: boolean): string {
+  const others = node ? "onnxruntime-node" : "onnxruntime-web";
+  if (!hasSimd128()) return others;
+  const more = node ? ` up to ${MANY_ROWS - 1} rows at once, ${others} for more (eval, worker: ${others} alone)` : "";
+  return `own kernels${more}; ${others} for files with layers in other types than 4- and 8-bit blocks`;
+}
+
+/** Our kernels with head and embeddings, and onnxruntime-node's layers. */
+async function createMixed(
+  file: GgufFile,
+  config: ModelConfig,
+  wasm: WasmDenseOptions,
+  options: PickDenseOptions,
+): Promise<DenseEngine> {
+  const ours = config.layers + 1, total = ours + 2 * config.layers;
+  const after = (before: number) => (done: number) => options.onProgress?.(before + done, total);
+  const few = await createWasmEngine(file, config, { ...wasm, onProgress: after(0) });
+  try {
+    const form = weightForm("node", options.precision ?? "auto", config);
+    const many = await createNodeLayers(file, config, form, { ...options, onProgress: after(ours) });
+    return new MixedEngine(few, many, MANY_ROWS);
+  } catch (error) {
+    await few[Symbol.asyncDispose]();
+    throw error;
+  }
 }
 
 /**

@@ -4,7 +4,7 @@ import { PalisadeError, resourceError } from "../../core/errors.ts";
 import type { ModelConfig } from "../config.ts";
 import type { GgufFile } from "../gguf/reader.ts";
 import { type Embedding, readEmbedding } from "./embedding.ts";
-import type { DenseEngine, DenseName } from "./interface.ts";
+import type { DenseEngine, DenseLayers, DenseName } from "./interface.ts";
 import { encodeModel, type Graph } from "./onnx.ts";
 import { finishGraph, type LinearStyle, logitsGraph, qkvGraph } from "./segments.ts";
 import { describeWeights, type WeightForm, WeightReader } from "./weights.ts";
@@ -53,38 +53,55 @@ export async function createSegmentEngine(
   try {
     const embedding = await readEmbedding(file, config);
     await sessions.add("logits", async () => logitsGraph(config, await weights.head(), plan.style));
-    for (let layer = 0; layer < config.layers; layer++) {
-      await sessions.add(`qkv.${layer}`, async () => qkvGraph(config, await weights.qkv(layer), plan.style));
-      await sessions.add(`finish.${layer}`, async () => finishGraph(config, await weights.finish(layer), plan.style));
-    }
-    const threads = options.threads ?? 1;
-    const detail = `${plan.library}, ${threads} thread${threads === 1 ? "" : "s"}, ${describeWeights(file, plan.form)}`;
-    return new SegmentEngine(plan.name, detail, config, embedding, sessions);
+    await addLayers(sessions, weights, config, plan.style);
+    return new SegmentEngine(plan.name, detailOf(file, plan, options), config, sessions, embedding);
   } catch (error) {
     await sessions.release();
     throw error;
   }
 }
 
-class SegmentEngine implements DenseEngine {
+/** The same without head and embeddings, which are not read. */
+export async function createSegmentLayers(
+  file: GgufFile,
+  config: ModelConfig,
+  plan: SegmentPlan,
+  options: DenseOptions = {},
+): Promise<DenseLayers> {
+  const sessions = new Sessions(plan, 2 * config.layers, options);
+  try {
+    await addLayers(sessions, new WeightReader(file, config, plan.form), config, plan.style);
+    return new SegmentLayers(plan.name, detailOf(file, plan, options), config, sessions);
+  } catch (error) {
+    await sessions.release();
+    throw error;
+  }
+}
+
+async function addLayers(sessions: Sessions, weights: WeightReader, config: ModelConfig, style: LinearStyle) {
+  for (let layer = 0; layer < config.layers; layer++) {
+    await sessions.add(`qkv.${layer}`, async () => qkvGraph(config, await weights.qkv(layer), style));
+    await sessions.add(`finish.${layer}`, async () => finishGraph(config, await weights.finish(layer), style));
+  }
+}
+
+function detailOf(file: GgufFile, { library, form }: SegmentPlan, { threads = 1 }: DenseOptions): string {
+  return `${library}, ${threads} thread${threads === 1 ? "" : "s"}, ${describeWeights(file, form)}`;
+}
+
+class SegmentLayers implements DenseLayers {
   readonly name: DenseName;
   readonly detail: string;
   readonly config: ModelConfig;
   readonly weightBytes: number;
-  readonly #embedding: Embedding;
   readonly #sessions: Sessions;
 
-  constructor(name: DenseName, detail: string, config: ModelConfig, embedding: Embedding, sessions: Sessions) {
+  constructor(name: DenseName, detail: string, config: ModelConfig, sessions: Sessions, otherBytes = 0) {
     this.name = name;
     this.detail = detail;
     this.config = config;
-    this.weightBytes = embedding.byteLength + sessions.weightBytes;
-    this.#embedding = embedding;
+    this.weightBytes = otherBytes + sessions.weightBytes;
     this.#sessions = sessions;
-  }
-
-  embed(ids: ArrayLike<number>): Float32Array {
-    return this.#embedding.lookup(ids);
   }
 
   qkv(layer: number, hidden: Float32Array, count: number): Promise<Float32Array> {
@@ -95,12 +112,27 @@ class SegmentEngine implements DenseEngine {
     return this.#sessions.run(`finish.${layer}`, { hidden, attention }, count);
   }
 
-  logits(hidden: Float32Array, count: number): Promise<Float32Array> {
-    return this.#sessions.run("logits", { hidden }, count);
-  }
-
   [Symbol.asyncDispose](): Promise<void> {
     return this.#sessions.release();
+  }
+}
+
+class SegmentEngine extends SegmentLayers implements DenseEngine {
+  readonly #embedding: Embedding;
+  readonly #sessions: Sessions;
+
+  constructor(name: DenseName, detail: string, config: ModelConfig, sessions: Sessions, embedding: Embedding) {
+    super(name, detail, config, sessions, embedding.byteLength);
+    this.#embedding = embedding;
+    this.#sessions = sessions;
+  }
+
+  embed(ids: ArrayLike<number>): Float32Array {
+    return this.#embedding.lookup(ids);
+  }
+
+  logits(hidden: Float32Array, count: number): Promise<Float32Array> {
+    return this.#sessions.run("logits", { hidden }, count);
   }
 }
 
