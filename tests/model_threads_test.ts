@@ -1,6 +1,6 @@
 /** Threads: the same bits for any number of them, what goes wrong is typed, and nothing is left behind. */
 import assert from "node:assert/strict";
-import type { Backend } from "../backend/interface.ts";
+import type { Backend, LayerRows } from "../backend/interface.ts";
 import { CACHE_TYPES, type CacheType } from "../core/cache_type.ts";
 import { PalisadeError } from "../core/errors.ts";
 import { randomSource } from "../core/random.ts";
@@ -61,6 +61,9 @@ async function everything(backend: Backend, shape: AttentionShape, type: CacheTy
   return given;
 }
 
+/** Rows never come to one thread; or at once and for good. */
+const STAYING = { perWait: 0, perMovedFloat: Infinity }, HOMING = { perWait: 1e12, perMovedFloat: 0 };
+
 for (const shape of [{ heads: 9, kvHeads: 3, headDim: 64 }, { heads: 10, kvHeads: 5, headDim: 20 }]) {
   Deno.test(`any number of threads gives the bits of one: ${shape.kvHeads} KV heads of ${shape.headDim}`, async () => {
     using one = await createWasmBackend();
@@ -71,12 +74,86 @@ for (const shape of [{ heads: 9, kvHeads: 3, headDim: 64 }, { heads: 10, kvHeads
     };
     const want = await every(one);
     for (const threads of THREADS) {
-      using backend = await startThreaded(threads);
-      assert.match(backend.detail, new RegExp(`${threads} threads`));
-      assert.deepEqual(await every(backend), want, `${threads} threads`);
+      for (const worth of [STAYING, HOMING]) {
+        using backend = await startThreaded(threads, worth);
+        assert.match(backend.detail, new RegExp(`${threads} threads`));
+        assert.deepEqual(await every(backend), want, `${threads} threads, ${JSON.stringify(worth)}`);
+      }
     }
   });
 }
+
+/** A crew, and the ranks it was asked since the last look. */
+function watched(crew: Crew): { crew: Crew; asked: () => number[] } {
+  let asked: number[] = [];
+  const proxy = new Proxy(crew, {
+    get(target, name) {
+      const value = Reflect.get(target, name, target);
+      if (typeof value !== "function") return value;
+      return (...all: unknown[]) => {
+        if (name === "ask") asked.push(all[0] as number);
+        return value.apply(target, all);
+      };
+    },
+  });
+  return { crew: proxy, asked: () => asked.splice(0) };
+}
+
+Deno.test("rows move to one thread while attention has little to do, and out again, and keep their bits", async () => {
+  const shape = { heads: 6, kvHeads: 3, headDim: 64 }, each = 192, few = 50, many = 400;
+  using crew = await Crew.start({ threads: 2, startThread });
+  const { crew: seen, asked } = watched(crew);
+  // A third of 2 · rows · 6 · 64 multiply-adds are another thread's: enough for it from 118 rows on.
+  const worth = { perWait: 6e4, perMovedFloat: 0 };
+  const backends = [await createWasmBackend(), await createThreadedBackend(seen, worth)];
+  for (const type of CACHE_TYPES) {
+    const [one, several] = backends.map((backend) => backend.createRows(shape, 0, type));
+    const same = async (threads: number) => {
+      const call = async (rows: LayerRows) => (await rows.decodeAttention(noise(384, 7), 1)).output;
+      await call(several);
+      asked();
+      assert.deepEqual(await call(several), await call(one));
+      assert.equal(asked().length, threads - 1);
+      for (let h = 0; h < 3; h++) assert.deepEqual(several.copyRows(h), one.copyRows(h));
+      assert.equal(several.allocatedBytes, one.allocatedBytes);
+      asked();
+    };
+    const append = (count: number) =>
+      [one, several].map((rows) => rows.append(noise(count * each, 1), noise(count * each, 2), count));
+    append(few);
+    await same(1);
+    append(many);
+    await same(2);
+    const kept = [0, 1, 2].map((h) => Int32Array.from({ length: few + 9 * h }, (_, i) => 3 * i));
+    for (const rows of [one, several]) rows.compact(kept);
+    await same(1);
+    const twins = [one, several].map((rows) => rows.clone());
+    append(1);
+    await same(1);
+    append(many);
+    await same(2);
+    const outputs = twins.map((rows) => rows.decodeAttention(noise(384, 8), 1));
+    assert.deepEqual(await outputs[1], await outputs[0]);
+    for (const rows of [one, several, ...twins]) rows.free();
+  }
+  assert.equal(backends[1].memory().allocatedBytes, 0);
+});
+
+Deno.test("rows for which one thread has no room stay shared out, and go on", async () => {
+  const shape = { heads: 4, kvHeads: 4, headDim: 64 }, count = 6000, block = noise(count * 256, 1);
+  using crew = await Crew.start({ threads: 4, startThread, kernels: { maximumBytes: 8 << 20 } });
+  using own = await createWasmBackend();
+  const backend = await createThreadedBackend(crew, HOMING);
+  const [want, got] = await Promise.all([own, backend].map(async (each) => {
+    const rows = each.createRows(shape, 0);
+    rows.append(block, block, count);
+    const outputs = [];
+    for (let i = 0; i < 2; i++) outputs.push((await rows.decodeAttention(noise(256, 2), 1)).output);
+    rows.free();
+    return outputs;
+  }));
+  assert.deepEqual(got, want);
+});
 
 /** Everything a dense engine gives for a small model. */
 async function steps(
@@ -118,26 +195,16 @@ Deno.test("the dense engine over any number of threads gives the bits of one", a
 Deno.test("a step that is not worth sharing out asks no other thread, and its weights are held twice", async () => {
   await using open = await openTiny(TINY_MODELS[0]);
   using crew = await Crew.start({ threads: 2, startThread });
-  const asked: number[] = [];
-  const watched = new Proxy(crew, {
-    get(target, name) {
-      const value = Reflect.get(target, name, target);
-      if (typeof value !== "function") return value;
-      return (...all: unknown[]) => {
-        if (name === "ask") asked.push(all[0] as number);
-        return value.apply(target, all);
-      };
-    },
-  });
+  const { crew: seen, asked } = watched(crew);
   const hidden = noise(open.config.width, 1);
-  await using alone = await createWasmEngine(open.file, open.config, { crew: watched, workPerWait: Infinity });
-  await using shared = await createWasmEngine(open.file, open.config, { crew: watched, workPerWait: 0 });
+  await using alone = await createWasmEngine(open.file, open.config, { crew: seen, workPerWait: Infinity });
+  await using shared = await createWasmEngine(open.file, open.config, { crew: seen, workPerWait: 0 });
   assert.ok(alone.weightBytes > shared.weightBytes);
-  asked.length = 0;
+  asked();
   const logits = await alone.logits(hidden, 1);
-  assert.deepEqual(asked, []);
+  assert.deepEqual(asked(), []);
   assert.deepEqual(await shared.logits(hidden, 1), logits);
-  assert.deepEqual(asked, [1]);
+  assert.deepEqual(asked(), [1]);
 });
 
 Deno.test("worthSharing() grows with the rows and the model, and wants more of a step with more waits", () => {

@@ -1,10 +1,10 @@
 /** A thread's share of the rows of every layer: the commands of `crew_rows.ts` carried out on `WasmRows`. */
-import type { LayerRows } from "../backend/interface.ts";
 import { CACHE_TYPES } from "../core/cache_type.ts";
 import type { Needs, Reduction } from "../core/policy.ts";
 import type { KeyRotation } from "../core/rotation.ts";
 import type { WasmBackend } from "./kernels.ts";
 import { ANSWER, type NumberArray, type Parcel, parsed } from "./parcel.ts";
+import type { WasmRows } from "./rows.ts";
 
 /** Commands; the first number is the rows' id. Shapes are those of the thread's own heads. */
 export const ROWS = {
@@ -35,6 +35,8 @@ export const ROWS = {
   bytes: 13,
   /** no rows → allocated, most allocated, WebAssembly memory */
   memory: 14,
+  /** keys, values of each head, which are empty */
+  fill: 15,
 } as const;
 
 /** Outputs of `observe` in the order they travel. */
@@ -56,7 +58,7 @@ export function answer(arrays: readonly (NumberArray | undefined)[] = [], number
 /** The rows one thread holds, by id. */
 export class RowsDesk {
   readonly #backend: WasmBackend;
-  readonly #rows = new Map<number, LayerRows>();
+  readonly #rows = new Map<number, WasmRows>();
 
   constructor(backend: WasmBackend) {
     this.#backend = backend;
@@ -109,6 +111,13 @@ export class RowsDesk {
         const { keys, values } = this.#get(id).copyRows(rest[0], arrays[0] as Int32Array | undefined);
         return answer([keys, values]);
       }
+      case ROWS.fill:
+        this.#get(id).fill(
+          Array.from({ length: arrays.length / 2 }, (_, h) => {
+            return { keys: floats(arrays[2 * h]), values: floats(arrays[2 * h + 1]) };
+          }),
+        );
+        return answer();
       case ROWS.free:
         // Rows that could not be made have nothing to give back.
         this.#rows.get(id)?.free();
@@ -143,7 +152,7 @@ export class RowsDesk {
     return answer([...REDUCTIONS.map((name) => seen[name]), seen.keys, seen.values]);
   }
 
-  #get(id: number): LayerRows {
+  #get(id: number): WasmRows {
     const rows = this.#rows.get(id);
     if (!rows) throw new RangeError(`No rows ${id} in this thread`);
     return rows;

@@ -1,20 +1,32 @@
-/** Keys and values of one layer, its KV heads shared out over the threads of a crew. */
+/**
+ * Keys and values of one layer, its KV heads shared out over the threads of a crew. Where attention has too little to do
+ * for that, all heads move to this thread, and out again when it has more.
+ */
 import type { AttentionOutputs, DecodeOutputs, LayerRows } from "../backend/interface.ts";
 import { CACHE_TYPES, type CacheType, entryBytes, storable, unstorable } from "../core/cache_type.ts";
 import type { Needs, NormKind, Observation } from "../core/policy.ts";
 import { checkRotation, type KeyRotation } from "../core/rotation.ts";
 import type { AttentionShape } from "../core/shape.ts";
 import type { Ask, Crew } from "./crew.ts";
+import { PalisadeError } from "../core/errors.ts";
 import { REDUCTIONS, ROWS } from "./crew_desk.ts";
 import type { WasmBackend } from "./kernels.ts";
 import type { NumberArray, Parcel } from "./parcel.ts";
-import { checkAscending, checkFloats } from "./rows.ts";
+import { checkAscending, checkFloats, type WasmRows } from "./rows.ts";
+import type { Worth } from "./worth.ts";
 
 /** The heads of one thread. */
 interface Share {
   readonly rank: number;
   readonly first: number;
   readonly kvHeads: number;
+}
+
+/** Where rows may be, and what it costs that they are elsewhere. */
+export interface Place {
+  readonly backend: WasmBackend;
+  readonly crew: Crew;
+  readonly worth: Worth;
 }
 
 /** What each of a layer's threads gave for a call, in the order of their heads. */
@@ -32,26 +44,36 @@ export function shareHeads(kvHeads: number, threads: number): Share[] {
 export class CrewRows implements LayerRows {
   readonly shape: AttentionShape;
   readonly type: CacheType;
+  readonly #place: Place;
   readonly #crew: Crew;
   readonly #id: number;
-  readonly #own: LayerRows;
-  /** The other threads' shares; this one's comes first. */
-  readonly #others: readonly Share[];
+  /** Shares of all threads when the heads are shared out, this thread's first. */
+  readonly #shares: readonly Share[];
   readonly #lengths: Int32Array;
+  #own: WasmRows;
+  /** The other threads' shares; none while all heads are here. */
+  #others: readonly Share[];
+  /** Multiply-adds that calls since the last move could have saved with the rows elsewhere. */
+  #lost = 0;
+  /** Whether there was no room for a move. */
+  #stays = false;
   #freed = false;
   #broken?: Error;
 
-  private constructor(crew: Crew, own: LayerRows, shape: AttentionShape, lengths: Int32Array) {
+  private constructor(place: Place, own: WasmRows, shape: AttentionShape, lengths: Int32Array) {
     this.shape = shape;
     this.type = own.type;
-    this.#crew = crew;
-    this.#id = crew.newId();
+    this.#place = place;
+    this.#crew = place.crew;
+    this.#id = place.crew.newId();
     this.#own = own;
-    this.#others = shareHeads(shape.kvHeads, crew.size).slice(1);
+    this.#shares = shareHeads(shape.kvHeads, place.crew.size);
+    this.#others = own.shape.kvHeads === shape.kvHeads ? [] : this.#shares.slice(1);
     this.#lengths = lengths;
   }
 
-  static create(backend: WasmBackend, crew: Crew, shape: AttentionShape, reserve: number, type: CacheType): CrewRows {
+  static create(place: Place, shape: AttentionShape, reserve: number, type: CacheType): CrewRows {
+    const { backend, crew } = place;
     const { heads, kvHeads, headDim } = shape;
     const sane = [heads, kvHeads].every((size) => Number.isInteger(size) && size > 0);
     if (!sane || heads % kvHeads !== 0) {
@@ -59,20 +81,15 @@ export class CrewRows implements LayerRows {
     }
     const group = heads / kvHeads, mine = shareHeads(kvHeads, crew.size)[0].kvHeads;
     const own = backend.createRows({ heads: mine * group, kvHeads: mine, headDim }, reserve, type, shape);
-    const rows = new CrewRows(crew, own, { heads, kvHeads, headDim }, new Int32Array(kvHeads));
-    for (const share of rows.#others) {
-      const numbers = [
-        share.kvHeads * group,
-        share.kvHeads,
-        headDim,
-        reserve,
-        CACHE_TYPES.indexOf(type),
-        heads,
-        kvHeads,
-      ];
-      rows.#tell(share, ROWS.create, numbers, []);
-    }
+    const rows = new CrewRows(place, own, { heads, kvHeads, headDim }, new Int32Array(kvHeads));
+    for (const share of rows.#others) rows.#tell(share, ROWS.create, rows.#creation(share, reserve), []);
     return rows;
+  }
+
+  /** Numbers of {@link ROWS.create}. */
+  #creation({ kvHeads: mine }: Share, reserve: number): number[] {
+    const { heads, kvHeads, headDim } = this.shape;
+    return [mine * heads / kvHeads, mine, headDim, reserve, CACHE_TYPES.indexOf(this.type), heads, kvHeads];
   }
 
   length(kvHead: number): number {
@@ -115,6 +132,7 @@ export class CrewRows implements LayerRows {
   ): Promise<AttentionOutputs> {
     this.#checkQueries(queries, count);
     this.#commonLength("attend causally");
+    this.#settle(count);
     const { heads, headDim } = this.shape, each = heads * headDim;
     const wanted = [want.columnSum, want.columnMax, want.logSumExp].map(Number).map((x) => x || 0);
     const parts = await this.#all(
@@ -139,6 +157,7 @@ export class CrewRows implements LayerRows {
     want: { probabilities?: boolean } = {},
   ): Promise<DecodeOutputs> {
     this.#checkQueries(queries, count);
+    this.#settle(count);
     const { heads, headDim } = this.shape, each = heads * headDim;
     const parts = await this.#all(
       ROWS.decode,
@@ -224,7 +243,7 @@ export class CrewRows implements LayerRows {
 
   clone(): LayerRows {
     this.#alive();
-    const twin = new CrewRows(this.#crew, this.#own.clone(), this.shape, this.#lengths.slice());
+    const twin = new CrewRows(this.#place, this.#own.clone(), this.shape, this.#lengths.slice());
     for (const share of this.#others) {
       this.#tell(share, ROWS.clone, [twin.#id], [], (error) => twin.#broken ??= error);
     }
@@ -249,13 +268,66 @@ export class CrewRows implements LayerRows {
     this.#freed = true;
     this.#own.free();
     this.#lengths.fill(0);
-    for (const { rank } of this.#others) {
+    this.#freeAt(this.#others);
+  }
+
+  #freeAt(shares: readonly Share[]): void {
+    for (const { rank } of shares) {
       try {
         this.#crew.tell(rank, { operation: ROWS.free, numbers: [this.#id], arrays: [] });
       } catch {
         // The thread has ended and its memory with it.
       }
     }
+  }
+
+  /**
+   * Before a call with `queries`: moves the rows once the calls so far have lost by their place what moving costs. So no
+   * sequence of calls takes more than about twice the time it would take with the best moves.
+   */
+  #settle(queries: number): void {
+    if (this.#shares.length === 1 || this.#stays) return;
+    const { heads, kvHeads, headDim } = this.shape, { perWait, perMovedFloat } = this.#place.worth;
+    const floats = 2 * headDim * this.#lengths.reduce((sum, rows) => sum + rows, 0);
+    const work = queries * floats * heads / kvHeads;
+    const savedByThreads = work * (1 - this.#shares[0].kvHeads / kvHeads) - perWait / 2;
+    this.#lost = Math.max(0, this.#lost + (this.#others.length === 0 ? savedByThreads : -savedByThreads));
+    if (this.#lost <= perMovedFloat * floats) return;
+    this.#lost = 0;
+    this.#move();
+  }
+
+  /** All rows to this thread, or to their owners. Where there is no room they stay for good. */
+  #move(): void {
+    const to = this.#others.length > 0 ? [{ rank: 0, first: 0, kvHeads: this.shape.kvHeads }] : this.#shares;
+    const [here, ...others] = to, before = { own: this.#own, others: this.#others };
+    const mine = { ...this.shape, kvHeads: here.kvHeads, heads: this.#creation(here, 0)[0] };
+    let own: WasmRows | undefined;
+    try {
+      const heads = Array.from(this.#lengths, (_, h) => this.copyRows(h));
+      own = this.#place.backend.createRows(mine, Math.min(...this.#lengths), this.type, this.shape);
+      own.fill(ofHeads(heads, here));
+      for (const share of others) this.#giveTo(share, ofHeads(heads, share));
+    } catch (error) {
+      own?.free();
+      this.#freeAt(others);
+      if (!(error instanceof PalisadeError && error.kind === "resources") || this.#broken) throw error;
+      this.#stays = true;
+      return;
+    }
+    this.#freeAt(before.others);
+    before.own.free();
+    this.#own = own;
+    this.#others = others;
+  }
+
+  #giveTo(share: Share, heads: readonly { keys: Float32Array; values: Float32Array }[]): void {
+    const arrays = heads.flatMap(({ keys, values }) => [keys, values]);
+    const commands = [[ROWS.create, this.#creation(share, 0), []], [ROWS.fill, [], arrays]] as const;
+    const asks = commands.map(([operation, numbers, arrays]) =>
+      this.#crew.ask(share.rank, { operation, numbers: [this.#id, ...numbers], arrays })
+    );
+    for (const ask of asks) this.#now(share.rank, ask);
   }
 
   get #mineHeads(): number {

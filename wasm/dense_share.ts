@@ -52,8 +52,8 @@ export interface DensePlan {
 export const STEP = { qkv: 0, finish: 1, logits: 2 } as const;
 export type Step = typeof STEP[keyof typeof STEP];
 
-/** Times that threads wait for one another in a step: when they are woken, and between its phases. */
-const WAITS: Readonly<Record<Step, number>> = [1, 3, 1];
+/** Times that threads wait for one another in a step, at its start and between its phases; the board costs one more. */
+const WAITS: Readonly<Record<Step, number>> = [2, 4, 2];
 
 /** Sizes of a model's steps. */
 export type StepSizes = Pick<DensePlan, "width" | "attention" | "projected" | "feedForward" | "vocabulary">;

@@ -1,5 +1,5 @@
 /** The WebAssembly backend: SIMD kernels in Rust (`wasm/kernels/`) behind the backend interface. */
-import type { Backend, LayerRows } from "../backend/interface.ts";
+import type { Backend } from "../backend/interface.ts";
 import type { CacheType } from "../core/cache_type.ts";
 import type { Segment, SelectionInput } from "../core/select.ts";
 import type { AttentionShape } from "../core/shape.ts";
@@ -10,7 +10,7 @@ export type { WasmOptions };
 
 export interface WasmBackend extends Backend {
   /** `whole`: the layer of which `shape` is some heads, where other threads hold the others. */
-  createRows(shape: AttentionShape, reserve: number, type?: CacheType, whole?: AttentionShape): LayerRows;
+  createRows(shape: AttentionShape, reserve: number, type?: CacheType, whole?: AttentionShape): WasmRows;
 }
 
 /**

@@ -220,14 +220,14 @@ export class WasmRows implements LayerRows {
       return rows;
     });
     this.truncate(new Int32Array(heads.length));
-    this.#fill(heads);
+    this.fill(heads);
   }
 
-  clone(): LayerRows {
+  clone(): WasmRows {
     this.#alive();
     const twin = new WasmRows(this.#kernels, this.#meter, this.shape, 0, this.type, this.#whole);
     try {
-      twin.#fill(Array.from(this.#lengths, (_, h) => this.copyRows(h)));
+      twin.fill(Array.from(this.#lengths, (_, h) => this.copyRows(h)));
     } catch (error) {
       twin.free();
       throw error;
@@ -247,6 +247,22 @@ export class WasmRows implements LayerRows {
         values: buffers.read(values, new Float32Array(floats)),
       };
     });
+  }
+
+  /**
+   * Gives empty heads their rows, `[length, headDim]` each, as `copyRows` gave them. The kernels append to all heads alike, so it goes page by
+   * page: heads that have ended take zeros, which are dropped again.
+   */
+  fill(heads: readonly { keys: Float32Array; values: Float32Array }[]): void {
+    const { headDim } = this.shape;
+    const ends = heads.map(({ keys }) => keys.length / headDim);
+    const longest = Math.max(...ends);
+    for (let first = 0; first < longest; first += PAGE) {
+      const count = Math.min(PAGE, longest - first);
+      const keys = interleaved(heads.map((head) => head.keys), first, count, headDim);
+      this.append(keys, interleaved(heads.map((head) => head.values), first, count, headDim), count);
+      this.truncate(ends.map((end) => Math.min(end, first + count)));
+    }
   }
 
   free(): void {
@@ -306,22 +322,6 @@ export class WasmRows implements LayerRows {
       values.set(rows.values, head * each);
     }
     return { keys, values };
-  }
-
-  /**
-   * Gives empty heads their rows, `[length, headDim]` each. The kernels append to all heads alike, so it goes page by
-   * page: heads that have ended take zeros, which are dropped again.
-   */
-  #fill(heads: readonly { keys: Float32Array; values: Float32Array }[]): void {
-    const { headDim } = this.shape;
-    const ends = heads.map(({ keys }) => keys.length / headDim);
-    const longest = Math.max(...ends);
-    for (let first = 0; first < longest; first += PAGE) {
-      const count = Math.min(PAGE, longest - first);
-      const keys = interleaved(heads.map((head) => head.keys), first, count, headDim);
-      this.append(keys, interleaved(heads.map((head) => head.values), first, count, headDim), count);
-      this.truncate(ends.map((end) => Math.min(end, first + count)));
-    }
   }
 
   #alive(): number {

@@ -1,9 +1,13 @@
-/** The WebAssembly backend over several threads: each owns some KV heads of every layer, this one the first. */
+/**
+ * The WebAssembly backend over several threads: each owns some KV heads of every layer, this one the first, or all heads
+ * of layers with few rows.
+ */
 import type { Backend, BackendMemory } from "../backend/interface.ts";
 import { CrewRows } from "./crew_rows.ts";
 import type { Crew } from "./crew.ts";
 import { ROWS } from "./crew_desk.ts";
 import { createWasmBackend } from "./kernels.ts";
+import { WORTH, type Worth } from "./worth.ts";
 
 /**
  * Backend over a crew, which it doesn't own. Results have the bits of one thread's, whatever the number of threads.
@@ -12,13 +16,13 @@ import { createWasmBackend } from "./kernels.ts";
  * rows; those rows then refuse everything but `free`, and the backend goes on.
  * @throws PalisadeError `wasm.start`. Its calls throw `threads.ended` when a thread has died.
  */
-export async function createThreadedBackend(crew: Crew): Promise<Backend> {
+export async function createThreadedBackend(crew: Crew, worth: Worth = WORTH): Promise<Backend> {
   const own = await createWasmBackend(crew.kernels);
   return {
     name: "wasm",
     detail: own.detail.replace("one thread", `${crew.size} threads`),
     memory: () => memory(own.memory(), crew),
-    createRows: (shape, reserve, type = "f32") => CrewRows.create(own, crew, shape, reserve, type),
+    createRows: (shape, reserve, type = "f32") => CrewRows.create({ backend: own, crew, worth }, shape, reserve, type),
     // One list of all heads' scores: nothing to share out.
     select: (input) => own.select(input),
     [Symbol.dispose]: () => own[Symbol.dispose](),

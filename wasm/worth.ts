@@ -1,8 +1,18 @@
-/** When it is worth waking other threads: the one place that says so. */
+/** When it is worth waking other threads: the one place that says so. A thread does about 12 billion multiply-adds a second. */
 
 /**
- * Multiply-adds of a call, for each time its threads wait for one another, from which on sharing it out is faster than
- * computing it on one thread. A wake-up costs about 25 to 60 µs, and a thread does about 12 billion multiply-adds a second
- * (`bench/threads.ts`, `bench/results/threads.md`).
+ * Multiply-adds of a call, for each time its threads wait for one another, from which on two threads are faster than one:
+ * a wait costs about 25 to 40 µs, and half of the work is saved (`bench/threads.ts`, `bench/results/threads.md`).
  */
-export const WORK_PER_WAIT = 2e6;
+export const WORK_PER_WAIT = 1.2e6;
+
+/** Multiply-adds that take as long as moving one float of a row from one thread's memory to another's. */
+export const WORK_PER_MOVED_FLOAT = 60;
+
+/** The same, for tests to set otherwise. */
+export interface Worth {
+  readonly perWait: number;
+  readonly perMovedFloat: number;
+}
+
+export const WORTH: Worth = { perWait: WORK_PER_WAIT, perMovedFloat: WORK_PER_MOVED_FLOAT };

@@ -8,6 +8,7 @@ import { currentRuntime } from "../../runtime/mod.ts";
 import { Crew } from "../../wasm/crew.ts";
 import { createWasmBackend, type WasmOptions } from "../../wasm/kernels.ts";
 import { createThreadedBackend } from "../../wasm/threads.ts";
+import type { Worth } from "../../wasm/worth.ts";
 import { skipped } from "./skip.ts";
 
 export interface NamedBackend {
@@ -24,10 +25,10 @@ export async function checkedModule(): Promise<Uint8Array<ArrayBuffer>> {
 }
 
 /** The kernels over several threads, which end with the backend. */
-export async function startThreaded(threads: number, kernels?: WasmOptions): Promise<Backend> {
+export async function startThreaded(threads: number, worth?: Worth): Promise<Backend> {
   const { startThread } = await currentRuntime();
-  const crew = await Crew.start({ threads, startThread, kernels });
-  const backend = await createThreadedBackend(crew);
+  const crew = await Crew.start({ threads, startThread });
+  const backend = await createThreadedBackend(crew, worth);
   return { ...backend, [Symbol.dispose]: () => crew[Symbol.dispose]() };
 }
 
