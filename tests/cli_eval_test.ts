@@ -8,6 +8,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { fileURLToPath, pathToFileURL } from "node:url";
 import { randomSource } from "../core/random.ts";
 import { readResults, type ResultLine } from "../evaluate/results.ts";
+import { probeNode } from "../model/dense/node.ts";
 import { currentRuntime } from "../runtime/mod.ts";
 import { findChromium, launchChromium, NO_CHROMIUM, watchPage } from "./helper/chromium.ts";
 import { palisade } from "./helper/io.ts";
@@ -73,6 +74,18 @@ Deno.test("eval refuses samples longer than the model was trained on, unless tol
 Deno.test("eval that fails before its first cell leaves no file", async () => {
   const names = (await readdir(folder)).filter((name) => /^(refused|long)\./.test(name));
   assert.deepEqual(names, []);
+});
+
+Deno.test("eval keeps to one dense engine unless told, so that results made before can be added to", async () => {
+  const out = join(folder, "engines.jsonl"), auto = SMALL.slice(0, -2);
+  const parameters = ["--tasks", "vt", "--length", "1k", "--samples", "1", "--policies", "full", "--threads", "2"];
+  const { code, err } = await palisade(["eval", ...auto, ...parameters, "--out", out]);
+  assert.equal(code, 0, err);
+  const [{ engines }] = await linesOf(out);
+  const node = await probeNode();
+  const ours = /^own WebAssembly kernels, [^;]+$/;
+  if (node.available) assert.equal(engines.dense, `onnxruntime-node ${node.version}, 2 threads, quantised weights`);
+  else assert.match(engines.dense, ours);
 });
 
 Deno.test("eval reads a policy's file, and other content makes other cells", async () => {
