@@ -85,7 +85,7 @@ for (const shape of [{ heads: 9, kvHeads: 3, headDim: 64 }, { heads: 10, kvHeads
 
 /** A crew, and the ranks it was asked since the last look. */
 function watched(crew: Crew): { crew: Crew; asked: () => number[] } {
-  let asked: number[] = [];
+  const asked: number[] = [];
   const proxy = new Proxy(crew, {
     get(target, name) {
       const value = Reflect.get(target, name, target);
