@@ -6,7 +6,7 @@ import { createReferenceBackend } from "../../backend/reference.ts";
 import { hasRelaxedSimd } from "../../runtime/simd.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
 import { Crew } from "../../wasm/crew.ts";
-import { createWasmBackend, type WasmOptions } from "../../wasm/kernels.ts";
+import { createWasmBackend } from "../../wasm/kernels.ts";
 import { createThreadedBackend } from "../../wasm/threads.ts";
 import type { Worth } from "../../wasm/worth.ts";
 import { skipped } from "./skip.ts";
