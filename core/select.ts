@@ -22,16 +22,10 @@ export interface SelectionInput {
   readonly count: number;
 }
 
-/** States of an entry while the pool is narrowed down. */
-const OPEN = 0, KEPT = 1, OUT = 2;
-
-/** Entries of all segments in one row, in the selector's order. */
-interface Pool {
-  readonly state: Uint8Array;
-  readonly key: Uint32Array;
-  /** How many more open entries may stay. */
-  left: number;
-}
+/** Keys of entries that stay whatever their score, and that leave whatever it is: beyond those of all floats. */
+const STAYS = 0x7fffffff, LEAVES = -0x80000000;
+/** What {@link orderedKey} makes of +∞ and −∞. */
+const HIGHEST = 0x7f800000, LOWEST = ~0x7f800000;
 
 /**
  * The kept indices of each segment, ascending: one `Int32Array` per segment, `count` entries in all.
@@ -45,23 +39,106 @@ export function selectTop(input: SelectionInput): Int32Array[] {
   if (!Number.isInteger(count) || count < 0 || count > total) {
     throw new RangeError(`Cannot select ${count} entries: want an integer from 0 to ${total}`);
   }
-  const pool: Pool = { state: new Uint8Array(total), key: new Uint32Array(total), left: count };
-  narrowByProtection(pool, segments);
-  narrowByFloats(pool, segments, (segment) => segment.scores);
-  if (segments.some((segment) => segment.second)) narrowByFloats(pool, segments, (segment) => segment.second);
-  keepFirst(pool);
-  return collect(pool, segments);
+  const pool = {
+    keys: new Int32Array(total),
+    second: segments.some(({ second }) => second) ? new Int32Array(total) : undefined,
+    shields: segments.some(({ protectedEntries }) => protectedEntries) ? new Uint8Array(total) : undefined,
+  };
+  let at = 0;
+  for (const { scores, second, protectedEntries } of segments) {
+    writeKeys(scores, pool.keys, at);
+    if (second) writeKeys(second, pool.second!, at);
+    if (protectedEntries) pool.shields!.set(protectedEntries, at);
+    at += scores.length;
+  }
+  const cut = new Cut(pool, count);
+  at = 0;
+  return segments.map(({ scores: { length } }) => {
+    const rows = new Int32Array(length), kept = cut.take(at, at += length, rows, 0);
+    return rows.slice(0, kept);
+  });
+}
+
+/** Entries of all segments in one row, in the selector's order; each array `[entries]`. */
+export interface Pool {
+  /** {@link orderedKey} of the scores. */
+  readonly keys: Int32Array;
+  /** Of the second keys; +0 has 0, so zeros where there are none. */
+  readonly second?: Int32Array;
+  /** Not 0 = protected. */
+  readonly shields?: Uint8Array;
+}
+
+/** Where a pool is cut: what lies above stays, what lies below leaves, and of the equals the first few stay. */
+export class Cut {
+  readonly #keys: Int32Array;
+  readonly #second?: Int32Array;
+  #key = STAYS;
+  #secondKey = STAYS;
+  /** How many that equal both keys still stay. */
+  #ties = 0;
+
+  /** Keeps `count` entries, 0 … all of them. The pool is only read. */
+  constructor({ keys, second, shields }: Pool, count: number) {
+    this.#keys = shields ? shielded(keys, shields, count) : keys;
+    this.#second = second;
+    if (count === 0) return;
+    [this.#key, this.#ties] = nthBest(this.#keys, count);
+    if (second) [this.#secondKey, this.#ties] = nthBest(rivals(second, this.#keys, this.#key), this.#ties);
+  }
+
+  /**
+   * Which of the pool's entries `start … end − 1` stay: their indices from `start` on, written into `rows` from `at` on.
+   * Returns where it stopped writing. To be called once for each run of entries, from the first to the last.
+   */
+  take(start: number, end: number, rows: Int32Array, at: number): number {
+    const keys = this.#keys, second = this.#second, key = this.#key, secondKey = this.#secondKey;
+    for (let i = start; i < end; i++) {
+      if (keys[i] < key) continue;
+      if (keys[i] === key && !(second && second[i] > secondKey)) {
+        if (this.#ties === 0 || (second && second[i] < secondKey)) continue;
+        this.#ties--;
+      }
+      rows[at++] = i - start;
+    }
+    return at;
+  }
+}
+
+/** The second keys of all entries whose first is `key`. */
+function rivals(second: Int32Array, keys: Int32Array, key: number): Int32Array {
+  const found = new Int32Array(keys.length);
+  let count = 0;
+  for (let i = 0; i < keys.length; i++) if (keys[i] === key) found[count++] = second[i];
+  return found.subarray(0, count);
+}
+
+/** Keys that put protected entries first. When there are too many of them, only they compete. */
+function shielded(keys: Int32Array, shields: Uint8Array, count: number): Int32Array {
+  const raised = keys.slice();
+  let protectedEntries = 0;
+  for (let i = 0; i < raised.length; i++) {
+    if (shields[i] === 0) continue;
+    raised[i] = STAYS;
+    protectedEntries++;
+  }
+  return protectedEntries <= count ? raised : keys.map((key, i) => shields[i] === 0 ? LEAVES : key);
 }
 
 /**
- * A float32 as an unsigned integer of the same order: −0 equals +0 and NaN equals −∞.
+ * A float32 as a signed integer of the same order: −0 equals +0 and NaN equals −∞.
  * `bits`: the float's own 32 bits.
  */
 export function orderedKey(bits: number): number {
   const magnitude = bits & 0x7fffffff;
-  if (magnitude === 0) return 0x80000000;
-  if (magnitude > 0x7f800000) return 0x007fffff; // NaN: the key of −∞
-  return (bits < 0 || bits > 0x7fffffff ? ~bits : bits | 0x80000000) >>> 0;
+  if (magnitude > HIGHEST) return LOWEST;
+  return (bits | 0) >= 0 ? magnitude : magnitude === 0 ? 0 : ~magnitude;
+}
+
+/** Writes the keys of `floats` into `keys` from `at` on. */
+export function writeKeys(floats: Float32Array, keys: Int32Array, at: number): void {
+  const bits = new Int32Array(floats.buffer, floats.byteOffset, floats.length);
+  for (let i = 0; i < bits.length; i++) keys[at + i] = orderedKey(bits[i]);
 }
 
 function checkedTotal(segments: readonly Segment[]): number {
@@ -77,78 +154,25 @@ function checkedTotal(segments: readonly Segment[]): number {
   return total;
 }
 
-/** Protected entries come before all others. */
-function narrowByProtection(pool: Pool, segments: readonly Segment[]): void {
-  let at = 0;
-  for (const segment of segments) {
-    for (let i = 0; i < segment.scores.length; i++) pool.key[at++] = segment.protectedEntries?.[i] ? 1 : 0;
-  }
-  narrow(pool);
-}
-
-/** Narrows by a float key; a segment without one counts as all +0. */
-function narrowByFloats(pool: Pool, segments: readonly Segment[], key: (segment: Segment) => Float32Array | undefined) {
-  let at = 0;
-  for (const segment of segments) {
-    const floats = key(segment), { length } = segment.scores;
-    const bits = floats && new Uint32Array(floats.buffer, floats.byteOffset, floats.length);
-    for (let i = 0; i < length; i++) pool.key[at++] = orderedKey(bits ? bits[i] : 0);
-  }
-  narrow(pool);
-}
-
-/** Keeps every open entry whose key lies above the cut, drops every one below; those at the cut stay open. */
-function narrow(pool: Pool): void {
-  const { state, key } = pool;
-  const cut = cutKey(pool);
-  for (let i = 0; i < state.length; i++) {
-    if (state[i] !== OPEN || key[i] === cut) continue;
-    state[i] = key[i] > cut ? KEPT : OUT;
-    if (state[i] === KEPT) pool.left--;
-  }
-}
-
 /**
- * The key of the `left`-th best open entry, digit by digit from the top; above all keys when `left` is 0. After each
- * digit only the entries that share it are looked at.
+ * The `count`-th best of `keys` (1 ≤ count ≤ all of them), and how many of its equals belong to the best `count`. Digit by
+ * digit from the top; after each digit only the entries that share it are looked at.
  */
-function cutKey({ state, key, left }: Pool): number {
-  if (left === 0) return Infinity;
-  let keys = new Uint32Array(state.length), open = 0;
-  for (let i = 0; i < state.length; i++) if (state[i] === OPEN) keys[open++] = key[i];
-  keys = keys.subarray(0, open);
-  let prefix = 0;
+function nthBest(keys: Int32Array, count: number): [key: number, equals: number] {
+  let left = count, open = keys, prefix = 0;
   for (const [shift, width] of [[21, 11], [10, 11], [0, 10]]) {
-    const digits = 1 << width, counts = new Uint32Array(digits);
-    for (let i = 0; i < keys.length; i++) counts[(keys[i] >>> shift) & (digits - 1)]++;
-    let digit = digits - 1;
-    while (digit > 0 && counts[digit] < left) left -= counts[digit--];
-    prefix = prefix * digits + digit;
-    let same = 0;
-    for (let i = 0; i < keys.length; i++) {
-      if (((keys[i] >>> shift) & (digits - 1)) === digit) keys[same++] = keys[i];
+    // The sign makes the top digit a signed one.
+    const digits = 1 << width, mask = digits - 1, flip = shift === 21 ? digits >> 1 : 0;
+    const counts = new Int32Array(digits);
+    for (let i = 0; i < open.length; i++) counts[((open[i] >>> shift) & mask) ^ flip]++;
+    let digit = mask;
+    while (counts[digit] < left) left -= counts[digit--];
+    const same = new Int32Array(counts[digit]), wanted = digit ^ flip;
+    for (let i = 0, to = 0; i < open.length; i++) {
+      if (((open[i] >>> shift) & mask) === wanted) same[to++] = open[i];
     }
-    keys = keys.subarray(0, same);
+    prefix |= wanted << shift;
+    open = same;
   }
-  return prefix;
-}
-
-/** Equal in every key: the lower segment and the lower index stay. */
-function keepFirst(pool: Pool) {
-  for (let i = 0; i < pool.state.length && pool.left > 0; i++) {
-    if (pool.state[i] !== OPEN) continue;
-    pool.state[i] = KEPT;
-    pool.left--;
-  }
-}
-
-function collect({ state }: Pool, segments: readonly Segment[]): Int32Array[] {
-  let start = 0;
-  return segments.map(({ scores }) => {
-    const kept = new Int32Array(scores.length);
-    let count = 0;
-    for (let i = 0; i < scores.length; i++) if (state[start + i] === KEPT) kept[count++] = i;
-    start += scores.length;
-    return kept.slice(0, count);
-  });
+  return [prefix, left];
 }

@@ -99,7 +99,11 @@ Deno.test("JointSelection counts the bytes it holds", () => {
   joint.add(0, { scores: new Float32Array(4), ...extra });
   assert.equal(joint.scoreBytes, 4 * (4 + 4 + 1 + 4));
   joint.add(1, { scores: new Float32Array(4).fill(1) });
-  assert.equal(joint.scoreBytes, 4 * (4 + 4));
+  assert.equal(joint.scoreBytes, 4 * (4 + 4 + 1 + 4));
+  const plain = new JointSelection(budgetOf(2, 1, 4, 4));
+  plain.add(0, { scores: new Float32Array(4) });
+  plain.add(1, { scores: new Float32Array(4) });
+  assert.equal(plain.scoreBytes, 4 * (4 + 4));
 });
 
 Deno.test("JointSelection refuses a layer twice, beyond the model, or of another shape", () => {
