@@ -55,6 +55,9 @@ export class RaggedCache implements Disposable {
   /** True position of the next token minus its logical one. */
   #shift = 0;
   #scoreBytes = 0;
+  /** Live bytes of each layer, and of all. */
+  readonly #layerBytes: number[];
+  #live = 0;
   #peak = 0;
 
   constructor(backend: Backend, shape: ModelShape, type: CacheType = "f32") {
@@ -62,6 +65,7 @@ export class RaggedCache implements Disposable {
     this.shape = shape;
     this.type = type;
     this.#rows = new Array(shape.layers).fill(undefined);
+    this.#layerBytes = new Array(shape.layers).fill(0);
     this.#positions = Array.from(
       { length: shape.layers },
       () => Array.from({ length: shape.kvHeads }, () => new PositionList()),
@@ -87,7 +91,7 @@ export class RaggedCache implements Disposable {
     this.rows(layer).append(keys, values, count);
     for (const list of this.#positions[layer]) list.appendRange(first + this.#shift, count);
     for (const list of this.#logical?.[layer] ?? []) list.appendRange(first, count);
-    this.#count();
+    this.#count(layer);
   }
 
   /**
@@ -122,7 +126,7 @@ export class RaggedCache implements Disposable {
     this.rows(layer).compact(kept);
     this.#positions[layer].forEach((list, head) => list.keep(kept[head]));
     this.#logical?.[layer].forEach((list, head) => list.keep(kept[head]));
-    this.#count();
+    this.#count(layer);
   }
 
   /**
@@ -155,14 +159,14 @@ export class RaggedCache implements Disposable {
     twin.#logical = this.#logical && copies(this.#logical);
     twin.#shift = this.#shift;
     twin.position = this.position;
-    twin.#count();
+    twin.#rows.forEach((_, layer) => twin.#count(layer));
     return twin;
   }
 
   /** Tells the counter how many bytes of candidate scores exist right now. */
   setScoreBytes(bytes: number): void {
     this.#scoreBytes = bytes;
-    this.#count();
+    this.#raisePeak();
   }
 
   /** Entries of one head. */
@@ -206,29 +210,33 @@ export class RaggedCache implements Disposable {
       this.#rows[layer]?.truncate(lengths);
       this.#positions[layer].forEach((list, head) => list.truncate(lengths[head]));
       this.#logical?.[layer].forEach((list, head) => list.truncate(lengths[head]));
+      this.#count(layer);
     });
     this.position = mark.position;
   }
 
   bytes(): CacheBytes {
-    let live = 0, allocated = 0;
-    for (const rows of this.#rows) {
-      live += rows?.liveBytes ?? 0;
-      allocated += rows?.allocatedBytes ?? 0;
-    }
-    return { live, allocated, peak: Math.max(this.#peak, live + this.#scoreBytes), scores: this.#scoreBytes };
+    const allocated = this.#rows.reduce((sum, rows) => sum + (rows?.allocatedBytes ?? 0), 0);
+    return { live: this.#live, allocated, peak: this.#peak, scores: this.#scoreBytes };
   }
 
   /** Gives all memory back. */
   [Symbol.dispose](): void {
     for (const rows of this.#rows) rows?.free();
     this.#rows.fill(undefined);
+    this.#rows.forEach((_, layer) => this.#count(layer));
   }
 
-  #count(): void {
-    let live = this.#scoreBytes;
-    for (const rows of this.#rows) live += rows?.liveBytes ?? 0;
-    if (live > this.#peak) this.#peak = live;
+  /** Takes in how many bytes a layer holds now. */
+  #count(layer: number): void {
+    const bytes = this.#rows[layer]?.liveBytes ?? 0;
+    this.#live += bytes - this.#layerBytes[layer];
+    this.#layerBytes[layer] = bytes;
+    this.#raisePeak();
+  }
+
+  #raisePeak(): void {
+    this.#peak = Math.max(this.#peak, this.#live + this.#scoreBytes);
   }
 }
 

@@ -15,8 +15,11 @@ export interface GateWeights {
  */
 export class GateScorer {
   readonly #config: ModelConfig;
-  /** Float64, as the row is while it is scored: converting once is cheaper than in every product. */
-  readonly #folded: Float64Array;
+  /**
+   * Weights times gains of each layer and KV head, `[width]`. Float64, as the rows are while they are scored: converting
+   * once is cheaper than in every product.
+   */
+  readonly #folded: readonly Float64Array[];
   readonly #bias: Float32Array;
 
   /**
@@ -34,43 +37,63 @@ export class GateScorer {
     }
     this.#config = config;
     this.#bias = gate.bias;
-    this.#folded = Float64Array.from(
+    const folded = Float64Array.from(
       gate.weights,
       (weight, i) => Math.fround(weight * gains[Math.floor(i / (kvHeads * width)) * width + i % width]),
     );
+    this.#folded = rowsOf(folded, width);
   }
 
   /** Scores of `count` tokens from `hidden`, `[count, width]`: `[count, kvHeads]`, natural logarithms. */
   score(layer: number, hidden: Float32Array, count: number): Float32Array {
     const { kvHeads, width, normEpsilon } = this.#config;
-    const scores = new Float32Array(count * kvHeads), row = new Float64Array(width);
-    for (let t = 0; t < count; t++) {
-      for (let i = 0, from = t * width; i < width; i++) row[i] = hidden[from + i];
-      const scale = 1 / Math.sqrt(dot(row, row, 0) / width + normEpsilon);
+    const scores = new Float32Array(count * kvHeads), four = new Float64Array(4 * width);
+    const rows = rowsOf(four, width);
+    for (let first = 0; first < count; first += 4) {
+      // Rows beyond the last token keep what they held; nobody reads their scores.
+      const here = Math.min(4, count - first);
+      four.set(hidden.subarray(first * width, (first + here) * width));
+      const scales = squares(rows).map((sum) => 1 / Math.sqrt(sum / width + normEpsilon));
       for (let g = 0; g < kvHeads; g++) {
-        const head = layer * kvHeads + g;
-        scores[t * kvHeads + g] = dot(row, this.#folded, head * width) * scale + this.#bias[head];
+        const head = layer * kvHeads + g, products = dots(rows, this.#folded[head]);
+        for (let t = 0; t < here; t++) {
+          scores[(first + t) * kvHeads + g] = products[t] * scales[t] + this.#bias[head];
+        }
       }
     }
     return scores;
   }
 }
 
-/** Σ a[i] · b[start + i]; four sums at a time, so that one addition need not wait for the other. */
-function dot(a: Float64Array, b: Float64Array, start: number): number {
-  const { length } = a;
-  let s0 = 0, s1 = 0, s2 = 0, s3 = 0, i = 0;
-  for (; i + 3 < length; i += 4) {
-    const at = start + i;
-    s0 += a[i] * b[at];
-    s1 += a[i + 1] * b[at + 1];
-    s2 += a[i + 2] * b[at + 2];
-    s3 += a[i + 3] * b[at + 3];
-  }
-  for (; i < length; i++) s0 += a[i] * b[start + i];
-  return s0 + s1 + (s2 + s3);
+/** Views of the rows of a matrix, `[rows, width]`. */
+function rowsOf(matrix: Float64Array, width: number): Float64Array[] {
+  return Array.from({ length: matrix.length / width }, (_, i) => matrix.subarray(i * width, (i + 1) * width));
 }
 
+/** Σ row² of four rows: four sums at once, so that no addition waits for the one before. */
+function squares([a, b, c, d]: readonly Float64Array[]): number[] {
+  let s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+  for (let i = 0; i < a.length; i++) {
+    s0 += a[i] * a[i];
+    s1 += b[i] * b[i];
+    s2 += c[i] * c[i];
+    s3 += d[i] * d[i];
+  }
+  return [s0, s1, s2, s3];
+}
+
+/** Σ row · weights of four rows; each weight is read once. */
+function dots([a, b, c, d]: readonly Float64Array[], weights: Float64Array): number[] {
+  let s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+  for (let i = 0; i < weights.length; i++) {
+    const weight = weights[i];
+    s0 += a[i] * weight;
+    s1 += b[i] * weight;
+    s2 += c[i] * weight;
+    s3 += d[i] * weight;
+  }
+  return [s0, s1, s2, s3];
+}
 /** The attention norms' weights of all layers, `[layers, width]`, from a model file. */
 export async function readGains(
   file: { readFloat32(name: string): Promise<Float32Array> },

@@ -197,11 +197,12 @@ impl Layer {
             let count = usize::try_from(count).map_err(|_| Error::Shape)?;
             let mine = rest.get(..count).ok_or(Error::Shape)?;
             rest = &rest[count..];
-            let ascending = mine.windows(2).all(|pair| pair[0] < pair[1]);
-            let in_range =
-                mine.first().is_none_or(|&i| i >= 0) && mine.last().is_none_or(|&i| (i as usize) < head.length);
-            if !ascending || !in_range {
-                return Err(Error::Shape);
+            let mut least = 0;
+            for &row in mine {
+                if row < least || row as usize >= head.length {
+                    return Err(Error::Shape);
+                }
+                least = row + 1;
             }
         }
         if !rest.is_empty() {
@@ -211,8 +212,16 @@ impl Layer {
         for (head, &count) in self.rows.iter_mut().zip(counts) {
             let (mine, others) = rest.split_at(count as usize);
             rest = others;
-            for (to, &from) in mine.iter().enumerate() {
-                move_row(&mut head.pages, from as usize, to, self.layout);
+            let mut to = 0;
+            while to < mine.len() {
+                let from = mine[to] as usize;
+                // Neighbours go together, as far as both their pages reach.
+                let room = (mine.len() - to).min(PAGE - to % PAGE).min(PAGE - from % PAGE);
+                let run = mine[to..to + room].iter().zip(from..).take_while(|&(&row, next)| row as usize == next).count();
+                if from != to {
+                    move_rows(&mut head.pages, from, to, run, self.layout);
+                }
+                to += run;
             }
             shrink(head, mine.len());
         }
@@ -232,29 +241,30 @@ impl Layer {
 
     /// Copies one head's rows out, `(length, dim)` each.
     pub fn copy(&self, head: usize, keys: &mut [f32], values: &mut [f32]) -> Result<()> {
-        self.copy_rows(head, &mut (0..self.rows[head].length), keys, values)
+        self.copy_rows(head, None, self.rows[head].length, keys, values)
     }
 
     /// Copies the rows listed in `wanted` (any order) out, `(wanted, dim)` each.
     pub fn copy_some(&self, head: usize, wanted: &[i32], keys: &mut [f32], values: &mut [f32]) -> Result<()> {
-        let length = self.rows[head].length;
-        if wanted.iter().any(|&row| row < 0 || row as usize >= length) {
-            return Err(Error::Shape);
-        }
-        self.copy_rows(head, &mut wanted.iter().map(|&row| row as usize), keys, values)
+        self.copy_rows(head, Some(wanted), wanted.len(), keys, values)
     }
 
     #[inline(never)]
     fn copy_rows(
         &self,
         head: usize,
-        rows: &mut dyn Iterator<Item = usize>,
+        wanted: Option<&[i32]>,
+        count: usize,
         keys: &mut [f32],
         values: &mut [f32],
     ) -> Result<()> {
         let (dim, head) = (self.dim, &self.rows[head]);
         let mut unpacked = self.layout.unpacked(1)?;
-        for (to, row) in rows.enumerate() {
+        for to in 0..count {
+            let row = wanted.map_or(to, |wanted| wanted[to] as usize);
+            if row >= head.length {
+                return Err(Error::Shape);
+            }
             for (part, copies) in [(Part::Key, &mut *keys), (Part::Value, &mut *values)] {
                 copies[to * dim..][..dim].copy_from_slice(&self.row(head, part, row, &mut unpacked)[..dim]);
             }
@@ -273,18 +283,15 @@ impl Layer {
     }
 }
 
-/// Copies row `from` over row `to` ≤ `from`.
-fn move_row(pages: &mut [Page], from: usize, to: usize, layout: Layout) {
-    if from == to {
-        return;
-    }
+/// Copies `count` rows from `from` on to `to` ≤ `from`; both within one page.
+fn move_rows(pages: &mut [Page], from: usize, to: usize, count: usize, layout: Layout) {
     let scaled = layout.kind == Kind::Int8;
     for part in [Part::Key, Part::Value] {
         let (from_row, to_row) = (layout.row(part, from % PAGE), layout.row(part, to % PAGE));
-        move_bytes(pages, (from / PAGE, from_row), (to / PAGE, to_row), layout.row_bytes());
+        move_bytes(pages, (from / PAGE, from_row), (to / PAGE, to_row), count * layout.row_bytes());
         if scaled {
             let (from_scale, to_scale) = (layout.scale(part, from % PAGE), layout.scale(part, to % PAGE));
-            move_bytes(pages, (from / PAGE, from_scale), (to / PAGE, to_scale), 4);
+            move_bytes(pages, (from / PAGE, from_scale), (to / PAGE, to_scale), count * 4);
         }
     }
 }
@@ -321,11 +328,11 @@ mod tests {
             let values: Vec<f32> = keys.iter().map(|x| -2.0 * x).collect();
             layer.append(&keys, &values, count).unwrap();
             assert_eq!(layer.pages(), 8);
-            let kept: Vec<i32> = (0..200).filter(|i| i % 3 == 1).chain([5, 199]).collect();
+            let kept: Vec<i32> = (0..200).filter(|i| i % 3 == 1 || *i > 100).chain([5, 199]).collect();
             let first = kept.len() as i32 - 2;
             assert_eq!(layer.compact(&kept, &[first, 3]), Err(Error::Shape));
             layer.compact(&kept, &[first, 2]).unwrap();
-            assert_eq!(layer.pages(), 3);
+            assert_eq!(layer.pages(), 4);
             for head in 0..2 {
                 let length = layer.rows[head].length;
                 let (mut k, mut v) = (vec![0.0; length * dim], vec![0.0; length * dim]);
