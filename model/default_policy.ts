@@ -1,7 +1,7 @@
 /**
- * The policy of a context for which none is named, chosen by measurement (bench/results/gates.md, docs/gates.md): the
- * gate wherever one is fitted, because it keeps as many answers as kvzip for the price of one small product per token;
- * else kvzip, which needs no preparation but a second prefill; where not even short chunks of kvzip's fit behind the
+ * The policy of a context for which none is named, chosen by measurement (bench/results/answers.md, docs/gates.md): the
+ * gate wherever one is fitted, together with the risk seen by the last queries, because it keeps nearly as many answers
+ * as kvzip for the price of one small product per token; else kvzip, which needs no preparation but a second prefill; where not even short chunks of kvzip's fit behind the
  * context, `layer-defensive`, the best of those that guess from the last queries.
  */
 import { PalisadeError } from "../core/errors.ts";
@@ -31,7 +31,9 @@ export async function defaultPolicy(
   ids: readonly number[],
   { gate, rolling, beyondTrained }: DefaultOptions,
 ): Promise<Policy> {
-  if (gate || await hasGate(model)) return resolvePolicy(rolling ? "gate(read=stream)" : "gate");
+  if (gate || await hasGate(model)) {
+    return resolvePolicy(rolling ? "gate(read=stream)" : "gate(combine=risk)");
+  }
   const kvzip = CHUNKS.map((chunk) => resolvePolicy(`kvzip(chunk=${chunk})`));
   const fits = ({ needs }: Policy) => !refused(() => repeatPrompts(model, ids, needs.reconstruction!, beyondTrained));
   return (rolling ? undefined : kvzip.find(fits)) ?? resolvePolicy("layer-defensive");

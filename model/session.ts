@@ -36,7 +36,7 @@ export type { MaxCache } from "./max_cache.ts";
 
 export interface ContextOptions extends RiskSettings {
   /**
-   * A policy, or its name with parameters. Default: `gate` where the model has one, else `kvzip`
+   * A policy, or its name with parameters. Default: `gate(combine=risk)` where the model has a gate, else `kvzip`
    * (`model/default_policy.ts`); with `riskWorst` `defensive-risk`.
    */
   readonly policy?: Policy | string;

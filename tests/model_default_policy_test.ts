@@ -17,7 +17,8 @@ Deno.test("defaultPolicy() takes the gate where there is one, and streams where 
   await using model = await load();
   const gate = randomGate(model.config);
   const ids = contextIds(model.frame, model.tokenizer, TEXT);
-  assert.equal((await defaultPolicy(model, ids, { gate, rolling: false })).name, "gate");
+  const { name, parameters } = await defaultPolicy(model, ids, { gate, rolling: false });
+  assert.deepEqual([name, parameters.combine], ["gate", "risk"]);
   assert.equal((await defaultPolicy(model, ids, { gate, rolling: true })).parameters.read, "stream");
   const fitted = { ...model, gate: () => Promise.resolve(gate) };
   assert.equal((await defaultPolicy(fitted, ids, { rolling: false })).name, "gate");
