@@ -158,6 +158,7 @@ export class CrewRows implements LayerRows {
   ): Promise<DecodeOutputs> {
     this.#checkQueries(queries, count);
     this.#settle(count);
+    if (this.#others.length === 0) return this.#own.decodeAttention(queries, count, want);
     const { heads, headDim } = this.shape, each = heads * headDim;
     const parts = await this.#all(
       ROWS.decode,
@@ -431,7 +432,8 @@ export class CrewRows implements LayerRows {
   #checkQueries(queries: Float32Array, count: number): void {
     this.#alive();
     checkFloats("queries", queries, count, this.shape.heads * this.shape.headDim);
-    const shortest = Math.min(...this.#lengths);
+    let shortest = this.#lengths[0];
+    for (const length of this.#lengths) if (length < shortest) shortest = length;
     if (count > shortest) throw new RangeError(`Cannot attend with ${count} queries over ${shortest} rows`);
   }
 }
