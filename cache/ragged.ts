@@ -10,9 +10,10 @@
  * *logical* one (where attention takes its key to be). Without it the two are the same.
  */
 import type { Backend, LayerRows } from "../backend/interface.ts";
-import type { CacheType } from "../core/cache_type.ts";
+import { type CacheType, entryBytes } from "../core/cache_type.ts";
 import type { KeyRotation } from "../core/rotation.ts";
 import type { ModelShape } from "../core/shape.ts";
+import { LateRows } from "./late_rows.ts";
 
 /** A point to trim back to: {@link RaggedCache.mark}. */
 export interface CacheMark {
@@ -47,7 +48,7 @@ export class RaggedCache implements Disposable {
   readonly type: CacheType;
   /** Logical position of the next token. */
   position = 0;
-  readonly #rows: (LayerRows | undefined)[];
+  readonly #rows: (LateRows | undefined)[];
   /** True positions, `[layers][kvHeads]`, each as long as that head has rows. */
   #positions: PositionList[][];
   /** Logical positions, as long; made by the first {@link realign}. */
@@ -55,9 +56,9 @@ export class RaggedCache implements Disposable {
   /** True position of the next token minus its logical one. */
   #shift = 0;
   #scoreBytes = 0;
-  /** Live bytes of each layer, and of all. */
-  readonly #layerBytes: number[];
-  #live = 0;
+  /** Entries of each layer, and of all. */
+  readonly #layerEntries: number[];
+  #entries = 0;
   #peak = 0;
 
   constructor(backend: Backend, shape: ModelShape, type: CacheType = "f32") {
@@ -65,7 +66,7 @@ export class RaggedCache implements Disposable {
     this.shape = shape;
     this.type = type;
     this.#rows = new Array(shape.layers).fill(undefined);
-    this.#layerBytes = new Array(shape.layers).fill(0);
+    this.#layerEntries = new Array(shape.layers).fill(0);
     this.#positions = Array.from(
       { length: shape.layers },
       () => Array.from({ length: shape.kvHeads }, () => new PositionList()),
@@ -77,9 +78,15 @@ export class RaggedCache implements Disposable {
     return this.position + this.#shift;
   }
 
-  /** Rows of one layer; made on first use with room for `reserve` rows per head. */
+  /**
+   * Rows of one layer, to be asked for anew after each eviction; made on first use with room for `reserve` rows per head.
+   */
   rows(layer: number, reserve = 0): LayerRows {
-    return this.#rows[layer] ??= this.backend.createRows(this.shape, reserve, this.type);
+    return this.#late(layer, reserve).settled();
+  }
+
+  #late(layer: number, reserve = 0): LateRows {
+    return this.#rows[layer] ??= new LateRows(this.backend.createRows(this.shape, reserve, this.type));
   }
 
   /**
@@ -121,12 +128,20 @@ export class RaggedCache implements Disposable {
     this.position += count;
   }
 
-  /** Keeps only these rows of each head of `layer` (ascending row indices); the rest is freed. */
+  /**
+   * Keeps only these rows of each head of `layer` (ascending row indices); the pages they leave are freed at once, the
+   * others move up when they must ({@link LateRows}).
+   */
   compact(layer: number, kept: readonly Int32Array[]): void {
-    this.rows(layer).compact(kept);
+    this.#late(layer).compact(kept);
     this.#positions[layer].forEach((list, head) => list.keep(kept[head]));
     this.#logical?.[layer].forEach((list, head) => list.keep(kept[head]));
     this.#count(layer);
+  }
+
+  /** Moves up all rows that eviction has left behind gaps, which else happens when they are next used. */
+  settle(): void {
+    for (const rows of this.#rows) rows?.settled();
   }
 
   /**
@@ -149,7 +164,7 @@ export class RaggedCache implements Disposable {
   fork(): RaggedCache {
     const twin = new RaggedCache(this.backend, this.shape, this.type);
     try {
-      this.#rows.forEach((rows, layer) => twin.#rows[layer] = rows?.clone());
+      this.#rows.forEach((rows, layer) => twin.#rows[layer] = rows && new LateRows(rows.settled().clone()));
     } catch (error) {
       twin[Symbol.dispose]();
       throw error;
@@ -176,14 +191,12 @@ export class RaggedCache implements Disposable {
 
   /** Entries of all heads of one layer. */
   layerEntries(layer: number): number {
-    return this.#positions[layer].reduce((sum, list) => sum + list.length, 0);
+    return this.#layerEntries[layer];
   }
 
   /** Entries of all layers and heads. */
   entries(): number {
-    let sum = 0;
-    for (let layer = 0; layer < this.shape.layers; layer++) sum += this.layerEntries(layer);
-    return sum;
+    return this.#entries;
   }
 
   /** A copy of the true positions of one head's entries, in row order. */
@@ -207,7 +220,7 @@ export class RaggedCache implements Disposable {
   /** Drops everything appended after `mark`, in every head. Nothing may have been evicted or moved in between. */
   trim(mark: CacheMark): void {
     mark.lengths.forEach((lengths, layer) => {
-      this.#rows[layer]?.truncate(lengths);
+      this.#rows[layer]?.settled().truncate(lengths);
       this.#positions[layer].forEach((list, head) => list.truncate(lengths[head]));
       this.#logical?.[layer].forEach((list, head) => list.truncate(lengths[head]));
       this.#count(layer);
@@ -224,15 +237,22 @@ export class RaggedCache implements Disposable {
   [Symbol.dispose](): void {
     for (const rows of this.#rows) rows?.free();
     this.#rows.fill(undefined);
-    this.#rows.forEach((_, layer) => this.#count(layer));
+    this.#positions.forEach((lists, layer) => {
+      for (const list of lists) list.truncate(0);
+      this.#count(layer);
+    });
   }
 
-  /** Takes in how many bytes a layer holds now. */
+  /** Takes in how many entries a layer has now. */
   #count(layer: number): void {
-    const bytes = this.#rows[layer]?.liveBytes ?? 0;
-    this.#live += bytes - this.#layerBytes[layer];
-    this.#layerBytes[layer] = bytes;
+    const entries = this.#positions[layer].reduce((sum, list) => sum + list.length, 0);
+    this.#entries += entries - this.#layerEntries[layer];
+    this.#layerEntries[layer] = entries;
     this.#raisePeak();
+  }
+
+  get #live(): number {
+    return this.#entries * entryBytes(this.shape.headDim, this.type);
   }
 
   #raisePeak(): void {

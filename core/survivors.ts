@@ -33,8 +33,8 @@ export function pick({ scores, second, protectedEntries, positions }: Survivors,
   };
 }
 
-/** `to[i] = from[rows[i]]`. A plain loop: called for every survivor and layer, where `TypedArray.from` with a function takes ten times as long. */
-export function gather<T extends Float32Array | Uint8Array | Int32Array>(from: T, rows: Int32Array, to: T): T {
+/** A plain loop: called for every survivor and layer, where `TypedArray.from` with a function takes ten times as long. */
+function gather<T extends Float32Array | Uint8Array | Int32Array>(from: T, rows: Int32Array, to: T): T {
   for (let i = 0; i < rows.length; i++) to[i] = from[rows[i]];
   return to;
 }

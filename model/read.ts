@@ -325,7 +325,9 @@ class Eviction {
     const scores = policy.score(observation, budget);
     if (this.#overLayers) {
       for (const change of this.#overLayers.add(layer, scores)) this.#compact(change.layer, change.kept);
-      const competing = layer === budget.model.layers - 1 ? 0 : this.#overLayers.scoreBytes;
+      const last = layer === budget.model.layers - 1;
+      if (last) this.#cache.settle();
+      const competing = last ? 0 : this.#overLayers.scoreBytes;
       this.#cache.setScoreBytes(competing + (this.foretold?.byteLength ?? 0));
     } else {
       this.#compact(layer, await this.#select(scores));

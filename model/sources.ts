@@ -35,9 +35,19 @@ export async function scoreSources(
   };
 }
 
+/** A gate's scorer is made once for a model's file. */
+const scorers = new WeakMap<Gate, { readonly file: Model["file"]; readonly scorer: GateScorer }>();
+
 /** A scorer of `gate`, or of the gate that belongs to the model. */
-export async function gateScorer(model: Pick<Model, "file" | "config" | "gate">, gate?: Gate): Promise<GateScorer> {
-  return new GateScorer(model.config, gate ?? await model.gate(), await readGains(model.file, model.config));
+export async function gateScorer(
+  { file, config, gate: own }: Pick<Model, "file" | "config" | "gate">,
+  gate?: Gate,
+): Promise<GateScorer> {
+  const chosen = gate ?? await own(), known = scorers.get(chosen);
+  if (known?.file === file) return known.scorer;
+  const scorer = new GateScorer(config, chosen, await readGains(file, config));
+  scorers.set(chosen, { file, scorer });
+  return scorer;
 }
 
 /** Embeddings of the soft tokens, with room for them behind a context of `length` tokens. */

@@ -37,10 +37,10 @@ export class GateScorer {
     }
     this.#config = config;
     this.#bias = gate.bias;
-    const folded = Float64Array.from(
-      gate.weights,
-      (weight, i) => Math.fround(weight * gains[Math.floor(i / (kvHeads * width)) * width + i % width]),
-    );
+    const folded = new Float64Array(gate.weights.length);
+    for (let i = 0; i < folded.length; i++) {
+      folded[i] = Math.fround(gate.weights[i] * gains[Math.floor(i / (kvHeads * width)) * width + i % width]);
+    }
     this.#folded = rowsOf(folded, width);
   }
 
@@ -48,14 +48,16 @@ export class GateScorer {
   score(layer: number, hidden: Float32Array, count: number): Float32Array {
     const { kvHeads, width, normEpsilon } = this.#config;
     const scores = new Float32Array(count * kvHeads), four = new Float64Array(4 * width);
-    const rows = rowsOf(four, width);
+    const [a, b, c, d] = rowsOf(four, width), scales = new Float64Array(4), products = new Float64Array(4);
     for (let first = 0; first < count; first += 4) {
       // Rows beyond the last token keep what they held; nobody reads their scores.
       const here = Math.min(4, count - first);
       four.set(hidden.subarray(first * width, (first + here) * width));
-      const scales = squares(rows).map((sum) => 1 / Math.sqrt(sum / width + normEpsilon));
+      squares(a, b, c, d, scales);
+      for (let t = 0; t < here; t++) scales[t] = 1 / Math.sqrt(scales[t] / width + normEpsilon);
       for (let g = 0; g < kvHeads; g++) {
-        const head = layer * kvHeads + g, products = dots(rows, this.#folded[head]);
+        const head = layer * kvHeads + g;
+        dots(a, b, c, d, this.#folded[head], products);
         for (let t = 0; t < here; t++) {
           scores[(first + t) * kvHeads + g] = products[t] * scales[t] + this.#bias[head];
         }
@@ -71,7 +73,7 @@ function rowsOf(matrix: Float64Array, width: number): Float64Array[] {
 }
 
 /** Σ row² of four rows: four sums at once, so that no addition waits for the one before. */
-function squares([a, b, c, d]: readonly Float64Array[]): number[] {
+function squares(a: Float64Array, b: Float64Array, c: Float64Array, d: Float64Array, sums: Float64Array): void {
   let s0 = 0, s1 = 0, s2 = 0, s3 = 0;
   for (let i = 0; i < a.length; i++) {
     s0 += a[i] * a[i];
@@ -79,11 +81,18 @@ function squares([a, b, c, d]: readonly Float64Array[]): number[] {
     s2 += c[i] * c[i];
     s3 += d[i] * d[i];
   }
-  return [s0, s1, s2, s3];
+  sums[0] = s0, sums[1] = s1, sums[2] = s2, sums[3] = s3;
 }
 
 /** Σ row · weights of four rows; each weight is read once. */
-function dots([a, b, c, d]: readonly Float64Array[], weights: Float64Array): number[] {
+function dots(
+  a: Float64Array,
+  b: Float64Array,
+  c: Float64Array,
+  d: Float64Array,
+  weights: Float64Array,
+  sums: Float64Array,
+): void {
   let s0 = 0, s1 = 0, s2 = 0, s3 = 0;
   for (let i = 0; i < weights.length; i++) {
     const weight = weights[i];
@@ -92,7 +101,7 @@ function dots([a, b, c, d]: readonly Float64Array[], weights: Float64Array): num
     s2 += c[i] * weight;
     s3 += d[i] * weight;
   }
-  return [s0, s1, s2, s3];
+  sums[0] = s0, sums[1] = s1, sums[2] = s2, sums[3] = s3;
 }
 /** The attention norms' weights of all layers, `[layers, width]`, from a model file. */
 export async function readGains(
