@@ -114,6 +114,7 @@ const steps = fc.commands([
   count.map((n) => step(`append ${n}`, (model, cache) => append(model, cache, n))),
   keepPattern.map((keep) => step(`evict ${keep.join("")}`, (model, cache) => evict(model, cache, keep))),
   fc.constant(step("realign", realign)),
+  fc.constant(step("settle", (_, cache) => cache.settle())),
   fc.constant(step("read", agree)),
   count.map((n) =>
     step(`try ${n} and trim`, (model, cache) => {

@@ -12,6 +12,7 @@ import { GateScorer } from "../model/gate/scorer.ts";
 import { loadModel, type Model } from "../model/model.ts";
 import { parseSafetensors, roundToFloat16, writeSafetensors } from "../model/safetensors.ts";
 import { openContext } from "../model/session.ts";
+import { gateScorer } from "../model/sources.ts";
 import { currentRuntime } from "../runtime/mod.ts";
 import { gateInfo, randomGate } from "./helper/gate.ts";
 import { openTiny } from "./helper/tiny_models.ts";
@@ -137,6 +138,17 @@ Deno.test("findGate() takes a named file, refuses another model's, and says what
 Deno.test("openContext() with gate refuses a model without one", async () => {
   await using model = await tiny();
   assert.equal(await code(openContext(model, "The gate was shut.", { policy: "gate", keep: "30%" })), "gate.none");
+});
+
+Deno.test("gateScorer() makes a scorer once for a gate and a model's file", async () => {
+  await using model = await openTiny("qwen2-plain");
+  await using twin = await openTiny("qwen2-plain");
+  const gate = randomGate(model.config);
+  const sources = ({ file, config }: typeof model) => ({ file, config, gate: () => Promise.resolve(gate) });
+  const scorer = await gateScorer(sources(model));
+  assert.equal(await gateScorer(sources(model), gate), scorer);
+  assert.notEqual(await gateScorer(sources(twin)), scorer);
+  assert.notEqual(await gateScorer(sources(twin), { ...gate }), scorer);
 });
 
 Deno.test("GateScorer gives the product with the normed input, written out", async () => {
