@@ -69,8 +69,10 @@ features=+simd128,+bulk-memory
 build() { # build CRATE NAME PROFILE FEATURES
   local out=$1/target/$2
   # The names of this machine's folders do not belong into the modules.
-  # The kernels count registers, so the order of instructions is theirs.
-  RUSTFLAGS="-C target-feature=$4 -C llvm-args=-pre-RA-sched=source --remap-path-prefix=$1=$(basename "$1")" CARGO_TARGET_DIR=$out \
+  # The kernels count registers, so the order of instructions is theirs; what is to be unrolled, inlined or done in
+  # vectors is written so, and the rest is small.
+  RUSTFLAGS="-C target-feature=$4 -C no-vectorize-loops -C llvm-args=-pre-RA-sched=source -C llvm-args=-unroll-runtime=false \
+    -C llvm-args=-inline-threshold=100 --remap-path-prefix=$1=$(basename "$1")" CARGO_TARGET_DIR=$out \
     cargo build --manifest-path "$1/Cargo.toml" --locked --target $target --profile "$3" >&2
   local module=$out/$target/$3/palisade_$(basename "$1").wasm
   if [ -n "${WASM_OPT:-}" ] && [ "$3" = release ]; then

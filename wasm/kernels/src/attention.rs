@@ -4,14 +4,14 @@
 //! order of the rows they may see. Scores stay raw (not scaled) until the maximum has been taken off, so that large
 //! logits lose nothing: weight = 2^((score − max) · log₂e/√dim).
 
-use crate::int8::{Narrow, MOST_QUERIES};
+use crate::int8::Narrow;
 use crate::lanes::F4;
-use crate::math::{exp2, exp2_one, LOG2_E};
+use crate::math::{exp2, exp2_one, exp2s, LOG2_E};
 use crate::memory::{Array, Error, Result};
 use crate::prefill;
-use crate::rows::{Head, Layer, Layout, Page, Part, PAGE};
+use crate::rows::{Head, Layer, Layout, Part, PAGE};
 use crate::stored::{Kind, Unpacked};
-use crate::tile::{dots, mix, tile_rows};
+use crate::tile::{dots, half_place, mix, tile_rows, Floats, Halves, Tile, FEW, QUERY_SCALE};
 
 /// Queries of a block when there are many: enough to reuse each tile, few enough to stay in cache beside it.
 const BLOCK: usize = 48;
@@ -25,6 +25,8 @@ pub struct Block {
     tile: Unpacked,
     /// For few queries over int8 rows, which are then not unpacked.
     narrow: Option<Narrow>,
+    /// For few queries over float16 rows: unpacked in registers, so queries and outputs are in the order of `half_place`.
+    halves: bool,
     /// `(rows, stride)`, zero beyond the head width.
     pub queries: Array<f32>,
     /// `(rows, stride)`, not yet divided by `sums`.
@@ -51,6 +53,7 @@ impl Block {
             stride,
             tile: layout.unpacked(tile_rows(stride))?,
             narrow: None,
+            halves: false,
             queries: Array::zeros(capacity * stride)?,
             outputs: Array::zeros(capacity * stride)?,
             scores: Array::zeros(capacity * PAGE)?,
@@ -60,18 +63,19 @@ impl Block {
         })
     }
 
-    /// For queries whose scores need not be float32's to the last bits.
-    fn new_rounded(capacity: usize, layout: Layout) -> Result<Self> {
+    /// For decoding: few queries read the rows as they are stored.
+    fn new_direct(capacity: usize, layout: Layout) -> Result<Self> {
         let mut block = Self::new(capacity, layout)?;
-        if layout.kind == Kind::Int8 && capacity <= MOST_QUERIES {
+        if layout.kind == Kind::Int8 && capacity <= FEW {
             block.narrow = Some(Narrow::new(capacity, layout.stride)?);
         }
+        block.halves = layout.kind == Kind::F16 && capacity <= FEW;
         Ok(block)
     }
 
     /// Rows worked on at once.
     fn tile_rows(&self) -> usize {
-        if self.narrow.is_some() {
+        if self.layout.kind == Kind::F32 && self.limits.len() <= FEW || self.halves || self.narrow.is_some() {
             PAGE
         } else {
             tile_rows(self.stride)
@@ -89,7 +93,12 @@ impl Block {
     #[inline(never)]
     pub fn push(&mut self, query: &[f32], limit: usize) {
         let at = self.rows * self.stride;
-        self.queries.as_mut()[at..at + query.len()].copy_from_slice(query);
+        let place = &mut self.queries.as_mut()[at..at + self.stride];
+        if self.halves {
+            query.iter().enumerate().for_each(|(d, x)| place[half_place(d)] = x * QUERY_SCALE);
+        } else {
+            place[..query.len()].copy_from_slice(query);
+        }
         if let Some(narrow) = &mut self.narrow {
             narrow.set_query(self.rows, &self.queries.as_slice()[at..at + self.stride]);
         }
@@ -97,28 +106,31 @@ impl Block {
         self.rows += 1;
     }
 
-    /// Raw scores of a tile for the block's queries from `first` on, −∞ where a query may not look.
-    /// Returns the number of rows of the tile that anyone sees.
+    /// Raw scores of a tile for the block's queries from `first` on, −∞ where a query may not look, up to a multiple of
+    /// eight. Returns the number of rows of the tile that anyone sees.
     #[inline(never)]
-    fn score(&mut self, head: &Head, start: usize, first: usize) -> usize {
+    fn score(&mut self, head: &Head, start: usize, first: usize, ahead: *const u8) -> usize {
         let end = start - start % self.tile_rows() + self.tile_rows();
         let seen = self.limits[self.rows - 1].min(end) - start;
-        let queries = &self.queries.as_slice()[first * self.stride..self.rows * self.stride];
+        let queries = self.queries.as_slice()[first * self.stride..self.rows * self.stride].as_ptr();
         let scores = &mut self.scores.as_mut()[first * PAGE..self.rows * PAGE];
-        let (page, count) = (&head.pages[start / PAGE], seen.next_multiple_of(4));
+        let (page, count, rows) = (&head.pages[start / PAGE], seen.next_multiple_of(4), self.rows - first);
+        let (keys, scales) = page.rows(self.layout, Part::Key, start % PAGE);
+        let mut tile = Tile { rows: keys, count: seen, stride: self.stride, ahead };
         // SAFETY: a tile lies within one page and is no longer than the room for it.
         unsafe {
             if let Some(narrow) = &self.narrow {
-                let (keys, scales) = page.rows(self.layout, Part::Key, start % PAGE);
-                narrow.dots(first, self.rows - first, keys, scales, seen, scores.as_mut_ptr());
+                narrow.dots(first, rows, tile, scales, scores.as_mut_ptr());
+            } else if self.halves {
+                dots::<Halves>(queries, rows, tile, scores.as_mut_ptr(), PAGE);
             } else {
-                let keys = page.floats(self.layout, Part::Key, start % PAGE, count, &mut self.tile);
-                dots(queries.as_ptr(), self.rows - first, keys, seen, self.stride, scores.as_mut_ptr(), PAGE);
+                tile.rows = self.tile.floats(keys, scales, count) as *const u8;
+                dots::<Floats>(queries, rows, tile, scores.as_mut_ptr(), PAGE);
             }
         }
         for (row, limit) in scores.chunks_exact_mut(PAGE).zip(&self.limits[first..]) {
             let visible = (limit - start).min(seen);
-            row[visible..seen.next_multiple_of(4)].fill(f32::NEG_INFINITY);
+            row[visible..seen.next_multiple_of(8)].fill(f32::NEG_INFINITY);
         }
         seen
     }
@@ -132,53 +144,49 @@ impl Block {
 /// Turns raw scores into 2^((score − max)·c), updating maximum and sum; returns the factor for what came before.
 ///
 /// # Safety
-/// `scores` holds `count` rounded up to 4 floats, at least one of them above −∞.
+/// `scores` holds `count` rounded up to 8 floats, at least one of them above −∞.
 #[inline(always)]
 unsafe fn soften(scores: *mut f32, count: usize, maximum: &mut f32, sum: &mut f32, c: f32) -> f32 {
-    let mut peak = F4::splat(*maximum);
-    for k in (0..count).step_by(4) {
-        peak = peak.max(F4::load(scores.add(k)));
+    let mut peaks = [F4::splat(*maximum); 2];
+    for k in (0..count).step_by(8) {
+        peaks = [peaks[0].max(F4::load(scores.add(k))), peaks[1].max(F4::load(scores.add(k + 4)))];
     }
-    let peak = peak.peak();
+    let peaks = peaks[0].max(peaks[1]).peaks();
+    let peak = peaks.lanes()[0];
     let factor = if peak > *maximum { exp2_one((*maximum - peak) * c) } else { 1.0 };
     *maximum = peak;
-    let (peak, c) = (F4::splat(peak), F4::splat(c));
-    let mut total = F4::zero();
-    for k in (0..count).step_by(4) {
-        let weight = exp2(F4::load(scores.add(k)).sub(peak).mul(c));
-        weight.store(scores.add(k));
-        total = total.add(weight);
+    let c = F4::splat(c);
+    let mut totals = [F4::zero(); 2];
+    for k in (0..count).step_by(8) {
+        let at = [scores.add(k), scores.add(k + 4)];
+        let weights = exp2s(at.map(|at| F4::load(at).sub(peaks).mul(c)));
+        for i in 0..2 {
+            weights[i].store(at[i]);
+            totals[i] = totals[i].add(weights[i]);
+        }
     }
-    *sum = *sum * factor + total.sum();
+    *sum = *sum * factor + totals[0].add(totals[1]).sum();
     factor
 }
 
-/// Wide rows of a long head come from beyond the second-level cache, row after row too far apart for the hardware to
-/// fetch ahead (measured: 128 floats gain up to a third, 64 floats nothing).
-const TOUCH_STRIDE: usize = 96;
-const TOUCH_ROWS: usize = 8192;
-/// With more queries the arithmetic hides the wait.
-const TOUCH_QUERIES: usize = 16;
-
-/// Reads a word of each cache line of a page, so that all of them are on their way before the first is needed.
-fn touch(page: &Page) {
-    let lines = page.bytes().iter().step_by(64);
-    core::hint::black_box(lines.fold(0, |sum, x| sum ^ x));
-}
+/// Rows of so many bytes are too far apart for the hardware to fetch ahead, as four or eight of them are read side by
+/// side: fetching them in order takes a third off 64 MiB of 128 floats, and adds a quarter to 32 MiB of 64.
+const FETCHED_ROW: usize = 384;
 
 /// Runs the block over all tiles it may see: fills outputs, maxima and sums.
 #[inline(never)]
 pub fn attend(head: &Head, block: &mut Block, c: f32) {
-    let stride = block.stride;
+    let (stride, layout) = (block.stride, block.layout);
     let most = block.limits[block.rows - 1];
-    let touches =
-        block.layout.kind == Kind::F32 && stride >= TOUCH_STRIDE && most >= TOUCH_ROWS && block.rows <= TOUCH_QUERIES;
-    for start in (0..most).step_by(block.tile_rows()) {
-        if touches && start % PAGE == 0 {
-            touch(&head.pages[start / PAGE]);
-        }
+    let step = block.tile_rows();
+    let fetches = step == PAGE && block.rows <= FEW && stride * layout.kind.size() >= FETCHED_ROW;
+    let ahead = |page: usize, part| match head.pages.get(page) {
+        Some(page) if fetches => page.rows(layout, part, 0).0,
+        _ => core::ptr::null(),
+    };
+    for start in (0..most).step_by(step) {
         let first = block.first_seeing(start);
-        let seen = block.score(head, start, first);
+        let seen = block.score(head, start, first, ahead(start / PAGE, Part::Value));
         let rows = block.rows;
         let scores = block.scores.as_mut();
         for q in first..rows {
@@ -192,15 +200,18 @@ pub fn attend(head: &Head, block: &mut Block, c: f32) {
             }
         }
         let outputs = block.outputs.as_mut()[first * stride..rows * stride].as_mut_ptr();
+        let (values, scales) = head.pages[start / PAGE].rows(layout, Part::Value, start % PAGE);
+        let mut tile = Tile { rows: values, count: seen, stride, ahead: ahead(start / PAGE + 1, Part::Key) };
         // SAFETY: `seen` rows from `start` lie within one page and hold values.
         unsafe {
-            let (page, scores) = (&head.pages[start / PAGE], scores[first * PAGE..].as_ptr());
+            let scores = scores[first * PAGE..].as_ptr();
             if let Some(narrow) = &mut block.narrow {
-                let (values, scales) = page.rows(block.layout, Part::Value, start % PAGE);
-                narrow.mix(scores, rows - first, values, scales, seen, outputs);
+                narrow.mix(scores, rows - first, tile, scales, outputs);
+            } else if block.halves {
+                mix::<Halves>(scores, PAGE, rows - first, tile, outputs);
             } else {
-                let values = page.floats(block.layout, Part::Value, start % PAGE, seen, &mut block.tile);
-                mix(scores, PAGE, rows - first, values, seen, stride, outputs);
+                tile.rows = block.tile.floats(values, scales, seen) as *const u8;
+                mix::<Floats>(scores, PAGE, rows - first, tile, outputs);
             }
         }
     }
@@ -211,7 +222,7 @@ pub fn measure(head: &Head, block: &mut Block, c: f32, mut start: usize) {
     let most = block.limits.last().copied().unwrap_or(0);
     while start < most {
         let first = block.first_seeing(start);
-        let seen = block.score(head, start, first);
+        let seen = block.score(head, start, first, core::ptr::null());
         for q in first..block.rows {
             let (maximum, sum) = (&mut block.maxima.as_mut()[q], &mut block.sums.as_mut()[q]);
             // SAFETY: a row of `PAGE` floats; query `q` sees the tile's first row.
@@ -227,7 +238,7 @@ pub fn weights(head: &Head, block: &mut Block, c: f32, mut body: impl FnMut(usiz
     let most = block.limits[block.rows - 1];
     for start in (0..most).step_by(block.tile_rows()) {
         let first = block.first_seeing(start);
-        let seen = block.score(head, start, first);
+        let seen = block.score(head, start, first, core::ptr::null());
         let rows = block.rows;
         let scores = &mut block.scores.as_mut()[first * PAGE..rows * PAGE];
         for (q, row) in scores.chunks_exact_mut(PAGE).enumerate() {
@@ -305,7 +316,7 @@ fn decode(
     let last = |head: &Head| head.length - behind;
     let c = LOG2_E / (dim as f32).sqrt();
     let tokens = (BLOCK / group).clamp(1, count);
-    let mut block = Block::new_rounded(tokens * group, layer.layout)?;
+    let mut block = Block::new_direct(tokens * group, layer.layout)?;
     let mut offset = 0;
     for (kv, head) in layer.rows.iter().enumerate() {
         for token in (0..count).step_by(tokens) {
@@ -320,9 +331,9 @@ fn decode(
             for row in 0..block.rows {
                 let at = (token + row / group) * heads + kv * group + row % group;
                 let share = 1.0 / block.sums.as_slice()[row];
-                let output = &block.outputs.as_slice()[row * layer.layout.stride..][..dim];
-                for (to, x) in outputs[at * dim..][..dim].iter_mut().zip(output) {
-                    *to = x * share;
+                let output = &block.outputs.as_slice()[row * layer.layout.stride..][..layer.layout.stride];
+                for (d, to) in outputs[at * dim..][..dim].iter_mut().enumerate() {
+                    *to = output[if block.halves { half_place(d) } else { d }] * share;
                 }
             }
             if !probabilities.is_empty() && token + here == count {

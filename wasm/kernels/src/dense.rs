@@ -7,7 +7,7 @@ use crate::integer::integer_product;
 use crate::lanes::F4;
 use crate::math::{exp2, LOG2_E};
 use crate::memory::{Array, Result};
-use crate::tile::dots;
+use crate::tile::{dots, Floats, Tile};
 use crate::weights::{expand, Kind, BLOCK, Q4_0, Q4_1, Q8_0};
 
 /// `(outputs, inputs)`, checked against its bytes by the caller.
@@ -73,7 +73,7 @@ fn exact_product(
     for (to, from) in padded.as_mut().chunks_exact_mut(stride).zip(inputs.chunks_exact(width)) {
         to[..width].copy_from_slice(from);
     }
-    let panel = (PANEL_FLOATS / stride / 4 * 4).clamp(4, 64);
+    let panel = (PANEL_FLOATS / stride / 8 * 8).clamp(8, 64);
     let mut rows = Array::<f32>::zeros(panel * stride)?;
     let mut products = Array::<f32>::zeros(count * panel)?;
     for first in (0..matrix.outputs).step_by(panel) {
@@ -90,9 +90,10 @@ fn exact_product(
                 }
             }
         }
-        let (x, w, y) = (padded.as_slice().as_ptr(), rows.as_slice().as_ptr(), products.as_mut().as_mut_ptr());
+        let (x, y) = (padded.as_slice().as_ptr(), products.as_mut().as_mut_ptr());
+        let tile = Tile { rows: rows.as_slice().as_ptr() as *const u8, count: here, stride, ahead: core::ptr::null() };
         // SAFETY: (count, stride) inputs, (panel, stride) rows, (count, panel) products.
-        unsafe { dots(x, count, w, here, stride, y, panel) };
+        unsafe { dots::<Floats>(x, count, tile, y, panel) };
         for (t, row) in products.as_slice().chunks_exact(panel).enumerate() {
             target.put(t, first, &row[..here]);
         }

@@ -6,9 +6,8 @@
 use crate::lanes::{F4, I4, S8};
 use crate::memory::{Array, Result};
 use crate::rows::PAGE;
+use crate::tile::Tile;
 
-/// Queries from which on a tile is unpacked instead.
-pub const MOST_QUERIES: usize = 16;
 /// Σ |query · key| of a row must fit int32 with keys up to 127.
 const LARGEST_SUM: usize = i32::MAX as usize / 127;
 const LARGEST: f32 = 32767.0;
@@ -45,29 +44,21 @@ impl Narrow {
         self.query_scales.as_mut()[row] = unsafe { narrow(query.as_ptr(), self.stride, largest, to.as_mut_ptr()) };
     }
 
-    /// `scores[q][k] = query (first + q) · keys[k]` for `count` keys rounded up to a multiple of four.
+    /// `scores[q][k] = query (first + q) · keys[k]` for `count` keys rounded up to a multiple of eight.
     ///
     /// # Safety
     /// `keys`, `scales`: as many rows; `scores`: `(rows, PAGE)`; the queries `first … first + rows − 1` were set.
     #[inline(never)]
-    pub unsafe fn dots(
-        &self,
-        first: usize,
-        rows: usize,
-        keys: *const u8,
-        scales: *const f32,
-        count: usize,
-        scores: *mut f32,
-    ) {
+    pub unsafe fn dots(&self, first: usize, rows: usize, keys: Tile, key_scales: *const f32, scores: *mut f32) {
         let queries = self.queries.as_slice()[first * self.stride..(first + rows) * self.stride].as_ptr();
         let query_scales = self.query_scales.as_slice()[first..first + rows].as_ptr();
-        let tile = Tile { rows: keys, scales, count, stride: self.stride };
+
         for q in (0..rows).step_by(2) {
             let (queries, scales, scores) = (queries.add(q * self.stride), query_scales.add(q), scores.add(q * PAGE));
             if q + 1 < rows {
-                dots_of::<2>(queries, scales, &tile, scores);
+                dots_of::<2, 4>(queries, scales, &keys, key_scales, scores);
             } else {
-                dots_of::<1>(queries, scales, &tile, scores);
+                dots_of::<1, 8>(queries, scales, &keys, key_scales, scores);
             }
         }
     }
@@ -82,34 +73,25 @@ impl Narrow {
         &mut self,
         weights: *const f32,
         rows: usize,
-        values: *const u8,
+        values: Tile,
         scales: *const f32,
-        count: usize,
         outputs: *mut f32,
     ) {
         let narrowed = self.weights.as_mut()[..rows * PAGE].as_mut_ptr();
         let steps = self.steps.as_mut()[..rows].as_mut_ptr();
         for q in 0..rows {
-            *steps.add(q) = narrow_weights(weights.add(q * PAGE), scales, count, narrowed.add(q * PAGE));
+            *steps.add(q) = narrow_weights(weights.add(q * PAGE), scales, values.count, narrowed.add(q * PAGE));
         }
-        let tile = Tile { rows: values, scales, count, stride: self.stride };
+
         for q in (0..rows).step_by(2) {
             let (weights, steps, outputs) = (narrowed.add(q * PAGE), steps.add(q), outputs.add(q * self.stride));
             if q + 1 < rows {
-                mix_of::<2>(weights, steps, &tile, outputs);
+                mix_of::<2, 2>(weights, steps, &values, outputs);
             } else {
-                mix_of::<1>(weights, steps, &tile, outputs);
+                mix_of::<1, 4>(weights, steps, &values, outputs);
             }
         }
     }
-}
-
-/// Keys or values: `(count, stride)` and their scales.
-struct Tile {
-    rows: *const u8,
-    scales: *const f32,
-    count: usize,
-    stride: usize,
 }
 
 /// Rounds `count` floats, a multiple of 8, to whole multiples of the scale returned, at most `largest` of it. NaN where
@@ -145,25 +127,37 @@ unsafe fn narrow_weights(weights: *const f32, scales: *const f32, count: usize, 
 }
 
 #[inline(never)]
-unsafe fn dots_of<const Q: usize>(queries: *const i16, query_scales: *const f32, tile: &Tile, scores: *mut f32) {
-    for k in (0..tile.count).step_by(4) {
-        let scales = F4::load(tile.scales.add(k));
-        let products = dots_block::<Q>(queries, tile.rows.add(k * tile.stride), tile.stride);
-        for (i, whole) in products.into_iter().enumerate() {
-            let scale = scales.mul(F4::load_splat(query_scales.add(i)));
-            whole.to_floats().mul(scale).store(scores.add(i * PAGE + k));
+unsafe fn dots_of<const Q: usize, const K: usize>(
+    queries: *const i16,
+    query_scales: *const f32,
+    keys: &Tile,
+    scales: *const f32,
+    scores: *mut f32,
+) {
+    for k in (0..keys.count).step_by(K) {
+        let products = dots_block::<Q, K>(queries, keys.rows.add(k * keys.stride), keys.stride);
+        for (i, sums) in products.iter().enumerate() {
+            for (j, four) in sums.chunks_exact(4).enumerate() {
+                let whole = I4::sums(four[0], four[1], four[2], four[3]).to_floats();
+                let scale = F4::load(scales.add(k + 4 * j)).mul(F4::load_splat(query_scales.add(i)));
+                whole.mul(scale).store(scores.add(i * PAGE + k + 4 * j));
+            }
         }
     }
 }
 
-/// Products of `Q` queries with four keys.
+/// Products of `Q` queries with `K` keys, in four partial sums each.
 #[inline(always)]
-unsafe fn dots_block<const Q: usize>(queries: *const i16, keys: *const u8, stride: usize) -> [I4; Q] {
-    let mut sums = [[I4::new([0; 4]); 4]; Q];
+unsafe fn dots_block<const Q: usize, const K: usize>(
+    queries: *const i16,
+    keys: *const u8,
+    stride: usize,
+) -> [[I4; K]; Q] {
+    let mut sums = [[I4::new([0; 4]); K]; Q];
     for d in (0..stride).step_by(16) {
         for d in [d, d + 8] {
             let query: [S8; Q] = core::array::from_fn(|i| S8::load(queries.add(i * stride + d)));
-            for k in 0..4 {
+            for k in 0..K {
                 let key = S8::eight(keys.add(k * stride + d));
                 for i in 0..Q {
                     sums[i][k] = sums[i][k].add(key.dot(query[i]));
@@ -171,43 +165,54 @@ unsafe fn dots_block<const Q: usize>(queries: *const i16, keys: *const u8, strid
             }
         }
     }
-    sums.map(|[a, b, c, d]| I4::sums(a, b, c, d))
+    sums
 }
 
 #[inline(never)]
-unsafe fn mix_of<const Q: usize>(weights: *const i16, steps: *const f32, tile: &Tile, outputs: *mut f32) {
-    for d in (0..tile.stride).step_by(16) {
-        mix_block::<Q>(weights, steps, tile.rows.add(d), tile.count, tile.stride, outputs.add(d));
+unsafe fn mix_of<const Q: usize, const E: usize>(
+    weights: *const i16,
+    steps: *const f32,
+    values: &Tile,
+    outputs: *mut f32,
+) {
+    let mut d = 0;
+    while d < values.stride {
+        let (values, outputs) = (Tile { rows: values.rows.add(d), ..*values }, outputs.add(d));
+        if values.stride - d >= 8 * E {
+            mix_block::<Q, E>(weights, steps, values, outputs);
+            d += 8 * E;
+        } else {
+            mix_block::<Q, 2>(weights, steps, values, outputs);
+            d += 16;
+        }
     }
 }
 
-/// Sixteen columns of `Q` outputs, two rows at a time: neighbours of the interleaved rows share a pair of weights.
+/// `E` times eight columns of `Q` outputs, two rows at a time: neighbours of the interleaved rows share a pair of weights.
 #[inline(always)]
-unsafe fn mix_block<const Q: usize>(
+unsafe fn mix_block<const Q: usize, const E: usize>(
     weights: *const i16,
     steps: *const f32,
-    values: *const u8,
-    count: usize,
-    stride: usize,
+    values: Tile,
     outputs: *mut f32,
 ) {
-    let mut sums = [[I4::new([0; 4]); 4]; Q];
-    for k in (0..count).step_by(2) {
+    let mut sums = [[[I4::new([0; 4]); 2]; E]; Q];
+    for k in (0..values.count).step_by(2) {
         let pair: [S8; Q] = core::array::from_fn(|i| S8::load_pair(weights.add(i * PAGE + k)));
-        let (row, next) = (values.add(k * stride), values.add((k + 1) * stride));
-        for half in 0..2 {
-            let both = S8::interleave(S8::eight(row.add(8 * half)), S8::eight(next.add(8 * half)));
+        let (row, next) = (values.rows.add(k * values.stride), values.rows.add((k + 1) * values.stride));
+        for eight in 0..E {
+            let both = S8::interleave(S8::eight(row.add(8 * eight)), S8::eight(next.add(8 * eight)));
             for i in 0..Q {
                 for (v, columns) in both.into_iter().enumerate() {
-                    sums[i][2 * half + v] = sums[i][2 * half + v].add(columns.dot(pair[i]));
+                    sums[i][eight][v] = sums[i][eight][v].add(columns.dot(pair[i]));
                 }
             }
         }
     }
     for i in 0..Q {
         let step = F4::load_splat(steps.add(i));
-        for (v, sum) in sums[i].into_iter().enumerate() {
-            let at = outputs.add(i * stride + 4 * v);
+        for (v, sum) in sums[i].as_flattened().iter().enumerate() {
+            let at = outputs.add(i * values.stride + 4 * v);
             F4::load(at).madd(sum.to_floats(), step).store(at);
         }
     }
@@ -239,23 +244,26 @@ mod tests {
                     let mut narrow = Narrow::new(queries, stride).unwrap();
                     let q = random(queries * stride, 1);
                     q.chunks(stride).enumerate().for_each(|(row, query)| narrow.set_query(row, query));
-                    let (keys, scales, floats) = rows(count, stride, 2);
+                    // A page of them: keys are read up to whole eights.
+                    let (keys, scales, floats) = rows(PAGE, stride, 2);
+                    let floats = &floats[..count * stride];
                     let mut padded = vec![0.0; queries * PAGE];
+                    let tile = Tile { rows: keys.as_ptr(), count, stride, ahead: core::ptr::null() };
                     // SAFETY: sizes as documented.
-                    unsafe { narrow.dots(0, queries, keys.as_ptr(), scales.as_ptr(), count, padded.as_mut_ptr()) };
+                    unsafe { narrow.dots(0, queries, tile, scales.as_ptr(), padded.as_mut_ptr()) };
                     let scores: Vec<f32> = padded.chunks(PAGE).flat_map(|row| row[..count].to_vec()).collect();
-                    close(&scores, &twin::dots(&q, &floats, stride), 1e-4);
+                    close(&scores, &twin::dots(&q, floats, stride), 1e-4);
 
                     let weights: Vec<f32> = random(queries * count, 3).iter().map(|x| x * x).collect();
                     let mut outputs = random(queries * stride, 4);
                     let mut want = outputs.clone();
-                    twin::mix(&weights, &floats, stride, &mut want);
+                    twin::mix(&weights, floats, stride, &mut want);
                     for (padded, row) in padded.chunks_mut(PAGE).zip(weights.chunks(count)) {
                         padded[..count].copy_from_slice(row);
                     }
                     let (from, to) = (padded.as_ptr(), outputs.as_mut_ptr());
                     // SAFETY: sizes as documented.
-                    unsafe { narrow.mix(from, queries, keys.as_ptr(), scales.as_ptr(), count, to) };
+                    unsafe { narrow.mix(from, queries, tile, scales.as_ptr(), to) };
                     close(&outputs, &want, 1e-4);
                 }
             }
@@ -267,10 +275,11 @@ mod tests {
         for stride in [128, 4096] {
             let mut narrow = Narrow::new(1, stride).unwrap();
             narrow.set_query(0, &vec![3.0; stride]);
-            let (keys, scales) = (vec![0x81u8; 4 * stride], [0.5; 4]);
+            let (keys, scales) = (vec![0x81u8; 8 * stride], [0.5; 8]);
             let mut scores = [0.0; PAGE];
+            let tile = Tile { rows: keys.as_ptr(), count: 4, stride, ahead: core::ptr::null() };
             // SAFETY: sizes as documented.
-            unsafe { narrow.dots(0, 1, keys.as_ptr(), scales.as_ptr(), 4, scores.as_mut_ptr()) };
+            unsafe { narrow.dots(0, 1, tile, scales.as_ptr(), scores.as_mut_ptr()) };
             close(&scores[..4], &[-3.0 * 63.5 * stride as f32; 4], 1e-6);
         }
     }

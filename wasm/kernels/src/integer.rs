@@ -51,6 +51,7 @@ fn quantise(block: &[f32; BLOCK], twined: bool) -> ([S8; 4], f32, f32) {
 }
 
 impl Single {
+    #[inline(never)]
     fn new(inputs: &[f32], twined: bool) -> Result<Self> {
         let blocks = (inputs.len() / BLOCK).next_multiple_of(4);
         let mut single = Single {
@@ -71,6 +72,7 @@ impl Single {
 }
 
 impl Fours {
+    #[inline(never)]
     fn new(inputs: &[f32], width: usize, twined: bool) -> Result<Self> {
         let (blocks, fours) = (width / BLOCK, (inputs.len() / width).div_ceil(4));
         let mut all = Fours {

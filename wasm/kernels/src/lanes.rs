@@ -29,6 +29,12 @@ mod imp {
         pub unsafe fn load_splat(p: *const f32) -> Self {
             F4(v128_load32_splat(p as *const u32))
         }
+        /// See [`super::Fixed`].
+        #[inline(always)]
+        pub fn fixed(x: &'static super::Fixed) -> Self {
+            // SAFETY: 16 bytes, aligned.
+            F4(unsafe { core::ptr::read_volatile(x.0.as_ptr() as *const v128) })
+        }
         /// # Safety
         /// `p` is writable for four floats; no alignment is needed.
         #[inline(always)]
@@ -77,6 +83,12 @@ mod imp {
         #[inline(always)]
         pub fn spread<const I: usize>(self) -> Self {
             F4(i32x4_shuffle::<I, I, I, I>(self.0, self.0))
+        }
+        /// The largest lane in all lanes.
+        #[inline(always)]
+        pub fn peaks(self) -> Self {
+            let pair = self.max(F4(i32x4_shuffle::<2, 3, 0, 1>(self.0, self.0)));
+            pair.max(F4(i32x4_shuffle::<1, 0, 3, 2>(pair.0, pair.0)))
         }
         /// Nearest whole number of each lane, ties to even; |x| < 2³¹.
         #[inline(always)]
@@ -136,6 +148,29 @@ mod imp {
             // The shift spreads the sign over three bits; the mask takes two of them away again.
             let moved = v128_and(i32x4_shr(bits.0, 3), u32x4_splat(0x8fff_e000));
             F4(f32x4_mul(moved, f32x4_splat(super::HALF_BIAS)))
+        }
+    }
+
+    /// What [`F4::from_half_pairs`] needs beside the numbers: kept in registers around a loop.
+    #[derive(Clone, Copy)]
+    pub struct HalfMask(v128, v128);
+
+    impl HalfMask {
+        #[inline(always)]
+        pub fn new() -> Self {
+            let [mask, shift] = &super::HALVES;
+            HalfMask(F4::fixed(mask).0, F4::fixed(shift).0)
+        }
+        /// Eight float16 patterns, finite ones, times 2⁻¹¹²: those at even places, then those at odd ones.
+        ///
+        /// # Safety
+        /// `p` is readable for 16 bytes.
+        #[inline(always)]
+        pub unsafe fn load(self, p: *const u8) -> [F4; 2] {
+            let pairs = v128_load(p as *const v128);
+            // Both moves spread the sign over four bits; the mask takes three of them away again.
+            let even = i32x4_dot_i16x8(pairs, self.1);
+            [F4(v128_and(even, self.0)), F4(v128_and(i32x4_shr(pairs, 3), self.0))]
         }
     }
 
@@ -339,6 +374,14 @@ mod imp {
         pub unsafe fn load_splat(p: *const f32) -> Self {
             F4([p.read_unaligned(); 4])
         }
+        pub fn fixed(x: &'static super::Fixed) -> Self {
+            F4(x.0)
+        }
+        pub fn peaks(self) -> Self {
+            let larger = |x: f32, y: f32| if x < y { y } else { x };
+            let [a, b, c, d] = self.0;
+            F4([larger(larger(a, c), larger(b, d)); 4])
+        }
         /// # Safety
         /// `p` is writable for four floats; no alignment is needed.
         pub unsafe fn store(self, p: *mut f32) {
@@ -412,6 +455,22 @@ mod imp {
                 e[i] = exponent as f32;
             }
             (F4(m), F4(e))
+        }
+    }
+
+    #[derive(Clone, Copy)]
+    pub struct HalfMask;
+
+    impl HalfMask {
+        pub fn new() -> Self {
+            HalfMask
+        }
+        /// # Safety
+        /// `p` is readable for 16 bytes.
+        pub unsafe fn load(self, p: *const u8) -> [F4; 2] {
+            let halves = (p as *const [i16; 8]).read_unaligned();
+            let float = |i: usize| f32::from_bits((halves[i] as i32 * 8192) as u32 & super::HALVES[0].0[0].to_bits());
+            [0, 1].map(|odd| F4(core::array::from_fn(|i| float(2 * i + odd))))
         }
     }
 
@@ -527,9 +586,23 @@ mod imp {
 }
 
 /// A float16 pattern moved to float32's place is 2¹¹² times too small.
-const HALF_BIAS: f32 = 5.192_296_858_534_828e33;
+pub const HALF_BIAS: f32 = 5.192_296_858_534_828e33;
 
-pub use imp::{F4, I4, S8};
+/// Where float16's bits stand in a float32 pattern, and what int16 pairs are multiplied by to bring the first one there.
+static HALVES: [Fixed; 2] = [Fixed::new(f32::from_bits(0x8fff_e000)), Fixed::new(f32::from_bits(0x2000))];
+
+/// A number in all lanes of a vector in memory. The engine would put a constant in the code together from three
+/// instructions each time it is used; from a place that is fixed one instruction reads it, without a check.
+#[repr(align(16))]
+pub struct Fixed([f32; 4]);
+
+impl Fixed {
+    pub const fn new(x: f32) -> Self {
+        Fixed([x; 4])
+    }
+}
+
+pub use imp::{HalfMask, F4, I4, S8};
 
 impl F4 {
     pub fn zero() -> Self {
@@ -544,7 +617,6 @@ impl F4 {
     /// Largest lane.
     #[inline(always)]
     pub fn peak(self) -> f32 {
-        let x = self.lanes();
-        x[0].max(x[2]).max(x[1].max(x[3]))
+        self.peaks().lanes()[0]
     }
 }

@@ -1,14 +1,22 @@
 //! Exponential and logarithm on four lanes.
 
-use crate::lanes::F4;
+use crate::lanes::{Fixed, F4};
 
 /// log₂ e.
 pub const LOG2_E: f32 = core::f32::consts::LOG2_E;
 /// Adding 1.5 · 2²³ leaves the nearest whole number in the low mantissa bits.
-const ROUND: f32 = 12_582_912.0;
-/// Least-squares fit of 2^f on [−½, ½], relative error 2e−9 before rounding.
-const EXP2: [f32; 7] =
-    [1.0, core::f32::consts::LN_2, 0.240_226_47, 0.055_503_29, 0.009_618_52, 0.001_339_986, 0.000_153_375_76];
+static ROUND: Fixed = Fixed::new(12_582_912.0);
+/// Least-squares fit of 2^f on [−½, ½], relative error 2e−9 before rounding; highest power first.
+static EXP2: [Fixed; 7] = [
+    Fixed::new(0.000_153_375_76),
+    Fixed::new(0.001_339_986),
+    Fixed::new(0.009_618_52),
+    Fixed::new(0.055_503_29),
+    Fixed::new(0.240_226_47),
+    Fixed::new(core::f32::consts::LN_2),
+    Fixed::new(1.0),
+];
+static LOWEST: Fixed = Fixed::new(-126.0);
 /// ln(1 + x) = x − x²/2 + x³ · Σ cᵢ xⁱ on [√½ − 1, √2 − 1] (the coefficients of Cephes `logf`).
 const LN: [f32; 9] = [
     3.333_333_1e-1,
@@ -22,17 +30,26 @@ const LN: [f32; 9] = [
     7.037_683_6e-2,
 ];
 
-/// 2^x for x ≤ 127; exactly 0 below −126 (and for −∞), within 2 ulp otherwise.
+/// 2^x for x ≤ 127; exactly 0 below −126 (and for −∞), within 2 ulp otherwise. Two vectors at a time share the numbers
+/// read and hide each other's waiting.
+#[inline(always)]
+pub fn exp2s<const N: usize>(x: [F4; N]) -> [F4; N] {
+    let round = F4::fixed(&ROUND);
+    let n = x.map(|x| x.add(round));
+    let f: [F4; N] = core::array::from_fn(|i| x[i].sub(n[i].sub(round)));
+    let mut p = [F4::fixed(&EXP2[0]); N];
+    for c in &EXP2[1..] {
+        let c = F4::fixed(c);
+        p = core::array::from_fn(|i| c.madd(p[i], f[i]));
+    }
+    let low = F4::fixed(&LOWEST);
+    core::array::from_fn(|i| p[i].scale_exponent(n[i], x[i], low))
+}
+
+/// [`exp2s`] of one vector.
 #[inline(always)]
 pub fn exp2(x: F4) -> F4 {
-    let round = F4::splat(ROUND);
-    let n = x.add(round);
-    let f = x.sub(n.sub(round));
-    let mut p = F4::splat(EXP2[6]);
-    for i in (0..6).rev() {
-        p = F4::splat(EXP2[i]).madd(p, f);
-    }
-    p.scale_exponent(n, x, F4::splat(-126.0))
+    exp2s([x])[0]
 }
 
 /// One lane of [`exp2`], so that scalars and vectors round alike.

@@ -10,7 +10,7 @@
 
 use crate::attention::{column_pitch, Extras};
 use crate::lanes::F4;
-use crate::math::{exp2, LOG2_E};
+use crate::math::{exp2, exp2s, LOG2_E};
 use crate::memory::{Array, Error, Result};
 use crate::panel::{blend, products, COLUMNS};
 use crate::rows::{Head, Layer, Layout, Part, PAGE};
@@ -303,7 +303,7 @@ unsafe fn score_panel(keys: *const f32, count: usize, stride: usize, panel: *con
 /// came before.
 ///
 /// # Safety
-/// `scores`, `weights`: `count` rows of four floats, eight apart; `maxima`, `sums`: four floats.
+/// `scores`, `weights`: `count` rows, rounded up to two, of four floats, eight apart; `maxima`, `sums`: four floats.
 #[inline(always)]
 unsafe fn soften_four(
     scores: *const f32,
@@ -314,17 +314,21 @@ unsafe fn soften_four(
     c: f32,
 ) -> [f32; 4] {
     let (before, c) = (F4::load(maxima), F4::splat(c));
-    let mut peak = before;
-    for row in 0..count {
-        peak = peak.max(F4::load(scores.add(row * COLUMNS)));
+    let mut peaks = [before; 2];
+    for row in (0..count).step_by(2) {
+        peaks = [0, 1].map(|i| peaks[i].max(F4::load(scores.add((row + i) * COLUMNS))));
     }
+    let peak = peaks[0].max(peaks[1]);
     let factor = exp2(before.sub(peak).mul(c));
-    let mut total = F4::zero();
-    for row in 0..count {
-        let weight = exp2(F4::load(scores.add(row * COLUMNS)).sub(peak).mul(c));
-        weight.store(weights.add(row * COLUMNS));
-        total = total.add(weight);
+    let mut totals = [F4::zero(); 2];
+    for row in (0..count).step_by(2) {
+        let two = exp2s([0, 1].map(|i| F4::load(scores.add((row + i) * COLUMNS)).sub(peak).mul(c)));
+        for i in 0..2 {
+            two[i].store(weights.add((row + i) * COLUMNS));
+            totals[i] = totals[i].add(two[i]);
+        }
     }
+    let total = totals[0].add(totals[1]);
     peak.store(maxima);
     total.madd(F4::load(sums), factor).store(sums);
     factor.lanes()

@@ -77,10 +77,6 @@ impl Page {
         unpacked.floats(rows, scales, count)
     }
 
-    pub fn bytes(&self) -> &[u8] {
-        self.0.as_slice()
-    }
-
     #[inline(never)]
     fn store(&mut self, layout: Layout, part: Part, row: usize, numbers: &[f32]) {
         let bytes = self.0.as_mut();
