@@ -66,13 +66,14 @@ if ! has_target; then
 fi
 
 features=+simd128,+bulk-memory
-build() { # build CRATE NAME PROFILE FEATURES
+# The kernels count registers, so the order of instructions is theirs; what is to be unrolled, inlined or done in vectors
+# is written so, and the rest is small.
+flags='-C llvm-args=-pre-RA-sched=source'
+small="$flags -C no-vectorize-loops -C llvm-args=-unroll-runtime=false -C llvm-args=-inline-threshold=100"
+build() { # build CRATE NAME PROFILE FEATURES FLAGS
   local out=$1/target/$2
   # The names of this machine's folders do not belong into the modules.
-  # The kernels count registers, so the order of instructions is theirs; what is to be unrolled, inlined or done in
-  # vectors is written so, and the rest is small.
-  RUSTFLAGS="-C target-feature=$4 -C no-vectorize-loops -C llvm-args=-pre-RA-sched=source -C llvm-args=-unroll-runtime=false \
-    -C llvm-args=-inline-threshold=100 --remap-path-prefix=$1=$(basename "$1")" CARGO_TARGET_DIR=$out \
+  RUSTFLAGS="-C target-feature=$4 $5 --remap-path-prefix=$1=$(basename "$1")" CARGO_TARGET_DIR=$out \
     cargo build --manifest-path "$1/Cargo.toml" --locked --target $target --profile "$3" >&2
   local module=$out/$target/$3/palisade_$(basename "$1").wasm
   if [ -n "${WASM_OPT:-}" ] && [ "$3" = release ]; then
@@ -81,11 +82,12 @@ build() { # build CRATE NAME PROFILE FEATURES
   fi
   echo "$module"
 }
-simd=$(build "$crate" simd release $features)
-relaxed=$(build "$crate" relaxed release $features,+relaxed-simd)
-checked=$(build "$crate" checked checked $features)
-install -m 644 "$(build "$root/bench/ceilings" simd release $features)" "$root/bench/ceilings_simd128.wasm"
-install -m 644 "$(build "$root/bench/ceilings" relaxed release $features,+relaxed-simd)" "$root/bench/ceilings_relaxed.wasm"
+simd=$(build "$crate" simd release $features "$small")
+relaxed=$(build "$crate" relaxed release $features,+relaxed-simd "$small")
+checked=$(build "$crate" checked checked $features "$small")
+ceilings=$root/bench/ceilings
+install -m 644 "$(build "$ceilings" simd release $features "$flags")" "$root/bench/ceilings_simd128.wasm"
+install -m 644 "$(build "$ceilings" relaxed release $features,+relaxed-simd "$flags")" "$root/bench/ceilings_relaxed.wasm"
 
 mkdir -p "$root/tests/data"
 install -m 644 "$checked" "$root/tests/data/kernels_checked.wasm"

@@ -169,9 +169,11 @@ unsafe fn soften(scores: *mut f32, count: usize, maximum: &mut f32, sum: &mut f3
     factor
 }
 
-/// Rows of so many bytes are too far apart for the hardware to fetch ahead, as four or eight of them are read side by
-/// side: fetching them in order takes a third off 64 MiB of 128 floats, and adds a quarter to 32 MiB of 64.
+/// Rows of so many bytes, read four or eight side by side, are too far apart for the hardware to fetch ahead: in a head
+/// that the second-level cache can't hold, fetching them in order takes a third off 64 MiB of 128 floats (and would add a
+/// quarter to 32 MiB of 64).
 const FETCHED_ROW: usize = 384;
+const FETCHED_ROWS: usize = 8192;
 
 /// Runs the block over all tiles it may see: fills outputs, maxima and sums.
 #[inline(never)]
@@ -179,7 +181,8 @@ pub fn attend(head: &Head, block: &mut Block, c: f32) {
     let (stride, layout) = (block.stride, block.layout);
     let most = block.limits[block.rows - 1];
     let step = block.tile_rows();
-    let fetches = step == PAGE && block.rows <= FEW && stride * layout.kind.size() >= FETCHED_ROW;
+    let fetches =
+        step == PAGE && block.rows <= FEW && most >= FETCHED_ROWS && stride * layout.kind.size() >= FETCHED_ROW;
     let ahead = |page: usize, part| match head.pages.get(page) {
         Some(page) if fetches => page.rows(layout, part, 0).0,
         _ => core::ptr::null(),

@@ -213,7 +213,8 @@ impl Layer {
                 let from = mine[to] as usize;
                 // Neighbours go together, as far as both their pages reach.
                 let room = (mine.len() - to).min(PAGE - to % PAGE).min(PAGE - from % PAGE);
-                let run = mine[to..to + room].iter().zip(from..).take_while(|&(&row, next)| row as usize == next).count();
+                let run =
+                    mine[to..to + room].iter().zip(from..).take_while(|&(&row, next)| row as usize == next).count();
                 if from != to {
                     move_rows(&mut head.pages, from, to, run, self.layout);
                 }

@@ -94,7 +94,7 @@ pub struct Tile {
     pub rows: *const u8,
     pub count: usize,
     pub stride: usize,
-    /// Null, or rows that are wanted next, at least `STEP` of them; then those of the tile fill half a page.
+    /// Null, or rows that are wanted next, at least `STEP` of them; then the tile's are those of a page.
     pub ahead: *const u8,
 }
 
@@ -114,9 +114,11 @@ impl Tile {
 #[inline(never)]
 unsafe fn touch(from: *const u8, bytes: usize) {
     let mut sum = 0;
-    for at in (0..bytes).step_by(128) {
-        // Volatile: not to be combined, which would change the order.
-        sum ^= core::ptr::read_volatile(from.add(at)) ^ core::ptr::read_volatile(from.add(at + 64));
+    for at in (0..bytes).step_by(256) {
+        for line in [0, 64, 128, 192] {
+            // Volatile: not to be combined, which would change the order.
+            sum ^= core::ptr::read_volatile(from.add(at + line) as *const u32);
+        }
     }
     core::hint::black_box(sum);
 }
