@@ -113,7 +113,15 @@ function sameAnswer({ ids, text, finish, ms }: FullAnswer): ComparedAnswer {
   return { ids, text, finish, ms, firstDifference: null, kl: { mean: 0, max: 0 } };
 }
 
-function makeSample(model: Model, { task, length, sample: index }: Group, { seed, haystack }: GroupOptions): Sample {
+/**
+ * The sample of a group, the same for the same seed, haystack, tokenizer and chat frame.
+ * @throws PalisadeError `length.too-small`, `haystack.*`.
+ */
+export function makeSample(
+  model: Pick<Model, "frame" | "tokenizer">,
+  { task, length, sample: index }: Group,
+  { seed, haystack }: Pick<GroupOptions, "seed" | "haystack">,
+): Sample {
   const promptTokens = ({ context, question, answerPrefix }: Prompt) =>
     contextIds(model.frame, model.tokenizer, context).length +
     questionIds(model.frame, model.tokenizer, question, answerPrefix).length;
