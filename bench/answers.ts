@@ -1,8 +1,8 @@
 /**
  * Samples of an evaluation with what we keep and answer, a JSON line each, for `bench/peers/torch_answers.py`.
  *
- *     deno task bench answers --out ours.jsonl [--tasks niah_multikey_1,niah_single_1] [--samples 30] [--length 1k]
- *       [--seed 1] [--keep 20%] [--haystack FILE] [--dense web] [--precision float32]
+ *     deno task bench answers --out ours.jsonl [--tasks niah_multikey_1,niah_single_1] [--samples 30]
+ *       [--first 0] [--length 1k] [--seed 1] [--keep 20%] [--haystack FILE] [--dense web] [--precision float32]
  *       [--policies full,snapkv@reference,defensive@reference,layer-defensive@reference]
  *
  * A line holds the token ids of context and question, the expected answers, and per policy the kept positions
@@ -31,6 +31,7 @@ const { values } = parseArgs({
     out: option("answers.jsonl"),
     tasks: option("niah_multikey_1,niah_single_1"),
     samples: option("30"),
+    first: option("0"),
     length: option("1k"),
     seed: option("1"),
     keep: option("20%"),
@@ -50,7 +51,8 @@ const cases = parseCases(values.policies, values.keep);
 const tasks = await openTasks(splitList(values.tasks), runtime);
 const out = openSync(values.out, "w");
 
-for (const group of groupsOf(tasks, parseLengths(values.length), Number(values.samples))) {
+const groups = groupsOf(tasks, parseLengths(values.length), Number(values.samples));
+for (const group of groups.filter(({ sample }) => sample >= Number(values.first))) {
   const { context, question, answerPrefix, answers, metric, maxNewTokens } = makeSample(model, group, sampling);
   const ids = contextIds(frame, tokenizer, context);
   const asked = questionIds(frame, tokenizer, question, answerPrefix);

@@ -13,7 +13,6 @@ LlamaForCausalLM and the prompts with its chat template and tokenizer. One threa
 """
 import argparse
 import json
-import sys
 from collections import defaultdict
 
 import numpy as np
@@ -159,12 +158,17 @@ class Answers:
         self.keys[layer], self.values[layer] = k, v
         batch, _, new, dim = q.shape
         q = q.view(batch, model.kv_heads, model.group, new, dim) / dim**0.5
-        past = q @ self.context.keys[layer][:, None].transpose(2, 3) + self.hidden[:, layer]
+        past = self.by_head(q, self.context.keys[layer].transpose(1, 2)) + self.hidden[:, layer]
         own = q @ k[:, :, None].transpose(3, 4)
         after = torch.ones(new, k.shape[2], dtype=torch.bool).triu(k.shape[2] - new + 1)
         attention = torch.softmax(torch.cat((past, own.masked_fill(after, -torch.inf)), -1), -1)
         on_past, on_own = attention.split((past.shape[-1], own.shape[-1]), -1)
-        return (on_past @ self.context.values[layer][:, None] + on_own @ v[:, :, None]).flatten(1, 2)
+        return (self.by_head(on_past, self.context.values[layer]) + on_own @ v[:, :, None]).flatten(1, 2)
+
+    def by_head(self, x, shared):
+        """x [batch, kv heads, group, tokens, n] times what all rows share, [kv heads, n, m], without copying that."""
+        rows = x.transpose(0, 1)
+        return (rows.flatten(1, 3) @ shared).view(*rows.shape[:4], -1).transpose(0, 1)
 
     def decode(self, question, limit, ends):
         """Token ids of each row's answer, the end token included."""
@@ -200,13 +204,15 @@ def mask_of(kept, shape):
     return mask
 
 
-def answer_sample(model, line, decode_text):
+def answer_sample(model, line, decode_text, tokens):
     """Yields one record per policy: ours beside torch's, and torch's with our kept set."""
     context = Context(model, line["context"], line["keep"]["fraction"])
     own = [context.kept(cell["policy"]) for cell in line["cells"]]
     ours = [mask_of(cell["kept"], own[0].shape) for cell in line["cells"]]
-    ids = Answers(context, own + ours).decode(line["question"], line["maxNewTokens"], set(line["endIds"]))
-    texts = [decode_text(each) for each in ids]
+    masks = {mask.numpy().tobytes(): mask for mask in own + ours}
+    ids = Answers(context, list(masks.values())).decode(line["question"], tokens, set(line["endIds"]))
+    texts = dict(zip(masks, map(decode_text, ids)))
+    text_from = lambda mask: texts[mask.numpy().tobytes()]
     found = lambda text: [each.lower() in text.lower() for each in line["answers"]]
     scored = lambda text: {"text": text, "score": 100 * sum(found(text)) / len(line["answers"])}
     for i, cell in enumerate(line["cells"]):
@@ -215,9 +221,9 @@ def answer_sample(model, line, decode_text):
             "policy": cell["policy"],
             "jaccard": ((own[i] & ours[i]).sum() / (own[i] | ours[i]).sum()).item(),
             "kept": own[i].sum().item(),
-            "ours": {"text": cell["text"], "score": cell["score"]},
-            "torch": scored(texts[i]),
-            "torchOurKept": scored(texts[len(own) + i]),
+            "ours": scored(decode_text(cell["ids"][:tokens])),
+            "torch": scored(text_from(own[i])),
+            "torchOurKept": scored(text_from(ours[i])),
         }
 
 
@@ -281,6 +287,7 @@ def main():
     parser.add_argument("model")
     parser.add_argument("samples")
     parser.add_argument("--out", required=True)
+    parser.add_argument("--tokens", type=int, default=128, help="cut all answers after so many")
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     model = Model(options.model)
@@ -290,9 +297,9 @@ def main():
     decode_text, records = text_of(model), []
     with open(options.out, "w") as out:
         for line in lines:
-            records += answer_sample(model, line, decode_text)
-            out.writelines(json.dumps(record) + "\n" for record in records[-len(line["cells"]) :])
-            print(f"{line['task']} {line['sample']}", file=sys.stderr)
+            for record in answer_sample(model, line, decode_text, min(options.tokens, line["maxNewTokens"])):
+                records.append(record)
+                print(json.dumps(record), file=out, flush=True)
     print_table(records)
 
 
