@@ -170,8 +170,7 @@ unsafe fn soften(scores: *mut f32, count: usize, maximum: &mut f32, sum: &mut f3
 }
 
 /// Rows of so many bytes, read four or eight side by side, are too far apart for the hardware to fetch ahead: in a head
-/// that the second-level cache can't hold, fetching them in order takes a third off 64 MiB of 128 floats (and would add a
-/// quarter to 32 MiB of 64).
+/// that the second-level cache can't hold, fetching them in order takes up to half off (and would add to narrower ones).
 const FETCHED_ROW: usize = 384;
 const FETCHED_ROWS: usize = 8192;
 

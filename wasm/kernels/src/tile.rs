@@ -94,18 +94,16 @@ pub struct Tile {
     pub rows: *const u8,
     pub count: usize,
     pub stride: usize,
-    /// Null, or rows that are wanted next, at least `STEP` of them; then the tile's are those of a page.
+    /// Null, or `PAGE` rows that are wanted next: all fetched at once, at the beginning, which memory likes best.
     pub ahead: *const u8,
 }
 
 impl Tile {
-    /// Touches the rows that will be wanted after those from `first` on.
+    /// Touches the rows ahead, `PAGE` of them.
     #[inline(always)]
-    unsafe fn touch(&self, first: usize, row_bytes: usize) {
+    unsafe fn touch(&self, row_bytes: usize) {
         if !self.ahead.is_null() {
-            let next = first + STEP;
-            let from = if next < PAGE { self.rows.add(next * row_bytes) } else { self.ahead };
-            touch(from, STEP * row_bytes);
+            touch(self.ahead, PAGE * row_bytes);
         }
     }
 }
@@ -138,8 +136,8 @@ pub unsafe fn dots<N: Numbers>(queries: *const f32, rows: usize, keys: Tile, sco
     let stride = keys.stride;
     let count = keys.count.next_multiple_of(8);
     let step = if rows <= FEW { STEP } else { count };
+    keys.touch(stride * N::SIZE);
     for first in (0..count).step_by(step) {
-        keys.touch(first, stride * N::SIZE);
         let (keys, scores) = (keys.rows.add(first * stride * N::SIZE), scores.add(first));
         let here = step.min(count - first);
         let mut q = 0;
@@ -213,8 +211,8 @@ unsafe fn dots_block<N: Numbers, const Q: usize, const K: usize>(
 /// `weights`: `(rows, pitch)`, pitch ≥ count rounded up to 4; `outputs`: `(rows, stride)`.
 #[inline(never)]
 pub unsafe fn mix<N: Numbers>(weights: *const f32, pitch: usize, rows: usize, values: Tile, outputs: *mut f32) {
+    values.touch(values.stride * N::SIZE);
     for first in (0..values.count).step_by(STEP) {
-        values.touch(first, values.stride * N::SIZE);
         let here = Tile {
             rows: values.rows.add(first * values.stride * N::SIZE),
             count: STEP.min(values.count - first),
