@@ -1,0 +1,343 @@
+//! The lanes as WebAssembly vectors; see `lanes.rs`.
+use core::arch::wasm32::*;
+
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct F4(pub v128);
+
+impl F4 {
+    #[inline(always)]
+    pub fn splat(x: f32) -> Self {
+        F4(f32x4_splat(x))
+    }
+    /// # Safety
+    /// `p` is readable for four floats; no alignment is needed.
+    #[inline(always)]
+    pub unsafe fn load(p: *const f32) -> Self {
+        F4(v128_load(p as *const v128))
+    }
+    /// # Safety
+    /// `p` is readable for one float.
+    #[inline(always)]
+    pub unsafe fn load_splat(p: *const f32) -> Self {
+        F4(v128_load32_splat(p as *const u32))
+    }
+    /// See [`super::Fixed`].
+    #[inline(always)]
+    pub fn fixed(x: &'static super::Fixed) -> Self {
+        // SAFETY: 16 bytes, aligned.
+        F4(unsafe { core::ptr::read_volatile(x.0.as_ptr() as *const v128) })
+    }
+    /// # Safety
+    /// `p` is writable for four floats; no alignment is needed.
+    #[inline(always)]
+    pub unsafe fn store(self, p: *mut f32) {
+        v128_store(p as *mut v128, self.0)
+    }
+    #[inline(always)]
+    pub fn add(self, b: Self) -> Self {
+        F4(f32x4_add(self.0, b.0))
+    }
+    #[inline(always)]
+    pub fn sub(self, b: Self) -> Self {
+        F4(f32x4_sub(self.0, b.0))
+    }
+    #[inline(always)]
+    pub fn mul(self, b: Self) -> Self {
+        F4(f32x4_mul(self.0, b.0))
+    }
+    /// `self + a · b`, fused where relaxed SIMD fuses.
+    #[inline(always)]
+    pub fn madd(self, a: Self, b: Self) -> Self {
+        #[cfg(target_feature = "relaxed-simd")]
+        return F4(f32x4_relaxed_madd(a.0, b.0, self.0));
+        #[cfg(not(target_feature = "relaxed-simd"))]
+        F4(f32x4_add(self.0, f32x4_mul(a.0, b.0)))
+    }
+    /// The larger of each lane; `self` where `b` is NaN.
+    #[inline(always)]
+    pub fn max(self, b: Self) -> Self {
+        F4(f32x4_pmax(self.0, b.0))
+    }
+    #[inline(always)]
+    pub fn abs(self) -> Self {
+        F4(f32x4_abs(self.0))
+    }
+    #[inline(always)]
+    pub fn div(self, b: Self) -> Self {
+        F4(f32x4_div(self.0, b.0))
+    }
+    /// The smaller of each lane.
+    #[inline(always)]
+    pub fn min(self, b: Self) -> Self {
+        F4(f32x4_pmin(self.0, b.0))
+    }
+    /// Lane `I` in all lanes.
+    #[inline(always)]
+    pub fn spread<const I: usize>(self) -> Self {
+        F4(i32x4_shuffle::<I, I, I, I>(self.0, self.0))
+    }
+    /// The largest lane in all lanes.
+    #[inline(always)]
+    pub fn peaks(self) -> Self {
+        let pair = self.max(F4(i32x4_shuffle::<2, 3, 0, 1>(self.0, self.0)));
+        pair.max(F4(i32x4_shuffle::<1, 0, 3, 2>(pair.0, pair.0)))
+    }
+    /// Nearest whole number of each lane, ties to even; |x| < 2³¹.
+    #[inline(always)]
+    pub fn round(self) -> I4 {
+        I4(i32x4_trunc_sat_f32x4(f32x4_nearest(self.0)))
+    }
+    #[inline(always)]
+    pub fn lanes(self) -> [f32; 4] {
+        [
+            f32x4_extract_lane::<0>(self.0),
+            f32x4_extract_lane::<1>(self.0),
+            f32x4_extract_lane::<2>(self.0),
+            f32x4_extract_lane::<3>(self.0),
+        ]
+    }
+    /// `[Σa, Σb, Σc, Σd]`.
+    #[inline(always)]
+    pub fn sums(a: Self, b: Self, c: Self, d: Self) -> Self {
+        let ab = f32x4_add(i32x4_shuffle::<0, 4, 1, 5>(a.0, b.0), i32x4_shuffle::<2, 6, 3, 7>(a.0, b.0));
+        let cd = f32x4_add(i32x4_shuffle::<0, 4, 1, 5>(c.0, d.0), i32x4_shuffle::<2, 6, 3, 7>(c.0, d.0));
+        F4(f32x4_add(i32x4_shuffle::<0, 1, 4, 5>(ab, cd), i32x4_shuffle::<2, 3, 6, 7>(ab, cd)))
+    }
+    /// Rows to columns.
+    #[inline(always)]
+    pub fn transpose([a, b, c, d]: [Self; 4]) -> [Self; 4] {
+        let low = |x: Self, y: Self| i32x4_shuffle::<0, 4, 1, 5>(x.0, y.0);
+        let high = |x: Self, y: Self| i32x4_shuffle::<2, 6, 3, 7>(x.0, y.0);
+        let (ac, bd, ca, db) = (low(a, c), low(b, d), high(a, c), high(b, d));
+        [low(F4(ac), F4(bd)), high(F4(ac), F4(bd)), low(F4(ca), F4(db)), high(F4(ca), F4(db))].map(F4)
+    }
+    #[inline(always)]
+    pub fn sqrt(self) -> Self {
+        F4(f32x4_sqrt(self.0))
+    }
+    /// 2ⁿ · `self` for whole n held in the low bits of `n`'s pattern (see `math::exp2`), 0 where `x < low`.
+    #[inline(always)]
+    pub fn scale_exponent(self, n: Self, x: Self, low: Self) -> Self {
+        let scaled = i32x4_add(self.0, i32x4_shl(n.0, 23));
+        F4(v128_andnot(scaled, f32x4_lt(x.0, low.0)))
+    }
+    /// Mantissa in [√½, √2) and exponent, so that `self = mantissa · 2^exponent`, for positive normal lanes.
+    #[inline(always)]
+    pub fn split_exponent(self) -> (Self, Self) {
+        let offset = i32x4_sub(self.0, i32x4_splat(0x3f35_04f3));
+        let exponent = i32x4_shr(offset, 23);
+        let mantissa = i32x4_sub(self.0, i32x4_shl(exponent, 23));
+        (F4(mantissa), F4(f32x4_convert_i32x4(exponent)))
+    }
+    /// Four float16 patterns, finite ones, in the low halves of the lanes.
+    #[inline(always)]
+    pub fn from_halves(bits: I4) -> Self {
+        Self::from_upper_halves(I4(i32x4_shl(bits.0, 16)))
+    }
+    /// The same in the upper halves of the lanes, whatever the low halves hold.
+    #[inline(always)]
+    pub fn from_upper_halves(bits: I4) -> Self {
+        // The shift spreads the sign over three bits; the mask takes two of them away again.
+        let moved = v128_and(i32x4_shr(bits.0, 3), u32x4_splat(0x8fff_e000));
+        F4(f32x4_mul(moved, f32x4_splat(super::HALF_BIAS)))
+    }
+}
+
+/// What [`F4::from_half_pairs`] needs beside the numbers: kept in registers around a loop.
+#[derive(Clone, Copy)]
+pub struct HalfMask(v128, v128);
+
+impl HalfMask {
+    #[inline(always)]
+    pub fn new() -> Self {
+        let [mask, shift] = &super::HALVES;
+        HalfMask(F4::fixed(mask).0, F4::fixed(shift).0)
+    }
+    /// Eight float16 patterns, finite ones, times 2⁻¹¹²: those at even places, then those at odd ones.
+    ///
+    /// # Safety
+    /// `p` is readable for 16 bytes.
+    #[inline(always)]
+    pub unsafe fn load(self, p: *const u8) -> [F4; 2] {
+        let pairs = v128_load(p as *const v128);
+        // Both moves spread the sign over four bits; the mask takes three of them away again.
+        let even = i32x4_dot_i16x8(pairs, self.1);
+        [F4(v128_and(even, self.0)), F4(v128_and(i32x4_shr(pairs, 3), self.0))]
+    }
+}
+
+/// Four int32.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct I4(v128);
+
+impl I4 {
+    #[inline(always)]
+    pub fn new(x: [i32; 4]) -> Self {
+        I4(i32x4(x[0], x[1], x[2], x[3]))
+    }
+    /// # Safety
+    /// `p` is readable for four numbers.
+    #[inline(always)]
+    pub unsafe fn load(p: *const i32) -> Self {
+        I4(v128_load(p as *const v128))
+    }
+    /// # Safety
+    /// `p` is writable for four numbers.
+    #[inline(always)]
+    pub unsafe fn store(self, p: *mut i32) {
+        v128_store(p as *mut v128, self.0)
+    }
+    #[inline(always)]
+    pub fn add(self, b: Self) -> Self {
+        I4(i32x4_add(self.0, b.0))
+    }
+    #[inline(always)]
+    pub fn to_floats(self) -> F4 {
+        F4(f32x4_convert_i32x4(self.0))
+    }
+    /// `[Σa, Σb, Σc, Σd]`.
+    #[inline(always)]
+    pub fn sums(a: Self, b: Self, c: Self, d: Self) -> Self {
+        let ab = i32x4_add(i32x4_shuffle::<0, 4, 1, 5>(a.0, b.0), i32x4_shuffle::<2, 6, 3, 7>(a.0, b.0));
+        let cd = i32x4_add(i32x4_shuffle::<0, 4, 1, 5>(c.0, d.0), i32x4_shuffle::<2, 6, 3, 7>(c.0, d.0));
+        I4(i32x4_add(i32x4_shuffle::<0, 1, 4, 5>(ab, cd), i32x4_shuffle::<2, 3, 6, 7>(ab, cd)))
+    }
+    #[inline(always)]
+    pub fn sum(self) -> i32 {
+        let pair = i32x4_add(self.0, i32x4_shuffle::<2, 3, 0, 1>(self.0, self.0));
+        i32x4_extract_lane::<0>(pair) + i32x4_extract_lane::<1>(pair)
+    }
+}
+
+/// Eight int16.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct S8(v128);
+
+impl S8 {
+    /// # Safety
+    /// `p` is readable for eight numbers.
+    #[inline(always)]
+    pub unsafe fn load(p: *const i16) -> Self {
+        S8(v128_load(p as *const v128))
+    }
+    /// The pair at `p`, four times.
+    ///
+    /// # Safety
+    /// `p` is readable for two numbers.
+    #[inline(always)]
+    pub unsafe fn load_pair_splat(p: *const i16) -> Self {
+        S8(v128_load32_splat(p as *const u32))
+    }
+    /// # Safety
+    /// `p` is writable for eight numbers.
+    #[inline(always)]
+    pub unsafe fn store(self, p: *mut i16) {
+        v128_store(p as *mut v128, self.0)
+    }
+    /// `[first pairs of all four, second pairs, …]`.
+    #[inline(always)]
+    pub fn transpose_pairs([a, b, c, d]: [Self; 4]) -> [Self; 4] {
+        let low = |x: v128, y: v128| i32x4_shuffle::<0, 4, 1, 5>(x, y);
+        let high = |x: v128, y: v128| i32x4_shuffle::<2, 6, 3, 7>(x, y);
+        let (ab, ab2, cd, cd2) = (low(a.0, b.0), high(a.0, b.0), low(c.0, d.0), high(c.0, d.0));
+        let first = |x: v128, y: v128| S8(i64x2_shuffle::<0, 2>(x, y));
+        let second = |x: v128, y: v128| S8(i64x2_shuffle::<1, 3>(x, y));
+        [first(ab, cd), second(ab, cd), first(ab2, cd2), second(ab2, cd2)]
+    }
+    /// Eight int8.
+    ///
+    /// # Safety
+    /// `p` is readable for eight bytes.
+    #[inline(always)]
+    pub unsafe fn eight(p: *const u8) -> Self {
+        S8(i16x8_load_extend_i8x8(p as *const i8))
+    }
+    /// Two numbers, four times over.
+    ///
+    /// # Safety
+    /// `p` is readable for two numbers.
+    #[inline(always)]
+    pub unsafe fn load_pair(p: *const i16) -> Self {
+        S8(v128_load32_splat(p as *const u32))
+    }
+    /// `[a₀, b₀, a₁, b₁ …]`.
+    #[inline(always)]
+    pub fn interleave(a: Self, b: Self) -> [Self; 2] {
+        [
+            S8(i16x8_shuffle::<0, 8, 1, 9, 2, 10, 3, 11>(a.0, b.0)),
+            S8(i16x8_shuffle::<4, 12, 5, 13, 6, 14, 7, 15>(a.0, b.0)),
+        ]
+    }
+    /// Two times four int32, saturated.
+    #[inline(always)]
+    pub fn narrow(a: I4, b: I4) -> Self {
+        S8(i16x8_narrow_i32x4(a.0, b.0))
+    }
+    /// Sums of neighbouring products.
+    #[inline(always)]
+    pub fn dot(self, b: Self) -> I4 {
+        I4(i32x4_dot_i16x8(self.0, b.0))
+    }
+    #[inline(always)]
+    pub fn widen(self) -> [I4; 2] {
+        [I4(i32x4_extend_low_i16x8(self.0)), I4(i32x4_extend_high_i16x8(self.0))]
+    }
+    /// 32 numbers of 4 bits: the low halves of 16 bytes, then the high ones.
+    ///
+    /// # Safety
+    /// `p` is readable for 16 bytes.
+    #[inline(always)]
+    pub unsafe fn nibbles(p: *const u8) -> [Self; 4] {
+        let bytes = v128_load(p as *const v128);
+        let (low, high) = (v128_and(bytes, u8x16_splat(15)), u8x16_shr(bytes, 4));
+        [
+            S8(u16x8_extend_low_u8x16(low)),
+            S8(u16x8_extend_high_u8x16(low)),
+            S8(u16x8_extend_low_u8x16(high)),
+            S8(u16x8_extend_high_u8x16(high)),
+        ]
+    }
+    /// The same numbers in the order that needs no widening: each pair of bytes is four of them.
+    ///
+    /// # Safety
+    /// `p` is readable for 16 bytes.
+    #[inline(always)]
+    pub unsafe fn twined_nibbles(p: *const u8) -> [Self; 4] {
+        let pairs = v128_load(p as *const v128);
+        let low = |v: v128| S8(v128_and(v, i16x8_splat(15)));
+        [low(pairs), low(u16x8_shr(pairs, 8)), low(u16x8_shr(pairs, 4)), S8(u16x8_shr(pairs, 12))]
+    }
+    /// 32 numbers in the order of `twined_nibbles`: of each half, those at even places, then those at odd ones.
+    #[inline(always)]
+    pub fn twine([a, b, c, d]: [Self; 4]) -> [Self; 4] {
+        let even = |x: Self, y: Self| S8(i16x8_shuffle::<0, 2, 4, 6, 8, 10, 12, 14>(x.0, y.0));
+        let odd = |x: Self, y: Self| S8(i16x8_shuffle::<1, 3, 5, 7, 9, 11, 13, 15>(x.0, y.0));
+        [even(a, b), odd(a, b), even(c, d), odd(c, d)]
+    }
+    /// 16 int8.
+    ///
+    /// # Safety
+    /// `p` is readable for 16 bytes.
+    #[inline(always)]
+    pub unsafe fn sixteen(p: *const u8) -> [Self; 2] {
+        let bytes = v128_load(p as *const v128);
+        [S8(i16x8_extend_low_i8x16(bytes)), S8(i16x8_extend_high_i8x16(bytes))]
+    }
+    /// 32 int8.
+    ///
+    /// # Safety
+    /// `p` is readable for 32 bytes.
+    #[inline(always)]
+    pub unsafe fn bytes(p: *const u8) -> [Self; 4] {
+        let (first, second) = (v128_load(p as *const v128), v128_load(p.add(16) as *const v128));
+        [
+            S8(i16x8_extend_low_i8x16(first)),
+            S8(i16x8_extend_high_i8x16(first)),
+            S8(i16x8_extend_low_i8x16(second)),
+            S8(i16x8_extend_high_i8x16(second)),
+        ]
+    }
+}
