@@ -171,29 +171,32 @@ impl<T> Slab<T> {
         body: impl FnOnce([Option<&mut T>; N]) -> Result<R>,
     ) -> Result<R> {
         let mut taken: [Option<T>; N] = [const { None }; N];
-        let mut failed = None;
-        for (place, &handle) in taken.iter_mut().zip(&handles) {
-            if handle == -1 {
-                continue;
-            }
-            match self.place(handle).and_then(|item| item.take().ok_or(Error::Handle)) {
-                Ok(item) => *place = Some(item),
-                Err(error) => {
-                    failed = Some(error);
-                    break;
-                }
-            }
-        }
-        let result = match failed {
-            Some(error) => Err(error),
-            None => body(taken.each_mut().map(Option::as_mut)),
+        let result = match self.take(&handles, &mut taken) {
+            Ok(()) => body(taken.each_mut().map(Option::as_mut)),
+            Err(error) => Err(error),
         };
-        for (item, &handle) in taken.into_iter().zip(&handles) {
-            if item.is_some() {
-                *self.place(handle)? = item;
+        self.give_back(&handles, &mut taken);
+        result
+    }
+
+    /// Where it fails, some are taken.
+    #[inline(never)]
+    fn take(&mut self, handles: &[i32], taken: &mut [Option<T>]) -> Result<()> {
+        for (place, &handle) in taken.iter_mut().zip(handles) {
+            if handle != -1 {
+                *place = Some(self.place(handle)?.take().ok_or(Error::Handle)?);
             }
         }
-        result
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn give_back(&mut self, handles: &[i32], taken: &mut [Option<T>]) {
+        for (item, &handle) in taken.iter_mut().zip(handles) {
+            if let (Some(item), Ok(place)) = (item.take(), self.place(handle)) {
+                *place = Some(item);
+            }
+        }
     }
 }
 
