@@ -6,6 +6,7 @@
  * that compute return promises because a GPU answers later; the plain backends resolve at once.
  */
 import type { CacheType } from "../core/cache_type.ts";
+import type { LinearGate } from "../core/gate_scores.ts";
 import type { Needs, NormKind, Observation } from "../core/policy.ts";
 import type { KeyRotation } from "../core/rotation.ts";
 import type { AttentionShape } from "../core/shape.ts";
@@ -31,6 +32,8 @@ export interface Backend extends Disposable {
   createRows(shape: AttentionShape, reserve: number, type?: CacheType): LayerRows;
   /** The exact top n of one or many segments; semantics in `core/select.ts`. */
   select(input: SelectionInput): Promise<Int32Array[]>;
+  /** Scores of a linear gate, `[count, heads]`, from `hidden`, `[count, width]`; formula in `core/gate_scores.ts`. */
+  gateScores(gate: LinearGate, hidden: Float32Array, count: number): Promise<Float32Array>;
 }
 
 export interface AttentionOutputs {

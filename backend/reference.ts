@@ -5,6 +5,7 @@
 import { softmaxRow } from "../core/attention.ts";
 import { type CacheType, entryBytes, storable, unstorable } from "../core/cache_type.ts";
 import { ln } from "../core/exp.ts";
+import { gateScores } from "../core/gate_scores.ts";
 import { observeWindow } from "../core/observe.ts";
 import type { Needs, NormKind, Observation } from "../core/policy.ts";
 import { checkRotation, type KeyRotation, rotateRows } from "../core/rotation.ts";
@@ -27,6 +28,8 @@ export function createReferenceBackend(): Backend {
     createRows: (shape, reserve, type = "f32") => new ReferenceRows(shape, reserve, type, meter),
     // deno-lint-ignore require-await -- a bad input must reject, not throw
     select: async (input: SelectionInput) => selectTop(input),
+    // deno-lint-ignore require-await -- as above
+    gateScores: async (gate, hidden, count) => gateScores(gate, hidden, count),
     [Symbol.dispose]: () => {},
   };
 }

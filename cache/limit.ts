@@ -21,7 +21,7 @@ export interface Foretold {
   /** Of the entries that are there, row by row, `[layers · kvHeads][entries]`. */
   readonly known: readonly Float32Array[];
   /** Of `count` new ones, `[count, kvHeads]`, from what goes into their layer, `[count, width]`. */
-  score(layer: number, hidden: Float32Array, count: number): Float32Array;
+  score(layer: number, hidden: Float32Array, count: number): Promise<Float32Array>;
 }
 
 export interface LimitOptions {
@@ -132,9 +132,10 @@ export class CacheLimit {
   }
 
   /** Call with what goes into each layer, `[count, width]`, once room has been made for `count` tokens. */
-  foretell(layer: number, hidden: Float32Array, count: number): void {
+  async foretell(layer: number, hidden: Float32Array, count: number): Promise<void> {
     if (!this.#options.rule.foretold) return;
-    const { kvHeads } = this.#cache.shape, scores = this.#options.foretold!.score(layer, hidden, count);
+    const { kvHeads } = this.#cache.shape;
+    const scores = await this.#options.foretold!.score(layer, hidden, count);
     for (let head = 0; head < kvHeads; head++) {
       const own = Float32Array.from({ length: count }, (_, t) => scores[t * kvHeads + head]);
       this.#states[layer * kvHeads + head].remember(own);

@@ -30,6 +30,7 @@ export { type DumpEviction, evictDump, type LayerDump, observeDump } from "./dum
 export { type ErrorKind, PalisadeError } from "./errors.ts";
 export { CascadeSelection } from "./cascade.ts";
 export { JointSelection } from "./joint.ts";
+export { gateScores, type LinearGate } from "./gate_scores.ts";
 export { observeWindow, type WindowInput, type WindowObservation } from "./observe.ts";
 export type {
   Budget,

@@ -46,12 +46,13 @@ export async function forward(
   dense: DenseEngine,
   cache: RaggedCache,
   ids: readonly number[],
-  { limit, onInput }: { limit?: CacheLimit; onInput?: (layer: number, hidden: Float32Array) => void } = {},
+  { limit, onInput }: { limit?: CacheLimit; onInput?: (layer: number, hidden: Float32Array) => Promise<void> | void } =
+    {},
 ): Promise<Float32Array> {
   const { config } = dense, count = ids.length;
   let hidden = dense.embed(ids);
   for (let layer = 0; layer < config.layers; layer++) {
-    onInput?.(layer, hidden);
+    await onInput?.(layer, hidden);
     const qkv = await dense.qkv(layer, hidden, count);
     const { queries, keys, values } = project(config, qkv, count, cache.position);
     cache.append(layer, keys, values, count, cache.position);

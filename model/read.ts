@@ -198,7 +198,7 @@ export class LayerReader {
       const count = Math.min(READ_CHUNK, this.#length - start);
       const hidden = this.#hidden.subarray(start * width, (start + count) * width);
       this.#options.onInput?.(layer, hidden, start, count);
-      if (gate) this.#foretell(gate, layer, hidden, start, count);
+      if (gate) await this.#foretell(gate, layer, hidden, start, count);
       const qkv = await this.#dense.qkv(layer, hidden, count);
       statistics?.add(qkv, start, count, qkv.length / count);
       const { queries, keys, values } = project(config, qkv, count, start);
@@ -223,9 +223,9 @@ export class LayerReader {
   }
 
   /** Fills `gate`, `[kvHeads, length]`, for the tokens from `start` on. */
-  #foretell(gate: Float32Array, layer: number, hidden: Float32Array, start: number, count: number) {
+  async #foretell(gate: Float32Array, layer: number, hidden: Float32Array, start: number, count: number) {
     const { kvHeads } = this.#dense.config;
-    const scores = this.#options.gate!.score(layer, hidden, count);
+    const scores = await this.#options.gate!.score(layer, hidden, count);
     for (let head = 0; head < kvHeads; head++) {
       const to = head * this.#length + start;
       for (let t = 0; t < count; t++) gate[to + t] = scores[t * kvHeads + head];

@@ -43,7 +43,7 @@ export async function readRolling(
       count = Math.min(READ_CHUNK, ids.length - start, config.contextLength - cache.position);
       const began = now();
       const hidden = await forward(dense, cache, ids.slice(start, start + count), {
-        onInput: (layer, input) => scores?.append(layer, gate!.score(layer, input, count), count),
+        onInput: async (layer, input) => scores?.append(layer, await gate!.score(layer, input, count), count),
       });
       const read = now();
       if (cache.length(0, 0) > budget.perHead) {

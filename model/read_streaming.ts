@@ -103,7 +103,7 @@ async function readChunk(
   const { config } = dense, count = ids.length, first = cache.position, token = cache.seen;
   let hidden = dense.embed(ids), bytes = 0;
   for (let layer = 0; layer < config.layers; layer++) {
-    const chunkScores = gate.score(layer, hidden, count);
+    const chunkScores = await gate.score(layer, hidden, count);
     scores.append(layer, chunkScores, count);
     onScores?.(layer, chunkScores, token);
     const qkv = await dense.qkv(layer, hidden, count);

@@ -23,7 +23,7 @@ export interface SourceOptions {
  * @throws PalisadeError `context.too-long`, `gate.*`, `soft-tokens.*` and what the files throw.
  */
 export async function scoreSources(
-  model: Pick<Model, "file" | "config" | "tokenizer" | "frame" | "gate" | "softTokens">,
+  model: Pick<Model, "file" | "config" | "backend" | "tokenizer" | "frame" | "gate" | "softTokens">,
   { needs }: Pick<Policy, "needs">,
   ids: readonly number[],
   options: SourceOptions = {},
@@ -40,12 +40,12 @@ const scorers = new WeakMap<Gate, { readonly file: Model["file"]; readonly score
 
 /** A scorer of `gate`, or of the gate that belongs to the model. */
 export async function gateScorer(
-  { file, config, gate: own }: Pick<Model, "file" | "config" | "gate">,
+  { file, config, backend, gate: own }: Pick<Model, "file" | "config" | "backend" | "gate">,
   gate?: Gate,
 ): Promise<GateScorer> {
   const chosen = gate ?? await own(), known = scorers.get(chosen);
   if (known?.file === file) return known.scorer;
-  const scorer = new GateScorer(config, chosen, await readGains(file, config));
+  const scorer = new GateScorer(backend, config, chosen, await readGains(file, config));
   scorers.set(chosen, { file, scorer });
   return scorer;
 }

@@ -291,6 +291,31 @@ for (const { name, start, oneType } of KERNEL_BACKENDS) {
     }
   });
 
+  test(
+    "gateScores() equals the plain backend for any number of heads and tokens",
+    ["f32"],
+    async ({ oracle, backend }) => {
+      for (const [heads, width, count] of [[1, 1, 1], [3, 8, 5], [2, 31, 4], [8, 64, 3], [17, 36, 9], [3, 576, 33]]) {
+        const [weights, bias] = [floats(heads * width, 1), floats(heads, 2)];
+        const gate = { weights, bias, epsilon: 1e-5 }, hidden = floats(count * width, 3);
+        const [want, got] = [
+          await oracle.gateScores(gate, hidden, count),
+          await backend.gateScores(gate, hidden, count),
+        ];
+        assertClose(got, want, TOLERANCE, `${heads} heads of ${width}, ${count} tokens`);
+      }
+    },
+  );
+
+  test("gateScores() refuses lengths that don't fit", ["f32"], async ({ oracle, backend }) => {
+    const gate = { weights: new Float32Array(6), bias: new Float32Array(2), epsilon: 1e-5 };
+    for (const each of [oracle, backend]) {
+      await assert.rejects(each.gateScores(gate, new Float32Array(5), 2), /Cannot gate 2 rows of 5 floats/);
+      await assert.rejects(each.gateScores({ ...gate, bias: new Float32Array(4) }, new Float32Array(6), 2), RangeError);
+      await assert.rejects(each.gateScores({ ...gate, bias: new Float32Array(0) }, new Float32Array(0), 0), RangeError);
+    }
+  });
+
   Deno.test(`${name}: the golden tiny models keep the published sets`, async () => {
     using backend = await start();
     for (const length of TINY_LENGTHS) {

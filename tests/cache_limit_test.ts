@@ -50,9 +50,9 @@ function foretold(cache: RaggedCache): Foretold {
       Float32Array.from(positions, (at) => foretoldOf(Math.floor(i / 2), i % 2, at))
     ),
     score: (layer, _, count) =>
-      Float32Array.from({ length: count * SHAPE.kvHeads }, (_, i) => {
+      Promise.resolve(Float32Array.from({ length: count * SHAPE.kvHeads }, (_, i) => {
         return foretoldOf(layer, i % SHAPE.kvHeads, cache.seen + Math.floor(i / SHAPE.kvHeads));
-      }),
+      })),
   };
 }
 
@@ -61,7 +61,7 @@ async function pass(cache: RaggedCache, limit: CacheLimit, count: number, random
   await limit.makeRoom(count);
   const floats = new Float32Array(count * SHAPE.kvHeads * SHAPE.headDim);
   for (let layer = 0; layer < SHAPE.layers; layer++) {
-    limit.foretell(layer, floats, count);
+    await limit.foretell(layer, floats, count);
     cache.append(layer, floats, floats, count, cache.position);
     if (!limit.wantsProbabilities) continue;
     const rows = Array.from(

@@ -4,6 +4,7 @@ import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { createReferenceBackend } from "../backend/reference.ts";
 import { PalisadeError } from "../core/errors.ts";
 import { randomSource } from "../core/random.ts";
 import { checkGate, type GateInfo, parseGate, writeGate } from "../model/gate/file.ts";
@@ -144,7 +145,8 @@ Deno.test("gateScorer() makes a scorer once for a gate and a model's file", asyn
   await using model = await openTiny("qwen2-plain");
   await using twin = await openTiny("qwen2-plain");
   const gate = randomGate(model.config);
-  const sources = ({ file, config }: typeof model) => ({ file, config, gate: () => Promise.resolve(gate) });
+  using backend = createReferenceBackend();
+  const sources = ({ file, config }: typeof model) => ({ file, config, backend, gate: () => Promise.resolve(gate) });
   const scorer = await gateScorer(sources(model));
   assert.equal(await gateScorer(sources(model), gate), scorer);
   assert.notEqual(await gateScorer(sources(twin)), scorer);
@@ -153,13 +155,14 @@ Deno.test("gateScorer() makes a scorer once for a gate and a model's file", asyn
 
 Deno.test("GateScorer gives the product with the normed input, written out", async () => {
   await using model = await openTiny("qwen2-plain");
+  using backend = createReferenceBackend();
   const { config } = model, { layers, kvHeads, width, normEpsilon } = config;
   const gate = randomGate(config), next = randomSource(3);
   const gains = Float32Array.from({ length: layers * width }, () => next() + 0.5);
   const hidden = Float32Array.from({ length: 5 * width }, () => next() * 8 - 4);
-  const scorer = new GateScorer(config, gate, gains);
+  const scorer = new GateScorer(backend, config, gate, gains);
   for (let layer = 0; layer < layers; layer++) {
-    const scores = scorer.score(layer, hidden, 5);
+    const scores = await scorer.score(layer, hidden, 5);
     for (let t = 0; t < 5; t++) {
       const row = Array.from(hidden.subarray(t * width, (t + 1) * width));
       const rms = Math.sqrt(row.reduce((sum, x) => sum + x * x, 0) / width + normEpsilon);
@@ -171,6 +174,6 @@ Deno.test("GateScorer gives the product with the normed input, written out", asy
       }
     }
   }
-  assert.throws(() => new GateScorer(config, gate, gains.subarray(1)), /Gate gains/);
-  assert.throws(() => new GateScorer(config, { ...gate, bias: new Float32Array(1) }, gains), /Gate bias/);
+  assert.throws(() => new GateScorer(backend, config, gate, gains.subarray(1)), /Gate gains/);
+  assert.throws(() => new GateScorer(backend, config, { ...gate, bias: new Float32Array(1) }, gains), /Gate bias/);
 });

@@ -25,7 +25,12 @@ async function tiny(): Promise<Model> {
 }
 
 async function scorerOf(model: Model): Promise<GateScorer> {
-  return new GateScorer(model.config, randomGate(model.config), await readGains(model.file, model.config));
+  return new GateScorer(
+    model.backend,
+    model.config,
+    randomGate(model.config),
+    await readGains(model.file, model.config),
+  );
 }
 
 /** Reads in a stream and notes every score, `[layers · kvHeads][length]`. */

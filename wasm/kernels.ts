@@ -1,6 +1,7 @@
 /** The WebAssembly backend: SIMD kernels in Rust (`wasm/kernels/`) behind the backend interface. */
 import type { Backend } from "../backend/interface.ts";
 import type { CacheType } from "../core/cache_type.ts";
+import { gateWidth, type LinearGate } from "../core/gate_scores.ts";
 import type { Segment, SelectionInput } from "../core/select.ts";
 import type { AttentionShape } from "../core/shape.ts";
 import { Kernels, type WasmOptions } from "./module.ts";
@@ -31,6 +32,8 @@ export async function createWasmBackend(options: WasmOptions = {}): Promise<Wasm
       new WasmRows(kernels, meter, shape, reserve, type, whole),
     // deno-lint-ignore require-await -- a bad input must reject, not throw
     select: async (input) => select(kernels, input),
+    // deno-lint-ignore require-await -- as above
+    gateScores: async (gate, hidden, count) => gateScores(kernels, gate, hidden, count),
     [Symbol.dispose]: () => {},
   };
 }
@@ -51,6 +54,16 @@ function select(kernels: Kernels, { segments, count }: SelectionInput): Int32Arr
     const chosen = buffers.zeros(count * 4);
     kernels.check(kernels.call.select_top(scores, second, shielded, entries, count, chosen), "select entries");
     return perSegment(buffers.read(chosen, new Int32Array(count)), segments);
+  });
+}
+
+function gateScores(kernels: Kernels, gate: LinearGate, hidden: Float32Array, count: number): Float32Array {
+  const { weights, bias, epsilon } = gate, width = gateWidth(gate, hidden, count);
+  return kernels.withBuffers((buffers) => {
+    const scores = new Float32Array(count * bias.length), out = buffers.zeros(scores.byteLength);
+    const [w, b, x] = [weights, bias, hidden].map((numbers) => buffers.from(numbers));
+    kernels.check(kernels.call.gate_scores(w, b, bias.length, width, epsilon, x, count, out), "score by a gate");
+    return buffers.read(out, scores);
   });
 }
 

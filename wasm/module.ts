@@ -65,6 +65,16 @@ export interface KernelExports {
     count: number,
     chosen: number,
   ): number;
+  gate_scores(
+    weights: number,
+    bias: number,
+    heads: number,
+    width: number,
+    epsilon: number,
+    x: number,
+    count: number,
+    out: number,
+  ): number;
   dense_multiply(
     weights: number,
     kind: number,

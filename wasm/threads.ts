@@ -23,8 +23,9 @@ export async function createThreadedBackend(crew: Crew, worth: Worth = WORTH): P
     detail: own.detail.replace("one thread", `${crew.size} threads`),
     memory: () => memory(own.memory(), crew),
     createRows: (shape, reserve, type = "f32") => CrewRows.create({ backend: own, crew, worth }, shape, reserve, type),
-    // One list of all heads' scores: nothing to share out.
+    // One list of all heads' scores, and little work: nothing to share out.
     select: (input) => own.select(input),
+    gateScores: (gate, hidden, count) => own.gateScores(gate, hidden, count),
     [Symbol.dispose]: () => own[Symbol.dispose](),
   };
 }

@@ -1,4 +1,6 @@
 /** Gate scores from hidden states: one small product per token, layer and KV head. */
+import type { Backend } from "../../backend/interface.ts";
+import type { LinearGate } from "../../core/gate_scores.ts";
 import type { ModelConfig } from "../config.ts";
 
 /** A linear gate over the attention layer's input after its norm. */
@@ -14,20 +16,19 @@ export interface GateWeights {
  * norm(h) = h / √(mean h² + ε) ⊙ gains. The gains are folded into the weights once.
  */
 export class GateScorer {
-  readonly #config: ModelConfig;
-  /**
-   * Weights times gains of each layer and KV head, `[width]`. Float64, as the rows are while they are scored: converting
-   * once is cheaper than in every product.
-   */
-  readonly #folded: readonly Float64Array[];
-  readonly #bias: Float32Array;
+  readonly #backend: Pick<Backend, "gateScores">;
+  readonly #layers: readonly LinearGate[];
 
   /**
    * `gains`: the attention norm's weights of every layer, `[layers, width]`.
    * @throws RangeError when a length does not fit the model.
    */
-  constructor(config: ModelConfig, gate: GateWeights, gains: Float32Array) {
-    const { layers, kvHeads, width } = config;
+  constructor(
+    backend: Pick<Backend, "gateScores">,
+    { layers, kvHeads, width, normEpsilon: epsilon }: ModelConfig,
+    gate: GateWeights,
+    gains: Float32Array,
+  ) {
     const wanted = { weights: layers * kvHeads * width, bias: layers * kvHeads, gains: layers * width };
     for (const [name, array] of Object.entries({ ...gate, gains })) {
       const want = wanted[name as keyof typeof wanted];
@@ -35,74 +36,23 @@ export class GateScorer {
         throw new RangeError(`Gate ${name}: ${array.length}, want ${want}`);
       }
     }
-    this.#config = config;
-    this.#bias = gate.bias;
-    const folded = new Float64Array(gate.weights.length);
-    for (let i = 0; i < folded.length; i++) {
-      folded[i] = Math.fround(gate.weights[i] * gains[Math.floor(i / (kvHeads * width)) * width + i % width]);
-    }
-    this.#folded = rowsOf(folded, width);
+    this.#backend = backend;
+    const folded = gate.weights.map((weight, i) =>
+      weight * gains[Math.floor(i / (kvHeads * width)) * width + i % width]
+    );
+    this.#layers = Array.from({ length: layers }, (_, layer) => ({
+      weights: folded.subarray(layer * kvHeads * width, (layer + 1) * kvHeads * width),
+      bias: gate.bias.subarray(layer * kvHeads, (layer + 1) * kvHeads),
+      epsilon,
+    }));
   }
 
   /** Scores of `count` tokens from `hidden`, `[count, width]`: `[count, kvHeads]`, natural logarithms. */
-  score(layer: number, hidden: Float32Array, count: number): Float32Array {
-    const { kvHeads, width, normEpsilon } = this.#config;
-    const scores = new Float32Array(count * kvHeads), four = new Float64Array(4 * width);
-    const [a, b, c, d] = rowsOf(four, width), scales = new Float64Array(4), products = new Float64Array(4);
-    for (let first = 0; first < count; first += 4) {
-      // Rows beyond the last token keep what they held; nobody reads their scores.
-      const here = Math.min(4, count - first);
-      four.set(hidden.subarray(first * width, (first + here) * width));
-      squares(a, b, c, d, scales);
-      for (let t = 0; t < here; t++) scales[t] = 1 / Math.sqrt(scales[t] / width + normEpsilon);
-      for (let g = 0; g < kvHeads; g++) {
-        const head = layer * kvHeads + g;
-        dots(a, b, c, d, this.#folded[head], products);
-        for (let t = 0; t < here; t++) {
-          scores[(first + t) * kvHeads + g] = products[t] * scales[t] + this.#bias[head];
-        }
-      }
-    }
-    return scores;
+  score(layer: number, hidden: Float32Array, count: number): Promise<Float32Array> {
+    return this.#backend.gateScores(this.#layers[layer], hidden, count);
   }
 }
 
-/** Views of the rows of a matrix, `[rows, width]`. */
-function rowsOf(matrix: Float64Array, width: number): Float64Array[] {
-  return Array.from({ length: matrix.length / width }, (_, i) => matrix.subarray(i * width, (i + 1) * width));
-}
-
-/** Σ row² of four rows: four sums at once, so that no addition waits for the one before. */
-function squares(a: Float64Array, b: Float64Array, c: Float64Array, d: Float64Array, sums: Float64Array): void {
-  let s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-  for (let i = 0; i < a.length; i++) {
-    s0 += a[i] * a[i];
-    s1 += b[i] * b[i];
-    s2 += c[i] * c[i];
-    s3 += d[i] * d[i];
-  }
-  sums[0] = s0, sums[1] = s1, sums[2] = s2, sums[3] = s3;
-}
-
-/** Σ row · weights of four rows; each weight is read once. */
-function dots(
-  a: Float64Array,
-  b: Float64Array,
-  c: Float64Array,
-  d: Float64Array,
-  weights: Float64Array,
-  sums: Float64Array,
-): void {
-  let s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-  for (let i = 0; i < weights.length; i++) {
-    const weight = weights[i];
-    s0 += a[i] * weight;
-    s1 += b[i] * weight;
-    s2 += c[i] * weight;
-    s3 += d[i] * weight;
-  }
-  sums[0] = s0, sums[1] = s1, sums[2] = s2, sums[3] = s3;
-}
 /** The attention norms' weights of all layers, `[layers, width]`, from a model file. */
 export async function readGains(
   file: { readFloat32(name: string): Promise<Float32Array> },

@@ -9,6 +9,7 @@
 
 mod attention;
 mod dense;
+mod gate;
 mod int8;
 mod integer;
 mod lanes;
@@ -377,6 +378,34 @@ pub extern "C" fn dense_swiglu(gate_up: i32, width: i32, count: i32, out: i32) -
             let out = out.as_mut().ok_or(Error::Handle)?.view_mut(length)?;
             dense::swiglu(input(&gate_up, product(&[2, length])?)?, width, out);
             Ok(0)
+        })
+    })
+}
+
+/// `out = weights · x / √(mean x² + epsilon) + bias`; `weights`: `(heads, width)`, `bias`: `(heads)`, `x`: `(count, width)`,
+/// `out`: `(count, heads)`.
+#[no_mangle]
+pub extern "C" fn gate_scores(
+    weights: i32,
+    bias: i32,
+    heads: i32,
+    width: i32,
+    epsilon: f32,
+    x: i32,
+    count: i32,
+    out: i32,
+) -> i32 {
+    run(|state| {
+        let (heads, width, count) = (size(heads)?, size(width)?, size(count)?);
+        if heads == 0 || width == 0 {
+            return Err(Error::Shape);
+        }
+        let (weighed, length, scores) =
+            (product(&[heads, width])?, product(&[count, width])?, product(&[count, heads])?);
+        state.buffers.lend([weights, bias, x, out], |[weights, bias, x, mut out]| {
+            let out = out.as_mut().ok_or(Error::Handle)?.view_mut(scores)?;
+            let gate = gate::Gate { width, weights: input(&weights, weighed)?, bias: input(&bias, heads)?, epsilon };
+            gate.score(input(&x, length)?, out).map(|()| 0)
         })
     })
 }

@@ -41,6 +41,21 @@ pub unsafe fn products(rows: *const f32, stride: usize, panel: *const f32, depth
     sums
 }
 
+/// `scores[row][column] = rows[row] · panel[column]`.
+///
+/// # Safety
+/// `rows`: `(count, stride)`, `count` a multiple of four; `panel`: `(stride, 8)`; `scores`: `(count, 8)`.
+#[inline(never)]
+pub unsafe fn score_panel(rows: *const f32, count: usize, stride: usize, panel: *const f32, scores: *mut f32) {
+    for row in (0..count).step_by(4) {
+        let block = products(rows.add(row * stride), stride, panel, stride);
+        for (i, [low, high]) in block.into_iter().enumerate() {
+            low.store(scores.add((row + i) * COLUMNS));
+            high.store(scores.add((row + i) * COLUMNS + 4));
+        }
+    }
+}
+
 #[inline(always)]
 unsafe fn product_step<const I: usize>(sums: &mut [[F4; 2]; 4], four: &[F4; 4], columns: *const f32) {
     let (low, high) = (F4::load(columns), F4::load(columns.add(4)));

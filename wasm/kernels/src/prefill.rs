@@ -12,7 +12,7 @@ use crate::attention::{column_pitch, Extras};
 use crate::lanes::F4;
 use crate::math::{exp2, exp2s, LOG2_E};
 use crate::memory::{Array, Error, Result};
-use crate::panel::{blend, products, COLUMNS};
+use crate::panel::{blend, score_panel, COLUMNS};
 use crate::rows::{Head, Layer, Layout, Part, PAGE};
 use crate::stored::Unpacked;
 use crate::tile::tile_rows;
@@ -282,19 +282,6 @@ impl Block {
                 // SAFETY: four floats.
                 unsafe { F4::load(four.as_ptr()).add(F4::sums(a, b, c, d)).store(four.as_mut_ptr()) };
             }
-        }
-    }
-}
-
-/// # Safety
-/// `keys`: `(count, stride)`, `count` a multiple of four; `panel`: `(stride, 8)`; `scores`: `(count, 8)`.
-#[inline(never)]
-unsafe fn score_panel(keys: *const f32, count: usize, stride: usize, panel: *const f32, scores: *mut f32) {
-    for row in (0..count).step_by(4) {
-        let block = products(keys.add(row * stride), stride, panel, stride);
-        for (i, [low, high]) in block.into_iter().enumerate() {
-            low.store(scores.add((row + i) * COLUMNS));
-            high.store(scores.add((row + i) * COLUMNS + 4));
         }
     }
 }
