@@ -275,6 +275,7 @@ class PositionList {
   }
 
   keep(rows: Int32Array): void {
+    if (rows.length === this.length) return;
     const data = new Int32Array(rows.length);
     for (let i = 0; i < rows.length; i++) data[i] = this.#data[rows[i]];
     this.#data = data;
