@@ -6,6 +6,7 @@ import { type GroupOptions, runGroup, type Subject } from "../evaluate/group.ts"
 import { NO_HAYSTACK, openHaystack } from "../evaluate/haystack.ts";
 import {
   type AskedCase,
+  cellsBefore,
   type Group,
   groupsOf,
   loadCases,
@@ -144,15 +145,8 @@ class Sweep {
   expect({ sha256 }: Subject, groups: readonly Group[], cases: readonly AskedCase[]): void {
     this.#expected = 0;
     this.#expectedByGroup.clear();
-    const counts = new Map<string, number>();
-    const key = (task: string, length: number | null, sample: number) => `${task} ${length} ${sample}`;
-    for (const line of this.#results.before) {
-      if (line.model.sha256 !== sha256) continue;
-      const at = key(line.task, line.length, line.sample);
-      counts.set(at, (counts.get(at) ?? 0) + 1);
-    }
-    for (const group of groups) {
-      const count = Math.min(cases.length, counts.get(key(group.task.name, group.length, group.sample)) ?? 0);
+    const lines = this.#results.before.filter(({ model }) => model.sha256 === sha256);
+    for (const [group, count] of cellsBefore(lines, groups, cases)) {
       this.#expectedByGroup.set(group, count);
       this.#expected += count;
     }

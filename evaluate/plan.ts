@@ -5,7 +5,7 @@ import type { Policy, PolicySources } from "../core/policy.ts";
 import { resolvePolicy } from "../core/registry.ts";
 import { policySources } from "../model/policy_files.ts";
 import type { Runtime } from "../runtime/interface.ts";
-import { hashOf } from "./results.ts";
+import { hashOf, type ResultLine } from "./results.ts";
 import type { Task } from "./tasks/interface.ts";
 
 /** A policy at a budget, with the texts it came from. */
@@ -91,4 +91,21 @@ export function groupsOf(tasks: readonly Task[], lengths: readonly number[], sam
     }
   }
   return groups;
+}
+
+/**
+ * How many of each group's cells look as if lines of an earlier run held them: same task, length and sample, policy and
+ * keep asked for in the same words. What else a cell depends on is left to its id.
+ */
+export function cellsBefore(
+  lines: readonly Pick<ResultLine, "task" | "length" | "sample" | "asked">[],
+  groups: readonly Group[],
+  cases: readonly AskedCase[],
+): Map<Group, number> {
+  const key = (task: string, length: number | null, sample: number, { policy, keep }: AskedCase["asked"]) =>
+    JSON.stringify([task, length, sample, policy, keep]);
+  const held = new Set(lines.map(({ task, length, sample, asked }) => key(task, length, sample, asked)));
+  const isHeld = ({ task, length, sample }: Group) => ({ asked }: AskedCase) =>
+    held.has(key(task.name, length, sample, asked));
+  return new Map(groups.map((group) => [group, cases.filter(isHeld(group)).length]));
 }
