@@ -4,9 +4,11 @@ import { access, constants, stat } from "node:fs/promises";
 import { dirname } from "node:path";
 import { probeNode } from "../model/dense/node.ts";
 import { describeAuto } from "../model/dense/pick.ts";
+import { GATE_SUFFIX } from "../model/gate/find.ts";
 import { autoThreads, startCrew, whyOneThread } from "../model/threads.ts";
 import { cacheFolder, listModels } from "../model/store.ts";
 import { hasRelaxedSimd, hasSimd128 } from "../runtime/simd.ts";
+import { packageData } from "../runtime/package_data.ts";
 import { formatBytes } from "./format.ts";
 import { EXIT, type Io } from "./io.ts";
 import { VERSION } from "./version.ts";
@@ -66,6 +68,7 @@ async function examine({ runtime }: Io): Promise<Finding[]> {
       ok: true,
       text: memory.rssBytes === undefined ? "not told" : `${formatBytes(memory.rssBytes)} resident`,
     },
+    await dataFinding(runtime),
     await cacheFinding(runtime),
   ];
 }
@@ -87,6 +90,18 @@ async function probeWeb(): Promise<{ available: boolean; reason: string }> {
   } catch (error) {
     return { available: false, reason: `onnxruntime-web can't be loaded: ${String(error).split("\n")[0]}` };
   }
+}
+
+/** What this build carries: gates of known models, texts for the demo and for `calibrate`. */
+async function dataFinding(runtime: Io["runtime"]): Promise<Finding> {
+  const ending = async (folder: "demo" | "gates", suffix: string) =>
+    (await packageData(runtime, folder)).filter(({ name }) => name.endsWith(suffix)).map(({ name }) => name);
+  const gates = await ending("gates", GATE_SUFFIX), texts = await ending("demo", ".txt");
+  const models = gates.map((name) => name.slice(0, -GATE_SUFFIX.length)).join(", ");
+  const text = gates.length + texts.length === 0
+    ? "this build carries no gates and no texts"
+    : `${gates.length} gate (${models}), ${texts.length} texts`;
+  return { name: "package data", ok: gates.length > 0 && texts.length > 0, text };
 }
 
 async function cacheFinding(runtime: Io["runtime"]): Promise<Finding> {

@@ -2,8 +2,9 @@
  * One executable file with palisade and all it needs inside.
  *
  * In a Bun binary every module has the binary's own URL, so what is loaded by URL must be embedded by hand: the
- * WebAssembly files of onnxruntime-web (handed over through `env.wasm.wasmPaths`) and the modules that run in workers
- * (extra entry points, which `siblingModule` finds beside the binary's URL).
+ * WebAssembly files of onnxruntime-web (handed over through `env.wasm.wasmPaths`), the package's data (through
+ * `embedPackageData`) and the modules that run in workers (extra entry points, which `siblingModule` finds beside the
+ * binary's URL).
  */
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -47,15 +48,22 @@ export async function workerModules(): Promise<WorkerModule[]> {
   return [...found].map(([place, source]) => ({ place, source }));
 }
 
-/** The binary's first module: says where its WebAssembly is, then runs the command line. */
-function entrySource(): string {
+/** The binary's first module: says where its WebAssembly and its data are, then runs the command line. */
+async function entrySource(): Promise<string> {
+  const data = (await repositoryFiles()).filter((name) => name.startsWith("data/") && !name.endsWith(".md"));
   const quoted = (path: string) => JSON.stringify(join(ROOT, path));
   const ort = "node_modules/onnxruntime-web/dist/ort-wasm-simd-threaded";
   return `import mjs from ${quoted(`${ort}.mjs`)} with { type: "file" };
 import wasm from ${quoted(`${ort}.wasm`)} with { type: "file" };
+${data.map((name, i) => `import data${i} from ${quoted(name)} with { type: "file" };`).join("\n")}
+import { readFile } from "node:fs/promises";
 import { pathToFileURL } from "node:url";
+import { embedPackageData } from ${quoted("runtime/package_data.ts")};
 import { configureOrt } from ${quoted("model/dense/web.ts")};
 configureOrt({ wasmPaths: { mjs: pathToFileURL(mjs).href, wasm: pathToFileURL(wasm).href } });
+embedPackageData({ ${
+    data.map((name, i) => `${JSON.stringify(name.slice("data/".length))}: () => readFile(data${i})`).join(", ")
+  } });
 await import(${quoted("cli/main.ts")});
 `;
 }
@@ -82,7 +90,7 @@ export async function compileWithBun(output: string): Promise<string | undefined
     return path;
   };
   try {
-    const entries = [write("palisade.ts", entrySource())];
+    const entries = [write("palisade.ts", await entrySource())];
     for (const { place, source } of await workerModules()) entries.push(write(`${place}.ts`, wrapperSource(source)));
     const args = ["build", "--compile", "--external=onnxruntime-node", `--outfile=${resolve(output)}`, ...entries];
     const { code, stdout, stderr, killed } = await runChild(bun, args, { cwd: folder, timeout: 300 });
@@ -95,7 +103,7 @@ export async function compileWithBun(output: string): Promise<string | undefined
 /** Writes `output` with `deno compile`. Returns what went wrong, or nothing. */
 export async function compileWithDeno(output: string): Promise<string | undefined> {
   const workers = (await workerModules()).map(({ source }) => source);
-  const included = [...workers, "data/demo", "node_modules/onnxruntime-web/dist"].map((path) => `--include=${path}`);
+  const included = [...workers, "data", "node_modules/onnxruntime-web/dist"].map((path) => `--include=${path}`);
   const args = ["compile", "-A", "--no-check", `--output=${resolve(output)}`, ...included, "cli/main.ts"];
   const { code, stderr, killed } = await runChild(process.execPath, args, { cwd: ROOT, timeout: 600, echo: true });
   return code === 0 ? undefined : killed || stderr.trim();

@@ -1,6 +1,7 @@
 /** The texts of a calibration as token ids: those fitted on, those held out, and those of a kind the gate never saw. */
 import { inputError } from "../../core/errors.ts";
 import type { Runtime } from "../../runtime/interface.ts";
+import { packageData } from "../../runtime/package_data.ts";
 import type { Model } from "../model.ts";
 import { type ChatFrame, contextIds } from "../prompt.ts";
 import type { TextTokenizer } from "../tokenizer.ts";
@@ -87,14 +88,8 @@ function replaceEverySecond(texts: number[][], own: readonly number[], prefix: r
 
 /** Sentences of the package's public-domain chapters; none in a build that carries no data. */
 async function realProse(runtime: Runtime): Promise<string[]> {
-  const { host } = runtime;
-  if (!host) return [];
-  for (const up of ["../../data/demo", "../../../data/demo"]) {
-    const folder = host.pathOf(new URL(up, import.meta.url));
-    const names = (await host.list(folder)).filter((name) => name.endsWith(".txt")).sort();
-    if (names.length === 0) continue;
-    const texts = await Promise.all(names.map((name) => runtime.readText(host.join(folder, name))));
-    return texts.join(" ").replace(/\s+/g, " ").trim().split(/(?<=[.!?]["'”’]?) /);
-  }
-  return [];
+  const files = (await packageData(runtime, "demo")).filter(({ name }) => name.endsWith(".txt"));
+  if (files.length === 0) return [];
+  const texts = await Promise.all(files.map(async (file) => new TextDecoder().decode(await file.read())));
+  return texts.join(" ").replace(/\s+/g, " ").trim().split(/(?<=[.!?]["'”’]?) /);
 }

@@ -1,6 +1,7 @@
 /** Which gate belongs to a model file. */
 import { inputError, type PalisadeError } from "../../core/errors.ts";
 import type { Runtime } from "../../runtime/interface.ts";
+import { packageData } from "../../runtime/package_data.ts";
 import type { ModelConfig } from "../config.ts";
 import { cacheFolder } from "../store.ts";
 import { hashFile } from "../store/part.ts";
@@ -51,13 +52,18 @@ export async function findGate(
     return gate;
   }
   const { host } = runtime;
-  for (const folder of [gateFolder(runtime), ...packageFolders(runtime)]) {
-    for (const name of (await host.list(folder)).filter((each) => each.endsWith(GATE_SUFFIX)).sort()) {
-      const gate = await loadGate(host.join(folder, name), runtime).catch(() => undefined);
-      if (gate?.info.model.sha256 !== sha256) continue;
-      checkGate(gate, model.config, sha256);
-      return gate;
-    }
+  const folder = gateFolder(runtime);
+  const fitted = (await host.list(folder)).sort().map((name) => {
+    return { name, load: () => loadGate(host.join(folder, name), runtime) };
+  });
+  const shipped = (await packageData(runtime, "gates")).map(({ name, read }) => {
+    return { name, load: async () => parseGate(await read(), name) };
+  });
+  for (const { load } of [...fitted, ...shipped].filter(({ name }) => name.endsWith(GATE_SUFFIX))) {
+    const gate = await load().catch(() => undefined);
+    if (gate?.info.model.sha256 !== sha256) continue;
+    checkGate(gate, model.config, sha256);
+    return gate;
   }
   throw noGate(model);
 }
@@ -65,9 +71,4 @@ export async function findGate(
 function noGate({ config, path }: { readonly config: ModelConfig; readonly path: string }): PalisadeError {
   const message = `There is no gate for ${config.name}: fit one with palisade calibrate --model ${path}`;
   return inputError("gate.none", message, "--gate");
-}
-
-/** `data/gates` beside the sources, and beside `dist/`. */
-function packageFolders(runtime: Runtime): string[] {
-  return ["../../data/gates", "../../../data/gates"].map((up) => runtime.host!.pathOf(new URL(up, import.meta.url)));
 }

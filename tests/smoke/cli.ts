@@ -137,6 +137,9 @@ export function testCommandLine(runtime: string, start: () => Promise<Cli>): voi
   test("doctor --json is one object that names the runtime", async () => {
     const report = await succeed(await cli(), ["doctor", "--json"]);
     assert.match(JSON.stringify(JSON.parse(report)), RegExp(runtime.match(/^\w+/)![0], "i"));
+    const { findings }: { findings: { name: string; text: string }[] } = JSON.parse(report);
+    const data = findings.find(({ name }) => name === "package data");
+    assert.equal(data?.text, "1 gate (smollm2-135m-instruct), 2 texts");
   });
 
   test("refuses an unknown command with exit code 2 and no output", async () => {
