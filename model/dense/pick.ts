@@ -73,8 +73,8 @@ export async function pickDense(
 }
 
 /**
- * Rows at once from which on onnxruntime-node is ahead of our kernels: one row 63 rows a second of theirs against 45, 16
- * rows 122 against 193 (SmolLM2 Q4_1, one thread; `bench/results/dense.md`).
+ * Rows at once from which on onnxruntime-node is ahead of our kernels (SmolLM2 Q4_1, one thread; figures in
+ * `bench/results/dense.md`).
  */
 export const MANY_ROWS = 8;
 

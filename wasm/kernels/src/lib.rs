@@ -4,7 +4,7 @@
 //! writes inputs and reads outputs there, and passes their handles to each call. Every call returns 0 (or a handle or
 //! count) when it was done and a negative [`Error::code`] when it was refused; a refused call has changed nothing.
 //!
-//! No wasm-bindgen: the border is a dozen functions of integers, so generated glue would only add a build tool, a
+//! No wasm-bindgen: the border is twenty functions of numbers, so generated glue would only add a build tool, a
 //! second module format and copies. No threads: a worker makes an instance of its own.
 
 mod attention;
