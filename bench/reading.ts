@@ -1,6 +1,7 @@
 /**
- * What kvzip and gate add to reading a context: `deno task bench reading [tokens] [rounds] [chunk of kvzip] [policies]`,
- * policies separated by semicolons, `full` among them.
+ * What kvzip and gate add to reading a context: `deno task bench reading [tokens] [rounds] [chunk of kvzip] [policies]
+ * [dense]`, policies separated by semicolons, `full` among them; dense layers by onnxruntime-node over float32 weights, or
+ * as `--dense` says.
  * Policies take turns in every round; the table shows medians of processor time (all threads, robust on a shared
  * machine) and of wall time, and the processor time over that of `full`: of the medians, and of the least of all rounds.
  */
@@ -8,6 +9,7 @@ import process from "node:process";
 import { type Keep, resolveBudget } from "../core/budget.ts";
 import { resolvePolicy } from "../core/registry.ts";
 import { planCalibration } from "../model/calibrate/plan.ts";
+import type { DenseChoice } from "../model/dense/pick.ts";
 import { loadModel } from "../model/model.ts";
 import { readContext } from "../model/read.ts";
 import { readStreaming } from "../model/read_streaming.ts";
@@ -18,10 +20,15 @@ import { currentRuntime } from "../runtime/mod.ts";
 const [tokens = 1024, rounds = 5, chunk = 2048] = process.argv.slice(2, 5).map(Number);
 const ALL = ["full", "snapkv", "layer-defensive", "gate", "gate(read=stream)", `kvzip(chunk=${chunk})`];
 const NAMES = process.argv[5]?.split(";") ?? ALL;
+const DENSE = process.argv[6] as DenseChoice | undefined;
 const keep: Keep = { fraction: 0.2 };
 
 const runtime = await currentRuntime();
-await using model = await loadModel(await pullModel("smollm2-135m", runtime), runtime, { precision: "float32" });
+await using model = await loadModel(
+  await pullModel("smollm2-135m", runtime),
+  runtime,
+  DENSE ? { dense: DENSE } : { precision: "float32" },
+);
 const plan = await planCalibration(model, runtime, { tokens: Math.max(1000, 2 * tokens), seed: 99 });
 const ids = plan.fit.flat().slice(0, tokens);
 const times = new Map(NAMES.map((name) => [name, [] as { cpu: number; wall: number }[]]));
