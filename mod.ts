@@ -12,21 +12,21 @@
  * Eviction on dumps, without any model: `palisade-kv/core`.
  */
 export * from "./core/mod.ts";
-export type { Backend, BackendName, LayerRows } from "./backend/interface.ts";
-export { type BackendChoice, pickBackend } from "./backend/pick.ts";
-export { type Health, healthOf } from "./cache/health.ts";
-export { CacheLimit, type Foretold, type LimitFigures, type LimitOptions } from "./cache/limit.ts";
-export { type CacheBytes, type CacheMark, RaggedCache } from "./cache/ragged.ts";
+export type { Backend, BackendName, LayerRows } from "./core/backend/interface.ts";
+export { type BackendChoice, pickBackend } from "./model/device.ts";
+export { type Health, healthOf } from "./core/cache/health.ts";
+export { CacheLimit, type Foretold, type LimitFigures, type LimitOptions } from "./core/cache/limit.ts";
+export { type CacheBytes, type CacheMark, RaggedCache } from "./core/cache/ragged.ts";
 export type { Architecture, ModelConfig, Rope } from "./model/config.ts";
 export type { DenseEngine, DenseName } from "./model/dense/interface.ts";
 export { type DenseChoice, pickDense } from "./model/dense/pick.ts";
-export { configOf } from "./model/gguf/config.ts";
-export { type GgufFile, openGguf } from "./model/gguf/reader.ts";
+export { configOf } from "./model/file/gguf/config.ts";
+export { type GgufFile, openGguf } from "./model/file/gguf/reader.ts";
 export { loadModel, type LoadOptions, type Model } from "./model/model.ts";
-export { readContext, type ReadOptions, type ReadResult } from "./model/read.ts";
-export { extend } from "./model/extend.ts";
+export { readContext, type ReadOptions, type ReadResult } from "./model/read/layers.ts";
+export { extend } from "./model/decode/extend.ts";
 export { type Report, reportOf } from "./model/report.ts";
-export { createSampler, type SamplerOptions } from "./model/sampler.ts";
+export { createSampler, type SamplerOptions } from "./model/decode/sampler.ts";
 export {
   type Answer,
   type AskOptions,
@@ -38,7 +38,7 @@ export {
   openContext,
   type Positions,
 } from "./model/session.ts";
-export { loadPolicy } from "./model/policy_files.ts";
-export { cacheFolder, listModels, modelPath, pullModel, removeModel, resolveModel } from "./model/store.ts";
-export { type TextTokenizer, tokenizerOf } from "./model/tokenizer.ts";
+export { loadPolicy } from "./model/policy_files/policy_files.ts";
+export { cacheFolder, listModels, modelPath, pullModel, removeModel, resolveModel } from "./model/store/store.ts";
+export { type TextTokenizer, tokenizerOf } from "./model/text/tokenizer.ts";
 export { currentRuntime, type Runtime } from "./runtime/mod.ts";

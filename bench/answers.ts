@@ -11,17 +11,17 @@
 import { openSync, writeSync } from "node:fs";
 import process from "node:process";
 import { parseArgs } from "node:util";
-import { answerBeside, answerFully } from "../evaluate/answer.ts";
-import { collect, type CollectedCase, forkCache } from "../evaluate/collect.ts";
-import { makeSample } from "../evaluate/group.ts";
-import { openHaystack } from "../evaluate/haystack.ts";
-import { scoreAnswer } from "../evaluate/metrics.ts";
-import { groupsOf, parseCases, parseLengths, splitList } from "../evaluate/plan.ts";
+import { answerBeside, answerFully } from "../evaluate/sweep/answer.ts";
+import { collect, type CollectedCase, forkCache } from "../evaluate/sweep/read_cells.ts";
+import { makeSample } from "../evaluate/sweep/sweep.ts";
+import { openHaystack } from "../evaluate/tasks/haystack.ts";
+import { scoreAnswer } from "../evaluate/tasks/metrics.ts";
+import { groupsOf, parseCases, parseLengths, splitList } from "../evaluate/sweep/plan.ts";
 import { openTasks } from "../evaluate/tasks/registry.ts";
 import type { DenseChoice, DensePrecision } from "../model/dense/pick.ts";
 import { loadModel } from "../model/model.ts";
-import { contextIds, questionIds } from "../model/prompt.ts";
-import { pullModel } from "../model/store.ts";
+import { contextIds, questionIds } from "../model/text/prompt.ts";
+import { pullModel } from "../model/store/store.ts";
 import { currentRuntime } from "../runtime/mod.ts";
 
 const option = (otherwise: string) => ({ type: "string", default: otherwise } as const);

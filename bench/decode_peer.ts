@@ -10,10 +10,10 @@ import { availableParallelism, cpus, loadavg } from "node:os";
 import process from "node:process";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
-import { randomSource } from "../core/random.ts";
+import { randomSource } from "../core/measure/random.ts";
 import { currentRuntime } from "../runtime/mod.ts";
-import { hasRelaxedSimd } from "../runtime/simd.ts";
-import { createWasmBackend } from "../wasm/kernels.ts";
+import { hasRelaxedSimd } from "../runtime/features.ts";
+import { createWasmBackend } from "../wasm/backend.ts";
 
 function option(name: string, otherwise: string): string {
   const at = process.argv.indexOf(`--${name}`);
@@ -30,7 +30,7 @@ class Peer {
   readonly #lines;
 
   constructor() {
-    const script = fileURLToPath(new URL("peers/torch_decode.py", import.meta.url));
+    const script = fileURLToPath(new URL("./peers/torch_decode.py", import.meta.url));
     this.#process = spawn(python, [script], { stdio: ["pipe", "pipe", "inherit"] });
     this.#lines = createInterface({ input: this.#process.stdout })[Symbol.asyncIterator]();
   }

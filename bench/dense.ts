@@ -12,10 +12,10 @@ import process from "node:process";
 import { fileURLToPath } from "node:url";
 import type { DenseEngine } from "../model/dense/interface.ts";
 import { type DensePrecision, pickDense } from "../model/dense/pick.ts";
-import { probeNode } from "../model/dense/node.ts";
-import { configOf } from "../model/gguf/config.ts";
-import { openGguf } from "../model/gguf/reader.ts";
-import { pullModel } from "../model/store.ts";
+import { probeNode } from "../model/dense/ort/node.ts";
+import { configOf } from "../model/file/gguf/config.ts";
+import { openGguf } from "../model/file/gguf/reader.ts";
+import { pullModel } from "../model/store/store.ts";
 import { currentRuntime } from "../runtime/mod.ts";
 
 interface Row {

@@ -8,18 +8,18 @@
  * (log tokens, log time).
  */
 import process from "node:process";
-import type { Backend, LayerRows } from "../backend/interface.ts";
-import { layerSelections } from "../core/allocate.ts";
-import { resolveBudget } from "../core/budget.ts";
-import { randomSource } from "../core/random.ts";
-import { resolvePolicy } from "../core/registry.ts";
-import type { NormKind } from "../core/policy.ts";
-import { planCalibration } from "../model/calibrate/plan.ts";
+import type { Backend, LayerRows } from "../core/backend/interface.ts";
+import { layerSelections } from "../core/select/allocate.ts";
+import { resolveBudget } from "../core/select/budget.ts";
+import { randomSource } from "../core/measure/random.ts";
+import { resolvePolicy } from "../core/policy/registry.ts";
+import type { NormKind } from "../core/policy/policy.ts";
+import { planCalibration } from "../model/gate/fit/plan.ts";
 import { loadModel } from "../model/model.ts";
-import { readContext } from "../model/read.ts";
-import { pullModel } from "../model/store.ts";
+import { readContext } from "../model/read/layers.ts";
+import { pullModel } from "../model/store/store.ts";
 import { currentRuntime } from "../runtime/mod.ts";
-import { createWasmBackend } from "../wasm/kernels.ts";
+import { createWasmBackend } from "../wasm/backend.ts";
 
 const SHAPE = { heads: 9, kvHeads: 3, headDim: 64 }, LAYERS = 30, WIDTH = 576;
 const LENGTHS = [1024, 2048, 4096, 8192, 16384, 32768];

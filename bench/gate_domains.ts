@@ -5,13 +5,13 @@
  */
 import { writeFileSync } from "node:fs";
 import process from "node:process";
-import { calibrate } from "../model/calibrate/calibrate.ts";
-import { planCalibration } from "../model/calibrate/plan.ts";
-import type { Kind } from "../model/calibrate/text.ts";
+import { calibrate } from "../model/gate/fit/calibrate.ts";
+import { planCalibration } from "../model/gate/fit/plan.ts";
+import type { Kind } from "../model/gate/fit/text.ts";
 import { writeGate } from "../model/gate/file.ts";
 import { sha256Of } from "../model/gate/find.ts";
 import { loadModel } from "../model/model.ts";
-import { pullModel } from "../model/store.ts";
+import { pullModel } from "../model/store/store.ts";
 import { currentRuntime } from "../runtime/mod.ts";
 
 const [folder] = process.argv.slice(2);

@@ -4,19 +4,19 @@
  * kept sets is common, |both| / |either| over all layers and heads of a context.
  */
 import process from "node:process";
-import type { RaggedCache } from "../cache/ragged.ts";
-import { type Keep, resolveBudget } from "../core/budget.ts";
-import { resolvePolicy } from "../core/registry.ts";
-import { makeSample } from "../evaluate/group.ts";
-import { openHaystack } from "../evaluate/haystack.ts";
-import { groupsOf } from "../evaluate/plan.ts";
+import type { RaggedCache } from "../core/cache/ragged.ts";
+import { type Keep, resolveBudget } from "../core/select/budget.ts";
+import { resolvePolicy } from "../core/policy/registry.ts";
+import { makeSample } from "../evaluate/sweep/sweep.ts";
+import { openHaystack } from "../evaluate/tasks/haystack.ts";
+import { groupsOf } from "../evaluate/sweep/plan.ts";
 import { openTasks } from "../evaluate/tasks/registry.ts";
 import { loadModel } from "../model/model.ts";
-import { contextIds } from "../model/prompt.ts";
-import { readContext } from "../model/read.ts";
-import { readStreaming } from "../model/read_streaming.ts";
-import { scoreSources } from "../model/sources.ts";
-import { pullModel } from "../model/store.ts";
+import { contextIds } from "../model/text/prompt.ts";
+import { readContext } from "../model/read/layers.ts";
+import { readStreaming } from "../model/read/streaming.ts";
+import { scoreSources } from "../model/read/policy_inputs.ts";
+import { pullModel } from "../model/store/store.ts";
 import { currentRuntime } from "../runtime/mod.ts";
 
 const [tokens = 1024, samples = 4] = process.argv.slice(2).map(Number);

@@ -9,15 +9,15 @@ import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
 import { availableParallelism, cpus, loadavg } from "node:os";
 import process from "node:process";
-import type { Backend, LayerRows } from "../backend/interface.ts";
-import { createReferenceBackend } from "../backend/reference.ts";
-import { CACHE_TYPES, type CacheType, entryBytes } from "../core/cache_type.ts";
-import { randomSource } from "../core/random.ts";
+import type { Backend, LayerRows } from "../core/backend/interface.ts";
+import { createReferenceBackend } from "../core/backend/reference.ts";
+import { CACHE_TYPES, type CacheType, entryBytes } from "../core/cache/entry_type.ts";
+import { randomSource } from "../core/measure/random.ts";
 import type { AttentionShape } from "../core/shape.ts";
 import { currentRuntime } from "../runtime/mod.ts";
-import { hasRelaxedSimd } from "../runtime/simd.ts";
-import { type KernelType, matrixBytes, multiply, Stored } from "../wasm/dense.ts";
-import { createWasmBackend } from "../wasm/kernels.ts";
+import { hasRelaxedSimd } from "../runtime/features.ts";
+import { type KernelType, matrixBytes, multiply, Stored } from "../wasm/dense/products.ts";
+import { createWasmBackend } from "../wasm/backend.ts";
 import { Kernels } from "../wasm/module.ts";
 
 /** bench/ceilings/src/lib.rs */
@@ -191,7 +191,7 @@ async function dense(bench: Bench): Promise<void> {
   ]];
   for (const [type, outputs, inputs] of shapes) {
     const bytes = matrixBytes(type, outputs, inputs), weights = new Stored(kernels, bytes);
-    // Small positive float16 scales wherever one may stand; the answers are checked in tests/model_dense_wasm_test.ts.
+    // Small positive float16 scales wherever one may stand; the answers are checked in tests/model/dense_wasm_test.ts.
     weights.view(0, bytes).forEach((_, i, all) => all[i] = i * 7 & 31);
     for (const count of outputs > 9999 ? [1] : [1, 64]) {
       for (const exact of [false, true]) {

@@ -6,15 +6,15 @@
  * machine) and of wall time, and the processor time over that of `full`: of the medians, and of the least of all rounds.
  */
 import process from "node:process";
-import { type Keep, resolveBudget } from "../core/budget.ts";
-import { resolvePolicy } from "../core/registry.ts";
-import { planCalibration } from "../model/calibrate/plan.ts";
+import { type Keep, resolveBudget } from "../core/select/budget.ts";
+import { resolvePolicy } from "../core/policy/registry.ts";
+import { planCalibration } from "../model/gate/fit/plan.ts";
 import type { DenseChoice } from "../model/dense/pick.ts";
 import { loadModel } from "../model/model.ts";
-import { readContext } from "../model/read.ts";
-import { readStreaming } from "../model/read_streaming.ts";
-import { scoreSources } from "../model/sources.ts";
-import { pullModel } from "../model/store.ts";
+import { readContext } from "../model/read/layers.ts";
+import { readStreaming } from "../model/read/streaming.ts";
+import { scoreSources } from "../model/read/policy_inputs.ts";
+import { pullModel } from "../model/store/store.ts";
 import { currentRuntime } from "../runtime/mod.ts";
 
 const [tokens = 1024, rounds = 5, chunk = 2048] = process.argv.slice(2, 5).map(Number);

@@ -7,19 +7,19 @@
  * nobody: ten lines of 2.5 kB a group, one worker and one collector in this process, lines dropped instead of written.
  */
 import process from "node:process";
-import { resolveBudget } from "../core/budget.ts";
-import { resolvePolicy } from "../core/registry.ts";
+import { resolveBudget } from "../core/select/budget.ts";
+import { resolvePolicy } from "../core/policy/registry.ts";
 import { collectSweep } from "../evaluate/queue/collector.ts";
 import { QUEUE_PROTOCOL, type SweepManifest } from "../evaluate/queue/protocol.ts";
 import { openServer } from "../evaluate/queue/server.ts";
 import { workOnSweeps } from "../evaluate/queue/worker.ts";
-import { cellId, type CellInputs, RESULT_FORMAT, type ResultLine } from "../evaluate/results.ts";
+import { cellId, type CellInputs, RESULT_FORMAT, type ResultLine } from "../evaluate/results/results.ts";
 import { rulerTasks } from "../evaluate/tasks/registry.ts";
 import { loadModel } from "../model/model.ts";
-import { readContext } from "../model/read.ts";
-import { pullModel } from "../model/store.ts";
+import { readContext } from "../model/read/layers.ts";
+import { pullModel } from "../model/store/store.ts";
 import { currentRuntime } from "../runtime/mod.ts";
-import { findRedis, startRedis } from "../tests/helper/redis.ts";
+import { findRedis, startRedis } from "../tests/_helper/redis.ts";
 
 const [lengths = "1024,2048,4096", groupCount = "200"] = process.argv.slice(2);
 const runtime = await currentRuntime();

@@ -6,15 +6,15 @@
  */
 import { cpus, loadavg } from "node:os";
 import process from "node:process";
-import { selectLayer } from "../core/allocate.ts";
-import { CascadeSelection } from "../core/cascade.ts";
-import { JointSelection } from "../core/joint.ts";
+import { selectLayer } from "../core/select/allocate.ts";
+import { CascadeSelection } from "../core/select/cascade.ts";
+import { JointSelection } from "../core/select/joint.ts";
 import { safeguarded } from "../core/policies/adakv.ts";
-import type { Budget, LayerScores } from "../core/policy.ts";
-import { randomSource } from "../core/random.ts";
-import { type Segment, selectTop } from "../core/select.ts";
-import { shareOut } from "../core/share_out.ts";
-import { createWasmBackend } from "../wasm/kernels.ts";
+import type { Budget, LayerScores } from "../core/policy/policy.ts";
+import { randomSource } from "../core/measure/random.ts";
+import { type Segment, selectTop } from "../core/select/select.ts";
+import { shareOut } from "../core/select/share_out.ts";
+import { createWasmBackend } from "../wasm/backend.ts";
 
 const SIZES = [10, 12, 14, 16, 18, 20].map((power) => 2 ** power);
 const LAYERS = 8, KV_HEADS = 4, KEEP = 0.2, SEED = 1, LEAST_MS = 150;

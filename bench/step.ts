@@ -7,7 +7,7 @@
  *                          [--policy layer-defensive]
  */
 import { statSync } from "node:fs";
-import { pullModel } from "../model/store.ts";
+import { pullModel } from "../model/store/store.ts";
 import { currentRuntime } from "../runtime/mod.ts";
 import {
   benchPath,

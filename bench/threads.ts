@@ -7,16 +7,16 @@
 import assert from "node:assert/strict";
 import { cpus, loadavg } from "node:os";
 import process from "node:process";
-import type { Backend } from "../backend/interface.ts";
-import { randomSource } from "../core/random.ts";
-import { createWasmEngine } from "../model/dense/wasm.ts";
-import { configOf } from "../model/gguf/config.ts";
-import { openGguf } from "../model/gguf/reader.ts";
-import { modelPath } from "../model/store.ts";
+import type { Backend } from "../core/backend/interface.ts";
+import { randomSource } from "../core/measure/random.ts";
+import { createWasmEngine } from "../model/dense/wasm/engine.ts";
+import { configOf } from "../model/file/gguf/config.ts";
+import { openGguf } from "../model/file/gguf/reader.ts";
+import { modelPath } from "../model/store/store.ts";
 import { currentRuntime } from "../runtime/mod.ts";
-import { Crew } from "../wasm/crew.ts";
-import { createWasmBackend } from "../wasm/kernels.ts";
-import { createThreadedBackend } from "../wasm/threads.ts";
+import { Crew } from "../wasm/threads/pool.ts";
+import { createWasmBackend } from "../wasm/backend.ts";
+import { createThreadedBackend } from "../wasm/threads/backend.ts";
 
 function option(name: string, otherwise: string): string {
   const at = process.argv.indexOf(`--${name}`);

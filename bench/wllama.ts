@@ -6,7 +6,7 @@
  *     deno task bench wllama [--context 4096] [--rounds 5] [--steps 16] [--cache f16,f32] [--policy layer-defensive]
  */
 import process from "node:process";
-import { pullModel } from "../model/store.ts";
+import { pullModel } from "../model/store/store.ts";
 import { currentRuntime } from "../runtime/mod.ts";
 import {
   benchPath,

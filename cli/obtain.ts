@@ -1,8 +1,8 @@
 /** From what `--model` names to a file on disk, fetched on first use. */
-import { pullModel, type PullOptions, resolveModel } from "../model/store.ts";
-import { formatBytes } from "./format.ts";
+import { pullModel, type PullOptions, resolveModel } from "../model/store/store.ts";
+import { formatBytes } from "./print/format.ts";
 import type { Io } from "./io.ts";
-import type { Progress } from "./progress.ts";
+import type { Progress } from "./print/progress.ts";
 
 const SOURCES = { hub: "the Hugging Face hub", pip: "PyPI" };
 

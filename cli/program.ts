@@ -1,22 +1,22 @@
 /** The command line's grammar: commands, options, ranges, help. One file, so that parsing has one place. */
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
-import { CACHE_TYPES } from "../core/cache_type.ts";
+import { CACHE_TYPES } from "../core/cache/entry_type.ts";
 import { PalisadeError } from "../core/errors.ts";
-import { KINDS } from "../model/calibrate/text.ts";
-import { ask, type AskCommand } from "./ask.ts";
-import { calibrate, type CalibrateCommand } from "./calibrate.ts";
-import { demo, type DemoCommand } from "./demo.ts";
+import { KINDS } from "../model/gate/fit/text.ts";
+import { ask, type AskCommand } from "./commands/ask.ts";
+import { calibrate, type CalibrateCommand } from "./commands/calibrate.ts";
+import { demo, type DemoCommand } from "./commands/demo.ts";
 import { DENSE_CHOICES } from "../model/dense/pick.ts";
 import { MOST_THREADS, type ThreadChoice } from "../model/threads.ts";
-import { doctor } from "./doctor.ts";
-import { type EvalCommand, evaluate } from "./eval.ts";
+import { doctor } from "./commands/doctor.ts";
+import { type EvalCommand, evaluate } from "./commands/eval.ts";
 import { EXIT, type Io } from "./io.ts";
-import { listModels, modelPathCommand, pullCommand, removeCommand } from "./models.ts";
-import { listPolicies } from "./policies.ts";
-import { report, type ReportCommand } from "./report_command.ts";
-import { show, type ShowCommand } from "./show.ts";
+import { listModels, modelPathCommand, pullCommand, removeCommand } from "./commands/models.ts";
+import { listPolicies } from "./commands/policies.ts";
+import { report, type ReportCommand } from "./commands/report.ts";
+import { show, type ShowCommand } from "./commands/show.ts";
 import { VERSION } from "./version.ts";
-import { work, type WorkerCommand } from "./worker.ts";
+import { work, type WorkerCommand } from "./commands/worker.ts";
 
 const EXIT_CODES = "Exit: 0 ok, 1 failed, 2 usage, 3 bad input, 4 no resources, 130 interrupted";
 

@@ -12,9 +12,9 @@
  *
  * @module
  */
-export { layerSelections, segmentsOf, selectLayer } from "./allocate.ts";
-export { CACHE_TYPES, type CacheType, checkCacheType, entryBytes } from "./cache_type.ts";
-export { checkKeep, type Keep, parseKeep, resolveBudget } from "./budget.ts";
+export { layerSelections, segmentsOf, selectLayer } from "./select/allocate.ts";
+export { CACHE_TYPES, type CacheType, checkCacheType, entryBytes } from "./cache/entry_type.ts";
+export { checkKeep, type Keep, parseKeep, resolveBudget } from "./select/budget.ts";
 export {
   type CertificateSummary,
   type HeadCertificate,
@@ -22,16 +22,16 @@ export {
   meanLargestMass,
   summariseHead,
   summariseLayer,
-} from "./certificate.ts";
-export { CertificateTracker, type LayerEvidence } from "./certificate_tracker.ts";
-export { certifyDump } from "./certify_dump.ts";
-export { type CoverageOptions, coverageSet } from "./coverage.ts";
-export { type DumpEviction, evictDump, type LayerDump, observeDump } from "./dump.ts";
+} from "./worst_case/certificate.ts";
+export { CertificateTracker, type LayerEvidence } from "./worst_case/certificate_tracker.ts";
+export { certifyDump } from "./dump/certify.ts";
+export { type CoverageOptions, coverageSet } from "./measure/coverage.ts";
+export { type DumpEviction, evictDump, type LayerDump, observeDump } from "./dump/evict.ts";
 export { type ErrorKind, PalisadeError } from "./errors.ts";
-export { CascadeSelection } from "./cascade.ts";
-export { JointSelection } from "./joint.ts";
-export { gateScores, type LinearGate } from "./gate_scores.ts";
-export { observeWindow, type WindowInput, type WindowObservation } from "./observe.ts";
+export { CascadeSelection } from "./select/cascade.ts";
+export { JointSelection } from "./select/joint.ts";
+export { gateScores, type LinearGate } from "./measure/gate_scores.ts";
+export { observeWindow, type WindowInput, type WindowObservation } from "./measure/observe.ts";
 export type {
   Budget,
   HeadScores,
@@ -46,20 +46,20 @@ export type {
   PolicySources,
   Reduction,
   Scope,
-} from "./policy.ts";
-export { randomSource } from "./random.ts";
-export { policies, resolvePolicy } from "./registry.ts";
-export { defensiveRisk } from "./risk.ts";
-export { largestMasses, type RiskBudget, smallestBudget, type WholeLayer } from "./risk_budget.ts";
-export { type KeyRotation, rotateRows } from "./rotation.ts";
-export { selectAll } from "./select_all.ts";
-export { type Segment, type SelectionInput, selectTop } from "./select.ts";
+} from "./policy/policy.ts";
+export { randomSource } from "./measure/random.ts";
+export { policies, resolvePolicy } from "./policy/registry.ts";
+export { defensiveRisk } from "./worst_case/risk.ts";
+export { largestMasses, type RiskBudget, smallestBudget, type WholeLayer } from "./worst_case/risk_budget.ts";
+export { type KeyRotation, rotateRows } from "./measure/rotation.ts";
+export { selectAll } from "./select/select_layers.ts";
+export { type Segment, type SelectionInput, selectTop } from "./select/select.ts";
 export type { AttentionShape, ModelShape } from "./shape.ts";
-export { type StreamingSelection, streamingSelection } from "./streaming.ts";
-export type { LayerChange } from "./survivors.ts";
-export type { StepRule } from "./step.ts";
-export { DEFAULT_STEP_RULE, resolveStepRule, stepRules } from "./step_registry.ts";
-export { StepState } from "./step_state.ts";
-export { keepAbove } from "./threshold.ts";
-export { valueNorms } from "./value_norms.ts";
-export { NORM_AXES, type NormAxis, valueShares } from "./value_share.ts";
+export { type StreamingSelection, streamingSelection } from "./select/layer_selection.ts";
+export type { LayerChange } from "./select/candidates.ts";
+export type { StepRule } from "./rules/rule.ts";
+export { DEFAULT_STEP_RULE, resolveStepRule, stepRules } from "./rules/registry.ts";
+export { StepState } from "./rules/state.ts";
+export { keepAbove } from "./select/threshold.ts";
+export { valueNorms } from "./measure/value_norms.ts";
+export { NORM_AXES, type NormAxis, valueShares } from "./measure/value_share.ts";

@@ -5,7 +5,7 @@ import {
   meanLargestMass,
   summariseHead,
   summariseLayer,
-} from "../core/certificate.ts";
+} from "../core/worst_case/certificate.ts";
 
 export interface HeadReport extends CertificateSummary {
   readonly kept: number;

@@ -5,11 +5,11 @@
  * context, `layer-defensive`, the best of those that guess from the last queries.
  */
 import { PalisadeError } from "../core/errors.ts";
-import type { Policy } from "../core/policy.ts";
-import { resolvePolicy } from "../core/registry.ts";
+import type { Policy } from "../core/policy/policy.ts";
+import { resolvePolicy } from "../core/policy/registry.ts";
 import type { Gate } from "./gate/file.ts";
 import type { Model } from "./model.ts";
-import { repeatPrompts } from "./reconstruct.ts";
+import { repeatPrompts } from "./read/reconstruct.ts";
 
 /** Chunks that kvzip repeats, longest first. Each costs some thirty tokens of instruction. */
 const CHUNKS = [2048, 1024, 512, 256] as const;

@@ -1,19 +1,19 @@
 /** A loaded model: the file, its configuration, its tokenizer, its chat frame, and the two engines that run it. */
-import type { Backend } from "../backend/interface.ts";
-import { type BackendChoice, pickBackend } from "../backend/pick.ts";
+import type { Backend } from "../core/backend/interface.ts";
+import { type BackendChoice, pickBackend } from "./device.ts";
 import type { Runtime } from "../runtime/interface.ts";
-import type { Crew } from "../wasm/crew.ts";
+import type { Crew } from "../wasm/threads/pool.ts";
 import type { ModelConfig } from "./config.ts";
 import type { DenseEngine } from "./dense/interface.ts";
 import { type DenseChoice, pickDense } from "./dense/pick.ts";
 import type { Gate } from "./gate/file.ts";
 import { findGate } from "./gate/find.ts";
-import { configOf } from "./gguf/config.ts";
-import { type GgufFile, openGguf } from "./gguf/reader.ts";
-import { loadSoftTokens, type SoftTokens } from "./judge/file.ts";
-import { type ChatFrame, chatFrame } from "./prompt.ts";
+import { configOf } from "./file/gguf/config.ts";
+import { type GgufFile, openGguf } from "./file/gguf/reader.ts";
+import { loadSoftTokens, type SoftTokens } from "./policy_files/soft_tokens.ts";
+import { type ChatFrame, chatFrame } from "./text/prompt.ts";
 import { startCrew, type ThreadChoice } from "./threads.ts";
-import { type TextTokenizer, tokenizerOf } from "./tokenizer.ts";
+import { type TextTokenizer, tokenizerOf } from "./text/tokenizer.ts";
 
 export interface LoadOptions {
   readonly backend?: BackendChoice;

@@ -1,7 +1,7 @@
 /** The closing report of a session: everything counted, nothing estimated. Its fields are the CLI's `--json`. */
-import { type Health, healthOf } from "../cache/health.ts";
-import { type CacheType, entryBytes } from "../core/cache_type.ts";
-import type { ParameterValues } from "../core/policy.ts";
+import { type Health, healthOf } from "../core/cache/health.ts";
+import { type CacheType, entryBytes } from "../core/cache/entry_type.ts";
+import type { ParameterValues } from "../core/policy/policy.ts";
 import { type CertificateReport, certificateReport } from "./certificate_report.ts";
 import type { WorstCase } from "./gate/worst_case.ts";
 import type { Model } from "./model.ts";

@@ -7,32 +7,32 @@
  * const { answer } = await context.ask("What is the magic number?");
  * ```
  */
-import type { Foretold } from "../cache/limit.ts";
-import type { RaggedCache } from "../cache/ragged.ts";
-import type { LayerCertificate } from "../core/certificate.ts";
-import { type CacheType, checkCacheType } from "../core/cache_type.ts";
-import { type Keep, parseKeep, resolveBudget } from "../core/budget.ts";
+import type { Foretold } from "../core/cache/limit.ts";
+import type { RaggedCache } from "../core/cache/ragged.ts";
+import type { LayerCertificate } from "../core/worst_case/certificate.ts";
+import { type CacheType, checkCacheType } from "../core/cache/entry_type.ts";
+import { type Keep, parseKeep, resolveBudget } from "../core/select/budget.ts";
 import { inputError, PalisadeError, resourceError } from "../core/errors.ts";
-import type { Budget, Policy } from "../core/policy.ts";
-import { resolvePolicy } from "../core/registry.ts";
-import { type Answer, answer, type AskOptions, type DecodePlan, type Positions } from "./answer.ts";
+import type { Budget, Policy } from "../core/policy/policy.ts";
+import { resolvePolicy } from "../core/policy/registry.ts";
+import { type Answer, answer, type AskOptions, type DecodePlan, type Positions } from "./decode/answer.ts";
 import type { Gate } from "./gate/file.ts";
 import type { GateScorer } from "./gate/scorer.ts";
 import { type WorstCase, worstCaseOf } from "./gate/worst_case.ts";
-import type { SoftTokens } from "./judge/file.ts";
-import { budgetUnderCap, type MaxCache, resolveMaxCache } from "./max_cache.ts";
+import type { SoftTokens } from "./policy_files/soft_tokens.ts";
+import { budgetUnderCap, type MaxCache, resolveMaxCache } from "./decode/max_cache.ts";
 import type { Model } from "./model.ts";
 import { defaultPolicy } from "./default_policy.ts";
-import { contextIds, controlPositions } from "./prompt.ts";
-import { readContext, type ReadResult } from "./read.ts";
-import { readAtRisk, type RiskFigures } from "./read_risk.ts";
-import { readRolling, rolls } from "./read_rolling.ts";
-import { readStreaming } from "./read_streaming.ts";
-import { resolveRisk, type Risk, type RiskSettings } from "./risk_options.ts";
-import { scoreSources } from "./sources.ts";
+import { contextIds, controlPositions } from "./text/prompt.ts";
+import { readContext, type ReadResult } from "./read/layers.ts";
+import { readAtRisk, type RiskFigures } from "./read/at_risk.ts";
+import { readRolling, rolls } from "./read/rolling.ts";
+import { readStreaming } from "./read/streaming.ts";
+import { resolveRisk, type Risk, type RiskSettings } from "./read/risk_options.ts";
+import { scoreSources } from "./read/policy_inputs.ts";
 
-export type { Answer, AskOptions, CapFigures, Finish, Positions } from "./answer.ts";
-export type { MaxCache } from "./max_cache.ts";
+export type { Answer, AskOptions, CapFigures, Finish, Positions } from "./decode/answer.ts";
+export type { MaxCache } from "./decode/max_cache.ts";
 
 export interface ContextOptions extends RiskSettings {
   /**

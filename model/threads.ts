@@ -1,7 +1,7 @@
 /** How many threads the kernels run on, and starting them. */
 import { PalisadeError } from "../core/errors.ts";
 import type { Runtime } from "../runtime/interface.ts";
-import { Crew, mayWait } from "../wasm/crew.ts";
+import { Crew, mayWait } from "../wasm/threads/pool.ts";
 
 /** `auto`: {@link autoThreads}, and one where threads can't be started. */
 export type ThreadChoice = number | "auto";

@@ -3,7 +3,7 @@ import { type PalisadeError, resourceError } from "../core/errors.ts";
 import { probeGpu } from "./gpu_probe.ts";
 import type { ByteSource, Runtime, SandboxOptions, Thread } from "./interface.ts";
 import { type SandboxReply, timeoutError } from "./sandbox_error.ts";
-import { hasThreads } from "./simd.ts";
+import { hasThreads } from "./features.ts";
 import { siblingModule } from "./sibling_module.ts";
 import type { ThreadMessage } from "./thread_browser.ts";
 

@@ -9,7 +9,7 @@ import { openFile, readText } from "./node_files.ts";
 import { nodeHost } from "./node_host.ts";
 import { runSandboxed } from "./node_sandbox.ts";
 import { startThread } from "./node_thread.ts";
-import { hasThreads } from "./simd.ts";
+import { hasThreads } from "./features.ts";
 
 /** An unset, empty or (in Deno, without permission) unreadable variable is `undefined`. */
 function environment(name: string): string | undefined {

@@ -1,5 +1,5 @@
 /**
- * Files of the package that are data: `data/…`, found beside the sources and beside `dist/`. A single binary carries them
+ * Files of the package that are data, at the same place below the sources and below `dist/`. A single binary carries them
  * where only it can read, and says so when it starts ({@link embedPackageData}).
  */
 import type { Runtime } from "./interface.ts";
@@ -9,6 +9,9 @@ export interface PackageFile {
   read(): Promise<Uint8Array>;
 }
 
+/** Where the data of each kind lie, beside what reads them, relative to the root of the sources. */
+export const DATA_FOLDERS = { demo: "cli/commands/demo_texts", gates: "model/gate/shipped" } as const;
+
 /** How to read the files that the binary carries, by `folder/name`. */
 const embedded = new Map<string, () => Promise<Uint8Array>>();
 
@@ -17,19 +20,15 @@ export function embedPackageData(files: Readonly<Record<string, () => Promise<Ui
   for (const [name, read] of Object.entries(files)) embedded.set(name, read);
 }
 
-/** The files of a folder below `data/`, sorted by name; none in a build that carries no data, and in browsers. */
-export async function packageData(runtime: Runtime, folder: "demo" | "gates"): Promise<PackageFile[]> {
+/** The files of one kind, sorted by name; none in a build that carries no data, and in browsers. */
+export async function packageData(runtime: Runtime, folder: keyof typeof DATA_FOLDERS): Promise<PackageFile[]> {
   const { host } = runtime;
   if (!host) return [];
   const carried = [...embedded].filter(([name]) => name.startsWith(`${folder}/`));
   if (carried.length > 0) return sorted(carried.map(([name, read]) => ({ name: name.slice(folder.length + 1), read })));
-  for (const up of ["../data", "../../data"]) {
-    const place = host.join(host.pathOf(new URL(up, import.meta.url)), folder);
-    const names = await host.list(place);
-    if (names.length === 0) continue;
-    return sorted(names.map((name) => ({ name, read: () => readWhole(runtime, host.join(place, name)) })));
-  }
-  return [];
+  const place = host.pathOf(new URL(`../${DATA_FOLDERS[folder]}`, import.meta.url));
+  const names = await host.list(place);
+  return sorted(names.map((name) => ({ name, read: () => readWhole(runtime, host.join(place, name)) })));
 }
 
 async function readWhole(runtime: Runtime, path: string): Promise<Uint8Array> {

@@ -16,7 +16,8 @@ const ASSETS = [
   { folder: "wasm", wanted: /\.wasm$/ },
   { folder: "gpu", wanted: /\.wgsl$/ },
   { folder: "core", wanted: /\.(bin|json)$/ },
-  { folder: "data/demo", wanted: /\.(txt|json|md)$/ },
+  { folder: "cli/commands/demo_texts", wanted: /\.(txt|md)$/ },
+  { folder: "model/gate/shipped", wanted: /\.safetensors$/ },
 ];
 
 rmSync(join(ROOT, "dist"), { recursive: true, force: true });

@@ -12,6 +12,7 @@ import { dirname, join, posix, resolve } from "node:path";
 import process from "node:process";
 import { parseArgs } from "node:util";
 import { findBun } from "./bun.ts";
+import { DATA_FOLDERS } from "../runtime/package_data.ts";
 import { killChildrenOnInterrupt, runChild } from "./child.ts";
 import { repositoryFiles, ROOT } from "./repository.ts";
 
@@ -22,7 +23,7 @@ const USAGE = `deno task compile [--target bun|deno] [--output FILE]
                  the test suite
   --output FILE  default ./palisade`;
 
-const PRODUCT = /^(mod\.ts$|(core|backend|wasm|gpu|cache|model|runtime|evaluate|cli)\/)/;
+const PRODUCT = /^(mod\.ts$|(core|wasm|gpu|model|runtime|evaluate|cli|web)\/)/;
 
 interface WorkerModule {
   /** As given to `siblingModule`, without `./` and extension: where the binary must carry it. */
@@ -50,20 +51,24 @@ export async function workerModules(): Promise<WorkerModule[]> {
 
 /** The binary's first module: says where its WebAssembly and its data are, then runs the command line. */
 async function entrySource(): Promise<string> {
-  const data = (await repositoryFiles()).filter((name) => name.startsWith("data/") && !name.endsWith(".md"));
+  const files = (await repositoryFiles()).filter((name) => !name.endsWith(".md"));
+  const data = Object.entries(DATA_FOLDERS).flatMap(([kind, folder]) =>
+    files.filter((file) => file.startsWith(`${folder}/`)).map((file) => ({
+      file,
+      name: kind + file.slice(folder.length),
+    }))
+  );
   const quoted = (path: string) => JSON.stringify(join(ROOT, path));
   const ort = "node_modules/onnxruntime-web/dist/ort-wasm-simd-threaded";
   return `import mjs from ${quoted(`${ort}.mjs`)} with { type: "file" };
 import wasm from ${quoted(`${ort}.wasm`)} with { type: "file" };
-${data.map((name, i) => `import data${i} from ${quoted(name)} with { type: "file" };`).join("\n")}
+${data.map(({ file }, i) => `import data${i} from ${quoted(file)} with { type: "file" };`).join("\n")}
 import { readFile } from "node:fs/promises";
 import { pathToFileURL } from "node:url";
 import { embedPackageData } from ${quoted("runtime/package_data.ts")};
-import { configureOrt } from ${quoted("model/dense/web.ts")};
+import { configureOrt } from ${quoted("model/dense/ort/web.ts")};
 configureOrt({ wasmPaths: { mjs: pathToFileURL(mjs).href, wasm: pathToFileURL(wasm).href } });
-embedPackageData({ ${
-    data.map((name, i) => `${JSON.stringify(name.slice("data/".length))}: () => readFile(data${i})`).join(", ")
-  } });
+embedPackageData({ ${data.map(({ name }, i) => `${JSON.stringify(name)}: () => readFile(data${i})`).join(", ")} });
 await import(${quoted("cli/main.ts")});
 `;
 }
@@ -103,7 +108,9 @@ export async function compileWithBun(output: string): Promise<string | undefined
 /** Writes `output` with `deno compile`. Returns what went wrong, or nothing. */
 export async function compileWithDeno(output: string): Promise<string | undefined> {
   const workers = (await workerModules()).map(({ source }) => source);
-  const included = [...workers, "data", "node_modules/onnxruntime-web/dist"].map((path) => `--include=${path}`);
+  const included = [...workers, ...Object.values(DATA_FOLDERS), "node_modules/onnxruntime-web/dist"].map((path) =>
+    `--include=${path}`
+  );
   const args = ["compile", "-A", "--no-check", `--output=${resolve(output)}`, ...included, "cli/main.ts"];
   const { code, stderr, killed } = await runChild(process.execPath, args, { cwd: ROOT, timeout: 600, echo: true });
   return code === 0 ? undefined : killed || stderr.trim();

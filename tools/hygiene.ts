@@ -63,7 +63,7 @@ export function hygieneProblems(files: readonly string[]): NamedCheck[] {
   const manifests = files.filter((file) => basename(file) === "package.json");
   // This file and its test must be able to say what they look for.
   const texts = files.filter((file) => !BINARY.test(file) && !/(^|[/_])hygiene(_test)?\.ts$/.test(file));
-  const product = files.filter((file) => /^(mod\.ts|(core|backend|cache|model|cli|evaluate)\/.*\.ts)$/.test(file));
+  const product = files.filter((file) => /^(mod\.ts|(core|wasm|gpu|model|cli|evaluate|web)\/.*\.ts)$/.test(file));
   return [
     ["the product uses nothing Node 20 lacks", () => product.flatMap((file) => node20Problems(file, read(file)))],
     ["lock files name no download host", () => locks.flatMap((file) => lockProblems(file, read(file)))],

@@ -7,8 +7,8 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
-import { keptHashes } from "../tests/helper/kept_hash.ts";
-import { createWasmBackend } from "../wasm/kernels.ts";
+import { keptHashes } from "../tests/_helper/kept_hash.ts";
+import { createWasmBackend } from "../wasm/backend.ts";
 
 const golden = process.argv[2] ?? fileURLToPath(new URL("../tests/data/golden", import.meta.url));
 const read = (name: string) => readFile(join(golden, name));

@@ -13,12 +13,10 @@ import { ROOT } from "./repository.ts";
 
 /** What the core's tests reach: folders and files of the checkout. */
 const TREE = [
-  "backend",
-  "cache",
   "core",
   "model",
   "runtime",
-  "tests/helper",
+  "tests/_helper",
   "tests/data/golden",
   "deno.json",
   "package.json",

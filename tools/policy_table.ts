@@ -7,7 +7,7 @@
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
-import { policies } from "../core/registry.ts";
+import { policies } from "../core/policy/registry.ts";
 import { ROOT } from "./repository.ts";
 
 const README = join(ROOT, "README.md");

@@ -13,7 +13,7 @@ import { coverageByGroup, type GroupCoverage, MEASURED_TESTS, MIN_BRANCHES } fro
 import { parseJunit, type TestCase } from "./junit.ts";
 import { runMutants } from "./mutants.ts";
 import { changedFiles, repositoryFiles, ROOT } from "./repository.ts";
-import type { SkipRecord } from "../tests/helper/skip.ts";
+import type { SkipRecord } from "../tests/_helper/skip.ts";
 
 const USAGE = `deno task test [--quick] [--only PATTERN] [--silence SECONDS]
 
@@ -56,7 +56,7 @@ function readSkips(path: string): Map<string, SkipRecord> {
 /** Sorts one skipped test into skipped or failed. */
 function countSkip(name: string, record: SkipRecord | undefined, totals: Totals): void {
   if (record === undefined) {
-    totals.failed.push({ name, reason: "did not run, or skipped without a reason (use tests/helper/skip.ts)" });
+    totals.failed.push({ name, reason: "did not run, or skipped without a reason (use tests/_helper/skip.ts)" });
   } else if (inCi && record.cause === "file") {
     totals.failed.push({ name, reason: `skipped in CI, where files must be there: ${record.reason}` });
   } else {

@@ -5,7 +5,7 @@
  * built package, in a browser bundle and in a single binary, with no file access and no path to get wrong.
  */
 import { resourceError } from "../core/errors.ts";
-import { hasRelaxedSimd } from "../runtime/simd.ts";
+import { hasRelaxedSimd } from "../runtime/features.ts";
 import { RELAXED, SIMD128 } from "./kernels_bytes.ts";
 
 /** What a caller may choose about the kernels. */

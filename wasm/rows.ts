@@ -1,8 +1,8 @@
 /** Keys and values of one layer in the kernels' memory: checks and copies; the arithmetic is the kernels' or `core`'s. */
-import type { AttentionOutputs, BackendMemory, DecodeOutputs, LayerRows } from "../backend/interface.ts";
-import { CACHE_TYPES, type CacheType, entryBytes, unstorable } from "../core/cache_type.ts";
-import type { Needs, NormKind, Observation, Reduction } from "../core/policy.ts";
-import { checkRotation, type KeyRotation, rotateRows } from "../core/rotation.ts";
+import type { AttentionOutputs, BackendMemory, DecodeOutputs, LayerRows } from "../core/backend/interface.ts";
+import { CACHE_TYPES, type CacheType, entryBytes, unstorable } from "../core/cache/entry_type.ts";
+import type { Needs, NormKind, Observation, Reduction } from "../core/policy/policy.ts";
+import { checkRotation, type KeyRotation, rotateRows } from "../core/measure/rotation.ts";
 import type { AttentionShape } from "../core/shape.ts";
 import type { Buffers, Kernels } from "./module.ts";
 

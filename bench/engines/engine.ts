@@ -5,7 +5,7 @@ import { availableParallelism, cpus, loadavg } from "node:os";
 import process from "node:process";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
-import { planCalibration } from "../../model/calibrate/plan.ts";
+import { planCalibration } from "../../model/gate/fit/plan.ts";
 import { loadModel } from "../../model/model.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
 

@@ -6,13 +6,13 @@
  */
 import process from "node:process";
 import { createInterface } from "node:readline";
-import type { RaggedCache } from "../../cache/ragged.ts";
-import { resolveBudget } from "../../core/budget.ts";
-import { resolvePolicy } from "../../core/registry.ts";
-import { extend } from "../../model/extend.ts";
+import type { RaggedCache } from "../../core/cache/ragged.ts";
+import { resolveBudget } from "../../core/select/budget.ts";
+import { resolvePolicy } from "../../core/policy/registry.ts";
+import { extend } from "../../model/decode/extend.ts";
 import { loadModel, type Model } from "../../model/model.ts";
-import { readContext } from "../../model/read.ts";
-import { createSampler } from "../../model/sampler.ts";
+import { readContext } from "../../model/read/layers.ts";
+import { createSampler } from "../../model/decode/sampler.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
 import type { Reply, Request } from "./engine.ts";
 

@@ -9,7 +9,7 @@ import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import process from "node:process";
 import { createInterface } from "node:readline";
-import { findChromium, launchChromium, NO_CHROMIUM } from "../../tests/helper/chromium.ts";
+import { findChromium, launchChromium, NO_CHROMIUM } from "../../tests/_helper/chromium.ts";
 import { benchPath, type Reply, type Request } from "./engine.ts";
 
 const [model, context, type] = process.argv.slice(2);

@@ -5,9 +5,9 @@
  * The `trunc(n · safeguard)` best entries of every head are safe; the rest of kvHeads × n go by score. The published
  * code sets safe scores to the largest float; a mask says the same without touching the scores.
  */
-import type { Budget, LayerScores, Parameter, PolicyEntry } from "../policy.ts";
-import { segmentsOf } from "../allocate.ts";
-import { selectTop } from "../select.ts";
+import type { Budget, LayerScores, Parameter, PolicyEntry } from "../policy/policy.ts";
+import { segmentsOf } from "../select/allocate.ts";
+import { selectTop } from "../select/select.ts";
 
 /** Share of a head's even budget that it can't lose. 0.2: kvpress; the paper's own code has 0.5. */
 export const SAFEGUARD: Parameter = {

@@ -12,11 +12,11 @@
  * split after the last layer exactly. No eviction while decoding. tau1, tau2: those of Llama 3.1; the paper tunes them
  * per model.
  */
-import { exp, ln } from "../exp.ts";
-import { KERNEL, SINKS, WINDOW } from "../parameters.ts";
-import type { Observation, Parameter, PolicyEntry } from "../policy.ts";
-import { poolHeads } from "../pool.ts";
-import { appendWindow, largest, protectEnds } from "../protect.ts";
+import { exp, ln } from "../measure/exp.ts";
+import { KERNEL, SINKS, WINDOW } from "../policy/parameters.ts";
+import type { Observation, Parameter, PolicyEntry } from "../policy/policy.ts";
+import { poolHeads } from "../measure/pool.ts";
+import { appendWindow, largest, protectEnds } from "../select/protect.ts";
 
 const PARAMETERS: readonly Parameter[] = [
   { name: "gamma", type: "number", default: 200, min: 0, max: 1e6, help: "weight of the variance in an entry's score" },

@@ -8,7 +8,7 @@
  * budget is met exactly, the last chunk being cut to its best entries; the published code keeps whole chunks only, one
  * at least, and so misses its budget by up to a chunk.
  */
-import type { LayerScores, PolicyEntry } from "../policy.ts";
+import type { LayerScores, PolicyEntry } from "../policy/policy.ts";
 
 export const chunkkv: PolicyEntry = {
   name: "chunkkv",

@@ -8,9 +8,9 @@
  * the published code: stage 1 and what the scorer protects are a mask, not the largest float, which overflows in half
  * precision when it is multiplied.
  */
-import { segmentsOf } from "../allocate.ts";
-import type { Budget, LayerScores, PolicyEntry, PolicyMode } from "../policy.ts";
-import { selectTop } from "../select.ts";
+import { segmentsOf } from "../select/allocate.ts";
+import type { Budget, LayerScores, PolicyEntry, PolicyMode } from "../policy/policy.ts";
+import { selectTop } from "../select/select.ts";
 import { CRITICAL_EPSILON, FIRST } from "./critical_adakv.ts";
 
 export const critical: PolicyEntry = {

@@ -6,9 +6,9 @@
  * (score + 1e−4) · ‖v·Wo‖₁ (meaned over the group). The published code marks stage 1 by the largest float, which
  * overflows in half precision when multiplied; a mask does not.
  */
-import { segmentsOf, selectLayer } from "../allocate.ts";
-import type { Budget, LayerScores, Parameter, PolicyEntry } from "../policy.ts";
-import { selectTop } from "../select.ts";
+import { segmentsOf, selectLayer } from "../select/allocate.ts";
+import type { Budget, LayerScores, Parameter, PolicyEntry } from "../policy/policy.ts";
+import { selectTop } from "../select/select.ts";
 import { SAFEGUARD, safeguarded } from "./adakv.ts";
 
 /** Keeps value norms in play where attention is 0. kvpress: without it golden sets miss an entry or two per layer. */

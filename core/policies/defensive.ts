@@ -10,8 +10,8 @@
  * cap on stage 1 is never negative (Q4), rows without mass count as 0 (Q7), equal scores fall back on the risk before
  * the floor. `beta`, `forced` and `norm` are choices, kept open to measurement.
  */
-import { coverageSet } from "../coverage.ts";
-import { KERNEL, SINKS, WINDOW } from "../parameters.ts";
+import { coverageSet } from "../measure/coverage.ts";
+import { KERNEL, SINKS, WINDOW } from "../policy/parameters.ts";
 import type {
   Budget,
   LayerScores,
@@ -21,10 +21,10 @@ import type {
   Policy,
   PolicyEntry,
   PolicyMode,
-} from "../policy.ts";
-import { appendWindow, largest, protectEnds } from "../protect.ts";
-import { defensiveRisk } from "../risk.ts";
-import { NORM_AXES, type NormAxis, valueShares } from "../value_share.ts";
+} from "../policy/policy.ts";
+import { appendWindow, largest, protectEnds } from "../select/protect.ts";
+import { defensiveRisk } from "../worst_case/risk.ts";
+import { NORM_AXES, type NormAxis, valueShares } from "../measure/value_share.ts";
 
 const PARAMETERS: readonly Parameter[] = [
   WINDOW,

@@ -4,12 +4,12 @@
  *
  * score[g, i] = max_j I[j, i], j over the window's queries of the group, I the pooled rows scaled back to their own mass.
  * All layers and heads compete. Among all sets of its size that keep sinks and window, the kept one has both the
- * smallest largest evicted risk and the smallest sum of evicted risks (`core/certificate.ts`): taking the lowest scores
+ * smallest largest evicted risk and the smallest sum of evicted risks (`core/worst_case/certificate.ts`): taking the lowest scores
  * out minimises either.
  */
-import { KERNEL, SINKS, WINDOW } from "../parameters.ts";
-import type { PolicyEntry } from "../policy.ts";
-import { appendWindow, largest, protectEnds } from "../protect.ts";
+import { KERNEL, SINKS, WINDOW } from "../policy/parameters.ts";
+import type { PolicyEntry } from "../policy/policy.ts";
+import { appendWindow, largest, protectEnds } from "../select/protect.ts";
 
 export const defensiveRisk: PolicyEntry = {
   name: "defensive-risk",

@@ -6,11 +6,11 @@
  * then (score + epsilon) · ‖v_i‖₂ (`norm=values`). The sinks take no part. Ours differs from the published code: sinks
  * and the last tokens always survive, and a context no longer than the sinks counts its last token instead of failing.
  */
-import { exp } from "../exp.ts";
-import { RECENT, SINKS } from "../parameters.ts";
-import { perHead, protectedScores } from "../per_head.ts";
-import type { Observation, PolicyEntry } from "../policy.ts";
-import { largest } from "../protect.ts";
+import { exp } from "../measure/exp.ts";
+import { RECENT, SINKS } from "../policy/parameters.ts";
+import { perHead, protectedScores } from "./per_head.ts";
+import type { Observation, PolicyEntry } from "../policy/policy.ts";
+import { largest } from "../select/protect.ts";
 import { rowNorms } from "./knorm.ts";
 
 export const expectedAttention: PolicyEntry = {

@@ -1,5 +1,5 @@
 /** Keeps everything: the yardstick. */
-import type { PolicyEntry } from "../policy.ts";
+import type { PolicyEntry } from "../policy/policy.ts";
 
 export const full: PolicyEntry = {
   name: "full",

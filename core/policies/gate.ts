@@ -4,15 +4,23 @@
  * After Fast KVzip, arXiv 2601.17668, whose gates are trained networks.
  *
  * score[g, i] = the foretold ln importance: known when the key is made, for one small product per token, so that
- * `read=stream` can evict while reading (`model/read_streaming.ts`). Variants: `combine=risk` takes the maximum of
+ * `read=stream` can evict while reading (`model/read/streaming.ts`). Variants: `combine=risk` takes the maximum of
  * foretold importance and defensive risk; `norm` weighs by value norms. Both need the whole context.
  */
 import { inputError } from "../errors.ts";
-import { KERNEL, SINKS, WINDOW } from "../parameters.ts";
-import type { Budget, LayerScores, Observation, Parameter, ParameterValues, PolicyEntry, Scope } from "../policy.ts";
-import { protectEnds } from "../protect.ts";
-import { defensiveRisk } from "../risk.ts";
-import { NORM_AXES, type NormAxis, valueShares } from "../value_share.ts";
+import { KERNEL, SINKS, WINDOW } from "../policy/parameters.ts";
+import type {
+  Budget,
+  LayerScores,
+  Observation,
+  Parameter,
+  ParameterValues,
+  PolicyEntry,
+  Scope,
+} from "../policy/policy.ts";
+import { protectEnds } from "../select/protect.ts";
+import { defensiveRisk } from "../worst_case/risk.ts";
+import { NORM_AXES, type NormAxis, valueShares } from "../measure/value_share.ts";
 import { COMPETE } from "./kvzip.ts";
 
 /**

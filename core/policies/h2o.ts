@@ -6,9 +6,9 @@
  * from the published code: sinks and the last tokens always survive; the paper gives half of the budget to the last
  * tokens, ours `window` of them. Needs the attention of every query: no window, no sampling.
  */
-import { RECENT, SINKS } from "../parameters.ts";
-import { perHead, protectedScores } from "../per_head.ts";
-import type { Observation, PolicyEntry } from "../policy.ts";
+import { RECENT, SINKS } from "../policy/parameters.ts";
+import { perHead, protectedScores } from "./per_head.ts";
+import type { Observation, PolicyEntry } from "../policy/policy.ts";
 
 export const h2o: PolicyEntry = {
   name: "h2o",

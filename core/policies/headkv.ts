@@ -10,11 +10,11 @@
  * budgets sum to kvHeads × layers × n exactly and never exceed the context.
  */
 import { inputError } from "../errors.ts";
-import { oncePerBudget } from "../once.ts";
-import { KERNEL, SINKS, WINDOW } from "../parameters.ts";
-import type { Budget, HeadScores, PolicyEntry } from "../policy.ts";
-import { protectEnds } from "../protect.ts";
-import { shareOut } from "../share_out.ts";
+import { oncePerBudget } from "./per_budget.ts";
+import { KERNEL, SINKS, WINDOW } from "../policy/parameters.ts";
+import type { Budget, HeadScores, PolicyEntry } from "../policy/policy.ts";
+import { protectEnds } from "../select/protect.ts";
+import { shareOut } from "../select/share_out.ts";
 import type { ModelShape } from "../shape.ts";
 import { snapScores } from "./snapkv.ts";
 

@@ -2,14 +2,14 @@
  * What trained soft tokens attend to. Judge Q, arXiv 2509.10798.
  *
  * Soft tokens are embeddings trained to look at a prompt as the model's own answer does. They stand behind the context
- * while it is read (`model/judge/probe.ts`) and take the place of SnapKV's window queries: score[g, i] = average pool over
+ * while it is read (`model/read/soft_tokens.ts`) and take the place of SnapKV's window queries: score[g, i] = average pool over
  * i of (mean over soft tokens and group of the attention on i). `reduce=max` takes the largest instead. The paper says
  * nothing of pooling and of recent tokens; SnapKV's are the defaults.
  */
-import { KERNEL, SINKS, WINDOW } from "../parameters.ts";
-import type { Parameter, PolicyEntry } from "../policy.ts";
-import { poolHeads } from "../pool.ts";
-import { protectEnds } from "../protect.ts";
+import { KERNEL, SINKS, WINDOW } from "../policy/parameters.ts";
+import type { Parameter, PolicyEntry } from "../policy/policy.ts";
+import { poolHeads } from "../measure/pool.ts";
+import { protectEnds } from "../select/protect.ts";
 
 /** What `file` is when there is none. */
 export const NO_FILE = "none";

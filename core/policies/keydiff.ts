@@ -5,9 +5,9 @@
  * the published code in that sinks and the last tokens always survive. The paper also evicts block by block while it
  * reads; this is the form for a whole context.
  */
-import { RECENT, SINKS } from "../parameters.ts";
-import { perHead, protectedScores } from "../per_head.ts";
-import type { Observation, PolicyEntry } from "../policy.ts";
+import { RECENT, SINKS } from "../policy/parameters.ts";
+import { perHead, protectedScores } from "./per_head.ts";
+import type { Observation, PolicyEntry } from "../policy/policy.ts";
 
 /** Smallest norm of a key when it is divided by, and of a product of norms: torch's defaults. */
 const LEAST_NORM = 1e-12, LEAST_PRODUCT = 1e-8;

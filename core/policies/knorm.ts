@@ -4,9 +4,9 @@
  * score[g, i] = −‖k_i‖₂; RoPE leaves norms alone. Ours differs from the published code in that sinks and the last tokens
  * always survive. The paper skips the first layers; neither the published code nor ours does.
  */
-import { RECENT, SINKS } from "../parameters.ts";
-import { perHead, protectedScores } from "../per_head.ts";
-import type { PolicyEntry } from "../policy.ts";
+import { RECENT, SINKS } from "../policy/parameters.ts";
+import { perHead, protectedScores } from "./per_head.ts";
+import type { PolicyEntry } from "../policy/policy.ts";
 
 export const knorm: PolicyEntry = {
   name: "knorm",

@@ -2,12 +2,12 @@
  * What the model looks at when it has to repeat the context. KVzip, Kim et al. 2025, arXiv 2505.23416.
  *
  * score[g, i] = the largest attention on entry i over the group and over all tokens of the prompts that make the model
- * repeat the context chunk by chunk (`model/reconstruct.ts`). It knows no question, so it serves all of them; the price
+ * repeat the context chunk by chunk (`model/read/reconstruct.ts`). It knows no question, so it serves all of them; the price
  * is a second prefill. The reader measures it; this file only decides who competes.
  */
-import { SINKS } from "../parameters.ts";
-import type { Parameter, ParameterValues, PolicyEntry, Scope } from "../policy.ts";
-import { protectEnds } from "../protect.ts";
+import { SINKS } from "../policy/parameters.ts";
+import type { Parameter, ParameterValues, PolicyEntry, Scope } from "../policy/policy.ts";
+import { protectEnds } from "../select/protect.ts";
 
 /** Who competes; `model` is KVzip's own choice, `layer` and `head` its uniform variants. */
 export const COMPETE: Parameter = {

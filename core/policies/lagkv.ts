@@ -11,10 +11,10 @@
  * scores 1. In both forms a channel without a range counts 0, where the published code divides by 0 and loses the
  * chunk to NaN.
  */
-import { exp } from "../exp.ts";
-import { RECENT, SINKS } from "../parameters.ts";
-import { perHead, protectedScores } from "../per_head.ts";
-import type { Observation, PolicyEntry } from "../policy.ts";
+import { exp } from "../measure/exp.ts";
+import { RECENT, SINKS } from "../policy/parameters.ts";
+import { perHead, protectedScores } from "./per_head.ts";
+import type { Observation, PolicyEntry } from "../policy/policy.ts";
 
 export const lagkv: PolicyEntry = {
   name: "lagkv",

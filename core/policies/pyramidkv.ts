@@ -8,11 +8,11 @@
  * one layer is no division by 0, and no budget falls back on SnapKV. The published code leaves the window out of its
  * line and falls back as soon as the last layer would get less than the window.
  */
-import { oncePerBudget } from "../once.ts";
-import { KERNEL, SINKS, WINDOW } from "../parameters.ts";
-import type { Budget, PolicyEntry } from "../policy.ts";
-import { protectEnds } from "../protect.ts";
-import { shareOut } from "../share_out.ts";
+import { oncePerBudget } from "./per_budget.ts";
+import { KERNEL, SINKS, WINDOW } from "../policy/parameters.ts";
+import type { Budget, PolicyEntry } from "../policy/policy.ts";
+import { protectEnds } from "../select/protect.ts";
+import { shareOut } from "../select/share_out.ts";
 import { snapScores } from "./snapkv.ts";
 
 export const pyramidkv: PolicyEntry = {

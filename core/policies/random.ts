@@ -1,8 +1,8 @@
 /** Keeps a random set in every head: what a policy must beat. Sinks and the last tokens stay, as in our others. */
-import { SINKS, WINDOW } from "../parameters.ts";
-import type { PolicyEntry } from "../policy.ts";
-import { protectEnds } from "../protect.ts";
-import { randomSource } from "../random.ts";
+import { SINKS, WINDOW } from "../policy/parameters.ts";
+import type { PolicyEntry } from "../policy/policy.ts";
+import { protectEnds } from "../select/protect.ts";
+import { randomSource } from "../measure/random.ts";
 
 export const random: PolicyEntry = {
   name: "random",

@@ -4,10 +4,10 @@
  * score[g, i] = average pool over i of (mean over the window's queries and the group of the attention on i).
  * Like kvpress, ours means over the group and over the window (the paper's code sums: the same order).
  */
-import { KERNEL, SINKS, WINDOW } from "../parameters.ts";
-import type { Observation, PolicyEntry } from "../policy.ts";
-import { poolHeads } from "../pool.ts";
-import { appendWindow, largest, protectEnds } from "../protect.ts";
+import { KERNEL, SINKS, WINDOW } from "../policy/parameters.ts";
+import type { Observation, PolicyEntry } from "../policy/policy.ts";
+import { poolHeads } from "../measure/pool.ts";
+import { appendWindow, largest, protectEnds } from "../select/protect.ts";
 
 export const snapkv: PolicyEntry = {
   name: "snapkv",

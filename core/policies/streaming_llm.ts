@@ -4,9 +4,9 @@
  * Ours scores by recency and protects the sinks. `@reference` gives the sinks and the recent part 1 and the middle 0,
  * as kvpress does. Positions stay true ones in both; the paper's are relative to the cache.
  */
-import { SINKS } from "../parameters.ts";
-import type { Budget, LayerScores, PolicyEntry } from "../policy.ts";
-import { protectEnds } from "../protect.ts";
+import { SINKS } from "../policy/parameters.ts";
+import type { Budget, LayerScores, PolicyEntry } from "../policy/policy.ts";
+import { protectEnds } from "../select/protect.ts";
 
 export const streamingLlm: PolicyEntry = {
   name: "streaming-llm",

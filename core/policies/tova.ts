@@ -5,10 +5,10 @@
  * token stays. Ours differs from the published code in that the sinks always survive. The paper evicts one entry a step
  * while it decodes; this is its decision after the last token of the context.
  */
-import { SINKS } from "../parameters.ts";
-import { perHead, protectedScores } from "../per_head.ts";
-import type { Observation, PolicyEntry } from "../policy.ts";
-import { appendWindow, largest } from "../protect.ts";
+import { SINKS } from "../policy/parameters.ts";
+import { perHead, protectedScores } from "./per_head.ts";
+import type { Observation, PolicyEntry } from "../policy/policy.ts";
+import { appendWindow, largest } from "../select/protect.ts";
 
 export const tova: PolicyEntry = {
   name: "tova",

@@ -8,8 +8,8 @@
 import type { Job, Queue, Worker } from "bullmq";
 import { PalisadeError, resourceError } from "../../core/errors.ts";
 import type { Runtime } from "../../runtime/interface.ts";
-import type { Group } from "../plan.ts";
-import { cellId, RESULT_FORMAT, type ResultLine } from "../results.ts";
+import type { Group } from "../sweep/plan.ts";
+import { cellId, RESULT_FORMAT, type ResultLine } from "../results/results.ts";
 import {
   type Delivery,
   type GroupJob,

@@ -1,7 +1,7 @@
 /** The worker's end of the model thread: one request at a time, lines as they come. */
 import { PalisadeError } from "../../core/errors.ts";
 import { type Runtime, siblingModule, type Thread } from "../../runtime/mod.ts";
-import type { ResultLine } from "../results.ts";
+import type { ResultLine } from "../results/results.ts";
 import type { PlainError, ThreadReply, ThreadRequest, ThreadSetup } from "./model_thread.ts";
 import type { Engines, GroupJob, SweepManifest } from "./protocol.ts";
 

@@ -6,8 +6,8 @@ import { PalisadeError } from "../../core/errors.ts";
 import { loadModel, type LoadOptions, type Model } from "../../model/model.ts";
 import type { ThreadPort } from "../../runtime/interface.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
-import { runGroup } from "../group.ts";
-import type { ResultLine } from "../results.ts";
+import { runGroup } from "../sweep/sweep.ts";
+import type { ResultLine } from "../results/results.ts";
 import type { Engines, GroupJob, SweepManifest } from "./protocol.ts";
 import { restoreSources, type Sources } from "./sources.ts";
 

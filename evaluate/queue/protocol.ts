@@ -5,11 +5,11 @@
  * id. A *job* is one group of cells that share a prefill. A *delivery* is what a worker sends back. One process, the
  * *collector*, owns the results file; any number of *workers* compute.
  */
-import type { CacheType } from "../../core/cache_type.ts";
+import type { CacheType } from "../../core/cache/entry_type.ts";
 import { PalisadeError } from "../../core/errors.ts";
 import type { Runtime } from "../../runtime/interface.ts";
-import type { Group } from "../plan.ts";
-import { type CellInputs, hashOf, type Protocol, type ResultLine } from "../results.ts";
+import type { Group } from "../sweep/plan.ts";
+import { type CellInputs, hashOf, type Protocol, type ResultLine } from "../results/results.ts";
 
 /** Raised when manifest, job or delivery change. */
 export const QUEUE_PROTOCOL = 1;

@@ -1,8 +1,8 @@
 /** The user's files travel in the manifest: read once by the collector, seen by workers under the same names. */
 import { inputError } from "../../core/errors.ts";
 import type { Runtime } from "../../runtime/interface.ts";
-import { type Haystack, NO_HAYSTACK, openHaystack } from "../haystack.ts";
-import { type AskedCase, loadCases } from "../plan.ts";
+import { type Haystack, NO_HAYSTACK, openHaystack } from "../tasks/haystack.ts";
+import { type AskedCase, loadCases } from "../sweep/plan.ts";
 import type { Task } from "../tasks/interface.ts";
 import { openTasks } from "../tasks/registry.ts";
 

@@ -8,7 +8,7 @@
 import type { Job, Queue, Worker } from "bullmq";
 import { PalisadeError } from "../../core/errors.ts";
 import type { Runtime } from "../../runtime/interface.ts";
-import type { ResultLine } from "../results.ts";
+import type { ResultLine } from "../results/results.ts";
 import type { ModelRunner } from "./model_runner.ts";
 import {
   type Delivery,

@@ -4,7 +4,7 @@
  * on, 6 against 1 below. RULER's words come from the package wonderwords; ours are those of the haystack.
  */
 import { inputError } from "../../core/errors.ts";
-import type { Haystack } from "../haystack.ts";
+import type { Haystack } from "./haystack.ts";
 import { Draw } from "./draw.ts";
 import { fitLength } from "./fit.ts";
 import type { Prompt, Sample, SampleRequest, Task } from "./interface.ts";

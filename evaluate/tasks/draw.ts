@@ -1,5 +1,5 @@
 /** Drawing from a seed: integers, choices, shuffles, and the seed of one sample. */
-import { randomSource } from "../../core/random.ts";
+import { randomSource } from "../../core/measure/random.ts";
 
 export class Draw {
   readonly #next: () => number;

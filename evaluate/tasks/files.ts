@@ -1,7 +1,7 @@
 /** Tasks from the user's own files: `qa:FILE` (SQuAD's JSON) and `jsonl:FILE` (one case a line). */
 import { inputError } from "../../core/errors.ts";
 import type { Runtime } from "../../runtime/interface.ts";
-import { type MetricName, METRICS } from "../metrics.ts";
+import { type MetricName, METRICS } from "./metrics.ts";
 import { Draw } from "./draw.ts";
 import { fitLength } from "./fit.ts";
 import type { Prompt, SampleRequest, Task } from "./interface.ts";

@@ -5,8 +5,8 @@
  * text the answer is made to begin with. *Length* counts the tokens of everything: chat frame, context, question,
  * answer prefix and the room for the answer, as RULER counts it (Hsieh et al. 2024, arXiv 2404.06654).
  */
-import type { MetricName } from "../metrics.ts";
-import type { Haystack } from "../haystack.ts";
+import type { MetricName } from "./metrics.ts";
+import type { Haystack } from "./haystack.ts";
 
 export interface Prompt {
   readonly context: string;

@@ -7,7 +7,7 @@
 import { adjectives, nouns } from "./words.ts";
 import { Draw } from "./draw.ts";
 import { fitLength } from "./fit.ts";
-import { proseFrom } from "../haystack.ts";
+import { proseFrom } from "./haystack.ts";
 import type { Prompt, Sample, SampleRequest, Task } from "./interface.ts";
 
 /** RULER's repeated haystack. */

@@ -1,6 +1,6 @@
 /** All tasks by name. */
 import { inputError } from "../../core/errors.ts";
-import { nearestName } from "../../core/nearest.ts";
+import { nearestName } from "../../core/policy/nearest_name.ts";
 import type { Runtime } from "../../runtime/interface.ts";
 import { cwe } from "./cwe.ts";
 import { openJsonl, openQa } from "./files.ts";

@@ -1,7 +1,7 @@
 import type { ModelConfig } from "../config.ts";
-import { dequantise } from "../gguf/dequantise.ts";
-import type { GgufFile } from "../gguf/reader.ts";
-import type { SupportedTypeName } from "../gguf/tensor_types.ts";
+import { dequantise } from "../file/gguf/dequantise.ts";
+import type { GgufFile } from "../file/gguf/reader.ts";
+import type { SupportedTypeName } from "../file/tensor_types.ts";
 
 const NAME = "token_embd.weight";
 

@@ -1,16 +1,16 @@
 /** The one place where an engine and its precision are chosen. */
 import type { ModelConfig } from "../config.ts";
-import type { GgufFile } from "../gguf/reader.ts";
-import { hasSimd128 } from "../../runtime/simd.ts";
-import type { Crew } from "../../wasm/crew.ts";
-import { isKernelType } from "../../wasm/dense.ts";
+import type { GgufFile } from "../file/gguf/reader.ts";
+import { hasSimd128 } from "../../runtime/features.ts";
+import type { Crew } from "../../wasm/threads/pool.ts";
+import { isKernelType } from "../../wasm/dense/products.ts";
 import type { DenseEngine, DenseName } from "./interface.ts";
-import { MixedEngine } from "./mixed.ts";
-import { createNodeEngine, createNodeLayers, probeNode } from "./node.ts";
-import type { DenseOptions } from "./segment_engine.ts";
-import { createWasmEngine, type WasmDenseOptions } from "./wasm.ts";
-import { createWebEngine } from "./web.ts";
-import type { WeightForm } from "./weights.ts";
+import { MixedEngine } from "./by_rows.ts";
+import { createNodeEngine, createNodeLayers, probeNode } from "./ort/node.ts";
+import type { DenseOptions } from "./ort/engine.ts";
+import { createWasmEngine, type WasmDenseOptions } from "./wasm/engine.ts";
+import { createWebEngine } from "./ort/web.ts";
+import type { WeightForm } from "./ort/weights.ts";
 
 /**
  * `auto`: for a file whose layers our own kernels multiply as they stand `wasm`, those kernels, and from

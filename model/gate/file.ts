@@ -6,7 +6,7 @@
  */
 import { inputError, type PalisadeError } from "../../core/errors.ts";
 import type { ModelConfig } from "../config.ts";
-import { parseSafetensors, type SafetensorsFile, writeSafetensors } from "../safetensors.ts";
+import { parseSafetensors, type SafetensorsFile, writeSafetensors } from "../file/safetensors.ts";
 import type { GateWeights } from "./scorer.ts";
 
 /** The form of the metadata. */

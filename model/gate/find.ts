@@ -3,7 +3,7 @@ import { inputError, type PalisadeError } from "../../core/errors.ts";
 import type { Runtime } from "../../runtime/interface.ts";
 import { packageData } from "../../runtime/package_data.ts";
 import type { ModelConfig } from "../config.ts";
-import { cacheFolder } from "../store.ts";
+import { cacheFolder } from "../store/store.ts";
 import { hashFile } from "../store/part.ts";
 import { checkGate, type Gate, MAX_GATE_BYTES, parseGate } from "./file.ts";
 

@@ -1,6 +1,6 @@
 /** Gate scores from hidden states: one small product per token, layer and KV head. */
-import type { Backend } from "../../backend/interface.ts";
-import type { LinearGate } from "../../core/gate_scores.ts";
+import type { Backend } from "../../core/backend/interface.ts";
+import type { LinearGate } from "../../core/measure/gate_scores.ts";
 import type { ModelConfig } from "../config.ts";
 
 /** A linear gate over the attention layer's input after its norm. */

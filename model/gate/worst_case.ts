@@ -1,10 +1,10 @@
 /**
  * The statistical worst case of `--risk-worst` with a gate: below which score an entry may go so that, with a stated
- * probability, nothing important is lost. Split conformal over whole texts (`core/conformal.ts`).
+ * probability, nothing important is lost. Split conformal over whole texts (`core/worst_case/conformal.ts`).
  */
-import { conformalQuantile, evictBelow } from "../../core/conformal.ts";
+import { conformalQuantile, evictBelow } from "../../core/worst_case/conformal.ts";
 import { inputError, type PalisadeError } from "../../core/errors.ts";
-import type { Budget } from "../../core/policy.ts";
+import type { Budget } from "../../core/policy/policy.ts";
 import type { Gate } from "./file.ts";
 
 /**

@@ -1,6 +1,6 @@
 /** The models palisade knows by name. */
 import { inputError } from "../../core/errors.ts";
-import { nearestName } from "../../core/nearest.ts";
+import { nearestName } from "../../core/policy/nearest_name.ts";
 
 /** A model file pinned by size and hash, and where to look for it. */
 export interface NamedModel {

@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type ChildResult, runChild } from "../../tools/child.ts";
 import { ROOT } from "../../tools/repository.ts";
-import { skipped } from "../helper/skip.ts";
+import { skipped } from "../_helper/skip.ts";
 
 /** Starts palisade with these arguments, from a folder that is not the checkout. */
 export type Cli = (args: readonly string[]) => Promise<ChildResult>;

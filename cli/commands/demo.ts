@@ -1,0 +1,160 @@
+/**
+ * `palisade demo`: the main job on real texts, four ways side by side.
+ *
+ * Facts of the form "The special magic number for NAME is NUMBER." are hidden in a chapter at places drawn from the
+ * seed, the chapter is read and evicted WITHOUT the questions, and every question is asked of what is left. Answers
+ * come from the model and are shown as they fall, hits and misses alike.
+ */
+import Table from "cli-table3";
+import { parseKeep } from "../../core/select/budget.ts";
+import { type HiddenFact, hideFacts } from "../../evaluate/tasks/facts.ts";
+import { demoTexts } from "./demo_texts.ts";
+import type { Model } from "../../model/model.ts";
+import { type Report, reportOf } from "../../model/report.ts";
+import { type Answer, openContext } from "../../model/session.ts";
+import { type EngineOptions, startModel } from "./ask.ts";
+import { formatBytes, formatCount, formatMs, formatShare } from "../print/format.ts";
+import { EXIT, type Io } from "../io.ts";
+import { createProgress, type Progress } from "../print/progress.ts";
+
+export interface DemoCommand extends EngineOptions {
+  readonly seed: number;
+  readonly questions: number;
+  readonly keep: string;
+  readonly json?: boolean;
+}
+
+/** Baseline first; the last is what `ask` takes when nothing is said. */
+const POLICIES = ["full", "snapkv", "layer-defensive", undefined] as const;
+/** Enough for a seven-digit number and the full stop. */
+const MAX_TOKENS = 16;
+
+/** One policy on one text. */
+interface Run {
+  readonly text: string;
+  readonly facts: readonly HiddenFact[];
+  readonly report: Report;
+  readonly answers: readonly Answer[];
+}
+
+/** Runs the command; returns the exit code. */
+export async function demo(command: DemoCommand, io: Io): Promise<number> {
+  parseKeep(command.keep);
+  using progress = createProgress(io.interactive && !command.quiet);
+  const texts = await demoTexts(io.runtime);
+  const say = command.json ? () => {} : io.out;
+  const start = performance.now();
+  await using model = await startModel(command, io, progress);
+  const loadMs = performance.now() - start;
+  say(`${model.config.name}; kernels ${model.backend.detail}; dense ${model.dense.detail}\n`);
+
+  const runs: Run[] = [];
+  for (const [index, { title, text }] of texts.entries()) {
+    const { context, facts } = hideFacts(text, { count: command.questions, seed: command.seed + index });
+    say(`\n${title}, with ${facts.length} facts hidden at places drawn from seed ${command.seed + index}\n`);
+    const here: Run[] = [];
+    for (const policy of POLICIES) {
+      here.push(await runPolicy(model, policy, command, { title, context, facts }, { io, progress, loadMs }));
+    }
+    say(`${tableOf(here)}\n`);
+    runs.push(...here);
+  }
+  say(`\n${summaryOf(runs)}`);
+  if (command.json) io.out(`${JSON.stringify(runs.map(plainRun), null, 2)}\n`);
+  return EXIT.ok;
+}
+
+async function runPolicy(
+  model: Model,
+  policy: string | undefined,
+  command: DemoCommand,
+  sample: { title: string; context: string; facts: readonly HiddenFact[] },
+  { io, progress, loadMs }: { io: Io; progress: Progress; loadMs: number },
+): Promise<Run> {
+  const keep = policy === "full" ? "100%" : command.keep;
+  using context = await openContext(model, sample.context, {
+    policy,
+    keep,
+    signal: io.signal,
+    onLayer: (done, layers) => progress.update(`${policy ?? "default policy"}: reading, layer`, done, layers),
+  });
+  const answers: Answer[] = [];
+  for (const { question, answerPrefix } of sample.facts) {
+    progress.update(`${context.policy.name}: answering`, answers.length, sample.facts.length);
+    answers.push(await context.ask(question, { answerPrefix, maxTokens: MAX_TOKENS, signal: io.signal }));
+    io.signal.throwIfAborted();
+  }
+  progress.clear();
+  const report = reportOf(model, context, answers, {
+    keepAsked: keep,
+    loadMs,
+    rssBytes: io.runtime.memory().rssBytes,
+  });
+  return { text: sample.title, facts: sample.facts, report, answers };
+}
+
+/** What the model said after the prefix it was given, in one line. */
+function replyOf(answer: Answer, fact: HiddenFact): string {
+  return answer.answer.slice(fact.answerPrefix.length).replace(/\s+/g, " ").trim();
+}
+
+function isHit(answer: Answer, fact: HiddenFact): boolean {
+  return replyOf(answer, fact).includes(fact.answer);
+}
+
+function hitsOf(run: Run): number {
+  return run.facts.filter((fact, i) => isHit(run.answers[i], fact)).length;
+}
+
+/** Rows: one per question, then the figures; columns: one per policy. */
+function tableOf(runs: readonly Run[]): string {
+  const table = new Table({
+    head: ["", ...runs.map((run) => labelOf(run))],
+    style: { head: [], border: [] },
+    colWidths: [28, 22, 22, 22, 22],
+    wordWrap: true,
+  });
+  runs[0].facts.forEach((fact, i) => {
+    table.push([
+      `${fact.key}? (${fact.answer})`,
+      ...runs.map((run) => `${isHit(run.answers[i], fact) ? "hit " : "miss"}  ${replyOf(run.answers[i], fact)}`),
+    ]);
+  });
+  const figure = (name: string, of: (report: Report) => string) => table.push([name, ...runs.map((r) => of(r.report))]);
+  table.push(["hits", ...runs.map((run) => `${hitsOf(run)} of ${run.facts.length}`)]);
+  figure(
+    "kept entries",
+    ({ cache }) => `${formatCount(cache.kept)} (${formatShare(cache.kept, cache.kept + cache.evicted)})`,
+  );
+  figure("cache bytes", ({ cache }) => formatBytes(cache.bytes));
+  figure("peak cache bytes, reading", ({ cache }) => formatBytes(cache.peakBytes));
+  figure("reading + evicting", ({ ms }) => `${formatMs(ms.prefill)} + ${formatMs(ms.evict)}`);
+  figure("time per token", ({ ms }) => formatMs(ms.decodePerToken));
+  return table.toString();
+}
+
+function labelOf({ report }: Run): string {
+  return report.policy.name === "full" ? "full cache" : `${report.policy.name} ${report.keep.asked}`;
+}
+
+function summaryOf(runs: readonly Run[]): string {
+  const lines = [...new Set(runs.map(labelOf))].map((label) => {
+    const mine = runs.filter((run) => labelOf(run) === label);
+    const hits = mine.reduce((sum, run) => sum + hitsOf(run), 0);
+    const asked = mine.reduce((sum, run) => sum + run.facts.length, 0);
+    const kept = mine.reduce((sum, run) => sum + run.report.cache.bytes, 0);
+    return `${label.padEnd(22)} ${hits} of ${asked} answers, ${formatBytes(kept / mine.length)} of cache per text`;
+  });
+  return `${
+    lines.join("\n")
+  }\n\nA few questions are an illustration, not a measurement: --seed and --questions draw others.\n`;
+}
+
+function plainRun(run: Run): Record<string, unknown> {
+  const facts = run.facts.map((fact, i) => ({
+    ...fact,
+    reply: replyOf(run.answers[i], fact),
+    hit: isHit(run.answers[i], fact),
+  }));
+  return { text: run.text, policy: run.report.policy.name, hits: hitsOf(run), facts, report: run.report };
+}

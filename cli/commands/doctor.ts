@@ -1,0 +1,129 @@
+/** `palisade doctor`: what is there, what isn't, and why. */
+import { pickBackend } from "../../model/device.ts";
+import { access, constants, stat } from "node:fs/promises";
+import { dirname } from "node:path";
+import { probeNode } from "../../model/dense/ort/node.ts";
+import { describeAuto } from "../../model/dense/pick.ts";
+import { GATE_SUFFIX } from "../../model/gate/find.ts";
+import { autoThreads, startCrew, whyOneThread } from "../../model/threads.ts";
+import { cacheFolder, listModels } from "../../model/store/store.ts";
+import { hasRelaxedSimd, hasSimd128 } from "../../runtime/features.ts";
+import { packageData } from "../../runtime/package_data.ts";
+import { formatBytes } from "../print/format.ts";
+import { EXIT, type Io } from "../io.ts";
+import { VERSION } from "../version.ts";
+
+/** One finding. `ok` says whether the thing is there; `text` what it is, or why it isn't. */
+interface Finding {
+  readonly name: string;
+  readonly ok: boolean;
+  readonly text: string;
+}
+
+/** Prints the findings; always exit code 0, a missing thing is a normal answer. */
+export async function doctor(options: { json?: boolean }, io: Io): Promise<number> {
+  const findings = await examine(io);
+  if (options.json) {
+    io.out(`${JSON.stringify({ version: VERSION, findings }, null, 2)}\n`);
+    return EXIT.ok;
+  }
+  for (const { name, ok, text } of findings) io.out(`${ok ? "yes" : "no "}  ${name.padEnd(14)} ${text}\n`);
+  return EXIT.ok;
+}
+
+async function examine({ runtime }: Io): Promise<Finding[]> {
+  const cores = runtime.cores();
+  const memory = runtime.memory();
+  const gpu = await runtime.probeGpu();
+  const wasm = await probeWasm(runtime);
+  const web = await probeWeb();
+  const node = await probeNode();
+  return [
+    { name: "palisade", ok: true, text: VERSION },
+    { name: "runtime", ok: true, text: `${runtime.name} ${runtime.version} on ${runtime.platform}` },
+    { name: "SIMD", ok: hasSimd128(), text: hasSimd128() ? "WebAssembly simd128" : "this runtime refuses simd128" },
+    {
+      name: "relaxed SIMD",
+      ok: hasRelaxedSimd(),
+      text: hasRelaxedSimd() ? "fused multiply-add may be used" : "this runtime refuses relaxed-simd modules",
+    },
+    {
+      name: "threads",
+      ok: runtime.threads,
+      text: `${cores.logical} hardware threads, ${cores.physical ?? "unknown"} physical cores; kernels take ` +
+        `${autoThreads(runtime)} unless told (${whyOneThread(runtime) ?? "shared memory"})`,
+    },
+    { name: "GPU", ok: gpu.available, text: gpu.available ? gpu.description : gpu.reason },
+    { name: "kernels wasm", ok: wasm.available, text: wasm.reason },
+    { name: "kernels ts", ok: true, text: "plain TypeScript, the slow reference" },
+    { name: "dense web", ok: web.available, text: web.reason },
+    {
+      name: "dense node",
+      ok: node.available,
+      text: node.available ? `onnxruntime-node ${node.version}` : node.reason,
+    },
+    { name: "dense auto", ok: true, text: describeAuto(node.available) },
+    {
+      name: "memory",
+      ok: true,
+      text: memory.rssBytes === undefined ? "not told" : `${formatBytes(memory.rssBytes)} resident`,
+    },
+    await dataFinding(runtime),
+    await cacheFinding(runtime),
+  ];
+}
+
+async function probeWasm(runtime: Io["runtime"]): Promise<{ available: boolean; reason: string }> {
+  try {
+    using crew = await startCrew(runtime, "auto");
+    using backend = await pickBackend("wasm", { crew });
+    return { available: true, reason: backend.detail };
+  } catch (error) {
+    return { available: false, reason: error instanceof Error ? error.message : String(error) };
+  }
+}
+
+async function probeWeb(): Promise<{ available: boolean; reason: string }> {
+  try {
+    const { env } = await import("onnxruntime-web");
+    return { available: true, reason: `onnxruntime-web ${env.versions.web ?? ""}` };
+  } catch (error) {
+    return { available: false, reason: `onnxruntime-web can't be loaded: ${String(error).split("\n")[0]}` };
+  }
+}
+
+/** What this build carries: gates of known models, texts for the demo and for `calibrate`. */
+async function dataFinding(runtime: Io["runtime"]): Promise<Finding> {
+  const ending = async (folder: "demo" | "gates", suffix: string) =>
+    (await packageData(runtime, folder)).filter(({ name }) => name.endsWith(suffix)).map(({ name }) => name);
+  const gates = await ending("gates", GATE_SUFFIX), texts = await ending("demo", ".txt");
+  const models = gates.map((name) => name.slice(0, -GATE_SUFFIX.length)).join(", ");
+  const text = gates.length + texts.length === 0
+    ? "this build carries no gates and no texts"
+    : `${gates.length} gate (${models}), ${texts.length} texts`;
+  return { name: "package data", ok: gates.length > 0 && texts.length > 0, text };
+}
+
+async function cacheFinding(runtime: Io["runtime"]): Promise<Finding> {
+  if (!runtime.host) return { name: "cache folder", ok: false, text: "no file system in this runtime" };
+  const folder = cacheFolder(runtime);
+  const here = (await listModels(runtime)).filter((model) => model.present);
+  const models = here.length === 0
+    ? "no models yet"
+    : here.map((m) => `${m.model.name} (${formatBytes(m.bytes)})`).join(", ");
+  const trouble = await cantWrite(folder);
+  return { name: "cache folder", ok: trouble === "", text: `${folder}: ${trouble || models}` };
+}
+
+/** Why nothing could be written into `folder`, made or still to be made; empty when it could. */
+async function cantWrite(folder: string): Promise<string> {
+  for (let place = folder;; place = dirname(place)) {
+    try {
+      await access(place, constants.W_OK);
+      return (await stat(place)).isDirectory() ? "" : `${place} is not a folder`;
+    } catch (error) {
+      const { code } = error as { code?: string };
+      if (code !== "ENOENT" || place === dirname(place)) return `${place} can't be written (${code})`;
+    }
+  }
+}

@@ -1,0 +1,189 @@
+/** `palisade eval`: a sweep over models, tasks, lengths, samples, policies and budgets into a results file. */
+import type { CacheType } from "../../core/cache/entry_type.ts";
+import { PalisadeError } from "../../core/errors.ts";
+import { loadModel } from "../../model/model.ts";
+import { type GroupOptions, runGroup, type Subject } from "../../evaluate/sweep/sweep.ts";
+import { NO_HAYSTACK, openHaystack } from "../../evaluate/tasks/haystack.ts";
+import {
+  type AskedCase,
+  cellsBefore,
+  type Group,
+  groupsOf,
+  loadCases,
+  nonEmpty,
+  parseLengths,
+  splitList,
+} from "../../evaluate/sweep/plan.ts";
+import { ResultsFile } from "../../evaluate/results/results.ts";
+import { openTasks } from "../../evaluate/tasks/registry.ts";
+import type { EngineOptions } from "./ask.ts";
+import { evaluateByQueue } from "./eval_queue.ts";
+import { formatMs } from "../print/format.ts";
+import { hashOfFile } from "../hash.ts";
+import { EXIT, type Io } from "../io.ts";
+import { obtainModel } from "../obtain.ts";
+import { createProgress, type Progress } from "../print/progress.ts";
+import { VERSION } from "../version.ts";
+
+export interface EvalCommand extends Omit<EngineOptions, "model"> {
+  readonly tasks: string;
+  readonly length: string;
+  readonly policies: string;
+  readonly keep: string;
+  readonly samples: number;
+  readonly seed: number;
+  readonly models: string;
+  readonly out: string;
+  readonly queryAware?: boolean;
+  readonly cacheType: CacheType;
+  readonly haystack?: string;
+  readonly beyondTrained?: boolean;
+  /** Address of the server through which workers compute the cells. */
+  readonly queue?: string;
+}
+
+/** Runs the command; returns the exit code. Refusals are thrown before any model is loaded where that is possible. */
+export async function evaluate(command: EvalCommand, io: Io): Promise<number> {
+  try {
+    const { queue } = command;
+    return await (queue === undefined ? evaluateHere(command, io) : evaluateByQueue({ ...command, queue }, io));
+  } catch (error) {
+    if (!(error instanceof PalisadeError) || error.where !== "--policy") throw error;
+    const { kind, code, message } = error; // the option has another name here
+    throw new PalisadeError(kind, code, message.replace(/--policy\b/g, "--policies"), {
+      where: "--policies",
+      cause: error,
+    });
+  }
+}
+
+async function evaluateHere(command: EvalCommand, io: Io): Promise<number> {
+  const cases = await loadCases(io.runtime, command.policies, command.keep);
+  const lengths = parseLengths(command.length);
+  const models = nonEmpty(splitList(command.models), "--models");
+  const tasks = await openTasks(nonEmpty(splitList(command.tasks), "--tasks"), io.runtime);
+  const groups = groupsOf(tasks, lengths, command.samples);
+  const haystack = tasks.some((task) => task.sized) ? await openHaystack(io.runtime, command.haystack) : NO_HAYSTACK;
+  await using results = await ResultsFile.open(io.runtime, command.out);
+  const sweep = new Sweep(io, command, results, models.length * groups.length * cases.length);
+  try {
+    for (const name of models) {
+      await using subject = await openSubject(name, command, io, sweep.progress);
+      sweep.expect(subject, groups, cases);
+      for (const group of groups) {
+        await sweep.run(subject, group, cases, {
+          seed: command.seed,
+          protocol: command.queryAware ? "query-aware" : "context-first",
+          haystack,
+          cacheType: command.cacheType,
+          isDone: (id) => results.has(id),
+          beyondTrained: command.beyondTrained,
+          signal: io.signal,
+        });
+      }
+    }
+  } finally {
+    sweep.progress.clear();
+  }
+  if (!command.quiet) io.err(`${sweep.summary()}\n`);
+  return EXIT.ok;
+}
+
+/** Loads a model and hashes its file. */
+async function openSubject(
+  name: string,
+  command: EvalCommand,
+  io: Io,
+  progress: Progress,
+): Promise<Subject & AsyncDisposable> {
+  const path = await obtainModel(name, io, progress, command);
+  const sha256 = await hashOfFile(path, io.runtime);
+  const model = await loadModel(path, io.runtime, {
+    backend: command.backend,
+    dense: command.dense,
+    // Cells made before, and elsewhere, stay comparable.
+    oneEngine: true,
+    threads: command.threads,
+    gate: command.gate,
+    signal: io.signal,
+    onProgress: (done, total) => progress.update(`Starting ${name}`, done, total),
+  });
+  progress.clear();
+  return {
+    model,
+    runtime: io.runtime,
+    sha256,
+    palisade: VERSION,
+    [Symbol.asyncDispose]: () => model[Symbol.asyncDispose](),
+  };
+}
+
+/** Counts cells and tells how it goes. The remaining time is what this run's cells took, times the cells to come. */
+class Sweep {
+  readonly progress: Progress;
+  readonly #io: Io;
+  readonly #quiet: boolean;
+  readonly #results: ResultsFile;
+  readonly #total: number;
+  readonly #start = performance.now();
+  #computed = 0;
+  #found = 0;
+  /** Cells of coming groups that look as if they were in the file. */
+  #expected = 0;
+  readonly #expectedByGroup = new Map<Group, number>();
+  #computeMs = 0;
+
+  constructor(io: Io, command: EvalCommand, results: ResultsFile, total: number) {
+    this.#io = io;
+    this.#quiet = command.quiet ?? false;
+    this.#results = results;
+    this.#total = total;
+    this.progress = createProgress(io.interactive && !this.#quiet);
+  }
+
+  /** Looks up which groups of this model have lines already, so that they don't count as work to come. */
+  expect({ sha256 }: Subject, groups: readonly Group[], cases: readonly AskedCase[]): void {
+    this.#expected = 0;
+    this.#expectedByGroup.clear();
+    const lines = this.#results.before.filter(({ model }) => model.sha256 === sha256);
+    for (const [group, count] of cellsBefore(lines, groups, cases)) {
+      this.#expectedByGroup.set(group, count);
+      this.#expected += count;
+    }
+  }
+
+  async run(subject: Subject, group: Group, cases: readonly AskedCase[], options: GroupOptions): Promise<void> {
+    const start = performance.now();
+    let computed = 0;
+    const label = labelOf(group);
+    const onStep = (step: string, done: number, total: number) =>
+      this.progress.update(`${label} · ${this.#remaining()} · ${step}`, done, total);
+    for await (const line of runGroup(subject, group, cases, { ...options, onStep })) {
+      await this.#results.append(line);
+      computed++;
+      options.signal?.throwIfAborted();
+    }
+    this.#computed += computed;
+    this.#found += cases.length - computed;
+    this.#expected -= this.#expectedByGroup.get(group) ?? 0;
+    this.#computeMs += performance.now() - start;
+    if (computed > 0 && !this.#io.interactive && !this.#quiet) {
+      this.#io.err(`${label}: ${this.#computed + this.#found} of ${this.#total} cells, ${this.#remaining()}\n`);
+    }
+  }
+
+  #remaining(): string {
+    const left = Math.max(0, this.#total - this.#computed - this.#found - this.#expected);
+    if (this.#computed === 0) return `${left} cells to go`;
+    return `about ${formatMs(left * this.#computeMs / this.#computed)} left`;
+  }
+
+  summary(): string {
+    const took = formatMs(performance.now() - this.#start);
+    return `${this.#computed} cells computed in ${took}, ${this.#found} were there already`;
+  }
+}
+
+function labelOf({ task, length, sample }: Group): string {
+  return `${task.name}${length === null ? "" : ` ${length}`} #${sample + 1}`;
+}

@@ -1,0 +1,149 @@
+/** `palisade eval --queue`: workers compute the cells, this process collects their lines. */
+import { type CollectCounts, type CollectOutcome, collectSweep } from "../../evaluate/queue/collector.ts";
+import { QUEUE_PROTOCOL, type SweepManifest, usageError } from "../../evaluate/queue/protocol.ts";
+import { openServer, parseQueueUrl } from "../../evaluate/queue/server.ts";
+import { readSources } from "../../evaluate/queue/sources.ts";
+import { type Group, groupsOf, nonEmpty, parseLengths, splitList } from "../../evaluate/sweep/plan.ts";
+import { type ResultLine, ResultsFile } from "../../evaluate/results/results.ts";
+import { MODELS } from "../../model/store/store.ts";
+import type { EvalCommand } from "./eval.ts";
+import { formatMs } from "../print/format.ts";
+import { hashOfFile } from "../hash.ts";
+import { EXIT, type Io } from "../io.ts";
+import { obtainModel } from "../obtain.ts";
+import { createProgress, type Progress } from "../print/progress.ts";
+import { VERSION } from "../version.ts";
+
+export type QueueCommand = EvalCommand & { readonly queue: string };
+
+/** Runs the command; returns the exit code: 1 when groups were given up. */
+export async function evaluateByQueue(command: QueueCommand, io: Io): Promise<number> {
+  refuseEngines(command);
+  parseQueueUrl(command.queue);
+  const lengths = parseLengths(command.length);
+  const models = nonEmpty(splitList(command.models), "--models");
+  const tasks = nonEmpty(splitList(command.tasks), "--tasks");
+  const { policies, keep, haystack } = command;
+  const sources = await readSources(io.runtime, { tasks, haystack, policies, keep });
+  const groups = groupsOf(sources.tasks, lengths, command.samples);
+  using progress = createProgress(io.interactive && !command.quiet);
+  const manifests: SweepManifest[] = [];
+  for (const name of models) {
+    manifests.push({
+      protocol: QUEUE_PROTOCOL,
+      palisade: VERSION,
+      model: await modelOf(name, command, io, progress),
+      policies,
+      keep,
+      tasks,
+      seed: command.seed,
+      reading: command.queryAware ? "query-aware" : "context-first",
+      ...(command.cacheType !== "f32" && { cacheType: command.cacheType }),
+      beyondTrained: command.beyondTrained ?? false,
+      haystack: { file: haystack, sha256: sources.haystack.sha256 },
+      files: sources.files,
+    });
+  }
+  const teller = new Teller(command, io, progress, models.length * groups.length, sources.cases.length);
+  await using server = await openServer(command.queue, (note) => teller.note(note));
+  await using results = await ResultsFile.open(io.runtime, command.out);
+  const sink = oneByOne(results);
+  const outcomes = await Promise.all(manifests.map((manifest, i) =>
+    collectSweep(server, {
+      runtime: io.runtime,
+      results: sink,
+      manifest,
+      groups,
+      signal: io.signal,
+      onNote: (note) => teller.note(note),
+      onProgress: (counts, group) => teller.progress(i, counts, group),
+    })
+  ));
+  progress.clear();
+  teller.end(outcomes);
+  return outcomes.some(({ failed }) => failed.length > 0) ? EXIT.failed : EXIT.ok;
+}
+
+/** Engines are the workers' choice: naming one here would be without effect. */
+function refuseEngines({ backend, dense, threads }: QueueCommand): void {
+  if (backend === "auto" && dense === "auto" && threads === "auto") return;
+  const message = "The workers compute: give --backend, --dense and --threads to palisade worker";
+  throw usageError("queue.engines", message, "--queue");
+}
+
+/** Named models are known by their pinned hash and needn't be here. */
+async function modelOf(
+  name: string,
+  command: QueueCommand,
+  io: Io,
+  progress: Progress,
+): Promise<SweepManifest["model"]> {
+  const known = MODELS.find((model) => model.name === name);
+  if (known) return { name, sha256: known.sha256 };
+  const path = await obtainModel(name, io, progress, command);
+  return { name: path.split(/[\\/]/).at(-1)!, sha256: await hashOfFile(path, io.runtime) };
+}
+
+/** Sweeps of several models share the file: their lines are written one after the other. */
+function oneByOne(results: ResultsFile) {
+  let last = Promise.resolve();
+  return {
+    before: results.before,
+    has: (id: string) => results.has(id),
+    append(line: ResultLine): Promise<void> {
+      const written = last.then(() => results.append(line));
+      last = written.catch(() => {});
+      return written;
+    },
+  };
+}
+
+/** Says how it goes. The remaining time is what the lines so far took, by the clock, times the cells to come. */
+class Teller {
+  readonly #io: Io;
+  readonly #quiet: boolean;
+  readonly #progress: Progress;
+  readonly #groups: number;
+  readonly #cases: number;
+  readonly #counts: CollectCounts[] = [];
+  readonly #start = performance.now();
+
+  constructor(command: QueueCommand, io: Io, progress: Progress, groups: number, cases: number) {
+    this.#io = io;
+    this.#quiet = command.quiet ?? false;
+    this.#progress = progress;
+    this.#groups = groups;
+    this.#cases = cases;
+  }
+
+  note(note: string): void {
+    this.#progress.clear();
+    this.#io.err(`palisade: ${note}\n`);
+  }
+
+  progress(sweep: number, counts: CollectCounts, group?: Group): void {
+    this.#counts[sweep] = counts;
+    const { cells, computed } = this.#sums();
+    const total = this.#groups * this.#cases;
+    const took = performance.now() - this.#start;
+    const left = computed === 0 ? "" : `, about ${formatMs((total - cells) * took / computed)} left`;
+    this.#progress.update(`collecting${left}`, cells, total);
+    if (group && !this.#io.interactive && !this.#quiet) this.#io.err(`${cells} of ${total} cells${left}\n`);
+  }
+
+  end(outcomes: readonly CollectOutcome[]): void {
+    if (this.#quiet) return;
+    const sum = (of: (outcome: CollectOutcome) => number) => outcomes.reduce((all, each) => all + of(each), 0);
+    const took = formatMs(performance.now() - this.#start);
+    this.#io.err(
+      `${sum((each) => each.computed)} cells computed in ${took}, ${sum((each) => each.found)} were there already, ` +
+        `${sum((each) => each.duplicates)} duplicates dropped, ${sum((each) => each.failed.length)} groups given up\n`,
+    );
+  }
+
+  #sums(): { cells: number; computed: number } {
+    const known = this.#counts.filter((counts) => counts !== undefined);
+    const computed = known.reduce((all, each) => all + each.computed, 0);
+    return { computed, cells: computed + known.reduce((all, each) => all + each.found, 0) };
+  }
+}

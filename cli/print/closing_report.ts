@@ -1,0 +1,87 @@
+/** The closing report, for people. */
+import type { Report } from "../../model/report.ts";
+import type { Finish } from "../../model/session.ts";
+import { formatBytes, formatCount, formatMs, formatShare } from "./format.ts";
+
+/** Why an answer ended before the model ended it. */
+const CUT: Record<Finish, string> = {
+  stop: "",
+  length: "an answer was cut at --max-tokens",
+  context: "an answer was cut where the model's trained context ends",
+  interrupted: "an answer was interrupted",
+};
+
+/** A few lines, most important first; ends with a line break. */
+export function reportText(report: Report): string {
+  const { cache, tokens, ms, keep, window } = report;
+  const total = cache.kept + cache.evicted;
+  const lines = [
+    ["context", `${formatCount(tokens.context)} tokens, ${report.model}`],
+    [
+      "kept",
+      `${formatCount(cache.kept)} of ${formatCount(total)} entries (${formatShare(cache.kept, total)}), ` +
+      `${formatCount(cache.evicted)} evicted by ${report.policy.name}` +
+      (keep.everything ? " (the budget covers the whole context)" : ""),
+    ],
+    ...(report.risk ? [["risk", riskText(report.risk, keep.tokensPerHead)]] : []),
+    [
+      "cache",
+      `${formatBytes(cache.bytes)} of ${formatBytes(cache.fullBytes)}, ${
+        formatBytes(cache.allocatedBytes)
+      } allocated, ` +
+      `peak ${formatBytes(cache.peakBytes)} while reading` + (cache.type === "f32" ? "" : `, stored as ${cache.type}`),
+    ],
+    ["health", healthText(report)],
+    ["time", `read ${formatMs(ms.prefill)}, evict ${formatMs(ms.evict)}, ${speed(ms.decodePerToken)}`],
+    ["engines", `kernels ${report.engines.backend}; dense ${report.engines.dense}`],
+  ];
+  const cut = report.answers.filter(({ finish }) => finish !== "stop").map(({ finish }) => CUT[finish]);
+  if (cut.length > 0) lines.push(["ended", [...new Set(cut)].join("; ")]);
+  if (window.used !== window.asked) {
+    lines.push(["window", `the last ${window.used} of ${window.asked} tokens were observed: the budget is small`]);
+  }
+  if (tokens.replaced > 0) {
+    lines.push([
+      "unknown",
+      `${formatCount(tokens.replaced)} characters have no token in this model and were read as U+FFFD`,
+    ]);
+  }
+  if (report.maxCache) lines.push(["cap", maxCacheText(report.maxCache)]);
+  if (report.rssBytes !== null) lines.push(["process", `${formatBytes(report.rssBytes)} resident`]);
+  return lines.map(([name, text]) => `${name.padEnd(8)} ${text}\n`).join("");
+}
+
+function riskText(risk: NonNullable<Report["risk"]>, tokensPerHead: number): string {
+  const { kind, asked, reached, passes, worstCase } = risk;
+  const budget = `${formatCount(tokensPerHead)} tokens per head`;
+  if (worstCase) return `${foretoldText(asked, worstCase)}, which left ${budget} on average`;
+  if (kind === "worst") return `evicted what is less important than ${asked}, which left ${budget} on average`;
+  return `${reached!.toPrecision(3)} of at most ${asked}, at ${budget}` +
+    (passes > 1 ? `; the context was read ${passes} times (--max-cache-bytes)` : "");
+}
+
+function foretoldText(asked: number, worst: NonNullable<NonNullable<Report["risk"]>["worstCase"]>): string {
+  return `evicted what scores below ${worst.threshold.toFixed(2)}: nothing of importance ${asked} or more, in ` +
+    `${formatShare(worst.coverage, 1)} of texts like the ${worst.texts} held out` +
+    (worst.longer ? ` (this one is longer than their ${worst.textTokens} tokens: no promise)` : "");
+}
+
+function healthText({ health, positions }: Report): string {
+  const { keptFraction, largestGap, position, trained, headsWithSinks, heads } = health;
+  return `${formatShare(keptFraction, 1)} of all entries at the end, largest gap ${formatCount(largestGap)} tokens, ` +
+    `position ${formatCount(position)} of ${formatCount(trained)} trained` +
+    (positions === "rerotate" ? " (re-rotated)" : "") +
+    `, first tokens in ${headsWithSinks} of ${heads} heads`;
+}
+
+function maxCacheText({ asked, rule, keepCapped, window, ...did }: NonNullable<Report["maxCache"]>): string {
+  return `${formatCount(asked)} entries per head, ${formatCount(did.evictedEntries)} evicted by ${rule} in ` +
+    `${did.evictions} rounds, ${formatCount(did.evictedFromContext)} of them context; ` +
+    `peak ${formatBytes(did.peakBytes)} beside the context's cache` +
+    (keepCapped ? "; the cap left the context less than --keep asked" : "") +
+    (window.used < window.asked ? `; last ${window.used} tokens protected instead of ${window.asked}` : "");
+}
+
+function speed(msPerToken: number): string {
+  return msPerToken === 0 ? "nothing decoded" : `${(1000 / msPerToken).toFixed(1)} tokens/s`;
+}

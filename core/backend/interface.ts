@@ -1,0 +1,131 @@
+/**
+ * The narrow waist: what a backend must do, and nothing about how.
+ *
+ * One backend holds the keys and values of every layer, ragged: each KV head has its own number of rows. Row order
+ * is insertion order; positions are the cache's business (`cache/`). All floats are float32 at this border. Methods
+ * that compute return promises because a GPU answers later; the plain backends resolve at once.
+ */
+import type { CacheType } from "../cache/entry_type.ts";
+import type { LinearGate } from "../measure/gate_scores.ts";
+import type { Needs, NormKind, Observation } from "../policy/policy.ts";
+import type { KeyRotation } from "../measure/rotation.ts";
+import type { AttentionShape } from "../shape.ts";
+import type { SelectionInput } from "../select/select.ts";
+
+export type BackendName = "ts" | "wasm" | "webgpu";
+
+export interface BackendMemory {
+  /** Bytes held for keys and values right now, with capacity slack. */
+  readonly allocatedBytes: number;
+  /** The most `allocatedBytes` has been. */
+  readonly highWaterBytes: number;
+  /** WebAssembly memory in bytes (never shrinks); 0 where there is none. */
+  readonly wasmBytes: number;
+}
+
+export interface Backend extends Disposable {
+  readonly name: BackendName;
+  /** One line for people: instruction set, threads. */
+  readonly detail: string;
+  memory(): BackendMemory;
+  /** Empty rows for one layer, with room for `reserve` rows per head, stored as `type`. Default `f32`. */
+  createRows(shape: AttentionShape, reserve: number, type?: CacheType): LayerRows;
+  /** The exact top n of one or many segments; semantics in `core/select/select.ts`. */
+  select(input: SelectionInput): Promise<Int32Array[]>;
+  /** Scores of a linear gate, `[count, heads]`, from `hidden`, `[count, width]`; formula in `core/measure/gate_scores.ts`. */
+  gateScores(gate: LinearGate, hidden: Float32Array, count: number): Promise<Float32Array>;
+}
+
+export interface AttentionOutputs {
+  /** Attention output, `[count, heads, headDim]`. */
+  readonly output: Float32Array;
+  /** Softmax column sums over the queries of this call, `[heads, rows]`, when asked. */
+  readonly columnSum?: Float32Array;
+  /** Softmax column maxima over the queries of this call, `[heads, rows]`, when asked. */
+  readonly columnMax?: Float32Array;
+  /** Natural log-sum-exp of each row, `[count, heads]`, when asked. */
+  readonly logSumExp?: Float32Array;
+}
+
+export interface DecodeOutputs {
+  /** Attention output, `[count, heads, headDim]`. */
+  readonly output: Float32Array;
+  /** Softmax of the LAST query, one array per query head, `[length(kv head)]`, when asked. */
+  readonly probabilities?: Float32Array[];
+}
+
+/** Keys and values of one layer. Throws RangeError on any shape, length or index that does not fit. */
+export interface LayerRows {
+  readonly shape: AttentionShape;
+  /** What `append` rounds keys and values to; everything else sees them as stored. */
+  readonly type: CacheType;
+  /** Rows of one KV head. */
+  length(kvHead: number): number;
+  /** Σ over heads of rows × row size (key and value). */
+  readonly liveBytes: number;
+  /** The same with capacity slack: at most 64 spare rows per head after `compact`. */
+  readonly allocatedBytes: number;
+
+  /**
+   * Appends `count` rows to EVERY head. `keys` (after RoPE) and `values`: `[count, kvHeads, headDim]`.
+   * @throws PalisadeError (input) `cache-type.range`, nothing appended, when a number is not finite or too large for a
+   * narrower type than f32.
+   */
+  append(keys: Float32Array, values: Float32Array, count: number): void;
+
+  /**
+   * Causal attention of `count` queries that belong to the LAST `count` rows of every head (call it right after
+   * appending them; all heads must have the same length). `queries`: `[count, heads, headDim]`, after RoPE; logits
+   * are scaled by 1/√headDim.
+   */
+  prefillAttention(
+    queries: Float32Array,
+    count: number,
+    want?: { columnSum?: boolean; columnMax?: boolean; logSumExp?: boolean },
+  ): Promise<AttentionOutputs>;
+
+  /**
+   * Attention of `count` queries over all rows of each head: query `t` sees rows `0 … length(head) − count + t`.
+   * Heads may differ in length. This is the decode path (`count` = 1) and the question path (`count` > 1).
+   * `queries`: `[count, heads, headDim]`, after RoPE.
+   */
+  decodeAttention(queries: Float32Array, count: number, want?: { probabilities?: boolean }): Promise<DecodeOutputs>;
+
+  /**
+   * Softmax of the last `window` queries over all rows, reduced as `needs.window` asks, plus keys and values when
+   * `needs.rows`. `queries`: `[window, heads, headDim]`. Column sums and value norms are not this call's.
+   * Never stores heads × window × rows.
+   */
+  observe(queries: Float32Array, window: number, needs: Needs): Promise<Partial<Observation>>;
+
+  /**
+   * ‖v·Wo_h‖ meaned over the group, `[kvHeads, rows]`, L1 unless `kind` says otherwise. `wo`: `[width, heads · headDim]`,
+   * y = x·woᵀ.
+   */
+  valueNorms(wo: Float32Array, width: number, kind?: NormKind): Promise<Float32Array>;
+
+  /** Keeps only the given rows of each head (ascending, unique indices into its rows); frees the rest. */
+  compact(kept: readonly Int32Array[]): void;
+
+  /** Drops rows from the end so that head `h` has `lengths[h]` rows. */
+  truncate(lengths: ArrayLike<number>): void;
+
+  /**
+   * Turns the keys to other positions: row `i` of head `h` by `moves[h][i]` positions (new − old, any sign), one list
+   * per head, `[length]`. Values and row order stay; keys of a narrower type than f32 are rounded anew. Rows that a
+   * failure leaves half turned must be freed.
+   */
+  rotateKeys(moves: readonly Int32Array[], rotation: KeyRotation): void;
+
+  /** Rows of their own with the same content and type; both go on independently. */
+  clone(): LayerRows;
+
+  /**
+   * One head's rows as stored, in float32, `[length, headDim]` each; or only the `wanted` ones, `[wanted, headDim]`,
+   * indices into its rows in any order. Appending them stores the same. For forks, oracles, certificates and snapshots.
+   */
+  copyRows(kvHead: number, wanted?: Int32Array): { keys: Float32Array; values: Float32Array };
+
+  /** Gives the memory back. The object can't be used afterwards. */
+  free(): void;
+}

@@ -1,0 +1,385 @@
+/**
+ * The plain TypeScript backend: slow, obvious, the oracle of every kernel. Sums in doubles, one attention row at a
+ * time, the same bits in every runtime.
+ */
+import { softmaxRow } from "../measure/attention.ts";
+import { type CacheType, entryBytes, storable, unstorable } from "../cache/entry_type.ts";
+import { ln } from "../measure/exp.ts";
+import { gateScores } from "../measure/gate_scores.ts";
+import { observeWindow } from "../measure/observe.ts";
+import type { Needs, NormKind, Observation } from "../policy/policy.ts";
+import { checkRotation, type KeyRotation, rotateRows } from "../measure/rotation.ts";
+import { type SelectionInput, selectTop } from "../select/select.ts";
+import type { AttentionShape } from "../shape.ts";
+import { valueNorms } from "../measure/value_norms.ts";
+import type { AttentionOutputs, Backend, BackendMemory, DecodeOutputs, LayerRows } from "./interface.ts";
+import { StoredRows } from "./stored_rows.ts";
+
+/** Capacity grows in steps of this many rows; more spare rows than this are given back. */
+const STEP = 64;
+
+/** A backend without kernels. */
+export function createReferenceBackend(): Backend {
+  const meter = new Meter();
+  return {
+    name: "ts",
+    detail: "plain TypeScript, double sums, one thread",
+    memory: () => meter.memory(),
+    createRows: (shape, reserve, type = "f32") => new ReferenceRows(shape, reserve, type, meter),
+    // deno-lint-ignore require-await -- a bad input must reject, not throw
+    select: async (input: SelectionInput) => selectTop(input),
+    // deno-lint-ignore require-await -- as above
+    gateScores: async (gate, hidden, count) => gateScores(gate, hidden, count),
+    [Symbol.dispose]: () => {},
+  };
+}
+
+/** Counts the bytes of all rows; old and new block of a move count together, as they exist together. */
+class Meter {
+  #bytes = 0;
+  #high = 0;
+
+  change(bytes: number): void {
+    this.#bytes += bytes;
+    this.#high = Math.max(this.#high, this.#bytes);
+  }
+
+  memory(): BackendMemory {
+    return { allocatedBytes: this.#bytes, highWaterBytes: this.#high, wasmBytes: 0 };
+  }
+}
+
+/** Keys and values of one KV head, `[capacity, headDim]` each. */
+class HeadRows {
+  readonly #meter: Meter;
+  readonly #keys: StoredRows;
+  readonly #values: StoredRows;
+  length = 0;
+
+  constructor(headDim: number, reserve: number, type: CacheType, meter: Meter) {
+    this.#meter = meter;
+    this.#keys = new StoredRows(headDim, type);
+    this.#values = new StoredRows(headDim, type);
+    this.#resize(reserve);
+  }
+
+  get allocatedBytes(): number {
+    return this.#keys.byteLength + this.#values.byteLength;
+  }
+
+  /** As stored, `[length, headDim]`; may be the store itself. */
+  get keys(): Float32Array {
+    return this.#keys.floats(this.length);
+  }
+
+  get values(): Float32Array {
+    return this.#values.floats(this.length);
+  }
+
+  /** Appends one row; `grow` has made room. */
+  push(key: Float32Array, value: Float32Array): void {
+    this.#keys.set(this.length, key);
+    this.#values.set(this.length, value);
+    this.length++;
+  }
+
+  setKeys(keys: Float32Array): void {
+    this.#keys.set(0, keys);
+  }
+
+  grow(rows: number): void {
+    if (this.length + rows > this.#keys.capacity) this.#resize(this.length + rows);
+  }
+
+  /** Keeps these rows, ascending. */
+  keep(rows: Int32Array): void {
+    rows.forEach((row, to) => {
+      this.#keys.move(row, to);
+      this.#values.move(row, to);
+    });
+    this.truncate(rows.length);
+  }
+
+  /** Drops rows from the end; gives spare rows back when there are more than 64. */
+  truncate(length: number): void {
+    this.length = length;
+    if (this.#keys.capacity - length > STEP) this.#resize(length);
+  }
+
+  copyFrom(other: HeadRows): void {
+    this.#resize(other.length);
+    this.#keys.copyFrom(other.#keys, other.length);
+    this.#values.copyFrom(other.#values, other.length);
+    this.length = other.length;
+  }
+
+  free(): void {
+    this.length = 0;
+    this.#resize(0);
+  }
+
+  /** Moves the rows to a block of the smallest multiple of 64 rows that holds `rows`. */
+  #resize(rows: number): void {
+    const capacity = Math.ceil(rows / STEP) * STEP, before = this.allocatedBytes;
+    if (capacity === this.#keys.capacity) return;
+    for (const part of [this.#keys, this.#values]) part.resize(capacity, this.length);
+    this.#meter.change(this.allocatedBytes);
+    this.#meter.change(-before);
+  }
+}
+
+class ReferenceRows implements LayerRows {
+  readonly shape: AttentionShape;
+  readonly type: CacheType;
+  readonly #heads: HeadRows[];
+  readonly #meter: Meter;
+  #freed = false;
+
+  constructor(shape: AttentionShape, reserve: number, type: CacheType, meter: Meter) {
+    const { heads, kvHeads, headDim } = shape;
+    const whole = [heads, kvHeads, headDim].every((size) => Number.isInteger(size) && size > 0);
+    if (!whole || heads % kvHeads !== 0) {
+      throw new RangeError(`Cannot hold ${heads} heads over ${kvHeads} KV heads of width ${headDim}`);
+    }
+    if (!Number.isInteger(reserve) || reserve < 0) throw new RangeError(`Cannot reserve ${reserve} rows`);
+    this.shape = { heads, kvHeads, headDim };
+    this.type = type;
+    this.#meter = meter;
+    this.#heads = Array.from({ length: kvHeads }, () => new HeadRows(headDim, reserve, type, meter));
+  }
+
+  length(kvHead: number): number {
+    return this.#head(kvHead).length;
+  }
+
+  get liveBytes(): number {
+    return this.#heads.reduce((sum, { length }) => sum + length, 0) * entryBytes(this.shape.headDim, this.type);
+  }
+
+  get allocatedBytes(): number {
+    return this.#heads.reduce((sum, head) => sum + head.allocatedBytes, 0);
+  }
+
+  append(keys: Float32Array, values: Float32Array, count: number): void {
+    this.#checkAlive();
+    const { kvHeads, headDim } = this.shape;
+    checkFloats("keys", keys, count, kvHeads * headDim);
+    checkFloats("values", values, count, kvHeads * headDim);
+    if (!storable(keys, this.type) || !storable(values, this.type)) throw unstorable(this.type);
+    this.#heads.forEach((head, h) => {
+      head.grow(count);
+      for (let t = 0; t < count; t++) {
+        const from = (t * kvHeads + h) * headDim, end = from + headDim;
+        head.push(keys.subarray(from, end), values.subarray(from, end));
+      }
+    });
+  }
+
+  // deno-lint-ignore require-await -- a bad shape must reject, not throw
+  async prefillAttention(
+    queries: Float32Array,
+    count: number,
+    want: { columnSum?: boolean; columnMax?: boolean; logSumExp?: boolean } = {},
+  ): Promise<AttentionOutputs> {
+    this.#checkQueries(queries, count);
+    const rows = this.#commonLength("attend causally");
+    const { heads } = this.shape;
+    const sums = want.columnSum && new Float64Array(heads * rows);
+    const columnMax = want.columnMax ? new Float32Array(heads * rows) : undefined;
+    const logSumExp = want.logSumExp ? new Float32Array(count * heads) : undefined;
+    const output = this.#attend(queries, count, ({ head, t, row, visible, logSum }) => {
+      if (logSumExp) logSumExp[t * heads + head] = logSum;
+      if (sums) { for (let i = 0; i < visible; i++) sums[head * rows + i] += row[i]; }
+      if (columnMax) {
+        for (let i = 0; i < visible; i++) {
+          if (!(row[i] <= columnMax[head * rows + i])) columnMax[head * rows + i] = row[i];
+        }
+      }
+    });
+    return { output, columnSum: sums ? Float32Array.from(sums) : undefined, columnMax, logSumExp };
+  }
+
+  // deno-lint-ignore require-await -- a bad shape must reject, not throw
+  async decodeAttention(
+    queries: Float32Array,
+    count: number,
+    want: { probabilities?: boolean } = {},
+  ): Promise<DecodeOutputs> {
+    this.#checkQueries(queries, count);
+    const probabilities: Float32Array[] = [];
+    const output = this.#attend(queries, count, ({ head, t, row, visible }) => {
+      if (want.probabilities && t === count - 1) probabilities[head] = Float32Array.from(row.subarray(0, visible));
+    });
+    return want.probabilities ? { output, probabilities } : { output };
+  }
+
+  // deno-lint-ignore require-await -- a bad shape must reject, not throw
+  async observe(queries: Float32Array, window: number, needs: Needs): Promise<Partial<Observation>> {
+    this.#checkAlive();
+    const length = this.#commonLength("observe");
+    const keys = this.#heads.map((head) => head.keys);
+    const measured = needs.window?.length
+      ? observeWindow({ shape: this.shape, queries, window, keys, length }, needs)
+      : {};
+    if (!needs.rows) return measured;
+    return { ...measured, keys: joined(keys), values: joined(this.#heads.map((head) => head.values)) };
+  }
+
+  // deno-lint-ignore require-await -- a bad shape must reject, not throw
+  async valueNorms(wo: Float32Array, width: number, kind: NormKind = "l1"): Promise<Float32Array> {
+    this.#checkAlive();
+    const { heads, headDim } = this.shape;
+    checkFloats("wo", wo, width, heads * headDim);
+    this.#commonLength("give value norms");
+    return joined(valueNorms(this.#heads.map((head) => head.values), wo, this.shape, kind));
+  }
+
+  compact(kept: readonly Int32Array[]): void {
+    this.#checkAlive();
+    if (kept.length !== this.#heads.length) {
+      throw new RangeError(`Cannot compact ${this.#heads.length} heads by ${kept.length} lists`);
+    }
+    kept.forEach((rows, h) => checkAscending(rows, this.#heads[h].length, h));
+    this.#heads.forEach((head, h) => head.keep(kept[h]));
+  }
+
+  truncate(lengths: ArrayLike<number>): void {
+    this.#checkAlive();
+    const fits = lengths.length === this.#heads.length &&
+      this.#heads.every(({ length }, h) => Number.isInteger(lengths[h]) && lengths[h] >= 0 && lengths[h] <= length);
+    if (!fits) throw new RangeError(`Cannot truncate to ${Array.from(lengths)}: want a length within each head`);
+    this.#heads.forEach((head, h) => head.truncate(lengths[h]));
+  }
+
+  rotateKeys(moves: readonly Int32Array[], rotation: KeyRotation): void {
+    this.#checkAlive();
+    checkMoves(moves, this.#heads.map(({ length }) => length));
+    checkRotation(this.shape.headDim, rotation);
+    this.#heads.forEach((head, h) => {
+      const { keys } = head;
+      rotateRows(keys, this.shape.headDim, moves[h], rotation);
+      head.setKeys(keys);
+    });
+  }
+
+  clone(): LayerRows {
+    this.#checkAlive();
+    const twin = new ReferenceRows(this.shape, 0, this.type, this.#meter);
+    twin.#heads.forEach((head, h) => head.copyFrom(this.#heads[h]));
+    return twin;
+  }
+
+  copyRows(kvHead: number, wanted?: Int32Array): { keys: Float32Array; values: Float32Array } {
+    const { keys, values, length } = this.#head(kvHead);
+    if (!wanted) return { keys: keys.slice(), values: values.slice() };
+    const outside = wanted.find((row) => row < 0 || row >= length);
+    if (outside !== undefined) throw new RangeError(`Cannot copy row ${outside}: the head has ${length}`);
+    const { headDim } = this.shape;
+    const pick = (rows: Float32Array) => {
+      const picked = new Float32Array(wanted.length * headDim);
+      wanted.forEach((row, i) => picked.set(rows.subarray(row * headDim, (row + 1) * headDim), i * headDim));
+      return picked;
+    };
+    return { keys: pick(keys), values: pick(values) };
+  }
+
+  free(): void {
+    if (this.#freed) return;
+    for (const head of this.#heads) head.free();
+    this.#freed = true;
+  }
+
+  /** Query `t` of `count` sees rows 0 … length − count + t of its head. Calls `visit` with each softmax row. */
+  #attend(queries: Float32Array, count: number, visit: (seen: SeenRow) => void): Float32Array {
+    const { heads, kvHeads, headDim } = this.shape;
+    const output = new Float32Array(count * heads * headDim);
+    const row = new Float64Array(Math.max(...this.#heads.map(({ length }) => length)));
+    const all = this.#heads.map(({ keys, values, length }) => ({ keys, values, length }));
+    for (let head = 0; head < heads; head++) {
+      const { keys, values, length } = all[Math.floor(head / (heads / kvHeads))];
+      for (let t = 0; t < count; t++) {
+        const at = (t * heads + head) * headDim, visible = length - count + t + 1;
+        const { maximum, sum } = softmaxRow({ vector: queries, offset: at }, keys, headDim, visible, row);
+        weightedSum(row, values, visible, output.subarray(at, at + headDim));
+        visit({ head, t, row, visible, logSum: maximum + ln(sum) });
+      }
+    }
+    return output;
+  }
+
+  #head(kvHead: number): HeadRows {
+    this.#checkAlive();
+    const head = this.#heads[kvHead];
+    if (!head) throw new RangeError(`No KV head ${kvHead}: there are ${this.#heads.length}`);
+    return head;
+  }
+
+  #checkQueries(queries: Float32Array, count: number): void {
+    this.#checkAlive();
+    checkFloats("queries", queries, count, this.shape.heads * this.shape.headDim);
+    const shortest = Math.min(...this.#heads.map(({ length }) => length));
+    if (count > shortest) throw new RangeError(`Cannot attend with ${count} queries over ${shortest} rows`);
+  }
+
+  #commonLength(action: string): number {
+    const [{ length }] = this.#heads;
+    if (this.#heads.some((head) => head.length !== length)) {
+      throw new RangeError(`Cannot ${action}: the heads have different lengths`);
+    }
+    return length;
+  }
+
+  #checkAlive(): void {
+    if (this.#freed) throw new RangeError("Cannot use rows that were freed");
+  }
+}
+
+interface SeenRow {
+  readonly head: number;
+  readonly t: number;
+  /** Softmax over the first `visible` rows; reused, copy what must stay. */
+  readonly row: Float64Array;
+  readonly visible: number;
+  readonly logSum: number;
+}
+
+/** Σ row[i] · values[i], `values`: `[rows, headDim]`, into `to`, `[headDim]`. */
+function weightedSum(row: Float64Array, values: Float32Array, visible: number, to: Float32Array): void {
+  for (let j = 0; j < to.length; j++) {
+    let sum = 0;
+    for (let i = 0; i < visible; i++) sum += row[i] * values[i * to.length + j];
+    to[j] = sum;
+  }
+}
+
+function joined(parts: readonly Float32Array[]): Float32Array {
+  const all = new Float32Array(parts.reduce((sum, { length }) => sum + length, 0));
+  let at = 0;
+  for (const part of parts) {
+    all.set(part, at);
+    at += part.length;
+  }
+  return all;
+}
+
+function checkFloats(name: string, floats: Float32Array, count: number, each: number): void {
+  if (!Number.isInteger(count) || count < 1 || floats.length !== count * each) {
+    throw new RangeError(`${name} have ${floats.length} floats: want ${count} × ${each}`);
+  }
+}
+
+function checkMoves(moves: readonly Int32Array[], lengths: readonly number[]): void {
+  if (moves.length !== lengths.length || moves.some((list, h) => list.length !== lengths[h])) {
+    throw new RangeError(`Cannot turn keys by ${moves.map(({ length }) => length)} moves: want ${lengths}`);
+  }
+}
+
+function checkAscending(rows: Int32Array, length: number, head: number): void {
+  let before = -1;
+  for (const row of rows) {
+    if (row <= before || row >= length) {
+      throw new RangeError(`Kept rows of head ${head}: want ascending, unique and below ${length}, got ${row}`);
+    }
+    before = row;
+  }
+}

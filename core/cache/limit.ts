@@ -1,0 +1,212 @@
+/**
+ * The cap of `--max-cache N`: Σ lengths ≤ N · kvHeads · layers after every append, for ever.
+ *
+ * Room is made before tokens are appended. Every head grows by one entry per token, so all of them fill up at the same
+ * token, and every head has a cap of its own: what the context left in it, plus its equal part of the free room. So the
+ * allocation over heads and layers that the policy made while reading is kept, the caps sum to at most N · kvHeads ·
+ * layers exactly, lengths depend on the number of tokens alone, and each head evicts by its own scores. When it is full,
+ * it goes down by N/10 entries (rounded up) at once: to a low-water mark of 90 %.
+ *
+ * Protected in every head, where they are still there: the sinks, the chat template's markers, the recent window.
+ */
+import { inputError } from "../errors.ts";
+import { SINKS, WINDOW } from "../policy/parameters.ts";
+import type { KeyRotation } from "../measure/rotation.ts";
+import type { StepRule } from "../rules/rule.ts";
+import { StepState } from "../rules/state.ts";
+import type { RaggedCache } from "./ragged.ts";
+
+/** Scores that are known when a key is made, for rules that go by them. */
+export interface Foretold {
+  /** Of the entries that are there, row by row, `[layers · kvHeads][entries]`. */
+  readonly known: readonly Float32Array[];
+  /** Of `count` new ones, `[count, kvHeads]`, from what goes into their layer, `[count, width]`. */
+  score(layer: number, hidden: Float32Array, count: number): Promise<Float32Array>;
+}
+
+export interface LimitOptions {
+  /** N, entries per head on average, ≥ 1. */
+  readonly tokens: number;
+  readonly rule: StepRule;
+  /** For a rule that is `foretold`. */
+  readonly foretold?: Foretold;
+  /** True positions of the chat template's control tokens, of those read and of those to come. */
+  readonly markers?: ReadonlySet<number>;
+  /** Close the gaps after each eviction ({@link RaggedCache.realign}), for keys that turn like this. */
+  readonly realign?: KeyRotation;
+  /** Most entries of any head; with `realign` the trained context, which no position may then reach. */
+  readonly longest?: number;
+}
+
+/** What a cap has done so far. */
+export interface LimitFigures {
+  /** Times the cache was full and went down to the low-water mark. */
+  readonly evictions: number;
+  /** Entries evicted, over all layers and heads. */
+  readonly evictedEntries: number;
+  /** Those of them that were in the cache when the cap began. */
+  readonly evictedFromContext: number;
+  /** The most entries after any append. */
+  readonly peakEntries: number;
+  /** The last tokens that were protected; fewer than asked where a head has no room for them. */
+  readonly window: { readonly asked: number; readonly used: number };
+  /** Bytes that the rule remembers, right now. */
+  readonly stateBytes: number;
+}
+
+/** Low-water mark: this share of N is given up at once. */
+const STEP_SHARE = 0.1;
+const SINK_COUNT = Number(SINKS.default);
+const WINDOW_ASKED = Number(WINDOW.default);
+
+/** Entries per head that a context may take at most, so that the first question finds the low-water mark's room. */
+export function lowWater(tokens: number): number {
+  return tokens - Math.ceil(STEP_SHARE * tokens);
+}
+
+export class CacheLimit {
+  readonly #cache: RaggedCache;
+  readonly #options: LimitOptions;
+  /** Most entries of each head, `[layers · kvHeads]`. */
+  readonly #caps: Int32Array;
+  /** Entries each head gives up at once, ≥ 1. */
+  readonly #step: number;
+  readonly #window: number;
+  readonly #states: StepState[];
+  readonly #contextEnd: number;
+  #evictions = 0;
+  #evicted = 0;
+  #evictedFromContext = 0;
+  #peak = 0;
+
+  /**
+   * Caps `cache` from here on, with what it holds as the context.
+   * @throws PalisadeError `max-cache.small` when no token would fit beside the context's entries and the protected ones;
+   * RangeError when the rule is foretold and `foretold` does not know every entry.
+   */
+  constructor(cache: RaggedCache, options: LimitOptions) {
+    this.#cache = cache;
+    this.#options = options;
+    this.#contextEnd = cache.seen;
+    const { shape: { kvHeads, layers } } = cache, heads = kvHeads * layers;
+    const marked = SINK_COUNT + (options.markers?.size ?? 0);
+    const shares = Int32Array.from({ length: heads }, (_, i) => Math.max(this.#length(i), marked + 1));
+    const held = shares.reduce((sum, share) => sum + share, 0), longest = Math.max(...shares);
+    const free = Math.floor((options.tokens * heads - held) / heads);
+    const room = Math.min(free, (options.longest ?? Infinity) - longest);
+    if (!(room >= 1)) throw tooSmall(options, held / heads, longest, marked);
+    this.#caps = shares.map((share) => share + room);
+    this.#step = Math.min(options.tokens - lowWater(options.tokens), room);
+    const shortest = Math.min(...this.#caps) - this.#step;
+    this.#window = Math.min(WINDOW_ASKED, Math.max(1, shortest - marked));
+    this.#states = Array.from(shares, () => new StepState(options.rule));
+    if (options.rule.foretold) this.#remember(options.foretold?.known ?? []);
+    else this.#states.forEach((state, i) => state.fit(this.#length(i)));
+  }
+
+  /** Most tokens to append at once. One where the rule looks at attention, since a backend hands out the last query's. */
+  get chunk(): number {
+    return this.wantsProbabilities ? 1 : this.#step;
+  }
+
+  get wantsProbabilities(): boolean {
+    return this.#options.rule.group !== "none";
+  }
+
+  /** Call before appending `count` tokens, 1 … {@link chunk}: evicts when they would not fit. */
+  async makeRoom(count: number): Promise<void> {
+    if (!(count >= 1 && count <= this.chunk)) {
+      throw new RangeError(`Cannot make room for ${count}: want 1 … ${this.chunk}`);
+    }
+    this.#peak = Math.max(this.#peak, this.#cache.entries());
+    const full = this.#caps.some((cap, i) => this.#length(i) + count > cap);
+    if (full) await this.#evict();
+  }
+
+  /** Call with the probabilities of each layer's step, one row per query head, right after its attention. */
+  observe(layer: number, probabilities: readonly Float32Array[]): void {
+    const { kvHeads } = this.#cache.shape, group = probabilities.length / kvHeads;
+    for (let head = 0; head < kvHeads; head++) {
+      this.#states[layer * kvHeads + head].update(probabilities.slice(head * group, (head + 1) * group));
+    }
+  }
+
+  /** Call with what goes into each layer, `[count, width]`, once room has been made for `count` tokens. */
+  async foretell(layer: number, hidden: Float32Array, count: number): Promise<void> {
+    if (!this.#options.rule.foretold) return;
+    const { kvHeads } = this.#cache.shape;
+    const scores = await this.#options.foretold!.score(layer, hidden, count);
+    for (let head = 0; head < kvHeads; head++) {
+      const own = Float32Array.from({ length: count }, (_, t) => scores[t * kvHeads + head]);
+      this.#states[layer * kvHeads + head].remember(own);
+    }
+  }
+
+  figures(): LimitFigures {
+    return {
+      evictions: this.#evictions,
+      evictedEntries: this.#evicted,
+      evictedFromContext: this.#evictedFromContext,
+      peakEntries: Math.max(this.#peak, this.#cache.entries()),
+      window: { asked: WINDOW_ASKED, used: this.#window },
+      stateBytes: this.#states.reduce((sum, { byteLength }) => sum + byteLength, 0),
+    };
+  }
+
+  async #evict(): Promise<void> {
+    const { shape: { kvHeads, layers } } = this.#cache;
+    for (let layer = 0; layer < layers; layer++) {
+      const kept: Int32Array[] = [];
+      for (let head = 0; head < kvHeads; head++) kept.push(await this.#keep(layer, head));
+      this.#cache.compact(layer, kept);
+    }
+    if (this.#options.realign) this.#cache.realign(this.#options.realign);
+    this.#evictions++;
+  }
+
+  /** The rows of one head that stay; its statistics follow. */
+  async #keep(layer: number, head: number): Promise<Int32Array> {
+    const { backend, shape: { kvHeads } } = this.#cache;
+    const index = layer * kvHeads + head, length = this.#length(index);
+    const state = this.#states[index];
+    const count = Math.min(length, this.#caps[index] - this.#step);
+    const positions = this.#cache.positions(layer, head);
+    state.fit(length);
+    const segment = { scores: state.scores(), protectedEntries: this.#protected(positions) };
+    const [kept] = await backend.select({ segments: [segment], count });
+    state.compact(kept);
+    const before = positions.filter((position) => position < this.#contextEnd).length;
+    this.#evicted += length - count;
+    this.#evictedFromContext += before - kept.filter((row) => row < before).length;
+    return kept;
+  }
+
+  #remember(known: readonly Float32Array[]): void {
+    this.#states.forEach((state, i) => {
+      if (known[i]?.length !== this.#length(i)) {
+        throw new RangeError(`Cannot cap by foretold scores: ${known[i]?.length} known of ${this.#length(i)} entries`);
+      }
+      state.remember(known[i]);
+    });
+  }
+
+  #protected(positions: Int32Array): Uint8Array {
+    const { markers } = this.#options, recent = positions.length - this.#window;
+    return Uint8Array.from(positions, (at, i) => at < SINK_COUNT || i >= recent || markers?.has(at) ? 1 : 0);
+  }
+
+  #length(index: number): number {
+    const { kvHeads } = this.#cache.shape;
+    return this.#cache.length(Math.floor(index / kvHeads), index % kvHeads);
+  }
+}
+
+function tooSmall({ tokens, longest }: LimitOptions, mean: number, most: number, marked: number) {
+  const beyond = longest !== undefined && most >= longest;
+  const reason = beyond
+    ? `its longest head has ${most}, and the trained context is ${longest}: keep less`
+    : `the context and the ${marked} protected entries and one more take ${Math.ceil(mean)} per head: want at least ${
+      Math.ceil(mean) + 1
+    }`;
+  return inputError("max-cache.small", `Can't cap the cache at ${tokens} entries per head: ${reason}`, "--max-cache");
+}

@@ -1,0 +1,315 @@
+/**
+ * The ragged KV cache: per layer and KV head its own number of entries, each at its true position.
+ *
+ * The backend holds the keys and values (`LayerRows`); this file holds what must stay true about them whatever the
+ * backend: positions, the logical counter, trimming back to a mark, and the byte counter that the promises about
+ * memory are measured with. A position never changes when neighbours are evicted, and the counter never comes from a
+ * length: after reading `L` tokens the next one is at `L`, however few entries were kept.
+ *
+ * Only {@link RaggedCache.realign} moves positions: then an entry has a *true* position (which token it was) and a
+ * *logical* one (where attention takes its key to be). Without it the two are the same.
+ */
+import type { Backend, LayerRows } from "../backend/interface.ts";
+import { type CacheType, entryBytes } from "./entry_type.ts";
+import type { KeyRotation } from "../measure/rotation.ts";
+import type { ModelShape } from "../shape.ts";
+import { LateRows } from "./late_rows.ts";
+
+/** A point to trim back to: {@link RaggedCache.mark}. */
+export interface CacheMark {
+  readonly position: number;
+  /** Entries per layer and KV head, `[layers][kvHeads]`. */
+  readonly lengths: readonly Int32Array[];
+}
+
+/** Bytes and entries, counted, not computed from a formula. */
+export interface CacheBytes {
+  /** Entries × bytes of one key and value. */
+  readonly live: number;
+  /** The same with capacity slack, as the backend holds it. */
+  readonly allocated: number;
+  /** The most `live` plus candidate scores has been since the cache was made. */
+  readonly peak: number;
+  /** Scores of entries that still compete for the budget, right now. */
+  readonly scores: number;
+}
+
+/** One head's entries, for {@link RaggedCache.fill}. */
+export interface HeadRows {
+  readonly keys: Float32Array;
+  readonly values: Float32Array;
+  readonly positions: Int32Array;
+}
+
+export class RaggedCache implements Disposable {
+  readonly backend: Backend;
+  readonly shape: ModelShape;
+  /** How entries are stored. */
+  readonly type: CacheType;
+  /** Logical position of the next token. */
+  position = 0;
+  readonly #rows: (LateRows | undefined)[];
+  /** True positions, `[layers][kvHeads]`, each as long as that head has rows. */
+  #positions: PositionList[][];
+  /** Logical positions, as long; made by the first {@link realign}. */
+  #logical?: PositionList[][];
+  /** True position of the next token minus its logical one. */
+  #shift = 0;
+  #scoreBytes = 0;
+  /** Entries of each layer, and of all. */
+  readonly #layerEntries: number[];
+  #entries = 0;
+  #peak = 0;
+
+  constructor(backend: Backend, shape: ModelShape, type: CacheType = "f32") {
+    this.backend = backend;
+    this.shape = shape;
+    this.type = type;
+    this.#rows = new Array(shape.layers).fill(undefined);
+    this.#layerEntries = new Array(shape.layers).fill(0);
+    this.#positions = Array.from(
+      { length: shape.layers },
+      () => Array.from({ length: shape.kvHeads }, () => new PositionList()),
+    );
+  }
+
+  /** Tokens this cache has been through: the true position of the next one. */
+  get seen(): number {
+    return this.position + this.#shift;
+  }
+
+  /**
+   * Rows of one layer, to be asked for anew after each eviction; made on first use with room for `reserve` rows per head.
+   */
+  rows(layer: number, reserve = 0): LayerRows {
+    return this.#late(layer, reserve).settled();
+  }
+
+  #late(layer: number, reserve = 0): LateRows {
+    return this.#rows[layer] ??= new LateRows(this.backend.createRows(this.shape, reserve, this.type));
+  }
+
+  /**
+   * Appends `count` entries to every head of `layer`, at logical positions `first`, `first + 1`, …
+   * `keys` (after RoPE) and `values`: `[count, kvHeads, headDim]`. Does not move the logical counter: that happens
+   * once per token, not once per layer ({@link advance}).
+   */
+  append(layer: number, keys: Float32Array, values: Float32Array, count: number, first: number): void {
+    this.rows(layer).append(keys, values, count);
+    for (const list of this.#positions[layer]) list.appendRange(first + this.#shift, count);
+    for (const list of this.#logical?.[layer] ?? []) list.appendRange(first, count);
+    this.#count(layer);
+  }
+
+  /**
+   * Gives an empty layer its entries, head by head: keys and values `[length, headDim]`, positions ascending.
+   * Like {@link append} it does not move the logical counter.
+   */
+  fill(layer: number, heads: readonly HeadRows[]): void {
+    const { headDim } = this.shape;
+    const count = heads.reduce((most, { positions }) => Math.max(most, positions.length), 0);
+    const keys = new Float32Array(count * heads.length * headDim), values = new Float32Array(keys.length);
+    heads.forEach((head, h) => {
+      // Plain loops: a `subarray` per row costs more than the row.
+      for (let i = 0, from = 0; i < head.positions.length; i++) {
+        for (let to = (i * heads.length + h) * headDim, end = to + headDim; to < end; to++, from++) {
+          keys[to] = head.keys[from];
+          values[to] = head.values[from];
+        }
+      }
+    });
+    if (count > 0) this.append(layer, keys, values, count, 0);
+    this.compact(layer, heads.map(({ positions }) => positions.map((_, i) => i)));
+    heads.forEach(({ positions }, h) => this.#positions[layer][h].set(positions));
+  }
+
+  /** Moves the logical counter past `count` tokens. */
+  advance(count: number): void {
+    this.position += count;
+  }
+
+  /**
+   * Keeps only these rows of each head of `layer` (ascending row indices); the pages they leave are freed at once, the
+   * others move up when they must ({@link LateRows}).
+   */
+  compact(layer: number, kept: readonly Int32Array[]): void {
+    this.#late(layer).compact(kept);
+    this.#positions[layer].forEach((list, head) => list.keep(kept[head]));
+    this.#logical?.[layer].forEach((list, head) => list.keep(kept[head]));
+    this.#count(layer);
+  }
+
+  /** Moves up all rows that eviction has left behind gaps, which else happens when they are next used. */
+  settle(): void {
+    for (const rows of this.#rows) rows?.settled();
+  }
+
+  /**
+   * Closes the gaps: every head's entries move to the logical positions that end at P − 1, in order and without a gap,
+   * P being the longest head's entries; the next token is at P. Keys turn with them. True positions stay.
+   * A cache whose backend fails on the way must be disposed of.
+   */
+  realign(rotation: KeyRotation): void {
+    const next = Math.max(...this.#positions.flat().map(({ length }) => length));
+    this.#logical ??= this.#positions.map((heads) => heads.map((list) => list.copy()));
+    this.#logical.forEach((heads, layer) => {
+      const moves = heads.map((list) => list.moveTo(next - list.length));
+      if (moves.some((list) => list.some((move) => move !== 0))) this.rows(layer).rotateKeys(moves, rotation);
+    });
+    this.#shift += this.position - next;
+    this.position = next;
+  }
+
+  /** A cache of its own with the same entries, positions and counters; its byte peak starts anew. */
+  fork(): RaggedCache {
+    const twin = new RaggedCache(this.backend, this.shape, this.type);
+    try {
+      this.#rows.forEach((rows, layer) => twin.#rows[layer] = rows && new LateRows(rows.settled().clone()));
+    } catch (error) {
+      twin[Symbol.dispose]();
+      throw error;
+    }
+    const copies = (lists: PositionList[][]) => lists.map((heads) => heads.map((list) => list.copy()));
+    twin.#positions = copies(this.#positions);
+    twin.#logical = this.#logical && copies(this.#logical);
+    twin.#shift = this.#shift;
+    twin.position = this.position;
+    twin.#rows.forEach((_, layer) => twin.#count(layer));
+    return twin;
+  }
+
+  /** Tells the counter how many bytes of candidate scores exist right now. */
+  setScoreBytes(bytes: number): void {
+    this.#scoreBytes = bytes;
+    this.#raisePeak();
+  }
+
+  /** Entries of one head. */
+  length(layer: number, kvHead: number): number {
+    return this.#positions[layer][kvHead].length;
+  }
+
+  /** Entries of all heads of one layer. */
+  layerEntries(layer: number): number {
+    return this.#layerEntries[layer];
+  }
+
+  /** Entries of all layers and heads. */
+  entries(): number {
+    return this.#entries;
+  }
+
+  /** A copy of the true positions of one head's entries, in row order. */
+  positions(layer: number, kvHead: number): Int32Array {
+    return this.#positions[layer][kvHead].toArray();
+  }
+
+  /** A copy of the logical positions of one head's entries: what their keys are rotated to. */
+  logicalPositions(layer: number, kvHead: number): Int32Array {
+    return (this.#logical ?? this.#positions)[layer][kvHead].toArray();
+  }
+
+  /** The state to come back to with {@link trim}. */
+  mark(): CacheMark {
+    return {
+      position: this.position,
+      lengths: this.#positions.map((heads) => Int32Array.from(heads, (list) => list.length)),
+    };
+  }
+
+  /** Drops everything appended after `mark`, in every head. Nothing may have been evicted or moved in between. */
+  trim(mark: CacheMark): void {
+    mark.lengths.forEach((lengths, layer) => {
+      this.#rows[layer]?.settled().truncate(lengths);
+      this.#positions[layer].forEach((list, head) => list.truncate(lengths[head]));
+      this.#logical?.[layer].forEach((list, head) => list.truncate(lengths[head]));
+      this.#count(layer);
+    });
+    this.position = mark.position;
+  }
+
+  bytes(): CacheBytes {
+    const allocated = this.#rows.reduce((sum, rows) => sum + (rows?.allocatedBytes ?? 0), 0);
+    return { live: this.#live, allocated, peak: this.#peak, scores: this.#scoreBytes };
+  }
+
+  /** Gives all memory back. */
+  [Symbol.dispose](): void {
+    for (const rows of this.#rows) rows?.free();
+    this.#rows.fill(undefined);
+    this.#positions.forEach((lists, layer) => {
+      for (const list of lists) list.truncate(0);
+      this.#count(layer);
+    });
+  }
+
+  /** Takes in how many entries a layer has now. */
+  #count(layer: number): void {
+    const entries = this.#positions[layer].reduce((sum, list) => sum + list.length, 0);
+    this.#entries += entries - this.#layerEntries[layer];
+    this.#layerEntries[layer] = entries;
+    this.#raisePeak();
+  }
+
+  get #live(): number {
+    return this.#entries * entryBytes(this.shape.headDim, this.type);
+  }
+
+  #raisePeak(): void {
+    this.#peak = Math.max(this.#peak, this.#live + this.#scoreBytes);
+  }
+}
+
+/** Growable list of positions; doubles, so that appending stays linear. */
+class PositionList {
+  #data = new Int32Array(64);
+  length = 0;
+
+  appendRange(first: number, count: number): void {
+    if (this.length + count > this.#data.length) {
+      const grown = new Int32Array(Math.max(this.length + count, this.#data.length * 2));
+      grown.set(this.#data.subarray(0, this.length));
+      this.#data = grown;
+    }
+    for (let i = 0; i < count; i++) this.#data[this.length++] = first + i;
+  }
+
+  keep(rows: Int32Array): void {
+    if (rows.length === this.length) return;
+    const data = new Int32Array(rows.length);
+    for (let i = 0; i < rows.length; i++) data[i] = this.#data[rows[i]];
+    this.#data = data;
+    this.length = rows.length;
+  }
+
+  set(positions: Int32Array): void {
+    this.#data = positions.slice();
+    this.length = positions.length;
+  }
+
+  /** Makes them `first`, `first + 1`, … and returns by how much each moved. */
+  moveTo(first: number): Int32Array {
+    const moves = new Int32Array(this.length);
+    for (let i = 0; i < this.length; i++) {
+      moves[i] = first + i - this.#data[i];
+      this.#data[i] = first + i;
+    }
+    return moves;
+  }
+
+  copy(): PositionList {
+    const twin = new PositionList();
+    twin.#data = this.#data.slice();
+    twin.length = this.length;
+    return twin;
+  }
+
+  truncate(length: number): void {
+    if (length > this.length) throw new RangeError(`Can't trim ${this.length} entries to ${length}`);
+    this.length = length;
+  }
+
+  toArray(): Int32Array {
+    return this.#data.slice(0, this.length);
+  }
+}

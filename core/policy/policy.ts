@@ -1,0 +1,225 @@
+/**
+ * The shape of an eviction policy: score, aggregate, allocate, select.
+ *
+ * Words: an *entry* is one (layer, KV head, position) with its key and value. A *score* says how much losing the
+ * entry would hurt: higher means keep. An *observation* is what the backend measured about one layer (attention of
+ * the last queries, column sums, value norms …), already reduced so that nothing of size heads × window × length is
+ * stored. `L` is the number of context tokens, `N = L − window` the prefix in front of the observation window.
+ */
+import type { AttentionShape, ModelShape } from "../shape.ts";
+
+/**
+ * Reductions of the softmax rows of the last `window` queries over all keys (each row sums to 1 over its causal
+ * keys). "Group" is the `heads / kvHeads` query heads that share a KV head. Prefix columns only, unless said.
+ * - `mean`: un-pooled mean over group and window, `[kvHeads, N]`
+ * - `variance`: un-pooled unbiased variance over the window, meaned over the group, `[kvHeads, N]`
+ * - `entropy`: −Σ a·ln(a + 1e−10) over the prefix columns, per row, `[heads, window]`
+ * - `pooledMean`, `pooledMax`: each row average-pooled (`kernel`, zero padding, divisor always `kernel`), scaled back to
+ *   its own mass, then reduced over group and window, `[kvHeads, N]`; a row without mass stays all zero
+ * - `mass`: Σ over the prefix columns, per row, `[heads, window]`
+ * - `logSumExp`: natural logarithm of Σ exp(q·k/√headDim) over ALL causal keys, per row, `[heads, window]`
+ */
+export type Reduction = "mean" | "variance" | "entropy" | "pooledMean" | "pooledMax" | "mass" | "logSumExp";
+
+/** Norm of a value on its way through the output projection: `l1` as published; `l2` costs about a tenth of it. */
+export type NormKind = "l1" | "l2";
+
+/** What a policy wants measured. Everything is optional: a policy that needs nothing costs nothing. */
+export interface Needs {
+  /** Reductions over the observation window; the window's length is in {@link Budget.window}. */
+  readonly window?: readonly Reduction[];
+  /** Pooling kernel of `pooledMean` and `pooledMax`, odd, ≥ 1. Default 5. */
+  readonly kernel?: number;
+  /** ‖v·Wo_h‖ of every entry, meaned over the group: `[kvHeads, L]`. */
+  readonly valueNorms?: NormKind;
+  /** Σ over all causal queries of the softmax column, per query head: `[heads, L]` (H2O). */
+  readonly columnSum?: boolean;
+  /** Maximum over all causal queries of the softmax column, per query head: `[heads, L]` (KVzip). */
+  readonly columnMax?: boolean;
+  /** Largest attention on every entry while the model repeats the context, `[kvHeads, L]` (KVzip). */
+  readonly reconstruction?: Reconstruction;
+  /** Logarithm of that attention as a gate foretells it when the key is made, `[kvHeads, L]`. */
+  readonly gate?: boolean;
+  /** Attention of soft tokens behind the context on every entry, `[kvHeads, L]` (Judge Q). */
+  readonly softTokens?: SoftTokensNeed;
+  /** The layer's keys and values themselves: `[kvHeads, L, headDim]` each, keys after RoPE. */
+  readonly rows?: boolean;
+  /** What queries are like and will be (Expected Attention). */
+  readonly queryStatistics?: QueryStatisticsNeed;
+}
+
+/** Which soft tokens, and what becomes of their queries' attention on one entry; over the group too. */
+export interface SoftTokensNeed {
+  readonly file: string;
+  readonly reduction: "mean" | "max";
+}
+
+/** Mean and covariance of the queries before RoPE, turned by the mean rotation of the positions to come. */
+export interface QueryStatisticsNeed {
+  /** First tokens whose queries don't count, ≥ 0; at least one token always counts. */
+  readonly sinks: number;
+  /** Positions `L … L + future − 1` are meaned over, ≥ 1. */
+  readonly future: number;
+}
+
+/** How the model is made to repeat the context (KVzip, arXiv 2505.23416). */
+export interface Reconstruction {
+  /** Most context tokens repeated at once, ≥ 1. */
+  readonly chunk: number;
+  /** Tokens in front of a later chunk that its instruction cites, ≥ 0. */
+  readonly postfix: number;
+}
+
+/** One layer, as measured. Only the fields asked for in {@link Needs} are present. */
+export interface Observation {
+  readonly layer: number;
+  readonly shape: AttentionShape;
+  /** Context tokens `L`. */
+  readonly length: number;
+  /** Observation window in tokens; `N = length − window`. */
+  readonly window: number;
+  readonly mean?: Float32Array;
+  readonly variance?: Float32Array;
+  readonly entropy?: Float32Array;
+  readonly pooledMean?: Float32Array;
+  readonly pooledMax?: Float32Array;
+  readonly mass?: Float32Array;
+  readonly logSumExp?: Float32Array;
+  readonly valueNorms?: Float32Array;
+  readonly columnSum?: Float32Array;
+  readonly columnMax?: Float32Array;
+  readonly reconstruction?: Float32Array;
+  readonly gate?: Float32Array;
+  readonly softTokens?: Float32Array;
+  readonly keys?: Float32Array;
+  readonly values?: Float32Array;
+  /** `[heads, headDim]`, for `queryStatistics`. */
+  readonly queryMean?: Float32Array;
+  /** `[heads, headDim, headDim]`, for `queryStatistics`. */
+  readonly queryCovariance?: Float32Array;
+}
+
+/** What `--keep` resolved to for one context. See `budget.ts`. */
+export interface Budget {
+  /** Context tokens `L`. */
+  readonly length: number;
+  readonly model: ModelShape;
+  /** What stays of each head, as asked: 0 < fraction ≤ 1. `@reference`: the double `1 − r`. */
+  readonly fraction: number;
+  /** Entries per KV head on average, `n`; 1 ≤ n ≤ L. */
+  readonly perHead: number;
+  /** Entries per layer over all its heads, for policies whose heads compete. */
+  readonly perLayer: number;
+  /** Entries over all layers and heads, for policies whose layers compete. */
+  readonly total: number;
+  /** First tokens protected in every head (after shrinking). */
+  readonly sinks: number;
+  /** Last tokens observed and protected in every head (after shrinking). */
+  readonly window: number;
+  /** The window the policy asked for. */
+  readonly windowAsked: number;
+}
+
+/** Scores of one layer, ready for the selector. */
+export interface LayerScores {
+  /** `[kvHeads, L]`, higher = keep. NaN counts as −∞, −0 as +0. */
+  readonly scores: Float32Array;
+  /** The policy's own second key for equal scores, `[kvHeads, L]`, higher = keep. */
+  readonly second?: Float32Array;
+  /** Entries kept before any score is looked at, `[kvHeads, L]`, 1 = protected. */
+  readonly protectedEntries?: Uint8Array;
+  /**
+   * Entries of each KV head, `[kvHeads]`. Scope `head`: absent means `budget.perHead` each. Scope `layer`: the heads
+   * share the sum; absent means `budget.perLayer`. Not for scope `model`.
+   */
+  readonly counts?: Int32Array;
+  /** The layer's weight when layers share a budget ({@link Policy.cascade}), ≥ 0. */
+  readonly preference?: number;
+}
+
+/**
+ * Who competes with whom for the budget.
+ * `head`: every head has its own count. `layer`: the heads of one layer share `budget.perLayer`.
+ * `model`: all layers and heads share `budget.total`.
+ */
+export type Scope = "head" | "layer" | "model";
+
+/** A documented parameter of a policy. Defaults live here and nowhere else. */
+export interface Parameter {
+  readonly name: string;
+  readonly type: "number" | "integer" | "text";
+  readonly default: number | string;
+  /** Inclusive range for numbers. */
+  readonly min?: number;
+  readonly max?: number;
+  /** The allowed words for text. */
+  readonly choices?: readonly string[];
+  /** True when the published code has no such thing: `NAME@reference` refuses it and does not list it. */
+  readonly oursOnly?: boolean;
+  readonly help: string;
+}
+
+export type ParameterValues = Readonly<Record<string, number | string>>;
+
+/** A policy with its parameters resolved: what the reader runs, layer by layer. */
+export interface Policy {
+  /** Name as typed, with `@reference` where it applies. */
+  readonly name: string;
+  readonly parameters: ParameterValues;
+  readonly needs: Needs;
+  readonly scope: Scope;
+  /** How budgets are counted: ours, or the published `trunc(L·(1−r)·…)`, left to right in doubles. */
+  readonly arithmetic: "floor" | "reference";
+  /** Scope `layer` only: `perLayer` is kvHeads × `perHead` (Ada-KV) instead of being rounded once (DefensiveKV). */
+  readonly perLayerFromHeads?: boolean;
+  /** Sinks and window protected (and observed) before shrinking. */
+  readonly sinks: number;
+  readonly window: number;
+  /** True when `counts` differ over layers: only their sum over the model is kvHeads × layers × `perHead`. */
+  readonly uneven?: boolean;
+  /**
+   * True when the layers share kvHeads × layers × `perHead` entries by their `preference`, every head of a layer alike:
+   * decided by `CascadeSelection`. Scope `head`.
+   */
+  readonly cascade?: boolean;
+  /** True when nothing is evicted whatever the budget (`full`). */
+  readonly keepsAll?: boolean;
+  /** True when a score is a worst-case importance, 0 … 1, so that a fixed threshold on it means something. */
+  readonly importance?: boolean;
+  /** Its score is a foretold ln importance, right up to a margin that holds with this probability, 0 … 1. */
+  readonly foretold?: { readonly coverage: number };
+  /** True when it evicts while reading, chunk by chunk: only for scores that are known when the key is made. */
+  readonly streams?: boolean;
+  /** Pure: reads the observation, returns new arrays. */
+  score(observation: Observation, budget: Budget): LayerScores;
+}
+
+/** Ours, or the published code to the index (`NAME@reference`). */
+export type PolicyMode = "ours" | "reference";
+
+/** A line of the registry. */
+export interface PolicyEntry {
+  readonly name: string;
+  /** One line, no full stop. */
+  readonly summary: string;
+  /** `Author et al. YEAR, arXiv NUMBER`, or `baseline`. */
+  readonly paper: string;
+  /** Where the published code is, repository and file, with the commit we read. */
+  readonly source: string;
+  readonly parameters: readonly Parameter[];
+  /** Whether `NAME@reference` exists, and what it does differently. */
+  readonly reference?: string;
+  /** For a policy that works on another's scores: the scorer it takes when none is named. */
+  readonly over?: string;
+  /** `values` holds every parameter; `scorer` is given exactly when `over` is set, in the same mode. */
+  create(values: ParameterValues, mode: PolicyMode, scorer?: Policy, sources?: PolicySources): Policy;
+}
+
+/** What a policy's parameters name but `core/` can't read. */
+export interface PolicySources {
+  /** Head scores by the file name that `headkv(file=…)` gives. */
+  readonly headScores?: ReadonlyMap<string, HeadScores>;
+}
+
+/** How much each head matters, `[layers][query heads]` or `[layers][kvHeads]`, each ≥ 0 and finite, not all 0. */
+export type HeadScores = readonly (readonly number[])[];

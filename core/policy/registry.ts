@@ -1,0 +1,153 @@
+/** All policies by name, and the way from `--policy TEXT` to one that runs. A new policy is one file and one line. */
+import { parsePolicy, policyError, type PolicyText, type Setting } from "./grammar.ts";
+import { nearestName } from "./nearest_name.ts";
+import { adakv } from "../policies/adakv.ts";
+import { cake } from "../policies/cake.ts";
+import { chunkkv } from "../policies/chunkkv.ts";
+import { critical } from "../policies/critical.ts";
+import { criticalAdakv } from "../policies/critical_adakv.ts";
+import { defensive, layerDefensive } from "../policies/defensive.ts";
+import { defensiveRisk } from "../policies/defensive_risk.ts";
+import { expectedAttention } from "../policies/expected_attention.ts";
+import { full } from "../policies/full.ts";
+import { gate } from "../policies/gate.ts";
+import { h2o } from "../policies/h2o.ts";
+import { headkv } from "../policies/headkv.ts";
+import { judgeQ } from "../policies/judge_q.ts";
+import { keydiff } from "../policies/keydiff.ts";
+import { knorm } from "../policies/knorm.ts";
+import { kvzip } from "../policies/kvzip.ts";
+import { lagkv } from "../policies/lagkv.ts";
+import { pyramidkv } from "../policies/pyramidkv.ts";
+import { random } from "../policies/random.ts";
+import { snapkv } from "../policies/snapkv.ts";
+import { streamingLlm } from "../policies/streaming_llm.ts";
+import { tova } from "../policies/tova.ts";
+import type { Parameter, ParameterValues, Policy, PolicyEntry, PolicyMode, PolicySources } from "./policy.ts";
+
+/** Every policy, in the order lists show them. */
+export const policies: readonly PolicyEntry[] = [
+  full,
+  random,
+  streamingLlm,
+  knorm,
+  keydiff,
+  lagkv,
+  tova,
+  h2o,
+  expectedAttention,
+  snapkv,
+  pyramidkv,
+  headkv,
+  cake,
+  adakv,
+  critical,
+  criticalAdakv,
+  chunkkv,
+  defensive,
+  layerDefensive,
+  defensiveRisk,
+  kvzip,
+  gate,
+  judgeQ,
+];
+
+/** What a policy is made from. */
+interface Given {
+  readonly text: string;
+  readonly sources: PolicySources;
+}
+
+/**
+ * The policy that a text names, with all parameters resolved; the grammar stands in `grammar.ts`. A scorer inside
+ * another policy takes its mode: `adakv@reference(snapkv)` runs the published code of both.
+ * @throws PalisadeError `policy.syntax`, `policy.unknown`, `policy.reference`, `policy.scorer`, `policy.parameter` or
+ * `policy.value`, each pointing at the character; `policy.file` when a file's content is not among `sources`.
+ */
+export function resolvePolicy(text: string, sources: PolicySources = {}): Policy {
+  return build(parsePolicy(text), { text, sources }, undefined);
+}
+
+function build(parsed: PolicyText, given: Given, outer: PolicyMode | undefined): Policy {
+  const { text, sources } = given;
+  const entry = findEntry(parsed, text);
+  const mode = outer ?? parsed.mode ?? "ours";
+  if (outer === "ours" && parsed.mode === "reference") {
+    const wanted = "the outer one decides the mode, put @reference there";
+    throw policyError("policy.reference", `Cannot mix ${parsed.name}@reference into ours: ${wanted}`, text, parsed.at);
+  }
+  if (parsed.mode === "reference" && entry.reference === undefined) {
+    throw policyError("policy.reference", `${entry.name} has no @reference form`, text, parsed.at);
+  }
+  const values = readSettings(entry, parsed.settings, mode, text);
+  if (entry.over === undefined) {
+    if (parsed.scorer) throw policyError("policy.scorer", `${entry.name} takes no policy`, text, parsed.scorer.at);
+    return entry.create(values, mode, undefined, sources);
+  }
+  const scorer = build(parsed.scorer ?? { name: entry.over, at: parsed.at, settings: [] }, given, mode);
+  checkScorer(entry, scorer, parsed.scorer ?? parsed, text);
+  const policy = entry.create(values, mode, scorer, sources);
+  return {
+    ...policy,
+    name: parsed.scorer ? `${policy.name}(${scorer.name.replace("@reference", "")})` : policy.name,
+    parameters: { scorer: scorer.name, ...scorer.parameters, ...policy.parameters },
+  };
+}
+
+function findEntry({ name, at }: PolicyText, text: string): PolicyEntry {
+  const entry = policies.find((each) => each.name === name);
+  if (entry) return entry;
+  const names = policies.map((each) => each.name);
+  const near = nearestName(name, names);
+  const advice = near ? `did you mean ${near}?` : `there are ${names.join(", ")}`;
+  throw policyError("policy.unknown", `Unknown policy ${name}: ${advice}`, text, at);
+}
+
+function checkScorer(entry: PolicyEntry, scorer: Policy, { at }: { at: number }, text: string): void {
+  const twice = Object.keys(scorer.parameters).find((name) => entry.parameters.some((own) => own.name === name));
+  if (scorer.keepsAll || scorer.cascade || twice) {
+    const reason = twice
+      ? `both have a parameter ${twice}`
+      : scorer.cascade
+      ? "its layers share a budget that is split last"
+      : "it scores nothing";
+    throw policyError("policy.scorer", `${entry.name} can't work on ${scorer.name}: ${reason}`, text, at);
+  }
+}
+
+function readSettings(
+  entry: PolicyEntry,
+  settings: readonly Setting[],
+  mode: PolicyMode,
+  text: string,
+): ParameterValues {
+  const known = entry.parameters.filter(({ oursOnly }) => mode === "ours" || !oursOnly);
+  const values: Record<string, number | string> = {};
+  for (const parameter of known) values[parameter.name] = parameter.default;
+  const seen = new Set<string>();
+  for (const setting of settings) {
+    const parameter = known.find(({ name }) => name === setting.name);
+    if (!parameter || seen.has(setting.name)) {
+      const form = mode === "ours" ? entry.name : `${entry.name}@reference`;
+      const reason = parameter ? "it is set twice" : `there is ${known.map(({ name }) => name).join(", ") || "none"}`;
+      const message = `Cannot set parameter ${setting.name} of ${form}: ${reason}`;
+      throw policyError("policy.parameter", message, text, setting.at);
+    }
+    seen.add(setting.name);
+    values[setting.name] = readValue(parameter, setting, text);
+  }
+  return values;
+}
+
+function readValue(parameter: Parameter, { value, at }: Setting, text: string): number | string {
+  const { name, type, min = -Infinity, max = Infinity, choices } = parameter;
+  if (type === "text") {
+    if (!choices || choices.includes(value)) return value;
+    throw policyError("policy.value", `${name}=${value}: want one of ${choices.join(", ")}`, text, at);
+  }
+  const number = /^[+-]?(\d+\.?\d*|\.\d+)$/.test(value) ? Number(value) : NaN;
+  const odd = name !== "kernel" || number % 2 === 1;
+  if (number >= min && number <= max && odd && (type === "number" || Number.isInteger(number))) return number;
+  const kind = name === "kernel" ? "an odd integer" : type === "integer" ? "an integer" : "a number";
+  throw policyError("policy.value", `${name}=${value}: want ${kind} from ${min} to ${max}`, text, at);
+}

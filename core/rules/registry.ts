@@ -1,0 +1,37 @@
+/** All step rules by name. A new rule is one file and one line here; CLI, tests and docs read this list. */
+import { inputError } from "../errors.ts";
+import { nearestName } from "../policy/nearest_name.ts";
+import type { StepRule } from "./rule.ts";
+import { defensiveStep } from "./defensive.ts";
+import { gateStep } from "./gate.ts";
+import { h2o, h2oNormalised } from "./h2o.ts";
+import { roco } from "./roco.ts";
+import { streamingLlmStep } from "./streaming_llm.ts";
+import { tova } from "./tova.ts";
+
+/** Every rule, in the order lists show them. */
+export const stepRules: readonly StepRule[] = [
+  streamingLlmStep,
+  h2o,
+  h2oNormalised,
+  tova,
+  roco,
+  defensiveStep,
+  gateStep,
+];
+
+/** The rule taken when none is named. */
+export const DEFAULT_STEP_RULE = "defensive";
+
+/**
+ * The rule of this name.
+ * @throws PalisadeError `step-policy.unknown`.
+ */
+export function resolveStepRule(name: string): StepRule {
+  const rule = stepRules.find((each) => each.name === name.trim());
+  if (rule) return rule;
+  const names = stepRules.map((each) => each.name);
+  const near = nearestName(name, names);
+  const advice = near ? `did you mean ${near}?` : `there are ${names.join(", ")}`;
+  throw inputError("step-policy.unknown", `Unknown step policy ${name}: ${advice}`, "--step-policy");
+}

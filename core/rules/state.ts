@@ -1,0 +1,87 @@
+/** What a step rule remembers about the entries of one (layer, KV head), kept in step with the cache. */
+import type { StepRule } from "./rule.ts";
+
+/** Room is made in whole blocks of entries and kept, so that bytes stop moving once a cache has reached its cap. */
+const BLOCK = 64;
+
+export class StepState {
+  readonly #rule: StepRule;
+  #columns: Float64Array[];
+  #length = 0;
+
+  constructor(rule: StepRule) {
+    this.#rule = rule;
+    this.#columns = Array.from({ length: rule.columns }, () => new Float64Array(0));
+  }
+
+  /** Entries it knows. */
+  get length(): number {
+    return this.#length;
+  }
+
+  /** Bytes held, room included. */
+  get byteLength(): number {
+    return this.#columns.reduce((sum, { byteLength }) => sum + byteLength, 0);
+  }
+
+  /**
+   * Takes in one step. `group`: the softmax rows of the query heads that share this KV head, `[entries]` each; entries
+   * beyond those known are new. A probability that is no finite number counts as 0.
+   * @throws RangeError when the rows differ in length or are shorter than what is known.
+   */
+  update(group: readonly Float32Array[]): void {
+    const entries = group[0]?.length ?? 0;
+    if (group.some(({ length }) => length !== entries) || entries < this.#length) {
+      throw new RangeError(`Cannot take in rows of ${group.map(({ length }) => length)}: ${this.#length} are known`);
+    }
+    this.fit(entries);
+    if (this.#rule.group !== "none") this.#rule.update(this.#columns, reduced(group, this.#rule.group));
+  }
+
+  /** Takes in new entries with scores that were known when their keys were made; for rules that are `foretold`. */
+  remember(foretold: Float32Array): void {
+    const known = this.#length;
+    this.fit(known + foretold.length);
+    this.#columns[0].set(foretold, known);
+  }
+
+  /** `[length]`, higher = keep. */
+  scores(): Float32Array {
+    return this.#rule.scores(this.#columns, this.#length);
+  }
+
+  /** Follows the cache to `length` entries: new ones know nothing, dropped ones (from the end) are forgotten. */
+  fit(length: number): void {
+    if (!Number.isInteger(length) || length < 0) throw new RangeError(`Cannot remember ${length} entries`);
+    if (length < this.#length) { for (const column of this.#columns) column.fill(0, length, this.#length); }
+    if (length > (this.#columns[0]?.length ?? Infinity)) {
+      this.#columns = this.#columns.map((column) => {
+        const grown = new Float64Array(Math.ceil(length / BLOCK) * BLOCK);
+        grown.set(column.subarray(0, this.#length));
+        return grown;
+      });
+    }
+    this.#length = length;
+  }
+
+  /** Keeps these entries (ascending, unique indices), as the cache does. */
+  compact(kept: Int32Array): void {
+    kept.forEach((from, to) => {
+      if (from >= this.#length || from < to) throw new RangeError(`Cannot keep entry ${from} of ${this.#length}`);
+      for (const column of this.#columns) column[to] = column[from];
+    });
+    this.fit(kept.length);
+  }
+}
+
+/** `[entries]`. */
+function reduced(group: readonly Float32Array[], by: "mean" | "max"): Float64Array {
+  const into = new Float64Array(group[0].length);
+  for (const row of group) {
+    for (let i = 0; i < into.length; i++) {
+      const p = Number.isFinite(row[i]) ? row[i] : 0;
+      into[i] = by === "max" ? Math.max(into[i], p) : into[i] + p / group.length;
+    }
+  }
+  return into;
+}

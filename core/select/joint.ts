@@ -1,0 +1,143 @@
+/**
+ * Joint selection over layers while they arrive one by one.
+ *
+ * An entry outside the best `total` of the layers seen so far can't be in the final set, because later layers only add
+ * rivals. So it is dropped at once, and what is left after the last layer equals one selection over all layers.
+ */
+import { segmentsOf } from "./allocate.ts";
+import type { Budget, LayerScores } from "../policy/policy.ts";
+import { Cut, type Pool, writeKeys } from "./select.ts";
+import type { LayerChange } from "./candidates.ts";
+
+/** Entries that are still in, in the selector's order: layer, KV head, position. */
+interface Entries extends Pool {
+  /** Positions in the context, `[entries]`. */
+  readonly positions: Int32Array;
+}
+
+/** The streaming twin of one `selectTop` over the heads of all layers with `budget.total` entries. */
+export class JointSelection {
+  readonly #budget: Budget;
+  /** Entries of each layer's heads, `[layers][kvHeads]`; none for layers that have not come. */
+  readonly #counts: (number[] | undefined)[];
+  /** One flat list: hundreds of short arrays per layer would cost more than the selection. */
+  #pool: Entries = { keys: new Int32Array(0), positions: new Int32Array(0) };
+
+  constructor(budget: Budget) {
+    this.#budget = budget;
+    this.#counts = new Array(budget.model.layers).fill(undefined);
+  }
+
+  /**
+   * Takes one layer's scores, `[kvHeads, L]`, and returns the layers that lose entries now, in ascending order.
+   * Layers may come in any order, each once. The scores are copied as far as they survive.
+   * @throws RangeError when the layer is unknown or came before, or a shape does not fit.
+   */
+  add(layer: number, scores: LayerScores): LayerChange[] {
+    const { model, length, total } = this.#budget;
+    if (!Number.isInteger(layer) || layer < 0 || layer >= model.layers || this.#counts[layer]) {
+      throw new RangeError(`Cannot add layer ${layer}: want each of 0 … ${model.layers - 1} once`);
+    }
+    const added = entriesOf(scores, this.#budget);
+    this.#pool = inserted(this.#pool, added, this.#start(layer));
+    this.#counts[layer] = new Array(model.kvHeads).fill(length);
+    return this.#pool.keys.length > total ? this.#shrink(total) : [];
+  }
+
+  /** Positions that are still in, per KV head, ascending. After the last layer: the final kept sets. */
+  kept(layer: number): Int32Array[] {
+    const counts = this.#counts[layer];
+    if (!counts) throw new RangeError(`Cannot give layer ${layer}: it was not added`);
+    let at = this.#start(layer);
+    return counts.map((count) => this.#pool.positions.slice(at, at += count));
+  }
+
+  /** Bytes of scores, keys and positions held for the survivors. */
+  get scoreBytes(): number {
+    const { keys, second, shields, positions } = this.#pool;
+    return keys.byteLength + (second?.byteLength ?? 0) + (shields?.byteLength ?? 0) + positions.byteLength;
+  }
+
+  /** Where the layer's entries begin. */
+  #start(layer: number): number {
+    return this.#counts.slice(0, layer).flat().reduce<number>((sum, count) => sum + (count ?? 0), 0);
+  }
+
+  /** Keeps the best `total` entries. */
+  #shrink(total: number): LayerChange[] {
+    const cut = new Cut(this.#pool, total), changes: LayerChange[] = [];
+    const rows = new Int32Array(total), places = new Int32Array(total);
+    let start = 0, at = 0;
+    this.#counts.forEach((counts, layer) => {
+      if (!counts) return;
+      const [before, first] = [start, at];
+      const kept = counts.map((count, head) => {
+        const from = at;
+        at = cut.take(start, start + count, rows, at);
+        for (let i = from; i < at; i++) places[i] = start + rows[i];
+        start += count;
+        counts[head] = at - from;
+        return rows.subarray(from, at);
+      });
+      if (at - first < start - before) changes.push({ layer, kept });
+    });
+    this.#pool = picked(this.#pool, places);
+    return changes;
+  }
+}
+
+/** All entries of a layer. */
+function entriesOf(layer: LayerScores, { model, length }: Budget): Entries {
+  segmentsOf(layer, model.kvHeads, length);
+  const { scores, second, protectedEntries } = layer;
+  const positions = new Int32Array(scores.length);
+  for (let i = 0; i < positions.length; i++) positions[i] = i % length;
+  return { keys: keysOf(scores), second: second && keysOf(second), shields: protectedEntries, positions };
+}
+
+function keysOf(floats: Float32Array): Int32Array {
+  const keys = new Int32Array(floats.length);
+  writeKeys(floats, keys, 0);
+  return keys;
+}
+
+/** `more` put into `pool` at place `at`. */
+function inserted(pool: Entries, more: Entries, at: number): Entries {
+  const length = pool.keys.length + more.keys.length;
+  const put = <T extends Int32Array | Uint8Array>(all: T, old: T | undefined, added: T | undefined): T => {
+    if (old) {
+      all.set(old.subarray(0, at));
+      all.set(old.subarray(at), at + more.keys.length);
+    }
+    if (added) all.set(added, at);
+    return all;
+  };
+  return {
+    keys: put(new Int32Array(length), pool.keys, more.keys),
+    positions: put(new Int32Array(length), pool.positions, more.positions),
+    second: pool.second || more.second ? put(new Int32Array(length), pool.second, more.second) : undefined,
+    shields: pool.shields || more.shields ? put(new Uint8Array(length), pool.shields, more.shields) : undefined,
+  };
+}
+
+/** The entries at the given places, as copies. Loops over one type of array each: a shared one would be slower. */
+function picked({ keys, second, shields, positions }: Entries, places: Int32Array): Entries {
+  return {
+    keys: ints(keys, places),
+    second: second && ints(second, places),
+    shields: shields && bytes(shields, places),
+    positions: ints(positions, places),
+  };
+}
+
+function ints(from: Int32Array, places: Int32Array): Int32Array {
+  const to = new Int32Array(places.length);
+  for (let i = 0; i < places.length; i++) to[i] = from[places[i]];
+  return to;
+}
+
+function bytes(from: Uint8Array, places: Int32Array): Uint8Array {
+  const to = new Uint8Array(places.length);
+  for (let i = 0; i < places.length; i++) to[i] = from[places[i]];
+  return to;
+}

@@ -1,0 +1,32 @@
+/** Entries no score can evict: the first `sinks` and the last `window` of every head. */
+import type { Budget } from "../policy/policy.ts";
+
+/** `[kvHeads, L]`, 1 = protected. The budget's sinks and window already fit into `perHead`. */
+export function protectEnds({ model, length, sinks, window }: Budget): Uint8Array {
+  const mask = new Uint8Array(model.kvHeads * length);
+  for (let head = 0; head < model.kvHeads; head++) {
+    mask.fill(1, head * length, head * length + sinks);
+    mask.fill(1, (head + 1) * length - window, (head + 1) * length);
+  }
+  return mask;
+}
+
+/**
+ * Scores of the prefix, `[kvHeads, N]`, with the window appended to each head at one value: `[kvHeads, L]`.
+ * `window` entries per head are added.
+ */
+export function appendWindow(prefix: Float32Array, kvHeads: number, window: number, value: number): Float32Array {
+  const columns = prefix.length / kvHeads, length = columns + window;
+  const scores = new Float32Array(kvHeads * length).fill(value);
+  for (let head = 0; head < kvHeads; head++) {
+    scores.set(prefix.subarray(head * columns, (head + 1) * columns), head * length);
+  }
+  return scores;
+}
+
+/** The largest number in the array; NaN is passed over. `fallback` when there is none. */
+export function largest(values: ArrayLike<number>, fallback = 0): number {
+  let best = -Infinity;
+  for (let i = 0; i < values.length; i++) if (values[i] > best) best = values[i];
+  return best === -Infinity ? fallback : best;
+}

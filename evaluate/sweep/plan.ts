@@ -1,0 +1,111 @@
+/** What a sweep consists of: lists as typed on the command line, and the groups of cells they make. */
+import { checkKeep, type Keep, parseKeep } from "../../core/select/budget.ts";
+import { inputError } from "../../core/errors.ts";
+import type { Policy, PolicySources } from "../../core/policy/policy.ts";
+import { resolvePolicy } from "../../core/policy/registry.ts";
+import { policySources } from "../../model/policy_files/policy_files.ts";
+import type { Runtime } from "../../runtime/interface.ts";
+import { hashOf, type ResultLine } from "../results/results.ts";
+import type { Task } from "../tasks/interface.ts";
+
+/** A policy at a budget, with the texts it came from. */
+export interface AskedCase {
+  readonly policy: Policy;
+  readonly keep: Keep;
+  readonly asked: { readonly policy: string; readonly keep: string };
+}
+
+/** The unit of work: one sample of one task at one length. All policies and budgets of a group share its prefill. */
+export interface Group {
+  readonly task: Task;
+  /** Tokens; null for tasks that are as long as they are. */
+  readonly length: number | null;
+  readonly sample: number;
+}
+
+/** Parts of a list; commas inside brackets belong to their part. */
+export function splitList(text: string): string[] {
+  const parts = [""];
+  let depth = 0;
+  for (const letter of text) {
+    if (letter === "(") depth++;
+    if (letter === ")") depth--;
+    if (letter === "," && depth <= 0) parts.push("");
+    else parts[parts.length - 1] += letter;
+  }
+  return parts.map((part) => part.trim()).filter((part) => part !== "");
+}
+
+/**
+ * {@link parseCases} with the files that policies name, each read once. Among such a policy's parameters stands the
+ * hash of what its file holds, 16 digits, in place of its name: another content is another cell, another name is not.
+ * @throws PalisadeError as `parseCases` and `policySources`.
+ */
+export async function loadCases(runtime: Runtime, policies: string, keeps: string): Promise<AskedCase[]> {
+  const sources = await policySources(splitList(policies), runtime);
+  return parseCases(policies, keeps, sources).map((each) => {
+    const { policy } = each, content = sources.headScores?.get(String(policy.parameters.file));
+    if (content === undefined) return each;
+    const file = hashOf(content, runtime).slice(0, 16);
+    return { ...each, policy: { ...policy, parameters: { ...policy.parameters, file } } };
+  });
+}
+
+/**
+ * Every policy at every budget; policies that keep everything come once, at 100 %, and first.
+ * @throws PalisadeError `policy.*`, `keep.*`, `list.empty`.
+ */
+export function parseCases(policies: string, keeps: string, sources: PolicySources = {}): AskedCase[] {
+  const keepList = nonEmpty(splitList(keeps), "--keep").map((text) => ({ text, keep: parseKeep(text) }));
+  const cases = nonEmpty(splitList(policies), "--policies").flatMap((text): AskedCase[] => {
+    const policy = resolvePolicy(text, sources);
+    if (!policy.keepsAll) {
+      return keepList.map(({ text: keep, ...rest }) => ({ policy, ...rest, asked: { policy: text, keep } }));
+    }
+    return [{ policy, keep: checkKeep({ fraction: 1 }), asked: { policy: text, keep: "100%" } }];
+  });
+  return cases.sort((a, b) => Number(b.policy.keepsAll ?? false) - Number(a.policy.keepsAll ?? false));
+}
+
+/** `1k,2k,512`; k is 1024. @throws PalisadeError `length.syntax`, `list.empty`. */
+export function parseLengths(text: string): number[] {
+  return nonEmpty(splitList(text), "--length").map((part) => {
+    const match = /^([1-9]\d{0,6})(k?)$/i.exec(part);
+    if (match) return Number(match[1]) * (match[2] ? 1024 : 1);
+    throw inputError("length.syntax", `Cannot read length "${part}": want tokens such as 1k, 4k or 800`, "--length");
+  });
+}
+
+export function nonEmpty(list: string[], where: string): string[] {
+  if (list.length > 0) return list;
+  throw inputError("list.empty", `Nothing named by ${where}: want at least one, separated by commas`, where);
+}
+
+/** All groups, sample by sample, so that a sweep cut short holds about as many samples of every task. */
+export function groupsOf(tasks: readonly Task[], lengths: readonly number[], samples: number): Group[] {
+  const groups: Group[] = [];
+  const sized = lengths.map((length) => ({ length, tasks: tasks.filter((task) => task.sized) }));
+  for (const { length, tasks: some } of [{ length: null, tasks: tasks.filter((task) => !task.sized) }, ...sized]) {
+    for (let sample = 0; sample < samples; sample++) {
+      for (const task of some) if (sample < (task.available ?? Infinity)) groups.push({ task, length, sample });
+    }
+  }
+  return groups;
+}
+
+/**
+ * How many of each group's cells look as if lines of an earlier run held them: same task, length and sample, policy and
+ * keep asked for in the same words. What else a cell depends on is left to its id.
+ */
+export function cellsBefore(
+  lines: readonly Pick<ResultLine, "task" | "length" | "sample" | "asked">[],
+  groups: readonly Group[],
+  cases: readonly AskedCase[],
+): Map<Group, number> {
+  const key = (task: string, length: number | null, sample: number, { policy, keep }: AskedCase["asked"]) =>
+    JSON.stringify([task, length, sample, policy, keep]);
+  const held = new Set(lines.map(({ task, length, sample, asked }) => key(task, length, sample, asked)));
+  const isHeld = ({ task, length, sample }: Group) => ({ asked }: AskedCase) =>
+    held.has(key(task.name, length, sample, asked));
+  return new Map(groups.map((group) => [group, cases.filter(isHeld(group)).length]));
+}

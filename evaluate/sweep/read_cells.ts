@@ -1,0 +1,271 @@
+/**
+ * One prefill for many policies and budgets.
+ *
+ * The context is read once and nothing is evicted. After each layer every case is scored and selected from what that
+ * layer left behind, exactly as `openContext` would (`tests/evaluate/collect_test.ts` compares them), and only its kept
+ * positions stay. Policies with other windows or pooling kernels are observed anew on the same rows.
+ *
+ * Memory: the full cache, the kept positions of each case (four bytes an entry), for policies whose layers compete
+ * the scores that are still in the race, and in {@link forkCache} one fork and one layer's kept rows. One fork at a time.
+ */
+import { RaggedCache } from "../../core/cache/ragged.ts";
+import { layerSelections } from "../../core/select/allocate.ts";
+import type { CacheType } from "../../core/cache/entry_type.ts";
+import { type Keep, resolveBudget } from "../../core/select/budget.ts";
+import type { Budget, Needs, NormKind, Observation, Policy, Reduction } from "../../core/policy/policy.ts";
+import { type StreamingSelection, streamingSelection } from "../../core/select/layer_selection.ts";
+import { resolvePolicy } from "../../core/policy/registry.ts";
+import type { Model } from "../../model/model.ts";
+import { LayerReader, type LayerSeen } from "../../model/read/layers.ts";
+import { scoreSources } from "../../model/read/policy_inputs.ts";
+
+/** A policy at a budget. */
+export interface Case {
+  readonly policy: Policy;
+  readonly keep: Keep;
+}
+
+/** What a case would keep of the context. */
+export interface CollectedCase extends Case {
+  readonly budget: Budget;
+  /** Kept positions, ascending, `[layers][kvHeads]`; undefined when everything stays. */
+  readonly kept: readonly (readonly Int32Array[])[] | undefined;
+  /** Milliseconds of scoring and selecting; observing is shared ({@link Collected.ms}). */
+  readonly evictMs: number;
+}
+
+export interface Collected extends Disposable {
+  /** The whole context's cache; disposed with this object. */
+  readonly cache: RaggedCache;
+  readonly cases: readonly CollectedCase[];
+  /** Hidden state of the last token before the final norm, `[width]`. */
+  readonly lastHidden: Float32Array;
+  /** Milliseconds of the forward pass, and of observing for all cases together. */
+  readonly ms: { readonly prefill: number; readonly observe: number };
+}
+
+export interface CollectOptions {
+  /** Lets kvzip repeat the context beyond the trained length. */
+  readonly beyondTrained?: boolean;
+  /** How the cache stores keys and values. Default `f32`. */
+  readonly cacheType?: CacheType;
+  readonly onLayer?: (done: number, layers: number) => void;
+  readonly signal?: AbortSignal;
+}
+
+/** What one prefill of the whole context can measure for everybody. */
+const SHARED: readonly string[] = [
+  "window",
+  "kernel",
+  "valueNorms",
+  "columnSum",
+  "columnMax",
+  "rows",
+  "gate",
+] satisfies readonly (keyof Needs)[];
+
+/** What kvzip and expected-attention ask for unless told otherwise: one pass can do each in one way only. */
+const REPEAT = resolvePolicy("kvzip").needs.reconstruction!;
+const STATISTICS = resolvePolicy("expected-attention").needs.queryStatistics!;
+
+/** False for policies that must read the context in their own way: those go through `openContext`, one by one. */
+export function sharesPrefill({ needs: { reconstruction, queryStatistics, ...needs }, streams }: Policy): boolean {
+  const repeats = !reconstruction ||
+    (reconstruction.chunk === REPEAT.chunk && reconstruction.postfix === REPEAT.postfix);
+  const foresees = !queryStatistics ||
+    (queryStatistics.sinks === STATISTICS.sinks && queryStatistics.future === STATISTICS.future);
+  return !streams && repeats && foresees &&
+    Object.entries(needs).every(([name, wanted]) => !wanted || SHARED.includes(name));
+}
+
+/**
+ * Reads `ids` and notes what each of `cases` keeps. All must share a prefill ({@link sharesPrefill}).
+ * @throws PalisadeError `keep.*`, `context.*` as `resolveBudget`.
+ */
+export async function collect(
+  model: Omit<Model, keyof AsyncDisposable>,
+  ids: readonly number[],
+  cases: readonly Case[],
+  options: CollectOptions = {},
+): Promise<Collected> {
+  const { config } = model;
+  const gatherers = cases.map((each) => new Gatherer(each, resolveBudget(each.policy, each.keep, ids.length, config)));
+  const scoring = gatherers.filter(({ keepsAll }) => !keepsAll);
+  const cache = new RaggedCache(model.backend, config, options.cacheType);
+  try {
+    const observer = new Observer(cache, scoring, (layer) => model.file.readFloat32(`blk.${layer}.attn_output.weight`));
+    const { beyondTrained, signal } = options;
+    const sources = await scoreSources(model, observer.wanted, ids, { beyondTrained });
+    const reader = new LayerReader(model.dense, cache, ids, { ...observer.wanted, ...sources, signal });
+    const ms = { prefill: 0, observe: 0 };
+    for (let layer = 0; layer < config.layers; layer++) {
+      const start = performance.now();
+      const seen = await reader.layer(layer);
+      const read = performance.now();
+      const observed = await observer.observe(layer, seen);
+      ms.prefill += read - start;
+      ms.observe += performance.now() - read;
+      for (const gatherer of scoring) await gatherer.add(layer, observed.get(gatherer)!, cache);
+      options.onLayer?.(layer + 1, config.layers);
+    }
+    cache.advance(ids.length);
+    return {
+      cache,
+      cases: gatherers.map((gatherer) => gatherer.result()),
+      lastHidden: reader.lastHidden(),
+      ms,
+      [Symbol.dispose]: () => cache[Symbol.dispose](),
+    };
+  } catch (error) {
+    cache[Symbol.dispose]();
+    throw error;
+  }
+}
+
+/**
+ * A cache of its own that holds only the kept entries; `full`, which must be whole, is left as it is. Layer by layer,
+ * so that copies of one layer's kept rows are held beside the fork, never of all.
+ */
+export function forkCache(full: RaggedCache, kept: readonly (readonly Int32Array[])[]): RaggedCache {
+  const { backend, shape, type } = full;
+  const fork = new RaggedCache(backend, shape, type);
+  try {
+    for (let layer = 0; layer < shape.layers; layer++) {
+      const rows = full.rows(layer);
+      // In a whole cache a row's index is its position.
+      fork.fill(layer, kept[layer].map((positions, head) => ({ ...rows.copyRows(head, positions), positions })));
+    }
+    fork.advance(full.position);
+    return fork;
+  } catch (error) {
+    fork[Symbol.dispose]();
+    throw error;
+  }
+}
+
+/** Scores and selects for one case, layer by layer. */
+class Gatherer {
+  readonly case: Case;
+  readonly budget: Budget;
+  readonly keepsAll: boolean;
+  readonly #kept: Int32Array[][] = [];
+  readonly #overLayers?: StreamingSelection;
+  #ms = 0;
+
+  constructor(each: Case, budget: Budget) {
+    this.case = each;
+    this.budget = budget;
+    this.keepsAll = each.policy.keepsAll === true || budget.perHead >= budget.length;
+    if (!this.keepsAll) this.#overLayers = streamingSelection(each.policy, budget);
+  }
+
+  async add(layer: number, observation: Observation, cache: RaggedCache): Promise<void> {
+    const start = performance.now();
+    const scores = this.case.policy.score(observation, this.budget);
+    if (this.#overLayers) this.#overLayers.add(layer, scores);
+    else {
+      const kept: Int32Array[] = [];
+      for (const selection of layerSelections(this.case.policy, this.budget, scores)) {
+        kept.push(...await cache.backend.select(selection));
+      }
+      this.#kept.push(kept);
+    }
+    this.#ms += performance.now() - start;
+  }
+
+  result(): CollectedCase {
+    const { layers } = this.budget.model;
+    const selection = this.#overLayers;
+    const kept = selection ? Array.from({ length: layers }, (_, layer) => selection.kept(layer)) : this.#kept;
+    return { ...this.case, budget: this.budget, kept: this.keepsAll ? undefined : kept, evictMs: this.#ms };
+  }
+}
+
+/** Measures one layer as often as there are different windows and kernels. */
+class Observer {
+  readonly wanted: { readonly needs: Needs; readonly window: number };
+  readonly #cache: RaggedCache;
+  readonly #groups: readonly ObserveGroup[];
+  readonly #outputWeights: (layer: number) => Promise<Float32Array>;
+
+  constructor(
+    cache: RaggedCache,
+    gatherers: readonly Gatherer[],
+    outputWeights: (layer: number) => Promise<Float32Array>,
+  ) {
+    this.#cache = cache;
+    this.#outputWeights = outputWeights;
+    this.#groups = groupsOf(gatherers);
+    const observed = gatherers.filter(({ case: { policy } }) => policy.needs.window);
+    this.wanted = {
+      needs: unionOf(gatherers),
+      window: observed.reduce((most, { budget }) => Math.max(most, budget.window), 0),
+    };
+  }
+
+  async observe(layer: number, seen: LayerSeen): Promise<Map<Gatherer, Observation>> {
+    const { windowQueries, ...shared } = seen;
+    const rows = this.#cache.rows(layer);
+    const norms = new Map<NormKind | undefined, Float32Array>();
+    for (const kind of new Set(this.#groups.flatMap(({ members }) => members.map(normsOf)))) {
+      if (kind) norms.set(kind, await this.#valueNorms(layer, kind));
+    }
+    const observations = new Map<Gatherer, Observation>();
+    for (const { members, needs, window } of this.#groups) {
+      const { model: shape, length } = members[0].budget;
+      const queries = windowQueries.subarray(windowQueries.length - window * shape.heads * shape.headDim);
+      const measured = needs.window || needs.rows ? await rows.observe(queries, window, needs) : {};
+      const observation = { layer, shape, length, window, ...shared, ...measured };
+      for (const member of members) {
+        observations.set(member, { ...observation, valueNorms: norms.get(normsOf(member)) });
+      }
+    }
+    return observations;
+  }
+
+  async #valueNorms(layer: number, kind: NormKind): Promise<Float32Array> {
+    const { heads, headDim } = this.#cache.shape;
+    const wo = await this.#outputWeights(layer);
+    return await this.#cache.rows(layer).valueNorms(wo, wo.length / (heads * headDim), kind);
+  }
+}
+
+/** Cases that one call of `observe` serves. */
+interface ObserveGroup {
+  readonly members: readonly Gatherer[];
+  readonly needs: Needs;
+  readonly window: number;
+}
+
+function normsOf(gatherer: Gatherer): NormKind | undefined {
+  return gatherer.case.policy.needs.valueNorms;
+}
+
+function groupsOf(gatherers: readonly Gatherer[]): ObserveGroup[] {
+  const byKey = new Map<string, Gatherer[]>();
+  for (const gatherer of gatherers) {
+    const { policy: { needs } } = gatherer.case;
+    const key = `${gatherer.budget.window}/${needs.window ? needs.kernel ?? "" : "none"}`;
+    byKey.set(key, [...byKey.get(key) ?? [], gatherer]);
+  }
+  return [...byKey.values()].map((members) => ({
+    members,
+    needs: { ...unionOf(members), kernel: members[0].case.policy.needs.kernel },
+    window: members[0].budget.window,
+  }));
+}
+
+function unionOf(gatherers: readonly Gatherer[]): Needs {
+  const needs = gatherers.map(({ case: { policy } }) => policy.needs);
+  const window = new Set<Reduction>(needs.flatMap((each) => each.window ?? []));
+  return {
+    ...(window.size > 0 && { window: [...window] }),
+    ...(needs.some((each) => each.valueNorms) && { valueNorms: "l1" }),
+    columnSum: needs.some((each) => each.columnSum),
+    columnMax: needs.some((each) => each.columnMax),
+    rows: needs.some((each) => each.rows),
+    gate: needs.some((each) => each.gate),
+    ...(needs.some((each) => each.reconstruction) && { reconstruction: REPEAT }),
+    ...(needs.some((each) => each.queryStatistics) && { queryStatistics: STATISTICS }),
+  };
+}

@@ -1,0 +1,293 @@
+/**
+ * The cells of one sample: generate it, read it once, answer it from every evicted cache. This is the unit to schedule
+ * from outside: it needs a loaded model and a {@link Group}, knows which cells are done by their ids, and yields lines.
+ */
+import { resolveBudget } from "../../core/select/budget.ts";
+import type { CacheType } from "../../core/cache/entry_type.ts";
+import { inputError } from "../../core/errors.ts";
+import type { RaggedCache } from "../../core/cache/ragged.ts";
+import { type Gate, writeGate } from "../../model/gate/file.ts";
+import type { Model } from "../../model/model.ts";
+import { contextIds, questionIds } from "../../model/text/prompt.ts";
+import { openContext } from "../../model/session.ts";
+import type { Runtime } from "../../runtime/interface.ts";
+import { answerBeside, answerFully, type ComparedAnswer, type FullAnswer } from "./answer.ts";
+import { collect, type Collected, forkCache, sharesPrefill } from "./read_cells.ts";
+import type { Haystack } from "../tasks/haystack.ts";
+import { scoreAnswer } from "../tasks/metrics.ts";
+import type { AskedCase, Group } from "./plan.ts";
+import { cellId, type CellInputs, hashOf, type Protocol, RESULT_FORMAT, type ResultLine } from "../results/results.ts";
+import { shadingOf } from "../report/shading.ts";
+import { sampleSeed } from "../tasks/draw.ts";
+import type { Prompt, Sample } from "../tasks/interface.ts";
+
+/** A loaded model and what its cells' ids need to know of it. */
+export interface Subject {
+  readonly model: Model;
+  readonly runtime: Runtime;
+  /** SHA-256 of the model file. */
+  readonly sha256: string;
+  readonly palisade: string;
+}
+
+export interface GroupOptions {
+  readonly seed: number;
+  readonly protocol: Protocol;
+  readonly haystack: Haystack;
+  /** Cells that need not be computed. */
+  readonly isDone: (id: string) => boolean;
+  /** Samples of each task whose lines hold the tokens and how many heads keep each. Default 1, contexts up to 8192. */
+  readonly shaded?: number;
+  readonly beyondTrained?: boolean;
+  /** How the caches store keys and values, the full one too. Default `f32`. */
+  readonly cacheType?: CacheType;
+  readonly onStep?: (label: string, done: number, total: number) => void;
+  readonly signal?: AbortSignal;
+}
+
+/** Longest context whose tokens are put into a line. */
+const MOST_SHADED = 8192;
+
+/** One case of the group with its id. */
+interface Cell extends AskedCase {
+  readonly inputs: CellInputs;
+  readonly id: string;
+}
+
+/**
+ * Computes the group's missing cells and yields each as soon as it is there, policies in the order given.
+ * @throws PalisadeError `context.too-long`, `keep.*`, `length.*`, `haystack.*`.
+ */
+export async function* runGroup(
+  subject: Subject,
+  group: Group,
+  cases: readonly AskedCase[],
+  options: GroupOptions,
+): AsyncGenerator<ResultLine> {
+  const { model } = subject;
+  const sample = makeSample(model, group, options);
+  const prompt = promptFor(sample, options.protocol);
+  const ids = contextIds(model.frame, model.tokenizer, prompt.context);
+  const asked = questionIds(model.frame, model.tokenizer, prompt.question, prompt.answerPrefix);
+  refuseTooLong(model, ids.length + asked.length + sample.maxNewTokens, options.beyondTrained ?? false);
+  const cells: Cell[] = [];
+  for (const each of cases) {
+    cells.push(cellOf(subject, group, sample, ids.length, await named(subject, each), options));
+  }
+  const missing = cells.filter(({ id }) => !options.isDone(id));
+  if (missing.length === 0) return;
+
+  const answering = {
+    maxNewTokens: sample.maxNewTokens,
+    contextLength: options.beyondTrained ? Infinity : model.config.contextLength,
+    signal: options.signal,
+  };
+  const shared = missing.filter(({ policy }) => sharesPrefill(policy));
+  using collected = await collect(model, ids, shared, {
+    beyondTrained: options.beyondTrained,
+    cacheType: options.cacheType,
+    signal: options.signal,
+    onLayer: (done, layers) => options.onStep?.("reading, layer", done, layers),
+  });
+  const full = await answerFully(model, collected.cache, asked, answering);
+  for (const [i, cell] of missing.entries()) {
+    options.onStep?.("answering, cell", i, missing.length);
+    const evicted = sharesPrefill(cell.policy)
+      ? fork(collected, shared.indexOf(cell))
+      : await readAlone(model, prompt.context, cell, options);
+    try {
+      const answer = evicted.cache === collected.cache
+        ? sameAnswer(full)
+        : await answerBeside(model, evicted.cache, asked, full, answering);
+      const tokens = { context: ids.length, question: asked.length, answer: answer.ids.length, full: full.ids.length };
+      const shading = shade(group, model, ids, evicted.cache, options);
+      yield lineOf(subject, cell, sample, { evicted, collected, full, answer, tokens, shading });
+    } finally {
+      if (evicted.cache !== collected.cache) evicted.cache[Symbol.dispose]();
+    }
+  }
+}
+
+/** Nothing was evicted: the answer is the full cache's. */
+function sameAnswer({ ids, text, finish, ms }: FullAnswer): ComparedAnswer {
+  return { ids, text, finish, ms, firstDifference: null, kl: { mean: 0, max: 0 } };
+}
+
+/**
+ * The sample of a group, the same for the same seed, haystack, tokenizer and chat frame.
+ * @throws PalisadeError `length.too-small`, `haystack.*`.
+ */
+export function makeSample(
+  model: Pick<Model, "frame" | "tokenizer">,
+  { task, length, sample: index }: Group,
+  { seed, haystack }: Pick<GroupOptions, "seed" | "haystack">,
+): Sample {
+  const promptTokens = ({ context, question, answerPrefix }: Prompt) =>
+    contextIds(model.frame, model.tokenizer, context).length +
+    questionIds(model.frame, model.tokenizer, question, answerPrefix).length;
+  return task.generate({
+    length: length ?? 0,
+    seed: sampleSeed(seed, task.name, length ?? 0, index),
+    index,
+    haystack,
+    promptTokens,
+    textTokens: (text) => model.tokenizer.encode(text).length,
+  });
+}
+
+/** `query-aware` puts the question into the text that is compressed, as kvpress's evaluation does. */
+function promptFor(sample: Sample, protocol: Protocol): Omit<Prompt, "question"> & { readonly question?: string } {
+  if (protocol === "context-first") return sample;
+  return { context: `${sample.context}\n${sample.question}`, answerPrefix: sample.answerPrefix };
+}
+
+function refuseTooLong(model: Model, tokens: number, allowed: boolean): void {
+  const { contextLength, name } = model.config;
+  if (allowed || tokens <= contextLength) return;
+  const message = `A sample takes ${tokens} tokens, but ${name} was trained on ${contextLength}: ` +
+    "ask for a shorter --length, or pass --beyond-trained";
+  throw inputError("context.too-long", message, "--length");
+}
+
+function cellOf(
+  { model, runtime, sha256, palisade }: Subject,
+  { task, length, sample: index }: Group,
+  sample: Sample,
+  contextTokens: number,
+  each: AskedCase,
+  { seed, protocol, haystack, cacheType = "f32" }: GroupOptions,
+): Cell {
+  const { model: _, ...budget } = resolveBudget(each.policy, each.keep, contextTokens, model.config);
+  const { context, question, answerPrefix, answers, metric, maxNewTokens } = sample;
+  const inputs: CellInputs = {
+    format: RESULT_FORMAT,
+    model: { name: model.config.name, sha256 },
+    frame: hashOf(model.frame, runtime),
+    sampleHash: hashOf({ context, question, answerPrefix, answers, metric, source: task.source }, runtime),
+    task: task.name,
+    length,
+    sample: index,
+    seed,
+    haystack: task.sized ? { name: haystack.name, sha256: haystack.sha256 } : null,
+    protocol,
+    ...(cacheType !== "f32" && { cacheType }),
+    maxNewTokens,
+    policy: { name: each.policy.name, parameters: each.policy.parameters },
+    keep: each.keep,
+    budget,
+    engines: { palisade, backend: model.backend.detail, dense: model.dense.detail },
+  };
+  return { ...each, inputs, id: cellId(inputs, runtime) };
+}
+
+/** A policy that works with a gate or soft tokens has their hash among its parameters: others make another cell. */
+async function named(subject: Subject, each: AskedCase): Promise<AskedCase> {
+  const { needs: { gate, softTokens } } = each.policy;
+  const hashes = {
+    ...(gate && { gate: await gateHash(subject) }),
+    ...(softTokens && { file: await softTokensHash(subject, softTokens.file) }),
+  };
+  return { ...each, policy: { ...each.policy, parameters: { ...each.policy.parameters, ...hashes } } };
+}
+
+async function softTokensHash({ model, runtime }: Subject, file: string): Promise<string> {
+  const { embeddings: { buffer, byteOffset, byteLength } } = await model.softTokens(file);
+  const hasher = runtime.host!.sha256();
+  hasher.update(new Uint8Array(buffer, byteOffset, byteLength));
+  return hasher.digest().slice(0, 16);
+}
+
+const gateHashes = new WeakMap<Gate, string>();
+
+/** The first 16 digits of the SHA-256 of the model's gate. */
+async function gateHash({ model, runtime }: Subject): Promise<string> {
+  const gate = await model.gate();
+  const known = gateHashes.get(gate);
+  if (known) return known;
+  const hasher = runtime.host!.sha256();
+  hasher.update(writeGate(gate.info, gate));
+  const hash = hasher.digest().slice(0, 16);
+  gateHashes.set(gate, hash);
+  return hash;
+}
+
+/** An evicted cache and what it took to make it. */
+interface Evicted {
+  readonly cache: RaggedCache;
+  readonly evictMs: number;
+  readonly forkMs: number;
+  readonly prefillMs?: number;
+}
+
+/** The full cache itself when everything stays, a copy of what stays otherwise. */
+function fork(collected: Collected, at: number): Evicted {
+  const { kept, evictMs } = collected.cases[at];
+  if (kept === undefined) return { cache: collected.cache, evictMs, forkMs: 0 };
+  const start = performance.now();
+  const cache = forkCache(collected.cache, kept);
+  return { cache, evictMs, forkMs: performance.now() - start };
+}
+
+async function readAlone(model: Model, text: string, cell: Cell, options: GroupOptions): Promise<Evicted> {
+  const { policy, keep } = cell;
+  const { beyondTrained, cacheType, signal } = options;
+  const { cache, ms } = await openContext(model, text, { policy, keep, beyondTrained, cacheType, signal });
+  return { cache, evictMs: ms.evict, forkMs: 0, prefillMs: ms.prefill };
+}
+
+function headCounts(cache: RaggedCache): number[][] {
+  const { layers, kvHeads } = cache.shape;
+  return Array.from(
+    { length: layers },
+    (_, layer) => Array.from({ length: kvHeads }, (_, head) => cache.length(layer, head)),
+  );
+}
+
+function shade(group: Group, model: Model, ids: readonly number[], cache: RaggedCache, options: GroupOptions) {
+  if (group.sample >= (options.shaded ?? 1) || ids.length > MOST_SHADED) return undefined;
+  return shadingOf(cache, model.tokenizer, ids);
+}
+
+function lineOf(
+  { runtime }: Subject,
+  { id, inputs, asked }: Cell,
+  sample: Sample,
+  { evicted, collected, full, answer, tokens, shading }: {
+    evicted: Evicted;
+    collected: Collected;
+    full: FullAnswer;
+    answer: ComparedAnswer;
+    tokens: ResultLine["tokens"];
+    shading: ResultLine["shading"];
+  },
+): ResultLine {
+  const score = (text: string) => scoreAnswer(sample.metric, text, sample.answers);
+  return {
+    id,
+    ...inputs,
+    asked,
+    question: sample.question,
+    answerPrefix: sample.answerPrefix,
+    expected: sample.answers,
+    metric: sample.metric,
+    answer: answer.text,
+    finish: answer.finish,
+    score: score(answer.text),
+    full: { answer: full.text, score: score(full.text) },
+    firstDifference: answer.firstDifference,
+    kl: answer.kl,
+    tokens,
+    kept: headCounts(evicted.cache),
+    bytes: { live: evicted.cache.bytes().live, full: collected.cache.bytes().live },
+    ms: {
+      prefill: evicted.prefillMs ?? collected.ms.prefill,
+      observe: collected.ms.observe,
+      evict: evicted.evictMs,
+      fork: evicted.forkMs,
+      ...answer.ms,
+    },
+    ...(shading && { shading }),
+    runtime: `${runtime.name} ${runtime.version}`,
+    at: new Date().toISOString(),
+  };
+}

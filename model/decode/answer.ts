@@ -1,0 +1,181 @@
+/** One question over the kept entries. */
+import { type Health, healthOf } from "../../core/cache/health.ts";
+import { CacheLimit, type Foretold, type LimitFigures } from "../../core/cache/limit.ts";
+import type { RaggedCache } from "../../core/cache/ragged.ts";
+import { inputError } from "../../core/errors.ts";
+import type { StepRule } from "../../core/rules/rule.ts";
+import { extend } from "./extend.ts";
+import type { Model } from "../model.ts";
+import { controlPositions, questionIds } from "../text/prompt.ts";
+import { createSampler, type SamplerOptions } from "./sampler.ts";
+
+export interface AskOptions extends SamplerOptions {
+  /** Most tokens to generate. Default 256. */
+  readonly maxTokens?: number;
+  /** The reply starts with this text; it is part of the answer. */
+  readonly answerPrefix?: string;
+  /** Called with each piece of the answer as it is decoded, the prefix first. */
+  readonly onText?: (text: string) => void;
+  /** Ends the answer early; what there is comes back with finish `interrupted`. */
+  readonly signal?: AbortSignal;
+}
+
+/**
+ * Why an answer ended: `stop` the model ended it, `length` the token limit, `context` the trained context is full,
+ * `interrupted` the caller's signal.
+ */
+export type Finish = "stop" | "length" | "context" | "interrupted";
+
+export interface Answer {
+  readonly question: string;
+  /** The whole reply, with the answer prefix. */
+  readonly answer: string;
+  readonly finish: Finish;
+  /** Generated ids, end token included when there was one. */
+  readonly ids: readonly number[];
+  readonly questionTokens: number;
+  /** Milliseconds for the question's tokens, and for each generated token on average (0 when none was decoded). */
+  readonly ms: { readonly question: number; readonly decodePerToken: number };
+  /** The cache when the answer ended, question and answer in it. */
+  readonly health: Health;
+  /** What the cap did, where there is one. */
+  readonly maxCache?: CapFigures;
+}
+
+/** What a cap did during one answer. Bytes are those of the answer's own copy of the context's cache. */
+export interface CapFigures extends LimitFigures {
+  /** The most live bytes. */
+  readonly peakBytes: number;
+  readonly allocatedBytes: number;
+}
+
+/** `true`: a kept key stays at the position it was made for. `rerotate`: kept keys close up, `RaggedCache.realign`. */
+export type Positions = "true" | "rerotate";
+
+/** What all questions to one context have in common. */
+export interface DecodePlan {
+  readonly positions: Positions;
+  /** Goes on beyond the trained context. */
+  readonly beyondTrained: boolean;
+  /** The cap: entries per head on average, and the rule that evicts. */
+  readonly maxCache?: { readonly tokens: number; readonly rule: StepRule; readonly foretold?: Foretold };
+  /** Positions of the chat template's control tokens in the context. */
+  readonly markers: readonly number[];
+}
+
+/** Answers `question` from what `context` holds; afterwards it holds the same. PalisadeErrors: `context.too-long`. */
+export async function answer(
+  model: Model,
+  context: RaggedCache,
+  question: string,
+  options: AskOptions,
+  plan: DecodePlan,
+): Promise<Answer> {
+  const { tokenizer, dense, config } = model;
+  const prefix = options.answerPrefix ?? "";
+  const maxTokens = options.maxTokens ?? 256;
+  if (!Number.isInteger(maxTokens) || maxTokens < 1) {
+    throw new RangeError(`ask() wants maxTokens ≥ 1, not ${maxTokens}`);
+  }
+  const sampler = createSampler(options);
+  const asked = questionIds(model.frame, tokenizer, question, prefix);
+  const end = lastPosition(plan, config.contextLength);
+  if (context.position + asked.length > end) {
+    throw inputError(
+      "context.too-long",
+      `Context and question have ${context.position + asked.length} tokens, but ${config.name} was trained on ${end}`,
+      "--question",
+    );
+  }
+  using turn = openTurn(model, context, asked, plan);
+  const { cache, limit } = turn;
+  const text = tokenizer.stream();
+  const ids: number[] = [];
+  let reply = "";
+  const emit = (piece: string) => {
+    reply += piece;
+    if (piece !== "") options.onText?.(piece);
+  };
+  const start = performance.now();
+  let decodeStart = start, finish: Finish = "length";
+  try {
+    emit(prefix);
+    let logits = await extend(dense, cache, asked, { signal: options.signal, limit });
+    decodeStart = performance.now();
+    while (ids.length < maxTokens) {
+      const id = sampler.next(logits);
+      ids.push(id);
+      if (tokenizer.endIds.has(id)) {
+        finish = "stop";
+        break;
+      }
+      emit(text.push(id));
+      if (ids.length === maxTokens) break;
+      if (cache.position >= end) {
+        finish = "context";
+        break;
+      }
+      logits = await extend(dense, cache, [id], { signal: options.signal, limit });
+    }
+  } catch (error) {
+    if (!options.signal?.aborted) throw error;
+    finish = "interrupted";
+  }
+  emit(text.end());
+  const steps = Math.max(0, ids.length - 1);
+  return {
+    question,
+    answer: reply,
+    finish,
+    ids,
+    questionTokens: asked.length,
+    ms: {
+      question: decodeStart - start,
+      decodePerToken: steps === 0 ? 0 : (performance.now() - decodeStart) / steps,
+    },
+    health: healthOf(cache, config.contextLength),
+    ...(limit && { maxCache: capFigures(cache, limit) }),
+  };
+}
+
+/** The position no token may have. Under a cap that closes its gaps, `CacheLimit` keeps every position below it. */
+function lastPosition(plan: DecodePlan, trained: number): number {
+  return plan.beyondTrained || (plan.maxCache && plan.positions === "rerotate") ? Infinity : trained;
+}
+
+/** The cache that one question works on. */
+interface Turn extends Disposable {
+  readonly cache: RaggedCache;
+  readonly limit?: CacheLimit;
+}
+
+/**
+ * Without a cap that is the context's own cache, trimmed afterwards, which costs nothing. What a cap evicts can't be
+ * trimmed back, so there it is a copy: every question starts from the same context, whatever was asked before.
+ */
+function openTurn(model: Model, context: RaggedCache, asked: readonly number[], plan: DecodePlan): Turn {
+  const { maxCache, positions } = plan;
+  if (!maxCache) {
+    const mark = context.mark();
+    return { cache: context, [Symbol.dispose]: () => context.trim(mark) };
+  }
+  const { contextLength, rope } = model.config;
+  const ahead = controlPositions(asked, model.tokenizer).map((at) => context.seen + at);
+  const cache = context.fork();
+  try {
+    const limit = new CacheLimit(cache, {
+      ...maxCache,
+      markers: new Set([...plan.markers, ...ahead]),
+      ...(positions === "rerotate" && { realign: rope, ...(!plan.beyondTrained && { longest: contextLength }) }),
+    });
+    return { cache, limit, [Symbol.dispose]: () => cache[Symbol.dispose]() };
+  } catch (error) {
+    cache[Symbol.dispose]();
+    throw error;
+  }
+}
+
+function capFigures(cache: RaggedCache, limit: CacheLimit): CapFigures {
+  const { peak, allocated } = cache.bytes();
+  return { ...limit.figures(), peakBytes: peak, allocatedBytes: allocated };
+}

@@ -1,0 +1,66 @@
+/** Token-major forward pass: new tokens (a question, or one generated token) over a cache that may be evicted. */
+import type { CacheLimit } from "../../core/cache/limit.ts";
+import type { RaggedCache } from "../../core/cache/ragged.ts";
+import { project } from "./project.ts";
+import type { DenseEngine } from "../dense/interface.ts";
+
+/** Tokens per dense call; bounds the activations of a long question. */
+const CHUNK = 256;
+
+/**
+ * Runs `ids` through all layers, appends one entry per token to every head, and returns the logits of the last `rows`
+ * tokens, `[rows, vocabulary]`; 1 ≤ rows ≤ ids. Each token sees what the cache kept plus the tokens before it.
+ * With a `limit` the cache never exceeds it: room is made before each chunk, and a chunk is as short as its rule wants.
+ */
+export async function extend(
+  dense: DenseEngine,
+  cache: RaggedCache,
+  ids: ArrayLike<number>,
+  options: { signal?: AbortSignal; rows?: number; limit?: CacheLimit } = {},
+): Promise<Float32Array> {
+  const { config } = dense;
+  const rows = options.rows ?? 1;
+  if (ids.length === 0) throw new RangeError("extend() needs at least one token");
+  if (rows < 1 || rows > ids.length) throw new RangeError(`extend() can't give ${rows} rows of ${ids.length} tokens`);
+  const wanted = new Float32Array(rows * config.width);
+  const { limit } = options;
+  for (let start = 0, count = 0; start < ids.length; start += count) {
+    options.signal?.throwIfAborted();
+    count = Math.min(limit?.chunk ?? CHUNK, CHUNK, ids.length - start);
+    await limit?.makeRoom(count);
+    const hidden = await forward(dense, cache, Array.from(ids).slice(start, start + count), {
+      onInput: (layer, input) => limit?.foretell(layer, input, count),
+      limit,
+    });
+    const first = start - (ids.length - rows);
+    wanted.set(hidden.subarray(Math.max(0, -first) * config.width), Math.max(0, first) * config.width);
+  }
+  return await dense.logits(wanted, rows);
+}
+
+/**
+ * All layers over one chunk: `[count, width]` hidden states before the final norm. `onInput` is called with what goes into
+ * each layer, `[count, width]`, not to be changed.
+ */
+export async function forward(
+  dense: DenseEngine,
+  cache: RaggedCache,
+  ids: readonly number[],
+  { limit, onInput }: { limit?: CacheLimit; onInput?: (layer: number, hidden: Float32Array) => Promise<void> | void } =
+    {},
+): Promise<Float32Array> {
+  const { config } = dense, count = ids.length;
+  let hidden = dense.embed(ids);
+  for (let layer = 0; layer < config.layers; layer++) {
+    await onInput?.(layer, hidden);
+    const qkv = await dense.qkv(layer, hidden, count);
+    const { queries, keys, values } = project(config, qkv, count, cache.position);
+    cache.append(layer, keys, values, count, cache.position);
+    const want = { probabilities: limit?.wantsProbabilities };
+    const { output, probabilities } = await cache.rows(layer).decodeAttention(queries, count, want);
+    if (probabilities) limit?.observe(layer, probabilities);
+    hidden = await dense.finish(layer, hidden, output, count);
+  }
+  cache.advance(count);
+  return hidden;
+}

@@ -1,0 +1,42 @@
+/** The step between `qkv` and `finish` that every path shares: split the projections and rotate queries and keys. */
+import type { ModelConfig, Rope } from "../config.ts";
+import { type RopeTable, ropeTable, rotate } from "./rope.ts";
+
+export interface Projected {
+  /** `[count, heads, headDim]`, rotated. */
+  readonly queries: Float32Array;
+  /** `[count, kvHeads, headDim]`, rotated. */
+  readonly keys: Float32Array;
+  /** `[count, kvHeads, headDim]`. */
+  readonly values: Float32Array;
+}
+
+/** Splits `qkv`, `[count, (heads + 2·kvHeads)·headDim]`, and rotates q and k to positions `first`, `first + 1`, … */
+export function project(config: ModelConfig, qkv: Float32Array, count: number, first: number): Projected {
+  const { heads, kvHeads, headDim, rope } = config;
+  const q = heads * headDim, kv = kvHeads * headDim, row = q + 2 * kv;
+  const queries = new Float32Array(count * q);
+  const keys = new Float32Array(count * kv);
+  const values = new Float32Array(count * kv);
+  for (let t = 0; t < count; t++) {
+    const at = t * row;
+    queries.set(qkv.subarray(at, at + q), t * q);
+    keys.set(qkv.subarray(at + q, at + q + kv), t * kv);
+    values.set(qkv.subarray(at + q + kv, at + row), t * kv);
+  }
+  const table = tableOf(rope, first, count);
+  rotate(queries, heads, headDim, rope, table);
+  rotate(keys, kvHeads, headDim, rope, table);
+  return { queries, keys, values };
+}
+
+/** The last table of each model: all layers ask for the same positions. */
+const lastTables = new WeakMap<Rope, { readonly first: number; readonly count: number; readonly table: RopeTable }>();
+
+function tableOf(rope: Rope, first: number, count: number): RopeTable {
+  const last = lastTables.get(rope);
+  if (last?.first === first && last.count === count) return last.table;
+  const table = ropeTable(rope, first, count);
+  lastTables.set(rope, { first, count, table });
+  return table;
+}

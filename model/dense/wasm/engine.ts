@@ -1,0 +1,266 @@
+/**
+ * Dense engine on the project's own kernels: the file's 4-bit and 8-bit blocks are held once, as they stand in the GGUF,
+ * and multiplied there, over the threads of a crew where there is one. Q5_0 becomes Q8_0, without loss; the other types
+ * become float32.
+ */
+import type { Crew } from "../../../wasm/threads/pool.ts";
+import { type Board, OwnBoard } from "../../../wasm/threads/barrier.ts";
+import { type KernelType, matrixBytes } from "../../../wasm/dense/products.ts";
+import { DENSE } from "../../../wasm/dense/service.ts";
+import {
+  boardFloats,
+  type DensePlan,
+  DenseShare,
+  type MatrixPlan,
+  STEP,
+  type Step,
+  worthSharing,
+} from "../../../wasm/dense/part.ts";
+import { Kernels, type WasmOptions } from "../../../wasm/module.ts";
+import type { ModelConfig } from "../../config.ts";
+import { dequantise } from "../../file/gguf/dequantise.ts";
+import type { GgufFile } from "../../file/gguf/reader.ts";
+import type { DenseEngine } from "../interface.ts";
+import { WeightLoader, WeightMemory } from "./weights.ts";
+
+export interface WasmDenseOptions {
+  /**
+   * `float32`: float32 arithmetic, logits as near to the file's weights as the other engines'. `quantised`: inputs of
+   * each product in blocks of int16, off by at most 2⁻¹⁶ of the block's largest; several times as fast. Default
+   * `quantised`.
+   */
+  readonly precision?: "float32" | "quantised";
+  /** Called after each layer is held, and after the head. */
+  readonly onProgress?: (done: number, total: number) => void;
+  /** Stops between layers. */
+  readonly signal?: AbortSignal;
+  /** Which build of the kernels, how much memory; with a crew, of its threads. */
+  readonly kernels?: WasmOptions;
+  /**
+   * Threads that own some rows of every matrix. Results have the bits of one thread's. Steps that are too small to be
+   * shared out (`worthSharing`) run on this thread, which then holds all their rows.
+   */
+  readonly crew?: Crew;
+  /** For tests: another threshold than `WORK_PER_WAIT`. */
+  readonly workPerWait?: number;
+}
+
+/** Rows that pass through the kernels together: enough to reuse unpacked weights, few enough to bound the buffers. */
+const ROWS = 64;
+/** Embeddings asked of another thread at a time. */
+const EMBEDDINGS = 4096;
+
+/**
+ * Makes the engine from a GGUF whose configuration was checked (`configOf`). PalisadeErrors: `wasm.start`,
+ * `wasm.memory` when the weights don't fit, `gguf.*` for tensors that can't be read, `threads.ended` (later calls, too);
+ * `signal.reason` when stopped.
+ */
+export async function createWasmEngine(
+  file: GgufFile,
+  config: ModelConfig,
+  options: WasmDenseOptions = {},
+): Promise<DenseEngine> {
+  const { crew, signal, onProgress, workPerWait } = options;
+  const memory = new WeightMemory(await Kernels.start(options.kernels ?? crew?.kernels), crew);
+  const id = memory.newId();
+  try {
+    const sizes = sizesOf(config), alone = (step: Step) => !worthSharing(sizes, step, 1, workPerWait);
+    const loader = new WeightLoader(memory, file, alone);
+    const layers: Awaited<ReturnType<WeightLoader["layer"]>>[] = [];
+    for (let index = 0; index < config.layers; index++) {
+      signal?.throwIfAborted();
+      layers.push(await loader.layer(config, index));
+      onProgress?.(index + 1, config.layers + 1);
+    }
+    const { width, vocabulary, tiedHead } = config;
+    const norm = await loader.floats("output_norm.weight");
+    const embedding = await loader.matrix("token_embd", vocabulary, width, tiedHead ? STEP.logits : "here");
+    const head = tiedHead ? embedding : await loader.matrix("output", vocabulary, width, STEP.logits);
+    const exact = options.precision === "float32";
+    const plans = head.map((own, part): DensePlan => ({
+      ...sizes,
+      exact,
+      layers: layers.map((layer) => layer[part]),
+      norm: norm[part],
+      head: own,
+    }));
+    await memory.finish(id, plans);
+    onProgress?.(config.layers + 1, config.layers + 1);
+    return new WasmEngine(memory, id, config, plans, embedding, workPerWait);
+  } catch (error) {
+    memory.free(id);
+    throw error;
+  }
+}
+
+function sizesOf({ width, heads, kvHeads, headDim, feedForward, vocabulary, normEpsilon }: ModelConfig) {
+  const attention = heads * headDim, projected = (heads + 2 * kvHeads) * headDim;
+  return { width, attention, projected, feedForward, vocabulary, normEpsilon };
+}
+
+class WasmEngine implements DenseEngine {
+  readonly name = "wasm";
+  readonly detail: string;
+  readonly config: ModelConfig;
+  readonly weightBytes: number;
+  readonly #id: number;
+  readonly #plan: DensePlan;
+  /** For steps that this thread takes alone. */
+  readonly #board: Board = new OwnBoard();
+  readonly #workPerWait?: number;
+  /** Each thread's rows of the embeddings. */
+  readonly #embedding: readonly MatrixPlan[];
+  #memory: WeightMemory | undefined;
+  #alone: DenseShare | undefined;
+  /** With a crew only. */
+  #share: DenseShare | undefined;
+  /** Ends when the calls so far have: they share the board. */
+  #last: Promise<unknown> = Promise.resolve();
+
+  /** `plans`, `embedding`: each thread's, and what this one takes alone. */
+  constructor(
+    memory: WeightMemory,
+    id: number,
+    config: ModelConfig,
+    plans: readonly DensePlan[],
+    embedding: readonly MatrixPlan[],
+    workPerWait?: number,
+  ) {
+    const { kernels, crew, threads, stored } = memory, plan = plans[0];
+    const simd = kernels.relaxed ? "relaxed SIMD" : "SIMD", count = `${threads} thread${threads > 1 ? "s" : ""}`;
+    const inputs = plan.exact ? "float32 arithmetic" : "16-bit inputs";
+    this.detail = `own WebAssembly kernels, ${simd}, ${count}, weights as in the file, ${inputs}`;
+    this.config = config;
+    this.weightBytes = memory.bytes;
+    this.#id = id;
+    this.#plan = plan;
+    this.#workPerWait = workPerWait;
+    const here = embedding[threads];
+    this.#embedding = here.outputs === config.vocabulary ? [here] : embedding.slice(0, threads);
+    this.#memory = memory;
+    this.#alone = new DenseShare(kernels, this.#board, plans[threads], stored);
+    this.#share = crew && new DenseShare(kernels, crew.board, plan, stored);
+  }
+
+  embed(ids: ArrayLike<number>): Float32Array {
+    const memory = this.#alive("embed()"), { width, vocabulary } = this.config;
+    const out = new Float32Array(ids.length * width);
+    for (let i = 0; i < ids.length; i++) {
+      const id = ids[i];
+      if (!Number.isInteger(id) || id < 0 || id >= vocabulary) {
+        throw new RangeError(`embed() wants token ids from 0 to ${vocabulary - 1}, not ${id}`);
+      }
+    }
+    const places = Array.from(ids, (id, place) => ({ id, place }));
+    this.#embedding.forEach(({ type, inputs, weights, column, outputs }, rank) => {
+      const mine = places.filter(({ id }) => id >= column && id < column + outputs);
+      for (let first = 0; first < mine.length; first += EMBEDDINGS) {
+        const some = mine.slice(first, first + EMBEDDINGS), rowBytes = matrixBytes(type as KernelType, 1, inputs);
+        const rows = memory.rows(rank, weights, rowBytes, some.map(({ id }) => id - column));
+        some.forEach(({ place }, i) => {
+          const row = rows.subarray(i * rowBytes, (i + 1) * rowBytes);
+          dequantise(type, row, out.subarray(place * width, (place + 1) * width));
+        });
+      }
+    });
+    return out;
+  }
+
+  // deno-lint-ignore require-await -- a bad shape must reject, not throw
+  async qkv(layer: number, hidden: Float32Array, count: number): Promise<Float32Array> {
+    this.#checkLayer("qkv()", layer);
+    checkRows("qkv() hidden", hidden, count, this.config.width);
+    return this.#inChunks(STEP.qkv, layer, count, [hidden], this.#plan.projected);
+  }
+
+  // deno-lint-ignore require-await -- a bad shape must reject, not throw
+  async finish(layer: number, hidden: Float32Array, attention: Float32Array, count: number): Promise<Float32Array> {
+    this.#checkLayer("finish()", layer);
+    checkRows("finish() hidden", hidden, count, this.config.width);
+    checkRows("finish() attention", attention, count, this.#plan.attention);
+    return this.#inChunks(STEP.finish, layer, count, [hidden, attention], this.config.width);
+  }
+
+  // deno-lint-ignore require-await -- a bad shape must reject, not throw
+  async logits(hidden: Float32Array, count: number): Promise<Float32Array> {
+    this.#alive("logits()");
+    checkRows("logits() hidden", hidden, count, this.config.width);
+    return this.#inChunks(STEP.logits, 0, count, [hidden], this.config.vocabulary);
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    // This thread's memory goes with the instance.
+    this.#memory?.free(this.#id);
+    this.#memory = this.#share = this.#alone = undefined;
+    return Promise.resolve();
+  }
+
+  #alive(what: string): WeightMemory {
+    if (!this.#memory) throw new Error(`The dense engine is disposed; ${what} can't run`);
+    return this.#memory;
+  }
+
+  #checkLayer(what: string, index: number): void {
+    this.#alive(what);
+    const { layers } = this.config;
+    if (!(Number.isInteger(index) && index >= 0 && index < layers)) {
+      throw new RangeError(`${what} wants a layer from 0 to ${layers - 1}, not ${index}`);
+    }
+  }
+
+  /** Runs a step over chunks of the rows; `width`: numbers of a row of the result. */
+  async #inChunks(
+    step: Step,
+    layer: number,
+    count: number,
+    inputs: readonly Float32Array[],
+    width: number,
+  ): Promise<Float32Array> {
+    const out = new Float32Array(count * width);
+    for (let first = 0; first < count; first += ROWS) {
+      const rows = Math.min(ROWS, count - first), part = (all: Float32Array) => chunk(all, first, rows, count);
+      const turn = this.#last.then(() => this.#step(step, layer, rows, inputs.map(part), part(out)));
+      this.#last = turn.catch(() => {});
+      await turn;
+    }
+    return out;
+  }
+
+  async #step(step: Step, layer: number, count: number, inputs: readonly Float32Array[], out: Float32Array) {
+    const memory = this.#alive("a step");
+    const crew = worthSharing(this.#plan, step, count, this.#workPerWait) ? memory.crew : undefined;
+    const board = crew?.board ?? this.#board;
+    board.reserve(boardFloats(this.#plan, step, count));
+    let at = 0;
+    for (const input of inputs) {
+      board.floats(at, input.length).set(input);
+      at += input.length;
+    }
+    const asks = [];
+    for (let rank = 1; rank < (crew?.size ?? 1); rank++) {
+      asks.push(crew!.ask(rank, { operation: DENSE.step, numbers: [this.#id, step, layer, count], arrays: [] }));
+    }
+    const running = (crew ? this.#share : this.#alone)!.start(step, layer, count);
+    try {
+      while (!running.next()) await crew?.meet();
+    } finally {
+      running.stop();
+      // Failed or not: until all have answered, they may write to the board.
+      for (const [i, ask] of asks.entries()) await crew!.answer(i + 1, ask);
+    }
+    out.set(board.floats(step === STEP.finish ? 0 : count * this.config.width, out.length));
+  }
+}
+
+/** Rows `first … first + rows − 1` of `count`. */
+function chunk(all: Float32Array, first: number, rows: number, count: number): Float32Array {
+  const width = all.length / count;
+  return all.subarray(first * width, (first + rows) * width);
+}
+
+function checkRows(what: string, floats: Float32Array, count: number, width: number): void {
+  if (!Number.isInteger(count) || count < 1) throw new RangeError(`${what} wants at least one row, not ${count}`);
+  if (floats.length !== count * width) {
+    throw new RangeError(`${what} wants [${count}, ${width}], not ${floats.length} numbers`);
+  }
+}

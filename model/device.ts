@@ -1,0 +1,36 @@
+/** Picks the backend a user named, or the fastest that is there. */
+import { resourceError } from "../core/errors.ts";
+import type { Crew } from "../wasm/threads/pool.ts";
+import type { Backend } from "../core/backend/interface.ts";
+import { createReferenceBackend } from "../core/backend/reference.ts";
+
+export const BACKEND_CHOICES = ["auto", "ts", "wasm"] as const;
+export type BackendChoice = typeof BACKEND_CHOICES[number];
+
+export interface PickOptions {
+  /** Threads for the kernels (`model/threads.ts` starts them); without them one. The caller ends them. */
+  readonly crew?: Crew;
+}
+
+/**
+ * `ts`: the plain backend. `wasm`: the kernels, or an error. `auto`: the kernels where they load, else `ts`, whose
+ * `detail` then says why.
+ * @throws PalisadeError `backend.missing` when a NAMED backend can't start; never a silent replacement.
+ */
+export async function pickBackend(choice: BackendChoice, options: PickOptions = {}): Promise<Backend> {
+  if (choice === "ts") return createReferenceBackend();
+  try {
+    // Loaded only when wanted: the kernels are a quarter of a megabyte of text.
+    if (options.crew) return await (await import("../wasm/threads/backend.ts")).createThreadedBackend(options.crew);
+    return await (await import("../wasm/backend.ts")).createWasmBackend();
+  } catch (cause) {
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    if (choice === "auto") return explained(createReferenceBackend(), reason);
+    throw resourceError("backend.missing", `The wasm backend can't start: ${reason}`, "--backend", cause);
+  }
+}
+
+/** The same backend, saying why the faster one is not there. */
+function explained(backend: Backend, reason: string): Backend {
+  return { ...backend, detail: `${backend.detail}; wasm can't start: ${reason.split("\n")[0]}` };
+}

@@ -1,0 +1,139 @@
+import type { Rope } from "../../config.ts";
+import { inputError } from "../../../core/errors.ts";
+import { quoted } from "./cursor.ts";
+import { optionalNumber, optionalString, refuseField, requireNumber } from "./fields.ts";
+import type { GgufFile } from "./types.ts";
+
+const DEFAULT_BASE = 10000;
+/** YaRN's defaults, arXiv 2309.00071 section 3.2. */
+const BETA_FAST = 32;
+const BETA_SLOW = 1;
+const FACTORS = "rope_freqs.weight";
+
+/** What RoPE's fields depend on besides the file. */
+export interface RopeContext {
+  /** Prefix of the keys. */
+  readonly architecture: string;
+  readonly pairs: Rope["pairs"];
+  readonly headDim: number;
+  /** Trained context in tokens. */
+  readonly contextLength: number;
+}
+
+/**
+ * RoPE as the metadata has it: plain, linear or YaRN scaling, and the divisors of `rope_freqs.weight` (llama 3).
+ * YaRN's frequencies and default attention factor follow transformers (`modeling_rope_utils.py`,
+ * `_compute_yarn_parameters`); `rope.scaling.attn_factor` multiplies that factor, as in llama.cpp (`llama-context.cpp`).
+ * Errors: `gguf.missing`, `gguf.value`, `gguf.shape`, `gguf.unsupported`.
+ */
+export async function ropeOf(gguf: GgufFile, context: RopeContext): Promise<Rope> {
+  const { architecture, headDim } = context;
+  const rotatedKey = `${architecture}.rope.dimension_count`;
+  const rotated = optionalNumber(gguf, rotatedKey, { min: 2, max: headDim, integer: true }) ?? headDim;
+  if (rotated % 2 !== 0) throw refuseField(gguf, rotatedKey, "gguf.value", `${rotated} dimensions; they go in pairs`);
+  const base = optionalNumber(gguf, `${architecture}.rope.freq_base`, { min: 1 }) ?? DEFAULT_BASE;
+  const plain = Float64Array.from({ length: rotated / 2 }, (_, j) => base ** (-2 * j / rotated));
+  const divided = await divide(gguf, plain);
+  return { pairs: context.pairs, rotated, ...scale(gguf, divided, base, context) };
+}
+
+/** Divides by the factors of llama 3, where the file has them. */
+async function divide(gguf: GgufFile, frequencies: Float64Array): Promise<Float64Array> {
+  const tensor = gguf.tensors.get(FACTORS);
+  if (tensor === undefined) return frequencies;
+  const where = `tensor[${quoted(FACTORS)}]`;
+  if (tensor.shape.length !== 1 || tensor.elements !== frequencies.length) {
+    throw inputError(
+      "gguf.shape",
+      `${gguf.name}: ${FACTORS} has shape [${tensor.shape}]; [${frequencies.length}] is right`,
+      `${where}.shape`,
+    );
+  }
+  const factors = await gguf.readFloat32(FACTORS);
+  return frequencies.map((frequency, j) => {
+    if (Number.isFinite(factors[j]) && factors[j] > 0) return frequency / factors[j];
+    throw inputError("gguf.value", `${gguf.name}: ${FACTORS}[${j}] is ${factors[j]}; positive is right`, where);
+  });
+}
+
+function scale(
+  gguf: GgufFile,
+  frequencies: Float64Array,
+  base: number,
+  context: RopeContext,
+): Pick<Rope, "frequencies" | "magnitude"> {
+  const prefix = `${context.architecture}.rope.scaling`;
+  const attention = optionalNumber(gguf, `${prefix}.attn_factor`, { min: Number.MIN_VALUE }) ?? 1;
+  const type = scalingType(gguf, context.architecture);
+  switch (type) {
+    case "none":
+      return { frequencies, magnitude: attention };
+    case "linear": {
+      const factor = scalingFactor(gguf, context.architecture);
+      return { frequencies: frequencies.map((frequency) => frequency / factor), magnitude: attention };
+    }
+    case "yarn": {
+      const factor = scalingFactor(gguf, context.architecture);
+      const magnitude = attention * (factor > 1 ? 0.1 * Math.log(factor) + 1 : 1);
+      return { frequencies: yarn(gguf, frequencies, base, factor, context), magnitude };
+    }
+    default:
+      throw refuseField(
+        gguf,
+        `${prefix}.type`,
+        "gguf.unsupported",
+        `RoPE scaling ${quoted(type)}; supported are none, linear and yarn`,
+      );
+  }
+}
+
+/** A factor without a type means linear, as llama.cpp takes it. */
+function scalingType(gguf: GgufFile, architecture: string): string {
+  const type = optionalString(gguf, `${architecture}.rope.scaling.type`);
+  if (type !== undefined) return type;
+  const keys = [`${architecture}.rope.scaling.factor`, `${architecture}.rope.scale_linear`];
+  return keys.some((key) => gguf.metadata.has(key)) ? "linear" : "none";
+}
+
+function scalingFactor(gguf: GgufFile, architecture: string): number {
+  const range = { min: Number.MIN_VALUE };
+  const older = `${architecture}.rope.scale_linear`;
+  const key = `${architecture}.rope.scaling.factor`;
+  if (!gguf.metadata.has(key) && gguf.metadata.has(older)) return requireNumber(gguf, older, range);
+  return requireNumber(gguf, key, range);
+}
+
+/** Fast pairs keep their frequency, slow ones are divided by `factor`, those between are mixed. */
+function yarn(
+  gguf: GgufFile,
+  frequencies: Float64Array,
+  base: number,
+  factor: number,
+  context: RopeContext,
+): Float64Array {
+  const prefix = `${context.architecture}.rope.scaling`;
+  for (const key of ["yarn_ext_factor", "yarn_attn_factor", "yarn_log_multiplier"]) {
+    if (gguf.metadata.has(`${prefix}.${key}`)) {
+      throw refuseField(gguf, `${prefix}.${key}`, "gguf.unsupported", "this YaRN setting is not supported");
+    }
+  }
+  if (base <= 1) {
+    throw refuseField(gguf, `${context.architecture}.rope.freq_base`, "gguf.value", `${base}; YaRN needs more than 1`);
+  }
+  const positive = { min: Number.MIN_VALUE };
+  const fast = optionalNumber(gguf, `${prefix}.yarn_beta_fast`, positive) ?? BETA_FAST;
+  const slow = optionalNumber(gguf, `${prefix}.yarn_beta_slow`, positive) ?? BETA_SLOW;
+  const original = optionalNumber(gguf, `${prefix}.original_context_length`, { min: 1, integer: true }) ??
+    context.contextLength;
+
+  const rotated = 2 * frequencies.length;
+  /** The (fractional) pair that turns `turns` times over the original context. */
+  const pairOf = (turns: number) => rotated * Math.log(original / (turns * 2 * Math.PI)) / (2 * Math.log(base));
+  const low = Math.max(Math.floor(pairOf(fast)), 0);
+  const high = Math.min(Math.ceil(pairOf(slow)), rotated - 1);
+  const span = Math.max(high - low, 0.001);
+  return frequencies.map((frequency, j) => {
+    const slowness = Math.min(Math.max((j - low) / span, 0), 1);
+    return frequency * (1 - slowness) + frequency / factor * slowness;
+  });
+}

@@ -1,0 +1,188 @@
+/**
+ * Fits a gate for a model on this machine: layer by layer, for all texts, KVzip's importance (`model/read/reconstruct.ts`) is
+ * regressed on the attention layer's input after its norm.
+ *
+ * Layer-major over all texts: a layer's keys and values exist for one text at a time, XᵀX for one layer. What goes from
+ * layer to layer is the hidden states of the texts and of the prompts that repeat them, about 2 × tokens × width
+ * floats; they are saved so that a calibration goes on where it was stopped.
+ */
+import { RaggedCache } from "../../../core/cache/ragged.ts";
+import { conformalQuantile } from "../../../core/worst_case/conformal.ts";
+import type { Runtime } from "../../../runtime/interface.ts";
+import { GATE_FORMAT, type GateInfo } from "../file.ts";
+import type { GateWeights } from "../scorer.ts";
+import type { Model } from "../../model.ts";
+import { LayerReader } from "../../read/layers.ts";
+import { repeatPrompts } from "../../read/reconstruct.ts";
+import { FLOOR, LayerCalibration, type LayerFit, type LayerText, RECENT, SKIPPED } from "./layer.ts";
+import { type CalibrationPlan, HELD_OUT_TOKENS } from "./plan.ts";
+import { restore, save } from "./state.ts";
+
+/** Milliseconds of work that may be lost: the state is saved after the first layer that ends so long after the last. */
+const SAVE_EVERY_MS = 5000;
+
+export interface CalibrateOptions {
+  /** SHA-256 of the model file. */
+  readonly sha256: string;
+  /** Where to keep the state; without one a stopped calibration begins anew. */
+  readonly statePath?: string;
+  /** Milliseconds between two saved states, at the least. Default 5000. */
+  readonly saveEveryMs?: number;
+  /** Called after every text with texts × layers. */
+  readonly onProgress?: (done: number, total: number) => void;
+  readonly signal?: AbortSignal;
+}
+
+/** How often the worst-case margin held. */
+export interface Coverage {
+  readonly coverage: number;
+  /** The margin: ln importance ≤ score + q. */
+  readonly margin: number;
+  /** Share of held-out texts within the margin of all the others. */
+  readonly heldOut: number;
+  /** Share of texts of a kind never seen within the margin; nothing is promised for them. */
+  readonly shifted: number;
+}
+
+export interface Calibration {
+  readonly info: GateInfo;
+  readonly gate: GateWeights;
+  readonly coverage: readonly Coverage[];
+}
+
+/** Coverages that are reported. */
+const COVERAGES = [0.8, 0.9, 0.95];
+
+/**
+ * Fits the gate. When `signal` aborts, the last saved state stays and the promise rejects with its reason.
+ * @throws PalisadeError as `repeatPrompts` and what files and engines throw.
+ */
+export async function calibrate(
+  model: Model,
+  runtime: Runtime,
+  plan: CalibrationPlan,
+  options: CalibrateOptions,
+): Promise<Calibration> {
+  const { config } = model, { statePath, signal, onProgress } = options;
+  const texts = [...plan.fit, ...plan.heldOut, ...plan.shifted].map((ids) => new TextReader(model, ids, signal));
+  try {
+    const states = texts.flatMap((text) => text.states());
+    const fingerprint = fingerprintOf(model, runtime, plan, options.sha256);
+    const layers = statePath ? await restore(statePath, runtime, fingerprint, states) : [];
+    let saved = performance.now(), done = layers.length * texts.length;
+    for (let layer = layers.length; layer < config.layers; layer++) {
+      const gains = await model.file.readFloat32(`blk.${layer}.attn_norm.weight`);
+      const calibration = new LayerCalibration(config, gains);
+      for (const [i, text] of texts.entries()) {
+        signal?.throwIfAborted();
+        const seen = await text.layer(layer);
+        if (i < plan.fit.length) calibration.add(seen);
+        else calibration.check(seen, i < plan.fit.length + plan.heldOut.length ? "heldOut" : "shifted");
+        if (i === plan.fit.length - 1) calibration.fit();
+        onProgress?.(++done, texts.length * config.layers);
+      }
+      layers.push(calibration.result());
+      if (statePath && performance.now() - saved >= (options.saveEveryMs ?? SAVE_EVERY_MS)) {
+        await save(statePath, runtime, { fingerprint, layers }, states);
+        saved = performance.now();
+      }
+    }
+    return assemble(model, plan, layers, options.sha256);
+  } finally {
+    for (const text of texts) text[Symbol.dispose]();
+  }
+}
+
+/** What must be the same for a state to be gone on from. */
+function fingerprintOf(model: Model, runtime: Runtime, plan: CalibrationPlan, sha256: string): string {
+  const hasher = runtime.host!.sha256();
+  const { frame, dense, backend } = model;
+  const parts = [sha256, frame, plan, dense.detail, backend.detail, FLOOR, SKIPPED, RECENT];
+  hasher.update(new TextEncoder().encode(JSON.stringify(parts)));
+  return hasher.digest();
+}
+
+/** One text on its way through the layers; gives up each layer's keys and values at once. */
+class TextReader implements Disposable {
+  readonly #cache: RaggedCache;
+  readonly #reader: LayerReader;
+  readonly #tokens: number;
+  readonly #width: number;
+  /** The layer's input, copied while it is read. */
+  #input = new Float32Array(0);
+
+  constructor(model: Model, ids: readonly number[], signal?: AbortSignal) {
+    const { width } = model.config;
+    this.#tokens = ids.length;
+    this.#width = width;
+    this.#cache = new RaggedCache(model.backend, model.config);
+    const reconstruction = { chunk: ids.length, postfix: 0 };
+    this.#reader = new LayerReader(model.dense, this.#cache, ids, {
+      needs: { reconstruction },
+      window: 0,
+      prompts: repeatPrompts(model, ids, reconstruction),
+      onInput: (_, hidden, first) => this.#input.set(hidden, first * width),
+      signal,
+    });
+  }
+
+  states(): Float32Array[] {
+    return this.#reader.states();
+  }
+
+  async layer(layer: number): Promise<LayerText> {
+    const input = this.#input = new Float32Array(this.#tokens * this.#width);
+    const { reconstruction } = await this.#reader.layer(layer);
+    this.#cache.compact(layer, Array.from({ length: this.#cache.shape.kvHeads }, () => new Int32Array(0)));
+    this.#input = new Float32Array(0);
+    return { hidden: input, importance: reconstruction!, tokens: this.#tokens };
+  }
+
+  [Symbol.dispose](): void {
+    this.#cache[Symbol.dispose]();
+  }
+}
+
+function assemble({ config }: Model, plan: CalibrationPlan, layers: readonly LayerFit[], sha256: string): Calibration {
+  const { name, architecture, kvHeads, width } = config;
+  const worst = (set: "heldOut" | "shifted") =>
+    plan[set].map((_, text) => Math.max(...layers.map((layer) => layer.worst[set][text])));
+  const scores = worst("heldOut"), shifted = worst("shifted");
+  return {
+    gate: {
+      weights: Float32Array.from(layers.flatMap((layer) => layer.weights.flat())),
+      bias: Float32Array.from(layers.flatMap((layer) => layer.bias)),
+    },
+    info: {
+      format: GATE_FORMAT,
+      model: { name, sha256, architecture, layers: config.layers, kvHeads, width },
+      calibration: {
+        texts: plan.sources,
+        seed: plan.seed,
+        tokens: plan.fit.reduce((sum, ids) => sum + ids.length, 0),
+        textTokens: Math.max(...plan.fit.map((ids) => ids.length)),
+        floor: FLOOR,
+        skipped: SKIPPED,
+      },
+      ridge: layers.map(({ ridge }) => ridge),
+      correlation: layers.map(({ correlation }) => correlation),
+      conformal: {
+        textTokens: HELD_OUT_TOKENS,
+        window: RECENT,
+        scores: [...scores].sort((a, b) => a - b).map((score) => Number(score.toFixed(4))),
+      },
+    },
+    coverage: COVERAGES.map((coverage) => coverageOf(coverage, scores, shifted)),
+  };
+}
+
+function coverageOf(coverage: number, scores: readonly number[], shifted: readonly number[]): Coverage {
+  const margin = conformalQuantile(scores, coverage);
+  const covered = scores.filter((score, i) => score <= conformalQuantile(scores.filter((_, j) => j !== i), coverage));
+  return {
+    coverage,
+    margin,
+    heldOut: covered.length / scores.length,
+    shifted: shifted.filter((score) => score <= margin).length / shifted.length,
+  };
+}

@@ -1,0 +1,128 @@
+/**
+ * Soft tokens from a safetensors file: embeddings that no word has, trained to look at a context as the answers to come
+ * will (Judge Q, arXiv 2509.10798). docs/gates.md describes the file.
+ *
+ * Tensor `embeddings`, F32 or F16 `[count, width]`, what goes into layer 0; the metadata key `palisade_soft_tokens` holds
+ * a {@link SoftTokensInfo} as JSON.
+ */
+import { inputError, type PalisadeError } from "../../core/errors.ts";
+import type { Runtime } from "../../runtime/interface.ts";
+import type { ModelConfig } from "../config.ts";
+import { sha256Of } from "../gate/find.ts";
+import { parseSafetensors, writeSafetensors } from "../file/safetensors.ts";
+
+/** The form of the metadata. */
+export const SOFT_TOKENS_FORMAT = 1;
+const KEY = "palisade_soft_tokens";
+const TENSOR = "embeddings";
+/** The paper's 64 are already harder to train than 32. */
+export const MAX_SOFT_TOKENS = 1024;
+/** Largest file that is read: as many tokens of width 16384 as float32. */
+const MAX_BYTES = 2 ** 27;
+
+/** For which model they were trained, and in what words their maker says on what. */
+export interface SoftTokensInfo {
+  readonly format: typeof SOFT_TOKENS_FORMAT;
+  readonly model: {
+    readonly name: string;
+    /** SHA-256 of the model file, hexadecimal. */
+    readonly sha256: string;
+    readonly architecture: string;
+    readonly width: number;
+  };
+  readonly trained: string;
+}
+
+export interface SoftTokens {
+  /** Where they came from, for messages. */
+  readonly name: string;
+  readonly info: SoftTokensInfo;
+  /** `[count, width]`. */
+  readonly embeddings: Float32Array;
+}
+
+/** The file's bytes. @throws RangeError when the embeddings are no whole rows. */
+export function writeSoftTokens(info: SoftTokensInfo, embeddings: Float32Array): Uint8Array<ArrayBuffer> {
+  const { width } = info.model, shape = [Math.floor(embeddings.length / width), width];
+  return writeSafetensors([{ name: TENSOR, dtype: "F32", shape, data: embeddings }], { [KEY]: JSON.stringify(info) });
+}
+
+/**
+ * Reads a file's bytes; `name` is for messages. PalisadeErrors of kind input: `safetensors.*`, `soft-tokens.format` (some
+ * other file, or another version), `soft-tokens.metadata`, `soft-tokens.shape`, `soft-tokens.values` (not finite).
+ */
+export function parseSoftTokens(bytes: Uint8Array, name: string): SoftTokens {
+  const file = parseSafetensors(bytes, name);
+  const info = parseInfo(file.metadata.get(KEY), name);
+  const found = file.tensors.get(TENSOR), { width } = info.model;
+  if (!found) throw refuse("shape", name, `there is no tensor ${TENSOR}`);
+  const [count, columns] = found.shape;
+  if (found.shape.length !== 2 || columns !== width || count < 1 || count > MAX_SOFT_TOKENS) {
+    const wanted = `1 to ${MAX_SOFT_TOKENS} × ${width}`;
+    throw refuse("shape", name, `tensor ${TENSOR} is ${found.shape.join(" × ") || "one number"}; want ${wanted}`);
+  }
+  const embeddings = found.read();
+  if (!embeddings.every(Number.isFinite)) {
+    throw refuse("values", name, `tensor ${TENSOR} holds numbers that are not finite`);
+  }
+  return { name, info, embeddings };
+}
+
+/**
+ * Refuses soft tokens of another model file.
+ * @throws PalisadeError `soft-tokens.model`, naming both.
+ */
+export function checkSoftTokens({ name, info: { model } }: SoftTokens, config: ModelConfig, sha256: string): void {
+  const { architecture, width } = config;
+  if (model.sha256 === sha256 && model.architecture === architecture && model.width === width) return;
+  const describe = (each: { name: string; architecture: string; width: number }, hash: string) =>
+    `${each.name} (${each.architecture}, width ${each.width}, SHA-256 ${hash.slice(0, 12)}…)`;
+  const reason = `they were trained for ${describe(model, model.sha256)}, not for ${describe(config, sha256)}`;
+  throw refuse("model", name, reason);
+}
+
+/** Reads and checks one file. PalisadeErrors: `file.*`, `soft-tokens.large`, and those of parsing and checking. */
+export async function loadSoftTokens(
+  path: string,
+  runtime: Runtime,
+  model: { readonly path: string; readonly config: ModelConfig },
+): Promise<SoftTokens> {
+  const source = await runtime.openFile(path);
+  let tokens: SoftTokens;
+  try {
+    if (source.size > MAX_BYTES) {
+      throw refuse("large", path, `the file has ${source.size} bytes; want at most ${MAX_BYTES}`);
+    }
+    tokens = parseSoftTokens(await source.read(0, source.size), path);
+  } finally {
+    await source.close();
+  }
+  checkSoftTokens(tokens, model.config, await sha256Of(model.path, runtime));
+  return tokens;
+}
+
+function refuse(code: string, name: string, reason: string): PalisadeError {
+  return inputError(`soft-tokens.${code}`, `Can't use the soft tokens: ${reason}`, name);
+}
+
+function parseInfo(text: string | undefined, name: string): SoftTokensInfo {
+  if (text === undefined) throw refuse("format", name, `there is no ${KEY} in its metadata; it is some other file`);
+  let info: Partial<SoftTokensInfo> | null;
+  try {
+    info = JSON.parse(text);
+  } catch (error) {
+    throw refuse("metadata", name, `its ${KEY} is no JSON: ${(error as Error).message}`);
+  }
+  if (info?.format !== SOFT_TOKENS_FORMAT) {
+    throw refuse("format", name, `it has format ${info?.format}; ${SOFT_TOKENS_FORMAT} is read`);
+  }
+  const { model, trained } = info;
+  const texts = [model?.name, model?.sha256, model?.architecture, trained];
+  if (!texts.every((each) => typeof each === "string") || !/^[0-9a-f]{64}$/.test(model!.sha256)) {
+    throw refuse("metadata", name, "want model with name, SHA-256 and architecture, and trained, all of them texts");
+  }
+  if (!Number.isInteger(model!.width) || model!.width < 1 || model!.width > 2 ** 20) {
+    throw refuse("metadata", name, `model.width is ${model!.width}; want a whole number of a sensible size`);
+  }
+  return info as SoftTokensInfo;
+}

@@ -1,0 +1,277 @@
+/**
+ * `--risk ε`: reading with the smallest budget whose risk is at most ε (`core/worst_case/risk_budget.ts`), in whole tokens per head,
+ * so that `--keep N` with the N found keeps the same.
+ *
+ * The kept set of a budget is known when all layers are scored, and its risk when the attention of the window is set
+ * against it. So layers wait: all of them, keys and values, if they fit into `maxCacheBytes`, and what the budget found
+ * does not cover is evicted in place. If they don't fit, every round of the search reads the context anew (two or three
+ * rounds, one more before for policies whose layers compete or share), holding one layer at a time, and so does the last
+ * reading, with the budget found.
+ *
+ * The observed rows must not change with the budget: budgets below sinks + window, which shrink the window, are not tried.
+ */
+import type { Backend } from "../../core/backend/interface.ts";
+import { RaggedCache } from "../../core/cache/ragged.ts";
+import { resolveBudget } from "../../core/select/budget.ts";
+import { observationFor } from "../../core/measure/window.ts";
+import type { Budget, LayerScores, Observation } from "../../core/policy/policy.ts";
+import { largestMasses, smallestBudget } from "../../core/worst_case/risk_budget.ts";
+import { selectAll } from "../../core/select/select_layers.ts";
+import { entryBytes } from "../../core/cache/entry_type.ts";
+import { selectLayer } from "../../core/select/allocate.ts";
+import { streamingSelection } from "../../core/select/layer_selection.ts";
+import type { DenseEngine } from "../dense/interface.ts";
+import { Explainer } from "./explain.ts";
+import { LayerReader, type LayerSeen, observeLayer, readContext, type ReadOptions, type ReadResult } from "./layers.ts";
+
+export interface RiskOptions extends Omit<ReadOptions, "budget" | "threshold"> {
+  /** ε, 0 < ε < 1. */
+  readonly risk: number;
+  /** Bytes of keys and values that may wait. */
+  readonly maxCacheBytes: number;
+}
+
+/** What the search did. */
+export interface RiskFigures {
+  readonly asked: number;
+  /** The risk at the budget found, ≤ asked. */
+  readonly reached: number;
+  /** Times the context was read. */
+  readonly passes: number;
+  /** The most bytes held at once over all passes: keys, values, observations and candidate sets. */
+  readonly peakBytes: number;
+}
+
+export interface RiskResult extends ReadResult {
+  readonly budget: Budget;
+  readonly risk: RiskFigures;
+}
+
+/** Reads `ids` (at least one) into a new cache at the smallest budget that holds the risk. The caller owns the cache. */
+export async function readAtRisk(
+  dense: DenseEngine,
+  backend: Backend,
+  ids: ArrayLike<number>,
+  options: RiskOptions,
+): Promise<RiskResult> {
+  const search = new RiskSearch(dense, backend, ids, options);
+  try {
+    return await search.run();
+  } catch (error) {
+    search[Symbol.dispose]();
+    throw error;
+  }
+}
+
+/** A layer in the search: everything is still there. */
+interface Visit {
+  readonly layer: number;
+  readonly seen: LayerSeen;
+}
+
+class RiskSearch implements Disposable {
+  readonly #dense: DenseEngine;
+  readonly #backend: Backend;
+  readonly #ids: ArrayLike<number>;
+  readonly #options: RiskOptions;
+  readonly #window: number;
+  readonly #waits: boolean;
+  #cache?: RaggedCache;
+  #waiting?: { reader: LayerReader; seen: LayerSeen[] };
+  readonly #observations: Observation[] = [];
+  #passes = 0;
+  #peak = 0;
+  #activationBytes = 0;
+  #ms = { prefill: 0, evict: 0 };
+  readonly #now: () => number;
+
+  constructor(dense: DenseEngine, backend: Backend, ids: ArrayLike<number>, options: RiskOptions) {
+    const { kvHeads, headDim, layers } = dense.config;
+    this.#dense = dense;
+    this.#backend = backend;
+    this.#ids = ids;
+    this.#options = options;
+    this.#window = observationFor(options.policy, this.#budget(ids.length)).window;
+    this.#waits =
+      ids.length * layers * kvHeads * entryBytes(headDim, options.cacheType ?? "f32") <= options.maxCacheBytes;
+    this.#now = options.now ?? (() => performance.now());
+  }
+
+  [Symbol.dispose](): void {
+    this.#cache?.[Symbol.dispose]();
+  }
+
+  async run(): Promise<RiskResult> {
+    const { policy, risk } = this.#options;
+    const most = this.#ids.length, least = Math.min(most, Math.max(1, policy.sinks + policy.window));
+    const overLayers = streamingSelection(policy, this.#budget(least)) !== undefined;
+    if (overLayers && least < most) await this.#each(({ layer, seen }) => this.#remember(layer, seen));
+    const found = policy.keepsAll ? { tokens: most, risk: 0 } : await smallestBudget(
+      { least, most },
+      risk,
+      (tokens) => this.#risks(tokens.map((n) => this.#budget(n)), overLayers),
+    );
+    const budget = this.#budget(found.tokens);
+    const read = this.#waiting ? await this.#evictInPlace(budget, overLayers) : await this.#readAgain(budget);
+    const peakBytes = Math.max(this.#peak, read.cache.bytes().peak);
+    return { ...read, budget, risk: { asked: risk, reached: found.risk, passes: this.#passes, peakBytes } };
+  }
+
+  #budget(tokens: number): Budget {
+    return resolveBudget(this.#options.policy, { tokens }, this.#ids.length, this.#dense.config);
+  }
+
+  async #remember(layer: number, seen: LayerSeen): Promise<void> {
+    this.#observations[layer] = await this.#observe(layer, seen);
+    this.#countBytes(0);
+  }
+
+  #observe(layer: number, seen: LayerSeen): Promise<Observation> {
+    const { policy, outputWeights } = this.#options;
+    return observeLayer(this.#cache!.rows(layer), layer, seen, {
+      policy,
+      budget: this.#budget(this.#ids.length),
+      outputWeights,
+    });
+  }
+
+  /** The risk of each budget, in one round over the layers. */
+  async #risks(budgets: readonly Budget[], overLayers: boolean): Promise<Float64Array> {
+    const { policy } = this.#options, { heads, layers, kvHeads } = this.#dense.config;
+    const sums = new Float64Array(budgets.length);
+    const chosen = overLayers ? new KeptSets(this.#budget(this.#ids.length)) : undefined;
+    budgets.forEach((budget, c) => chosen?.add(c, selectAll(policy, budget, this.#scores(budget))));
+    this.#countBytes(chosen?.byteLength ?? 0);
+    await this.#each(async ({ layer, seen }) => {
+      const observation = chosen ? undefined : await this.#observe(layer, seen);
+      const candidates = budgets.map((budget, c) =>
+        chosen?.of(c, layer) ?? selectLayer(policy, budget, policy.score(observation!, budget))
+      );
+      const rows = this.#cache!.rows(layer);
+      const masses = largestMasses({
+        shape: this.#dense.config,
+        length: this.#ids.length,
+        window: this.#window,
+        queries: seen.windowQueries,
+        keys: Array.from({ length: kvHeads }, (_, head) => rows.copyRows(head).keys),
+      }, candidates);
+      masses.forEach((mass, c) => sums[c] += mass / (heads * layers));
+    });
+    return sums;
+  }
+
+  #scores(budget: Budget): LayerScores[] {
+    return this.#observations.map((observation) => this.#options.policy.score(observation, budget));
+  }
+
+  /** One visit to every layer, whole: read for the first time, waiting since then, or read anew. */
+  async #each(visit: (each: Visit) => Promise<void>): Promise<void> {
+    const { onLayer } = this.#options, { layers } = this.#dense.config;
+    const known = this.#waiting;
+    const reader = known?.reader ?? this.#newReader();
+    const seen: LayerSeen[] = known?.seen ?? [];
+    for (let layer = 0; layer < layers; layer++) {
+      const start = this.#now();
+      seen[layer] ??= await reader.layer(layer);
+      const middle = this.#now();
+      await visit({ layer, seen: seen[layer] });
+      this.#ms.prefill += middle - start;
+      this.#ms.evict += this.#now() - middle;
+      this.#peak = Math.max(this.#peak, this.#cache!.bytes().peak);
+      if (this.#waits) continue;
+      seen[layer] = { windowQueries: new Float32Array(0) };
+      this.#cache!.compact(layer, Array.from({ length: this.#dense.config.kvHeads }, () => new Int32Array(0)));
+      onLayer?.(layer + 1, layers);
+    }
+    this.#activationBytes = Math.max(this.#activationBytes, reader.activationBytes);
+    if (this.#waits) this.#waiting = { reader, seen };
+  }
+
+  /** Starts the context from its first layer, in a cache of its own. */
+  #newReader(): LayerReader {
+    const { policy: { needs }, signal, prompts, gate, softTokens } = this.#options;
+    this.#cache?.[Symbol.dispose]();
+    this.#cache = new RaggedCache(this.#backend, this.#dense.config, this.#options.cacheType);
+    this.#passes++;
+    const seen = { needs, window: this.#window, signal, prompts, gate, softTokens };
+    return new LayerReader(this.#dense, this.#cache, this.#ids, seen);
+  }
+
+  async #evictInPlace(budget: Budget, overLayers: boolean): Promise<ReadResult> {
+    const { policy, outputWeights, explain } = this.#options;
+    const cache = this.#cache!, { reader, seen } = this.#waiting!;
+    const explainer = explain ? new Explainer(cache, { policy, budget, outputWeights }) : undefined;
+    const start = this.#now();
+    const chosen = overLayers ? selectAll(policy, budget, this.#scores(budget)) : undefined;
+    for (const [layer, each] of seen.entries()) {
+      await explainer?.add(layer, each.windowQueries);
+      const kept = chosen?.[layer] ??
+        selectLayer(policy, budget, policy.score(await this.#observe(layer, each), budget));
+      cache.compact(layer, kept);
+      explainer?.compact(layer, kept);
+    }
+    this.#ms.evict += this.#now() - start;
+    cache.setScoreBytes(0);
+    cache.advance(this.#ids.length);
+    return {
+      cache,
+      lastHidden: reader.lastHidden(),
+      activationBytes: this.#activationBytes,
+      ms: this.#ms,
+      certificates: explainer?.certificates(),
+    };
+  }
+
+  /** Nothing waits: one more reading, with the budget. */
+  async #readAgain(budget: Budget): Promise<ReadResult> {
+    this.#cache?.[Symbol.dispose]();
+    this.#cache = undefined;
+    this.#observations.length = 0;
+    this.#passes++;
+    const read = await readContext(this.#dense, this.#backend, this.#ids, { ...this.#options, budget });
+    const ms = { prefill: this.#ms.prefill + read.ms.prefill, evict: this.#ms.evict + read.ms.evict };
+    return { ...read, ms, activationBytes: Math.max(read.activationBytes, this.#activationBytes) };
+  }
+
+  /** Observations and candidate sets count as candidate scores in the cache's peak. */
+  #countBytes(candidates: number): void {
+    let bytes = candidates;
+    for (const observation of this.#observations) {
+      for (const field of Object.values(observation ?? {})) if (ArrayBuffer.isView(field)) bytes += field.byteLength;
+    }
+    this.#cache?.setScoreBytes(bytes);
+  }
+}
+
+/** Kept sets of at most 32 candidates, one bit per entry and candidate. */
+class KeptSets {
+  readonly #length: number;
+  readonly #kvHeads: number;
+  /** `[kvHeads, length]` per layer. */
+  readonly #bits: Uint32Array[];
+
+  constructor({ length, model: { layers, kvHeads } }: Budget) {
+    this.#length = length;
+    this.#kvHeads = kvHeads;
+    this.#bits = Array.from({ length: layers }, () => new Uint32Array(kvHeads * length));
+  }
+
+  get byteLength(): number {
+    return this.#bits.reduce((sum, { byteLength }) => sum + byteLength, 0);
+  }
+
+  add(candidate: number, kept: readonly (readonly Int32Array[])[]): void {
+    kept.forEach((heads, layer) =>
+      heads.forEach((head, h) => {
+        for (const i of head) this.#bits[layer][h * this.#length + i] |= 1 << candidate;
+      })
+    );
+  }
+
+  of(candidate: number, layer: number): Int32Array[] {
+    const positions = Int32Array.from({ length: this.#length }, (_, i) => i);
+    return Array.from({ length: this.#kvHeads }, (_, head) => {
+      return positions.filter((i) => this.#bits[layer][head * this.#length + i] >>> candidate & 1);
+    });
+  }
+}

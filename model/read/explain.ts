@@ -1,0 +1,69 @@
+/** Certificates of a reading: the evidence is taken layer by layer, before anything of the layer is evicted. */
+import type { RaggedCache } from "../../core/cache/ragged.ts";
+import type { LayerCertificate } from "../../core/worst_case/certificate.ts";
+import { CertificateTracker } from "../../core/worst_case/certificate_tracker.ts";
+import { observationFor } from "../../core/measure/window.ts";
+import type { Budget, Needs, Policy } from "../../core/policy/policy.ts";
+import { byQueryHead, memberProjection } from "../../core/measure/projection.ts";
+
+export interface ExplainOptions {
+  readonly policy: Policy;
+  readonly budget: Budget;
+  readonly outputWeights: (layer: number) => Promise<Float32Array>;
+}
+
+export class Explainer {
+  /** Queries it needs of each layer, from the end. */
+  readonly window: number;
+  readonly #cache: RaggedCache;
+  readonly #options: ExplainOptions;
+  readonly #needs: Needs;
+  readonly #tracker = new CertificateTracker();
+
+  constructor(cache: RaggedCache, options: ExplainOptions) {
+    const { window, needs } = observationFor(options.policy, options.budget);
+    this.window = window;
+    this.#cache = cache;
+    this.#options = options;
+    this.#needs = needs;
+  }
+
+  /**
+   * Takes the evidence of a layer that is whole. `queries`: its last `window` queries, `[window, heads, headDim]`. Copies
+   * the layer's values for a moment, and weighs them once per query head of a group.
+   */
+  async add(layer: number, queries: Float32Array): Promise<void> {
+    const { model: shape, length } = this.#options.budget;
+    const rows = this.#cache.rows(layer);
+    const { pooledMax, logSumExp } = await rows.observe(queries, this.window, this.#needs);
+    const wo = await this.#options.outputWeights(layer), width = wo.length / (shape.heads * shape.headDim);
+    const norms: Float32Array[] = [];
+    for (let member = 0; member < shape.heads / shape.kvHeads; member++) {
+      norms.push(await rows.valueNorms(memberProjection(wo, shape, member), width));
+    }
+    this.#tracker.add(layer, {
+      shape,
+      length,
+      window: this.window,
+      queries,
+      logSumExp: logSumExp!,
+      importance: pooledMax!,
+      values: Array.from({ length: shape.kvHeads }, (_, head) => rows.copyRows(head).values),
+      projectedNorms: byQueryHead(norms, shape.kvHeads),
+    });
+  }
+
+  /** Follows an eviction; before or after the cache does. */
+  compact(layer: number, kept: readonly Int32Array[]): void {
+    this.#tracker.compact(layer, kept);
+  }
+
+  /** From what the cache holds now: before any key is turned, and before a question. */
+  certificates(): LayerCertificate[] {
+    const { layers, kvHeads } = this.#cache.shape;
+    return Array.from({ length: layers }, (_, layer) => {
+      const rows = this.#cache.rows(layer);
+      return this.#tracker.certificate(layer, Array.from({ length: kvHeads }, (_, head) => rows.copyRows(head).keys));
+    });
+  }
+}

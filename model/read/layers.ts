@@ -1,0 +1,353 @@
+/**
+ * Layer-major prefill: the whole context passes through layer 0, then layer 1, … Only the hidden states and ONE
+ * layer's full keys and values exist at a time; what the policy evicts is freed before the next layer starts.
+ *
+ * For policies whose layers compete or share, an entry that a later layer can only push further down is dropped at
+ * once, and the streaming selection stays exact (`core/select/joint.ts`, `core/select/cascade.ts`).
+ */
+import { RaggedCache } from "../../core/cache/ragged.ts";
+import { ScoreLists } from "../../core/cache/score_lists.ts";
+import type { Backend, LayerRows } from "../../core/backend/interface.ts";
+import { layerSelections } from "../../core/select/allocate.ts";
+import type { LayerCertificate } from "../../core/worst_case/certificate.ts";
+import type { CacheType } from "../../core/cache/entry_type.ts";
+import type { Budget, LayerScores, Needs, Observation, Policy } from "../../core/policy/policy.ts";
+import { QueryStatistics, type QueryStatisticsResult } from "../../core/measure/query_statistics.ts";
+import { type StreamingSelection, streamingSelection } from "../../core/select/layer_selection.ts";
+import { keepAbove } from "../../core/select/threshold.ts";
+import { project } from "../decode/project.ts";
+import type { DenseEngine } from "../dense/interface.ts";
+import { Explainer } from "./explain.ts";
+import type { GateScorer } from "../gate/scorer.ts";
+import { Probe } from "./soft_tokens.ts";
+import { Reconstruction, type RepeatPrompt } from "./reconstruct.ts";
+
+/** Context tokens per dense call: large enough for the matrix kernels, small enough to bound activations. */
+export const READ_CHUNK = 256;
+
+/** What the layers alone don't know, for policies whose `needs` ask for it. */
+export interface ScoreSources {
+  /** For `needs.reconstruction`: `repeatPrompts` of the same context. */
+  readonly prompts?: readonly RepeatPrompt[];
+  /** For `needs.gate` and `foretell`. */
+  readonly gate?: GateScorer;
+  /** For `needs.softTokens`: embeddings, `[count, width]`. */
+  readonly softTokens?: Float32Array;
+}
+
+export interface ReadOptions extends ScoreSources {
+  readonly policy: Policy;
+  readonly budget: Budget;
+  /** How the cache stores keys and values. Default `f32`. */
+  readonly cacheType?: CacheType;
+  /** The output projection of one layer, `[width, heads · headDim]`, for policies that weigh values. */
+  readonly outputWeights: (layer: number) => Promise<Float32Array>;
+  /** Evicts only what scores below this, whatever the budget; for policies whose scores are importances. */
+  readonly threshold?: number;
+  /** Certificates are wanted. */
+  readonly explain?: boolean;
+  /** The gate's scores of what is kept are wanted, whatever the policy: {@link ReadResult.foretold}. */
+  readonly foretell?: boolean;
+  /** Called after each layer. */
+  readonly onLayer?: (done: number, layers: number) => void;
+  /** Checked between chunks. */
+  readonly signal?: AbortSignal;
+  /** Milliseconds now; injected so that the pure rooms need no clock of their own. */
+  readonly now?: () => number;
+}
+
+export interface ReadResult {
+  readonly cache: RaggedCache;
+  /** Hidden state of the last token before the final norm, `[width]`. */
+  readonly lastHidden: Float32Array;
+  /** The most bytes of hidden states and chunk activations this function held at once. */
+  readonly activationBytes: number;
+  /** Milliseconds in dense and attention work, and in observing, scoring, selecting and compacting. */
+  readonly ms: { readonly prefill: number; readonly evict: number };
+  /** One per layer, when asked. */
+  readonly certificates?: readonly LayerCertificate[];
+  /** The gate's scores of the entries in the cache, row by row, `[layers · kvHeads][entries]`, when asked. */
+  readonly foretold?: readonly Float32Array[];
+}
+
+/** Reads `ids` (at least one) into a new cache and evicts by `policy`. The caller owns the cache. */
+export async function readContext(
+  dense: DenseEngine,
+  backend: Backend,
+  ids: ArrayLike<number>,
+  options: ReadOptions,
+): Promise<ReadResult> {
+  const { config } = dense;
+  const now = options.now ?? (() => performance.now());
+  const cache = new RaggedCache(backend, config, options.cacheType);
+  try {
+    const wanted = keepsAll(options) ? {} : options.policy.needs;
+    const needs = options.foretell ? { ...wanted, gate: true } : wanted;
+    const explainer = options.explain ? new Explainer(cache, options) : undefined;
+    const window = Math.max(needs.window ? options.budget.window : 0, explainer?.window ?? 0);
+    const { signal, prompts, gate, softTokens } = options;
+    const reader = new LayerReader(dense, cache, ids, { needs, window, signal, prompts, gate, softTokens });
+    const eviction = new Eviction(cache, options, explainer);
+    let prefill = 0, evict = 0;
+    for (let layer = 0; layer < config.layers; layer++) {
+      const start = now();
+      const seen = await reader.layer(layer);
+      const middle = now();
+      await explainer?.add(layer, seen.windowQueries);
+      await eviction.layer(layer, seen);
+      prefill += middle - start;
+      evict += now() - middle;
+      options.onLayer?.(layer + 1, config.layers);
+    }
+    cache.advance(ids.length);
+    return {
+      cache,
+      lastHidden: reader.lastHidden(),
+      activationBytes: reader.activationBytes,
+      ms: { prefill, evict },
+      certificates: explainer?.certificates(),
+      foretold: eviction.foretold?.lists,
+    };
+  } catch (error) {
+    cache[Symbol.dispose]();
+    throw error;
+  }
+}
+
+/** What the forward pass leaves behind for the policy. */
+export interface LayerSeen extends Partial<QueryStatisticsResult> {
+  /** Queries of the window, `[window, heads, headDim]`, after RoPE. */
+  readonly windowQueries: Float32Array;
+  readonly columnSum?: Float32Array;
+  readonly columnMax?: Float32Array;
+  readonly reconstruction?: Float32Array;
+  readonly gate?: Float32Array;
+  readonly softTokens?: Float32Array;
+}
+
+/** What a {@link LayerReader} is to leave behind. */
+export interface SeenOptions extends ScoreSources {
+  readonly needs: Needs;
+  /** Queries to keep, from the end. */
+  readonly window: number;
+  /** Called with the input of each layer before its norm, `[count, width]`, tokens from `first` on. Not to be changed. */
+  readonly onInput?: (layer: number, hidden: Float32Array, first: number, count: number) => void;
+  /** Checked between chunks. */
+  readonly signal?: AbortSignal;
+}
+
+/**
+ * The forward half: hidden states of the whole context, one layer at a time, each layer once and in order. Appends to
+ * `cache` and evicts nothing.
+ */
+export class LayerReader {
+  readonly #dense: DenseEngine;
+  readonly #cache: RaggedCache;
+  readonly #length: number;
+  readonly #window: number;
+  readonly #needs: Needs;
+  readonly #options: SeenOptions;
+  readonly #reconstruction?: Reconstruction;
+  readonly #probe?: Probe;
+  /** `[length, width]`, overwritten layer by layer. */
+  readonly #hidden: Float32Array;
+  activationBytes = 0;
+
+  constructor(dense: DenseEngine, cache: RaggedCache, ids: ArrayLike<number>, options: SeenOptions) {
+    this.#dense = dense;
+    this.#cache = cache;
+    this.#length = ids.length;
+    this.#needs = options.needs;
+    this.#window = options.window;
+    this.#options = options;
+    this.#hidden = dense.embed(ids);
+    const { needs, prompts, gate, softTokens, signal } = options;
+    if (needs.gate && !gate) throw new RangeError("Cannot read for a policy that needs a gate without one");
+    if (needs.softTokens && !softTokens) {
+      throw new RangeError("Cannot read for a policy that needs soft tokens without");
+    }
+    if (needs.softTokens) this.#probe = new Probe(dense, cache, ids.length, softTokens!);
+    if (!needs.reconstruction) return;
+    if (!prompts) throw new RangeError("Cannot read for a policy that needs reconstruction without prompts");
+    this.#reconstruction = new Reconstruction(dense, cache, ids.length, prompts, signal);
+  }
+
+  /** Everything that goes from one layer to the next: hidden states of the context, then of each prompt. */
+  states(): Float32Array[] {
+    return [this.#hidden, ...this.#reconstruction?.hidden ?? []];
+  }
+
+  lastHidden(): Float32Array {
+    const { width } = this.#dense.config;
+    return this.#hidden.slice((this.#length - 1) * width);
+  }
+
+  async layer(layer: number): Promise<LayerSeen> {
+    const { config } = this.#dense;
+    const { heads, headDim, width } = config;
+    const last = layer === config.layers - 1;
+    const rows = this.#cache.rows(layer, this.#length);
+    const windowStart = this.#length - this.#window;
+    const windowQueries = new Float32Array(this.#window * heads * headDim);
+    const columns = new Columns(this.#needs, heads, this.#length);
+    const { queryStatistics } = this.#needs;
+    const statistics = queryStatistics && new QueryStatistics(config, this.#length, queryStatistics);
+    const gate = this.#needs.gate ? new Float32Array(config.kvHeads * this.#length) : undefined;
+    for (let start = 0; start < this.#length; start += READ_CHUNK) {
+      this.#options.signal?.throwIfAborted();
+      const count = Math.min(READ_CHUNK, this.#length - start);
+      const hidden = this.#hidden.subarray(start * width, (start + count) * width);
+      this.#options.onInput?.(layer, hidden, start, count);
+      if (gate) await this.#foretell(gate, layer, hidden, start, count);
+      const qkv = await this.#dense.qkv(layer, hidden, count);
+      statistics?.add(qkv, start, count, qkv.length / count);
+      const { queries, keys, values } = project(config, qkv, count, start);
+      this.#cache.append(layer, keys, values, count, start);
+      const attention = await rows.prefillAttention(queries, count, columns.want);
+      columns.add(attention, start + count);
+      const from = Math.max(windowStart, start);
+      if (from < start + count) {
+        const row = heads * headDim;
+        windowQueries.set(queries.subarray((from - start) * row), (from - windowStart) * row);
+      }
+      const used = hidden.byteLength * 2 + qkv.byteLength * 2 + attention.output.byteLength;
+      const waiting = (this.#reconstruction?.hiddenBytes ?? 0) + (this.#probe?.hiddenBytes ?? 0);
+      const kept = this.#hidden.byteLength + waiting;
+      this.activationBytes = Math.max(this.activationBytes, kept + used);
+      await this.#finish(layer, hidden, attention.output, count, last && start + count < this.#length);
+    }
+    const reconstruction = await this.#reconstruction?.layer(layer);
+    const softTokens = await this.#probe?.layer(layer, this.#needs.softTokens!.reduction);
+    const foreseen = statistics?.result(config.rope, config.rope.magnitude);
+    return { windowQueries, ...columns.result(), ...foreseen, reconstruction, gate, softTokens };
+  }
+
+  /** Fills `gate`, `[kvHeads, length]`, for the tokens from `start` on. */
+  async #foretell(gate: Float32Array, layer: number, hidden: Float32Array, start: number, count: number) {
+    const { kvHeads } = this.#dense.config;
+    const scores = await this.#options.gate!.score(layer, hidden, count);
+    for (let head = 0; head < kvHeads; head++) {
+      const to = head * this.#length + start;
+      for (let t = 0; t < count; t++) gate[to + t] = scores[t * kvHeads + head];
+    }
+  }
+
+  /** The last layer's hidden states are only read at the last token, so its other chunks end at attention. */
+  async #finish(layer: number, hidden: Float32Array, output: Float32Array, count: number, skip: boolean) {
+    if (!skip) hidden.set(await this.#dense.finish(layer, hidden, output, count));
+  }
+}
+
+/** Column sums and maxima of the softmax, merged over the chunks of one layer, `[heads, length]`. */
+class Columns {
+  readonly want: { columnSum?: boolean; columnMax?: boolean };
+  readonly #heads: number;
+  readonly #length: number;
+  readonly #sum?: Float64Array;
+  readonly #max?: Float32Array;
+
+  constructor(needs: Needs, heads: number, length: number) {
+    this.want = { columnSum: needs.columnSum, columnMax: needs.columnMax };
+    this.#heads = heads;
+    this.#length = length;
+    if (needs.columnSum) this.#sum = new Float64Array(heads * length);
+    if (needs.columnMax) this.#max = new Float32Array(heads * length);
+  }
+
+  add(chunk: { columnSum?: Float32Array; columnMax?: Float32Array }, rows: number): void {
+    for (let h = 0; h < this.#heads; h++) {
+      for (let i = 0; i < rows; i++) {
+        const to = h * this.#length + i, from = h * rows + i;
+        if (this.#sum) this.#sum[to] += chunk.columnSum![from];
+        if (this.#max) this.#max[to] = Math.max(this.#max[to], chunk.columnMax![from]);
+      }
+    }
+  }
+
+  result(): { columnSum?: Float32Array; columnMax?: Float32Array } {
+    return { columnSum: this.#sum && Float32Array.from(this.#sum), columnMax: this.#max };
+  }
+}
+
+function keepsAll({ policy, budget, threshold }: ReadOptions): boolean {
+  return policy.keepsAll === true || (threshold === undefined && budget.perHead >= budget.length);
+}
+
+/** What `policy` needs to know of a layer whose rows are all there. */
+export async function observeLayer(
+  rows: LayerRows,
+  layer: number,
+  seen: LayerSeen,
+  { policy: { needs }, budget, outputWeights }: Pick<ReadOptions, "policy" | "budget" | "outputWeights">,
+): Promise<Observation> {
+  const { model: shape, length, window } = budget;
+  const measured = needs.window || needs.rows ? await rows.observe(seen.windowQueries, window, needs) : {};
+  const wo = needs.valueNorms && await outputWeights(layer);
+  return {
+    layer,
+    shape,
+    length,
+    window,
+    columnSum: seen.columnSum,
+    columnMax: seen.columnMax,
+    queryMean: seen.queryMean,
+    queryCovariance: seen.queryCovariance,
+    reconstruction: seen.reconstruction,
+    gate: seen.gate,
+    softTokens: seen.softTokens,
+    valueNorms: wo && await rows.valueNorms(wo, wo.length / (shape.heads * shape.headDim), needs.valueNorms),
+    ...measured,
+  };
+}
+
+/** The evicting half: observe, score, select, compact. */
+class Eviction {
+  readonly #cache: RaggedCache;
+  readonly #options: ReadOptions;
+  readonly #explainer?: Explainer;
+  readonly #overLayers?: StreamingSelection;
+  readonly foretold?: ScoreLists;
+
+  constructor(cache: RaggedCache, options: ReadOptions, explainer?: Explainer) {
+    this.#cache = cache;
+    this.#options = options;
+    this.#explainer = explainer;
+    const alone = keepsAll(options) || options.threshold !== undefined;
+    if (!alone) this.#overLayers = streamingSelection(options.policy, options.budget);
+    if (options.foretell) this.foretold = new ScoreLists(cache.shape);
+  }
+
+  async layer(layer: number, seen: LayerSeen): Promise<void> {
+    this.foretold?.fill(layer, seen.gate!);
+    if (keepsAll(this.#options)) return;
+    const { policy, budget } = this.#options;
+    const observation = await observeLayer(this.#cache.rows(layer), layer, seen, this.#options);
+    const scores = policy.score(observation, budget);
+    if (this.#overLayers) {
+      for (const change of this.#overLayers.add(layer, scores)) this.#compact(change.layer, change.kept);
+      const last = layer === budget.model.layers - 1;
+      if (last) this.#cache.settle();
+      const competing = last ? 0 : this.#overLayers.scoreBytes;
+      this.#cache.setScoreBytes(competing + (this.foretold?.byteLength ?? 0));
+    } else {
+      this.#compact(layer, await this.#select(scores));
+    }
+  }
+
+  #compact(layer: number, kept: readonly Int32Array[]): void {
+    this.#cache.compact(layer, kept);
+    this.foretold?.compact(layer, kept);
+    this.#explainer?.compact(layer, kept);
+  }
+
+  /** Selection inside one layer: by the threshold, every head for itself, or the heads of the layer against each other. */
+  async #select(scores: LayerScores): Promise<Int32Array[]> {
+    const { policy, budget, threshold } = this.#options;
+    if (threshold !== undefined) return keepAbove(scores, budget.model.kvHeads, budget.length, threshold);
+    const kept: Int32Array[] = [];
+    for (const selection of layerSelections(policy, budget, scores)) {
+      kept.push(...await this.#cache.backend.select(selection));
+    }
+    return kept;
+  }
+}

@@ -1,0 +1,225 @@
+/**
+ * The reconstruction pass of KVzip (Kim et al. 2025, arXiv 2505.23416; NVIDIA/kvpress 8bb29b9,
+ * kvpress/presses/kvzip_press.py), layer by layer beside the context.
+ *
+ * Behind the context the model is told to repeat it, chunk by chunk, and is given the chunk as its own reply: one
+ * *prompt* per chunk. A prompt's tokens see the whole context and the prompt so far, as in any forward pass. What they
+ * look at most is what they need to repeat: importance[g, i] = the largest attention on entry i over the group and the
+ * prompt, the softmax taken over [sinks, the chunk's entries, the prompt so far] alone. While all that is left out is
+ * nothing (one chunk), the forward pass itself gives the column maxima; else a second set of rows holds the subset.
+ * The attention matrix is never stored.
+ *
+ * Layer-major: the prompts' hidden states wait beside the context's, so that a layer's keys and values exist once.
+ * Memory: about twice the hidden states, one prompt's rows behind the context's, and for several chunks a copy of the
+ * layer's rows. Time: a prompt costs what its tokens cost behind a full context, so 1.1 to 1.5 prefills more.
+ *
+ * Ours differs: chunks are equally long (no short rest), the template's beginning belongs to the first chunk but is not
+ * repeated, and prompts stand at the positions after the context, each for itself.
+ */
+import type { LayerRows } from "../../core/backend/interface.ts";
+import type { RaggedCache } from "../../core/cache/ragged.ts";
+import { inputError } from "../../core/errors.ts";
+import type { Reconstruction as ReconstructionNeeds } from "../../core/policy/policy.ts";
+import { project, type Projected } from "../decode/project.ts";
+import type { ModelConfig } from "../config.ts";
+import type { DenseEngine } from "../dense/interface.ts";
+import { type ChatFrame, contextIds } from "../text/prompt.ts";
+import type { TextTokenizer } from "../text/tokenizer.ts";
+
+/** First tokens that every subset holds, as the published code's. */
+const SINKS = 4;
+/** Tokens per dense call, as in `read.ts`. */
+const CHUNK = 256;
+
+/** What makes the model repeat one chunk. */
+export interface RepeatPrompt {
+  /** Instruction, the template's way to the reply, the chunk's tokens. */
+  readonly ids: readonly number[];
+  /** The chunk: context positions `first … end − 1`. */
+  readonly first: number;
+  readonly end: number;
+}
+
+/**
+ * The prompts that repeat the context `ids`: as few chunks of at most `needs.chunk` tokens as there can be, equally long
+ * up to one token.
+ * @throws PalisadeError `context.too-long` when a prompt ends beyond the trained length, unless `beyondTrained`.
+ */
+export function repeatPrompts(
+  model: { readonly frame: ChatFrame; readonly tokenizer: TextTokenizer; readonly config: ModelConfig },
+  ids: readonly number[],
+  { chunk, postfix }: ReconstructionNeeds,
+  beyondTrained = false,
+): RepeatPrompt[] {
+  const { frame, tokenizer, config } = model;
+  const start = sameBeginning(ids, contextIds(frame, tokenizer, ""));
+  const chunks = Math.max(1, Math.ceil((ids.length - start) / chunk));
+  const at = (i: number) => start + Math.floor((ids.length - start) * i / chunks);
+  const reply = (instruction: string) =>
+    tokenizer.encodeParts([{ text: instruction, special: false }, ...frame.suffix]);
+  const prompts = Array.from({ length: chunks }, (_, i) => {
+    const first = at(i), end = at(i + 1);
+    const cited = tokenizer.decode([...ids.slice(Math.max(start, first - postfix), first)]);
+    const instruction = i === 0
+      ? "\n\nRepeat the text above exactly."
+      : `\n\nRepeat the text above exactly from here on:${cited}`;
+    return { ids: [...reply(instruction), ...ids.slice(first, end)], first: i === 0 ? 0 : first, end };
+  });
+  const last = ids.length + Math.max(...prompts.map((prompt) => prompt.ids.length));
+  if (last > config.contextLength && !beyondTrained) {
+    throw inputError(
+      "context.too-long",
+      `kvzip repeats the context behind itself and would need ${last} positions, but ${config.name} was trained on ` +
+        `${config.contextLength}: shorten the context, set kvzip(chunk=…) below ${chunk}, or pass --beyond-trained`,
+      "--context",
+    );
+  }
+  return prompts;
+}
+
+function sameBeginning(a: readonly number[], b: readonly number[]): number {
+  let i = 0;
+  while (i < a.length - 1 && i < b.length && a[i] === b[i]) i++;
+  return i;
+}
+
+/** The prompts' way through the layers. Call `layer` for each layer in turn, when the context's rows are complete. */
+export class Reconstruction {
+  readonly #dense: DenseEngine;
+  readonly #cache: RaggedCache;
+  readonly #length: number;
+  readonly #prompts: readonly RepeatPrompt[];
+  readonly #signal?: AbortSignal;
+  /** `[prompt ids, width]` each, overwritten layer by layer. */
+  readonly hidden: Float32Array[];
+
+  /** `cache` holds the context of `length` tokens, layer by layer complete before {@link layer} is called. */
+  constructor(
+    dense: DenseEngine,
+    cache: RaggedCache,
+    length: number,
+    prompts: readonly RepeatPrompt[],
+    signal?: AbortSignal,
+  ) {
+    this.#dense = dense;
+    this.#cache = cache;
+    this.#length = length;
+    this.#prompts = prompts;
+    this.#signal = signal;
+    this.hidden = prompts.map(({ ids }) => dense.embed(ids));
+  }
+
+  /** Bytes of the prompts' hidden states. */
+  get hiddenBytes(): number {
+    return this.hidden.reduce((sum, { byteLength }) => sum + byteLength, 0);
+  }
+
+  /** Importance of the context's entries in this layer, `[kvHeads, length]`, 0 … 1; the sinks have 1. */
+  async layer(layer: number): Promise<Float32Array> {
+    const { kvHeads } = this.#cache.shape;
+    const importance = new Float32Array(kvHeads * this.#length);
+    const whole = this.#prompts.length === 1 ? undefined : new SubsetRows(this.#cache, layer, this.#length);
+    for (const [i, prompt] of this.#prompts.entries()) {
+      const mark = this.#cache.mark();
+      using subset = whole?.of(prompt);
+      await this.#prompt(layer, i, { subset, importance });
+      this.#cache.trim(mark);
+    }
+    for (let g = 0; g < kvHeads; g++) {
+      importance.fill(1, g * this.#length, g * this.#length + Math.min(SINKS, this.#length));
+    }
+    return importance;
+  }
+
+  /** Runs one prompt through the layer; its rows stay behind the context's until the caller trims them. */
+  async #prompt(layer: number, index: number, { subset, importance }: { subset?: Subset; importance: Float32Array }) {
+    const { config } = this.#dense;
+    const hidden = this.hidden[index], tokens = this.#prompts[index].ids.length;
+    const rows = this.#cache.rows(layer);
+    for (let start = 0; start < tokens; start += CHUNK) {
+      this.#signal?.throwIfAborted();
+      const count = Math.min(CHUNK, tokens - start), first = this.#length + start;
+      const part = hidden.subarray(start * config.width, (start + count) * config.width);
+      const projected = project(config, await this.#dense.qkv(layer, part, count), count, first);
+      this.#cache.append(layer, projected.keys, projected.values, count, first);
+      const { output, columnMax } = await rows.prefillAttention(projected.queries, count, { columnMax: !subset });
+      if (subset) await subset.add(projected, count, importance);
+      else raise(importance, columnMax!, config, { at: 0, from: 0, count: this.#length, length: this.#length });
+      // After the last layer's attention nobody reads a prompt's hidden states.
+      if (layer < config.layers - 1) part.set(await this.#dense.finish(layer, part, output, count));
+    }
+  }
+}
+
+/** One layer's context, copied once, from which every chunk's subset is made. */
+class SubsetRows {
+  readonly #cache: RaggedCache;
+  readonly #length: number;
+  readonly #heads: { keys: Float32Array }[];
+
+  constructor(cache: RaggedCache, layer: number, length: number) {
+    this.#cache = cache;
+    this.#length = length;
+    this.#heads = Array.from({ length: cache.shape.kvHeads }, (_, head) => cache.rows(layer).copyRows(head));
+  }
+
+  of({ first, end, ids }: RepeatPrompt): Subset {
+    const { backend, shape, type } = this.#cache;
+    const sinks = Math.min(SINKS, first), count = sinks + end - first;
+    const rows = backend.createRows(shape, count + ids.length, type);
+    const { kvHeads, headDim } = shape;
+    const keys = new Float32Array(count * kvHeads * headDim);
+    for (let i = 0; i < count; i++) {
+      const position = i < sinks ? i : first + i - sinks;
+      for (let g = 0; g < kvHeads; g++) {
+        const row = this.#heads[g].keys.subarray(position * headDim, (position + 1) * headDim);
+        keys.set(row, (i * kvHeads + g) * headDim);
+      }
+    }
+    rows.append(keys, new Float32Array(keys.length), count);
+    return new Subset(rows, { sinks, first, count: end - first, length: this.#length });
+  }
+}
+
+/** Sinks, one chunk and the prompt so far: keys only, values are zero. */
+class Subset implements Disposable {
+  readonly #rows: LayerRows;
+  readonly #span: { sinks: number; first: number; count: number; length: number };
+
+  constructor(rows: LayerRows, span: { sinks: number; first: number; count: number; length: number }) {
+    this.#rows = rows;
+    this.#span = span;
+  }
+
+  /** Appends the prompt's next tokens and raises the chunk's importance by what they look at. */
+  async add({ queries, keys }: Projected, count: number, importance: Float32Array): Promise<void> {
+    this.#rows.append(keys, new Float32Array(keys.length), count);
+    const { columnMax } = await this.#rows.prefillAttention(queries, count, { columnMax: true });
+    const { sinks, first, count: entries, length } = this.#span;
+    raise(importance, columnMax!, this.#rows.shape, { at: first, from: sinks, count: entries, length });
+  }
+
+  [Symbol.dispose](): void {
+    this.#rows.free();
+  }
+}
+
+/**
+ * importance[g, at + i] = max(itself, columnMax[h, from + i] of every head h of the group).
+ * `columnMax`: `[heads, rows]`, `importance`: `[kvHeads, length]`.
+ */
+function raise(
+  importance: Float32Array,
+  columnMax: Float32Array,
+  { heads, kvHeads }: { heads: number; kvHeads: number },
+  { at, from, count, length }: { at: number; from: number; count: number; length: number },
+): void {
+  const rows = columnMax.length / heads, group = heads / kvHeads;
+  for (let h = 0; h < heads; h++) {
+    const to = Math.floor(h / group) * length + at;
+    for (let i = 0; i < count; i++) {
+      const value = columnMax[h * rows + from + i];
+      if (value > importance[to + i]) importance[to + i] = value;
+    }
+  }
+}

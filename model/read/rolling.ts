@@ -1,0 +1,82 @@
+/**
+ * Reading a context longer than the trained one: chunk by chunk through all layers, evicting after each chunk, and
+ * closing the gaps (`RaggedCache.realign`), so that no position ever reaches the trained context. What StreamingLLM
+ * (arXiv 2309.17453) does with recency; KeyDiff (2504.15364) and others in blocks.
+ *
+ * For early policies: the score of a key is known when the key is made. Tokens see what was kept so far, not the whole
+ * context; a policy scores the rows it kept and the new ones, as if they were a context.
+ */
+import type { Backend } from "../../core/backend/interface.ts";
+import { RaggedCache } from "../../core/cache/ragged.ts";
+import { ScoreLists } from "../../core/cache/score_lists.ts";
+import { layerSelections } from "../../core/select/allocate.ts";
+import { resolveBudget } from "../../core/select/budget.ts";
+import type { Needs, Policy } from "../../core/policy/policy.ts";
+import type { DenseEngine } from "../dense/interface.ts";
+import { forward } from "../decode/extend.ts";
+import { READ_CHUNK, type ReadOptions, type ReadResult } from "./layers.ts";
+
+/** Whether a policy can be read with in this way: it looks at keys and values alone, and decides head by head. */
+export function rolls(policy: Pick<Policy, "needs" | "scope">): boolean {
+  const measured = Object.keys(policy.needs).filter((name) => policy.needs[name as keyof Needs]);
+  return policy.scope === "head" && measured.every((name) => name === "rows");
+}
+
+/**
+ * Reads `ids` (at least one) into a new cache of `budget.perHead` entries per head, which must be fewer than the trained
+ * context. The caller owns the cache. `options.onLayer` is told layers' worth of tokens.
+ */
+export async function readRolling(
+  dense: DenseEngine,
+  backend: Backend,
+  ids: readonly number[],
+  options: Omit<ReadOptions, "outputWeights">,
+): Promise<ReadResult> {
+  const { config } = dense, { policy, budget, signal, gate, now = () => performance.now() } = options;
+  const cache = new RaggedCache(backend, config, options.cacheType);
+  const scores = options.foretell ? new ScoreLists(config) : undefined;
+  const ms = { prefill: 0, evict: 0 };
+  let lastHidden = new Float32Array(0), activationBytes = 0;
+  try {
+    for (let start = 0, count = 0; start < ids.length; start += count) {
+      signal?.throwIfAborted();
+      count = Math.min(READ_CHUNK, ids.length - start, config.contextLength - cache.position);
+      const began = now();
+      const hidden = await forward(dense, cache, ids.slice(start, start + count), {
+        onInput: async (layer, input) => scores?.append(layer, await gate!.score(layer, input, count), count),
+      });
+      const read = now();
+      if (cache.length(0, 0) > budget.perHead) {
+        await evict(cache, policy, budget.perHead, scores);
+        cache.realign(config.rope);
+      }
+      ms.prefill += read - began;
+      ms.evict += now() - read;
+      lastHidden = hidden.slice((count - 1) * config.width);
+      const qkv = (config.heads + 2 * config.kvHeads) * config.headDim;
+      activationBytes = Math.max(
+        activationBytes,
+        4 * count * (2 * config.width + 2 * qkv + config.heads * config.headDim),
+      );
+      options.onLayer?.(Math.floor((start + count) / ids.length * config.layers), config.layers);
+    }
+    return { cache, lastHidden, activationBytes, ms, foretold: scores?.lists };
+  } catch (error) {
+    cache[Symbol.dispose]();
+    throw error;
+  }
+}
+
+/** Down to `perHead` entries in every head of every layer. */
+async function evict(cache: RaggedCache, policy: Policy, perHead: number, foretold?: ScoreLists): Promise<void> {
+  const { backend, shape } = cache, length = cache.length(0, 0);
+  const budget = resolveBudget(policy, { tokens: perHead }, length, shape);
+  for (let layer = 0; layer < shape.layers; layer++) {
+    const rows = await cache.rows(layer).observe(new Float32Array(0), budget.window, policy.needs);
+    const scores = policy.score({ layer, shape, length, window: budget.window, ...rows }, budget);
+    const kept: Int32Array[] = [];
+    for (const selection of layerSelections(policy, budget, scores)) kept.push(...await backend.select(selection));
+    cache.compact(layer, kept);
+    foretold?.compact(layer, kept);
+  }
+}

@@ -1,0 +1,68 @@
+/**
+ * Pseudo-queries: embeddings that stand behind the context like tokens, go through every layer with it, and are gone
+ * again. What their queries look at is a score; nothing else sees them. For soft tokens (Judge Q, arXiv 2509.10798).
+ *
+ * Layer-major: their hidden states, `count × width`, wait beside the context's; their rows are behind the context's rows
+ * while one layer is observed.
+ */
+import type { RaggedCache } from "../../core/cache/ragged.ts";
+import { inputError } from "../../core/errors.ts";
+import type { Needs } from "../../core/policy/policy.ts";
+import { project } from "../decode/project.ts";
+import type { ModelConfig } from "../config.ts";
+import type { DenseEngine } from "../dense/interface.ts";
+
+/**
+ * Refuses probes that end beyond the trained length.
+ * @throws PalisadeError `context.too-long`.
+ */
+export function checkProbeRoom({ name, contextLength }: ModelConfig, length: number, count: number): void {
+  if (length + count <= contextLength) return;
+  throw inputError(
+    "context.too-long",
+    `judge-q puts ${count} soft tokens behind the context and would need ${
+      length + count
+    } positions, but ${name} was ` +
+      `trained on ${contextLength}: shorten the context, or pass --beyond-trained`,
+    "--context",
+  );
+}
+
+export class Probe {
+  readonly #dense: DenseEngine;
+  readonly #cache: RaggedCache;
+  readonly #length: number;
+  /** `[count, width]`, overwritten layer by layer. */
+  #hidden: Float32Array;
+
+  /** `cache` holds the context of `length` tokens, layer by layer complete before {@link layer} is called. */
+  constructor(dense: DenseEngine, cache: RaggedCache, length: number, embeddings: Float32Array) {
+    this.#dense = dense;
+    this.#cache = cache;
+    this.#length = length;
+    this.#hidden = embeddings.slice();
+  }
+
+  /** Bytes of the hidden states. */
+  get hiddenBytes(): number {
+    return this.#hidden.byteLength;
+  }
+
+  /** Mean or largest attention on the context's entries over the group and all probes, `[kvHeads, length]`. */
+  async layer(layer: number, reduction: "mean" | "max"): Promise<Float32Array> {
+    const { config } = this.#dense, count = this.#hidden.length / config.width;
+    const mark = this.#cache.mark();
+    const qkv = await this.#dense.qkv(layer, this.#hidden, count);
+    const { queries, keys, values } = project(config, qkv, count, this.#length);
+    this.#cache.append(layer, keys, values, count, this.#length);
+    const rows = this.#cache.rows(layer);
+    const { output } = await rows.prefillAttention(queries, count);
+    // Pooling over one entry changes nothing.
+    const needs: Needs = reduction === "mean" ? { window: ["mean"] } : { window: ["pooledMax"], kernel: 1 };
+    const { mean, pooledMax } = await rows.observe(queries, count, needs);
+    this.#cache.trim(mark);
+    // After the last layer's attention nobody reads them.
+    if (layer < config.layers - 1) this.#hidden = await this.#dense.finish(layer, this.#hidden, output, count);
+    return mean ?? pooledMax!;
+  }
+}

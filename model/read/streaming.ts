@@ -1,0 +1,162 @@
+/**
+ * Reading in one pass of bounded memory: chunk by chunk through all layers, evicting after every chunk. For scores that
+ * are known when the key is made (`gate`); later chunks attend over the survivors alone.
+ *
+ * The budget is fixed before the first chunk. After each chunk the sinks and the most recent `window` tokens stay in
+ * every head, and of all others seen so far the best, as many as the budget has room for besides sinks and window. So an
+ * entry competes once it leaves the recent window, and what loses could not have been in the final set: entries seen
+ * later only add rivals. The kept set equals one selection over all scores that were produced. Never more entries than
+ * the budget and one chunk are held, counted over all layers and heads.
+ */
+import type { Backend } from "../../core/backend/interface.ts";
+import { RaggedCache } from "../../core/cache/ragged.ts";
+import { ScoreLists } from "../../core/cache/score_lists.ts";
+import { inputError } from "../../core/errors.ts";
+import type { CacheType } from "../../core/cache/entry_type.ts";
+import type { Budget, Policy } from "../../core/policy/policy.ts";
+import type { SelectionInput } from "../../core/select/select.ts";
+import { project } from "../decode/project.ts";
+import type { DenseEngine } from "../dense/interface.ts";
+import type { GateScorer } from "../gate/scorer.ts";
+import { READ_CHUNK, type ReadResult } from "./layers.ts";
+
+export interface StreamOptions {
+  /** Its `streams` is set; only scope, sinks and window count. */
+  readonly policy: Pick<Policy, "scope" | "keepsAll">;
+  readonly budget: Budget;
+  readonly gate: GateScorer;
+  /** How the cache stores keys and values. Default `f32`. */
+  readonly cacheType?: CacheType;
+  /** Closes the gaps after each eviction, so that no position reaches the trained context, however long the text is. */
+  readonly realign?: boolean;
+  /** Called after each chunk with tokens. */
+  readonly onChunk?: (done: number, tokens: number) => void;
+  /** Called with the scores of every chunk and layer, `[count, kvHeads]`, tokens from `first` on. */
+  readonly onScores?: (layer: number, scores: Float32Array, first: number) => void;
+  readonly signal?: AbortSignal;
+  readonly now?: () => number;
+}
+
+/**
+ * Reads `ids` (at least one) into a new cache, evicting on the way. The caller owns the cache.
+ * PalisadeError (input) `context.too-long` when `realign` finds no room, because one head holds a whole trained context.
+ */
+export async function readStreaming(
+  dense: DenseEngine,
+  backend: Backend,
+  ids: ArrayLike<number>,
+  options: StreamOptions,
+): Promise<ReadResult> {
+  const { config } = dense, { budget, signal, now = () => performance.now() } = options;
+  const cache = new RaggedCache(backend, config, options.cacheType);
+  const ms = { prefill: 0, evict: 0 };
+  let last = new Float32Array(0) as Float32Array, activationBytes = 0;
+  try {
+    const scores = new ScoreLists(config);
+    for (let start = 0, count = 0; start < ids.length; start += count) {
+      signal?.throwIfAborted();
+      const room = options.realign ? roomBelow(config.contextLength, cache) : READ_CHUNK, began = now();
+      count = Math.min(READ_CHUNK, room, ids.length - start);
+      const chunk = await readChunk(
+        dense,
+        cache,
+        Array.from({ length: count }, (_, i) => ids[start + i]),
+        scores,
+        options,
+      );
+      const read = now();
+      if (options.policy.keepsAll !== true && budget.perHead < budget.length) {
+        await evict(cache, scores, options);
+        if (options.realign) cache.realign(config.rope);
+      }
+      ms.prefill += read - began;
+      ms.evict += now() - read;
+      last = chunk.hidden.slice((count - 1) * config.width);
+      activationBytes = Math.max(activationBytes, chunk.bytes);
+      options.onChunk?.(start + count, ids.length);
+    }
+    cache.setScoreBytes(0);
+    return { cache, lastHidden: last, activationBytes, ms, foretold: scores.lists };
+  } catch (error) {
+    cache[Symbol.dispose]();
+    throw error;
+  }
+}
+
+function roomBelow(trained: number, cache: RaggedCache): number {
+  if (cache.position < trained) return trained - cache.position;
+  throw inputError(
+    "context.too-long",
+    `The context doesn't fit the trained ${trained} tokens: one head alone would keep as many, so keep less`,
+    "--keep",
+  );
+}
+
+/** All layers over one chunk, scored by the way. */
+async function readChunk(
+  dense: DenseEngine,
+  cache: RaggedCache,
+  ids: readonly number[],
+  scores: ScoreLists,
+  { gate, onScores }: StreamOptions,
+): Promise<{ hidden: Float32Array; bytes: number }> {
+  const { config } = dense, count = ids.length, first = cache.position, token = cache.seen;
+  let hidden = dense.embed(ids), bytes = 0;
+  for (let layer = 0; layer < config.layers; layer++) {
+    const chunkScores = await gate.score(layer, hidden, count);
+    scores.append(layer, chunkScores, count);
+    onScores?.(layer, chunkScores, token);
+    const qkv = await dense.qkv(layer, hidden, count);
+    const { queries, keys, values } = project(config, qkv, count, first);
+    cache.append(layer, keys, values, count, first);
+    cache.setScoreBytes(scores.byteLength);
+    const { output } = await cache.rows(layer).decodeAttention(queries, count);
+    bytes = Math.max(bytes, hidden.byteLength * 2 + qkv.byteLength * 2 + output.byteLength);
+    hidden = await dense.finish(layer, hidden, output, count);
+  }
+  cache.advance(count);
+  return { hidden, bytes };
+}
+
+/** Keeps what may still be in the final set. */
+async function evict(cache: RaggedCache, scores: ScoreLists, { policy, budget }: StreamOptions): Promise<void> {
+  const { layers, kvHeads } = cache.shape, { seen } = cache;
+  const recent = Math.max(budget.sinks, seen - budget.window);
+  const segments = scores.lists.map((list, index) => {
+    const positions = cache.positions(Math.floor(index / kvHeads), index % kvHeads);
+    return {
+      scores: list,
+      protectedEntries: Uint8Array.from(positions, (p) => Number(p < budget.sinks || p >= recent)),
+    };
+  });
+  const kept: Int32Array[] = [];
+  for (const { size, count } of pools(policy, budget)) {
+    const pool = segments.slice(kept.length, kept.length + size);
+    const entries = pool.reduce((sum, { scores }) => sum + scores.length, 0);
+    const input: SelectionInput = { segments: pool, count: Math.min(count, entries) };
+    kept.push(...await cache.backend.select(input));
+  }
+  for (let layer = 0; layer < layers; layer++) {
+    const rows = kept.slice(layer * kvHeads, (layer + 1) * kvHeads);
+    cache.compact(layer, rows);
+    scores.compact(layer, rows);
+  }
+  cache.setScoreBytes(scores.byteLength);
+}
+
+/** Who competes: runs of `size` (layer, head) segments for `count` entries each. */
+function pools({ scope }: Pick<Policy, "scope">, { model, total, perLayer, perHead }: Budget) {
+  const { layers, kvHeads } = model;
+  const repeated = (times: number, size: number, count: number) =>
+    Array.from({ length: times }, () => ({ size, count }));
+  switch (scope) {
+    case "model":
+      return repeated(1, layers * kvHeads, total);
+    case "layer":
+      return repeated(layers, kvHeads, perLayer);
+    case "head":
+      return repeated(layers * kvHeads, 1, perHead);
+    default:
+      throw new TypeError(`Unknown scope ${scope satisfies never}`);
+  }
+}

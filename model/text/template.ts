@@ -1,0 +1,84 @@
+/** Chat templates: Jinja text from a model file, rendered where it can be stopped. */
+import { inputError, PalisadeError } from "../../core/errors.ts";
+import type { Runtime } from "../../runtime/interface.ts";
+import { siblingModule } from "../../runtime/sibling_module.ts";
+import type { RenderReply, RenderRequest } from "./template_worker.ts";
+
+export interface ChatMessage {
+  readonly role: "system" | "user" | "assistant";
+  readonly content: string;
+}
+
+export interface ChatInput {
+  readonly messages: readonly ChatMessage[];
+  /** Ends the text where the assistant's reply begins. Default true. */
+  readonly addGenerationPrompt?: boolean;
+  /** What the template sees as `bos_token` and `eos_token`. Default empty. */
+  readonly bosToken?: string;
+  readonly eosToken?: string;
+}
+
+export interface RenderOptions {
+  /** Gives the worker the template runs in. */
+  readonly runtime: Pick<Runtime, "runSandboxed">;
+  /** Milliseconds the template may take. Default 5000; starting the worker is not counted. */
+  readonly timeoutMs?: number;
+  /** Most characters it may make beyond the messages. Default 1 MiB. */
+  readonly maxLength?: number;
+  readonly signal?: AbortSignal;
+}
+
+const KEY = "tokenizer.chat_template";
+/** Ten times the largest in use. */
+const MAX_TEMPLATE = 1024 * 1024;
+/** A worker starts in some 100 ms; on a busy machine in seconds. */
+const WORKER_START_MS = 15_000;
+const MAX_HEAP_MB = 512;
+
+/**
+ * The prompt a template makes of a conversation.
+ *
+ * Throws PalisadeError input, `where` = `tokenizer.chat_template`: `template.timeout` (too slow or endless),
+ * `template.size` (the template, its result or its memory is too large), `template.failed` (not Jinja, or it raised an
+ * exception; the message says which).
+ */
+export async function renderChat(template: string, input: ChatInput, options: RenderOptions): Promise<string> {
+  if (template.length > MAX_TEMPLATE) {
+    throw refuse("size", `it has ${template.length} characters, more than ${MAX_TEMPLATE}`);
+  }
+  const timeoutMs = options.timeoutMs ?? 5000;
+  const given = input.messages.reduce((sum, message) => sum + message.content.length, 0);
+  const reply = await runWorker({
+    template,
+    variables: {
+      messages: input.messages,
+      add_generation_prompt: input.addGenerationPrompt ?? true,
+      bos_token: input.bosToken ?? "",
+      eos_token: input.eosToken ?? "",
+    },
+    maxLength: (options.maxLength ?? 1024 * 1024) + given,
+    timeoutMs,
+  }, options);
+  if ("refused" in reply) throw refuse(reply.refused, reply.message);
+  return reply.text;
+}
+
+async function runWorker(request: RenderRequest, options: RenderOptions): Promise<RenderReply> {
+  try {
+    return await options.runtime.runSandboxed<RenderReply>(
+      siblingModule("./template_worker", import.meta.url),
+      request,
+      { timeoutMs: request.timeoutMs + WORKER_START_MS, maxHeapMb: MAX_HEAP_MB, signal: options.signal },
+    );
+  } catch (error) {
+    if (!(error instanceof PalisadeError)) throw error;
+    if (error.code === "sandbox.timeout") throw refuse("timeout", error.message, error);
+    if (error.code === "sandbox.memory") throw refuse("size", error.message, error);
+    throw error;
+  }
+}
+
+function refuse(reason: "timeout" | "size" | "failed", problem: string, cause?: unknown): PalisadeError {
+  const message = `Can't render the model's chat template: ${problem.slice(0, 300)}`;
+  return inputError(`template.${reason}`, message, KEY, cause);
+}

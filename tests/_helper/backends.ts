@@ -1,0 +1,48 @@
+/** Every backend this runtime can start, for the suites that run over all of them. */
+import { readFile } from "node:fs/promises";
+import { fileURLToPath } from "node:url";
+import type { Backend } from "../../core/backend/interface.ts";
+import { createReferenceBackend } from "../../core/backend/reference.ts";
+import { hasRelaxedSimd } from "../../runtime/features.ts";
+import { currentRuntime } from "../../runtime/mod.ts";
+import { Crew } from "../../wasm/threads/pool.ts";
+import { createWasmBackend } from "../../wasm/backend.ts";
+import { createThreadedBackend } from "../../wasm/threads/backend.ts";
+import type { Worth } from "../../wasm/threads/cost.ts";
+import { skipped } from "./skip.ts";
+
+export interface NamedBackend {
+  readonly name: string;
+  /** True where every type of rows goes through the same code as another backend's, so that one is enough. */
+  readonly oneType?: boolean;
+  start(): Promise<Backend>;
+}
+
+/** The kernels with bounds, overflow and debug checks on. */
+export async function checkedModule(): Promise<Uint8Array<ArrayBuffer>> {
+  const path = fileURLToPath(new URL("../data/kernels_checked.wasm", import.meta.url));
+  return new Uint8Array(await readFile(path));
+}
+
+/** The kernels over several threads, which end with the backend. */
+export async function startThreaded(threads: number, worth?: Worth): Promise<Backend> {
+  const { startThread } = await currentRuntime();
+  const crew = await Crew.start({ threads, startThread });
+  const backend = await createThreadedBackend(crew, worth);
+  return { ...backend, [Symbol.dispose]: () => crew[Symbol.dispose]() };
+}
+
+export const KERNEL_BACKENDS: readonly NamedBackend[] = [
+  { name: "wasm simd128", start: () => createWasmBackend({ simd: "simd128" }) },
+  { name: "wasm relaxed", start: () => createWasmBackend({ simd: "relaxed" }) },
+  { name: "wasm checked", start: async () => createWasmBackend({ module: await checkedModule() }) },
+  { name: "wasm, 2 threads", oneType: true, start: () => startThreaded(2) },
+  { name: "wasm, 3 threads", oneType: true, start: () => startThreaded(3) },
+].filter(({ name }) => name !== "wasm relaxed" || hasRelaxedSimd());
+
+if (!hasRelaxedSimd()) skipped("the relaxed kernels equal the plain backend", "no relaxed SIMD here", "device");
+
+export const ALL_BACKENDS: readonly NamedBackend[] = [
+  { name: "ts", start: () => Promise.resolve(createReferenceBackend()) },
+  ...KERNEL_BACKENDS,
+];

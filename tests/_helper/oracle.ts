@@ -1,0 +1,90 @@
+/** Plain attention over everything, with entries hidden by a mask: what real removal has to equal. */
+import type { DenseEngine } from "../../model/dense/interface.ts";
+import { project } from "../../model/decode/project.ts";
+import type { ModelConfig } from "../../model/config.ts";
+
+/** Kept context positions of each layer and KV head; everything after the context is visible. */
+export type KeptSets = readonly (readonly ArrayLike<number>[])[];
+
+/**
+ * Logits of the last `rows` of `ids`, `[rows, vocabulary]`. Tokens of the context (the first `contextLength`) see every
+ * token before them; later tokens see the kept context entries and each other. `kept` absent: nothing is hidden.
+ * `next`: for later tokens each head's kept entries stand at positions that end at `next` − 1, without gaps, and they
+ * themselves at `next`, `next` + 1, …; absent: everything stands where it was.
+ */
+export async function oracleLogits(
+  dense: DenseEngine,
+  ids: readonly number[],
+  rows: number,
+  contextLength = ids.length,
+  kept?: KeptSets,
+  next?: number,
+): Promise<Float32Array> {
+  const { config } = dense;
+  let hidden = dense.embed(ids);
+  for (let layer = 0; layer < config.layers; layer++) {
+    const qkv = await dense.qkv(layer, hidden, ids.length);
+    const output = attend(config, qkv, ids.length, { contextLength, kept: kept?.[layer], next });
+    hidden = await dense.finish(layer, hidden, output, ids.length);
+  }
+  return await dense.logits(hidden.slice((ids.length - rows) * config.width), rows);
+}
+
+function attend(
+  config: ModelConfig,
+  qkv: Float32Array,
+  length: number,
+  { contextLength, kept, next }: { contextLength: number; kept?: readonly ArrayLike<number>[]; next?: number },
+): Float32Array {
+  const { heads, kvHeads, headDim } = config;
+  const { queries, keys, values } = project(config, qkv, length, 0);
+  const row = qkv.length / length;
+  const moved = (t: number, position: number) => project(config, qkv.subarray(t * row, (t + 1) * row), 1, position);
+  const output = new Float32Array(length * heads * headDim);
+  for (let h = 0; h < heads; h++) {
+    const g = Math.floor(h / (heads / kvHeads));
+    const visible = visibility(contextLength, kept?.[g]);
+    const places = next === undefined ? undefined : placesOf(contextLength, length, kept?.[g], next);
+    for (let t = 0; t < length; t++) {
+      const q = (t * heads + h) * headDim;
+      const later = places !== undefined && t >= contextLength;
+      const query = later ? moved(t, places[t]).queries.subarray(h * headDim) : queries.subarray(q, q + headDim);
+      const seen: number[] = [];
+      for (let i = 0; i <= t; i++) if (t < contextLength || i >= contextLength || visible[i]) seen.push(i);
+      const logits = seen.map((i) => {
+        const key = later ? moved(i, places[i]).keys.subarray(g * headDim) : keys.subarray((i * kvHeads + g) * headDim);
+        let dot = 0;
+        for (let d = 0; d < headDim; d++) dot += query[d] * key[d];
+        return dot / Math.sqrt(headDim);
+      });
+      const top = logits.reduce((a, b) => Math.max(a, b), -Infinity);
+      const weights = logits.map((logit) => Math.exp(logit - top));
+      const total = weights.reduce((a, b) => a + b, 0);
+      for (let d = 0; d < headDim; d++) {
+        let sum = 0;
+        for (let j = 0; j < seen.length; j++) sum += weights[j] * values[(seen[j] * kvHeads + g) * headDim + d];
+        output[q + d] = sum / total;
+      }
+    }
+  }
+  return output;
+}
+
+function visibility(length: number, kept: ArrayLike<number> | undefined): Uint8Array {
+  const visible = new Uint8Array(length).fill(kept ? 0 : 1);
+  for (const position of Array.from(kept ?? [])) visible[position] = 1;
+  return visible;
+}
+
+/** Position of each token as later ones see it: kept ones end at `next` − 1, the rest of the context is nowhere. */
+function placesOf(
+  contextLength: number,
+  length: number,
+  kept: ArrayLike<number> | undefined,
+  next: number,
+): Int32Array {
+  const list = kept ? Array.from(kept) : Array.from({ length: contextLength }, (_, i) => i);
+  const places = Int32Array.from({ length }, (_, t) => t < contextLength ? -1 : next + t - contextLength);
+  list.forEach((token, i) => places[token] = next - list.length + i);
+  return places;
+}

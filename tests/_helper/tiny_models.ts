@@ -1,0 +1,33 @@
+/** The tiny models under tests/data/models, opened. */
+import { fileURLToPath } from "node:url";
+import type { ModelConfig } from "../../model/config.ts";
+import { configOf } from "../../model/file/gguf/config.ts";
+import { type GgufFile, openGguf } from "../../model/file/gguf/reader.ts";
+import { currentRuntime } from "../../runtime/mod.ts";
+
+/** Together they hold every tensor type and both architectures. */
+export const TINY_MODELS = [
+  "llama-plain",
+  "llama-linear",
+  "llama-yarn",
+  "llama3-factors",
+  "qwen2-plain",
+  "qwen2-yarn",
+] as const;
+
+export interface OpenModel extends AsyncDisposable {
+  readonly file: GgufFile;
+  readonly config: ModelConfig;
+}
+
+/** Opens any GGUF; close it with `await using`. */
+export async function openModel(path: string): Promise<OpenModel> {
+  const runtime = await currentRuntime();
+  const file = await openGguf(await runtime.openFile(path));
+  return { file, config: await configOf(file), [Symbol.asyncDispose]: () => file.close() };
+}
+
+/** Opens a tiny model by its name. */
+export function openTiny(name: typeof TINY_MODELS[number]): Promise<OpenModel> {
+  return openModel(fileURLToPath(new URL(`../data/models/${name}.gguf`, import.meta.url)));
+}

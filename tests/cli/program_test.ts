@@ -1,0 +1,119 @@
+import assert from "node:assert/strict";
+import { mkdtemp, writeFile } from "node:fs/promises";
+import { readFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { VERSION } from "../../cli/version.ts";
+import { palisade } from "../_helper/io.ts";
+
+const folder = await mkdtemp(join(tmpdir(), "palisade-cli-"));
+const book = join(folder, "book.txt");
+await writeFile(book, "Call me Ishmael. Some years ago I thought I would sail about a little.");
+const ASK = ["ask", "--context", book, "--question", "Who speaks?"];
+
+Deno.test("VERSION is the package's version", async () => {
+  const manifest = JSON.parse(await readFile(new URL("../../package.json", import.meta.url), "utf8"));
+  assert.equal(VERSION, manifest.version);
+});
+
+for (
+  const command of [[], ["ask"], ["demo"], ["models"], ["models", "pull"], ["policies"], ["doctor"], ["calibrate"], [
+    "worker",
+  ]]
+) {
+  Deno.test(`run() prints a help that fits a screen for "${command.join(" ")}"`, async () => {
+    const { code, out } = await palisade([...command, "--help"]);
+    assert.equal(code, 0);
+    const lines = out.trimEnd().split("\n");
+    assert.ok(lines.length <= 24, `${lines.length} lines`);
+    for (const line of lines) assert.ok(line.length <= 80, line);
+  });
+}
+
+/** Refusals that need no model: arguments, exit code, what the message must say. */
+const REFUSED: [string, string[], number, RegExp][] = [
+  ["an unknown command", ["aks"], 2, /unknown command 'aks'[\s\S]*ask/i],
+  ["an unknown option", [...ASK, "--kep", "20%"], 2, /--kep[\s\S]*--keep/],
+  ["a missing context", ["ask", "--question", "x"], 2, /--context/],
+  ["a missing question", ["ask", "--context", book], 2, /--question/],
+  ["an unknown backend", [...ASK, "--backend", "cuda"], 2, /auto, ts, wasm/],
+  ["an unknown dense engine", [...ASK, "--dense", "torch"], 2, /auto, web, node/],
+  ["a negative temperature", [...ASK, "--temperature", "-1"], 2, /from 0 to 10/],
+  ["a top-p above 1", [...ASK, "--top-p", "1.5"], 2, /to 1/],
+  ["zero tokens", [...ASK, "--max-tokens", "0"], 2, /from 1 to/],
+  ["half a token", [...ASK, "--max-tokens", "1.5"], 2, /whole number/],
+  ["bytes to wait in without a risk", [...ASK, "--max-cache-bytes", "100"], 2, /--max-cache-bytes.*--risk/],
+  ["a gate for a policy without one", [...ASK, "--policy", "snapkv", "--gate", "no.json"], 2, /--gate.*--policy gate/],
+  ["a seed too large", [...ASK, "--seed", "99999999999999999999"], 2, /to 9007199254740991/],
+  ["zero threads", [...ASK, "--threads", "0"], 2, /from 1 to 64/],
+  ["a thread and a half", [...ASK, "--threads", "1.5"], 2, /from 1 to 64/],
+  ["a thousand threads", [...ASK, "--threads", "1000"], 2, /from 1 to 64/],
+  ["a cap of 0", [...ASK, "--max-cache", "0"], 2, /--max-cache.*from 1 to/s],
+  ["a step policy without a cap", [...ASK, "--step-policy", "h2o"], 2, /--step-policy.*--max-cache/],
+  ["an unknown step policy", [...ASK, "--max-cache", "99", "--step-policy", "h20"], 3, /--step-policy.*mean h2o/],
+  ["an unknown cache type", [...ASK, "--cache-type", "q4"], 2, /f32, f16, int8/],
+  ["unknown positions", [...ASK, "--positions", "false"], 2, /true, rerotate/],
+  ["keep 0", [...ASK, "--keep", "0"], 3, /--keep.*0/],
+  ["keep -5", [...ASK, "--keep", "-5"], 3, /--keep.*-5/],
+  ["keep 200%", [...ASK, "--keep", "200%"], 3, /--keep.*200%/],
+  ["keep abc", [...ASK, "--keep", "abc"], 3, /--keep.*abc/],
+  ["an unknown policy", [...ASK, "--policy", "layer-defensiv"], 3, /layer-defensiv.*layer-defensive/s],
+  ["an unknown model", [...ASK, "--model", "smolm2-135m", "--offline"], 3, /smolm2-135m.*smollm2-135m/s],
+  ["a model file that isn't there", [...ASK, "--model", join(folder, "no.gguf")], 3, /no\.gguf/],
+  ["a context that isn't there", ["ask", "--context", join(folder, "no.txt"), "--question", "x"], 3, /no\.txt/],
+  ["a folder as context", ["ask", "--context", folder, "--question", "x"], 3, /folder/],
+  ["an empty question", ["ask", "--context", book, "--question", " "], 3, /question/],
+];
+
+for (const [what, parameters, code, message] of REFUSED) {
+  Deno.test(`run() refuses ${what} with exit code ${code}`, async () => {
+    const result = await palisade(parameters);
+    assert.equal(result.code, code, result.err);
+    assert.match(result.err, message);
+    assert.equal(result.out, "");
+  });
+}
+
+Deno.test("run() refuses an empty context with exit code 3", async () => {
+  const empty = join(folder, "empty.txt");
+  await writeFile(empty, " \n");
+  const { code, err } = await palisade(["ask", "--context", empty, "--question", "x"]);
+  assert.equal(code, 3);
+  assert.match(err, /--context.*empty\.txt/);
+});
+
+Deno.test("run() refuses a context that is not UTF-8 and says where", async () => {
+  const latin = join(folder, "latin.txt");
+  await writeFile(latin, new Uint8Array([0x63, 0x61, 0x66, 0xe9, 0x20]));
+  const { code, err } = await palisade(["ask", "--context", latin, "--question", "x"]);
+  assert.equal(code, 3);
+  assert.match(err, /3/);
+});
+
+Deno.test("run() refuses a model file that is no GGUF", async () => {
+  const fake = join(folder, "fake.gguf");
+  await writeFile(fake, "this is not a model at all, but it is long enough for a header");
+  const { code, err } = await palisade([...ASK, "--model", fake]);
+  assert.equal(code, 3);
+  assert.match(err, /magic/i);
+});
+
+Deno.test("policies --json lists every policy with parameters and sources", async () => {
+  const { code, out } = await palisade(["policies", "--json"]);
+  assert.equal(code, 0);
+  const list = JSON.parse(out) as { name: string; summary: string; paper: string; source: string }[];
+  for (const name of ["full", "random", "streaming-llm", "snapkv", "adakv", "critical-adakv", "defensive"]) {
+    assert.ok(list.some((entry) => entry.name === name), name);
+  }
+  for (const { summary, paper, source } of list) assert.ok(summary && paper && source);
+});
+
+Deno.test("doctor says what is there and why something isn't", async () => {
+  const { code, out } = await palisade(["doctor", "--json"]);
+  assert.equal(code, 0);
+  const { findings } = JSON.parse(out) as { findings: { name: string; ok: boolean; text: string }[] };
+  for (const name of ["runtime", "SIMD", "threads", "GPU", "dense web", "dense node", "dense auto", "cache folder"]) {
+    const found = findings.find((finding) => finding.name === name);
+    assert.ok(found && found.text.length > 0, name);
+  }
+});

@@ -1,0 +1,95 @@
+import assert from "node:assert/strict";
+import { policies, resolvePolicy } from "../../core/policy/registry.ts";
+import { answerBeside, answerFully } from "../../evaluate/sweep/answer.ts";
+import { type Case, collect, forkCache, sharesPrefill } from "../../evaluate/sweep/read_cells.ts";
+import type { RaggedCache } from "../../core/cache/ragged.ts";
+import { contextIds, questionIds } from "../../model/text/prompt.ts";
+import { openContext } from "../../model/session.ts";
+import { PROSE, tinyModel } from "../_helper/workbench.ts";
+
+const TEXT = PROSE.slice(0, 320);
+const KEEPS = [{ fraction: 0.5 }, { fraction: 0.2 }, { tokens: 20 }, { tokens: 4 }];
+/** Other windows, kernels and parameters than the defaults, and budgets that shrink the window. */
+const TEXTS = [
+  ...policies.map(({ name }) => name),
+  ...policies.filter(({ reference }) => reference).map(({ name }) => `${name}@reference`),
+  "snapkv(window=16,kernel=3)",
+  "layer-defensive(window=8,norm=off)",
+  "adakv(snapkv, safeguard=0.4)",
+  "gate(combine=risk, norm=heads, compete=layer)",
+];
+
+function casesOf(keeps = KEEPS): Case[] {
+  const shared = TEXTS.map((text) => resolvePolicy(text)).filter(sharesPrefill);
+  return shared.flatMap((policy) => keeps.map((keep) => ({ policy, keep })));
+}
+
+function keptOf(cache: RaggedCache): number[][][] {
+  const { layers, kvHeads } = cache.shape;
+  return Array.from(
+    { length: layers },
+    (_, layer) => Array.from({ length: kvHeads }, (_, head) => [...cache.positions(layer, head)]),
+  );
+}
+
+for (const backend of ["ts", "wasm"] as const) {
+  Deno.test(`collect() on ${backend} keeps exactly what openContext() keeps, for every policy and budget`, async () => {
+    await using model = await tinyModel(backend);
+    const ids = contextIds(model.frame, model.tokenizer, TEXT);
+    using collected = await collect(model, ids, casesOf());
+    for (const each of collected.cases) {
+      using context = await openContext(model, TEXT, each);
+      const label = `${each.policy.name} ${JSON.stringify(each.keep)}`;
+      if (each.kept === undefined) {
+        assert.deepEqual(keptOf(collected.cache), keptOf(context.cache), label);
+        continue;
+      }
+      using fork = forkCache(collected.cache, each.kept);
+      assert.deepEqual(keptOf(fork), keptOf(context.cache), label);
+      assert.equal(fork.position, context.cache.position);
+      assert.equal(fork.bytes().live, context.cache.bytes().live);
+      for (let layer = 0; layer < model.config.layers; layer++) {
+        for (let head = 0; head < model.config.kvHeads; head++) {
+          assert.deepEqual(fork.rows(layer).copyRows(head), context.cache.rows(layer).copyRows(head), label);
+        }
+      }
+    }
+  });
+}
+
+Deno.test("sharesPrefill() is false for what reads the context in its own way", () => {
+  for (const own of ["gate(read=stream)", "kvzip(chunk=64)", "kvzip(postfix=0)", "expected-attention(future=9)"]) {
+    assert.ok(!sharesPrefill(resolvePolicy(own)));
+  }
+  for (const shared of ["full", "kvzip", "kvzip(compete=layer)", "gate", "expected-attention"]) {
+    assert.ok(sharesPrefill(resolvePolicy(shared)));
+  }
+});
+
+Deno.test("answerBeside() gives the answer of ask() and the divergence of each step", async () => {
+  await using model = await tinyModel("wasm");
+  const ids = contextIds(model.frame, model.tokenizer, TEXT);
+  const asked = questionIds(model.frame, model.tokenizer, "How many stakes?", "There are");
+  const options = { maxNewTokens: 24, contextLength: model.config.contextLength };
+  using collected = await collect(model, ids, casesOf([{ fraction: 0.2 }, { fraction: 0.9 }]));
+  const full = await answerFully(model, collected.cache, asked, options);
+  const differences = new Set<number | null>();
+  for (const each of collected.cases) {
+    using context = await openContext(model, TEXT, each);
+    const expected = await context.ask("How many stakes?", { answerPrefix: "There are", maxTokens: 24 });
+    const answer = await answerBeside(model, context.cache, asked, full, options);
+    assert.deepEqual(answer.ids, expected.ids, each.policy.name);
+    assert.equal(`There are${answer.text}`, expected.answer);
+    assert.equal(answer.finish, expected.finish);
+    const at = full.ids.findIndex((id, i) => answer.ids[i] !== id);
+    assert.equal(answer.firstDifference, at < 0 ? null : at);
+    differences.add(answer.firstDifference);
+    if (each.policy.keepsAll) assert.ok(answer.kl.max < 1e-6, `full diverges by ${answer.kl.max}`);
+    else assert.ok(answer.kl.mean > 0 && answer.kl.max >= answer.kl.mean);
+    assert.equal(context.cache.position, ids.length, "the cache is as before");
+  }
+  assert.ok(
+    [...differences].some((at) => at !== null && at > 0),
+    `no answer differs in its middle: ${[...differences]}`,
+  );
+});

@@ -1,0 +1,30 @@
+/** Cells of the workbench: what makes a cell another one. */
+import assert from "node:assert/strict";
+import { runGroup, type Subject } from "../../evaluate/sweep/sweep.ts";
+import { groupsOf, parseCases } from "../../evaluate/sweep/plan.ts";
+import type { ResultLine } from "../../evaluate/results/results.ts";
+import { openTasks } from "../../evaluate/tasks/registry.ts";
+import { currentRuntime } from "../../runtime/mod.ts";
+import { randomGate } from "../_helper/gate.ts";
+import { testFolder, tinyHaystack, tinyModel } from "../_helper/workbench.ts";
+
+Deno.test("runGroup() gives the cells of gate other ids with another gate, and kvzip's the same", async () => {
+  const runtime = await currentRuntime();
+  const haystack = await tinyHaystack(await testFolder("group"));
+  const [group] = groupsOf(await openTasks(["niah_single_1"], runtime), [1024], 1);
+  const run = async (seed: number): Promise<ResultLine[]> => {
+    await using tiny = await tinyModel("wasm");
+    const gate = randomGate(tiny.config, seed);
+    const model = { ...tiny, gate: () => Promise.resolve(gate) };
+    const subject: Subject = { model, runtime, sha256: "0".repeat(64), palisade: "test" };
+    const cases = parseCases("kvzip,gate,gate(read=stream)", "30%"), lines: ResultLine[] = [];
+    const options = { seed: 1, protocol: "context-first", haystack, isDone: () => false, beyondTrained: true } as const;
+    for await (const line of runGroup(subject, group, cases, options)) lines.push(line);
+    return lines;
+  };
+  const [one, two] = [await run(1), await run(2)];
+  const same = one.map(({ id }, i) => id === two[i].id);
+  assert.deepEqual(one.map(({ asked }) => asked.policy), ["kvzip", "gate", "gate(read=stream)"]);
+  assert.deepEqual(same, [true, false, false]);
+  assert.match(String(one[1].policy.parameters.gate), /^[0-9a-f]{16}$/);
+});

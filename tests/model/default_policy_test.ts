@@ -1,0 +1,61 @@
+import assert from "node:assert/strict";
+import { fileURLToPath } from "node:url";
+import { inputError } from "../../core/errors.ts";
+import { defaultPolicy } from "../../model/default_policy.ts";
+import { loadModel } from "../../model/model.ts";
+import { contextIds } from "../../model/text/prompt.ts";
+import { openContext } from "../../model/session.ts";
+import { currentRuntime } from "../../runtime/mod.ts";
+import { randomGate } from "../_helper/gate.ts";
+
+const PATH = fileURLToPath(new URL("../data/models/llama-plain.gguf", import.meta.url));
+const load = async () =>
+  await loadModel(PATH, await currentRuntime(), { dense: "web", backend: "ts", precision: "float32" });
+const TEXT = "The keeper counted seventeen stakes, and then she counted them again.";
+
+Deno.test("defaultPolicy() takes the gate where there is one, and streams where the context rolls", async () => {
+  await using model = await load();
+  const gate = randomGate(model.config);
+  const ids = contextIds(model.frame, model.tokenizer, TEXT);
+  const { name, parameters } = await defaultPolicy(model, ids, { gate, rolling: false });
+  assert.deepEqual([name, parameters.combine], ["gate", "risk"]);
+  assert.equal((await defaultPolicy(model, ids, { gate, rolling: true })).parameters.read, "stream");
+  const fitted = { ...model, gate: () => Promise.resolve(gate) };
+  assert.equal((await defaultPolicy(fitted, ids, { rolling: false })).name, "gate");
+});
+
+Deno.test("defaultPolicy() takes kvzip without a gate, in chunks that fit the trained length", async () => {
+  await using model = await load();
+  const chunkAt = async (tokens: number, contextLength: number) => {
+    const shorter = { ...model, config: { ...model.config, contextLength } };
+    const ids = new Array(tokens).fill(contextIds(model.frame, model.tokenizer, TEXT).at(-1)!);
+    const { name, parameters } = await defaultPolicy(shorter, ids, { rolling: false });
+    return [name, parameters.chunk];
+  };
+  assert.deepEqual(await chunkAt(3000, 8192), ["kvzip", 2048]);
+  assert.deepEqual(await chunkAt(7000, 8192), ["kvzip", 1024]);
+  assert.deepEqual(await chunkAt(7800, 8192), ["kvzip", 256]);
+  assert.deepEqual(await chunkAt(8100, 8192), ["layer-defensive", undefined]);
+});
+
+Deno.test("defaultPolicy() without a gate leaves a context that rolls to layer-defensive", async () => {
+  await using model = await load();
+  const ids = contextIds(model.frame, model.tokenizer, TEXT);
+  assert.equal((await defaultPolicy(model, ids, { rolling: true })).name, "layer-defensive");
+});
+
+Deno.test("defaultPolicy() passes on that a gate is broken", async () => {
+  await using model = await load();
+  const broken = { ...model, gate: () => Promise.reject(inputError("gate.width", "Not this width", "x")) };
+  await assert.rejects(defaultPolicy(broken, [1, 2], { rolling: false }), { code: "gate.width" });
+});
+
+Deno.test("openContext() says which policy it took when none was named", async () => {
+  await using model = await load();
+  using zipped = await openContext(model, TEXT, { keep: "50%" });
+  assert.equal(zipped.policy.name, "kvzip");
+  using gated = await openContext(model, TEXT, { keep: "50%", gate: randomGate(model.config) });
+  assert.equal(gated.policy.name, "gate");
+  using risky = await openContext(model, TEXT, { riskWorst: 0.1 });
+  assert.equal(risky.policy.name, "defensive-risk");
+});

@@ -1,0 +1,412 @@
+import assert from "node:assert/strict";
+import type { PalisadeError } from "../../core/errors.ts";
+import { configOf } from "../../model/file/gguf/config.ts";
+import { openGguf } from "../../model/file/gguf/reader.ts";
+import { CountingSource } from "../_helper/counting_source.ts";
+import { build, type Entry, type TensorSpec } from "../_helper/gguf_builder.ts";
+
+type Metadata = Record<string, Omit<Entry, "key"> | undefined>;
+type Shapes = Record<string, readonly number[] | undefined>;
+
+const u32 = (value: number) => ({ type: "uint32", value }) as const;
+const f32 = (value: number) => ({ type: "float32", value }) as const;
+const text = (value: string) => ({ type: "string", value }) as const;
+const bool = (value: number) => ({ type: "bool", value }) as const;
+const texts = (items: string[]) => ({ type: "array", value: { of: "string", items } }) as const;
+
+const ARCHITECTURES = ["llama", "qwen2"] as const;
+
+/** Width 8, 4 query and 2 KV heads of 2, feed-forward 12, 5 tokens, 2 layers. */
+function metadataOf(architecture: string): Metadata {
+  return {
+    "general.architecture": text(architecture),
+    [`${architecture}.block_count`]: u32(2),
+    [`${architecture}.context_length`]: u32(128),
+    [`${architecture}.embedding_length`]: u32(8),
+    [`${architecture}.feed_forward_length`]: u32(12),
+    [`${architecture}.attention.head_count`]: u32(4),
+    [`${architecture}.attention.head_count_kv`]: u32(2),
+    [`${architecture}.attention.layer_norm_rms_epsilon`]: f32(0.5),
+  };
+}
+
+function shapesOf(architecture: string, q = 8, k = 4): Shapes {
+  const shapes: Record<string, readonly number[]> = { "token_embd.weight": [8, 5], "output_norm.weight": [8] };
+  for (const block of ["blk.0", "blk.1"]) {
+    Object.assign(shapes, {
+      [`${block}.attn_norm.weight`]: [8],
+      [`${block}.attn_q.weight`]: [8, q],
+      [`${block}.attn_k.weight`]: [8, k],
+      [`${block}.attn_v.weight`]: [8, k],
+      [`${block}.attn_output.weight`]: [q, 8],
+      [`${block}.ffn_norm.weight`]: [8],
+      [`${block}.ffn_gate.weight`]: [8, 12],
+      [`${block}.ffn_up.weight`]: [8, 12],
+      [`${block}.ffn_down.weight`]: [12, 8],
+    });
+    if (architecture === "qwen2") {
+      Object.assign(shapes, {
+        [`${block}.attn_q.bias`]: [q],
+        [`${block}.attn_k.bias`]: [k],
+        [`${block}.attn_v.bias`]: [k],
+      });
+    }
+  }
+  return shapes;
+}
+
+interface Change {
+  readonly metadata?: Metadata;
+  readonly shapes?: Shapes;
+  /** Tensor types that are not F32. */
+  readonly types?: Record<string, number>;
+  /** Contents of `rope_freqs.weight`. */
+  readonly factors?: readonly number[];
+}
+
+/** The configuration of a tiny file with `change` made to it; `undefined` takes an entry away. */
+async function config(architecture: string, change: Change = {}) {
+  const metadata = Object.entries({ ...metadataOf(architecture), ...change.metadata })
+    .flatMap(([key, entry]) => entry === undefined ? [] : [{ key, ...entry }]);
+  const shapes: Shapes = { ...shapesOf(architecture), ...change.shapes };
+  if (change.factors) shapes["rope_freqs.weight"] = [change.factors.length];
+  let offset = 0;
+  let factorsAt = 0;
+  const tensors: TensorSpec[] = [];
+  for (const [name, shape] of Object.entries(shapes)) {
+    if (shape === undefined) continue;
+    tensors.push({ name, shape, type: change.types?.[name] ?? 0, offset });
+    if (name === "rope_freqs.weight") factorsAt = offset;
+    offset += Math.ceil(shape.reduce((product, size) => product * size, 4) / 32) * 32;
+  }
+  const { bytes, dataStart } = build({ metadata, tensors, data: offset });
+  if (change.factors) bytes.set(new Uint8Array(Float32Array.from(change.factors).buffer), dataStart + factorsAt);
+  return await configOf(await openGguf(new CountingSource(bytes)));
+}
+
+const plain = (rotated: number, base = 10000) =>
+  Float64Array.from({ length: rotated / 2 }, (_, j) => base ** (-2 * j / rotated));
+
+for (const architecture of ARCHITECTURES) {
+  Deno.test(`configOf() of a small ${architecture}`, async () => {
+    assert.deepEqual(await config(architecture), {
+      architecture,
+      name: "test.gguf",
+      layers: 2,
+      heads: 4,
+      kvHeads: 2,
+      headDim: 2,
+      width: 8,
+      feedForward: 12,
+      vocabulary: 5,
+      normEpsilon: 0.5,
+      contextLength: 128,
+      tiedHead: true,
+      qkvBias: architecture === "qwen2",
+      rope: {
+        pairs: architecture === "llama" ? "interleaved" : "half",
+        rotated: 2,
+        frequencies: Float64Array.of(1),
+        magnitude: 1,
+      },
+    });
+  });
+}
+
+Deno.test("configOf() takes what is optional: name, own head, own lengths of heads, all heads as KV heads", async () => {
+  const named = await config("llama", {
+    metadata: { "general.name": text("Small") },
+    shapes: { "output.weight": [8, 5] },
+  });
+  assert.deepEqual([named.name, named.tiedHead], ["Small", false]);
+
+  const lengths = { "llama.attention.key_length": u32(6), "llama.attention.value_length": u32(6) };
+  const wide = await config("llama", { metadata: lengths, shapes: shapesOf("llama", 24, 12) });
+  assert.deepEqual([wide.headDim, wide.rope.rotated], [6, 6]);
+
+  const all = await config("llama", {
+    metadata: { "llama.attention.head_count_kv": undefined },
+    shapes: shapesOf("llama", 8, 8),
+  });
+  assert.equal(all.kvHeads, 4);
+});
+
+Deno.test("configOf() accepts fields that say a thing is not used", async () => {
+  const metadata = {
+    "general.type": text("model"),
+    "llama.expert_count": u32(0),
+    "llama.attention.causal": bool(1),
+    "llama.use_parallel_residual": bool(0),
+    "llama.logit_scale": f32(1),
+    "llama.attention.sliding_window": u32(128),
+    "llama.rope.scaling.type": text("none"),
+    "tokenizer.ggml.tokens": texts(["a", "b", "c", "d", "e"]),
+  };
+  assert.equal((await config("llama", { metadata })).rope.magnitude, 1);
+  await config("llama", { metadata: { "llama.attention.sliding_window": u32(0) } });
+});
+
+/** Heads of 8, so that RoPE has four pairs. */
+const eight = (metadata: Metadata = {}) => ({
+  metadata: { "llama.attention.key_length": u32(8), "llama.attention.value_length": u32(8), ...metadata },
+  shapes: shapesOf("llama", 32, 16),
+});
+
+Deno.test("configOf() reads RoPE's base and the rotated dimensions", async () => {
+  const { rope } = await config(
+    "llama",
+    eight({ "llama.rope.freq_base": f32(500), "llama.rope.dimension_count": u32(6) }),
+  );
+  assert.deepEqual(rope, { pairs: "interleaved", rotated: 6, frequencies: plain(6, 500), magnitude: 1 });
+});
+
+Deno.test("configOf() divides by linear scaling's factor, under its old name too, and without a type", async () => {
+  const expected = plain(8).map((frequency) => frequency / 4);
+  const ways: Metadata[] = [
+    { "llama.rope.scaling.type": text("linear"), "llama.rope.scaling.factor": f32(4) },
+    { "llama.rope.scaling.factor": f32(4) },
+    { "llama.rope.scale_linear": f32(4) },
+    { "llama.rope.scale_linear": f32(9), "llama.rope.scaling.factor": f32(4) },
+  ];
+  for (const way of ways) assert.deepEqual((await config("llama", eight(way))).rope.frequencies, expected);
+});
+
+Deno.test("configOf() divides by rope_freqs.weight, before other scaling", async () => {
+  const factors = [1, 2, 4, 8];
+  const expected = plain(8).map((frequency, j) => frequency / factors[j]);
+  assert.deepEqual((await config("llama", { ...eight(), factors })).rope.frequencies, expected);
+  const both = await config("llama", { ...eight({ "llama.rope.scaling.factor": f32(2) }), factors });
+  assert.deepEqual(both.rope.frequencies, expected.map((frequency) => frequency / 2));
+});
+
+Deno.test("configOf() mixes frequencies and sets the magnitude for YaRN", async () => {
+  const yarn = { "llama.rope.scaling.type": text("yarn"), "llama.rope.scaling.factor": f32(4) };
+  const original = { ...yarn, "llama.rope.scaling.original_context_length": u32(4096) };
+  // pairs 1.31 and 2.81 turn 32 times and once over 4096 positions: the ramp goes from pair 1 to pair 3
+  const mixed = plain(8).map((frequency, j) => frequency * [1, 1, 0.5 + 0.5 / 4, 1 / 4][j]);
+  const { rope } = await config("llama", eight(original));
+  rope.frequencies.forEach((frequency, j) => assert.ok(Math.abs(frequency - mixed[j]) < 1e-15, `${j}: ${frequency}`));
+  assert.equal(rope.magnitude, 0.1 * Math.log(4) + 1);
+
+  const multiplied = await config("llama", eight({ ...original, "llama.rope.scaling.attn_factor": f32(0.5) }));
+  assert.equal(multiplied.rope.magnitude, 0.5 * (0.1 * Math.log(4) + 1));
+  const shrunk = await config("llama", eight({ ...original, "llama.rope.scaling.factor": f32(0.5) }));
+  assert.equal(shrunk.rope.magnitude, 1);
+
+  // without an original length the trained context of 128 counts: the ramp goes from pair 0 to pair 2
+  const trained = await config("llama", eight(yarn));
+  const expected = plain(8).map((frequency, j) => frequency * [1, 0.5 + 0.5 / 4, 1 / 4, 1 / 4][j]);
+  trained.rope.frequencies.forEach((frequency, j) => assert.ok(Math.abs(frequency - expected[j]) < 1e-15));
+
+  // no pair turns even once: all but the first, where the ramp starts, are slow
+  const short = { ...yarn, "llama.rope.scaling.original_context_length": u32(2), "llama.rope.freq_base": f32(2) };
+  assert.deepEqual(
+    (await config("llama", eight(short))).rope.frequencies,
+    plain(8, 2).map((frequency, j) => j === 0 ? frequency : frequency / 4),
+  );
+
+  const betas = { "llama.rope.scaling.yarn_beta_fast": f32(8), "llama.rope.scaling.yarn_beta_slow": f32(0.01) };
+  const slower = await config("llama", eight({ ...original, ...betas }));
+  assert.notDeepEqual(slower.rope.frequencies, rope.frequencies);
+});
+
+const key = (name: string) => `metadata["${name}"]`;
+const tensor = (name: string, field = "") => `tensor["${name}"]${field}`;
+
+type Refusal = readonly [what: string, architecture: string, change: Change, code: string, where: string];
+
+function wrongValue(name: string, entry: Omit<Entry, "key">, code = "gguf.value", rest: Metadata = {}): Refusal {
+  const shown = typeof entry.value === "object" ? "an array" : `${entry.value}`;
+  return [`${name} = ${shown} (${entry.type})`, "llama", { metadata: { ...rest, [name]: entry } }, code, key(name)];
+}
+
+/** A count of layers that is not the file's. */
+function layers(count: number, code: string, name: string): Refusal {
+  return [`${count} layers`, "llama", { metadata: { "llama.block_count": u32(count) } }, code, tensor(name)];
+}
+
+const COUNTS = [
+  "llama.block_count",
+  "llama.context_length",
+  "llama.embedding_length",
+  "llama.feed_forward_length",
+  "llama.attention.head_count",
+  "llama.attention.head_count_kv",
+  "llama.attention.key_length",
+  "llama.attention.value_length",
+  "llama.rope.dimension_count",
+];
+
+const REQUIRED = [
+  "general.architecture",
+  "llama.block_count",
+  "llama.context_length",
+  "llama.embedding_length",
+  "llama.feed_forward_length",
+  "llama.attention.head_count",
+  "llama.attention.layer_norm_rms_epsilon",
+];
+
+const YARN: Metadata = { "llama.rope.scaling.type": text("yarn"), "llama.rope.scaling.factor": f32(4) };
+
+const UNSUPPORTED: [name: string, entry: Omit<Entry, "key">][] = [
+  ["general.type", text("adapter")],
+  ["split.count", { type: "uint16", value: 2 }],
+  ["llama.expert_count", u32(8)],
+  ["llama.expert_used_count", u32(2)],
+  ["llama.use_parallel_residual", bool(1)],
+  ["llama.attention.causal", bool(0)],
+  ["llama.attention.clamp_kqv", f32(8)],
+  ["llama.attention.max_alibi_bias", f32(8)],
+  ["llama.attention.scale", f32(0.25)],
+  ["llama.attn_logit_softcapping", f32(50)],
+  ["llama.final_logit_softcapping", f32(30)],
+  ["llama.logit_scale", f32(0.5)],
+  ["llama.embedding_scale", f32(12)],
+  ["llama.residual_scale", f32(0.5)],
+  ["llama.pooling_type", u32(1)],
+  ["llama.attention.sliding_window", u32(127)],
+  ["llama.rope.scaling.type", text("longrope")],
+];
+
+const METADATA_REFUSALS: Refusal[] = [
+  ...REQUIRED.map((
+    name,
+  ): Refusal => [`no ${name}`, "llama", { metadata: { [name]: undefined } }, "gguf.missing", key(name)]),
+  ...COUNTS.flatMap((name) => [
+    wrongValue(name, u32(0)),
+    wrongValue(name, u32(2 ** 31)),
+    wrongValue(name, { type: "int32", value: -1 }),
+    wrongValue(name, { type: "uint64", value: 2n ** 64n - 1n }),
+    wrongValue(name, f32(2.5)),
+    wrongValue(name, text("2")),
+    wrongValue(name, { type: "array", value: { of: "uint32", items: [2, 2] } }),
+  ]),
+  ...UNSUPPORTED.map(([name, entry]) => wrongValue(name, entry, "gguf.unsupported")),
+  ...["gpt2", "Llama", "llama4", "qwen2moe", "qwen3", "", "__proto__", "toString"].map((name) =>
+    wrongValue("general.architecture", text(name), "gguf.architecture")
+  ),
+  wrongValue("general.architecture", u32(1)),
+  wrongValue("general.name", u32(1)),
+  ...[NaN, Infinity, -1, 2].map((n) => wrongValue("llama.attention.layer_norm_rms_epsilon", f32(n))),
+  wrongValue("llama.attention.head_count_kv", u32(3)),
+  wrongValue("llama.attention.head_count", u32(3), "gguf.value", { "llama.attention.head_count_kv": undefined }),
+  wrongValue("llama.attention.key_length", u32(4), "gguf.unsupported"),
+  wrongValue("llama.attention.value_length", u32(4), "gguf.unsupported"),
+  wrongValue("llama.attention.sliding_window", f32(0.5)),
+  ...[0, -1, 0.5, NaN, Infinity].map((n) => wrongValue("llama.rope.freq_base", f32(n))),
+  wrongValue("llama.rope.freq_base", f32(1), "gguf.value", YARN),
+  wrongValue("llama.rope.dimension_count", u32(3)),
+  [
+    "five rotated dimensions of eight",
+    "llama",
+    eight({ "llama.rope.dimension_count": u32(5) }),
+    "gguf.value",
+    key("llama.rope.dimension_count"),
+  ],
+  wrongValue("llama.rope.scaling.type", u32(1)),
+  ...[0, -2, NaN].map((n) => wrongValue("llama.rope.scaling.factor", f32(n))),
+  wrongValue("llama.rope.scale_linear", f32(0)),
+  ...[0, NaN].map((n) => wrongValue("llama.rope.scaling.attn_factor", f32(n))),
+  wrongValue("llama.rope.scaling.original_context_length", u32(0), "gguf.value", YARN),
+  ...["yarn_beta_fast", "yarn_beta_slow"].map((name) =>
+    wrongValue(`llama.rope.scaling.${name}`, f32(0), "gguf.value", YARN)
+  ),
+  ...["yarn_ext_factor", "yarn_attn_factor", "yarn_log_multiplier"].map((name) =>
+    wrongValue(`llama.rope.scaling.${name}`, f32(1), "gguf.unsupported", YARN)
+  ),
+  ...["linear", "yarn"].map((kind): Refusal => [
+    `${kind} scaling without a factor`,
+    "llama",
+    { metadata: { "llama.rope.scaling.type": text(kind) } },
+    "gguf.missing",
+    key("llama.rope.scaling.factor"),
+  ]),
+  wrongValue("tokenizer.ggml.tokens", texts(["a", "b"])),
+  wrongValue("tokenizer.ggml.tokens", { type: "array", value: { of: "uint8", items: [1, 2, 3, 4, 5] } }),
+  wrongValue("tokenizer.ggml.tokens", { type: "array", value: { of: "uint8", items: [] } }),
+  wrongValue("tokenizer.ggml.tokens", text("abcde")),
+  layers(1, "gguf.unsupported", "blk.1.attn_norm.weight"),
+  layers(3, "gguf.missing", "blk.2.attn_norm.weight"),
+  layers(2 ** 31 - 1, "gguf.missing", "blk.2.attn_norm.weight"),
+];
+
+function tensorRefusals(architecture: string): Refusal[] {
+  return Object.entries(shapesOf(architecture)).flatMap(([name, shape]): Refusal[] => {
+    const longer = shape!.map((size, d) => d === 0 ? size + 1 : size);
+    const refusals: Refusal[] = [
+      [`no ${name}`, architecture, { shapes: { [name]: undefined } }, "gguf.missing", tensor(name)],
+      [`${name} of longer rows`, architecture, { shapes: { [name]: longer } }, "gguf.shape", tensor(name, ".shape")],
+      [
+        `${name} of 3 dimensions`,
+        architecture,
+        { shapes: { [name]: [...shape!, 1, 1].slice(0, 3) } },
+        "gguf.shape",
+        tensor(name, ".shape"),
+      ],
+      [`${name} of type I8`, architecture, { types: { [name]: 24 } }, "gguf.dtype", tensor(name, ".type")],
+    ];
+    return refusals;
+  });
+}
+
+/** Tensors of other models, which must not be passed over. */
+const FOREIGN: [architecture: string, name: string][] = [
+  ["llama", "blk.0.attn_q.bias"],
+  ["llama", "blk.0.attn_output.bias"],
+  ["llama", "blk.1.attn_q_norm.weight"],
+  ["llama", "blk.1.attn_k_norm.weight"],
+  ["llama", "blk.0.ffn_gate_inp.weight"],
+  ["llama", "blk.0.attn_sinks.weight"],
+  ["llama", "output.bias"],
+  ["llama", "anything"],
+  ["qwen2", "blk.0.attn_output.bias"],
+  ["qwen2", "rope_freqs.weight"],
+];
+
+const TENSOR_REFUSALS: Refusal[] = [
+  ...ARCHITECTURES.flatMap(tensorRefusals),
+  ...FOREIGN.map(([architecture, name]): Refusal => [
+    `${architecture} with ${name}`,
+    architecture,
+    { shapes: { [name]: [8] } },
+    "gguf.unsupported",
+    tensor(name),
+  ]),
+  [
+    "a head of another width",
+    "llama",
+    { shapes: { "output.weight": [7, 5] } },
+    "gguf.shape",
+    tensor("output.weight", ".shape"),
+  ],
+  ["two factors for one pair", "llama", { factors: [1, 2] }, "gguf.shape", tensor("rope_freqs.weight", ".shape")],
+  [
+    "factors of type I8",
+    "llama",
+    { shapes: { "rope_freqs.weight": [1] }, types: { "rope_freqs.weight": 24 } },
+    "gguf.dtype",
+    tensor("rope_freqs.weight", ".type"),
+  ],
+  ...[0, -1, NaN, Infinity].map((n): Refusal => [
+    `a factor of ${n}`,
+    "llama",
+    { factors: [n] },
+    "gguf.value",
+    tensor("rope_freqs.weight"),
+  ]),
+];
+
+for (const [group, refusals] of Object.entries({ metadata: METADATA_REFUSALS, tensors: TENSOR_REFUSALS })) {
+  Deno.test(`configOf() refuses bad ${group}, naming the key or tensor`, async (t) => {
+    for (const [what, architecture, change, code, where] of refusals) {
+      await t.step(what, async () => {
+        await assert.rejects(config(architecture, change), (error: PalisadeError) => {
+          assert.deepEqual([error.code, error.where, error.kind], [code, where, "input"], error.message);
+          assert.ok(error.message.startsWith("test.gguf: "), error.message);
+          return true;
+        });
+      });
+    }
+  });
+}

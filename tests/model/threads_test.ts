@@ -1,0 +1,320 @@
+/** Threads: the same bits for any number of them, what goes wrong is typed, and nothing is left behind. */
+import assert from "node:assert/strict";
+import type { Backend, LayerRows } from "../../core/backend/interface.ts";
+import { CACHE_TYPES, type CacheType } from "../../core/cache/entry_type.ts";
+import { PalisadeError } from "../../core/errors.ts";
+import { randomSource } from "../../core/measure/random.ts";
+import type { AttentionShape } from "../../core/shape.ts";
+import { createWasmEngine, type WasmDenseOptions } from "../../model/dense/wasm/engine.ts";
+import { autoThreads, startCrew } from "../../model/threads.ts";
+import { currentRuntime, type Runtime, type Thread } from "../../runtime/mod.ts";
+import { shareHeads } from "../../wasm/threads/rows.ts";
+import { Crew } from "../../wasm/threads/pool.ts";
+import { shareRows, STEP, worthSharing } from "../../wasm/dense/part.ts";
+import { createWasmBackend } from "../../wasm/backend.ts";
+import { createThreadedBackend } from "../../wasm/threads/backend.ts";
+import { startThreaded } from "../_helper/backends.ts";
+import { openTiny, TINY_MODELS } from "../_helper/tiny_models.ts";
+
+const runtime = await currentRuntime();
+const { startThread } = runtime;
+const THREADS = [2, 3, 4];
+
+function noise(count: number, seed: number): Float32Array {
+  const next = randomSource(seed);
+  return Float32Array.from({ length: count }, () => (next() + next() + next()) * 2 - 3);
+}
+
+function code(wanted: string): (error: unknown) => boolean {
+  return (error) => error instanceof PalisadeError && error.code === wanted;
+}
+
+/** Everything a backend gives for a small layer, appended, compacted, forked, turned and extended. */
+async function everything(backend: Backend, shape: AttentionShape, type: CacheType) {
+  const { heads, kvHeads, headDim } = shape, each = kvHeads * headDim, length = 330;
+  const rows = backend.createRows(shape, length, type);
+  rows.append(noise(length * each, 1), noise(length * each, 2), length);
+  const wanted = { columnSum: true, columnMax: true, logSumExp: true };
+  const queries = noise(length * heads * headDim, 3);
+  const given: unknown[] = [await rows.prefillAttention(queries, length, wanted)];
+  const window = ["mean", "variance", "entropy", "pooledMean", "pooledMax", "mass", "logSumExp"] as const;
+  given.push(await rows.observe(queries.subarray(0, 9 * heads * headDim), 9, { window, rows: true }));
+  given.push(await rows.valueNorms(noise(70 * heads * headDim, 4), 70));
+  const kept = Array.from({ length: kvHeads }, (_, h) => Int32Array.from({ length: 40 + 13 * h }, (_, i) => 3 * i + h));
+  rows.compact(kept);
+  const twin = rows.clone();
+  rows.rotateKeys(kept.map((list) => list.map((row) => -row)), {
+    pairs: "half",
+    rotated: headDim,
+    frequencies: Float64Array.from({ length: headDim / 2 }, (_, i) => 0.7 ** i),
+  });
+  for (const each of [rows, twin]) {
+    each.append(noise(2 * kvHeads * headDim, 5), noise(2 * kvHeads * headDim, 6), 2);
+    given.push(await each.decodeAttention(queries.subarray(0, 2 * heads * headDim), 2, { probabilities: true }));
+    each.truncate(kept.map((list) => list.length));
+    for (let h = 0; h < kvHeads; h++) given.push(each.copyRows(h), each.copyRows(h, Int32Array.of(5, 1)));
+    given.push(each.liveBytes, each.allocatedBytes);
+    each.free();
+  }
+  given.push(await backend.select({ segments: [{ scores: noise(500, 7) }], count: 100 }));
+  given.push(backend.memory().allocatedBytes);
+  return given;
+}
+
+/** Rows never come to one thread; or at once and for good. */
+const STAYING = { perWait: 0, perMovedFloat: Infinity }, HOMING = { perWait: 1e12, perMovedFloat: 0 };
+
+for (const shape of [{ heads: 9, kvHeads: 3, headDim: 64 }, { heads: 10, kvHeads: 5, headDim: 20 }]) {
+  Deno.test(`any number of threads gives the bits of one: ${shape.kvHeads} KV heads of ${shape.headDim}`, async () => {
+    using one = await createWasmBackend();
+    const every = async (backend: Backend) => {
+      const given = [];
+      for (const type of CACHE_TYPES) given.push(await everything(backend, shape, type));
+      return given;
+    };
+    const want = await every(one);
+    for (const threads of THREADS) {
+      for (const worth of [STAYING, HOMING]) {
+        using backend = await startThreaded(threads, worth);
+        assert.match(backend.detail, new RegExp(`${threads} threads`));
+        assert.deepEqual(await every(backend), want, `${threads} threads, ${JSON.stringify(worth)}`);
+      }
+    }
+  });
+}
+
+/** A crew, and the ranks it was asked since the last look. */
+function watched(crew: Crew): { crew: Crew; asked: () => number[] } {
+  const asked: number[] = [];
+  const proxy = new Proxy(crew, {
+    get(target, name) {
+      const value = Reflect.get(target, name, target);
+      if (typeof value !== "function") return value;
+      return (...all: unknown[]) => {
+        if (name === "ask") asked.push(all[0] as number);
+        return value.apply(target, all);
+      };
+    },
+  });
+  return { crew: proxy, asked: () => asked.splice(0) };
+}
+
+Deno.test("rows move to one thread while attention has little to do, and out again, and keep their bits", async () => {
+  const shape = { heads: 6, kvHeads: 3, headDim: 64 }, each = 192, few = 50, many = 400;
+  using crew = await Crew.start({ threads: 2, startThread });
+  const { crew: seen, asked } = watched(crew);
+  // A third of 2 · rows · 6 · 64 multiply-adds are another thread's: enough for it from 118 rows on.
+  const worth = { perWait: 6e4, perMovedFloat: 0 };
+  const backends = [await createWasmBackend(), await createThreadedBackend(seen, worth)];
+  for (const type of CACHE_TYPES) {
+    const [one, several] = backends.map((backend) => backend.createRows(shape, 0, type));
+    const same = async (threads: number) => {
+      const call = async (rows: LayerRows) => (await rows.decodeAttention(noise(384, 7), 1)).output;
+      await call(several);
+      asked();
+      assert.deepEqual(await call(several), await call(one));
+      assert.equal(asked().length, threads - 1);
+      for (let h = 0; h < 3; h++) assert.deepEqual(several.copyRows(h), one.copyRows(h));
+      assert.equal(several.allocatedBytes, one.allocatedBytes);
+      asked();
+    };
+    const append = (count: number) =>
+      [one, several].map((rows) => rows.append(noise(count * each, 1), noise(count * each, 2), count));
+    append(few);
+    await same(1);
+    append(many);
+    await same(2);
+    const kept = [0, 1, 2].map((h) => Int32Array.from({ length: few + 9 * h }, (_, i) => 3 * i));
+    for (const rows of [one, several]) rows.compact(kept);
+    await same(1);
+    const twins = [one, several].map((rows) => rows.clone());
+    append(1);
+    await same(1);
+    append(many);
+    await same(2);
+    const outputs = twins.map((rows) => rows.decodeAttention(noise(384, 8), 1));
+    assert.deepEqual(await outputs[1], await outputs[0]);
+    for (const rows of [one, several, ...twins]) rows.free();
+  }
+  assert.equal(backends[1].memory().allocatedBytes, 0);
+});
+
+Deno.test("rows for which one thread has no room stay shared out, and go on", async () => {
+  const shape = { heads: 4, kvHeads: 4, headDim: 64 }, count = 6000, block = noise(count * 256, 1);
+  using crew = await Crew.start({ threads: 4, startThread, kernels: { maximumBytes: 8 << 20 } });
+  using own = await createWasmBackend();
+  const backend = await createThreadedBackend(crew, HOMING);
+  const [want, got] = await Promise.all([own, backend].map(async (each) => {
+    const rows = each.createRows(shape, 0);
+    rows.append(block, block, count);
+    const outputs = [];
+    for (let i = 0; i < 2; i++) outputs.push((await rows.decodeAttention(noise(256, 2), 1)).output);
+    rows.free();
+    return outputs;
+  }));
+  assert.deepEqual(got, want);
+});
+
+/** Everything a dense engine gives for a small model. */
+async function steps(
+  model: typeof TINY_MODELS[number],
+  options: WasmDenseOptions,
+): Promise<unknown[]> {
+  await using open = await openTiny(model);
+  await using engine = await createWasmEngine(open.file, open.config, options);
+  const { width, heads, headDim, vocabulary, layers } = open.config;
+  const given: unknown[] = [engine.embed(Array.from({ length: vocabulary }, (_, id) => id))];
+  for (const count of [1, 2, 70]) {
+    const hidden = noise(count * width, count);
+    for (let layer = 0; layer < layers; layer++) {
+      given.push(await engine.qkv(layer, hidden, count));
+      given.push(await engine.finish(layer, hidden, noise(count * heads * headDim, 5), count));
+    }
+    given.push(await engine.logits(hidden, count));
+  }
+  return given;
+}
+
+Deno.test("the dense engine over any number of threads gives the bits of one", async () => {
+  const precisions = ["float32", "quantised"] as const;
+  for (const threads of THREADS) {
+    using crew = await Crew.start({ threads, startThread });
+    for (const model of TINY_MODELS) {
+      for (const precision of precisions) {
+        const want = await steps(model, { precision });
+        // Every step shared out; some; none.
+        for (const workPerWait of [0, 2e4, Infinity]) {
+          const what = `${model}, ${precision}, ${threads} threads, shared from ${workPerWait} multiply-adds on`;
+          assert.deepEqual(await steps(model, { precision, crew, workPerWait }), want, what);
+        }
+      }
+    }
+  }
+});
+
+Deno.test("a step that is not worth sharing out asks no other thread, and its weights are held twice", async () => {
+  await using open = await openTiny(TINY_MODELS[0]);
+  using crew = await Crew.start({ threads: 2, startThread });
+  const { crew: seen, asked } = watched(crew);
+  const hidden = noise(open.config.width, 1);
+  await using alone = await createWasmEngine(open.file, open.config, { crew: seen, workPerWait: Infinity });
+  await using shared = await createWasmEngine(open.file, open.config, { crew: seen, workPerWait: 0 });
+  assert.ok(alone.weightBytes > shared.weightBytes);
+  asked();
+  const logits = await alone.logits(hidden, 1);
+  assert.deepEqual(asked(), []);
+  assert.deepEqual(await shared.logits(hidden, 1), logits);
+  assert.deepEqual(asked(), [1]);
+});
+
+Deno.test("worthSharing() grows with the rows and the model, and wants more of a step with more waits", () => {
+  const sizes = { width: 576, attention: 576, projected: 960, feedForward: 1536, vocabulary: 49152 };
+  const from = (step: typeof STEP[keyof typeof STEP], scale: number) => {
+    let count = 1;
+    while (!worthSharing({ ...sizes, width: scale * sizes.width }, step, count)) count++;
+    return count;
+  };
+  assert.equal(from(STEP.logits, 1), 1);
+  assert.ok(from(STEP.qkv, 1) > 1 && from(STEP.finish, 1) > 1);
+  assert.equal(from(STEP.qkv, 8), 1);
+});
+
+Deno.test("shareHeads() and shareRows() give every head and row to one thread", () => {
+  for (let threads = 1; threads < 6; threads++) {
+    for (const count of [1, 2, 3, 5, 8, 17, 40, 63, 64, 65]) {
+      const heads = shareHeads(count, threads).flatMap(({ first, kvHeads }) =>
+        Array.from({ length: kvHeads }, (_, i) => first + i)
+      );
+      assert.deepEqual(heads, Array.from(Array(count).keys()));
+      let next = 0;
+      for (let rank = 0; rank < threads; rank++) {
+        const { from, to } = shareRows(count, threads, rank);
+        assert.ok(from === next && to >= from);
+        next = to;
+      }
+      assert.equal(next, count);
+    }
+  }
+});
+
+Deno.test("a full memory in another thread is a typed error of the next answer, and other rows go on", async () => {
+  const shape = { heads: 2, kvHeads: 2, headDim: 64 }, count = 12000;
+  using own = await createWasmBackend();
+  using crew = await Crew.start({ threads: 2, startThread, kernels: { maximumBytes: 4 << 20 } });
+  const backend = await createThreadedBackend({ ...crewOf(crew), kernels: {} } as Crew);
+  const rows = backend.createRows(shape, 0), block = noise(count * 128, 1);
+  rows.append(block, block, count);
+  await assert.rejects(() => rows.decodeAttention(noise(128, 2), 1), code("wasm.memory"));
+  assert.throws(() => rows.append(block, block, count), code("wasm.memory"));
+  assert.throws(() => rows.copyRows(1), code("wasm.memory"));
+  rows.free();
+  const [next, same] = [backend, own].map((each) => each.createRows(shape, 0));
+  for (const each of [next, same]) each.append(block.subarray(0, 12800), block.subarray(0, 12800), 100);
+  const [got, want] = await Promise.all([next, same].map((each) => each.decodeAttention(noise(128, 2), 1)));
+  assert.deepEqual(got, want);
+});
+
+/** The crew's methods under its own `this`, so that a property can be replaced. */
+function crewOf(crew: Crew) {
+  return {
+    size: crew.size,
+    newId: () => crew.newId(),
+    tell: crew.tell.bind(crew),
+    ask: crew.ask.bind(crew),
+    answer: crew.answer.bind(crew),
+    answerNow: crew.answerNow.bind(crew),
+  };
+}
+
+Deno.test("rows that a narrow type can't hold are refused in every thread alike, and nothing is appended", async () => {
+  using backend = await startThreaded(2);
+  const rows = backend.createRows({ heads: 2, kvHeads: 2, headDim: 4 }, 0, "f16");
+  const good = noise(8, 1), bad = good.slice();
+  bad[7] = 1e9;
+  assert.throws(() => rows.append(good, bad, 1), code("cache-type.range"));
+  rows.append(good, good, 1);
+  assert.deepEqual([rows.length(0), rows.copyRows(1).keys.length], [1, 4]);
+  rows.free();
+});
+
+Deno.test("a thread that dies is a typed error of every later call, also of a call under way", async () => {
+  const shape = { heads: 4, kvHeads: 4, headDim: 64 }, count = 4000;
+  const threads: Thread[] = [];
+  const watched: typeof startThread = (...all) => {
+    threads.push(startThread(...all));
+    return threads.at(-1)!;
+  };
+  await using open = await openTiny(TINY_MODELS[0]);
+  using crew = await Crew.start({ threads: 3, startThread: watched });
+  const backend = await createThreadedBackend(crew);
+  const engine = await createWasmEngine(open.file, open.config, { crew, workPerWait: 0 });
+  const rows = backend.createRows(shape, 0), block = noise(count * 256, 1);
+  rows.append(block, block, count);
+  const call = rows.prefillAttention(block, count);
+  call.catch(() => {});
+  await threads[0].terminate();
+  await call.catch((error) => assert.ok(code("threads.ended")(error), String(error)));
+  await threads[0].ended;
+  await assert.rejects(() => rows.decodeAttention(block.subarray(0, 256), 1), code("threads.ended"));
+  await assert.rejects(() => engine.logits(new Float32Array(open.config.width), 1), code("threads.ended"));
+  assert.throws(() => rows.copyRows(3), code("threads.ended"));
+  rows.free();
+  await engine[Symbol.asyncDispose]();
+});
+
+Deno.test("startCrew() refuses numbers of threads that make no sense, and threads where there are none", async () => {
+  for (const threads of [0, -1, 1.5, NaN, 1000]) {
+    await assert.rejects(() => startCrew(runtime, threads), code("threads.count"));
+  }
+  const alone: Runtime = { ...runtime, threads: false };
+  await assert.rejects(() => startCrew(alone, 2), code("threads.unavailable"));
+  assert.equal(await startCrew(alone, "auto"), undefined);
+  assert.equal(await startCrew(runtime, 1), undefined);
+  assert.equal(autoThreads(alone), 1);
+});
+
+Deno.test("autoThreads() takes physical cores, four at most, and logical ones where the others are unknown", () => {
+  const counted = (logical: number, physical?: number) =>
+    autoThreads({ threads: runtime.threads, cores: () => ({ logical, physical }) });
+  assert.deepEqual([counted(2, 1), counted(8, 4), counted(16, 8), counted(3), counted(1, 2)], [1, 4, 4, 3, 1]);
+});

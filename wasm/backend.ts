@@ -1,0 +1,109 @@
+/** The WebAssembly backend: SIMD kernels in Rust (`wasm/kernels/`) behind the backend interface. */
+import type { Backend } from "../core/backend/interface.ts";
+import type { CacheType } from "../core/cache/entry_type.ts";
+import { gateWidth, type LinearGate } from "../core/measure/gate_scores.ts";
+import type { Segment, SelectionInput } from "../core/select/select.ts";
+import type { AttentionShape } from "../core/shape.ts";
+import { Kernels, type WasmOptions } from "./module.ts";
+import { PageMeter, WasmRows } from "./rows.ts";
+
+export type { WasmOptions };
+
+export interface WasmBackend extends Backend {
+  /** `whole`: the layer of which `shape` is some heads, where other threads hold the others. */
+  createRows(shape: AttentionShape, reserve: number, type?: CacheType, whole?: AttentionShape): WasmRows;
+}
+
+/**
+ * Starts the kernels: one module instance with a memory of its own, one thread. Runs wherever WebAssembly has 128-bit
+ * vectors; takes the build with relaxed vectors where the engine has those.
+ *
+ * Its rows throw `PalisadeError` (`resources`, `wasm.memory`) when the memory can't grow; what they held stays usable.
+ * @throws PalisadeError `wasm.start` when the engine can't run the module.
+ */
+export async function createWasmBackend(options: WasmOptions = {}): Promise<WasmBackend> {
+  const kernels = await Kernels.start(options);
+  const meter = new PageMeter();
+  return {
+    name: "wasm",
+    detail: `WebAssembly ${kernels.relaxed ? "relaxed SIMD" : "SIMD"}, one thread`,
+    memory: () => meter.memory(kernels.memoryBytes),
+    createRows: (shape, reserve, type = "f32", whole = shape) =>
+      new WasmRows(kernels, meter, shape, reserve, type, whole),
+    // deno-lint-ignore require-await -- a bad input must reject, not throw
+    select: async (input) => select(kernels, input),
+    // deno-lint-ignore require-await -- as above
+    gateScores: async (gate, hidden, count) => gateScores(kernels, gate, hidden, count),
+    [Symbol.dispose]: () => {},
+  };
+}
+
+function select(kernels: Kernels, { segments, count }: SelectionInput): Int32Array[] {
+  const entries = checkedEntries(segments);
+  if (!Number.isInteger(count) || count < 0 || count > entries) {
+    throw new RangeError(`Cannot select ${count} entries: want an integer from 0 to ${entries}`);
+  }
+  return kernels.withBuffers((buffers) => {
+    const scores = buffers.from(joined(segments, Float32Array, (segment) => segment.scores));
+    const second = segments.some((segment) => segment.second)
+      ? buffers.from(joined(segments, Float32Array, (segment) => segment.second))
+      : -1;
+    const shielded = segments.some((segment) => segment.protectedEntries)
+      ? buffers.from(joined(segments, Uint8Array, (segment) => segment.protectedEntries))
+      : -1;
+    const chosen = buffers.zeros(count * 4);
+    kernels.check(kernels.call.select_top(scores, second, shielded, entries, count, chosen), "select entries");
+    return perSegment(buffers.read(chosen, new Int32Array(count)), segments);
+  });
+}
+
+function gateScores(kernels: Kernels, gate: LinearGate, hidden: Float32Array, count: number): Float32Array {
+  const { weights, bias, epsilon } = gate, width = gateWidth(gate, hidden, count);
+  return kernels.withBuffers((buffers) => {
+    const scores = new Float32Array(count * bias.length), out = buffers.zeros(scores.byteLength);
+    const [w, b, x] = [weights, bias, hidden].map((numbers) => buffers.from(numbers));
+    kernels.check(kernels.call.gate_scores(w, b, bias.length, width, epsilon, x, count, out), "score by a gate");
+    return buffers.read(out, scores);
+  });
+}
+
+function checkedEntries(segments: readonly Segment[]): number {
+  let entries = 0;
+  for (const [index, { scores, second, protectedEntries }] of segments.entries()) {
+    for (const other of [second, protectedEntries]) {
+      if (other && other.length !== scores.length) {
+        throw new RangeError(`Segment ${index} has ${scores.length} scores but a key of ${other.length} entries`);
+      }
+    }
+    entries += scores.length;
+  }
+  return entries;
+}
+
+/** One array of all segments' keys, 0 where a segment has none. */
+function joined<A extends Float32Array | Uint8Array>(
+  segments: readonly Segment[],
+  kind: new (length: number) => A,
+  key: (segment: Segment) => A | undefined,
+): A {
+  const all = new kind(segments.reduce((sum, { scores }) => sum + scores.length, 0));
+  let start = 0;
+  for (const segment of segments) {
+    const mine = key(segment);
+    if (mine) all.set(mine, start);
+    start += segment.scores.length;
+  }
+  return all;
+}
+
+/** Ascending indices into the pool → ascending indices into each segment. */
+function perSegment(chosen: Int32Array, segments: readonly Segment[]): Int32Array[] {
+  let start = 0, next = 0;
+  return segments.map(({ scores }) => {
+    const first = next, end = start + scores.length;
+    while (next < chosen.length && chosen[next] < end) next++;
+    const mine = chosen.slice(first, next).map((index) => index - start);
+    start = end;
+    return mine;
+  });
+}

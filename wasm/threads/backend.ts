@@ -1,0 +1,44 @@
+/**
+ * The WebAssembly backend over several threads: each owns some KV heads of every layer, this one the first, or all heads
+ * of layers with few rows.
+ */
+import type { Backend, BackendMemory } from "../../core/backend/interface.ts";
+import { CrewRows } from "./rows.ts";
+import type { Crew } from "./pool.ts";
+import { ROWS } from "./rows_service.ts";
+import { createWasmBackend } from "../backend.ts";
+import { WORTH, type Worth } from "./cost.ts";
+
+/**
+ * Backend over a crew, which it doesn't own. Results have the bits of one thread's, whatever the number of threads.
+ *
+ * Where another thread's memory can't grow, the failure comes with the next call that returns something about the same
+ * rows; those rows then refuse everything but `free`, and the backend goes on.
+ * @throws PalisadeError `wasm.start`. Its calls throw `threads.ended` when a thread has died.
+ */
+export async function createThreadedBackend(crew: Crew, worth: Worth = WORTH): Promise<Backend> {
+  const own = await createWasmBackend(crew.kernels);
+  return {
+    name: "wasm",
+    detail: own.detail.replace("one thread", `${crew.size} threads`),
+    memory: () => memory(own.memory(), crew),
+    createRows: (shape, reserve, type = "f32") => CrewRows.create({ backend: own, crew, worth }, shape, reserve, type),
+    // One list of all heads' scores, and little work: nothing to share out.
+    select: (input) => own.select(input),
+    gateScores: (gate, hidden, count) => own.gateScores(gate, hidden, count),
+    [Symbol.dispose]: () => own[Symbol.dispose](),
+  };
+}
+
+/** Sums over the threads; the high-water mark is the sum of theirs, so at least the true one. */
+function memory(own: BackendMemory, crew: Crew): BackendMemory {
+  let { allocatedBytes, highWaterBytes, wasmBytes } = own;
+  for (let rank = 1; rank < crew.size; rank++) {
+    const ask = crew.ask(rank, { operation: ROWS.memory, numbers: [], arrays: [] });
+    const [allocated, highWater, all] = crew.answerNow(rank, ask).numbers;
+    allocatedBytes += allocated;
+    highWaterBytes += highWater;
+    wasmBytes += all;
+  }
+  return { allocatedBytes, highWaterBytes, wasmBytes };
+}

@@ -1,0 +1,294 @@
+/**
+ * Threads that run kernels beside this one, which is rank 0. Each has module instances of its own. Commands and answers
+ * go through one stretch of shared memory per thread; who waits sleeps in `Atomics.wait`, nobody spins.
+ *
+ * Commands that need no answer are held back and go along with the next one that does. The thread that starts a crew
+ * must be allowed to wait: a web page's own thread is not, its workers are.
+ */
+import { type PalisadeError, resourceError } from "../../core/errors.ts";
+import type { Thread } from "../../runtime/interface.ts";
+import { siblingModule } from "../../runtime/sibling_module.ts";
+import { SharedBoard } from "./barrier.ts";
+import type { WasmOptions } from "../module.ts";
+import { errorOf, FAILURE, type Parcel, parcelBytes, ParcelMemory } from "./message.ts";
+
+/** How a thread is started: `Runtime.startThread`. */
+export type StartThread = (moduleUrl: URL, data: unknown, listener: (message: unknown) => void) => Thread;
+
+export interface CrewOptions {
+  /** Threads with this one, 2 … 64. */
+  readonly threads: number;
+  readonly startThread: StartThread;
+  /** Which build of the kernels; memory is per thread. */
+  readonly kernels?: WasmOptions;
+}
+
+/** What a thread of a crew is started with. */
+export interface CrewData {
+  readonly mailbox: SharedArrayBuffer;
+  readonly board: SharedArrayBuffer;
+  readonly rank: number;
+  readonly size: number;
+  readonly kernels: WasmOptions;
+}
+
+/** Words at the front of a mailbox, a cache line apart. */
+export const WORD = { request: 0, count: 1, reply: 16, stop: 32 } as const;
+/** Where its parcels begin. */
+export const PARCELS = 256;
+const MAILBOX_BYTES = 1 << 16;
+/** Most bytes of commands and inputs, or of answers, at a time. Address space, not memory. */
+const MAILBOX_LIMIT = 2 ** 30;
+const BOARD_LIMIT = 2 ** 29;
+/** Commands without an answer wait for company up to about this many bytes. */
+const HELD_BYTES = 1 << 22;
+/** How long this thread sleeps before it looks at its event loop, milliseconds. */
+const SLICE_MS = 50;
+/** How long a call that can't look at the event loop waits for another thread, milliseconds. */
+const PATIENCE_MS = 120_000;
+
+/** Whether this thread may sleep until another wakes it. */
+export function mayWait(): boolean {
+  try {
+    return Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 0) === "timed-out";
+  } catch {
+    return false;
+  }
+}
+
+/** A command under way. */
+export interface Ask {
+  answer?: Parcel;
+  error?: Error;
+}
+
+interface Queued {
+  readonly parcel: Parcel;
+  readonly ask?: Ask;
+  readonly onFailure?: (error: Error) => void;
+}
+
+export class Crew implements Disposable {
+  /** Threads, this one included. */
+  readonly size: number;
+  readonly kernels: WasmOptions;
+  /** What all threads see at once. */
+  readonly board: SharedBoard;
+  readonly #mates: readonly Mate[];
+  #next = 1;
+
+  private constructor(kernels: WasmOptions, board: SharedBoard, mates: readonly Mate[]) {
+    this.size = mates.length + 1;
+    this.kernels = kernels;
+    this.board = board;
+    this.#mates = mates;
+  }
+
+  /**
+   * @throws PalisadeError (resources) `threads.unavailable` when this thread may not wait or none can be started,
+   * `wasm.start`. RangeError for another number of threads than 2 to 64.
+   */
+  static async start({ threads, startThread, kernels = {} }: CrewOptions): Promise<Crew> {
+    if (!Number.isInteger(threads) || threads < 2 || threads > 64) {
+      throw new RangeError(`Cannot start a crew of ${threads} threads: want 2 to 64`);
+    }
+    if (!mayWait()) throw unavailable("this thread may not wait for another");
+    const mates: Mate[] = [];
+    try {
+      const board = SharedBoard.create(threads, BOARD_LIMIT);
+      // Who lost one thread may wait for it forever, so all are lost.
+      const onEnd = (reason: PalisadeError) => mates.forEach((mate) => mate.end(reason));
+      for (let rank = 1; rank < threads; rank++) {
+        mates.push(new Mate({ rank, size: threads, kernels }, board, startThread, onEnd));
+      }
+      await Promise.all(mates.map((mate) => mate.ready));
+      return new Crew(kernels, board, mates);
+    } catch (error) {
+      for (const mate of mates) mate.stop();
+      throw error;
+    }
+  }
+
+  /** A number for a new object that threads are to hold. */
+  newId(): number {
+    return this.#next++;
+  }
+
+  /** A command whose answer nobody waits for. `onFailure` is called at the latest when a later answer comes. */
+  tell(rank: number, parcel: Parcel, onFailure?: (error: Error) => void): void {
+    this.#mates[rank - 1].tell({ parcel, onFailure });
+  }
+
+  /** Sends a command at once. */
+  ask(rank: number, parcel: Parcel): Ask {
+    return this.#mates[rank - 1].ask(parcel);
+  }
+
+  /** The answer to a command. @throws as the command; PalisadeError `threads.ended`. */
+  async answer(rank: number, ask: Ask): Promise<Parcel> {
+    while (!ask.answer) {
+      if (ask.error) throw ask.error;
+      this.#mates[rank - 1].advance(SLICE_MS);
+      // A turn of the event loop, which hears of a thread that has ended.
+      if (!ask.answer && !ask.error) await new Promise((resolve) => setTimeout(resolve, 0));
+    }
+    return ask.answer;
+  }
+
+  /** The same without the event loop. @throws PalisadeError `threads.ended` when no answer comes. */
+  answerNow(rank: number, ask: Ask): Parcel {
+    const end = Date.now() + PATIENCE_MS;
+    while (!ask.answer) {
+      if (!ask.error && Date.now() > end) throw ended(`no answer in ${PATIENCE_MS / 1000} s`);
+      if (ask.error) throw ask.error;
+      this.#mates[rank - 1].advance(SLICE_MS);
+    }
+    return ask.answer;
+  }
+
+  /** Waits at the board until every thread does. @throws PalisadeError `threads.ended`. */
+  async meet(): Promise<void> {
+    const generation = this.board.arrive();
+    while (!this.board.met(generation, SLICE_MS)) {
+      await new Promise((resolve) => setTimeout(resolve, 0));
+      const { gone } = this.#mates[0];
+      if (gone) throw gone;
+    }
+  }
+
+  [Symbol.dispose](): void {
+    for (const mate of this.#mates) mate.stop();
+  }
+}
+
+/** One other thread, as seen from here. */
+class Mate {
+  /** Resolves when its kernels run. */
+  readonly ready: Promise<void>;
+  /** Why it is no more. */
+  gone?: PalisadeError;
+  readonly #thread: Thread;
+  readonly #memory: ParcelMemory;
+  readonly #control: Int32Array;
+  #held: Queued[] = [];
+  #heldBytes = 0;
+  #flying: Queued[] = [];
+
+  constructor(
+    place: Pick<CrewData, "rank" | "size" | "kernels">,
+    board: SharedBoard,
+    start: StartThread,
+    onEnd: (reason: PalisadeError) => void,
+  ) {
+    const mailbox = new SharedArrayBuffer(MAILBOX_BYTES, { maxByteLength: MAILBOX_LIMIT });
+    this.#memory = new ParcelMemory(mailbox);
+    this.#control = new Int32Array(mailbox, 0, PARCELS / 4);
+    const data: CrewData = { ...place, mailbox, board: board.buffer };
+    let started: (message: unknown) => void;
+    const first = new Promise<unknown>((resolve) => started = resolve);
+    this.#thread = start(siblingModule("./pool_worker", import.meta.url), data, (message) => started(message));
+    this.#thread.ended.then(({ message }) => onEnd(ended(message)));
+    this.ready = Promise.race([first, this.#thread.ended]).then((message) => {
+      if (message !== "ready") throw unavailable(message instanceof Error ? message.message : String(message));
+      this.#thread.unref();
+    });
+  }
+
+  tell(queued: Queued): void {
+    if (this.gone) throw this.gone;
+    this.#held.push(queued);
+    this.#heldBytes += parcelBytes(queued.parcel);
+    if (this.#heldBytes > HELD_BYTES) this.#flush();
+  }
+
+  ask(parcel: Parcel): Ask {
+    const ask: Ask = {};
+    if (this.gone) throw this.gone;
+    this.#held.push({ parcel, ask });
+    this.#heldBytes += parcelBytes(parcel);
+    if (this.#flying.length === 0) this.#post();
+    return ask;
+  }
+
+  /** Sleeps until what is under way is done, at most `ms`; then sends what was held back. */
+  advance(ms: number): void {
+    if (this.#flying.length > 0) {
+      const request = Atomics.load(this.#control, WORD.request);
+      const reply = Atomics.load(this.#control, WORD.reply);
+      if (reply !== request) Atomics.wait(this.#control, WORD.reply, reply, ms);
+      if (Atomics.load(this.#control, WORD.reply) !== request) return;
+      this.#receive();
+    }
+    if (this.#held.length > 0) this.#post();
+  }
+
+  stop(): void {
+    this.end(ended("it was stopped"));
+    Atomics.store(this.#control, WORD.stop, 1);
+    Atomics.add(this.#control, WORD.request, 1);
+    Atomics.notify(this.#control, WORD.request);
+    this.#thread.terminate().catch(() => {});
+  }
+
+  #flush(): void {
+    const end = Date.now() + PATIENCE_MS;
+    while (this.#flying.length > 0 && this.#held.length > 0) {
+      if (Date.now() > end) throw ended(`no answer in ${PATIENCE_MS / 1000} s`);
+      this.advance(SLICE_MS);
+    }
+    if (this.#held.length > 0) this.#post();
+  }
+
+  #post(): void {
+    try {
+      this.#memory.reserve(PARCELS + this.#heldBytes);
+    } catch (cause) {
+      const message = `Cannot pass ${this.#heldBytes} bytes to another thread: want at most ${MAILBOX_LIMIT}`;
+      return this.#fail(this.#held.splice(0), resourceError("threads.memory", message, "--threads", cause));
+    }
+    let at = PARCELS;
+    for (const { parcel } of this.#held) at = this.#memory.write(at, parcel);
+    this.#control[WORD.count] = this.#held.length;
+    this.#flying = this.#held;
+    this.#held = [];
+    this.#heldBytes = 0;
+    Atomics.add(this.#control, WORD.request, 1);
+    Atomics.notify(this.#control, WORD.request);
+  }
+
+  #receive(): void {
+    this.#memory.refresh();
+    let at = PARCELS;
+    for (const { ask, onFailure } of this.#flying.splice(0)) {
+      const { parcel, end } = this.#memory.read(at);
+      at = end;
+      const error = parcel.operation === FAILURE ? errorOf(parcel) : undefined;
+      if (error) onFailure?.(error);
+      if (!ask) continue;
+      if (error) ask.error = error;
+      else ask.answer = { ...parcel, arrays: parcel.arrays.map((array) => array?.slice()) };
+    }
+  }
+
+  /** Nothing is answered from here on. */
+  end(reason: PalisadeError): void {
+    this.gone ??= reason;
+    this.#fail([...this.#flying.splice(0), ...this.#held.splice(0)], this.gone);
+  }
+
+  #fail(queued: readonly Queued[], error: Error): void {
+    this.#heldBytes = 0;
+    for (const { ask, onFailure } of queued) {
+      if (ask) ask.error = error;
+      onFailure?.(error);
+    }
+  }
+}
+
+function ended(reason: string): PalisadeError {
+  return resourceError("threads.ended", `A thread of the kernels has ended: ${reason}`, "--threads");
+}
+
+function unavailable(reason: string): PalisadeError {
+  return resourceError("threads.unavailable", `Cannot start threads for the kernels: ${reason}`, "--threads");
+}

@@ -1,0 +1,70 @@
+/** What each thread of a crew runs: it sleeps until commands come, carries them out in order, and leaves the answers. */
+import type { ThreadPort } from "../../runtime/interface.ts";
+import { type CrewData, PARCELS, WORD } from "./pool.ts";
+import { SharedBoard } from "./barrier.ts";
+import { RowsDesk } from "./rows_service.ts";
+import { DenseDesk } from "../dense/service.ts";
+import { createWasmBackend } from "../backend.ts";
+import { Kernels } from "../module.ts";
+import { failure, type Parcel, parcelBytes, ParcelMemory } from "./message.ts";
+
+/** Runs until it is told to stop. */
+export default async function crewWorker(data: CrewData, port: ThreadPort): Promise<void> {
+  let rows: RowsDesk, dense: DenseDesk;
+  try {
+    rows = new RowsDesk(await createWasmBackend(data.kernels));
+    dense = new DenseDesk(await Kernels.start(data.kernels), new SharedBoard(data.board, data.size));
+  } catch (error) {
+    return port.post(error instanceof Error ? error.message : String(error));
+  }
+  const memory = new ParcelMemory(data.mailbox);
+  const control = new Int32Array(data.mailbox, 0, PARCELS / 4);
+  port.post("ready");
+  for (let seen = 0;;) {
+    while (Atomics.load(control, WORD.request) === seen && !Atomics.load(control, WORD.stop)) {
+      Atomics.wait(control, WORD.request, seen);
+    }
+    if (Atomics.load(control, WORD.stop)) return;
+    seen = Atomics.load(control, WORD.request);
+    memory.refresh();
+    const commands = read(memory, control[WORD.count]);
+    const answers: Parcel[] = [];
+    for (const command of commands) {
+      try {
+        answers.push(
+          await rows.do(command) ?? dense.do(command) ?? failure(new RangeError(`No command ${command.operation}`)),
+        );
+      } catch (error) {
+        answers.push(failure(error));
+      }
+    }
+    leave(memory, answers);
+    Atomics.store(control, WORD.reply, seen);
+    Atomics.notify(control, WORD.reply);
+  }
+}
+
+function read(memory: ParcelMemory, count: number): Parcel[] {
+  const parcels: Parcel[] = [];
+  for (let at = PARCELS; parcels.length < count;) {
+    const { parcel, end } = memory.read(at);
+    parcels.push(parcel);
+    at = end;
+  }
+  return parcels;
+}
+
+/** Writes the answers over the commands, which are done with. */
+function leave(memory: ParcelMemory, answers: Parcel[]): void {
+  const most = memory.buffer.maxByteLength;
+  let end = PARCELS;
+  answers.forEach((answer, i) => {
+    if (end + parcelBytes(answer) > most - 2 ** 20) {
+      answers[i] = failure(new RangeError(`An answer beyond ${most} bytes`));
+    }
+    end += parcelBytes(answers[i]);
+  });
+  memory.reserve(end);
+  let at = PARCELS;
+  for (const answer of answers) at = memory.write(at, answer);
+}
