@@ -1,5 +1,4 @@
 /** `palisade calibrate`: fits a gate for a model on this machine and writes it where `gate` looks for it. */
-import Table from "cli-table3";
 import { inputError } from "../../core/errors.ts";
 import { calibrate as fit, type Calibration } from "../../model/gate/fit/calibrate.ts";
 import { type CalibrationPlan, planCalibration } from "../../model/gate/fit/plan.ts";
@@ -13,6 +12,7 @@ import { formatBytes, formatMs } from "../print/format.ts";
 import { EXIT, type Io } from "../io.ts";
 import { obtainModel } from "../obtain.ts";
 import { createProgress, type Progress } from "../print/progress.ts";
+import { tableText } from "../print/table.ts";
 
 export interface CalibrateCommand extends EngineOptions {
   /** The user's own texts. */
@@ -119,14 +119,14 @@ function withoutWeights({ info, coverage }: Calibration) {
 /** Fit and worst case for people. */
 function summary({ info, coverage }: Calibration): string {
   const flat = info.correlation.flat(), mean = flat.reduce((a, b) => a + b, 0) / flat.length;
-  const table = new Table({
-    head: ["coverage promised", "margin q, nats", "held-out texts", "texts of another kind (logs)"],
-    style: { head: [], border: [] },
-  });
   const percent = (share: number) => `${(100 * share).toFixed(1)} %`;
-  for (const row of coverage) {
-    table.push([percent(row.coverage), row.margin.toFixed(2), percent(row.heldOut), percent(row.shifted)]);
-  }
+  const rows = coverage.map((row) => [
+    percent(row.coverage),
+    row.margin.toFixed(2),
+    percent(row.heldOut),
+    percent(row.shifted),
+  ]);
+  const head = ["coverage promised", "margin q, nats", "held-out texts", "texts of another kind (logs)"];
   const { tokens, texts } = info.calibration;
   return [
     `${info.model.name}: fitted on ${tokens} tokens of ${texts.join(", ")}`,
@@ -134,6 +134,6 @@ function summary({ info, coverage }: Calibration): string {
       Math.max(...flat).toFixed(3)
     }`,
     `worst case: in how many texts ln importance ≤ score + q for every unprotected entry`,
-    table.toString(),
+    tableText(head, rows),
   ].join("\n");
 }

@@ -5,7 +5,6 @@
  * seed, the chapter is read and evicted WITHOUT the questions, and every question is asked of what is left. Answers
  * come from the model and are shown as they fall, hits and misses alike.
  */
-import Table from "cli-table3";
 import { parseKeep } from "../../core/select/budget.ts";
 import { type HiddenFact, hideFacts } from "../../evaluate/tasks/facts.ts";
 import { demoTexts } from "./demo_texts.ts";
@@ -16,6 +15,7 @@ import { type EngineOptions, startModel } from "./ask.ts";
 import { formatBytes, formatCount, formatMs, formatShare } from "../print/format.ts";
 import { EXIT, type Io } from "../io.ts";
 import { createProgress, type Progress } from "../print/progress.ts";
+import { tableText } from "../print/table.ts";
 
 export interface DemoCommand extends EngineOptions {
   readonly seed: number;
@@ -56,7 +56,7 @@ export async function demo(command: DemoCommand, io: Io): Promise<number> {
     for (const policy of POLICIES) {
       here.push(await runPolicy(model, policy, command, { title, context, facts }, { io, progress, loadMs }));
     }
-    say(`${tableOf(here)}\n`);
+    say(`${runsTable(here)}\n`);
     runs.push(...here);
   }
   say(`\n${summaryOf(runs)}`);
@@ -107,30 +107,24 @@ function hitsOf(run: Run): number {
 }
 
 /** Rows: one per question, then the figures; columns: one per policy. */
-function tableOf(runs: readonly Run[]): string {
-  const table = new Table({
-    head: ["", ...runs.map((run) => labelOf(run))],
-    style: { head: [], border: [] },
-    colWidths: [28, 22, 22, 22, 22],
-    wordWrap: true,
-  });
-  runs[0].facts.forEach((fact, i) => {
-    table.push([
+function runsTable(runs: readonly Run[]): string {
+  const figure = (name: string, of: (report: Report) => string) => [name, ...runs.map((run) => of(run.report))];
+  const rows = [
+    ...runs[0].facts.map((fact, i) => [
       `${fact.key}? (${fact.answer})`,
       ...runs.map((run) => `${isHit(run.answers[i], fact) ? "hit " : "miss"}  ${replyOf(run.answers[i], fact)}`),
-    ]);
-  });
-  const figure = (name: string, of: (report: Report) => string) => table.push([name, ...runs.map((r) => of(r.report))]);
-  table.push(["hits", ...runs.map((run) => `${hitsOf(run)} of ${run.facts.length}`)]);
-  figure(
-    "kept entries",
-    ({ cache }) => `${formatCount(cache.kept)} (${formatShare(cache.kept, cache.kept + cache.evicted)})`,
-  );
-  figure("cache bytes", ({ cache }) => formatBytes(cache.bytes));
-  figure("peak cache bytes, reading", ({ cache }) => formatBytes(cache.peakBytes));
-  figure("reading + evicting", ({ ms }) => `${formatMs(ms.prefill)} + ${formatMs(ms.evict)}`);
-  figure("time per token", ({ ms }) => formatMs(ms.decodePerToken));
-  return table.toString();
+    ]),
+    ["hits", ...runs.map((run) => `${hitsOf(run)} of ${run.facts.length}`)],
+    figure(
+      "kept entries",
+      ({ cache }) => `${formatCount(cache.kept)} (${formatShare(cache.kept, cache.kept + cache.evicted)})`,
+    ),
+    figure("cache bytes", ({ cache }) => formatBytes(cache.bytes)),
+    figure("peak cache bytes, reading", ({ cache }) => formatBytes(cache.peakBytes)),
+    figure("reading + evicting", ({ ms }) => `${formatMs(ms.prefill)} + ${formatMs(ms.evict)}`),
+    figure("time per token", ({ ms }) => formatMs(ms.decodePerToken)),
+  ];
+  return tableText(["", ...runs.map(labelOf)], rows, { widths: [28, 22, 22, 22, 22] });
 }
 
 function labelOf({ report }: Run): string {

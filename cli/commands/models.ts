@@ -1,5 +1,4 @@
 /** `palisade models list|pull|path|rm`. */
-import Table from "cli-table3";
 import { inputError } from "../../core/errors.ts";
 import {
   cacheFolder,
@@ -12,6 +11,7 @@ import { formatBytes } from "../print/format.ts";
 import { EXIT, type Io } from "../io.ts";
 import { fetchNamed } from "../obtain.ts";
 import { createProgress } from "../print/progress.ts";
+import { tableText } from "../print/table.ts";
 
 /** Prints the named models and which of them are here. */
 export async function listModels(options: { json?: boolean }, io: Io): Promise<number> {
@@ -20,11 +20,13 @@ export async function listModels(options: { json?: boolean }, io: Io): Promise<n
     io.out(`${JSON.stringify(models.map(({ model, ...here }) => ({ ...model, ...here })), null, 2)}\n`);
     return EXIT.ok;
   }
-  const table = new Table({ head: ["name", "what", "size", "here"], style: { head: [], border: [] } });
-  for (const each of models) {
-    table.push([each.model.name, each.model.summary, formatBytes(each.model.size), hereText(each)]);
-  }
-  io.out(`${table.toString()}\ncache folder: ${cacheFolder(io.runtime)}\n`);
+  const rows = models.map((each) => [
+    each.model.name,
+    each.model.summary,
+    formatBytes(each.model.size),
+    hereText(each),
+  ]);
+  io.out(`${tableText(["name", "what", "size", "here"], rows)}\ncache folder: ${cacheFolder(io.runtime)}\n`);
   return EXIT.ok;
 }
 
