@@ -1,8 +1,8 @@
 /**
- * The policy table of README.md, from the registry.
+ * The policy table of docs/policies.md, from the registry.
  *
  *     deno run -A tools/policy_table.ts          prints it
- *     deno run -A tools/policy_table.ts --write  puts it between the markers in README.md
+ *     deno run -A tools/policy_table.ts --write  puts it between the markers in docs/policies.md
  */
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -10,7 +10,7 @@ import process from "node:process";
 import { policies } from "../core/policy/registry.ts";
 import { ROOT } from "./repository.ts";
 
-const README = join(ROOT, "README.md");
+const PAGE = join(ROOT, "docs/policies.md");
 const START = "<!-- policies -->", END = "<!-- /policies -->";
 
 /** Markdown, columns padded as `deno fmt` does, without a line break at the end. */
@@ -48,6 +48,6 @@ function span(markdown: string): [number, number] {
 }
 
 if (import.meta.main) {
-  if (process.argv.includes("--write")) writeFileSync(README, withTable(readFileSync(README, "utf8"), policyTable()));
+  if (process.argv.includes("--write")) writeFileSync(PAGE, withTable(readFileSync(PAGE, "utf8"), policyTable()));
   else console.log(policyTable());
 }

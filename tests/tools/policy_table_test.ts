@@ -5,8 +5,8 @@ import { policies } from "../../core/policy/registry.ts";
 import { policyTable, tableIn, withTable } from "../../tools/policy_table.ts";
 import { ROOT } from "../../tools/repository.ts";
 
-Deno.test("README.md has the table of the registry (deno run -A tools/policy_table.ts --write)", () => {
-  assert.equal(tableIn(readFileSync(join(ROOT, "README.md"), "utf8")), policyTable());
+Deno.test("docs/policies.md has the table of the registry (deno run -A tools/policy_table.ts --write)", () => {
+  assert.equal(tableIn(readFileSync(join(ROOT, "docs/policies.md"), "utf8")), policyTable());
 });
 
 Deno.test("policyTable() has one line for each policy, with its parameters", () => {
