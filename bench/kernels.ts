@@ -16,7 +16,8 @@ import { randomSource } from "../core/measure/random.ts";
 import type { AttentionShape } from "../core/shape.ts";
 import { currentRuntime } from "../runtime/mod.ts";
 import { hasRelaxedSimd } from "../runtime/features.ts";
-import { type KernelType, matrixBytes, multiply, Stored } from "../wasm/dense/products.ts";
+import { typeNamed } from "../model/file/tensor_types.ts";
+import { multiply, Stored } from "../wasm/dense/products.ts";
 import { createWasmBackend } from "../wasm/backend.ts";
 import { Kernels } from "../wasm/module.ts";
 
@@ -184,13 +185,14 @@ async function evictions(bench: Bench, backend: Backend): Promise<void> {
 
 async function dense(bench: Bench): Promise<void> {
   const kernels = await Kernels.start({ simd });
-  const shapes: [KernelType, number, number][] = [["Q4_0", 3072, 576], ["Q4_1", 3072, 576], ["Q4_1", 576, 1536], [
+  const shapes: [string, number, number][] = [["Q4_0", 3072, 576], ["Q4_1", 3072, 576], ["Q4_1", 576, 1536], [
     "Q8_0",
     49152,
     576,
   ]];
   for (const [type, outputs, inputs] of shapes) {
-    const bytes = matrixBytes(type, outputs, inputs), weights = new Stored(kernels, bytes);
+    const { id: kernel, block, bytes: size } = typeNamed(type);
+    const bytes = outputs * inputs / block * size, weights = new Stored(kernels, bytes);
     // Small positive float16 scales wherever one may stand; the answers are checked in tests/model/dense_wasm_test.ts.
     weights.view(0, bytes).forEach((_, i, all) => all[i] = i * 7 & 31);
     for (const count of outputs > 9999 ? [1] : [1, 64]) {
@@ -202,7 +204,7 @@ async function dense(bench: Bench): Promise<void> {
           `${type} ${outputs} × ${inputs}, ${count} rows, ${how}`,
           work,
           () =>
-            multiply(kernels, { type, outputs, inputs, weights }, x.handle, count, {
+            multiply(kernels, { kernel, outputs, inputs, weights }, x.handle, count, {
               buffer: y.handle,
               stride: outputs,
             }, exact),

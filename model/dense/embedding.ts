@@ -1,7 +1,6 @@
 import type { ModelConfig } from "../config.ts";
-import { dequantise } from "../file/gguf/dequantise.ts";
 import type { GgufFile } from "../file/gguf/reader.ts";
-import type { SupportedTypeName } from "../file/tensor_types.ts";
+import { dequantise, type TensorType } from "../file/tensor_types.ts";
 
 const NAME = "token_embd.weight";
 
@@ -10,11 +9,11 @@ export class Embedding {
   /** Bytes held. */
   readonly byteLength: number;
   readonly #raw: Uint8Array;
-  readonly #type: SupportedTypeName;
+  readonly #type: TensorType;
   readonly #width: number;
   readonly #rows: number;
 
-  constructor(raw: Uint8Array, type: SupportedTypeName, rows: number, width: number) {
+  constructor(raw: Uint8Array, type: TensorType, rows: number, width: number) {
     this.byteLength = raw.byteLength;
     this.#raw = raw;
     this.#type = type;
@@ -40,6 +39,6 @@ export class Embedding {
 
 /** Reads the embeddings of a file that `configOf` has checked. */
 export async function readEmbedding(file: GgufFile, config: ModelConfig): Promise<Embedding> {
-  const type = file.tensors.get(NAME)!.type.name as SupportedTypeName;
+  const { type } = file.tensors.get(NAME)!;
   return new Embedding(await file.readRaw(NAME), type, config.vocabulary, config.width);
 }

@@ -3,7 +3,6 @@ import type { ModelConfig } from "../config.ts";
 import type { GgufFile } from "../file/gguf/reader.ts";
 import { hasSimd128 } from "../../runtime/features.ts";
 import type { Crew } from "../../wasm/threads/pool.ts";
-import { isKernelType } from "../../wasm/dense/products.ts";
 import type { DenseEngine, DenseName } from "./interface.ts";
 import { MixedEngine } from "./by_rows.ts";
 import { createNodeEngine, createNodeLayers, probeNode } from "./ort/node.ts";
@@ -123,9 +122,7 @@ export function staysInBlocks(file: Pick<GgufFile, "tensors">): boolean {
   const matrices = [...file.tensors.values()].filter(({ name, shape }) =>
     name.startsWith("blk.") && shape.length === 2
   );
-  return matrices.every(({ type: { name }, shape: [inputs] }) =>
-    name !== "F32" && isKernelType(name === "Q5_0" ? "Q8_0" : name, inputs)
-  );
+  return matrices.every(({ type: { kernel } }) => kernel !== undefined && kernel.as !== "F32");
 }
 
 /**

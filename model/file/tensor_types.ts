@@ -1,79 +1,148 @@
-/** Tensor types we dequantise. */
-export const SUPPORTED_TYPES = [
-  "F32",
-  "F16",
-  "BF16",
-  "Q4_0",
-  "Q4_1",
-  "Q5_0",
-  "Q8_0",
-  "Q4_K",
-  "Q6_K",
-] as const;
+/**
+ * Tensor types: one entry each, with everything the project knows of it. A new type is an entry here, and a kernel where
+ * it is to be multiplied as it stands in the file.
+ */
+import * as blocks from "./block_weights.ts";
+import type { BlockFormat } from "./block_weights.ts";
+import * as decode from "./gguf/dequantise.ts";
+import type { Decode } from "./gguf/dequantise.ts";
 
-/** Name of a tensor type we dequantise. */
-export type SupportedTypeName = typeof SUPPORTED_TYPES[number];
-
-/** How a tensor type is stored: `bytes` bytes for each block of `block` elements of a row. */
+/** How a tensor type is stored, `bytes` bytes for each block of `block` elements of a row, and what we do with it. */
 export interface TensorType {
   /** As in ggml without its prefix: `Q4_K`. */
   readonly name: string;
-  /** Number in the file. */
+  /** Number in the file, and of the kernels that multiply it. */
   readonly id: number;
   /** Elements per block, ≥ 1. */
   readonly block: number;
   /** Bytes per block, ≥ 1. */
   readonly bytes: number;
+  /** Whole blocks as float32; absent for types whose size alone is known. */
+  readonly decode?: Decode;
+  /** As blocks for onnxruntime's 4- and 8-bit product; absent for types it gets in float32. */
+  readonly blocks?: BlockFormat;
+  /** What our own kernels hold it as; absent for types they get in float32. */
+  readonly kernel?: KernelForm;
+}
+
+/** The type that our kernels multiply, and how rows of the file become rows of it where it is another one. */
+export interface KernelForm {
+  /** Name of the type; its own for rows that stay as they are. */
+  readonly as: string;
+  /** Whole blocks of the file as whole blocks of that type, without loss. */
+  readonly repack?: (bytes: Uint8Array) => Uint8Array;
 }
 
 /**
- * Every type a file may name, also those we can't dequantise: their size is needed to check the tensor table, and an
- * error can call them by name. Numbers 4, 5, 31–33 and 36–38 were given to types since removed.
+ * Every type a file may name, also those we can't read: their size is needed to check the tensor table, and an error can
+ * call them by name. Numbers 4, 5, 31–33 and 36–38 were given to types since removed.
  * Source: `GGML_QUANT_SIZES` in PyPI gguf 0.19.0; Q8_1 has two float16 since 2024 (ggml, `block_q8_1`).
  */
-const TABLE: readonly (readonly [id: number, name: string, block: number, bytes: number])[] = [
-  [0, "F32", 1, 4],
-  [1, "F16", 1, 2],
-  [2, "Q4_0", 32, 18],
-  [3, "Q4_1", 32, 20],
-  [6, "Q5_0", 32, 22],
-  [7, "Q5_1", 32, 24],
-  [8, "Q8_0", 32, 34],
-  [9, "Q8_1", 32, 36],
-  [10, "Q2_K", 256, 84],
-  [11, "Q3_K", 256, 110],
-  [12, "Q4_K", 256, 144],
-  [13, "Q5_K", 256, 176],
-  [14, "Q6_K", 256, 210],
-  [15, "Q8_K", 256, 292],
-  [16, "IQ2_XXS", 256, 66],
-  [17, "IQ2_XS", 256, 74],
-  [18, "IQ3_XXS", 256, 98],
-  [19, "IQ1_S", 256, 50],
-  [20, "IQ4_NL", 32, 18],
-  [21, "IQ3_S", 256, 110],
-  [22, "IQ2_S", 256, 82],
-  [23, "IQ4_XS", 256, 136],
-  [24, "I8", 1, 1],
-  [25, "I16", 1, 2],
-  [26, "I32", 1, 4],
-  [27, "I64", 1, 8],
-  [28, "F64", 1, 8],
-  [29, "IQ1_M", 256, 56],
-  [30, "BF16", 1, 2],
-  [34, "TQ1_0", 256, 54],
-  [35, "TQ2_0", 256, 66],
-  [39, "MXFP4", 32, 17],
-  [40, "NVFP4", 64, 36],
-  [41, "Q1_0", 128, 18],
+const ENTRIES: readonly TensorType[] = [
+  { id: 0, name: "F32", block: 1, bytes: 4, decode: decode.copyFloat32, kernel: { as: "F32" } },
+  { id: 1, name: "F16", block: 1, bytes: 2, decode: decode.expandFloat16 },
+  {
+    id: 2,
+    name: "Q4_0",
+    block: 32,
+    bytes: 18,
+    decode: decode.expandQ4_0,
+    blocks: blocks.Q4_0,
+    kernel: { as: "Q4_0" },
+  },
+  {
+    id: 3,
+    name: "Q4_1",
+    block: 32,
+    bytes: 20,
+    decode: decode.expandQ4_1,
+    blocks: blocks.Q4_1,
+    kernel: { as: "Q4_1" },
+  },
+  {
+    id: 6,
+    name: "Q5_0",
+    block: 32,
+    bytes: 22,
+    decode: decode.expandQ5_0,
+    blocks: blocks.Q5_0,
+    kernel: { as: "Q8_0", repack: blocks.q5ToQ8 },
+  },
+  { id: 7, name: "Q5_1", block: 32, bytes: 24 },
+  {
+    id: 8,
+    name: "Q8_0",
+    block: 32,
+    bytes: 34,
+    decode: decode.expandQ8_0,
+    blocks: blocks.Q8_0,
+    kernel: { as: "Q8_0" },
+  },
+  { id: 9, name: "Q8_1", block: 32, bytes: 36 },
+  { id: 10, name: "Q2_K", block: 256, bytes: 84 },
+  { id: 11, name: "Q3_K", block: 256, bytes: 110 },
+  { id: 12, name: "Q4_K", block: 256, bytes: 144, decode: decode.expandQ4_K, blocks: blocks.Q4_K },
+  { id: 13, name: "Q5_K", block: 256, bytes: 176 },
+  { id: 14, name: "Q6_K", block: 256, bytes: 210, decode: decode.expandQ6_K, blocks: blocks.Q6_K },
+  { id: 15, name: "Q8_K", block: 256, bytes: 292 },
+  { id: 16, name: "IQ2_XXS", block: 256, bytes: 66 },
+  { id: 17, name: "IQ2_XS", block: 256, bytes: 74 },
+  { id: 18, name: "IQ3_XXS", block: 256, bytes: 98 },
+  { id: 19, name: "IQ1_S", block: 256, bytes: 50 },
+  { id: 20, name: "IQ4_NL", block: 32, bytes: 18 },
+  { id: 21, name: "IQ3_S", block: 256, bytes: 110 },
+  { id: 22, name: "IQ2_S", block: 256, bytes: 82 },
+  { id: 23, name: "IQ4_XS", block: 256, bytes: 136 },
+  { id: 24, name: "I8", block: 1, bytes: 1 },
+  { id: 25, name: "I16", block: 1, bytes: 2 },
+  { id: 26, name: "I32", block: 1, bytes: 4 },
+  { id: 27, name: "I64", block: 1, bytes: 8 },
+  { id: 28, name: "F64", block: 1, bytes: 8 },
+  { id: 29, name: "IQ1_M", block: 256, bytes: 56 },
+  { id: 30, name: "BF16", block: 1, bytes: 2, decode: decode.expandBfloat16 },
+  { id: 34, name: "TQ1_0", block: 256, bytes: 54 },
+  { id: 35, name: "TQ2_0", block: 256, bytes: 66 },
+  { id: 39, name: "MXFP4", block: 32, bytes: 17 },
+  { id: 40, name: "NVFP4", block: 64, bytes: 36 },
+  { id: 41, name: "Q1_0", block: 128, bytes: 18 },
 ];
 
-/** Tensor types by their number in the file. */
-export const TENSOR_TYPES: ReadonlyMap<number, TensorType> = new Map(
-  TABLE.map(([id, name, block, bytes]) => [id, { id, name, block, bytes }]),
-);
+/** Tensor types by their number in the file. A program may add to them. */
+export const TENSOR_TYPES: Map<number, TensorType> = new Map(ENTRIES.map((type) => [type.id, type]));
 
-/** Whether `dequantise` knows the type. */
-export function isSupportedType(name: string): name is SupportedTypeName {
-  return (SUPPORTED_TYPES as readonly string[]).includes(name);
+/** The type of a name; RangeError where there is none. */
+export function typeNamed(name: string): TensorType {
+  for (const type of TENSOR_TYPES.values()) if (type.name === name) return type;
+  throw new RangeError(`There is no tensor type ${name}`);
+}
+
+/** Names of the types whose numbers we can read. */
+export function readableTypes(): string[] {
+  return [...TENSOR_TYPES.values()].filter(({ decode }) => decode !== undefined).map(({ name }) => name);
+}
+
+/** Bytes of a row of `elements`, which are whole blocks. */
+export function rowBytesOf({ block, bytes }: TensorType, elements: number): number {
+  return elements / block * bytes;
+}
+
+/**
+ * Turns whole blocks of a tensor into float32.
+ *
+ * @param bytes whole blocks of `type`
+ * @param out filled; its length is the number of elements in `bytes`
+ * @throws RangeError when they don't fit each other, TypeError for a type without `decode`.
+ */
+export function dequantise(type: TensorType, bytes: Uint8Array, out: Float32Array): void {
+  if (type.decode === undefined) throw new TypeError(`dequantise() can't read ${type.name}`);
+  if (bytes.length * type.block !== out.length * type.bytes || out.length % type.block !== 0) {
+    throw new RangeError(`dequantise() of ${bytes.length} bytes of ${type.name} doesn't fill ${out.length} elements`);
+  }
+  type.decode(bytes, out);
+}
+
+/** Rows stored one after another as blocks for onnxruntime; RangeError for a type without them or for other bytes. */
+export function toBlocks(type: TensorType, raw: Uint8Array): blocks.BlockWeights {
+  if (type.blocks === undefined) throw new RangeError(`toBlocks() wants a type with blocks, not ${type.name}`);
+  return blocks.unpackBlocks(type.blocks, type.bytes, raw);
 }

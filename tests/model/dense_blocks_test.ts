@@ -1,9 +1,7 @@
 /** Repacked blocks say the same numbers as the file: each form is unpacked by its definition and compared. */
 import assert from "node:assert/strict";
 import { type BlockWeights, inHalves, withZeroPoints } from "../../model/dense/ort/blocks.ts";
-import { hasBlocks, toBlocks } from "../../model/dense/ort/gguf_blocks.ts";
-import { dequantise } from "../../model/file/gguf/dequantise.ts";
-import { isSupportedType, TENSOR_TYPES } from "../../model/file/tensor_types.ts";
+import { dequantise, TENSOR_TYPES, toBlocks, typeNamed } from "../../model/file/tensor_types.ts";
 
 const TYPES = ["Q4_0", "Q4_1", "Q5_0", "Q8_0", "Q4_K", "Q6_K"] as const;
 const ROWS = 3;
@@ -12,7 +10,7 @@ const COLUMNS = 512;
 
 /** Rows of a type: random bytes (xorshift32, fixed seed) with the float16 fields made finite and of mixed sign. */
 function randomRows(type: typeof TYPES[number]): Uint8Array {
-  const { block, bytes } = [...TENSOR_TYPES.values()].find((each) => each.name === type)!;
+  const { block, bytes } = typeNamed(type);
   let state = 99;
   const raw = Uint8Array.from({ length: ROWS * COLUMNS / block * bytes }, () => {
     state ^= state << 13;
@@ -52,8 +50,8 @@ for (const type of TYPES) {
   Deno.test(`toBlocks() keeps every weight of ${type}, also as halves and with zero points`, () => {
     const raw = randomRows(type);
     const expected = new Float32Array(ROWS * COLUMNS);
-    dequantise(type, raw, expected);
-    const blocks = toBlocks(type, raw);
+    dequantise(typeNamed(type), raw, expected);
+    const blocks = toBlocks(typeNamed(type), raw);
     assertSame(unpack(blocks), expected);
     assertSame(unpack(withZeroPoints(blocks)), expected);
     if (blocks.bits === 8) assertSame(sumOfHalves(inHalves(blocks, ROWS)), expected);
@@ -74,17 +72,16 @@ Deno.test("withZeroPoints() keeps blocks whose scale is 0", () => {
   // d = 0, m = 1.5, all q = 15: every weight is 1.5.
   raw.set([0, 0, 0, 0x3e]);
   raw.fill(255, 4);
-  assert.deepEqual(unpack(withZeroPoints(toBlocks("Q4_1", raw))), new Array(32).fill(1.5));
+  assert.deepEqual(unpack(withZeroPoints(toBlocks(typeNamed("Q4_1"), raw))), new Array(32).fill(1.5));
 });
 
-Deno.test("hasBlocks() names every supported type but the floating ones", () => {
-  const names = [...TENSOR_TYPES.values()].map((type) => type.name).filter(hasBlocks);
+Deno.test("every type that is read has blocks, but the floating ones", () => {
+  const names = [...TENSOR_TYPES.values()].filter(({ blocks }) => blocks).map(({ name }) => name);
   assert.deepEqual(names, [...TYPES]);
-  assert.ok(TYPES.every((type) => isSupportedType(type)));
-  assert.equal(hasBlocks("toString"), false);
+  assert.ok(TYPES.every((type) => typeNamed(type).decode));
 });
 
 Deno.test("toBlocks() refuses other types and broken blocks", () => {
-  assert.throws(() => toBlocks("F16", new Uint8Array(64)), RangeError);
-  assert.throws(() => toBlocks("Q4_0", new Uint8Array(17)), RangeError);
+  assert.throws(() => toBlocks(typeNamed("F16"), new Uint8Array(64)), RangeError);
+  assert.throws(() => toBlocks(typeNamed("Q4_0"), new Uint8Array(17)), RangeError);
 });

@@ -8,6 +8,7 @@ import { createNodeEngine, probeNode } from "../../model/dense/ort/node.ts";
 import { float32Bytes, pickDense, staysInBlocks, WEB_FLOAT32_LIMIT, weightForm } from "../../model/dense/pick.ts";
 import { createWasmEngine } from "../../model/dense/wasm/engine.ts";
 import type { GgufFile } from "../../model/file/gguf/reader.ts";
+import { typeNamed } from "../../model/file/tensor_types.ts";
 import { configureOrt, createWebEngine } from "../../model/dense/ort/web.ts";
 import { skipped } from "../_helper/skip.ts";
 import { openTiny } from "../_helper/tiny_models.ts";
@@ -177,7 +178,7 @@ Deno.test("staysInBlocks() tells files that our kernels multiply as they stand",
   const file = (...types: string[]) =>
     ({
       tensors: new Map(
-        types.map((name, i) => [name, { name: `blk.${i}.ffn_up.weight`, type: { name }, shape: [64, 8] }]),
+        types.map((name, i) => [name, { name: `blk.${i}.ffn_up.weight`, type: typeNamed(name), shape: [64, 8] }]),
       ),
     }) as unknown as GgufFile;
   assert.equal(staysInBlocks(file("Q4_0", "Q4_1", "Q8_0", "Q5_0")), true);

@@ -4,13 +4,14 @@
  * that are too small to be shared out ({@link worthSharing}) the first thread holds all rows.
  */
 import type { Board } from "../threads/barrier.ts";
-import { type KernelType, multiply, type Stored, type StoredMatrix, type Target } from "./products.ts";
+import { multiply, type Stored, type StoredMatrix, type Target } from "./products.ts";
 import { Buffers, type Kernels } from "../module.ts";
 import { WORK_PER_WAIT } from "../threads/cost.ts";
 
 /** Some rows of a matrix. Weights by id, so that a plan can be sent to another thread. */
 export interface MatrixPlan {
-  readonly type: KernelType;
+  /** Number of its tensor type. */
+  readonly kernel: number;
   /** Rows of this thread, possibly none. */
   readonly outputs: number;
   readonly inputs: number;

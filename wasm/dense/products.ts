@@ -1,18 +1,6 @@
 /** Dense products over quantised weights in the kernels' memory: handles and copies, no arithmetic. */
 import type { Kernels } from "../module.ts";
 
-/** GGUF tensor types the kernels multiply as they stand in the file, by their numbers there. */
-export const KERNEL_TYPES = { F32: 0, Q4_0: 2, Q4_1: 3, Q8_0: 8 } as const;
-export type KernelType = keyof typeof KERNEL_TYPES;
-
-/** Bytes of one block of 32 weights. */
-const BLOCK_BYTES: Readonly<Record<KernelType, number>> = { F32: 128, Q4_0: 18, Q4_1: 20, Q8_0: 34 };
-
-/** Whether the kernels multiply rows of `inputs` weights of this type. */
-export function isKernelType(type: string, inputs: number): type is KernelType {
-  return Object.hasOwn(KERNEL_TYPES, type) && (type === "F32" || inputs % 32 === 0);
-}
-
 /** Bytes held in the kernels' memory until freed. */
 export class Stored {
   readonly handle: number;
@@ -42,17 +30,13 @@ export class Stored {
 
 /** A weight matrix `[outputs, inputs]` and what is added to its products. */
 export interface StoredMatrix {
-  readonly type: KernelType;
+  /** Number of its tensor type in GGUF files; the kernels refuse those they don't know. */
+  readonly kernel: number;
   readonly outputs: number;
   readonly inputs: number;
   readonly weights: Stored;
   /** `[outputs]`, float32. */
   readonly bias?: Stored;
-}
-
-/** Bytes of a matrix of this type. */
-export function matrixBytes(type: KernelType, outputs: number, inputs: number): number {
-  return type === "F32" ? outputs * inputs * 4 : outputs * (inputs / 32) * BLOCK_BYTES[type];
 }
 
 /** Where products go: row `t` at `offset + t · stride` of a buffer. */
@@ -73,10 +57,10 @@ export function multiply(
   target: Target,
   exact: boolean,
 ): void {
-  const { weights, type, outputs, inputs: width, bias } = matrix;
+  const { weights, kernel, outputs, inputs: width, bias } = matrix;
   const result = kernels.call.dense_multiply(
     weights.handle,
-    KERNEL_TYPES[type],
+    kernel,
     outputs,
     width,
     exact ? 1 : 0,

@@ -1,18 +1,8 @@
 /** Quantised weights as onnxruntime's MatMulNBits takes them, and two exact changes of form. */
 
-/** Weights in blocks along the input: `w = scale·(q − zero) + offset`, where zero is 8 (4 bits) or 128 (8 bits). */
-export interface BlockWeights {
-  readonly kind: "blocks";
-  readonly bits: 4 | 8;
-  /** Weights per block. */
-  readonly block: number;
-  /** `[outputs, inputs / block, block·bits / 8]`; of two 4-bit values the earlier one is in the low half. */
-  readonly quants: Uint8Array;
-  /** `[outputs, inputs / block]`. */
-  readonly scales: Float32Array;
-  /** `[outputs, inputs / block]`; absent when all are 0. */
-  readonly offsets?: Float32Array;
-}
+import type { BlockWeights } from "../../file/block_weights.ts";
+
+export type { BlockWeights } from "../../file/block_weights.ts";
 
 /**
  * Offsets folded into zero points `zero − offset / scale`. A block of scale 0 is constant: its scale becomes the

@@ -4,7 +4,7 @@
  */
 import type { ModelConfig } from "../../config.ts";
 import type { GgufFile } from "../../file/gguf/reader.ts";
-import { hasBlocks, toBlocks } from "./gguf_blocks.ts";
+import { type TensorType, toBlocks } from "../../file/tensor_types.ts";
 import type { FinishWeights, HeadWeights, Linear, QkvWeights } from "./segments.ts";
 
 /** How weights are held: all in float32, or in the file's blocks where they are quantised. */
@@ -12,7 +12,7 @@ export type WeightForm = "float32" | "blocks";
 
 /** How a file's weights are held in a form, for people: `float32 weights` or `quantised weights`. */
 export function describeWeights(file: GgufFile, form: WeightForm): string {
-  const quantised = form === "blocks" && [...file.tensors.values()].some((tensor) => hasBlocks(tensor.type.name));
+  const quantised = form === "blocks" && [...file.tensors.values()].some(({ type }) => type.blocks);
   return quantised ? "quantised weights" : "float32 weights";
 }
 
@@ -89,7 +89,7 @@ export class WeightReader {
     const outputs = parts.reduce((sum, part) => sum + part.outputs, 0);
     const names = parts.map((part) => `${part.name}.weight`);
     const type = this.#typeOf(parts[0]);
-    const weights = this.#form === "blocks" && hasBlocks(type)
+    const weights = this.#form === "blocks" && type.blocks
       ? toBlocks(type, joined(await this.#read(names, (name) => this.#file.readRaw(name)), Uint8Array))
       : { kind: "float32" as const, values: await this.#floats(names) };
     if (!hasBias) return { inputs, outputs, weights };
@@ -107,8 +107,8 @@ export class WeightReader {
     return all;
   }
 
-  #typeOf(part: Part): string {
-    return this.#file.tensors.get(`${part.name}.weight`)!.type.name;
+  #typeOf(part: Part): TensorType {
+    return this.#file.tensors.get(`${part.name}.weight`)!.type;
   }
 }
 

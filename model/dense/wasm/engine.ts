@@ -5,7 +5,6 @@
  */
 import type { Crew } from "../../../wasm/threads/pool.ts";
 import { type Board, OwnBoard } from "../../../wasm/threads/barrier.ts";
-import { type KernelType, matrixBytes } from "../../../wasm/dense/products.ts";
 import { DENSE } from "../../../wasm/dense/service.ts";
 import {
   boardFloats,
@@ -18,8 +17,8 @@ import {
 } from "../../../wasm/dense/part.ts";
 import { Kernels, type WasmOptions } from "../../../wasm/module.ts";
 import type { ModelConfig } from "../../config.ts";
-import { dequantise } from "../../file/gguf/dequantise.ts";
 import type { GgufFile } from "../../file/gguf/reader.ts";
+import { dequantise, rowBytesOf, TENSOR_TYPES } from "../../file/tensor_types.ts";
 import type { DenseEngine } from "../interface.ts";
 import { WeightLoader, WeightMemory } from "./weights.ts";
 
@@ -152,10 +151,11 @@ class WasmEngine implements DenseEngine {
       }
     }
     const places = Array.from(ids, (id, place) => ({ id, place }));
-    this.#embedding.forEach(({ type, inputs, weights, column, outputs }, rank) => {
+    this.#embedding.forEach(({ kernel, inputs, weights, column, outputs }, rank) => {
+      const type = TENSOR_TYPES.get(kernel)!, rowBytes = rowBytesOf(type, inputs);
       const mine = places.filter(({ id }) => id >= column && id < column + outputs);
       for (let first = 0; first < mine.length; first += EMBEDDINGS) {
-        const some = mine.slice(first, first + EMBEDDINGS), rowBytes = matrixBytes(type as KernelType, 1, inputs);
+        const some = mine.slice(first, first + EMBEDDINGS);
         const rows = memory.rows(rank, weights, rowBytes, some.map(({ id }) => id - column));
         some.forEach(({ place }, i) => {
           const row = rows.subarray(i * rowBytes, (i + 1) * rowBytes);

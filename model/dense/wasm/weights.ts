@@ -1,7 +1,7 @@
 /** Copies a model's weights into the kernels' memory: every matrix's rows to the thread that owns them, slice by slice. */
 import { inputError } from "../../../core/errors.ts";
 import type { Ask, Crew } from "../../../wasm/threads/pool.ts";
-import { isKernelType, type KernelType, matrixBytes, Stored } from "../../../wasm/dense/products.ts";
+import { Stored } from "../../../wasm/dense/products.ts";
 import { DENSE, rowsOf } from "../../../wasm/dense/service.ts";
 import {
   type DensePlan,
@@ -14,7 +14,7 @@ import {
 import type { Kernels } from "../../../wasm/module.ts";
 import type { ModelConfig } from "../../config.ts";
 import type { GgufFile } from "../../file/gguf/reader.ts";
-import type { SupportedTypeName } from "../../file/tensor_types.ts";
+import { rowBytesOf, type TensorType, typeNamed } from "../../file/tensor_types.ts";
 
 /** Bytes read from the file at a time. */
 const SLICE_BYTES = 1 << 22;
@@ -192,7 +192,7 @@ export class WeightLoader {
   /** Copies a matrix of a step; `column`: where its results begin. */
   async #matrix(source: Source, step: Step | "here", column: number): Promise<PerThread<MatrixPlan>> {
     const { names, sizes, inputs, hasBias } = source, all = sizes.reduce((a, b) => a + b);
-    const type = heldAs(this.#typeOf(names[0]), inputs), rowBytes = matrixBytes(type, 1, inputs);
+    const type = heldAs(this.#typeOf(names[0])), rowBytes = rowBytesOf(type, inputs);
     const own = this.#ranks().map((rank) => this.#share(all, rank, step));
     const whole = { from: 0, to: step !== "here" && this.#alone(step) ? all : own[0].to };
     // What this thread owns are the first of its rows.
@@ -214,7 +214,7 @@ export class WeightLoader {
     }
     const bias = biases.map((each, rank) => hasBias ? this.#hold(rank, asBytes(Float32Array.from(each))) : undefined);
     const plan = ({ from, to }: Rows, rank: number): MatrixPlan => ({
-      type,
+      kernel: type.id,
       outputs: to - from,
       inputs,
       weights: ids[rank],
@@ -230,14 +230,14 @@ export class WeightLoader {
   }
 
   /** Copies a tensor's rows to the threads that own them, a slice of whole rows at a time. */
-  async #copy(name: string, type: KernelType, inputs: number, rows: number, pieces: readonly Piece[]) {
-    const { shape, byteLength, type: { name: held } } = this.#file.tensors.get(name)!;
+  async #copy(name: string, type: TensorType, inputs: number, rows: number, pieces: readonly Piece[]) {
+    const { shape, byteLength, type: held } = this.#file.tensors.get(name)!;
     const there = shape.slice(1).reduce((a, b) => a * b, 1);
     if (shape[0] !== inputs || there !== rows) {
       throw inputError("gguf.shape", `${name}: ${there} rows of ${shape[0]} weights, want ${rows} of ${inputs}`, name);
     }
     const read = this.#reader(name, held, type, byteLength / rows);
-    const rowBytes = matrixBytes(type, 1, inputs);
+    const rowBytes = rowBytesOf(type, inputs);
     const step = Math.max(1, Math.floor(SLICE_BYTES / rowBytes));
     for (let first = 0; first < rows; first += step) {
       const count = Math.min(step, rows - first), bytes = await read(first, count);
@@ -251,11 +251,12 @@ export class WeightLoader {
   }
 
   /** Reads rows as they are to be held. */
-  #reader(name: string, held: string, type: KernelType, fileRowBytes: number) {
+  #reader(name: string, held: TensorType, type: TensorType, fileRowBytes: number) {
     const raw = (first: number, count: number) =>
       this.#file.readRaw(name, { offset: first * fileRowBytes, length: count * fileRowBytes });
     if (type === held) return raw;
-    if (held === "Q5_0") return async (first: number, count: number) => q5ToQ8(await raw(first, count));
+    const repack = held.kernel?.repack;
+    if (repack) return async (first: number, count: number) => repack(await raw(first, count));
     return async (firstRow: number, rows: number) => asBytes(await this.#file.readFloat32(name, { firstRow, rows }));
   }
 
@@ -273,8 +274,8 @@ export class WeightLoader {
     return new Set(names.map((name) => this.#typeOf(name))).size === 1;
   }
 
-  #typeOf(name: string): string {
-    return this.#file.tensors.get(`${name}.weight`)!.type.name;
+  #typeOf(name: string): TensorType {
+    return this.#file.tensors.get(`${name}.weight`)!.type;
   }
 }
 
@@ -286,22 +287,7 @@ function asBytes({ buffer, byteOffset, byteLength }: Float32Array): Uint8Array {
   return new Uint8Array(buffer, byteOffset, byteLength);
 }
 
-function heldAs(type: string, inputs: number): KernelType {
-  if (isKernelType(type, inputs)) return type;
-  return type === ("Q5_0" satisfies SupportedTypeName) ? "Q8_0" : "F32";
-}
-
-/** Q5_0 blocks (d, 32 fifth bits, 16 bytes) as Q8_0 blocks (d, 32 int8): d · (q − 16) either way. */
-function q5ToQ8(bytes: Uint8Array): Uint8Array {
-  const out = new Uint8Array(bytes.length / 22 * 34);
-  for (let from = 0, to = 0; from < bytes.length; from += 22, to += 34) {
-    out[to] = bytes[from];
-    out[to + 1] = bytes[from + 1];
-    for (let j = 0; j < 32; j++) {
-      const low = bytes[from + 6 + (j & 15)] >> (j & 16) / 4 & 15;
-      const fifth = bytes[from + 2 + (j >> 3)] >> (j & 7) & 1;
-      out[to + 2 + j] = (low | fifth << 4) - 16;
-    }
-  }
-  return out;
+/** What the kernels hold a type of the file as: float32 where they multiply neither it nor what it can become. */
+function heldAs({ kernel }: TensorType): TensorType {
+  return typeNamed(kernel?.as ?? "F32");
 }

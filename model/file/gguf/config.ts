@@ -10,7 +10,7 @@ import {
   requireString,
 } from "./fields.ts";
 import { ropeOf } from "./rope.ts";
-import { isSupportedType, SUPPORTED_TYPES } from "../tensor_types.ts";
+import { readableTypes } from "../tensor_types.ts";
 import type { GgufFile, GgufValue } from "./types.ts";
 
 /** How the pairs of RoPE lie in the q and k rows of a GGUF, by architecture. */
@@ -176,10 +176,10 @@ function checkTensor(gguf: GgufFile, name: string, shape: readonly number[]): vo
       `${path}.shape`,
     );
   }
-  if (!isSupportedType(tensor.type.name)) {
+  if (!tensor.type.decode) {
     throw inputError(
       "gguf.dtype",
-      `${gguf.name}: ${name} has type ${tensor.type.name}; supported are ${SUPPORTED_TYPES.join(", ")}`,
+      `${gguf.name}: ${name} has type ${tensor.type.name}; supported are ${readableTypes().join(", ")}`,
       `${path}.type`,
     );
   }

@@ -1,71 +1,32 @@
-import { float16Table } from "./float16.ts";
-import type { SupportedTypeName } from "../tensor_types.ts";
-
 /**
- * Turns whole blocks of a tensor into float32, bit for bit as PyPI gguf 0.19.0 does (`gguf/quants.py`,
- * `dequantize_blocks`); NaNs may differ in their payload.
+ * How the blocks of each tensor type become float32, bit for bit as PyPI gguf 0.19.0 does it (`gguf/quants.py`,
+ * `dequantize_blocks`); NaNs may differ in their payload. `bytes` are whole blocks, `out` has their number of elements
+ * (`dequantise` in `model/file/tensor_types.ts` checks that).
  *
  * Every product here is exact in double precision and, up to the last operation, in float32 too (a float16 scale times
  * a small integer), so rounding once, at the store into `out`, gives what float32 arithmetic gives.
- *
- * @param bytes whole blocks of `type`
- * @param out filled; its length is the number of elements in `bytes`
  */
-export function dequantise(type: SupportedTypeName, bytes: Uint8Array, out: Float32Array): void {
-  switch (type) {
-    case "F32":
-      return checked(type, bytes, out, 1, 4, copyFloat32);
-    case "F16":
-      return checked(type, bytes, out, 1, 2, expandFloat16);
-    case "BF16":
-      return checked(type, bytes, out, 1, 2, expandBfloat16);
-    case "Q4_0":
-      return checked(type, bytes, out, 32, 18, expandQ4_0);
-    case "Q4_1":
-      return checked(type, bytes, out, 32, 20, expandQ4_1);
-    case "Q5_0":
-      return checked(type, bytes, out, 32, 22, expandQ5_0);
-    case "Q8_0":
-      return checked(type, bytes, out, 32, 34, expandQ8_0);
-    case "Q4_K":
-      return checked(type, bytes, out, 256, 144, expandQ4_K);
-    case "Q6_K":
-      return checked(type, bytes, out, 256, 210, expandQ6_K);
-    default:
-      throw new TypeError(`dequantise() doesn't know ${type satisfies never}`);
-  }
-}
+import { float16Table } from "./float16.ts";
 
-function checked(
-  type: SupportedTypeName,
-  bytes: Uint8Array,
-  out: Float32Array,
-  block: number,
-  blockBytes: number,
-  expand: (bytes: Uint8Array, out: Float32Array) => void,
-): void {
-  if (bytes.length * block !== out.length * blockBytes || out.length % block !== 0) {
-    throw new RangeError(`dequantise() of ${bytes.length} bytes of ${type} doesn't fill ${out.length} elements`);
-  }
-  expand(bytes, out);
-}
+/** Turns whole blocks into numbers. */
+export type Decode = (bytes: Uint8Array, out: Float32Array) => void;
 
-function copyFloat32(bytes: Uint8Array, out: Float32Array): void {
+export function copyFloat32(bytes: Uint8Array, out: Float32Array): void {
   new Uint8Array(out.buffer, out.byteOffset, out.byteLength).set(bytes);
 }
 
-function expandFloat16(bytes: Uint8Array, out: Float32Array): void {
+export function expandFloat16(bytes: Uint8Array, out: Float32Array): void {
   const half = float16Table();
   for (let i = 0; i < out.length; i++) out[i] = half[bytes[2 * i] | bytes[2 * i + 1] << 8];
 }
 
-function expandBfloat16(bytes: Uint8Array, out: Float32Array): void {
+export function expandBfloat16(bytes: Uint8Array, out: Float32Array): void {
   const bits = new Uint32Array(out.buffer, out.byteOffset, out.length);
   for (let i = 0; i < out.length; i++) bits[i] = (bytes[2 * i] | bytes[2 * i + 1] << 8) << 16;
 }
 
 /** Block: d, 16 bytes of two 4-bit q each (low: first half). Value d·(q − 8). */
-function expandQ4_0(bytes: Uint8Array, out: Float32Array): void {
+export function expandQ4_0(bytes: Uint8Array, out: Float32Array): void {
   const half = float16Table();
   for (let at = 0, to = 0; to < out.length; at += 18, to += 32) {
     const d = half[bytes[at] | bytes[at + 1] << 8];
@@ -78,7 +39,7 @@ function expandQ4_0(bytes: Uint8Array, out: Float32Array): void {
 }
 
 /** Block: d, m, 16 bytes of two 4-bit q each (low: first half). Value d·q + m. */
-function expandQ4_1(bytes: Uint8Array, out: Float32Array): void {
+export function expandQ4_1(bytes: Uint8Array, out: Float32Array): void {
   const half = float16Table();
   for (let at = 0, to = 0; to < out.length; at += 20, to += 32) {
     const d = half[bytes[at] | bytes[at + 1] << 8];
@@ -92,7 +53,7 @@ function expandQ4_1(bytes: Uint8Array, out: Float32Array): void {
 }
 
 /** Block: d, 32 fifth bits, 16 bytes of two 4-bit q each (low: first half). Value d·(q − 16). */
-function expandQ5_0(bytes: Uint8Array, out: Float32Array): void {
+export function expandQ5_0(bytes: Uint8Array, out: Float32Array): void {
   const half = float16Table();
   for (let at = 0, to = 0; to < out.length; at += 22, to += 32) {
     const d = half[bytes[at] | bytes[at + 1] << 8];
@@ -106,7 +67,7 @@ function expandQ5_0(bytes: Uint8Array, out: Float32Array): void {
 }
 
 /** Block: d, 32 int8 q. Value d·q. */
-function expandQ8_0(bytes: Uint8Array, out: Float32Array): void {
+export function expandQ8_0(bytes: Uint8Array, out: Float32Array): void {
   const half = float16Table();
   const signed = new Int8Array(bytes.buffer, bytes.byteOffset, bytes.length);
   for (let at = 0, to = 0; to < out.length; at += 34, to += 32) {
@@ -119,7 +80,7 @@ function expandQ8_0(bytes: Uint8Array, out: Float32Array): void {
  * Block: d, dmin, 12 bytes of 6-bit scales s and minima m of 8 groups of 32, then for each pair of groups 32 bytes of
  * two 4-bit q (low: first group). Value d·s·q − dmin·m.
  */
-function expandQ4_K(bytes: Uint8Array, out: Float32Array): void {
+export function expandQ4_K(bytes: Uint8Array, out: Float32Array): void {
   const half = float16Table();
   for (let at = 0, to = 0; to < out.length; at += 144, to += 256) {
     const d = half[bytes[at] | bytes[at + 1] << 8];
@@ -150,7 +111,7 @@ function groupMinimum(bytes: Uint8Array, at: number, group: number): number {
  * the block has 64 bytes of lower bits (low nibbles: its first 64 elements) and 32 bytes of upper bits (bits 2n, 2n+1:
  * its n-th 32 elements). Value d·s·(q − 32).
  */
-function expandQ6_K(bytes: Uint8Array, out: Float32Array): void {
+export function expandQ6_K(bytes: Uint8Array, out: Float32Array): void {
   const half = float16Table();
   const signed = new Int8Array(bytes.buffer, bytes.byteOffset, bytes.length);
   for (let at = 0, to = 0; to < out.length; at += 210, to += 256) {

@@ -1,8 +1,7 @@
 import { inputError } from "../../../core/errors.ts";
 import type { ByteSource } from "../../../runtime/interface.ts";
 import { Cursor, quoted } from "./cursor.ts";
-import { dequantise } from "./dequantise.ts";
-import { isSupportedType, SUPPORTED_TYPES } from "../tensor_types.ts";
+import { dequantise, readableTypes } from "../tensor_types.ts";
 import { readTensorTable } from "./tensor_table.ts";
 import type { GgufFile, GgufTensor, GgufValue } from "./types.ts";
 import { ValueReader } from "./values.ts";
@@ -179,10 +178,10 @@ class OpenGguf implements GgufFile {
   ): Promise<Float32Array> {
     const tensor = this.#tensor(name);
     const { type } = tensor;
-    if (!isSupportedType(type.name)) {
+    if (!type.decode) {
       throw inputError(
         "gguf.dtype",
-        `${this.name}: tensor ${quoted(name)} is ${type.name}; supported are ${SUPPORTED_TYPES.join(", ")}`,
+        `${this.name}: tensor ${quoted(name)} is ${type.name}; supported are ${readableTypes().join(", ")}`,
         `tensor[${quoted(name)}].type`,
       );
     }
@@ -197,7 +196,7 @@ class OpenGguf implements GgufFile {
     for (let block = 0; block < blocks; block += blocksPerSlice) {
       const step = Math.min(blocksPerSlice, blocks - block);
       const bytes = await this.#source.read(firstByte + block * type.bytes, step * type.bytes);
-      dequantise(type.name, bytes, out.subarray(block * type.block, (block + step) * type.block));
+      dequantise(type, bytes, out.subarray(block * type.block, (block + step) * type.block));
     }
     return out;
   }

@@ -1,47 +1,47 @@
 /**
  * Repacks quantised GGUF rows as `BlockWeights`. Nothing is rounded but scales and offsets, to float32. The layouts are
- * those of `model/file/gguf/dequantise.ts`; there the low halves of a block's bytes hold its first weights, while onnxruntime
- * wants neighbours in one byte.
+ * those of `model/file/gguf/dequantise.ts`; there the low halves of a block's bytes hold its first weights, while
+ * onnxruntime wants neighbours in one byte.
  */
-import { float16Table } from "../../file/gguf/float16.ts";
-import type { BlockWeights } from "./blocks.ts";
+import { float16Table } from "./gguf/float16.ts";
 
-/** How one GGUF type becomes blocks. */
-interface BlockFormat {
+/** Weights in blocks along the input: `w = scale·(q − zero) + offset`, where zero is 8 (4 bits) or 128 (8 bits). */
+export interface BlockWeights {
+  readonly kind: "blocks";
+  readonly bits: 4 | 8;
+  /** Weights per block. */
+  readonly block: number;
+  /** `[outputs, inputs / block, block·bits / 8]`; of two 4-bit values the earlier one is in the low half. */
+  readonly quants: Uint8Array;
+  /** `[outputs, inputs / block]`. */
+  readonly scales: Float32Array;
+  /** `[outputs, inputs / block]`; absent when all are 0. */
+  readonly offsets?: Float32Array;
+}
+
+/** How one tensor type becomes such blocks. */
+export interface BlockFormat {
   readonly bits: 4 | 8;
   /** Weights per block of ours. */
   readonly block: number;
   /** Blocks of ours in one block of the file. */
   readonly blocks: number;
-  /** Bytes of a block of the file. */
-  readonly bytes: number;
   readonly hasOffsets: boolean;
   /** Repacks the file's block at byte `at` into our blocks `to`, `to + 1`, …  */
   unpack(source: Uint8Array, at: number, target: BlockWeights, to: number): void;
 }
 
-const FORMATS: Readonly<Record<string, BlockFormat>> = {
-  Q4_0: { bits: 4, block: 32, blocks: 1, bytes: 18, hasOffsets: false, unpack: unpackQ4_0 },
-  Q4_1: { bits: 4, block: 32, blocks: 1, bytes: 20, hasOffsets: true, unpack: unpackQ4_1 },
-  Q5_0: { bits: 8, block: 32, blocks: 1, bytes: 22, hasOffsets: false, unpack: unpackQ5_0 },
-  Q8_0: { bits: 8, block: 32, blocks: 1, bytes: 34, hasOffsets: false, unpack: unpackQ8_0 },
-  Q4_K: { bits: 4, block: 32, blocks: 8, bytes: 144, hasOffsets: true, unpack: unpackQ4_K },
-  Q6_K: { bits: 8, block: 16, blocks: 16, bytes: 210, hasOffsets: false, unpack: unpackQ6_K },
-};
+export const Q4_0: BlockFormat = { bits: 4, block: 32, blocks: 1, hasOffsets: false, unpack: unpackQ4_0 };
+export const Q4_1: BlockFormat = { bits: 4, block: 32, blocks: 1, hasOffsets: true, unpack: unpackQ4_1 };
+export const Q5_0: BlockFormat = { bits: 8, block: 32, blocks: 1, hasOffsets: false, unpack: unpackQ5_0 };
+export const Q8_0: BlockFormat = { bits: 8, block: 32, blocks: 1, hasOffsets: false, unpack: unpackQ8_0 };
+export const Q4_K: BlockFormat = { bits: 4, block: 32, blocks: 8, hasOffsets: true, unpack: unpackQ4_K };
+export const Q6_K: BlockFormat = { bits: 8, block: 16, blocks: 16, hasOffsets: false, unpack: unpackQ6_K };
 
-/** Whether rows of this GGUF type (`Q4_0`, …) can be kept as blocks. */
-export function hasBlocks(type: string): boolean {
-  return Object.hasOwn(FORMATS, type);
-}
-
-/**
- * Rows of weights, stored one after another as GGUF type `type`, as blocks. RangeError for a type without blocks (see
- * `hasBlocks`) or bytes that are not whole blocks.
- */
-export function toBlocks(type: string, raw: Uint8Array): BlockWeights {
-  if (!hasBlocks(type)) throw new RangeError(`toBlocks() wants a type with blocks, not ${type}`);
-  const { bits, block, blocks, bytes, hasOffsets, unpack } = FORMATS[type];
-  if (raw.length % bytes !== 0) throw new RangeError(`toBlocks() wants whole ${type} blocks, not ${raw.length} bytes`);
+/** Rows of a type stored one after another, `raw`, in blocks of `bytes` bytes of the file. RangeError for other bytes. */
+export function unpackBlocks(format: BlockFormat, bytes: number, raw: Uint8Array): BlockWeights {
+  const { bits, block, blocks, hasOffsets, unpack } = format;
+  if (raw.length % bytes !== 0) throw new RangeError(`${raw.length} bytes are not whole blocks of ${bytes}`);
   const count = raw.length / bytes * blocks;
   const target: BlockWeights = {
     kind: "blocks",
@@ -53,6 +53,21 @@ export function toBlocks(type: string, raw: Uint8Array): BlockWeights {
   };
   for (let at = 0, to = 0; at < raw.length; at += bytes, to += blocks) unpack(raw, at, target, to);
   return target;
+}
+
+/** Q5_0 blocks (d, 32 fifth bits, 16 bytes) as Q8_0 blocks (d, 32 int8): d · (q − 16) either way. */
+export function q5ToQ8(bytes: Uint8Array): Uint8Array {
+  const out = new Uint8Array(bytes.length / 22 * 34);
+  for (let from = 0, to = 0; from < bytes.length; from += 22, to += 34) {
+    out[to] = bytes[from];
+    out[to + 1] = bytes[from + 1];
+    for (let j = 0; j < 32; j++) {
+      const low = bytes[from + 6 + (j & 15)] >> (j & 16) / 4 & 15;
+      const fifth = bytes[from + 2 + (j >> 3)] >> (j & 7) & 1;
+      out[to + 2 + j] = (low | fifth << 4) - 16;
+    }
+  }
+  return out;
 }
 
 /** w = d·(q − 8). */
