@@ -9,11 +9,10 @@
  * the scores that are still in the race, and in {@link forkCache} one fork and one layer's kept rows. One fork at a time.
  */
 import { RaggedCache } from "../../core/cache/ragged.ts";
-import { layerSelections } from "../../core/select/allocate.ts";
+import { Eviction, keepsAll, type Selector } from "../../core/select/eviction.ts";
 import type { CacheType } from "../../core/cache/entry_type.ts";
 import { type Keep, resolveBudget } from "../../core/select/budget.ts";
 import type { Budget, Needs, NormKind, Observation, Policy, Reduction } from "../../core/policy/policy.ts";
-import { type StreamingSelection, streamingSelection } from "../../core/select/layer_selection.ts";
 import { resolvePolicy } from "../../core/policy/registry.ts";
 import type { Model } from "../../model/model.ts";
 import { LayerReader, type LayerSeen } from "../../model/read/layers.ts";
@@ -89,7 +88,9 @@ export async function collect(
   options: CollectOptions = {},
 ): Promise<Collected> {
   const { config } = model;
-  const gatherers = cases.map((each) => new Gatherer(each, resolveBudget(each.policy, each.keep, ids.length, config)));
+  const gatherers = cases.map((each) =>
+    new Gatherer(each, resolveBudget(each.policy, each.keep, ids.length, config), model.backend)
+  );
   const scoring = gatherers.filter(({ keepsAll }) => !keepsAll);
   const cache = new RaggedCache(model.backend, config, options.cacheType);
   try {
@@ -105,7 +106,7 @@ export async function collect(
       const observed = await observer.observe(layer, seen);
       ms.prefill += read - start;
       ms.observe += performance.now() - read;
-      for (const gatherer of scoring) await gatherer.add(layer, observed.get(gatherer)!, cache);
+      for (const gatherer of scoring) await gatherer.add(observed.get(gatherer)!);
       options.onLayer?.(layer + 1, config.layers);
     }
     cache.advance(ids.length);
@@ -147,36 +148,33 @@ export function forkCache(full: RaggedCache, kept: readonly (readonly Int32Array
 class Gatherer {
   readonly case: Case;
   readonly budget: Budget;
-  readonly keepsAll: boolean;
   readonly #kept: Int32Array[][] = [];
-  readonly #overLayers?: StreamingSelection;
+  /** Undefined when everything stays. */
+  readonly #eviction?: Eviction;
   #ms = 0;
 
-  constructor(each: Case, budget: Budget) {
+  constructor(each: Case, budget: Budget, selector: Selector) {
     this.case = each;
     this.budget = budget;
-    this.keepsAll = each.policy.keepsAll === true || budget.perHead >= budget.length;
-    if (!this.keepsAll) this.#overLayers = streamingSelection(each.policy, budget);
+    const rule = { policy: each.policy, budget };
+    if (!keepsAll(rule)) this.#eviction = new Eviction(rule, selector);
   }
 
-  async add(layer: number, observation: Observation, cache: RaggedCache): Promise<void> {
+  get keepsAll(): boolean {
+    return this.#eviction === undefined;
+  }
+
+  async add(observation: Observation): Promise<void> {
     const start = performance.now();
-    const scores = this.case.policy.score(observation, this.budget);
-    if (this.#overLayers) this.#overLayers.add(layer, scores);
-    else {
-      const kept: Int32Array[] = [];
-      for (const selection of layerSelections(this.case.policy, this.budget, scores)) {
-        kept.push(...await cache.backend.select(selection));
-      }
-      this.#kept.push(kept);
-    }
+    const changes = await this.#eviction!.add(observation);
+    if (!this.#eviction!.overLayers) this.#kept.push(changes[0].kept);
     this.#ms += performance.now() - start;
   }
 
   result(): CollectedCase {
     const { layers } = this.budget.model;
-    const selection = this.#overLayers;
-    const kept = selection ? Array.from({ length: layers }, (_, layer) => selection.kept(layer)) : this.#kept;
+    const eviction = this.#eviction;
+    const kept = eviction?.overLayers ? Array.from({ length: layers }, (_, layer) => eviction.kept(layer)) : this.#kept;
     return { ...this.case, budget: this.budget, kept: this.keepsAll ? undefined : kept, evictMs: this.#ms };
   }
 }

@@ -1,11 +1,8 @@
 /** Token-major forward pass: new tokens (a question, or one generated token) over a cache that may be evicted. */
 import type { CacheLimit } from "../../core/cache/limit.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
-import { project } from "./project.ts";
 import type { DenseEngine } from "../dense/interface.ts";
-
-/** Tokens per dense call; bounds the activations of a long question. */
-const CHUNK = 256;
+import { CHUNK, layerStep } from "./layer.ts";
 
 /**
  * Runs `ids` through all layers, appends one entry per token to every head, and returns the logits of the last `rows`
@@ -53,13 +50,17 @@ export async function forward(
   let hidden = dense.embed(ids);
   for (let layer = 0; layer < config.layers; layer++) {
     await onInput?.(layer, hidden);
-    const qkv = await dense.qkv(layer, hidden, count);
-    const { queries, keys, values } = project(config, qkv, count, cache.position);
-    cache.append(layer, keys, values, count, cache.position);
-    const want = { probabilities: limit?.wantsProbabilities };
-    const { output, probabilities } = await cache.rows(layer).decodeAttention(queries, count, want);
-    if (probabilities) limit?.observe(layer, probabilities);
-    hidden = await dense.finish(layer, hidden, output, count);
+    hidden = await layerStep(
+      dense,
+      cache,
+      { layer, hidden, count, first: cache.position },
+      async ({ rows, queries }) => {
+        const want = { probabilities: limit?.wantsProbabilities };
+        const { output, probabilities } = await rows.decodeAttention(queries, count, want);
+        if (probabilities) limit?.observe(layer, probabilities);
+        return output;
+      },
+    );
   }
   cache.advance(count);
   return hidden;

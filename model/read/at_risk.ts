@@ -14,11 +14,10 @@ import type { Backend } from "../../core/backend/interface.ts";
 import { RaggedCache } from "../../core/cache/ragged.ts";
 import { resolveBudget } from "../../core/select/budget.ts";
 import { observationFor } from "../../core/measure/window.ts";
-import type { Budget, LayerScores, Observation } from "../../core/policy/policy.ts";
+import type { Budget, Observation } from "../../core/policy/policy.ts";
 import { largestMasses, smallestBudget } from "../../core/worst_case/risk_budget.ts";
-import { selectAll } from "../../core/select/select_layers.ts";
+import { Eviction, type EvictionRule, keptOfAll } from "../../core/select/eviction.ts";
 import { entryBytes } from "../../core/cache/entry_type.ts";
-import { selectLayer } from "../../core/select/allocate.ts";
 import { streamingSelection } from "../../core/select/layer_selection.ts";
 import type { DenseEngine } from "../dense/interface.ts";
 import { Explainer } from "./explain.ts";
@@ -140,13 +139,16 @@ class RiskSearch implements Disposable {
     const { policy } = this.#options, { heads, layers, kvHeads } = this.#dense.config;
     const sums = new Float64Array(budgets.length);
     const chosen = overLayers ? new KeptSets(this.#budget(this.#ids.length)) : undefined;
-    budgets.forEach((budget, c) => chosen?.add(c, selectAll(policy, budget, this.#scores(budget))));
+    if (chosen) {
+      for (const [c, budget] of budgets.entries()) {
+        chosen.add(c, await this.#keptOfAll({ policy, budget }));
+      }
+    }
     this.#countBytes(chosen?.byteLength ?? 0);
     await this.#each(async ({ layer, seen }) => {
-      const observation = chosen ? undefined : await this.#observe(layer, seen);
-      const candidates = budgets.map((budget, c) =>
-        chosen?.of(c, layer) ?? selectLayer(policy, budget, policy.score(observation!, budget))
-      );
+      const candidates = chosen
+        ? budgets.map((_, c) => chosen.of(c, layer))
+        : await this.#keptAlone(await this.#observe(layer, seen), budgets);
       const rows = this.#cache!.rows(layer);
       const masses = largestMasses({
         shape: this.#dense.config,
@@ -160,8 +162,19 @@ class RiskSearch implements Disposable {
     return sums;
   }
 
-  #scores(budget: Budget): LayerScores[] {
-    return this.#observations.map((observation) => this.#options.policy.score(observation, budget));
+  /** What each budget keeps of a layer that is decided alone. */
+  async #keptAlone(observation: Observation, budgets: readonly Budget[]): Promise<Int32Array[][]> {
+    const { policy } = this.#options, candidates: Int32Array[][] = [];
+    for (const budget of budgets) {
+      const [{ kept }] = await new Eviction({ policy, budget }, this.#backend).add(observation);
+      candidates.push(kept);
+    }
+    return candidates;
+  }
+
+  /** What a budget keeps where layers compete; all have been remembered. */
+  #keptOfAll(rule: EvictionRule): Promise<Int32Array[][]> {
+    return keptOfAll(rule, this.#observations, this.#backend);
   }
 
   /** One visit to every layer, whole: read for the first time, waiting since then, or read anew. */
@@ -202,11 +215,11 @@ class RiskSearch implements Disposable {
     const cache = this.#cache!, { reader, seen } = this.#waiting!;
     const explainer = explain ? new Explainer(cache, { policy, budget, outputWeights }) : undefined;
     const start = this.#now();
-    const chosen = overLayers ? selectAll(policy, budget, this.#scores(budget)) : undefined;
+    const chosen = overLayers ? await this.#keptOfAll({ policy, budget }) : undefined;
     for (const [layer, each] of seen.entries()) {
       await explainer?.add(layer, each.windowQueries);
       const kept = chosen?.[layer] ??
-        selectLayer(policy, budget, policy.score(await this.#observe(layer, each), budget));
+        (await this.#keptAlone(await this.#observe(layer, each), [budget]))[0];
       cache.compact(layer, kept);
       explainer?.compact(layer, kept);
     }

@@ -7,23 +7,20 @@
  */
 import { RaggedCache } from "../../core/cache/ragged.ts";
 import { ScoreLists } from "../../core/cache/score_lists.ts";
-import type { Backend, LayerRows } from "../../core/backend/interface.ts";
-import { layerSelections } from "../../core/select/allocate.ts";
+import type { AttentionOutputs, Backend, LayerRows } from "../../core/backend/interface.ts";
+import type { LayerChange } from "../../core/select/candidates.ts";
 import type { LayerCertificate } from "../../core/worst_case/certificate.ts";
 import type { CacheType } from "../../core/cache/entry_type.ts";
-import type { Budget, LayerScores, Needs, Observation, Policy } from "../../core/policy/policy.ts";
+import type { Budget, Needs, Observation, Policy } from "../../core/policy/policy.ts";
 import { QueryStatistics, type QueryStatisticsResult } from "../../core/measure/query_statistics.ts";
-import { type StreamingSelection, streamingSelection } from "../../core/select/layer_selection.ts";
-import { keepAbove } from "../../core/select/threshold.ts";
-import { project } from "../decode/project.ts";
+import { Eviction, keepsAll } from "../../core/select/eviction.ts";
+import { type AtAttention, CHUNK, layerAttention, type LayerInput, layerStep, stepBytes } from "../decode/layer.ts";
+import type { ModelConfig } from "../config.ts";
 import type { DenseEngine } from "../dense/interface.ts";
 import { Explainer } from "./explain.ts";
 import type { GateScorer } from "../gate/scorer.ts";
 import { Probe } from "./soft_tokens.ts";
 import { Reconstruction, type RepeatPrompt } from "./reconstruct.ts";
-
-/** Context tokens per dense call: large enough for the matrix kernels, small enough to bound activations. */
-export const READ_CHUNK = 256;
 
 /** What the layers alone don't know, for policies whose `needs` ask for it. */
 export interface ScoreSources {
@@ -87,7 +84,7 @@ export async function readContext(
     const window = Math.max(needs.window ? options.budget.window : 0, explainer?.window ?? 0);
     const { signal, prompts, gate, softTokens } = options;
     const reader = new LayerReader(dense, cache, ids, { needs, window, signal, prompts, gate, softTokens });
-    const eviction = new Eviction(cache, options, explainer);
+    const eviction = new LayerEviction(cache, options, explainer);
     let prefill = 0, evict = 0;
     for (let layer = 0; layer < config.layers; layer++) {
       const start = now();
@@ -184,42 +181,36 @@ export class LayerReader {
 
   async layer(layer: number): Promise<LayerSeen> {
     const { config } = this.#dense;
-    const { heads, headDim, width } = config;
-    const last = layer === config.layers - 1;
-    const rows = this.#cache.rows(layer, this.#length);
-    const windowStart = this.#length - this.#window;
-    const windowQueries = new Float32Array(this.#window * heads * headDim);
-    const columns = new Columns(this.#needs, heads, this.#length);
-    const { queryStatistics } = this.#needs;
-    const statistics = queryStatistics && new QueryStatistics(config, this.#length, queryStatistics);
+    this.#cache.rows(layer, this.#length);
+    const seen = new SeenQueries(config, this.#length, this.#window, this.#needs);
     const gate = this.#needs.gate ? new Float32Array(config.kvHeads * this.#length) : undefined;
-    for (let start = 0; start < this.#length; start += READ_CHUNK) {
+    for (let start = 0; start < this.#length; start += CHUNK) {
       this.#options.signal?.throwIfAborted();
-      const count = Math.min(READ_CHUNK, this.#length - start);
-      const hidden = this.#hidden.subarray(start * width, (start + count) * width);
+      const count = Math.min(CHUNK, this.#length - start);
+      const hidden = this.#hidden.subarray(start * config.width, (start + count) * config.width);
       this.#options.onInput?.(layer, hidden, start, count);
       if (gate) await this.#foretell(gate, layer, hidden, start, count);
-      const qkv = await this.#dense.qkv(layer, hidden, count);
-      statistics?.add(qkv, start, count, qkv.length / count);
-      const { queries, keys, values } = project(config, qkv, count, start);
-      this.#cache.append(layer, keys, values, count, start);
-      const attention = await rows.prefillAttention(queries, count, columns.want);
-      columns.add(attention, start + count);
-      const from = Math.max(windowStart, start);
-      if (from < start + count) {
-        const row = heads * headDim;
-        windowQueries.set(queries.subarray((from - start) * row), (from - windowStart) * row);
-      }
-      const used = hidden.byteLength * 2 + qkv.byteLength * 2 + attention.output.byteLength;
-      const waiting = (this.#reconstruction?.hiddenBytes ?? 0) + (this.#probe?.hiddenBytes ?? 0);
-      const kept = this.#hidden.byteLength + waiting;
-      this.activationBytes = Math.max(this.activationBytes, kept + used);
-      await this.#finish(layer, hidden, attention.output, count, last && start + count < this.#length);
+      await this.#step({ layer, hidden, count, first: start }, seen);
     }
     const reconstruction = await this.#reconstruction?.layer(layer);
     const softTokens = await this.#probe?.layer(layer, this.#needs.softTokens!.reduction);
-    const foreseen = statistics?.result(config.rope, config.rope.magnitude);
-    return { windowQueries, ...columns.result(), ...foreseen, reconstruction, gate, softTokens };
+    return { ...seen.result(), reconstruction, gate, softTokens };
+  }
+
+  /** One chunk. The last layer's hidden states are only read at the last token, so its other chunks end at attention. */
+  async #step(input: LayerInput, seen: SeenQueries): Promise<void> {
+    const { layer, hidden, count, first } = input, { config } = this.#dense;
+    const attend = async (at: AtAttention) => {
+      const attended = await at.rows.prefillAttention(at.queries, count, seen.want);
+      seen.add(at, attended, first, count);
+      return attended.output;
+    };
+    const waiting = (this.#reconstruction?.hiddenBytes ?? 0) + (this.#probe?.hiddenBytes ?? 0);
+    const bytes = this.#hidden.byteLength + waiting + stepBytes(config, count);
+    this.activationBytes = Math.max(this.activationBytes, bytes);
+    if (layer === config.layers - 1 && first + count < this.#length) {
+      await layerAttention(this.#dense, this.#cache, input, attend);
+    } else hidden.set(await layerStep(this.#dense, this.#cache, input, attend));
   }
 
   /** Fills `gate`, `[kvHeads, length]`, for the tokens from `start` on. */
@@ -231,10 +222,41 @@ export class LayerReader {
       for (let t = 0; t < count; t++) gate[to + t] = scores[t * kvHeads + head];
     }
   }
+}
 
-  /** The last layer's hidden states are only read at the last token, so its other chunks end at attention. */
-  async #finish(layer: number, hidden: Float32Array, output: Float32Array, count: number, skip: boolean) {
-    if (!skip) hidden.set(await this.#dense.finish(layer, hidden, output, count));
+/** What the queries of one layer tell: those of the window, their columns, their statistics. */
+class SeenQueries {
+  readonly want: { columnSum?: boolean; columnMax?: boolean };
+  readonly #config: ModelConfig;
+  readonly #length: number;
+  /** `[window, heads, headDim]`. */
+  readonly #window: Float32Array;
+  readonly #columns: Columns;
+  readonly #statistics?: QueryStatistics;
+
+  constructor(config: ModelConfig, length: number, window: number, needs: Needs) {
+    const { heads, headDim } = config, { queryStatistics } = needs;
+    this.#config = config;
+    this.#length = length;
+    this.#window = new Float32Array(window * heads * headDim);
+    this.#columns = new Columns(needs, heads, length);
+    this.want = this.#columns.want;
+    if (queryStatistics) this.#statistics = new QueryStatistics(config, length, queryStatistics);
+  }
+
+  /** Takes the chunk of `count` tokens from `first` on. */
+  add({ qkv, queries }: AtAttention, columns: AttentionOutputs, first: number, count: number): void {
+    this.#statistics?.add(qkv, first, count, qkv.length / count);
+    this.#columns.add(columns, first + count);
+    const { heads, headDim } = this.#config, row = heads * headDim;
+    const start = this.#length - this.#window.length / row, from = Math.max(start, first);
+    if (from < first + count) this.#window.set(queries.subarray((from - first) * row), (from - start) * row);
+  }
+
+  result(): LayerSeen {
+    const { rope } = this.#config;
+    const foreseen = this.#statistics?.result(rope, rope.magnitude);
+    return { windowQueries: this.#window, ...this.#columns.result(), ...foreseen };
   }
 }
 
@@ -269,10 +291,6 @@ class Columns {
   }
 }
 
-function keepsAll({ policy, budget, threshold }: ReadOptions): boolean {
-  return policy.keepsAll === true || (threshold === undefined && budget.perHead >= budget.length);
-}
-
 /** What `policy` needs to know of a layer whose rows are all there. */
 export async function observeLayer(
   rows: LayerRows,
@@ -300,54 +318,37 @@ export async function observeLayer(
   };
 }
 
-/** The evicting half: observe, score, select, compact. */
-class Eviction {
+/** The evicting half: observe, score and select (`core/select/eviction.ts`), compact. */
+class LayerEviction {
   readonly #cache: RaggedCache;
   readonly #options: ReadOptions;
   readonly #explainer?: Explainer;
-  readonly #overLayers?: StreamingSelection;
+  readonly #eviction?: Eviction;
   readonly foretold?: ScoreLists;
 
   constructor(cache: RaggedCache, options: ReadOptions, explainer?: Explainer) {
     this.#cache = cache;
     this.#options = options;
     this.#explainer = explainer;
-    const alone = keepsAll(options) || options.threshold !== undefined;
-    if (!alone) this.#overLayers = streamingSelection(options.policy, options.budget);
+    if (!keepsAll(options)) this.#eviction = new Eviction(options, cache.backend);
     if (options.foretell) this.foretold = new ScoreLists(cache.shape);
   }
 
   async layer(layer: number, seen: LayerSeen): Promise<void> {
     this.foretold?.fill(layer, seen.gate!);
-    if (keepsAll(this.#options)) return;
-    const { policy, budget } = this.#options;
+    const eviction = this.#eviction;
+    if (!eviction) return;
     const observation = await observeLayer(this.#cache.rows(layer), layer, seen, this.#options);
-    const scores = policy.score(observation, budget);
-    if (this.#overLayers) {
-      for (const change of this.#overLayers.add(layer, scores)) this.#compact(change.layer, change.kept);
-      const last = layer === budget.model.layers - 1;
-      if (last) this.#cache.settle();
-      const competing = last ? 0 : this.#overLayers.scoreBytes;
-      this.#cache.setScoreBytes(competing + (this.foretold?.byteLength ?? 0));
-    } else {
-      this.#compact(layer, await this.#select(scores));
-    }
+    for (const change of await eviction.add(observation)) this.#compact(change);
+    if (!eviction.overLayers) return;
+    const last = layer === this.#cache.shape.layers - 1;
+    if (last) this.#cache.settle();
+    this.#cache.setScoreBytes((last ? 0 : eviction.scoreBytes) + (this.foretold?.byteLength ?? 0));
   }
 
-  #compact(layer: number, kept: readonly Int32Array[]): void {
+  #compact({ layer, kept }: LayerChange): void {
     this.#cache.compact(layer, kept);
     this.foretold?.compact(layer, kept);
     this.#explainer?.compact(layer, kept);
-  }
-
-  /** Selection inside one layer: by the threshold, every head for itself, or the heads of the layer against each other. */
-  async #select(scores: LayerScores): Promise<Int32Array[]> {
-    const { policy, budget, threshold } = this.#options;
-    if (threshold !== undefined) return keepAbove(scores, budget.model.kvHeads, budget.length, threshold);
-    const kept: Int32Array[] = [];
-    for (const selection of layerSelections(policy, budget, scores)) {
-      kept.push(...await this.#cache.backend.select(selection));
-    }
-    return kept;
   }
 }

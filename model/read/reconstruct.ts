@@ -20,7 +20,7 @@ import type { LayerRows } from "../../core/backend/interface.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
 import { inputError } from "../../core/errors.ts";
 import type { Reconstruction as ReconstructionNeeds } from "../../core/policy/policy.ts";
-import { project, type Projected } from "../decode/project.ts";
+import { type AtAttention, CHUNK, layerAttention, layerStep } from "../decode/layer.ts";
 import type { ModelConfig } from "../config.ts";
 import type { DenseEngine } from "../dense/interface.ts";
 import { type ChatFrame, contextIds } from "../text/prompt.ts";
@@ -28,8 +28,6 @@ import type { TextTokenizer } from "../text/tokenizer.ts";
 
 /** First tokens that every subset holds, as the published code's. */
 const SINKS = 4;
-/** Tokens per dense call, as in `read.ts`. */
-const CHUNK = 256;
 
 /** What makes the model repeat one chunk. */
 export interface RepeatPrompt {
@@ -135,18 +133,20 @@ export class Reconstruction {
   async #prompt(layer: number, index: number, { subset, importance }: { subset?: Subset; importance: Float32Array }) {
     const { config } = this.#dense;
     const hidden = this.hidden[index], tokens = this.#prompts[index].ids.length;
-    const rows = this.#cache.rows(layer);
     for (let start = 0; start < tokens; start += CHUNK) {
       this.#signal?.throwIfAborted();
       const count = Math.min(CHUNK, tokens - start), first = this.#length + start;
       const part = hidden.subarray(start * config.width, (start + count) * config.width);
-      const projected = project(config, await this.#dense.qkv(layer, part, count), count, first);
-      this.#cache.append(layer, projected.keys, projected.values, count, first);
-      const { output, columnMax } = await rows.prefillAttention(projected.queries, count, { columnMax: !subset });
-      if (subset) await subset.add(projected, count, importance);
-      else raise(importance, columnMax!, config, { at: 0, from: 0, count: this.#length, length: this.#length });
+      const input = { layer, hidden: part, count, first };
+      const attend = async (at: AtAttention) => {
+        const { output, columnMax } = await at.rows.prefillAttention(at.queries, count, { columnMax: !subset });
+        if (subset) await subset.add(at, count, importance);
+        else raise(importance, columnMax!, config, { at: 0, from: 0, count: this.#length, length: this.#length });
+        return output;
+      };
       // After the last layer's attention nobody reads a prompt's hidden states.
-      if (layer < config.layers - 1) part.set(await this.#dense.finish(layer, part, output, count));
+      if (layer === config.layers - 1) await layerAttention(this.#dense, this.#cache, input, attend);
+      else part.set(await layerStep(this.#dense, this.#cache, input, attend));
     }
   }
 }
@@ -192,7 +192,11 @@ class Subset implements Disposable {
   }
 
   /** Appends the prompt's next tokens and raises the chunk's importance by what they look at. */
-  async add({ queries, keys }: Projected, count: number, importance: Float32Array): Promise<void> {
+  async add(
+    { queries, keys }: Pick<AtAttention, "queries" | "keys">,
+    count: number,
+    importance: Float32Array,
+  ): Promise<void> {
     this.#rows.append(keys, new Float32Array(keys.length), count);
     const { columnMax } = await this.#rows.prefillAttention(queries, count, { columnMax: true });
     const { sinks, first, count: entries, length } = this.#span;

@@ -9,12 +9,13 @@
 import type { Backend } from "../../core/backend/interface.ts";
 import { RaggedCache } from "../../core/cache/ragged.ts";
 import { ScoreLists } from "../../core/cache/score_lists.ts";
-import { layerSelections } from "../../core/select/allocate.ts";
+import { Eviction } from "../../core/select/eviction.ts";
 import { resolveBudget } from "../../core/select/budget.ts";
 import type { Needs, Policy } from "../../core/policy/policy.ts";
 import type { DenseEngine } from "../dense/interface.ts";
 import { forward } from "../decode/extend.ts";
-import { READ_CHUNK, type ReadOptions, type ReadResult } from "./layers.ts";
+import { CHUNK, stepBytes } from "../decode/layer.ts";
+import type { ReadOptions, ReadResult } from "./layers.ts";
 
 /** Whether a policy can be read with in this way: it looks at keys and values alone, and decides head by head. */
 export function rolls(policy: Pick<Policy, "needs" | "scope">): boolean {
@@ -40,7 +41,7 @@ export async function readRolling(
   try {
     for (let start = 0, count = 0; start < ids.length; start += count) {
       signal?.throwIfAborted();
-      count = Math.min(READ_CHUNK, ids.length - start, config.contextLength - cache.position);
+      count = Math.min(CHUNK, ids.length - start, config.contextLength - cache.position);
       const began = now();
       const hidden = await forward(dense, cache, ids.slice(start, start + count), {
         onInput: async (layer, input) => scores?.append(layer, await gate!.score(layer, input, count), count),
@@ -53,11 +54,7 @@ export async function readRolling(
       ms.prefill += read - began;
       ms.evict += now() - read;
       lastHidden = hidden.slice((count - 1) * config.width);
-      const qkv = (config.heads + 2 * config.kvHeads) * config.headDim;
-      activationBytes = Math.max(
-        activationBytes,
-        4 * count * (2 * config.width + 2 * qkv + config.heads * config.headDim),
-      );
+      activationBytes = Math.max(activationBytes, stepBytes(config, count));
       options.onLayer?.(Math.floor((start + count) / ids.length * config.layers), config.layers);
     }
     return { cache, lastHidden, activationBytes, ms, foretold: scores?.lists };
@@ -71,11 +68,10 @@ export async function readRolling(
 async function evict(cache: RaggedCache, policy: Policy, perHead: number, foretold?: ScoreLists): Promise<void> {
   const { backend, shape } = cache, length = cache.length(0, 0);
   const budget = resolveBudget(policy, { tokens: perHead }, length, shape);
+  const eviction = new Eviction({ policy, budget }, backend);
   for (let layer = 0; layer < shape.layers; layer++) {
     const rows = await cache.rows(layer).observe(new Float32Array(0), budget.window, policy.needs);
-    const scores = policy.score({ layer, shape, length, window: budget.window, ...rows }, budget);
-    const kept: Int32Array[] = [];
-    for (const selection of layerSelections(policy, budget, scores)) kept.push(...await backend.select(selection));
+    const [{ kept }] = await eviction.add({ layer, shape, length, window: budget.window, ...rows });
     cache.compact(layer, kept);
     foretold?.compact(layer, kept);
   }

@@ -7,8 +7,8 @@
  */
 import type { RaggedCache } from "../../core/cache/ragged.ts";
 import { inputError } from "../../core/errors.ts";
-import type { Needs } from "../../core/policy/policy.ts";
-import { project } from "../decode/project.ts";
+import type { Needs, Observation } from "../../core/policy/policy.ts";
+import { type AtAttention, layerAttention, layerStep } from "../decode/layer.ts";
 import type { ModelConfig } from "../config.ts";
 import type { DenseEngine } from "../dense/interface.ts";
 
@@ -52,17 +52,19 @@ export class Probe {
   async layer(layer: number, reduction: "mean" | "max"): Promise<Float32Array> {
     const { config } = this.#dense, count = this.#hidden.length / config.width;
     const mark = this.#cache.mark();
-    const qkv = await this.#dense.qkv(layer, this.#hidden, count);
-    const { queries, keys, values } = project(config, qkv, count, this.#length);
-    this.#cache.append(layer, keys, values, count, this.#length);
-    const rows = this.#cache.rows(layer);
-    const { output } = await rows.prefillAttention(queries, count);
     // Pooling over one entry changes nothing.
     const needs: Needs = reduction === "mean" ? { window: ["mean"] } : { window: ["pooledMax"], kernel: 1 };
-    const { mean, pooledMax } = await rows.observe(queries, count, needs);
-    this.#cache.trim(mark);
+    let observed: Pick<Observation, "mean" | "pooledMax"> = {};
+    const attend = async ({ rows, queries }: AtAttention) => {
+      const { output } = await rows.prefillAttention(queries, count);
+      observed = await rows.observe(queries, count, needs);
+      this.#cache.trim(mark);
+      return output;
+    };
+    const input = { layer, hidden: this.#hidden, count, first: this.#length };
     // After the last layer's attention nobody reads them.
-    if (layer < config.layers - 1) this.#hidden = await this.#dense.finish(layer, this.#hidden, output, count);
-    return mean ?? pooledMax!;
+    if (layer === config.layers - 1) await layerAttention(this.#dense, this.#cache, input, attend);
+    else this.#hidden = await layerStep(this.#dense, this.#cache, input, attend);
+    return observed.mean ?? observed.pooledMax!;
   }
 }

@@ -15,10 +15,10 @@ import { inputError } from "../../core/errors.ts";
 import type { CacheType } from "../../core/cache/entry_type.ts";
 import type { Budget, Policy } from "../../core/policy/policy.ts";
 import type { SelectionInput } from "../../core/select/select.ts";
-import { project } from "../decode/project.ts";
+import { CHUNK, layerStep, stepBytes } from "../decode/layer.ts";
 import type { DenseEngine } from "../dense/interface.ts";
 import type { GateScorer } from "../gate/scorer.ts";
-import { READ_CHUNK, type ReadResult } from "./layers.ts";
+import type { ReadResult } from "./layers.ts";
 
 export interface StreamOptions {
   /** Its `streams` is set; only scope, sinks and window count. */
@@ -55,15 +55,10 @@ export async function readStreaming(
     const scores = new ScoreLists(config);
     for (let start = 0, count = 0; start < ids.length; start += count) {
       signal?.throwIfAborted();
-      const room = options.realign ? roomBelow(config.contextLength, cache) : READ_CHUNK, began = now();
-      count = Math.min(READ_CHUNK, room, ids.length - start);
-      const chunk = await readChunk(
-        dense,
-        cache,
-        Array.from({ length: count }, (_, i) => ids[start + i]),
-        scores,
-        options,
-      );
+      const room = options.realign ? roomBelow(config.contextLength, cache) : CHUNK, began = now();
+      count = Math.min(CHUNK, room, ids.length - start);
+      const some = Array.from({ length: count }, (_, i) => ids[start + i]);
+      const hidden = await readChunk(dense, cache, some, scores, options);
       const read = now();
       if (options.policy.keepsAll !== true && budget.perHead < budget.length) {
         await evict(cache, scores, options);
@@ -71,8 +66,8 @@ export async function readStreaming(
       }
       ms.prefill += read - began;
       ms.evict += now() - read;
-      last = chunk.hidden.slice((count - 1) * config.width);
-      activationBytes = Math.max(activationBytes, chunk.bytes);
+      last = hidden.slice((count - 1) * config.width);
+      activationBytes = Math.max(activationBytes, stepBytes(config, count));
       options.onChunk?.(start + count, ids.length);
     }
     cache.setScoreBytes(0);
@@ -99,23 +94,20 @@ async function readChunk(
   ids: readonly number[],
   scores: ScoreLists,
   { gate, onScores }: StreamOptions,
-): Promise<{ hidden: Float32Array; bytes: number }> {
+): Promise<Float32Array> {
   const { config } = dense, count = ids.length, first = cache.position, token = cache.seen;
-  let hidden = dense.embed(ids), bytes = 0;
+  let hidden = dense.embed(ids);
   for (let layer = 0; layer < config.layers; layer++) {
     const chunkScores = await gate.score(layer, hidden, count);
     scores.append(layer, chunkScores, count);
     onScores?.(layer, chunkScores, token);
-    const qkv = await dense.qkv(layer, hidden, count);
-    const { queries, keys, values } = project(config, qkv, count, first);
-    cache.append(layer, keys, values, count, first);
-    cache.setScoreBytes(scores.byteLength);
-    const { output } = await cache.rows(layer).decodeAttention(queries, count);
-    bytes = Math.max(bytes, hidden.byteLength * 2 + qkv.byteLength * 2 + output.byteLength);
-    hidden = await dense.finish(layer, hidden, output, count);
+    hidden = await layerStep(dense, cache, { layer, hidden, count, first }, async ({ rows, queries }) => {
+      cache.setScoreBytes(scores.byteLength);
+      return (await rows.decodeAttention(queries, count)).output;
+    });
   }
   cache.advance(count);
-  return { hidden, bytes };
+  return hidden;
 }
 
 /** Keeps what may still be in the final set. */

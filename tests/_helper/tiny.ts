@@ -1,14 +1,13 @@
 /** The golden tiny models: dumps of a random 3-layer Llama, and evictions of them through any backend. */
 import type { Backend, LayerRows } from "../../core/backend/interface.ts";
-import { layerSelections } from "../../core/select/allocate.ts";
+import { keptOfAll } from "../../core/select/eviction.ts";
 import { type Keep, resolveBudget } from "../../core/select/budget.ts";
 import type { LayerDump } from "../../core/dump/evict.ts";
-import type { Budget, LayerScores, Needs, Policy } from "../../core/policy/policy.ts";
+import type { Budget, Needs, Observation, Policy } from "../../core/policy/policy.ts";
 import { queriesBeforeRotation, QueryStatistics } from "../../core/measure/query_statistics.ts";
 import { resolvePolicy } from "../../core/policy/registry.ts";
 import type { KeyRotation } from "../../core/measure/rotation.ts";
 import type { AttentionShape } from "../../core/shape.ts";
-import { streamingSelection } from "../../core/select/layer_selection.ts";
 import type { Tensor } from "./safetensors.ts";
 
 export const TINY_SHAPE: AttentionShape = { heads: 6, kvHeads: 2, headDim: 8 };
@@ -106,30 +105,21 @@ export async function evictThrough(
   const policy = resolvePolicy(text);
   const length = layers[0].keys.length / (shape.kvHeads * shape.headDim);
   const budget = resolveBudget(policy, keep, length, { ...shape, layers: layers.length });
-  const overLayers = streamingSelection(policy, budget);
-  const kept: Int32Array[][] = [];
-  const scores: Float32Array[] = [];
+  const observations: Observation[] = [];
   for (const [layer, dump] of layers.entries()) {
-    const layerScores = await scoreThrough(backend, policy, budget, dump, layer);
-    scores.push(layerScores.scores);
-    if (overLayers) overLayers.add(layer, layerScores);
-    else {
-      kept.push([]);
-      for (const input of layerSelections(policy, budget, layerScores)) {
-        kept[layer].push(...await backend.select(input));
-      }
-    }
+    observations.push(await observeThrough(backend, policy, budget, dump, layer));
   }
-  return { budget, kept: overLayers ? layers.map((_, layer) => overLayers.kept(layer)) : kept, scores };
+  const kept = await keptOfAll({ policy, budget }, observations, backend);
+  return { budget, kept, scores: observations.map((observation) => policy.score(observation, budget).scores) };
 }
 
-async function scoreThrough(
+async function observeThrough(
   backend: Backend,
   policy: Policy,
   budget: Budget,
   dump: LayerDump,
   layer: number,
-): Promise<LayerScores> {
+): Promise<Observation> {
   const { model: shape, length, window } = budget;
   const rows = appendDump(backend, dump, shape);
   const queries = byToken(dump.queries, shape.heads, shape.headDim, dump.queryRows - window, window);
@@ -148,7 +138,7 @@ async function scoreThrough(
     softTokens,
     ...(needs.queryStatistics && statistics(dump, shape, needs)),
   };
-  return policy.score({ layer, shape, length, window, ...columns, ...measured, ...given }, budget);
+  return { layer, shape, length, window, ...columns, ...measured, ...given };
 }
 
 /** All queries in one call, right after the last row was appended. */

@@ -8,7 +8,8 @@ import { GateScorer, readGains } from "../../model/gate/scorer.ts";
 import { extend } from "../../model/decode/extend.ts";
 import { loadModel, type Model } from "../../model/model.ts";
 import { contextIds, questionIds } from "../../model/text/prompt.ts";
-import { READ_CHUNK, readContext } from "../../model/read/layers.ts";
+import { CHUNK } from "../../model/decode/layer.ts";
+import { readContext } from "../../model/read/layers.ts";
 import { readStreaming } from "../../model/read/streaming.ts";
 import { openContext } from "../../model/session.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
@@ -54,7 +55,7 @@ for (const compete of ["model", "layer", "head"]) {
       await using model = await tiny();
       const { layers, kvHeads } = model.config;
       const ids = contextIds(model.frame, model.tokenizer, TEXT);
-      assert.ok(ids.length > 2 * READ_CHUNK && ids.length % READ_CHUNK !== 0);
+      assert.ok(ids.length > 2 * CHUNK && ids.length % CHUNK !== 0);
       const text = `gate(read=stream, compete=${compete})`;
       const { cache, scores, budget } = await stream(model, ids, text, keep);
       using _ = cache;
@@ -82,7 +83,7 @@ Deno.test("readStreaming() never holds more than the budget and one chunk, count
   const ids = contextIds(model.frame, model.tokenizer, TEXT);
   const { cache, budget } = await stream(model, ids, "gate(read=stream)", { fraction: 0.2 });
   using _ = cache;
-  const entries = budget.total + READ_CHUNK * layers * kvHeads;
+  const entries = budget.total + CHUNK * layers * kvHeads;
   assert.ok(entries < ids.length * layers * kvHeads, "the bound says something");
   const { peak, scores, live } = cache.bytes();
   assert.ok(peak <= entries * (2 * headDim * 4 + 4), `${peak} bytes for at most ${entries} entries`);
@@ -103,7 +104,7 @@ Deno.test("readStreaming() at keep 100 % leaves the cache of plain attention", a
 
 Deno.test("gate reads the same scores layer by layer as in a stream while nothing was evicted yet", async () => {
   await using model = await tiny();
-  const ids = contextIds(model.frame, model.tokenizer, TEXT).slice(0, READ_CHUNK);
+  const ids = contextIds(model.frame, model.tokenizer, TEXT).slice(0, CHUNK);
   const { cache, budget } = await stream(model, ids, "gate(read=stream)", { fraction: 0.3 });
   using _ = cache;
   const read = await readContext(model.dense, model.backend, ids, {

@@ -6,7 +6,7 @@ import { policies, resolvePolicy } from "../../core/policy/registry.ts";
 import { extend } from "../../model/decode/extend.ts";
 import { loadModel, type Model } from "../../model/model.ts";
 import { contextIds, questionIds } from "../../model/text/prompt.ts";
-import { READ_CHUNK } from "../../model/read/layers.ts";
+import { CHUNK } from "../../model/decode/layer.ts";
 import { reportOf } from "../../model/report.ts";
 import { openContext } from "../../model/session.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
@@ -133,9 +133,9 @@ Deno.test("openContext() holds at most 64 spare rows per head after evicting", a
 
 Deno.test("readContext() gives the same cache whatever the chunks it reads in", async () => {
   await using model = await tiny();
-  const long = TEXT.repeat(1 + Math.ceil((2 * READ_CHUNK + 7) / contextIds(model.frame, model.tokenizer, TEXT).length));
+  const long = TEXT.repeat(1 + Math.ceil((2 * CHUNK + 7) / contextIds(model.frame, model.tokenizer, TEXT).length));
   using context = await openContext(model, long, { policy: "full", beyondTrained: true });
-  assert.ok(context.tokens > 2 * READ_CHUNK);
+  assert.ok(context.tokens > 2 * CHUNK);
   const read = contextIds(model.frame, model.tokenizer, long);
   const asked = questionIds(model.frame, model.tokenizer, QUESTION);
   const plain = await oracleLogits(model.dense, [...read, ...asked], 1);

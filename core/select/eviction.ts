@@ -1,0 +1,96 @@
+/**
+ * From what was observed of a layer to what stays of it: score, select, kept entries. The one way for reading, sweeps and
+ * searches; what is selected with is the caller's (a backend's `select`).
+ *
+ * Most policies decide each layer alone, when it comes. Where layers compete or share, entries that can't win any more
+ * leave at once, and the last layer settles the rest (`joint.ts`, `cascade.ts`).
+ */
+import type { Budget, LayerScores, Observation, Policy } from "../policy/policy.ts";
+import { layerSelections } from "./allocate.ts";
+import type { LayerChange } from "./candidates.ts";
+import { type StreamingSelection, streamingSelection } from "./layer_selection.ts";
+import type { SelectionInput } from "./select.ts";
+import { keepAbove } from "./threshold.ts";
+
+/** A backend's `select`, or one like it. */
+export interface Selector {
+  select(input: SelectionInput): Promise<Int32Array[]>;
+}
+
+/** What decides. */
+export interface EvictionRule {
+  readonly policy: Policy;
+  readonly budget: Budget;
+  /** Evicts only what scores below this, whatever the budget; for policies whose scores are importances. */
+  readonly threshold?: number;
+}
+
+/** True when nothing is evicted, so that nothing need be observed. */
+export function keepsAll({ policy, budget, threshold }: EvictionRule): boolean {
+  return policy.keepsAll === true || (threshold === undefined && budget.perHead >= budget.length);
+}
+
+export class Eviction {
+  readonly #rule: EvictionRule;
+  readonly #selector: Selector;
+  readonly #overLayers?: StreamingSelection;
+
+  constructor(rule: EvictionRule, selector: Selector) {
+    this.#rule = rule;
+    this.#selector = selector;
+    if (rule.threshold === undefined) this.#overLayers = streamingSelection(rule.policy, rule.budget);
+  }
+
+  /** Whether layers compete or share: what is kept of one is final after the last ({@link kept}). */
+  get overLayers(): boolean {
+    return this.#overLayers !== undefined;
+  }
+
+  /** Bytes held for entries that still compete. */
+  get scoreBytes(): number {
+    return this.#overLayers?.scoreBytes ?? 0;
+  }
+
+  /** Takes one layer, each once, and returns the layers that lose entries now, in ascending order. */
+  async add(observation: Observation): Promise<LayerChange[]> {
+    const { policy, budget } = this.#rule, { layer } = observation;
+    const scores = policy.score(observation, budget);
+    if (this.#overLayers) return this.#overLayers.add(layer, scores);
+    return [{ layer, kept: await this.#alone(scores) }];
+  }
+
+  /**
+   * Where layers compete: positions of a layer that are still in, per KV head, ascending.
+   * @throws RangeError where they don't, since nothing is remembered then.
+   */
+  kept(layer: number): Int32Array[] {
+    if (!this.#overLayers) throw new RangeError(`Cannot give layer ${layer}: its kept entries were given when it came`);
+    return this.#overLayers.kept(layer);
+  }
+
+  /** Inside one layer: by the threshold, every head for itself, or the heads against each other. */
+  async #alone(scores: LayerScores): Promise<Int32Array[]> {
+    const { policy, budget, threshold } = this.#rule;
+    if (threshold !== undefined) return keepAbove(scores, budget.model.kvHeads, budget.length, threshold);
+    const kept: Int32Array[] = [];
+    for (const selection of layerSelections(policy, budget, scores)) {
+      kept.push(...await this.#selector.select(selection));
+    }
+    return kept;
+  }
+}
+
+/** Kept positions of all layers, `[layer][kvHead]`, of observations given in order of the layers. */
+export async function keptOfAll(
+  rule: EvictionRule,
+  observations: readonly Observation[],
+  selector: Selector,
+): Promise<Int32Array[][]> {
+  const eviction = new Eviction(rule, selector);
+  const alone: Int32Array[][] = [];
+  for (const observation of observations) {
+    const changes = await eviction.add(observation);
+    if (!eviction.overLayers) alone.push(changes[0].kept);
+  }
+  return eviction.overLayers ? observations.map(({ layer }) => eviction.kept(layer)) : alone;
+}
