@@ -19,35 +19,52 @@ export interface PreTokenizer {
 
 const GPT2 = String.raw`'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`;
 
+/** Either form of a contraction that belongs to the word in front of it. */
+const CONTRACTION = String.raw`(?i:'s|'t|'re|'ve|'m|'ll|'d)`;
+/** Line breaks with the white space in front, white space up to the last space before a word, other white space. */
+const SPACES = String.raw`\s*[\r\n]+|\s+(?!\S)|\s+`;
+
 /** Llama 3 and Qwen 2 differ only in how many digits make a word. */
 function contractionsFirst(digits: string): string {
-  return String
-    .raw`(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|${digits}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`;
+  return String.raw`${CONTRACTION}|[^\r\n\p{L}\p{N}]?\p{L}+|${digits}| ?[^\s\p{L}\p{N}]+[\r\n]*|${SPACES}`;
+}
+
+/** GPT-4o and Mistral's tekken: a word is cut where small letters go over to capitals, marks count as letters. */
+function cutAtCapitals(contraction: string, digits: string): string {
+  const upper = String.raw`[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]`, lower = String.raw`[\p{Ll}\p{Lm}\p{Lo}\p{M}]`;
+  const before = String.raw`[^\r\n\p{L}\p{N}]?`;
+  const words = `${before}${upper}*${lower}+${contraction}|${before}${upper}+${lower}*${contraction}`;
+  return String.raw`${words}|${digits}| ?[^\s\p{L}\p{N}]+[\r\n/]*|${SPACES}`;
 }
 
 const gpt2: PreTokenizer = { patterns: [GPT2], nfc: false, wholeWords: false, addBos: false };
 const singleDigits: PreTokenizer = { ...gpt2, patterns: [String.raw`\p{N}`, GPT2] };
-const llama3: PreTokenizer = {
-  patterns: [contractionsFirst(String.raw`\p{N}{1,3}`)],
+const threeDigits: PreTokenizer = { ...gpt2, patterns: [contractionsFirst(String.raw`\p{N}{1,3}`)] };
+const llama3: PreTokenizer = { ...threeDigits, wholeWords: true, addBos: true };
+const qwen2: PreTokenizer = { ...gpt2, patterns: [contractionsFirst(String.raw`\p{N}`)], nfc: true };
+const gpt4o: PreTokenizer = { ...gpt2, patterns: [cutAtCapitals(`${CONTRACTION}?`, String.raw`\p{N}{1,3}`)] };
+const tekken: PreTokenizer = {
+  patterns: [cutAtCapitals("", String.raw`\p{N}`)],
   nfc: false,
   wholeWords: true,
   addBos: true,
-};
-const qwen2: PreTokenizer = {
-  patterns: [contractionsFirst(String.raw`\p{N}`)],
-  nfc: true,
-  wholeWords: false,
-  addBos: false,
 };
 
 const PRE_TOKENIZERS: ReadonlyMap<string, PreTokenizer> = new Map([
   ["gpt-2", gpt2],
   ["smollm", singleDigits],
   ["starcoder", singleDigits],
+  ["refact", singleDigits],
   ["qwen2", qwen2],
+  ["deepseek-r1-qwen", qwen2],
   ["llama-bpe", llama3],
   ["llama3", llama3],
   ["llama-v3", llama3],
+  ["lfm2", llama3],
+  ["smaug-bpe", threeDigits],
+  ["dbrx", threeDigits],
+  ["gpt-4o", gpt4o],
+  ["tekken", tekken],
 ]);
 
 /** The names that are supported, for messages and docs. */

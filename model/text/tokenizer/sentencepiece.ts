@@ -1,0 +1,246 @@
+/**
+ * SentencePiece's BPE (Kudo and Richardson 2018, arXiv 1808.06226) over the pieces and scores that a GGUF stores
+ * (`tokenizer.ggml.model` = `llama`): the neighbours whose joint text is the piece of the highest score are joined,
+ * leftmost first among equals, until no joint text is a piece. What is left and no piece becomes its UTF-8 bytes.
+ *
+ * Written here and not taken from `@huggingface/tokenizers`: that library wants a list of merges, which for Gemma's
+ * 262,144 pieces would first have to be made from the scores (some 500,000 pairs, 2.5 s and 300 MB at each start).
+ */
+
+/** Token types of GGUF (`tokenizer.ggml.token_type`). */
+export const PIECE = { normal: 1, unknown: 2, control: 3, userDefined: 4, unused: 5, byte: 6 } as const;
+
+/** How SentencePiece writes a space. */
+const SPACE = "\u2581";
+
+export interface Pieces {
+  /** Text by id. */
+  readonly tokens: readonly string[];
+  /** Score by id: higher joins first. */
+  readonly scores: ArrayLike<number>;
+  /** Type by id, one of {@link PIECE}. */
+  readonly types: ArrayLike<number>;
+  /** Id of what has neither a piece nor bytes; undefined when the model has bytes for everything. */
+  readonly unknownId?: number;
+  /** A space is put in front of a text (Llama 2, Mistral; not Gemma). */
+  readonly spacePrefix: boolean;
+}
+
+/** Words whose ids are remembered: a text uses few, again and again. */
+const MAX_REMEMBERED = 1 << 16;
+const MAX_REMEMBERED_LENGTH = 64;
+
+/** Turns text into ids, and pieces into bytes. */
+export class SentencePieceModel {
+  readonly #pieces: Pieces;
+  /** Id of each text that joining may make: normal and unused pieces. */
+  readonly #ids = new Map<string, number>();
+  /** Id of each byte, −1 where the model has none. */
+  readonly #bytes = new Int32Array(256).fill(-1);
+  /** Pieces that stand for themselves wherever their text occurs; longest first. */
+  readonly #literal: RegExp | undefined;
+  readonly #literalIds = new Map<string, number>();
+  /** Where a text can be cut without changing its ids. */
+  readonly #cuts: RegExp;
+  readonly #remembered = new Map<string, readonly number[]>();
+
+  constructor(pieces: Pieces) {
+    this.#pieces = pieces;
+    const crossing = new Set<string>();
+    pieces.tokens.forEach((token, id) => {
+      const type = Number(pieces.types[id]);
+      if (type === PIECE.byte) this.#bytes[byteOf(token)] = id;
+      else if (type === PIECE.userDefined && token !== "") this.#literalIds.set(token, id);
+      else if (type === PIECE.normal || type === PIECE.unused) {
+        this.#ids.set(token, id);
+        for (const [, before] of token.matchAll(/([^\u2581])\u2581/gu)) crossing.add(before);
+      }
+    });
+    this.#literal = anyOf([...this.#literalIds.keys()]);
+    this.#cuts = cutsBeside(crossing);
+  }
+
+  /** True when every byte has a piece, so that no text is lost. */
+  get hasAllBytes(): boolean {
+    return !this.#bytes.includes(-1);
+  }
+
+  /**
+   * Ids of a text. `continued`: it goes on from other text, so no space is put in front. Lone surrogates count as
+   * U+FFFD. Time is linear in the text's length for words of bounded length.
+   */
+  encode(text: string, { continued = false }: { readonly continued?: boolean } = {}): number[] {
+    const ids: number[] = [];
+    let start = this.#pieces.spacePrefix && !continued;
+    // Splitting at a group keeps what matched, at the odd places.
+    const parts = this.#literal === undefined ? [text] : text.split(this.#literal);
+    parts.forEach((part, i) => {
+      if (part === "") return;
+      if (i % 2 === 1) ids.push(this.#literalIds.get(part)!);
+      else this.#encodeRun(`${start ? " " : ""}${part.toWellFormed()}`.replaceAll(" ", SPACE), ids);
+      start = false;
+    });
+    return ids;
+  }
+
+  /** The bytes of a piece; undefined for what is written as it stands (control and user-defined pieces). */
+  bytesOf(id: number): Uint8Array | undefined {
+    const token = this.#pieces.tokens[id], type = Number(this.#pieces.types[id]);
+    if (type === PIECE.byte) return Uint8Array.of(byteOf(token));
+    if (type === PIECE.control || type === PIECE.userDefined) return undefined;
+    return new TextEncoder().encode(token.replaceAll(SPACE, " "));
+  }
+
+  #encodeRun(run: string, ids: number[]): void {
+    for (const word of run.split(this.#cuts)) {
+      let known = this.#remembered.get(word);
+      if (known === undefined) {
+        known = this.#encodeWord(word);
+        if (word.length <= MAX_REMEMBERED_LENGTH) this.#remember(word, known);
+      }
+      for (const id of known) ids.push(id);
+    }
+  }
+
+  #remember(word: string, ids: readonly number[]): void {
+    if (this.#remembered.size >= MAX_REMEMBERED) this.#remembered.clear();
+    this.#remembered.set(word, ids);
+  }
+
+  #encodeWord(word: string): number[] {
+    const ids: number[] = [];
+    new Joining(word, this.#ids, this.#pieces.scores).run((text, made) => this.#emit(text, made, ids));
+    return ids;
+  }
+
+  /** Appends the ids of one joined text; an unused piece goes back to the two that made it. */
+  #emit(text: string, made: ReadonlyMap<string, readonly [string, string]>, ids: number[]): void {
+    const id = this.#ids.get(text);
+    if (id !== undefined && Number(this.#pieces.types[id]) !== PIECE.unused) return void ids.push(id);
+    const parts = made.get(text);
+    if (parts !== undefined) return parts.forEach((part) => this.#emit(part, made, ids));
+    const { unknownId } = this.#pieces;
+    for (const byte of new TextEncoder().encode(text)) {
+      if (this.#bytes[byte] >= 0) ids.push(this.#bytes[byte]);
+      else if (unknownId !== undefined) return void ids.push(unknownId);
+    }
+  }
+}
+
+/** One word being joined: a list of symbols linked both ways, and a heap of neighbours that would make a piece. */
+class Joining {
+  readonly #word: string;
+  readonly #ids: ReadonlyMap<string, number>;
+  readonly #scores: ArrayLike<number>;
+  /** Begin and end of each symbol in the word; a symbol that was taken in ends where it begins. */
+  readonly #from: Int32Array;
+  readonly #to: Int32Array;
+  readonly #previous: Int32Array;
+  readonly #next: Int32Array;
+  readonly #heap: Join[] = [];
+  /** What each joined text was made of. */
+  readonly #made = new Map<string, readonly [string, string]>();
+
+  constructor(word: string, ids: ReadonlyMap<string, number>, scores: ArrayLike<number>) {
+    this.#word = word;
+    this.#ids = ids;
+    this.#scores = scores;
+    const starts: number[] = [];
+    for (let i = 0; i < word.length; i += word.codePointAt(i)! > 0xffff ? 2 : 1) starts.push(i);
+    const count = starts.length;
+    this.#from = Int32Array.from(starts);
+    this.#to = Int32Array.from(starts, (_, i) => starts[i + 1] ?? word.length);
+    this.#previous = Int32Array.from(starts, (_, i) => i - 1);
+    this.#next = Int32Array.from(starts, (_, i) => i + 1 < count ? i + 1 : -1);
+  }
+
+  run(emit: (text: string, made: ReadonlyMap<string, readonly [string, string]>) => void): void {
+    for (let i = 0; i + 1 < this.#from.length; i++) this.#offer(i, i + 1);
+    for (let join = pop(this.#heap); join !== undefined; join = pop(this.#heap)) this.#take(join);
+    for (let i = 0; i !== -1; i = this.#next[i]) emit(this.#text(i), this.#made);
+  }
+
+  #text(symbol: number): string {
+    return this.#word.slice(this.#from[symbol], this.#to[symbol]);
+  }
+
+  #offer(left: number, right: number): void {
+    if (left < 0 || right < 0) return;
+    const from = this.#from[left], to = this.#to[right];
+    const id = this.#ids.get(this.#word.slice(from, to));
+    if (id !== undefined) push(this.#heap, { left, right, size: to - from, score: Number(this.#scores[id]) });
+  }
+
+  #take({ left, right, size }: Join): void {
+    // Either side has changed since: it was taken in, or has grown.
+    if (this.#next[left] !== right || this.#to[left] === this.#from[left]) return;
+    if (this.#to[right] - this.#from[left] !== size) return;
+    const parts = [this.#text(left), this.#text(right)] as const;
+    this.#to[left] = this.#to[right];
+    this.#from[right] = this.#to[right];
+    this.#next[left] = this.#next[right];
+    if (this.#next[right] !== -1) this.#previous[this.#next[right]] = left;
+    this.#made.set(this.#text(left), parts);
+    this.#offer(this.#previous[left], left);
+    this.#offer(left, this.#next[left]);
+  }
+}
+
+/** Two neighbours that would make a piece. */
+interface Join {
+  readonly left: number;
+  readonly right: number;
+  /** UTF-16 units of both when they were offered. */
+  readonly size: number;
+  readonly score: number;
+}
+
+/** The higher score, then the one further left. */
+function isBefore(a: Join, b: Join): boolean {
+  return a.score > b.score || (a.score === b.score && a.left < b.left);
+}
+
+function push(heap: Join[], join: Join): void {
+  let at = heap.push(join) - 1;
+  while (at > 0) {
+    const parent = (at - 1) >> 1;
+    if (!isBefore(join, heap[parent])) break;
+    heap[at] = heap[parent];
+    at = parent;
+  }
+  heap[at] = join;
+}
+
+function pop(heap: Join[]): Join | undefined {
+  const first = heap[0], last = heap.pop();
+  if (last === undefined || heap.length === 0) return first;
+  let at = 0;
+  for (let child = 1; child < heap.length; child = 2 * at + 1) {
+    if (child + 1 < heap.length && isBefore(heap[child + 1], heap[child])) child++;
+    if (!isBefore(heap[child], last)) break;
+    heap[at] = heap[child];
+    at = child;
+  }
+  heap[at] = last;
+  return first;
+}
+
+/** The byte of `<0x0A>`; NaN for any other form. */
+export function byteOf(token: string): number {
+  return /^<0x[0-9A-Fa-f]{2}>$/.test(token) ? parseInt(token.slice(3, 5), 16) : NaN;
+}
+
+/**
+ * Matches nothing, at places in front of a space mark that no piece reaches over: joining a text there and joining its
+ * two sides give the same. `crossing`: characters behind which some piece goes on with a space mark.
+ */
+function cutsBeside(crossing: ReadonlySet<string>): RegExp {
+  const kept = [...crossing].map((character) => `\\u{${character.codePointAt(0)!.toString(16)}}`).join("");
+  return new RegExp(`(?<=[^\\u2581${kept}])(?=\\u2581)`, "u");
+}
+
+function anyOf(texts: readonly string[]): RegExp | undefined {
+  if (texts.length === 0) return undefined;
+  const longestFirst = [...texts].sort((a, b) => b.length - a.length);
+  return new RegExp(`(${longestFirst.map((text) => text.replace(/[\\^$.*+?()[\]{}|\/-]/g, "\\$&")).join("|")})`);
+}
