@@ -60,11 +60,12 @@ export async function loadModel(path: string, runtime: Runtime, options: LoadOpt
   let backend: Backend | undefined, crew: Crew | undefined;
   try {
     const config = await configOf(file);
-    const tokenizer = tokenizerOf(file.metadata);
-    const frame = await chatFrame(file.metadata, tokenizer, runtime, {
+    const base = tokenizerOf(file.metadata);
+    const frame = await chatFrame(file.metadata, base, runtime, {
       system: options.system,
       signal: options.signal,
     });
+    const tokenizer = base.endingAt(frame.ends);
     const { threads = 1 } = options;
     crew = await startCrew(runtime, threads);
     backend = await pickBackend(options.backend ?? "auto", { crew });

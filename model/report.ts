@@ -43,6 +43,8 @@ export interface Report {
     readonly generated: number;
     /** Characters of the context that the model has no token for: it read U+FFFD in their place. */
     readonly replaced: number;
+    /** Control tokens in the answers that ended nothing: they are left out of the text. */
+    readonly leftOut: number;
   };
   readonly cache: {
     /** How keys and values are stored. */
@@ -137,6 +139,7 @@ export function reportOf(model: Model, context: Context, answers: readonly Answe
       question: answers.reduce((sum, each) => sum + each.questionTokens, 0),
       generated: answers.reduce((sum, each) => sum + each.ids.length, 0),
       replaced: context.replaced,
+      leftOut: answers.reduce((sum, each) => sum + each.leftOut, 0),
     },
     cache: {
       type: cache.type,

@@ -46,6 +46,9 @@ export function reportText(report: Report): string {
       `${formatCount(tokens.replaced)} characters have no token in this model and were read as U+FFFD`,
     ]);
   }
+  if (tokens.leftOut > 0) {
+    lines.push(["left out", `${formatCount(tokens.leftOut)} control tokens of the answers: they are no text`]);
+  }
   if (report.maxCache) lines.push(["cap", maxCacheText(report.maxCache)]);
   if (report.rssBytes !== null) lines.push(["process", `${formatBytes(report.rssBytes)} resident`]);
   return lines.map(([name, text]) => `${name.padEnd(8)} ${text}\n`).join("");

@@ -146,6 +146,6 @@ function best(logits: Float32Array): number {
 function textOf({ tokenizer }: Engine, ids: readonly number[]): string {
   const stream = tokenizer.stream();
   let text = "";
-  for (const id of ids) if (!tokenizer.endIds.has(id)) text += stream.push(id);
+  for (const id of ids) if (!tokenizer.endIds.has(id) && !tokenizer.isSilent(id)) text += stream.push(id);
   return text + stream.end();
 }

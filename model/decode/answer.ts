@@ -34,6 +34,8 @@ export interface Answer {
   /** Generated ids, end token included when there was one. */
   readonly ids: readonly number[];
   readonly questionTokens: number;
+  /** Control tokens among `ids` that ended nothing: they are no text. */
+  readonly leftOut: number;
   /** Milliseconds for the question's tokens, and for each generated token on average (0 when none was decoded). */
   readonly ms: { readonly question: number; readonly decodePerToken: number };
   /** The cache when the answer ended, question and answer in it. */
@@ -109,7 +111,7 @@ export async function answer(
         finish = "stop";
         break;
       }
-      emit(text.push(id));
+      if (!tokenizer.isSilent(id)) emit(text.push(id));
       if (ids.length === maxTokens) break;
       if (cache.position >= end) {
         finish = "context";
@@ -129,6 +131,7 @@ export async function answer(
     finish,
     ids,
     questionTokens: asked.length,
+    leftOut: ids.filter((id) => tokenizer.isSilent(id) && !tokenizer.endIds.has(id)).length,
     ms: {
       question: decodeStart - start,
       decodePerToken: steps === 0 ? 0 : (performance.now() - decodeStart) / steps,

@@ -7,7 +7,7 @@
  */
 import { inputError } from "../../core/errors.ts";
 import type { Runtime } from "../../runtime/interface.ts";
-import { renderChat } from "./template.ts";
+import { type ChatMessage, renderChats } from "./template.ts";
 import type { TextPart, TextTokenizer } from "./tokenizer.ts";
 import type { Metadata } from "./tokenizer/vocabulary.ts";
 
@@ -17,6 +17,8 @@ export interface ChatFrame {
   readonly prefix: readonly TextPart[];
   /** After the question, up to where the answer begins. */
   readonly suffix: readonly TextPart[];
+  /** Ids of the control token that the template writes after an assistant's turn, if it writes one: it ends an answer. */
+  readonly ends: readonly number[];
 }
 
 export interface FrameOptions {
@@ -26,7 +28,7 @@ export interface FrameOptions {
 }
 
 /** A model without a chat template goes on from the text: the answer begins on the line after the question. */
-const BARE: ChatFrame = { prefix: [], suffix: [{ text: "\n", special: false }] };
+const BARE: ChatFrame = { prefix: [], suffix: [{ text: "\n", special: false }], ends: [] };
 
 const KEY = "tokenizer.chat_template";
 
@@ -39,7 +41,7 @@ const KEY = "tokenizer.chat_template";
  */
 export async function chatFrame(
   metadata: Metadata,
-  tokenizer: Pick<TextTokenizer, "bosText" | "eosText">,
+  tokenizer: Pick<TextTokenizer, "bosText" | "eosText" | "encode" | "isControl">,
   runtime: Pick<Runtime, "runSandboxed">,
   options: FrameOptions = {},
 ): Promise<ChatFrame> {
@@ -49,13 +51,21 @@ export async function chatFrame(
   if (typeof template !== "string") {
     throw inputError("tokenizer.metadata", `Can't read ${KEY}: it must be a string, not a ${typeof template}`, KEY);
   }
-  const marks = { system: unused("SYSTEM", template), user: unused("USER", template) };
-  const messages = [{ role: "user" as const, content: marks.user }];
-  const rendered = await renderChat(template, {
-    messages: system === undefined ? messages : [{ role: "system", content: marks.system }, ...messages],
-    bosToken: tokenizer.bosText,
-    eosToken: tokenizer.eosText,
-  }, { runtime, signal });
+  const marks = {
+    system: unused("SYSTEM", template),
+    user: unused("USER", template),
+    assistant: unused("ASSISTANT", template),
+  };
+  const asked: ChatMessage[] = [
+    ...(system === undefined ? [] : [{ role: "system", content: marks.system } as const]),
+    { role: "user", content: marks.user },
+  ];
+  const shared = { bosToken: tokenizer.bosText, eosToken: tokenizer.eosText };
+  const [rendered, answered] = await renderChats(template, [
+    { ...shared, messages: asked },
+    { ...shared, messages: [...asked, { role: "assistant", content: marks.assistant }], addGenerationPrompt: false },
+  ], { runtime, signal });
+  if (typeof rendered !== "string") throw rendered;
   const halves = rendered.split(marks.user);
   if (halves.length !== 2) {
     throw inputError(
@@ -68,7 +78,17 @@ export async function chatFrame(
     throw inputError("template.system", "The model's chat template has no place for a system text", "--system");
   }
   const [prefix, suffix] = halves.map((half) => parts(half, marks.system, system ?? ""));
-  return { prefix, suffix };
+  return { prefix, suffix, ends: endsOf(answered, marks.assistant, tokenizer) };
+}
+
+/** A template that refuses a finished turn, or ends it by text, says nothing. */
+function endsOf(
+  answered: string | Error,
+  mark: string,
+  tokenizer: Pick<TextTokenizer, "encode" | "isControl">,
+): number[] {
+  const after = typeof answered === "string" && answered.includes(mark) ? answered.split(mark).at(-1)!.trimStart() : "";
+  return tokenizer.encode(after, { special: true }).slice(0, 1).filter((id) => tokenizer.isControl(id));
 }
 
 function bareFrame(system: string | undefined): ChatFrame {

@@ -43,32 +43,53 @@ const MAX_HEAP_MB = 512;
  * exception; the message says which).
  */
 export async function renderChat(template: string, input: ChatInput, options: RenderOptions): Promise<string> {
+  const [text] = await renderChats(template, [input], options);
+  if (typeof text !== "string") throw text;
+  return text;
+}
+
+/**
+ * The prompts a template makes of several conversations, in one worker. What `renderChat` throws for one of them
+ * stands in its place; what no other could survive either (time, memory) is thrown.
+ */
+export async function renderChats(
+  template: string,
+  inputs: readonly ChatInput[],
+  options: RenderOptions,
+): Promise<(string | PalisadeError)[]> {
   if (template.length > MAX_TEMPLATE) {
     throw refuse("size", `it has ${template.length} characters, more than ${MAX_TEMPLATE}`);
   }
-  const timeoutMs = options.timeoutMs ?? 5000;
-  const given = input.messages.reduce((sum, message) => sum + message.content.length, 0);
-  const reply = await runWorker({
+  const replies = await runWorker({
     template,
-    variables: {
-      messages: input.messages,
-      add_generation_prompt: input.addGenerationPrompt ?? true,
-      bos_token: input.bosToken ?? "",
-      eos_token: input.eosToken ?? "",
-    },
-    maxLength: (options.maxLength ?? 1024 * 1024) + given,
-    timeoutMs,
+    inputs: inputs.map((input) => ({
+      variables: {
+        messages: input.messages,
+        // As apply_chat_template of transformers passes them.
+        tools: null,
+        documents: null,
+        add_generation_prompt: input.addGenerationPrompt ?? true,
+        bos_token: input.bosToken ?? "",
+        eos_token: input.eosToken ?? "",
+      },
+      maxLength: (options.maxLength ?? 1024 * 1024) +
+        input.messages.reduce((sum, message) => sum + message.content.length, 0),
+    })),
+    timeoutMs: options.timeoutMs ?? 5000,
   }, options);
-  if ("refused" in reply) throw refuse(reply.refused, reply.message);
-  return reply.text;
+  return replies.map((reply) => "refused" in reply ? refuse(reply.refused, reply.message) : reply.text);
 }
 
-async function runWorker(request: RenderRequest, options: RenderOptions): Promise<RenderReply> {
+async function runWorker(request: RenderRequest, options: RenderOptions): Promise<RenderReply[]> {
   try {
-    return await options.runtime.runSandboxed<RenderReply>(
+    return await options.runtime.runSandboxed<RenderReply[]>(
       siblingModule("./template_worker", import.meta.url),
       request,
-      { timeoutMs: request.timeoutMs + WORKER_START_MS, maxHeapMb: MAX_HEAP_MB, signal: options.signal },
+      {
+        timeoutMs: request.timeoutMs * request.inputs.length + WORKER_START_MS,
+        maxHeapMb: MAX_HEAP_MB,
+        signal: options.signal,
+      },
     );
   } catch (error) {
     if (!(error instanceof PalisadeError)) throw error;

@@ -8,12 +8,16 @@ import { Environment, Interpreter, parse, tokenize } from "@huggingface/jinja";
 
 export interface RenderRequest {
   readonly template: string;
+  readonly inputs: readonly RenderInput[];
+  /** Milliseconds for parsing and interpreting, for each input. */
+  readonly timeoutMs: number;
+}
+
+export interface RenderInput {
   /** Variables of the template. */
   readonly variables: Readonly<Record<string, unknown>>;
   /** Most characters of the result. */
   readonly maxLength: number;
-  /** Milliseconds for parsing and interpreting. */
-  readonly timeoutMs: number;
 }
 
 export type RenderReply =
@@ -26,14 +30,18 @@ const MAX_WORK = 64 * 1024 * 1024;
 const ENTRY_WORK = 4;
 const MAX_RANGE = 100_000;
 
-/** Renders; what a template does wrong comes back as `refused`. */
-export default function renderTemplate(request: RenderRequest): RenderReply {
+/** Renders each input; what a template does wrong comes back as `refused`. */
+export default function renderTemplate({ template, inputs, timeoutMs }: RenderRequest): RenderReply[] {
+  return inputs.map((input) => renderOne(template, input, timeoutMs));
+}
+
+function renderOne(template: string, { variables, maxLength }: RenderInput, timeoutMs: number): RenderReply {
   try {
-    const interpreter = new LimitedInterpreter(environment(request.variables), request.timeoutMs);
-    const program = parse(tokenize(request.template, { lstrip_blocks: true, trim_blocks: true }));
+    const interpreter = new LimitedInterpreter(environment(variables), timeoutMs);
+    const program = parse(tokenize(template, { lstrip_blocks: true, trim_blocks: true }));
     const text = String(interpreter.run(program).value);
-    if (text.length > request.maxLength) {
-      throw new Refusal("size", `it made ${text.length} characters, more than ${request.maxLength}`);
+    if (text.length > maxLength) {
+      throw new Refusal("size", `it made ${text.length} characters, more than ${maxLength}`);
     }
     return { text };
   } catch (error) {

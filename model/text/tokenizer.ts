@@ -7,6 +7,7 @@
  */
 import { Tokenizer } from "@huggingface/tokenizers";
 import { inputError } from "../../core/errors.ts";
+import type { Notice } from "../file/notice.ts";
 import { byteCharacters, bytesOfToken, codePointsOfLead } from "./tokenizer/byte_alphabet.ts";
 import { refuseTooMuchText } from "./tokenizer/text_limits.ts";
 import { type Metadata, type Vocabulary, vocabularyOf } from "./tokenizer/vocabulary.ts";
@@ -51,8 +52,14 @@ export interface TextTokenizer {
   stream(): TextStream;
   /** Id of a token by its text in the vocabulary, e.g. `<|im_end|>`. */
   idOf(token: string): number | undefined;
-  /** True for ids of control tokens. */
+  /** True for ids of control tokens, whatever their type in the file: only a chat template writes them. */
   isControl(id: number): boolean;
+  /** True for control tokens that are no text, so that an answer is given without them. */
+  isSilent(id: number): boolean;
+  /** What is odd in the vocabulary and changes nothing. */
+  readonly notices: readonly Notice[];
+  /** The same tokenizer with more ids that end an answer. */
+  endingAt(ids: Iterable<number>): TextTokenizer;
 }
 
 /**
@@ -72,11 +79,11 @@ class BpeTokenizer implements TextTokenizer {
   /** Characters with a byte that has no token. */
   readonly #unencodable: RegExp | undefined;
 
-  constructor(vocabulary: Vocabulary) {
+  constructor(vocabulary: Vocabulary, bpe?: Tokenizer) {
     this.#vocabulary = vocabulary;
     this.#unencodable = unencodable(vocabulary);
     this.#control = anyOf(vocabulary.control);
-    this.#bpe = new Tokenizer(definition(vocabulary), { tokenizer_class: "GPT2Tokenizer" });
+    this.#bpe = bpe ?? new Tokenizer(definition(vocabulary), { tokenizer_class: "GPT2Tokenizer" });
   }
 
   get vocabulary(): number {
@@ -93,6 +100,9 @@ class BpeTokenizer implements TextTokenizer {
   }
   get endIds(): ReadonlySet<number> {
     return this.#vocabulary.endIds;
+  }
+  get notices(): readonly Notice[] {
+    return this.#vocabulary.notices;
   }
 
   encode(text: string, options: { readonly special?: boolean } = {}): number[] {
@@ -144,6 +154,14 @@ class BpeTokenizer implements TextTokenizer {
     return this.#vocabulary.control.has(this.#vocabulary.tokens[id]);
   }
 
+  isSilent(id: number): boolean {
+    return this.#vocabulary.silent.has(this.#vocabulary.tokens[id]);
+  }
+
+  endingAt(ids: Iterable<number>): TextTokenizer {
+    return new BpeTokenizer({ ...this.#vocabulary, endIds: new Set([...this.endIds, ...ids]) }, this.#bpe);
+  }
+
   #bytes(id: number): Uint8Array {
     const token = this.#vocabulary.tokens[id];
     if (token === undefined) {
@@ -181,9 +199,7 @@ function anyOf(texts: ReadonlySet<string>): RegExp | undefined {
 /** The vocabulary as a `tokenizer.json` object. Control tokens are left out, so that no text can become one. */
 function definition(vocabulary: Vocabulary): object {
   const vocab: Record<string, number> = Object.create(null);
-  vocabulary.tokens.forEach((token, id) => {
-    if (!vocabulary.control.has(token)) vocab[token] = id;
-  });
+  for (const [token, id] of vocabulary.ids) if (!vocabulary.control.has(token)) vocab[token] = id;
   const { patterns, nfc, wholeWords } = vocabulary.preTokenizer;
   const splits = patterns.map((pattern) => ({
     type: "Split",

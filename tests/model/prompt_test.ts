@@ -26,6 +26,7 @@ Deno.test("chatFrame() cuts the template at the user's text", async () => {
   assert.deepEqual(frame, {
     prefix: [template("<|start|>user\n")],
     suffix: [template("<|end|>\n<|start|>assistant\n")],
+    ends: [257],
   });
 });
 
@@ -42,7 +43,7 @@ Deno.test("chatFrame() puts the system text in as plain text the template never 
 
 Deno.test("chatFrame() follows a template that writes the system text after the user's", async () => {
   const { frame } = await framed("{{ messages[1].content }}|{{ messages[0].content }}|", { system: "S" });
-  assert.deepEqual(frame, { prefix: [], suffix: [template("|"), plain("S"), template("|")] });
+  assert.deepEqual(frame, { prefix: [], suffix: [template("|"), plain("S"), template("|")], ends: [] });
 });
 
 Deno.test("chatFrame() drops an empty system text", async () => {
@@ -57,13 +58,23 @@ Deno.test("chatFrame() picks placeholders the template doesn't use itself", asyn
 
 Deno.test("chatFrame() gives the template the special tokens by name", async () => {
   const { frame } = await framed("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}");
-  assert.deepEqual(frame, { prefix: [template("<|start|>")], suffix: [template("<|end|>")] });
+  assert.deepEqual(frame, { prefix: [template("<|start|>")], suffix: [template("<|end|>")], ends: [] });
+});
+
+Deno.test("chatFrame() finds the token that the template writes after an assistant's turn", async () => {
+  const after = async (end: string) =>
+    (await framed(`{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}${end}{% endif %}{% endfor %}`))
+      .frame.ends;
+  assert.deepEqual(await after(" \n<|start|>\n"), [256]);
+  assert.deepEqual(await after("{{ eos_token }}"), [257]);
+  assert.deepEqual(await after(".\n<|start|>"), []);
+  assert.deepEqual(await after("{{ raise_exception('no answers here') }}"), []);
 });
 
 Deno.test("chatFrame() without a template has line breaks only", async () => {
-  assert.deepEqual((await framed(undefined)).frame, { prefix: [], suffix: [plain("\n")] });
+  assert.deepEqual((await framed(undefined)).frame, { prefix: [], suffix: [plain("\n")], ends: [] });
   const { frame } = await framed(undefined, { system: "<|end|>" });
-  assert.deepEqual(frame, { prefix: [plain("<|end|>\n")], suffix: [plain("\n")] });
+  assert.deepEqual(frame, { prefix: [plain("<|end|>\n")], suffix: [plain("\n")], ends: [] });
 });
 
 Deno.test("chatFrame() refuses a template that doesn't write the user's text once", async () => {

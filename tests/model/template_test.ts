@@ -14,7 +14,7 @@ function render(template: string, options: Partial<RenderOptions> = {}): Promise
 /** The worker's function called here, where coverage sees it. */
 function renderHere(template: string, limits: { maxLength?: number; timeoutMs?: number } = {}) {
   const { maxLength = 1000, timeoutMs = 5000 } = limits;
-  return renderTemplate({ template, variables: { messages: USER }, maxLength, timeoutMs });
+  return renderTemplate({ template, inputs: [{ variables: { messages: USER }, maxLength }], timeoutMs })[0];
 }
 
 function refusal(template: string, limits = {}): string {

@@ -231,8 +231,12 @@ Deno.test("tokenizerOf() ends an answer at the ids the file names and at known e
     new Set(more.endIds),
     new Set(["<|end|>", "<|x|>", "<|y|>"].map((token) => more.idOf(token))),
   );
-  // Written by anyone as ordinary text, it ends nothing.
-  assert.ok(!tiny({ userDefined: ["</s>"] }).endIds.has(tiny({ userDefined: ["</s>"] }).idOf("</s>")!));
+  // Whatever its type, unless ordinary text merges to it.
+  const typed4 = tiny({ userDefined: ["</s>"] });
+  assert.ok(typed4.endIds.has(typed4.idOf("</s>")!));
+  const word = tiny({ merges: ["< /", "</ s", "</s >"] });
+  assert.ok(!word.endIds.has(word.idOf("</s>")!));
+  assert.ok(!word.isControl(word.idOf("</s>")!));
 });
 
 Deno.test("tokenizerOf() begins sequences as the file or the pre-tokenizer says", () => {
@@ -260,10 +264,59 @@ Deno.test("tokenizerOf() does without BOS, EOS and a pre-tokenizer's name", () =
 
 Deno.test("encode() reads no control token where there are none", () => {
   const metadata = tinyMetadata();
-  metadata.set("tokenizer.ggml.token_type", (metadata.get("tokenizer.ggml.token_type") as Int32Array).map(() => 1));
+  const tokens = (metadata.get("tokenizer.ggml.tokens") as string[]).slice(0, 256);
+  metadata.set("tokenizer.ggml.tokens", tokens).set("tokenizer.ggml.token_type", tokens.map(() => 1));
+  metadata.set("tokenizer.ggml.eos_token_id", undefined).set("tokenizer.ggml.bos_token_id", undefined);
   const tokenizer = tokenizerOf(metadata);
   assert.equal(tokenizer.decode(tokenizer.encode("<|end|>", { special: true })), "<|end|>");
   assert.ok(tokenizer.encode("<|end|>", { special: true }).length > 1);
+});
+
+/** The vocabulary of `tiny()` with more tokens at the end, `[text, type]`. */
+function extended(more: readonly (readonly [string, number])[], changes: Record<string, unknown> = {}) {
+  const metadata = tinyMetadata({ merges: ["a n"] });
+  metadata.set("tokenizer.ggml.tokens", [
+    ...metadata.get("tokenizer.ggml.tokens") as string[],
+    ...more.map(([t]) => t),
+  ]);
+  metadata.set("tokenizer.ggml.token_type", [
+    ...metadata.get("tokenizer.ggml.token_type") as Int32Array,
+    ...more.map(([, type]) => type),
+  ]);
+  return tokenizerOf(new Map([...metadata, ...Object.entries(changes)]));
+}
+
+Deno.test("tokenizerOf() takes empty and repeated tokens that no text becomes, and says so", () => {
+  const tokenizer = extended([["", 5], ["", 1], ["[PAD]", 5], ["[PAD]", 5], ["a", 5], ["an", 2], ["<x>", 5], [
+    "<x>",
+    3,
+  ]]);
+  assert.equal(tokenizer.notices.length, 6);
+  for (const { where } of tokenizer.notices) assert.equal(where, "tokenizer.ggml.tokens");
+  assert.deepEqual(tokenizer.encode("an a"), tiny({ merges: ["a n"] }).encode("an a"));
+  assert.deepEqual(tokenizer.encode("<x>", { special: true }), [tokenizer.vocabulary - 1]);
+  assert.equal(tokenizer.decode([260]), "");
+});
+
+Deno.test("tokenizerOf() refuses a second token for a text that counts", () => {
+  for (const [text, type] of [["a", 1], ["an", 1], ["<|end|>", 3], ["<|end|>", 1]] as const) {
+    assert.throws(
+      () => extended([[text, type]]),
+      { where: "tokenizer.ggml.tokens", message: /are the same text/ },
+      text,
+    );
+  }
+});
+
+Deno.test("tokenizerOf() takes an id out of range where another token does its work, and says so", () => {
+  const eos = tiny({ control: ["<|im_end|>"] }, { "tokenizer.ggml.eos_token_id": 9999 });
+  assert.ok(eos.endIds.has(eos.idOf("<|im_end|>")!));
+  assert.match(eos.notices[0].text, /no token 9999; answers end at/);
+  assert.equal(eos.eosText, "");
+  const eom = tiny({}, { "tokenizer.ggml.eom_token_id": 9999 });
+  assert.equal(eom.notices[0].where, "tokenizer.ggml.eom_token_id");
+  assert.match(tiny({}, { "tokenizer.ggml.bos_token_id": 259 }).notices[0].text, /begin without it/);
+  assert.deepEqual(tiny().notices, []);
 });
 
 /** Each: what is changed, the code, and a word the message must have; the key changed is the `where`. */
@@ -282,9 +335,7 @@ const REFUSED: [key: string, value: unknown, code: string, word: RegExp][] = [
   ["tokens", ["a", 4], "tokenizer.metadata", /token 1 /],
   ["tokens", ["a", null], "tokenizer.metadata", /token 1 .*missing/],
   ["tokens", ["a", ["b"]], "tokenizer.metadata", /token 1 .*an array/],
-  ["tokens", [""], "tokenizer.metadata", /token 0 /],
   ["tokens", ["a".repeat(4097)], "tokenizer.metadata", /4097/],
-  ["tokens", ["a", "b", "a"], "tokenizer.metadata", /0 and 2/],
   ["token_type", undefined, "tokenizer.metadata", /missing/],
   ["token_type", [1, 2, 3], "tokenizer.metadata", /per token/],
   ["token_type", new Float32Array(259).fill(1.5), "tokenizer.metadata", /entry 0/],
@@ -299,13 +350,8 @@ const REFUSED: [key: string, value: unknown, code: string, word: RegExp][] = [
   ["merges", ["a b c"], "tokenizer.metadata", /two parts/],
   ["merges", ["q z"], "tokenizer.metadata", /not a token/],
   ["merges", Array.from({ length: 5000 }, () => "a b"), "tokenizer.metadata", /5000/],
-  ["bos_token_id", 259, "tokenizer.metadata", /0 to 258/],
   ["bos_token_id", "0", "tokenizer.metadata", /token id/],
-  ["eos_token_id", -1, "tokenizer.metadata", /-1/],
-  ["eos_token_id", 1.5, "tokenizer.metadata", /1.5/],
-  ["eos_token_id", 2n ** 64n - 1n, "tokenizer.metadata", /18446744073709551615/],
-  ["eot_token_id", NaN, "tokenizer.metadata", /NaN/],
-  ["eom_token_id", 9999, "tokenizer.metadata", /9999/],
+  ["eos_token_id", "2", "tokenizer.metadata", /token id/],
   ["add_bos_token", 1, "tokenizer.metadata", /boolean/],
 ];
 
@@ -320,6 +366,27 @@ for (const [name, value, code, word] of REFUSED) {
       where: key,
       message: word,
     });
+  });
+}
+
+/** Nothing else begins a sequence, or ends an answer. */
+const ALONE: [name: string, value: unknown, word: RegExp][] = [
+  ["bos_token_id", 259, /0 to 258/],
+  ["eos_token_id", -1, /-1/],
+  ["eos_token_id", 1.5, /1.5/],
+  ["eos_token_id", 2n ** 64n - 1n, /18446744073709551615/],
+  ["eot_token_id", NaN, /NaN/],
+  ["eom_token_id", 9999, /9999/],
+];
+
+for (const [name, value, message] of ALONE) {
+  const key = `tokenizer.ggml.${name}`;
+  Deno.test(`tokenizerOf() refuses ${key} = ${value} where no other token does its work`, () => {
+    const metadata = tinyMetadata();
+    const tokens = (metadata.get("tokenizer.ggml.tokens") as string[]).map((text) => text.replace("<|end|>", "<|e|>"));
+    metadata.set("tokenizer.ggml.tokens", tokens).set("tokenizer.ggml.eos_token_id", undefined);
+    metadata.set("tokenizer.ggml.add_bos_token", name === "bos_token_id").set(key, value);
+    assert.throws(() => tokenizerOf(metadata), { code: "tokenizer.metadata", where: key, message });
   });
 }
 

@@ -1,38 +1,27 @@
 /** The tokenizer's part of a GGUF's metadata, checked: what is wrong is named by its key. */
 import { inputError, type PalisadeError } from "../../../core/errors.ts";
+import type { Notice } from "../../file/notice.ts";
+import { byteCharacters } from "./byte_alphabet.ts";
 import { type PreTokenizer, preTokenizer } from "./pretokenizers.ts";
+import { type SpecialTokens, specialTokens, TOKEN_TYPE } from "./special_tokens.ts";
 
 /** Metadata as a GGUF reader gives it: numbers, bigints, booleans, strings and arrays of these. */
 export type Metadata = ReadonlyMap<string, unknown>;
-
-/** Token types of GGUF (`tokenizer.ggml.token_type`) that matter here. */
-const CONTROL = 3;
-const USER_DEFINED = 4;
 
 /** The largest vocabularies in use have 262,144 entries. */
 const MAX_TOKENS = 1 << 20;
 /** The longest tokens in use (runs of spaces) have some 500 characters. */
 const MAX_TOKEN_LENGTH = 4096;
 
-/** Control tokens that end an answer in known models, beside the one the file names. */
-const END_TOKENS = [
-  "<|im_end|>",
-  "<|endoftext|>",
-  "<|eot_id|>",
-  "<|eom_id|>",
-  "<|end_of_text|>",
-  "<|end|>",
-  "<end_of_turn>",
-  "</s>",
-];
-
 export interface Vocabulary {
   /** Token text by id; for ordinary tokens in the byte alphabet of GPT-2. */
   readonly tokens: readonly string[];
-  /** Id by token text. */
+  /** Id by token text; the empty text has none. */
   readonly ids: ReadonlyMap<string, number>;
   /** Tokens that steer the model (`<|im_end|>`); only a chat template may write them. */
   readonly control: ReadonlySet<string>;
+  /** Those of `control` that are left out of an answer. */
+  readonly silent: ReadonlySet<string>;
   /** Tokens of their own in any text, such as runs of spaces in code models. */
   readonly userDefined: ReadonlySet<string>;
   /** Pairs in order of priority, each `left right`. */
@@ -45,7 +34,17 @@ export interface Vocabulary {
   readonly eosText: string;
   /** Ids that end an answer. */
   readonly endIds: ReadonlySet<number>;
+  /** What is odd in the metadata and changes nothing. */
+  readonly notices: readonly Notice[];
 }
+
+const KEY = {
+  tokens: "tokenizer.ggml.tokens",
+  bos: "tokenizer.ggml.bos_token_id",
+  eos: "tokenizer.ggml.eos_token_id",
+  eot: "tokenizer.ggml.eot_token_id",
+  eom: "tokenizer.ggml.eom_token_id",
+} as const;
 
 /**
  * Reads and checks the vocabulary.
@@ -56,30 +55,48 @@ export interface Vocabulary {
 export function vocabularyOf(metadata: Metadata): Vocabulary {
   checkModel(metadata);
   const tokens = tokensOf(metadata);
-  const ids = idsOf(tokens);
   const types = typesOf(metadata, tokens.length);
-  const withType = (type: number) => new Set(tokens.filter((_, id) => Number(types[id]) === type));
-  const control = withType(CONTROL);
+  const merges = mergesOf(metadata, new Set(tokens));
+  const made = new Set(merges.map((merge) => merge.replace(" ", "")));
   const pre = preTokenizer(optional(metadata, "tokenizer.ggml.pre", "string"));
-  const bosId = tokenId(metadata, "tokenizer.ggml.bos_token_id", tokens.length);
-  const eosId = tokenId(metadata, "tokenizer.ggml.eos_token_id", tokens.length);
+  const named = namedIds(metadata, tokens.length);
+  const special = specialTokens({
+    tokens,
+    types,
+    made,
+    named: new Set(Object.values(named).filter((id) => typeof id === "number")),
+    template: String(metadata.get("tokenizer.chat_template") ?? ""),
+  });
+  const userDefined = new Set(
+    tokens.filter((text, id) =>
+      Number(types[id]) === TOKEN_TYPE.userDefined && text !== "" && !special.control.has(text)
+    ),
+  );
+  const read = (text: string, type: number) =>
+    BYTES.has(text) || made.has(text) || special.control.has(text) || userDefined.has(text) ||
+    (pre.wholeWords && type === TOKEN_TYPE.normal);
+  const { ids, notices } = idsOf(tokens, types, read);
   const addBos = optional(metadata, "tokenizer.ggml.add_bos_token", "boolean") ?? pre.addBos;
-  if (addBos && bosId === undefined) {
-    throw refuse("tokenizer.ggml.bos_token_id", "it is missing and sequences have to begin with that token");
-  }
+  const ends = endIdsOf(ids, special, named);
+  checkNamed(metadata, named, { addBos, ends, notices, count: tokens.length });
+  const textOf = (id: NamedId) => typeof id === "number" ? tokens[id] : "";
   return {
     tokens,
     ids,
-    control,
-    userDefined: withType(USER_DEFINED),
-    merges: mergesOf(metadata, ids),
+    control: special.control,
+    silent: special.silent,
+    userDefined,
+    merges,
     preTokenizer: pre,
-    firstId: addBos ? bosId : undefined,
-    bosText: bosId === undefined ? "" : tokens[bosId],
-    eosText: eosId === undefined ? "" : tokens[eosId],
-    endIds: endIdsOf(metadata, ids, control, eosId),
+    firstId: addBos && typeof named.bos === "number" ? named.bos : undefined,
+    bosText: textOf(named.bos),
+    eosText: textOf(named.eos),
+    endIds: ends,
+    notices,
   };
 }
+
+const BYTES: ReadonlySet<string> = new Set(byteCharacters);
 
 function refuse(key: string, problem: string): PalisadeError {
   return inputError("tokenizer.metadata", `Can't build the tokenizer from ${key}: ${problem}`, key);
@@ -127,22 +144,42 @@ function tokensOf(metadata: Metadata): string[] {
   }
   return Array.from(tokens, (token, id) => {
     if (typeof token !== "string") throw refuse(key, `token ${id} must be a string, not ${kindOf(token)}`);
-    if (token.length === 0 || token.length > MAX_TOKEN_LENGTH) {
-      throw refuse(key, `token ${id} must have 1 to ${MAX_TOKEN_LENGTH} characters, not ${token.length}`);
+    if (token.length > MAX_TOKEN_LENGTH) {
+      throw refuse(key, `token ${id} must have at most ${MAX_TOKEN_LENGTH} characters, not ${token.length}`);
     }
     return token;
   });
 }
 
-function idsOf(tokens: readonly string[]): Map<string, number> {
-  const ids = new Map<string, number>();
-  tokens.forEach((token, id) => {
-    if (ids.has(token)) {
-      throw refuse("tokenizer.ggml.tokens", `tokens ${ids.get(token)} and ${id} are the same text`);
+/**
+ * Id by text. Tokens that no text becomes may be empty or share a text: nothing asks for their id. Where several are
+ * the same text, the one that is not marked as unused counts; `read` says whether anything becomes such a token.
+ */
+function idsOf(
+  tokens: readonly string[],
+  types: ArrayLike<unknown>,
+  read: (text: string, type: number) => boolean,
+): { ids: Map<string, number>; notices: Notice[] } {
+  const ids = new Map<string, number>(), notices: Notice[] = [];
+  const inUse = (id: number) => ![TOKEN_TYPE.unused, TOKEN_TYPE.unknown].some((type) => type === Number(types[id]));
+  tokens.forEach((text, id) => {
+    const before = ids.get(text);
+    if (text === "") {
+      notices.push({ where: KEY.tokens, text: `token ${id} is empty; no text becomes it` });
+    } else if (before === undefined) {
+      ids.set(text, id);
+    } else {
+      if (inUse(before) && inUse(id) && (read(text, Number(types[before])) || read(text, Number(types[id])))) {
+        throw refuse(KEY.tokens, `tokens ${before} and ${id} are the same text, ${quote(text)}`);
+      }
+      if (!inUse(before) && inUse(id)) ids.set(text, id);
+      notices.push({
+        where: KEY.tokens,
+        text: `tokens ${before} and ${id} are the same text, ${quote(text)}; ${ids.get(text)} is taken`,
+      });
     }
-    ids.set(token, id);
   });
-  return ids;
+  return { ids, notices };
 }
 
 function typesOf(metadata: Metadata, count: number): ArrayLike<unknown> {
@@ -158,12 +195,12 @@ function typesOf(metadata: Metadata, count: number): ArrayLike<unknown> {
   return types;
 }
 
-function mergesOf(metadata: Metadata, ids: ReadonlyMap<string, number>): string[] {
+function mergesOf(metadata: Metadata, tokens: ReadonlySet<string>): string[] {
   const key = "tokenizer.ggml.merges";
   const merges = arrayOf(metadata, key);
   // Each merge makes a token; more would be repeats.
-  if (merges.length > 4 * ids.size) {
-    throw refuse(key, `it must have at most four merges per token (${4 * ids.size}), not ${merges.length}`);
+  if (merges.length > 4 * tokens.size) {
+    throw refuse(key, `it must have at most four merges per token (${4 * tokens.size}), not ${merges.length}`);
   }
   return Array.from(merges, (merge, rank) => {
     if (typeof merge !== "string") throw refuse(key, `merge ${rank} must be a string, not ${kindOf(merge)}`);
@@ -171,7 +208,7 @@ function mergesOf(metadata: Metadata, ids: ReadonlyMap<string, number>): string[
     if (space < 1 || space === merge.length - 1 || merge.includes(" ", space + 1)) {
       throw refuse(key, `merge ${rank} must be two parts with a space between, not ${quote(merge)}`);
     }
-    if (!ids.has(merge.replace(" ", ""))) {
+    if (!tokens.has(merge.replace(" ", ""))) {
       throw refuse(key, `merge ${rank}, ${quote(merge)}, makes a text that is not a token`);
     }
     return merge;
@@ -182,27 +219,46 @@ function quote(text: string): string {
   return JSON.stringify(text.slice(0, 100));
 }
 
-function tokenId(metadata: Metadata, key: string, count: number): number | undefined {
+/** An id that the metadata name; the value itself where no token has that id. */
+type NamedId = number | { readonly wrong: string } | undefined;
+type Named = Readonly<Record<"bos" | "eos" | "eot" | "eom", NamedId>>;
+
+function namedIds(metadata: Metadata, count: number): Named {
+  const of = (name: keyof Named) => namedId(metadata, KEY[name], count);
+  return { bos: of("bos"), eos: of("eos"), eot: of("eot"), eom: of("eom") };
+}
+
+function namedId(metadata: Metadata, key: string, count: number): NamedId {
   const value = metadata.get(key);
   if (value === undefined) return undefined;
   if (typeof value !== "number" && typeof value !== "bigint") {
     throw refuse(key, `it must be a token id, not ${kindOf(value)}`);
   }
   const id = Number(value);
-  if (!(Number.isInteger(id) && id >= 0 && id < count)) {
-    throw refuse(key, `it must be a token id from 0 to ${count - 1}, not ${value}`);
-  }
-  return id;
+  return Number.isInteger(id) && id >= 0 && id < count ? id : { wrong: String(value) };
 }
 
-function endIdsOf(
+function endIdsOf(ids: ReadonlyMap<string, number>, { ends }: SpecialTokens, { eos, eot, eom }: Named): Set<number> {
+  const known = [...ends].map((text) => ids.get(text));
+  return new Set([eos, eot, eom, ...known].filter((id) => typeof id === "number"));
+}
+
+/** An id that is out of range matters only where nothing else does its work. */
+function checkNamed(
   metadata: Metadata,
-  ids: ReadonlyMap<string, number>,
-  control: ReadonlySet<string>,
-  eosId: number | undefined,
-): Set<number> {
-  const named = ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"]
-    .map((key) => tokenId(metadata, key, ids.size));
-  const known = END_TOKENS.filter((token) => control.has(token)).map((token) => ids.get(token));
-  return new Set([eosId, ...named, ...known].filter((id) => id !== undefined));
+  named: Named,
+  has: { addBos: boolean; ends: ReadonlySet<number>; notices: Notice[]; count: number },
+): void {
+  for (const [name, id] of Object.entries(named) as [keyof Named, NamedId][]) {
+    const key = KEY[name];
+    if (name === "bos" && id === undefined && has.addBos) {
+      throw refuse(key, "it is missing and sequences have to begin with that token");
+    }
+    if (typeof id !== "object") continue;
+    if (name === "bos" ? has.addBos : has.ends.size === 0) {
+      throw refuse(key, `it must be a token id from 0 to ${has.count - 1}, not ${metadata.get(key)}`);
+    }
+    const others = name === "bos" ? "sequences begin without it" : `answers end at ${[...has.ends].join(", ")}`;
+    has.notices.push({ where: key, text: `there is no token ${id.wrong}; ${others}` });
+  }
 }
