@@ -37,7 +37,8 @@ export async function run(parameters: readonly string[], io: Io): Promise<number
   }
 }
 
-function buildProgram(io: Io, all: boolean, done: (code: number) => void): Command {
+/** The grammar; `all`: help shows every option. `done` gets the exit code. */
+export function buildProgram(io: Io, all: boolean, done: (code: number) => void): Command {
   const program = new Command("palisade")
     .description("Reads a long text, keeps 20 % of the KV cache by default, and answers questions from what is kept.")
     .version(VERSION)

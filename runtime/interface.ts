@@ -75,6 +75,13 @@ export interface Thread {
   terminate(): Promise<void>;
 }
 
+export interface CreateOptions {
+  readonly append?: boolean;
+  readonly named?: string;
+  readonly temporary?: boolean;
+  readonly like?: string;
+}
+
 /** Files and processes. Absent in a browser. */
 export interface Host {
   readonly homeFolder: string;
@@ -93,10 +100,20 @@ export interface Host {
   /** Removes a file, or a folder with all that is in it; nothing there is fine. */
   remove(path: string): Promise<void>;
   /**
-   * Opens a file for writing: emptied, or at its end with `append`. PalisadeErrors input `file.no-folder`,
-   * `file.is-folder`, `file.no-permission` name `named`, default `path`: what the user asked for.
+   * Equal for two paths exactly when they lead to the same file, through links of either kind; `undefined` when there is
+   * nothing at `path`.
    */
-  create(path: string, options?: { readonly append?: boolean; readonly named?: string }): Promise<ByteSink>;
+  identity(path: string): Promise<string | undefined>;
+  /** The path without links, of a file that is there or is still to be made: then its folder must be there. */
+  realPath(path: string): Promise<string>;
+  /**
+   * Opens a file for writing: emptied, or at its end with `append`. PalisadeErrors input `file.no-folder`,
+   * `file.is-folder`, `file.no-permission` name `named`, default `path`: what the user asked for. With `temporary` the
+   * file must be new; until it is renamed it ends with the process, and it may be used as the file `like` may.
+   */
+  create(path: string, options?: CreateOptions): Promise<ByteSink>;
+  /** Returns once the names in the folder of `path` are on the disk, where the system can tell. */
+  syncFolder(path: string): Promise<void>;
   /**
    * Makes this process the only writer of the file at `path` until the lock is disposed of; a lock file lies beside it
    * meanwhile. A killed process's lock is taken over. Throws PalisadeError resources `file.locked` when another one

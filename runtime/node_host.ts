@@ -1,13 +1,14 @@
 /** Files, hashes and processes through Node's modules, which Deno and Bun implement too. */
 import { type ChildProcess, spawn } from "node:child_process";
 import { createHash } from "node:crypto";
-import { mkdir, open, readdir, rename, rm, stat } from "node:fs/promises";
+import { rmSync } from "node:fs";
+import { chmod, mkdir, open, readdir, readlink, realpath, rename, rm, stat } from "node:fs/promises";
 import { constants, homedir } from "node:os";
-import { dirname, join } from "node:path";
+import { basename, dirname, join, resolve } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { PalisadeError } from "../core/errors.ts";
-import type { ByteSink, FileInfo, Hasher, Host, ProcessOptions, ProcessResult } from "./interface.ts";
+import type { ByteSink, CreateOptions, FileInfo, Hasher, Host, ProcessOptions, ProcessResult } from "./interface.ts";
 import { createError, fileError } from "./node_files.ts";
 import { lock } from "./node_lock.ts";
 
@@ -51,6 +52,7 @@ async function list(path: string): Promise<string[]> {
 async function move(from: string, to: string): Promise<boolean> {
   try {
     await rename(from, to);
+    forgetTemporary(from);
     return true;
   } catch (error) {
     if (isMissing(error)) return false;
@@ -72,25 +74,84 @@ async function makeFolder(path: string): Promise<void> {
   }
 }
 
-async function create(
-  path: string,
-  options: { readonly append?: boolean; readonly named?: string } = {},
-): Promise<ByteSink> {
+async function identity(path: string): Promise<string | undefined> {
+  try {
+    const { dev, ino } = await stat(path, { bigint: true });
+    return `${dev}:${ino}`;
+  } catch (error) {
+    if (isMissing(error)) return undefined;
+    throw fileError(error, path);
+  }
+}
+
+/** Links followed before they count as a circle, as in Linux. */
+const MOST_LINKS = 40;
+
+async function realPath(path: string, links = 0): Promise<string> {
+  try {
+    return await realpath(path);
+  } catch (error) {
+    if (!isMissing(error) || links > MOST_LINKS) throw fileError(error, path);
+  }
+  // A link that leads nowhere yet: the file is made where it points to.
+  const target = await readlink(path).catch(() => undefined);
+  if (target !== undefined) return await realPath(resolve(dirname(path), target), links + 1);
+  try {
+    return join(await realpath(dirname(path)), basename(path));
+  } catch (error) {
+    throw createError(error, path);
+  }
+}
+
+/** Files that end with the process: whole ones have another name by then. */
+const temporary = new Set<string>();
+
+function removeTemporary(): void {
+  for (const path of temporary) rmSync(path, { force: true });
+}
+
+function noteTemporary(path: string): void {
+  if (temporary.size === 0) process.once("exit", removeTemporary);
+  temporary.add(path);
+}
+
+function forgetTemporary(path: string): void {
+  if (temporary.delete(path) && temporary.size === 0) process.removeListener("exit", removeTemporary);
+}
+
+async function create(path: string, options: CreateOptions = {}): Promise<ByteSink> {
+  const shown = options.named ?? path;
   let handle;
   try {
-    handle = await open(path, options.append ? "a" : "w");
+    handle = await open(path, options.temporary ? "wx" : options.append ? "a" : "w");
+    if (options.temporary) noteTemporary(path);
+    const like = options.like === undefined ? undefined : await stat(options.like).catch(() => undefined);
+    if (like) await chmod(path, like.mode & 0o777);
   } catch (error) {
-    throw createError(error, options.named ?? path);
+    await handle?.close();
+    throw createError(error, shown);
   }
   return {
     write: (bytes) =>
-      named(path, async () => {
+      named(shown, async () => {
         let done = 0;
         while (done < bytes.length) done += (await handle.write(bytes, done, bytes.length - done)).bytesWritten;
       }),
-    sync: () => named(path, () => handle.sync()),
-    close: () => named(path, () => handle.close()),
+    sync: () => named(shown, () => handle.sync()),
+    close: () => named(shown, () => handle.close()),
   };
+}
+
+/** Windows and some file systems can't: then there is nothing to wait for. */
+async function syncFolder(path: string): Promise<void> {
+  try {
+    const folder = await open(dirname(path), "r");
+    try {
+      await folder.sync();
+    } finally {
+      await folder.close();
+    }
+  } catch { /* said above */ }
 }
 
 function sha256(): Hasher {
@@ -161,8 +222,14 @@ export const nodeHost: Host = {
   info,
   list,
   rename: move,
-  remove: (path) => named(path, () => rm(path, { recursive: true, force: true })),
+  async remove(path) {
+    await named(path, () => rm(path, { recursive: true, force: true }));
+    forgetTemporary(path);
+  },
+  identity,
+  realPath,
   create,
+  syncFolder,
   lock,
   sha256,
   execute,

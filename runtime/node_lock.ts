@@ -5,7 +5,7 @@
 import { readFile, rm, writeFile } from "node:fs/promises";
 import { hostname } from "node:os";
 import process from "node:process";
-import { resourceError } from "../core/errors.ts";
+import { inputError, resourceError } from "../core/errors.ts";
 import { createError } from "./node_files.ts";
 
 interface Holder {
@@ -49,7 +49,7 @@ async function hold(file: string, mine: Holder, path: string): Promise<Holder | 
   let other: Holder | undefined;
   for (let i = 0; i < TRIES; i++) {
     if (await write(file, mine, path)) return undefined;
-    other = await read(file) ?? other;
+    other = await read(file, path) ?? other;
     if (other === undefined) continue; // given back meanwhile
     // One that names nobody may be about to be filled.
     const unfilled = other.pid === 0 && i < TRIES / 2;
@@ -67,7 +67,7 @@ async function clear(file: string, dead: Holder, mine: Holder, path: string): Pr
   const ticket = `${file}.${/^[0-9a-f-]{36}$/.test(dead.token) ? dead.token : "torn"}`;
   if (await hold(ticket, mine, path)) return false;
   try {
-    if ((await read(file))?.token === dead.token) await rm(file, { force: true });
+    if ((await read(file, path))?.token === dead.token) await rm(file, { force: true });
   } finally {
     await rm(ticket, { force: true });
   }
@@ -86,16 +86,30 @@ async function write(file: string, holder: Holder, path: string): Promise<boolea
   }
 }
 
-/** Undefined when there is none; a file that is no lock, or that a killed process never filled, names nobody. */
-async function read(file: string): Promise<Holder | undefined> {
+/**
+ * Undefined when there is none; a lock that a killed process never filled names nobody. Many tools call a file of
+ * theirs so: what can't have been a lock of ours is refused, and `path` with it.
+ */
+async function read(file: string, path: string): Promise<Holder | undefined> {
   const text = await readFile(file, "utf8").catch(() => undefined);
   if (text === undefined) return undefined;
+  if (!isOurs(text)) {
+    const message =
+      `Can't write ${path}: its lock would be ${file}, which is a file of another kind; name another file`;
+    throw inputError("file.no-lock", message, path);
+  }
   try {
     const holder = JSON.parse(text) as Holder;
     const { host, pid, token } = holder;
     if (typeof host === "string" && Number.isInteger(pid) && typeof token === "string") return holder;
   } catch { /* said below */ }
   return { host: hostname(), pid: 0, token: "" };
+}
+
+/** Whole, torn or empty. */
+function isOurs(text: string): boolean {
+  const start = '{"host":';
+  return text.startsWith(start) || start.startsWith(text) || /^\s*(\{\}|\[\])?\s*$/.test(text);
 }
 
 /** Another machine's process can't be asked: it counts as alive. */
@@ -120,7 +134,7 @@ async function startOf(pid: number): Promise<string | undefined> {
 
 async function release(file: string, mine: Holder): Promise<void> {
   held.delete(mine.token);
-  if ((await read(file))?.token === mine.token) await rm(file, { force: true });
+  if ((await read(file, file).catch(() => undefined))?.token === mine.token) await rm(file, { force: true });
 }
 
 function refusal(path: string, file: string, { host, pid }: Holder) {

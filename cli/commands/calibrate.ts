@@ -3,14 +3,17 @@ import { inputError } from "../../core/errors.ts";
 import { calibrate as fit, type Calibration } from "../../model/gate/fit/calibrate.ts";
 import { type CalibrationPlan, planCalibration } from "../../model/gate/fit/plan.ts";
 import { KINDS } from "../../model/gate/fit/text.ts";
-import { writeGate } from "../../model/gate/file.ts";
-import { GATE_SUFFIX, gateFolder, sha256Of } from "../../model/gate/find.ts";
+import { CALIBRATION_STATE } from "../../model/gate/fit/state.ts";
+import { GATE_FILE, writeGate } from "../../model/gate/file.ts";
+import { GATE_SUFFIX, gateFolder, loadGate, sha256Of } from "../../model/gate/find.ts";
 import { loadModel } from "../../model/model.ts";
 import { autoThreads } from "../../model/threads.ts";
 import type { EngineOptions } from "./ask.ts";
 import { formatBytes, formatMs } from "../print/format.ts";
 import { EXIT, type Io } from "../io.ts";
 import { obtainModel } from "../obtain.ts";
+import { checkOutputs, writeWhole } from "../../runtime/output.ts";
+import { expectedPath, modelInputs, outputsOf } from "../outputs.ts";
 import { createProgress, type Progress } from "../print/progress.ts";
 import { tableText } from "../print/table.ts";
 
@@ -29,17 +32,18 @@ export interface CalibrateCommand extends EngineOptions {
 export async function calibrate(command: CalibrateCommand, io: Io): Promise<number> {
   const host = io.runtime.host!;
   const kinds = parseKinds(command.kinds);
-  const texts = await Promise.all(
-    (command.text ?? []).map(async (name) => ({ name: baseName(name), text: await io.runtime.readText(name) })),
-  );
+  if (command.out === undefined) await host.makeFolder(gateFolder(io.runtime));
+  let out = command.out ?? defaultOut(command.model, io);
+  await checkPlaces(out, command, io);
+  const texts = await readTexts(command.text ?? [], io);
   const progress = createProgress(io.interactive && !command.quiet), start = performance.now();
   try {
     const path = await obtainModel(command.model, io, progress, command);
-    const out = command.out ??
-      host.join(gateFolder(io.runtime), `${baseName(path).replace(/\.gguf$/, "")}${GATE_SUFFIX}`);
-    if (command.out === undefined) await host.makeFolder(gateFolder(io.runtime));
-    await checkWritable(out, io);
     const sha256 = await sha256Of(path, io.runtime);
+    if (command.out === undefined && await isOfAnother(out, sha256, io)) {
+      out = defaultOut(command.model, io, sha256);
+      await checkPlaces(out, command, io);
+    }
     await using model = await loadModel(path, io.runtime, {
       backend: command.backend,
       dense: command.dense,
@@ -52,7 +56,7 @@ export async function calibrate(command: CalibrateCommand, io: Io): Promise<numb
     });
     const { tokens, seed } = command;
     const plan = await planCalibration(model, io.runtime, { tokens, seed, kinds, texts });
-    const statePath = `${out}.state`;
+    const statePath = stateOf(out);
     const result = await fit(model, io.runtime, plan, {
       sha256,
       statePath,
@@ -60,7 +64,7 @@ export async function calibrate(command: CalibrateCommand, io: Io): Promise<numb
       onProgress: progressOf(progress, plan, model.config.layers),
     });
     const bytes = writeGate(result.info, result.gate);
-    await writeFile(out, bytes, io);
+    await writeWhole(io.runtime, out, bytes);
     await host.remove(statePath);
     progress.clear();
     const ms = performance.now() - start;
@@ -71,6 +75,38 @@ export async function calibrate(command: CalibrateCommand, io: Io): Promise<numb
   } finally {
     progress.clear();
   }
+}
+
+/** In the cache folder, called like the model's file; with the beginning of its hash where that name is another's. */
+function defaultOut(model: string, io: Io, sha256?: string): string {
+  const name = baseName(expectedPath(model, io)).replace(/\.gguf$/, "");
+  const own = sha256 === undefined ? name : `${name}-${sha256.slice(0, 12)}`;
+  return io.runtime.host!.join(gateFolder(io.runtime), `${own}${GATE_SUFFIX}`);
+}
+
+/** Two models may have files of one name: a gate there may be the other's. */
+async function isOfAnother(path: string, sha256: string, { runtime }: Io): Promise<boolean> {
+  if (await runtime.host!.info(path) === undefined) return false;
+  const gate = await loadGate(path, runtime).catch(() => undefined);
+  return gate !== undefined && gate.info.model.sha256 !== sha256;
+}
+
+/** Gate and state must find their places before the hours of work, not after. */
+async function checkPlaces(out: string, { model, text = [] }: CalibrateCommand, io: Io): Promise<void> {
+  const outputs = outputsOf([["--out", out, GATE_FILE], ["--out (.state)", stateOf(out), CALIBRATION_STATE]]);
+  const inputs = text.map((path) => ({ path, what: "a text" }));
+  await checkOutputs(io.runtime, outputs, [...inputs, ...modelInputs([model], io)]);
+}
+
+function stateOf(out: string): string {
+  return `${out}.state`;
+}
+
+/** Texts by their names; by their paths where two have one name. */
+async function readTexts(paths: readonly string[], { runtime }: Io): Promise<{ name: string; text: string }[]> {
+  const names = paths.map(baseName);
+  const nameOf = (i: number) => names.indexOf(names[i]) === names.lastIndexOf(names[i]) ? names[i] : paths[i];
+  return await Promise.all(paths.map(async (path, i) => ({ name: nameOf(i), text: await runtime.readText(path) })));
 }
 
 function parseKinds(text: string): typeof KINDS[number][] {
@@ -90,26 +126,6 @@ function progressOf(progress: Progress, plan: CalibrationPlan, layers: number) {
   const texts = plan.fit.length + plan.heldOut.length + plan.shifted.length;
   return (done: number, total: number) =>
     progress.update(`Calibrating, ${layers} layers × ${texts} texts`, done, total);
-}
-
-/** Told before the hours of work, not after. */
-async function checkWritable(path: string, { runtime }: Io): Promise<void> {
-  const host = runtime.host!, part = `${path}.part`;
-  await (await host.create(part, { named: path })).close();
-  await host.remove(part);
-}
-
-/** A whole file or none. */
-async function writeFile(path: string, bytes: Uint8Array, { runtime }: Io): Promise<void> {
-  const host = runtime.host!, part = `${path}.part`;
-  const sink = await host.create(part, { named: path });
-  try {
-    await sink.write(bytes);
-    await sink.sync();
-  } finally {
-    await sink.close();
-  }
-  await host.rename(part, path);
 }
 
 function withoutWeights({ info, coverage }: Calibration) {

@@ -14,8 +14,8 @@ import {
   parseLengths,
   splitList,
 } from "../../evaluate/sweep/plan.ts";
-import { ResultsFile } from "../../evaluate/results/results.ts";
-import { openTasks } from "../../evaluate/tasks/registry.ts";
+import { RESULTS, ResultsFile } from "../../evaluate/results/results.ts";
+import { openTasks, taskFiles } from "../../evaluate/tasks/registry.ts";
 import type { EngineOptions } from "./ask.ts";
 import { evaluateByQueue } from "./eval_queue.ts";
 import { formatMs } from "../print/format.ts";
@@ -23,6 +23,8 @@ import { hashOfFile } from "../hash.ts";
 import { EXIT, type Io } from "../io.ts";
 import { obtainModel } from "../obtain.ts";
 import { createProgress, type Progress } from "../print/progress.ts";
+import { checkOutputs } from "../../runtime/output.ts";
+import { inputsOf, modelInputs, outputsOf, policyInputs } from "../outputs.ts";
 import { VERSION } from "../version.ts";
 
 export interface EvalCommand extends Omit<EngineOptions, "model"> {
@@ -45,6 +47,7 @@ export interface EvalCommand extends Omit<EngineOptions, "model"> {
 /** Runs the command; returns the exit code. Refusals are thrown before any model is loaded where that is possible. */
 export async function evaluate(command: EvalCommand, io: Io): Promise<number> {
   try {
+    await checkResultsPlace(command, io);
     const { queue } = command;
     return await (queue === undefined ? evaluateHere(command, io) : evaluateByQueue({ ...command, queue }, io));
   } catch (error) {
@@ -55,6 +58,17 @@ export async function evaluate(command: EvalCommand, io: Io): Promise<number> {
       cause: error,
     });
   }
+}
+
+/** The results go where nothing is harmed: known before any of the inputs is read. */
+async function checkResultsPlace(command: EvalCommand, io: Io): Promise<void> {
+  const { out, tasks, models, policies, haystack, gate } = command;
+  await checkOutputs(io.runtime, outputsOf([["--out", out, RESULTS]]), [
+    ...taskFiles(splitList(tasks)).map((path) => ({ path, what: "a task" })),
+    ...modelInputs(splitList(models), io),
+    ...policyInputs(splitList(policies)),
+    ...inputsOf([["the haystack", haystack], ["the gate", gate]]),
+  ]);
 }
 
 async function evaluateHere(command: EvalCommand, io: Io): Promise<number> {

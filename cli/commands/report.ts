@@ -1,11 +1,21 @@
 /** `palisade report`: what a results file says, as a table, CSV, and one HTML file. */
 import { compareTo } from "../../evaluate/results/against.ts";
 import { settingOf } from "../../evaluate/report/charts.ts";
-import { cellsOf, intervalText, reportHtml } from "../../evaluate/report/html.ts";
+import { cellsOf, intervalText, PAGE, reportHtml } from "../../evaluate/report/html.ts";
 import { readResults, type ResultLine } from "../../evaluate/results/results.ts";
-import { csvOf, groupBy, type Row, SOLVED, summarise, type Summary } from "../../evaluate/results/summary.ts";
+import {
+  CSV_TABLE,
+  csvOf,
+  groupBy,
+  type Row,
+  SOLVED,
+  summarise,
+  type Summary,
+} from "../../evaluate/results/summary.ts";
 import { inputError } from "../../core/errors.ts";
+import { checkOutputs } from "../../runtime/output.ts";
 import { EXIT, type Io } from "../io.ts";
+import { outputsOf, writeText } from "../outputs.ts";
 
 export interface ReportCommand {
   readonly html?: string;
@@ -16,6 +26,11 @@ export interface ReportCommand {
 
 /** Runs the command; returns the exit code. Files are taken together, one line per id. */
 export async function report(paths: readonly string[], command: ReportCommand, io: Io): Promise<number> {
+  await checkOutputs(
+    io.runtime,
+    outputsOf([["--csv", command.csv, CSV_TABLE], ["--html", command.html, PAGE]]),
+    paths.map((path) => ({ path, what: "results" })),
+  );
   const byId = new Map<string, ResultLine>();
   for (const path of paths) {
     const { lines, torn } = await readResults(io.runtime, path);
@@ -26,13 +41,10 @@ export async function report(paths: readonly string[], command: ReportCommand, i
   const summary = summarise([...byId.values()]);
   refuseUnknownSample(summary, command.sample);
   refuseUnknownPolicy(summary, command.against);
-  if (command.csv !== undefined) await writeText(command.csv, csvOf(summary.rows), io);
+  if (command.csv !== undefined) await writeText(io, command.csv, csvOf(summary.rows));
   if (command.html !== undefined) {
-    await writeText(
-      command.html,
-      await reportHtml(summary, { sample: command.sample, source: paths.map(baseName).join(", ") }),
-      io,
-    );
+    const source = paths.map(baseName).join(", ");
+    await writeText(io, command.html, await reportHtml(summary, { sample: command.sample, source }));
   }
   io.out(command.against === undefined ? reportTables(summary) : againstTables(summary, command.against));
   return EXIT.ok;
@@ -55,15 +67,6 @@ function refuseUnknownPolicy({ lines }: Summary, policy: string | undefined): vo
   const names = new Set(lines.map((line) => line.asked.policy));
   if (names.has(policy)) return;
   throw inputError("report.against", `No results of "${policy}": there are ${[...names].join(", ")}`, "--against");
-}
-
-export async function writeText(path: string, text: string, { runtime }: Io): Promise<void> {
-  const sink = await runtime.host!.create(path);
-  try {
-    await sink.write(new TextEncoder().encode(text));
-  } finally {
-    await sink.close();
-  }
 }
 
 /** Width of the policy's column; longer names have a line to themselves, and the table fits 80 columns. */

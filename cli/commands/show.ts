@@ -2,7 +2,7 @@
 import { parseKeep } from "../../core/select/budget.ts";
 import { inputError } from "../../core/errors.ts";
 import { escapeHtml } from "../../evaluate/report/escape.ts";
-import { page } from "../../evaluate/report/html.ts";
+import { PAGE, page } from "../../evaluate/report/html.ts";
 import {
   type Colours,
   legendHtml,
@@ -18,7 +18,8 @@ import { type EngineOptions, startModel } from "./ask.ts";
 import { formatCount, formatShare } from "../print/format.ts";
 import { EXIT, type Io } from "../io.ts";
 import { createProgress } from "../print/progress.ts";
-import { writeText } from "./report.ts";
+import { checkOutputs } from "../../runtime/output.ts";
+import { modelInputs, outputsOf, policyInputs, writeText } from "../outputs.ts";
 
 export interface ShowCommand extends EngineOptions {
   readonly context: string;
@@ -32,6 +33,11 @@ export interface ShowCommand extends EngineOptions {
 
 /** Runs the command; returns the exit code. */
 export async function show(command: ShowCommand, io: Io): Promise<number> {
+  await checkOutputs(io.runtime, outputsOf([["--html", command.html, PAGE]]), [
+    { path: command.context, what: "the context" },
+    ...modelInputs([command.model], io),
+    ...policyInputs(command.policy === undefined ? [] : [command.policy]),
+  ]);
   const policy = command.policy === undefined ? undefined : await loadPolicy(command.policy, io.runtime);
   const keep = parseKeep(command.keep);
   const text = await io.runtime.readText(command.context);
@@ -52,7 +58,7 @@ export async function show(command: ShowCommand, io: Io): Promise<number> {
     `${formatCount(entries)} entries kept (${formatShare(kept, entries)})`;
   if (command.html !== undefined) {
     const body = `<h1>${escapeHtml(title)}</h1>\n${legendHtml(shading.heads)}\n${shadingHtml(shading)}`;
-    await writeText(command.html, page("palisade: what is kept", body), io);
+    await writeText(io, command.html, page("what is kept", body));
   }
   const colours = command.color === "auto" ? coloursOf(io) : command.color;
   io.out(`${shadingText(shading, colours)}${legendText(shading.heads, colours)}${title}\n`);

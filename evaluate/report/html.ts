@@ -4,6 +4,7 @@ import { type Chart, chartsOf, drawChart, settingOf } from "./charts.ts";
 import { escapeHtml } from "./escape.ts";
 import type { ResultLine } from "../results/results.ts";
 import { legendHtml, SHADING_CSS, shadingHtml } from "./shading.ts";
+import { kindByStart, type OutputKind } from "../../runtime/output.ts";
 import { groupBy, type Row, SOLVED, type Summary } from "../results/summary.ts";
 
 const CSS = `body{font:16px/1.4 sans-serif;max-width:75em;margin:2em auto;padding:0 1em;color:#222;background:#fff}
@@ -23,16 +24,21 @@ export interface HtmlOptions {
 export async function reportHtml(summary: Summary, options: HtmlOptions): Promise<string> {
   const charts = await Promise.all(chartsOf(summary.rows, summary.lines).map(figureOf));
   return page(
-    "palisade: what eviction costs",
+    "what eviction costs",
     `<h1>What eviction costs</h1>\n${introduction(summary, options.source)}\n${charts.join("\n")}\n` +
       `<h2>Scores</h2>\n${tables(summary.rows)}\n${contexts(summary.lines, options.sample)}`,
   );
 }
 
-/** A whole page around `body`. */
+const HEAD_START = `<!doctype html>\n<html lang="en"><head><meta charset="utf-8">` +
+  `<meta name="viewport" content="width=device-width"><title>palisade: `;
+
+/** A file that {@link page} may take the place of. */
+export const PAGE: OutputKind = kindByStart("a page of palisade", [HEAD_START]);
+
+/** A whole page around `body`; its title begins with `palisade: `. */
 export function page(title: string, body: string): string {
-  return `<!doctype html>\n<html lang="en"><head><meta charset="utf-8">` +
-    `<meta name="viewport" content="width=device-width"><title>${escapeHtml(title)}</title>\n` +
+  return `${HEAD_START}${escapeHtml(title)}</title>\n` +
     `<style>${CSS}</style></head><body>\n${body}\n</body></html>\n`;
 }
 

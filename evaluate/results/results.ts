@@ -3,14 +3,16 @@
  *
  * A *cell* is one (model, task, length, sample, policy, budget). Its `id` is a hash over everything its numbers depend
  * on, so a line is looked up, never recomputed. A process that dies while writing leaves a last line without its line
- * break; opening the file cuts it off, and that one cell is computed again.
+ * break; opening the file cuts it off, and that one cell is computed again. A file with anything else in it is not
+ * touched. Blank lines are read past.
  */
-import { inputError } from "../../core/errors.ts";
+import { inputError, PalisadeError } from "../../core/errors.ts";
 import type { CacheType } from "../../core/cache/entry_type.ts";
 import type { Budget, ParameterValues } from "../../core/policy/policy.ts";
 import type { Keep } from "../../core/select/budget.ts";
 import type { Finish } from "../../model/session.ts";
 import type { ByteSink, Runtime } from "../../runtime/interface.ts";
+import { openForAppending, type OutputKind, writeWhole } from "../../runtime/output.ts";
 import type { MetricName } from "../tasks/metrics.ts";
 import type { Shading } from "../report/shading.ts";
 
@@ -124,31 +126,65 @@ export interface ReadResults {
   readonly torn: boolean;
 }
 
+/** What `eval` may append to: every whole line is a result, and a torn last one begins like a result. */
+export const RESULTS: OutputKind = {
+  name: "results of palisade eval",
+  async problem(file) {
+    try {
+      parseResults(await file.read(0, file.size), file.name);
+      return undefined;
+    } catch (error) {
+      if (error instanceof PalisadeError && error.code === "results.damaged") return error.message;
+      throw error;
+    }
+  },
+};
+
 /**
  * The lines of a results file; a torn last line is left out.
- * @throws PalisadeError `file.*`, `text.not-utf8`, `results.damaged` for any other line that is no result.
+ * @throws PalisadeError `file.*`, `results.damaged` for a whole line that is no result, and for a torn one that can't
+ * become one.
  */
 export async function readResults(runtime: Runtime, path: string): Promise<ReadResults> {
   const source = await runtime.openFile(path);
-  let bytes: Uint8Array;
   try {
-    bytes = await source.read(0, source.size);
+    return parseResults(await source.read(0, source.size), path);
   } finally {
     await source.close();
   }
+}
+
+function parseResults(bytes: Uint8Array, path: string): ReadResults {
   const wholeBytes = bytes.lastIndexOf(0x0a) + 1;
   const texts = new TextDecoder().decode(bytes.subarray(0, wholeBytes)).split("\n").slice(0, -1);
   const byId = new Map<string, ResultLine>();
+  let count = 0;
   texts.forEach((text, i) => {
+    if (text.trim() === "") return;
     const line = parseLine(text, i + 1, path);
     if (!byId.has(line.id)) byId.set(line.id, line);
+    count++;
   });
-  return {
-    lines: [...byId.values()],
-    duplicates: texts.length - byId.size,
-    wholeBytes,
-    torn: wholeBytes < bytes.length,
-  };
+  const rest = new TextDecoder().decode(bytes.subarray(wholeBytes));
+  if (rest.trim() !== "" && !startsLikeOurs(rest)) throw damaged(texts.length + 1, path, "it is no result");
+  return { lines: [...byId.values()], duplicates: count - byId.size, wholeBytes, torn: rest !== "" };
+}
+
+/** How lines begin; # is a hexadecimal digit. */
+const STARTS = [`{"id":"${"#".repeat(32)}","format":${RESULT_FORMAT},`, `{"format":${RESULT_FORMAT},"id":"`];
+
+/** Whether a text without a line break may be what is there of a line that wasn't written to its end. */
+function startsLikeOurs(text: string): boolean {
+  return STARTS.some((start) =>
+    [...start].every((letter, i) => {
+      if (i >= text.length) return true;
+      return letter === "#" ? /[0-9a-f]/.test(text[i]) : letter === text[i];
+    })
+  );
+}
+
+function damaged(number: number, path: string, reason: string): PalisadeError {
+  return inputError("results.damaged", `Can't read line ${number} of ${path}: ${reason}`, path);
 }
 
 function parseLine(text: string, number: number, path: string): ResultLine {
@@ -158,7 +194,7 @@ function parseLine(text: string, number: number, path: string): ResultLine {
   } catch { /* said below */ }
   if (typeof line?.id === "string" && line.format === RESULT_FORMAT) return line as ResultLine;
   const reason = line?.format === undefined ? "it is no result" : `its format is ${line.format}, not ${RESULT_FORMAT}`;
-  throw inputError("results.damaged", `Can't read line ${number} of ${path}: ${reason}`, path);
+  throw damaged(number, path, reason);
 }
 
 /** A results file open for appending; nobody else can open it meanwhile. A new one without a line is removed again. */
@@ -186,11 +222,11 @@ export class ResultsFile implements AsyncDisposable {
   /** Opens or makes the file; a torn last line is cut off. PalisadeErrors as {@link readResults} and `Host.lock`. */
   static async open(runtime: Runtime, path: string): Promise<ResultsFile> {
     const host = runtime.host!;
-    const lock = await host.lock(path);
+    const lock = await lockOf(runtime, path);
     try {
       const read = await host.info(path) && await readResults(runtime, path);
       if (read?.torn) await cutOff(runtime, path, read.wholeBytes);
-      const sink = await host.create(path, { append: true });
+      const sink = await openForAppending(runtime, path);
       return new ResultsFile(read?.lines, sink, async (empty) => {
         if (empty) await host.remove(path);
         await lock[Symbol.asyncDispose]();
@@ -218,17 +254,23 @@ export class ResultsFile implements AsyncDisposable {
   }
 }
 
+/** One writer per file, by whatever link it was named. */
+async function lockOf({ host }: Runtime, path: string): Promise<AsyncDisposable> {
+  try {
+    return await host!.lock(await host!.realPath(path));
+  } catch (error) {
+    if (!(error instanceof PalisadeError)) throw error;
+    const { kind, code, message } = error;
+    throw new PalisadeError(kind, code, message, { where: path, cause: error });
+  }
+}
+
 /** Replaces the file by its first `bytes` bytes, in one step. */
 async function cutOff(runtime: Runtime, path: string, bytes: number): Promise<void> {
-  const host = runtime.host!;
   const source = await runtime.openFile(path);
-  const sink = await host.create(`${path}.mended`);
   try {
-    await sink.write(await source.read(0, bytes));
-    await sink.sync();
+    await writeWhole(runtime, path, await source.read(0, bytes));
   } finally {
-    await sink.close();
     await source.close();
   }
-  await host.rename(`${path}.mended`, path);
 }

@@ -1,6 +1,7 @@
 /** From the lines of a results file to the rows of a report. */
 import { bootstrapMean, type Interval, mean } from "./bootstrap.ts";
 import type { ResultLine } from "./results.ts";
+import { kindByStart, type OutputKind } from "../../runtime/output.ts";
 
 /** A task counts as solved when the full cache scores this much on this many samples. */
 export const SOLVED = { score: 60, samples: 20 } as const;
@@ -146,32 +147,36 @@ export function groupBy<T>(items: readonly T[], key: (item: T) => string): Map<s
   return groups;
 }
 
+const COLUMNS = [
+  "model",
+  "protocol",
+  "length",
+  "task",
+  "policy",
+  "keep",
+  "samples",
+  "score",
+  "full",
+  "loss",
+  "loss_low",
+  "loss_high",
+  "held",
+  "lost",
+  "accidental",
+  "kl",
+  "bytes",
+];
+
+/** A file that {@link csvOf} may take the place of. */
+export const CSV_TABLE: OutputKind = kindByStart("a table of palisade report", [COLUMNS.slice(0, 8).join(",")]);
+
 /** The rows as CSV (RFC 4180), numbers unrounded. */
 export function csvOf(rows: readonly Row[]): string {
-  const columns = [
-    "model",
-    "protocol",
-    "length",
-    "task",
-    "policy",
-    "keep",
-    "samples",
-    "score",
-    "full",
-    "loss",
-    "loss_low",
-    "loss_high",
-    "held",
-    "lost",
-    "accidental",
-    "kl",
-    "bytes",
-  ];
   const cells = rows.map(({ interval, ...row }) => {
     const all: Record<string, unknown> = { ...row, loss_low: interval?.low ?? "", loss_high: interval?.high ?? "" };
-    return columns.map((name) => quoted(all[name] ?? ""));
+    return COLUMNS.map((name) => quoted(all[name] ?? ""));
   });
-  return [columns, ...cells].map((line) => `${line.join(",")}\r\n`).join("");
+  return [COLUMNS, ...cells].map((line) => `${line.join(",")}\r\n`).join("");
 }
 
 function quoted(value: unknown): string {

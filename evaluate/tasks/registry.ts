@@ -22,6 +22,11 @@ export async function openTasks(names: readonly string[], runtime: Runtime): Pro
   return [...tasks.values()];
 }
 
+/** The files among the names of `--tasks`. */
+export function taskFiles(names: readonly string[]): string[] {
+  return names.flatMap((name) => /^(?:qa|jsonl):(.*)$/s.exec(name)?.[1] ?? []);
+}
+
 async function open(name: string, runtime: Runtime): Promise<readonly Task[]> {
   if (name === "ruler") return rulerTasks;
   if (name.startsWith("qa:")) return [await openQa(runtime, name.slice(3))];

@@ -3,7 +3,7 @@
  * once its SHA-256 was checked (`store/part.ts`); a note beside it (`store/verified.ts`) says so, and as long as the
  * file has that size and time, using it needs no second look.
  */
-import { PalisadeError, resourceError } from "../../core/errors.ts";
+import { inputError, PalisadeError, resourceError } from "../../core/errors.ts";
 import type { Host, Runtime } from "../../runtime/interface.ts";
 import { fetchFromHub } from "./hub.ts";
 import { adoptOrphans, hashFile, PartFile } from "./part.ts";
@@ -136,8 +136,11 @@ export async function pullModel(name: string, runtime: Runtime, options: PullOpt
   const path = modelPath(name, runtime, options);
   const info = await host.info(path);
   if (info?.size === model.size && await isPinned(model, path, runtime, host)) {
-    await noteVerified(model, path, info, host);
+    await noteVerified(model, path, info, runtime);
     return path;
+  }
+  if (info && info.kind !== "file") {
+    throw inputError("file.is-folder", `Can't fetch ${name} to ${path}: there is something else of that name`, path);
   }
   if (options.offline) throw offlineError(model, path, info !== undefined);
   try {
@@ -177,7 +180,7 @@ async function fetchModel(model: NamedModel, runtime: Runtime, host: Host, optio
     try {
       const path = await fetchIt();
       await host.remove(`${path}.part`);
-      await noteVerified(model, path, await host.info(path), host);
+      await noteVerified(model, path, await host.info(path), runtime);
       return path;
     } catch (error) {
       options.signal?.throwIfAborted();

@@ -5,6 +5,7 @@
  */
 import { PalisadeError } from "../../core/errors.ts";
 import type { FileInfo, Host, Runtime } from "../../runtime/interface.ts";
+import { writeWhole } from "../../runtime/output.ts";
 import type { NamedModel } from "./registry.ts";
 
 /** Far more than a note takes. */
@@ -36,16 +37,11 @@ export async function noteVerified(
   model: NamedModel,
   path: string,
   info: FileInfo | undefined,
-  host: Host,
+  runtime: Runtime,
 ): Promise<void> {
   if (info === undefined) return;
   try {
-    const sink = await host.create(noteOf(path));
-    try {
-      await sink.write(new TextEncoder().encode(textOf(model, info)));
-    } finally {
-      await sink.close();
-    }
+    await writeWhole(runtime, noteOf(path), new TextEncoder().encode(textOf(model, info)));
   } catch (error) {
     if (!(error instanceof PalisadeError)) throw error;
   }

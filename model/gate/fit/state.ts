@@ -3,6 +3,7 @@
  * Written beside its final name and renamed, so that a file that is there is whole.
  */
 import type { Runtime } from "../../../runtime/interface.ts";
+import { type OutputKind, writeWhole } from "../../../runtime/output.ts";
 import type { LayerFit } from "./layer.ts";
 
 /** Eight bytes: the length of the JSON head that follows; then the hidden states as float32, one after another. */
@@ -15,6 +16,14 @@ interface Head {
 
 /** Head larger than any model's fits: 128 layers × 16 heads × 16384 weights as decimal text. */
 const MAX_HEAD = 2 ** 30;
+
+/** What a state may take the place of. */
+export const CALIBRATION_STATE: OutputKind = {
+  name: "the state of a calibration",
+  async problem(file) {
+    return await readHead(file.size, (offset, length) => file.read(offset, length)) ? undefined : "it begins otherwise";
+  },
+};
 
 /**
  * Restores the hidden states into `states` and returns the layers that are fitted; none when there is no file, or one
@@ -65,19 +74,9 @@ export async function save(
   head: { readonly fingerprint: string; readonly layers: readonly LayerFit[] },
   states: readonly Float32Array[],
 ): Promise<void> {
-  const host = runtime.host!;
   const text = new TextEncoder().encode(JSON.stringify({ ...head, lengths: states.map(({ length }) => length) }));
   const length = new Uint8Array(8);
   new DataView(length.buffer).setBigUint64(0, BigInt(text.length), true);
-  const sink = await host.create(`${path}.part`);
-  try {
-    await sink.write(length);
-    await sink.write(text);
-    for (const { buffer, byteOffset, byteLength } of states) {
-      await sink.write(new Uint8Array(buffer, byteOffset, byteLength));
-    }
-  } finally {
-    await sink.close();
-  }
-  await host.rename(`${path}.part`, path);
+  const floats = states.map(({ buffer, byteOffset, byteLength }) => new Uint8Array(buffer, byteOffset, byteLength));
+  await writeWhole(runtime, path, [length, text, ...floats]);
 }

@@ -1,0 +1,156 @@
+/**
+ * The one place that opens output files. No output harms a file that isn't ours:
+ *
+ * - {@link checkOutputs} refuses, before anything is read, loaded or fetched, an output that is also an input or another
+ *   output (compared by the real file), and one whose place is taken by a file of another kind;
+ * - {@link writeWhole} writes beside the target and renames, so that a file is the old one or the new one, whole;
+ * - {@link openForAppending} is for files that grow line by line.
+ */
+import { inputError, PalisadeError } from "../core/errors.ts";
+import type { ByteSink, ByteSource, Host, Runtime } from "./interface.ts";
+
+/** A kind of file that we write, and so may replace or go on in. */
+export interface OutputKind {
+  /** In messages, e.g. `a table of palisade report`. */
+  readonly name: string;
+  /** Why a file that is there is none of this kind; undefined when it is one. Never asked about empty files. */
+  problem(file: ByteSource): Promise<string | undefined>;
+}
+
+export interface Output {
+  readonly path: string;
+  /** The option that names it, e.g. `--csv`. */
+  readonly where: string;
+  readonly kind: OutputKind;
+}
+
+export interface Input {
+  /** `-` is standard input. */
+  readonly path: string;
+  /** What it is read as, e.g. `the context`. */
+  readonly what: string;
+}
+
+/** A kind that is known by how its files begin. `starts`: any of them. */
+export function kindByStart(name: string, starts: readonly string[]): OutputKind {
+  const longest = Math.max(...starts.map((start) => start.length));
+  return {
+    name,
+    async problem(file) {
+      const bytes = await file.read(0, Math.min(file.size, 3 * longest));
+      const text = new TextDecoder().decode(bytes);
+      return starts.some((start) => text.startsWith(start)) ? undefined : "it begins otherwise";
+    },
+  };
+}
+
+/**
+ * Refuses outputs that would harm something. Reads nothing but what stands in the outputs' places.
+ * @throws PalisadeError input `output.is-input`, `output.twice`, `output.foreign`; `file.*` where nothing can be written.
+ */
+export async function checkOutputs(
+  runtime: Runtime,
+  outputs: readonly Output[],
+  inputs: readonly Input[],
+): Promise<void> {
+  const host = runtime.host!;
+  const read = new Map<string, string>(), written = new Map<string, string>();
+  for (const { path, what } of inputs) for (const key of await keysOf(host, path)) read.set(key, what);
+  for (const output of outputs) {
+    const { path, where } = output;
+    if (path === "") throw inputError("file.not-found", `Can't write a file: ${where} is empty`, where);
+    if ((await host.info(path))?.kind === "other") continue; // a pipe or device takes what it is given
+    const keys = await keysOf(host, path);
+    const input = firstOf(read, keys), other = firstOf(written, keys);
+    if (input) refuse("is-input", output, `it is also read, as ${input}`);
+    if (other) refuse("twice", output, `${other} is the same file`);
+    for (const key of keys) written.set(key, where);
+    await checkPlace(runtime, host, output);
+  }
+}
+
+function firstOf(known: ReadonlyMap<string, string>, keys: readonly string[]): string | undefined {
+  return keys.map((key) => known.get(key)).find((name) => name !== undefined);
+}
+
+/** What tells a file from others: its real path, also when it is still to be made, and the file itself. */
+async function keysOf(host: Host, path: string): Promise<string[]> {
+  if (path === "-") path = "/dev/stdin"; // a file may have been sent there
+  try {
+    const [identity, real] = [await host.identity(path), await host.realPath(path)];
+    return identity === undefined ? [real] : [identity, real];
+  } catch (error) {
+    // Who reads or writes it says what is wrong.
+    if (error instanceof PalisadeError) return [];
+    throw error;
+  }
+}
+
+function refuse(code: string, { path, where }: Output, reason: string): never {
+  throw inputError(`output.${code}`, `Can't write ${where} ${path}: ${reason}; name another file`, where);
+}
+
+/** What is there must be ours, and something can be written. */
+async function checkPlace(runtime: Runtime, host: Host, output: Output): Promise<void> {
+  const { path, kind } = output, found = await host.info(path);
+  if (found?.kind === "file" && found.size > 0) {
+    const problem = await problemOf(runtime, path, kind);
+    if (problem) refuse("foreign", output, `the file that is there is not ${kind.name} (${problem})`);
+  }
+  // A file that may not be written stays as it is, although its folder would let it be replaced.
+  if (found) await (await host.create(path, { append: true })).close();
+  const part = besideOf(await host.realPath(path));
+  await (await host.create(part, { named: path, temporary: true })).close();
+  await host.remove(part);
+}
+
+async function problemOf(runtime: Runtime, path: string, kind: OutputKind): Promise<string | undefined> {
+  const source = await runtime.openFile(path);
+  try {
+    return await kind.problem(source);
+  } finally {
+    await source.close();
+  }
+}
+
+/** A name of its own in the same folder. */
+function besideOf(path: string): string {
+  return path.replace(/[^/\\]*$/, `.palisade-${crypto.randomUUID()}.part`);
+}
+
+/**
+ * Writes a file whole, or leaves what was there: beside it first, to the disk, then under its name. Links stay links.
+ * @throws PalisadeError `file.*`, naming `path`; nothing is left then.
+ */
+export async function writeWhole(
+  runtime: Runtime,
+  path: string,
+  content: Uint8Array | readonly Uint8Array[],
+): Promise<void> {
+  const host = runtime.host!, parts = content instanceof Uint8Array ? [content] : content;
+  if ((await host.info(path))?.kind === "other") return await fill(await host.create(path), parts);
+  const real = await host.realPath(path), part = besideOf(real);
+  const sink = await host.create(part, { named: path, temporary: true, like: real });
+  try {
+    await fill(sink, parts, true);
+    if (!await host.rename(part, real)) throw new Error(`${part} was removed by someone else`);
+  } catch (error) {
+    await host.remove(part);
+    throw error;
+  }
+  await host.syncFolder(real);
+}
+
+async function fill(sink: ByteSink, parts: readonly Uint8Array[], sync = false): Promise<void> {
+  try {
+    for (const part of parts) await sink.write(part);
+    if (sync) await sink.sync();
+  } finally {
+    await sink.close();
+  }
+}
+
+/** Opens a file at its end, or makes it. PalisadeErrors as `Host.create`. */
+export function openForAppending(runtime: Runtime, path: string): Promise<ByteSink> {
+  return runtime.host!.create(path, { append: true });
+}
