@@ -62,7 +62,7 @@ for (const group of groups.filter(({ sample }) => sample >= Number(values.first)
 
   const answer = async ({ kept }: CollectedCase) => {
     if (kept === undefined) return full;
-    using cache = forkCache(collected.cache, kept);
+    using cache = await forkCache(collected.cache, kept);
     return await answerBeside(model, cache, asked, full, answering);
   };
   const everything = Array.from({ length: layers }, () => Array.from({ length: kvHeads }, () => [...ids.keys()]));

@@ -32,11 +32,11 @@ function floats(count: number, seed: number): Float32Array {
 }
 
 /** Fewest milliseconds of at least three calls and 0.3 s; `prepare` is not timed. */
-async function least<T>(prepare: () => T, call: (prepared: T) => Promise<void>): Promise<number> {
+async function least<T>(prepare: () => T | Promise<T>, call: (prepared: T) => Promise<void>): Promise<number> {
   let best = Infinity;
   const end = performance.now() + 300;
   for (let i = 0; i < 3 || performance.now() < end; i++) {
-    const prepared = prepare(), start = performance.now();
+    const prepared = await prepare(), start = performance.now();
     await call(prepared);
     best = Math.min(best, performance.now() - start);
   }
@@ -74,7 +74,10 @@ async function costs(backend: Backend, length: number): Promise<Cost> {
   const copies: LayerRows[] = [];
   const cost = {
     length,
-    evict: await least(() => copies[copies.push(full.clone()) - 1], (rows) => evict(backend, rows, queries, length)),
+    evict: await least(
+      async () => copies[copies.push(await full.clone()) - 1],
+      (rows) => evict(backend, rows, queries, length),
+    ),
     l1: await norms("l1"),
     l2: await norms("l2"),
   };

@@ -106,7 +106,7 @@ export async function openContext(model: Model, text: string, options: ContextOp
   );
   const { figures, worstCase, gate, foretold } = result;
   const plan = foretell ? withForetold(planned, { known: foretold!, score: gate!.score.bind(gate) }) : planned;
-  if (plan.positions === "rerotate") cache.realign(model.config.rope);
+  if (plan.positions === "rerotate") await cache.realign(model.config.rope);
   return {
     cache,
     policy,

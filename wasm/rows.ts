@@ -1,5 +1,11 @@
 /** Keys and values of one layer in the kernels' memory: checks and copies; the arithmetic is the kernels' or `core`'s. */
-import type { AttentionOutputs, BackendMemory, DecodeOutputs, LayerRows } from "../core/backend/interface.ts";
+import type {
+  AttentionOutputs,
+  BackendMemory,
+  CopiedRows,
+  DecodeOutputs,
+  LayerRows,
+} from "../core/backend/interface.ts";
 import { CACHE_TYPES, type CacheType, entryBytes, unstorable } from "../core/cache/entry_type.ts";
 import type { Needs, NormKind, Observation, Reduction } from "../core/policy/policy.ts";
 import { checkRotation, type KeyRotation, rotateRows } from "../core/measure/rotation.ts";
@@ -208,14 +214,15 @@ export class WasmRows implements LayerRows {
     this.#resized(wanted);
   }
 
-  rotateKeys(moves: readonly Int32Array[], rotation: KeyRotation): void {
+  // deno-lint-ignore require-await -- bad moves must reject, not throw
+  async rotateKeys(moves: readonly Int32Array[], rotation: KeyRotation): Promise<void> {
     this.#alive();
     if (moves.length !== this.#lengths.length || moves.some((list, h) => list.length !== this.#lengths[h])) {
       throw new RangeError(`Cannot turn keys by ${moves.map(({ length }) => length)} moves: want ${this.#lengths}`);
     }
     checkRotation(this.shape.headDim, rotation);
     const heads = moves.map((list, h) => {
-      const rows = this.copyRows(h);
+      const rows = this.copyNow(h);
       rotateRows(rows.keys, this.shape.headDim, list, rotation);
       return rows;
     });
@@ -223,11 +230,12 @@ export class WasmRows implements LayerRows {
     this.fill(heads);
   }
 
-  clone(): WasmRows {
+  // deno-lint-ignore require-await -- as above
+  async clone(): Promise<WasmRows> {
     this.#alive();
     const twin = new WasmRows(this.#kernels, this.#meter, this.shape, 0, this.type, this.#whole);
     try {
-      twin.fill(Array.from(this.#lengths, (_, h) => this.copyRows(h)));
+      twin.fill(Array.from(this.#lengths, (_, h) => this.copyNow(h)));
     } catch (error) {
       twin.free();
       throw error;
@@ -235,7 +243,13 @@ export class WasmRows implements LayerRows {
     return twin;
   }
 
-  copyRows(kvHead: number, wanted?: Int32Array): { keys: Float32Array; values: Float32Array } {
+  // deno-lint-ignore require-await -- as above
+  async copyRows(kvHead: number, wanted?: Int32Array): Promise<CopiedRows> {
+    return this.copyNow(kvHead, wanted);
+  }
+
+  /** `copyRows`, at once. */
+  copyNow(kvHead: number, wanted?: Int32Array): CopiedRows {
     const handle = this.#alive(), length = this.length(kvHead);
     const count = wanted?.length ?? length, floats = count * this.shape.headDim;
     return this.#kernels.withBuffers((buffers) => {
@@ -253,7 +267,7 @@ export class WasmRows implements LayerRows {
    * Gives empty heads their rows, `[length, headDim]` each, as `copyRows` gave them. The kernels append to all heads alike, so it goes page by
    * page: heads that have ended take zeros, which are dropped again.
    */
-  fill(heads: readonly { keys: Float32Array; values: Float32Array }[]): void {
+  fill(heads: readonly CopiedRows[]): void {
     const { headDim } = this.shape;
     const ends = heads.map(({ keys }) => keys.length / headDim);
     const longest = Math.max(...ends);
@@ -313,11 +327,11 @@ export class WasmRows implements LayerRows {
     });
   }
 
-  #allRows(length: number): { keys: Float32Array; values: Float32Array } {
+  #allRows(length: number): CopiedRows {
     const { kvHeads, headDim } = this.shape, each = length * headDim;
     const [keys, values] = [new Float32Array(kvHeads * each), new Float32Array(kvHeads * each)];
     for (let head = 0; head < kvHeads; head++) {
-      const rows = this.copyRows(head);
+      const rows = this.copyNow(head);
       keys.set(rows.keys, head * each);
       values.set(rows.values, head * each);
     }

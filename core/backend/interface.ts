@@ -2,8 +2,13 @@
  * The narrow waist: what a backend must do, and nothing about how.
  *
  * One backend holds the keys and values of every layer, ragged: each KV head has its own number of rows. Row order
- * is insertion order; positions are the cache's business (`cache/`). All floats are float32 at this border. Methods
- * that compute return promises because a GPU answers later; the plain backends resolve at once.
+ * is insertion order; positions are the cache's business (`cache/`). All floats are float32 at this border.
+ *
+ * A device answers later, so whatever hands back data, or needs the device to have finished, returns a promise; the
+ * plain backends resolve at once. `append`, `compact`, `truncate` and `free` hand nothing back: they refuse a bad input
+ * at once, and are carried out in the order of the calls, before any call made after them. A device that fails at one of
+ * them (no memory, lost) may say so at once, or in the next promise that the same rows give. Lengths and bytes are known
+ * on this side.
  */
 import type { CacheType } from "../cache/entry_type.ts";
 import type { LinearGate } from "../measure/gate_scores.ts";
@@ -32,8 +37,11 @@ export interface Backend extends Disposable {
   createRows(shape: AttentionShape, reserve: number, type?: CacheType): LayerRows;
   /** The exact top n of one or many segments; semantics in `core/select/select.ts`. */
   select(input: SelectionInput): Promise<Int32Array[]>;
-  /** Scores of a linear gate, `[count, heads]`, from `hidden`, `[count, width]`; formula in `core/measure/gate_scores.ts`. */
-  gateScores(gate: LinearGate, hidden: Float32Array, count: number): Promise<Float32Array>;
+  /**
+   * Scores of a linear gate, `[count, heads]`, from `hidden`, `[count, width]`; formula in `core/measure/gate_scores.ts`.
+   * Callers go through `scoreByGate` (`core/backend/gate.ts`), which computes them itself where a backend doesn't.
+   */
+  gateScores?(gate: LinearGate, hidden: Float32Array, count: number): Promise<Float32Array>;
 }
 
 export interface AttentionOutputs {
@@ -54,7 +62,16 @@ export interface DecodeOutputs {
   readonly probabilities?: Float32Array[];
 }
 
-/** Keys and values of one layer. Throws RangeError on any shape, length or index that does not fit. */
+/** One head's keys and values, `[rows, headDim]` each. */
+export interface CopiedRows {
+  readonly keys: Float32Array;
+  readonly values: Float32Array;
+}
+
+/**
+ * Keys and values of one layer. Any shape, length or index that does not fit is a RangeError: thrown where a method hands
+ * nothing back, the promise's where it returns one.
+ */
 export interface LayerRows {
   readonly shape: AttentionShape;
   /** What `append` rounds keys and values to; everything else sees them as stored. */
@@ -115,16 +132,16 @@ export interface LayerRows {
    * per head, `[length]`. Values and row order stay; keys of a narrower type than f32 are rounded anew. Rows that a
    * failure leaves half turned must be freed.
    */
-  rotateKeys(moves: readonly Int32Array[], rotation: KeyRotation): void;
+  rotateKeys(moves: readonly Int32Array[], rotation: KeyRotation): Promise<void>;
 
   /** Rows of their own with the same content and type; both go on independently. */
-  clone(): LayerRows;
+  clone(): Promise<LayerRows>;
 
   /**
    * One head's rows as stored, in float32, `[length, headDim]` each; or only the `wanted` ones, `[wanted, headDim]`,
    * indices into its rows in any order. Appending them stores the same. For forks, oracles, certificates and snapshots.
    */
-  copyRows(kvHead: number, wanted?: Int32Array): { keys: Float32Array; values: Float32Array };
+  copyRows(kvHead: number, wanted?: Int32Array): Promise<CopiedRows>;
 
   /** Gives the memory back. The object can't be used afterwards. */
   free(): void;

@@ -5,14 +5,13 @@
 import { softmaxRow } from "../measure/attention.ts";
 import { type CacheType, entryBytes, storable, unstorable } from "../cache/entry_type.ts";
 import { ln } from "../measure/exp.ts";
-import { gateScores } from "../measure/gate_scores.ts";
 import { observeWindow } from "../measure/observe.ts";
 import type { Needs, NormKind, Observation } from "../policy/policy.ts";
 import { checkRotation, type KeyRotation, rotateRows } from "../measure/rotation.ts";
 import { type SelectionInput, selectTop } from "../select/select.ts";
 import type { AttentionShape } from "../shape.ts";
 import { valueNorms } from "../measure/value_norms.ts";
-import type { AttentionOutputs, Backend, BackendMemory, DecodeOutputs, LayerRows } from "./interface.ts";
+import type { AttentionOutputs, Backend, BackendMemory, CopiedRows, DecodeOutputs, LayerRows } from "./interface.ts";
 import { StoredRows } from "./stored_rows.ts";
 
 /** Capacity grows in steps of this many rows; more spare rows than this are given back. */
@@ -28,8 +27,6 @@ export function createReferenceBackend(): Backend {
     createRows: (shape, reserve, type = "f32") => new ReferenceRows(shape, reserve, type, meter),
     // deno-lint-ignore require-await -- a bad input must reject, not throw
     select: async (input: SelectionInput) => selectTop(input),
-    // deno-lint-ignore require-await -- as above
-    gateScores: async (gate, hidden, count) => gateScores(gate, hidden, count),
     [Symbol.dispose]: () => {},
   };
 }
@@ -251,7 +248,8 @@ class ReferenceRows implements LayerRows {
     this.#heads.forEach((head, h) => head.truncate(lengths[h]));
   }
 
-  rotateKeys(moves: readonly Int32Array[], rotation: KeyRotation): void {
+  // deno-lint-ignore require-await -- bad moves must reject, not throw
+  async rotateKeys(moves: readonly Int32Array[], rotation: KeyRotation): Promise<void> {
     this.#checkAlive();
     checkMoves(moves, this.#heads.map(({ length }) => length));
     checkRotation(this.shape.headDim, rotation);
@@ -262,14 +260,16 @@ class ReferenceRows implements LayerRows {
     });
   }
 
-  clone(): LayerRows {
+  // deno-lint-ignore require-await -- as above
+  async clone(): Promise<LayerRows> {
     this.#checkAlive();
     const twin = new ReferenceRows(this.shape, 0, this.type, this.#meter);
     twin.#heads.forEach((head, h) => head.copyFrom(this.#heads[h]));
     return twin;
   }
 
-  copyRows(kvHead: number, wanted?: Int32Array): { keys: Float32Array; values: Float32Array } {
+  // deno-lint-ignore require-await -- as above
+  async copyRows(kvHead: number, wanted?: Int32Array): Promise<CopiedRows> {
     const { keys, values, length } = this.#head(kvHead);
     if (!wanted) return { keys: keys.slice(), values: values.slice() };
     const outside = wanted.find((row) => row < 0 || row >= length);

@@ -160,7 +160,7 @@ export class CacheLimit {
       for (let head = 0; head < kvHeads; head++) kept.push(await this.#keep(layer, head));
       this.#cache.compact(layer, kept);
     }
-    if (this.#options.realign) this.#cache.realign(this.#options.realign);
+    if (this.#options.realign) await this.#cache.realign(this.#options.realign);
     this.#evictions++;
   }
 

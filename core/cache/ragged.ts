@@ -149,22 +149,24 @@ export class RaggedCache implements Disposable {
    * P being the longest head's entries; the next token is at P. Keys turn with them. True positions stay.
    * A cache whose backend fails on the way must be disposed of.
    */
-  realign(rotation: KeyRotation): void {
+  async realign(rotation: KeyRotation): Promise<void> {
     const next = Math.max(...this.#positions.flat().map(({ length }) => length));
     this.#logical ??= this.#positions.map((heads) => heads.map((list) => list.copy()));
-    this.#logical.forEach((heads, layer) => {
+    for (const [layer, heads] of this.#logical.entries()) {
       const moves = heads.map((list) => list.moveTo(next - list.length));
-      if (moves.some((list) => list.some((move) => move !== 0))) this.rows(layer).rotateKeys(moves, rotation);
-    });
+      if (moves.some((list) => list.some((move) => move !== 0))) await this.rows(layer).rotateKeys(moves, rotation);
+    }
     this.#shift += this.position - next;
     this.position = next;
   }
 
   /** A cache of its own with the same entries, positions and counters; its byte peak starts anew. */
-  fork(): RaggedCache {
+  async fork(): Promise<RaggedCache> {
     const twin = new RaggedCache(this.backend, this.shape, this.type);
     try {
-      this.#rows.forEach((rows, layer) => twin.#rows[layer] = rows && new LateRows(rows.settled().clone()));
+      for (const [layer, rows] of this.#rows.entries()) {
+        if (rows) twin.#rows[layer] = new LateRows(await rows.settled().clone());
+      }
     } catch (error) {
       twin[Symbol.dispose]();
       throw error;

@@ -8,7 +8,7 @@
  * Memory: the full cache, the kept positions of each case (four bytes an entry), for policies whose layers compete
  * the scores that are still in the race, and in {@link forkCache} one fork and one layer's kept rows. One fork at a time.
  */
-import { RaggedCache } from "../../core/cache/ragged.ts";
+import { type HeadRows, RaggedCache } from "../../core/cache/ragged.ts";
 import { Eviction, keepsAll, type Selector } from "../../core/select/eviction.ts";
 import type { CacheType } from "../../core/cache/entry_type.ts";
 import { type Keep, resolveBudget } from "../../core/select/budget.ts";
@@ -127,14 +127,21 @@ export async function collect(
  * A cache of its own that holds only the kept entries; `full`, which must be whole, is left as it is. Layer by layer,
  * so that copies of one layer's kept rows are held beside the fork, never of all.
  */
-export function forkCache(full: RaggedCache, kept: readonly (readonly Int32Array[])[]): RaggedCache {
+export async function forkCache(
+  full: RaggedCache,
+  kept: readonly (readonly Int32Array[])[],
+): Promise<RaggedCache> {
   const { backend, shape, type } = full;
   const fork = new RaggedCache(backend, shape, type);
   try {
     for (let layer = 0; layer < shape.layers; layer++) {
       const rows = full.rows(layer);
       // In a whole cache a row's index is its position.
-      fork.fill(layer, kept[layer].map((positions, head) => ({ ...rows.copyRows(head, positions), positions })));
+      const heads: HeadRows[] = [];
+      for (const [head, positions] of kept[layer].entries()) {
+        heads.push({ ...await rows.copyRows(head, positions), positions });
+      }
+      fork.fill(layer, heads);
     }
     fork.advance(full.position);
     return fork;

@@ -93,7 +93,7 @@ export async function* runGroup(
   for (const [i, cell] of missing.entries()) {
     options.onStep?.("answering, cell", i, missing.length);
     const evicted = sharesPrefill(cell.policy)
-      ? fork(collected, shared.indexOf(cell))
+      ? await fork(collected, shared.indexOf(cell))
       : await readAlone(model, prompt.context, cell, options);
     try {
       const answer = evicted.cache === collected.cache
@@ -220,11 +220,11 @@ interface Evicted {
 }
 
 /** The full cache itself when everything stays, a copy of what stays otherwise. */
-function fork(collected: Collected, at: number): Evicted {
+async function fork(collected: Collected, at: number): Promise<Evicted> {
   const { kept, evictMs } = collected.cases[at];
   if (kept === undefined) return { cache: collected.cache, evictMs, forkMs: 0 };
   const start = performance.now();
-  const cache = forkCache(collected.cache, kept);
+  const cache = await forkCache(collected.cache, kept);
   return { cache, evictMs, forkMs: performance.now() - start };
 }
 

@@ -89,7 +89,7 @@ export async function answer(
       "--question",
     );
   }
-  using turn = openTurn(model, context, asked, plan);
+  using turn = await openTurn(model, context, asked, plan);
   const { cache, limit } = turn;
   const text = tokenizer.stream();
   const ids: number[] = [];
@@ -156,7 +156,12 @@ interface Turn extends Disposable {
  * Without a cap that is the context's own cache, trimmed afterwards, which costs nothing. What a cap evicts can't be
  * trimmed back, so there it is a copy: every question starts from the same context, whatever was asked before.
  */
-function openTurn(model: Model, context: RaggedCache, asked: readonly number[], plan: DecodePlan): Turn {
+async function openTurn(
+  model: Model,
+  context: RaggedCache,
+  asked: readonly number[],
+  plan: DecodePlan,
+): Promise<Turn> {
   const { maxCache, positions } = plan;
   if (!maxCache) {
     const mark = context.mark();
@@ -164,7 +169,7 @@ function openTurn(model: Model, context: RaggedCache, asked: readonly number[], 
   }
   const { contextLength, rope } = model.config;
   const ahead = controlPositions(asked, model.tokenizer).map((at) => context.seen + at);
-  const cache = context.fork();
+  const cache = await context.fork();
   try {
     const limit = new CacheLimit(cache, {
       ...maxCache,

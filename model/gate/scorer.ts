@@ -1,4 +1,5 @@
 /** Gate scores from hidden states: one small product per token, layer and KV head. */
+import { scoreByGate } from "../../core/backend/gate.ts";
 import type { Backend } from "../../core/backend/interface.ts";
 import type { LinearGate } from "../../core/measure/gate_scores.ts";
 import type { ModelConfig } from "../config.ts";
@@ -49,7 +50,7 @@ export class GateScorer {
 
   /** Scores of `count` tokens from `hidden`, `[count, width]`: `[count, kvHeads]`, natural logarithms. */
   score(layer: number, hidden: Float32Array, count: number): Promise<Float32Array> {
-    return this.#backend.gateScores(this.#layers[layer], hidden, count);
+    return scoreByGate(this.#backend, this.#layers[layer], hidden, count);
   }
 }
 

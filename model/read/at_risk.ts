@@ -10,6 +10,7 @@
  *
  * The observed rows must not change with the budget: budgets below sinks + window, which shrink the window, are not tried.
  */
+import { copyHeads } from "../../core/backend/copy_heads.ts";
 import type { Backend } from "../../core/backend/interface.ts";
 import { RaggedCache } from "../../core/cache/ragged.ts";
 import { resolveBudget } from "../../core/select/budget.ts";
@@ -136,7 +137,7 @@ class RiskSearch implements Disposable {
 
   /** The risk of each budget, in one round over the layers. */
   async #risks(budgets: readonly Budget[], overLayers: boolean): Promise<Float64Array> {
-    const { policy } = this.#options, { heads, layers, kvHeads } = this.#dense.config;
+    const { policy } = this.#options, { heads, layers } = this.#dense.config;
     const sums = new Float64Array(budgets.length);
     const chosen = overLayers ? new KeptSets(this.#budget(this.#ids.length)) : undefined;
     if (chosen) {
@@ -149,13 +150,12 @@ class RiskSearch implements Disposable {
       const candidates = chosen
         ? budgets.map((_, c) => chosen.of(c, layer))
         : await this.#keptAlone(await this.#observe(layer, seen), budgets);
-      const rows = this.#cache!.rows(layer);
       const masses = largestMasses({
         shape: this.#dense.config,
         length: this.#ids.length,
         window: this.#window,
         queries: seen.windowQueries,
-        keys: Array.from({ length: kvHeads }, (_, head) => rows.copyRows(head).keys),
+        keys: (await copyHeads(this.#cache!.rows(layer))).map(({ keys }) => keys),
       }, candidates);
       masses.forEach((mass, c) => sums[c] += mass / (heads * layers));
     });
@@ -231,7 +231,7 @@ class RiskSearch implements Disposable {
       lastHidden: reader.lastHidden(),
       activationBytes: this.#activationBytes,
       ms: this.#ms,
-      certificates: explainer?.certificates(),
+      certificates: await explainer?.certificates(),
     };
   }
 

@@ -1,4 +1,5 @@
 /** Certificates of a reading: the evidence is taken layer by layer, before anything of the layer is evicted. */
+import { copyHeads } from "../../core/backend/copy_heads.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
 import type { LayerCertificate } from "../../core/worst_case/certificate.ts";
 import { CertificateTracker } from "../../core/worst_case/certificate_tracker.ts";
@@ -48,7 +49,7 @@ export class Explainer {
       queries,
       logSumExp: logSumExp!,
       importance: pooledMax!,
-      values: Array.from({ length: shape.kvHeads }, (_, head) => rows.copyRows(head).values),
+      values: (await copyHeads(rows)).map(({ values }) => values),
       projectedNorms: byQueryHead(norms, shape.kvHeads),
     });
   }
@@ -59,11 +60,12 @@ export class Explainer {
   }
 
   /** From what the cache holds now: before any key is turned, and before a question. */
-  certificates(): LayerCertificate[] {
-    const { layers, kvHeads } = this.#cache.shape;
-    return Array.from({ length: layers }, (_, layer) => {
-      const rows = this.#cache.rows(layer);
-      return this.#tracker.certificate(layer, Array.from({ length: kvHeads }, (_, head) => rows.copyRows(head).keys));
-    });
+  async certificates(): Promise<LayerCertificate[]> {
+    const certificates: LayerCertificate[] = [];
+    for (let layer = 0; layer < this.#cache.shape.layers; layer++) {
+      const heads = await copyHeads(this.#cache.rows(layer));
+      certificates.push(this.#tracker.certificate(layer, heads.map(({ keys }) => keys)));
+    }
+    return certificates;
   }
 }

@@ -102,7 +102,7 @@ export async function readContext(
       lastHidden: reader.lastHidden(),
       activationBytes: reader.activationBytes,
       ms: { prefill, evict },
-      certificates: explainer?.certificates(),
+      certificates: await explainer?.certificates(),
       foretold: eviction.foretold?.lists,
     };
   } catch (error) {

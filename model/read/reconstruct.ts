@@ -16,7 +16,8 @@
  * Ours differs: chunks are equally long (no short rest), the template's beginning belongs to the first chunk but is not
  * repeated, and prompts stand at the positions after the context, each for itself.
  */
-import type { LayerRows } from "../../core/backend/interface.ts";
+import { copyHeads } from "../../core/backend/copy_heads.ts";
+import type { CopiedRows, LayerRows } from "../../core/backend/interface.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
 import { inputError } from "../../core/errors.ts";
 import type { Reconstruction as ReconstructionNeeds } from "../../core/policy/policy.ts";
@@ -116,7 +117,7 @@ export class Reconstruction {
   async layer(layer: number): Promise<Float32Array> {
     const { kvHeads } = this.#cache.shape;
     const importance = new Float32Array(kvHeads * this.#length);
-    const whole = this.#prompts.length === 1 ? undefined : new SubsetRows(this.#cache, layer, this.#length);
+    const whole = this.#prompts.length === 1 ? undefined : await SubsetRows.copy(this.#cache, layer, this.#length);
     for (const [i, prompt] of this.#prompts.entries()) {
       const mark = this.#cache.mark();
       using subset = whole?.of(prompt);
@@ -155,12 +156,16 @@ export class Reconstruction {
 class SubsetRows {
   readonly #cache: RaggedCache;
   readonly #length: number;
-  readonly #heads: { keys: Float32Array }[];
+  readonly #heads: readonly CopiedRows[];
 
-  constructor(cache: RaggedCache, layer: number, length: number) {
+  private constructor(cache: RaggedCache, length: number, heads: readonly CopiedRows[]) {
     this.#cache = cache;
     this.#length = length;
-    this.#heads = Array.from({ length: cache.shape.kvHeads }, (_, head) => cache.rows(layer).copyRows(head));
+    this.#heads = heads;
+  }
+
+  static async copy(cache: RaggedCache, layer: number, length: number): Promise<SubsetRows> {
+    return new SubsetRows(cache, length, await copyHeads(cache.rows(layer)));
   }
 
   of({ first, end, ids }: RepeatPrompt): Subset {

@@ -62,7 +62,7 @@ export async function readStreaming(
       const read = now();
       if (options.policy.keepsAll !== true && budget.perHead < budget.length) {
         await evict(cache, scores, options);
-        if (options.realign) cache.realign(config.rope);
+        if (options.realign) await cache.realign(config.rope);
       }
       ms.prefill += read - began;
       ms.evict += now() - read;

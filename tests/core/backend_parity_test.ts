@@ -4,6 +4,7 @@
  */
 import assert from "node:assert/strict";
 import fc from "fast-check";
+import { scoreByGate } from "../../core/backend/gate.ts";
 import type { Backend, LayerRows } from "../../core/backend/interface.ts";
 import { createReferenceBackend } from "../../core/backend/reference.ts";
 import { CACHE_TYPES, type CacheType } from "../../core/cache/entry_type.ts";
@@ -299,8 +300,8 @@ for (const { name, start, oneType } of KERNEL_BACKENDS) {
         const [weights, bias] = [floats(heads * width, 1), floats(heads, 2)];
         const gate = { weights, bias, epsilon: 1e-5 }, hidden = floats(count * width, 3);
         const [want, got] = [
-          await oracle.gateScores(gate, hidden, count),
-          await backend.gateScores(gate, hidden, count),
+          await scoreByGate(oracle, gate, hidden, count),
+          await backend.gateScores!(gate, hidden, count),
         ];
         assertClose(got, want, TOLERANCE, `${heads} heads of ${width}, ${count} tokens`);
       }
@@ -310,9 +311,15 @@ for (const { name, start, oneType } of KERNEL_BACKENDS) {
   test("gateScores() refuses lengths that don't fit", ["f32"], async ({ oracle, backend }) => {
     const gate = { weights: new Float32Array(6), bias: new Float32Array(2), epsilon: 1e-5 };
     for (const each of [oracle, backend]) {
-      await assert.rejects(each.gateScores(gate, new Float32Array(5), 2), /Cannot gate 2 rows of 5 floats/);
-      await assert.rejects(each.gateScores({ ...gate, bias: new Float32Array(4) }, new Float32Array(6), 2), RangeError);
-      await assert.rejects(each.gateScores({ ...gate, bias: new Float32Array(0) }, new Float32Array(0), 0), RangeError);
+      await assert.rejects(scoreByGate(each, gate, new Float32Array(5), 2), /Cannot gate 2 rows of 5 floats/);
+      await assert.rejects(
+        scoreByGate(each, { ...gate, bias: new Float32Array(4) }, new Float32Array(6), 2),
+        RangeError,
+      );
+      await assert.rejects(
+        scoreByGate(each, { ...gate, bias: new Float32Array(0) }, new Float32Array(0), 0),
+        RangeError,
+      );
     }
   });
 

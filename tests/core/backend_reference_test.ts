@@ -6,7 +6,7 @@ import { createReferenceBackend } from "../../core/backend/reference.ts";
 import { PalisadeError } from "../../core/errors.ts";
 import { randomSource } from "../../core/measure/random.ts";
 import { naiveSelect } from "../_helper/naive_select.ts";
-import { holds } from "../_helper/property.ts";
+import { holdsAsync } from "../_helper/property.ts";
 
 const SHAPE = { heads: 4, kvHeads: 2, headDim: 3 };
 const ROW = SHAPE.kvHeads * SHAPE.headDim;
@@ -56,7 +56,7 @@ Deno.test("prefillAttention() is causal attention of the last queries, with all 
   const queries = floats(randomSource(2), count * QUERY);
   const all = await rows.prefillAttention(queries, count, { columnSum: true, columnMax: true, logSumExp: true });
   for (let head = 0; head < SHAPE.heads; head++) {
-    const { keys, values } = rows.copyRows(Math.floor(head / 2));
+    const { keys, values } = await rows.copyRows(Math.floor(head / 2));
     const sums = new Float64Array(7), maxima = new Float64Array(7);
     for (let t = 0; t < count; t++) {
       const want = naiveAttention(query(queries, t, head), keys, values, 7 - count + t + 1);
@@ -90,7 +90,7 @@ Deno.test("prefillAttention() in chunks equals prefillAttention() at once", asyn
 Deno.test("decodeAttention() sees exactly the rows that stay, ragged, and causally for several queries", async () => {
   using backend = createReferenceBackend();
   const rows = filled(backend, 9);
-  const before = [rows.copyRows(0), rows.copyRows(1)];
+  const before = [await rows.copyRows(0), await rows.copyRows(1)];
   const kept = [Int32Array.of(0, 3, 4, 8), Int32Array.of(1, 2, 5, 6, 7, 8)];
   rows.compact(kept);
   assert.deepEqual([rows.length(0), rows.length(1)], [4, 6]);
@@ -133,8 +133,8 @@ Deno.test("observe() and valueNorms() give rows and refuse ragged heads", async 
   const queries = floats(randomSource(6), 2 * QUERY);
   const seen = await rows.observe(queries, 2, { window: ["mean"], rows: true });
   assert.equal(seen.mean!.length, 2 * 4);
-  assert.deepEqual(seen.keys!.subarray(18), rows.copyRows(1).keys);
-  assert.deepEqual(seen.values!.subarray(0, 18), rows.copyRows(0).values);
+  assert.deepEqual(seen.keys!.subarray(18), (await rows.copyRows(1)).keys);
+  assert.deepEqual(seen.values!.subarray(0, 18), (await rows.copyRows(0)).values);
   assert.deepEqual(await rows.observe(queries, 2, {}), {});
   assert.equal((await rows.valueNorms(floats(randomSource(7), 5 * QUERY), 5)).length, 12);
   await assert.rejects(rows.valueNorms(new Float32Array(7), 5), RangeError);
@@ -175,14 +175,14 @@ Deno.test("createRows() reserves what it is told", () => {
   assert.deepEqual([rows.liveBytes, rows.allocatedBytes], [0, 2 * 128 * HEAD_ROW_BYTES]);
 });
 
-Deno.test("rows behave like plain arrays through any appends, compactions and truncations", () => {
+Deno.test("rows behave like plain arrays through any appends, compactions and truncations", async () => {
   const step = fc.oneof(
     fc.record({ kind: fc.constant("append" as const), count: fc.integer({ min: 1, max: 90 }) }),
     fc.record({ kind: fc.constant("compact" as const), every: fc.integer({ min: 1, max: 4 }) }),
     fc.record({ kind: fc.constant("truncate" as const), drop: fc.integer({ min: 0, max: 70 }) }),
   );
-  holds(
-    fc.property(fc.array(step, { maxLength: 12 }), (steps) => {
+  await holdsAsync(
+    fc.asyncProperty(fc.array(step, { maxLength: 12 }), async (steps) => {
       using backend = createReferenceBackend();
       const rows = backend.createRows(SHAPE, 0);
       const model: number[][] = [[], []]; // the first float of each row
@@ -205,11 +205,11 @@ Deno.test("rows behave like plain arrays through any appends, compactions and tr
         assert.equal(rows.allocatedBytes, backend.memory().allocatedBytes);
         if (each.kind !== "append") assert.ok(rows.allocatedBytes <= (rowCount + 2 * 64) * HEAD_ROW_BYTES);
       }
-      model.forEach((head, h) => {
-        const { keys, values } = rows.copyRows(h);
+      for (const [h, head] of model.entries()) {
+        const { keys, values } = await rows.copyRows(h);
         assert.deepEqual([...keys].filter((_, i) => i % SHAPE.headDim === 0), head);
         assert.deepEqual(values, keys.map((x) => -x));
-      });
+      }
     }),
     100,
   );

@@ -1,5 +1,6 @@
 /** Turning keys and cloning rows, on every backend: what the cache's re-rotation and its forks stand on. */
 import assert from "node:assert/strict";
+import { copyHeads } from "../../core/backend/copy_heads.ts";
 import type { LayerRows } from "../../core/backend/interface.ts";
 import { StoredRows } from "../../core/backend/stored_rows.ts";
 import { CACHE_TYPES, type CacheType } from "../../core/cache/entry_type.ts";
@@ -36,10 +37,6 @@ function asStored(all: Float32Array, type: CacheType): Float32Array {
   return rows.floats(count);
 }
 
-function contents(rows: LayerRows) {
-  return Array.from({ length: SHAPE.kvHeads }, (_, h) => rows.copyRows(h));
-}
-
 for (const pairs of ["interleaved", "half"] as const) {
   Deno.test(`rotateRows() of ${pairs} pairs makes a key at one position the key at another`, () => {
     const rope = { ...rotation(pairs), magnitude: 1 };
@@ -70,10 +67,10 @@ for (const { name, start } of ALL_BACKENDS) {
       for (const lengths of [[1, 1], [64, 3], [65, 130], [0, 63], [200, 64]]) {
         const rows = backend.createRows(SHAPE, 0, type);
         raggedRows(rows, lengths);
-        const before = contents(rows), bytes = rows.allocatedBytes;
+        const before = await copyHeads(rows), bytes = rows.allocatedBytes;
         const moves = lengths.map((length, h) => Int32Array.from({ length }, (_, i) => (h ? 5 : -3) * (i >> 3)));
-        rows.rotateKeys(moves, rotation("interleaved"));
-        contents(rows).forEach(({ keys, values }, h) => {
+        await rows.rotateKeys(moves, rotation("interleaved"));
+        (await copyHeads(rows)).forEach(({ keys, values }, h) => {
           rotateRows(before[h].keys, SHAPE.headDim, moves[h], rotation("interleaved"));
           assert.deepEqual(keys, asStored(before[h].keys, type));
           assert.deepEqual(values, before[h].values);
@@ -89,15 +86,15 @@ for (const { name, start } of ALL_BACKENDS) {
     using backend = await start();
     const rows = backend.createRows(SHAPE, 0);
     raggedRows(rows, [3, 2]);
-    const before = contents(rows);
+    const before = await copyHeads(rows);
     const moves = [new Int32Array(3).fill(1), new Int32Array(2).fill(1)];
-    assert.throws(() => rows.rotateKeys(moves.slice(1), rotation("half")), RangeError);
-    assert.throws(() => rows.rotateKeys([moves[1], moves[1]], rotation("half")), RangeError);
-    assert.throws(() => rows.rotateKeys(moves, { ...rotation("half"), rotated: 12 }), RangeError);
-    assert.deepEqual(contents(rows), before);
+    await assert.rejects(() => rows.rotateKeys(moves.slice(1), rotation("half")), RangeError);
+    await assert.rejects(() => rows.rotateKeys([moves[1], moves[1]], rotation("half")), RangeError);
+    await assert.rejects(() => rows.rotateKeys(moves, { ...rotation("half"), rotated: 12 }), RangeError);
+    assert.deepEqual(await copyHeads(rows), before);
     rows.free();
-    assert.throws(() => rows.rotateKeys(moves, rotation("half")), RangeError);
-    assert.throws(() => rows.clone(), RangeError);
+    await assert.rejects(() => rows.rotateKeys(moves, rotation("half")), RangeError);
+    await assert.rejects(() => rows.clone(), RangeError);
   });
 
   for (const type of CACHE_TYPES) {
@@ -105,12 +102,12 @@ for (const { name, start } of ALL_BACKENDS) {
       using backend = await start();
       const rows = backend.createRows(SHAPE, 0, type);
       raggedRows(rows, [70, 5]);
-      const before = contents(rows), twin = rows.clone();
-      assert.deepEqual(contents(twin), before);
+      const before = await copyHeads(rows), twin = await rows.clone();
+      assert.deepEqual(await copyHeads(twin), before);
       assert.deepEqual([twin.type, twin.liveBytes], [type, rows.liveBytes]);
       raggedRows(twin, [9, 9], 40);
       twin.compact([Int32Array.of(0), Int32Array.of(1, 2)]);
-      assert.deepEqual(contents(rows), before);
+      assert.deepEqual(await copyHeads(rows), before);
       const attended = await rows.decodeAttention(floats(SHAPE.heads * SHAPE.headDim, 8), 1);
       rows.free();
       assert.equal(attended.output.length, SHAPE.heads * SHAPE.headDim);

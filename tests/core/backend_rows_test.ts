@@ -86,15 +86,14 @@ class Truncate implements Step {
 
 class Refuse implements Step {
   check = () => true;
-  // deno-lint-ignore require-await
   async run(model: Model, rows: LayerRows): Promise<void> {
     assert.throws(() => rows.compact([Int32Array.of(model.heads[0].length), Int32Array.of()]), RangeError);
     assert.throws(() => rows.compact([Int32Array.of()]), RangeError);
     assert.throws(() => rows.truncate(model.heads.map((head) => head.length + 1)), RangeError);
     assert.throws(() => rows.append(new Float32Array(9), new Float32Array(10), 1), RangeError);
-    assert.throws(() => rows.copyRows(SHAPE.kvHeads), RangeError);
+    await assert.rejects(rows.copyRows(SHAPE.kvHeads), RangeError);
     for (const bad of [-1, model.heads[1].length]) {
-      assert.throws(() => rows.copyRows(1, Int32Array.of(bad)), RangeError);
+      await assert.rejects(rows.copyRows(1, Int32Array.of(bad)), RangeError);
     }
     if (rows.type === "f32") return;
     const numbers = new Float32Array(10), bad = new Float32Array(10).fill(rows.type === "f16" ? 65520 : NaN, 7, 8);
@@ -107,20 +106,19 @@ class Refuse implements Step {
 
 class Read implements Step {
   check = () => true;
-  // deno-lint-ignore require-await
   async run(model: Model, rows: LayerRows): Promise<void> {
     let live = 0;
-    model.heads.forEach((head, h) => {
+    for (const [h, head] of model.heads.entries()) {
       assert.equal(rows.length(h), head.length);
-      const { keys, values } = rows.copyRows(h);
+      const { keys, values } = await rows.copyRows(h);
       assert.deepEqual(keys, asStored(floats(head), rows.type));
       assert.deepEqual(values, asStored(floats(head).map((x) => -x), rows.type));
       const wanted = Int32Array.from(head.keys()).filter((i) => i % 3 === 1).reverse();
-      const some = rows.copyRows(h, wanted);
+      const some = await rows.copyRows(h, wanted);
       assert.deepEqual(some.keys, asStored(floats([...wanted].map((i) => head[i])), rows.type));
       assert.deepEqual(some.values, some.keys.map((x) => -x));
       live += head.length * entryBytes(SHAPE.headDim, rows.type);
-    });
+    }
     assert.equal(rows.liveBytes, live);
     assert.ok(rows.allocatedBytes >= live);
   }

@@ -26,9 +26,9 @@ Deno.test("LateRows ends with the rows that move at once, and holds as many page
     eager.compact(kept);
     late.compact(kept);
     assert.equal(late.allocatedBytes, eager.allocatedBytes);
-    if (round % 5 === 4) assert.deepEqual(late.settled().copyRows(1), eager.copyRows(1));
+    if (round % 5 === 4) assert.deepEqual(await late.settled().copyRows(1), await eager.copyRows(1));
   }
-  for (const head of [0, 1]) assert.deepEqual(late.settled().copyRows(head), eager.copyRows(head));
+  for (const head of [0, 1]) assert.deepEqual(await late.settled().copyRows(head), await eager.copyRows(head));
 });
 
 Deno.test("LateRows moves rows only when a head can free a page or somebody looks", async () => {

@@ -93,7 +93,7 @@ Deno.test("CacheLimit holds the cap after every append, evicts to 90 %, and prot
       const lengths = shares.map((share) => Math.max(least, Math.floor(share * scale)));
       if (lengths.reduce((a, b) => a + b) > most) return;
       const cache = contextOf(lengths, Math.max(...lengths) + 10);
-      if (realign) cache.realign(ROTATION);
+      if (realign) await cache.realign(ROTATION);
       const options: LimitOptions = {
         tokens,
         rule,
@@ -206,7 +206,7 @@ Deno.test("CacheLimit refuses a cap below what is there, and shrinks the window 
 
 Deno.test("CacheLimit with realign stays below the longest head allowed", async () => {
   const cache = contextOf([40, 10, 10, 10], 40);
-  cache.realign(ROTATION);
+  await cache.realign(ROTATION);
   const limit = new CacheLimit(cache, { tokens: 100, rule: resolveStepRule("tova"), realign: ROTATION, longest: 64 });
   const random = randomSource(1);
   let most = 0;

@@ -64,21 +64,21 @@ function append(model: Model, cache: RaggedCache, count: number): void {
   model.seen += count;
 }
 
-function agree(model: Model, cache: RaggedCache): void {
+async function agree(model: Model, cache: RaggedCache): Promise<void> {
   assert.equal(cache.position, model.position, "position");
   assert.equal(cache.seen, model.seen, "seen");
   let entries = 0;
-  model.heads.forEach((heads, layer) =>
-    heads.forEach((head, h) => {
+  for (const [layer, heads] of model.heads.entries()) {
+    for (const [h, head] of heads.entries()) {
       entries += head.length;
       assert.equal(cache.length(layer, h), head.length);
       assert.deepEqual([...cache.positions(layer, h)], head.map(({ at }) => at));
       assert.deepEqual([...cache.logicalPositions(layer, h)], head.map(({ logical }) => logical));
-      const { keys, values } = cache.rows(layer).copyRows(h);
+      const { keys, values } = await cache.rows(layer).copyRows(h);
       assertClose(keys, head.flatMap(({ id, logical }) => [...keyAt(id, logical)]), 1e-4, "keys");
       assert.deepEqual([...values], head.flatMap(({ id }) => [...plainKey(id).map((x) => -x)]));
-    })
-  );
+    }
+  }
   assert.equal(cache.entries(), entries);
   assert.equal(cache.bytes().live, entries * ROW_BYTES);
   assert.ok(cache.bytes().peak >= cache.bytes().live);
@@ -94,17 +94,16 @@ function evict(model: Model, cache: RaggedCache, keep: readonly number[]): void 
   });
 }
 
-function realign(model: Model, cache: RaggedCache): void {
-  cache.realign(ROTATION);
+async function realign(model: Model, cache: RaggedCache): Promise<void> {
+  await cache.realign(ROTATION);
   const longest = Math.max(...model.heads.flat().map(({ length }) => length));
   for (const head of model.heads.flat()) head.forEach((entry, i) => entry.logical = longest - head.length + i);
   model.position = longest;
 }
 
-/** A step from a function: `run` throws where cache and model part. */
-function step(name: string, run: (model: Model, cache: RaggedCache) => void): Step {
-  // deno-lint-ignore require-await
-  return { check: () => true, run: async (model, cache) => run(model, cache), toString: () => name };
+/** A step from a function: `run` throws or rejects where cache and model part. */
+function step(name: string, run: (model: Model, cache: RaggedCache) => void | Promise<void>): Step {
+  return { check: () => true, run: async (model, cache) => await run(model, cache), toString: () => name };
 }
 
 const keepPattern = fc.array(fc.constantFrom(0, 1), { minLength: 1, maxLength: 7 });
@@ -117,24 +116,24 @@ const steps = fc.commands([
   fc.constant(step("settle", (_, cache) => cache.settle())),
   fc.constant(step("read", agree)),
   count.map((n) =>
-    step(`try ${n} and trim`, (model, cache) => {
+    step(`try ${n} and trim`, async (model, cache) => {
       const mark = cache.mark();
       append(copyOf(model), cache, n);
       cache.trim(mark);
-      agree(model, cache);
+      await agree(model, cache);
     })
   ),
   fc.tuple(count, keepPattern).map(([n, keep]) =>
-    step(`fork, ${n}, ${keep.join("")}`, (model, cache) => {
+    step(`fork, ${n}, ${keep.join("")}`, async (model, cache) => {
       const twinModel = copyOf(model);
-      using twin = cache.fork();
-      agree(twinModel, twin);
+      using twin = await cache.fork();
+      await agree(twinModel, twin);
       append(twinModel, twin, n);
       evict(twinModel, twin, keep);
-      realign(twinModel, twin);
+      await realign(twinModel, twin);
       append(twinModel, twin, n);
-      agree(twinModel, twin);
-      agree(model, cache);
+      await agree(twinModel, twin);
+      await agree(model, cache);
     })
   ),
 ], { maxCommands: 20, size: "max" });
@@ -148,7 +147,7 @@ for (const [name, start] of Object.entries(BACKENDS)) {
         const empty = () => Array.from({ length: SHAPE.layers }, () => [[], []] as Entry[][]);
         const model: Model = { heads: empty(), position: 0, seen: 0, next: 1 };
         await fc.asyncModelRun(() => ({ model, real: cache }), commands);
-        agree(model, cache);
+        await agree(model, cache);
       }),
       { seed: SEED, numRuns: 60 },
     );
@@ -156,14 +155,14 @@ for (const [name, start] of Object.entries(BACKENDS)) {
   });
 }
 
-Deno.test("RaggedCache.realign() closes gaps, right-aligns short heads, and the next token follows", () => {
+Deno.test("RaggedCache.realign() closes gaps, right-aligns short heads, and the next token follows", async () => {
   using backend = createReferenceBackend();
   using cache = new RaggedCache(backend, SHAPE);
   const model: Model = { heads: [[[], []], [[], []]], position: 0, seen: 0, next: 1 };
   append(model, cache, 10);
   cache.compact(0, [Int32Array.of(0, 4, 9), Int32Array.of(9)]);
   cache.compact(1, [Int32Array.of(1, 2), Int32Array.of(0, 5)]);
-  cache.realign(ROTATION);
+  await cache.realign(ROTATION);
   assert.equal(cache.position, 3);
   assert.equal(cache.seen, 10);
   assert.deepEqual([...cache.logicalPositions(0, 0)], [0, 1, 2]);
@@ -172,7 +171,7 @@ Deno.test("RaggedCache.realign() closes gaps, right-aligns short heads, and the 
   assert.deepEqual([...cache.positions(1, 1)], [0, 5]);
 });
 
-Deno.test("RaggedCache.realign() leaves old keys within 1e-5 of fresh ones after 5,000 moves", () => {
+Deno.test("RaggedCache.realign() leaves old keys within 1e-5 of fresh ones after 5,000 moves", async () => {
   using backend = createReferenceBackend();
   using cache = new RaggedCache(backend, SHAPE);
   const model: Model = { heads: [[[], []], [[], []]], position: 0, seen: 0, next: 1 };
@@ -181,17 +180,17 @@ Deno.test("RaggedCache.realign() leaves old keys within 1e-5 of fresh ones after
     append(model, cache, 1);
     // Entry 0 stays for ever; the second oldest goes, from two heads less than from the others.
     evict(model, cache, [1, 0, ...new Array(40).fill(1)]);
-    realign(model, cache);
+    await realign(model, cache);
   }
   for (const [layer, heads] of model.heads.entries()) {
     for (const [h, head] of heads.entries()) {
-      const { keys } = cache.rows(layer).copyRows(h);
+      const { keys } = await cache.rows(layer).copyRows(h);
       assertClose(keys, head.flatMap(({ id, logical }) => [...keyAt(id, logical)]), 1e-5, "keys");
     }
   }
 });
 
-Deno.test("healthOf() finds the largest gap, the sinks and the share kept", () => {
+Deno.test("healthOf() finds the largest gap, the sinks and the share kept", async () => {
   using backend = createReferenceBackend();
   using cache = new RaggedCache(backend, SHAPE);
   assert.equal(healthOf(cache, 100).keptFraction, 1);
@@ -208,6 +207,6 @@ Deno.test("healthOf() finds the largest gap, the sinks and the share kept", () =
   cache.compact(1, [Int32Array.of(0, 1, 3, 4, 19), Int32Array.of(10, 11, 12, 13, 14)]);
   const health = healthOf(cache, 100);
   assert.deepEqual([health.keptFraction, health.largestGap, health.headsWithSinks], [0.25, 14, 1]);
-  cache.realign(ROTATION);
+  await cache.realign(ROTATION);
   assert.deepEqual(healthOf(cache, 100), { ...health, position: 5 });
 });

@@ -44,13 +44,14 @@ for (const backend of ["ts", "wasm"] as const) {
         assert.deepEqual(keptOf(collected.cache), keptOf(context.cache), label);
         continue;
       }
-      using fork = forkCache(collected.cache, each.kept);
+      using fork = await forkCache(collected.cache, each.kept);
       assert.deepEqual(keptOf(fork), keptOf(context.cache), label);
       assert.equal(fork.position, context.cache.position);
       assert.equal(fork.bytes().live, context.cache.bytes().live);
       for (let layer = 0; layer < model.config.layers; layer++) {
         for (let head = 0; head < model.config.kvHeads; head++) {
-          assert.deepEqual(fork.rows(layer).copyRows(head), context.cache.rows(layer).copyRows(head), label);
+          const got = await fork.rows(layer).copyRows(head);
+          assert.deepEqual(got, await context.cache.rows(layer).copyRows(head), label);
         }
       }
     }

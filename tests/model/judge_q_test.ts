@@ -67,7 +67,7 @@ for (const architecture of ["llama-plain", "qwen2-plain"]) {
         await undisturbed.layer(layer);
         for (let head = 0; head < config.kvHeads; head++) {
           assert.equal(judged.length(layer, head), ids.length);
-          assert.deepEqual(judged.rows(layer).copyRows(head), alone.rows(layer).copyRows(head));
+          assert.deepEqual(await judged.rows(layer).copyRows(head), await alone.rows(layer).copyRows(head));
         }
       }
       assert.deepEqual(reader.lastHidden(), undisturbed.lastHidden());

@@ -333,7 +333,7 @@ Deno.test("a rolling read keeps what the whole context at once keeps, where chun
   assert.deepEqual([...rolling.cache.positions(1, 1)], [...whole.cache.positions(1, 1)]);
   // The first layer's rows depend on the tokens alone: same keys at the same positions.
   for (let head = 0; head < model.config.kvHeads; head++) {
-    const [a, b] = [rolling, whole].map(({ cache }) => cache.rows(0).copyRows(head));
+    const [a, b] = await Promise.all([rolling, whole].map(({ cache }) => cache.rows(0).copyRows(head)));
     assertClose(a.keys, b.keys, 1e-4, "keys");
     assertClose(a.values, b.values, 1e-4, "values");
   }

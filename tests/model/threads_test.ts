@@ -42,8 +42,8 @@ async function everything(backend: Backend, shape: AttentionShape, type: CacheTy
   given.push(await rows.valueNorms(noise(70 * heads * headDim, 4), 70));
   const kept = Array.from({ length: kvHeads }, (_, h) => Int32Array.from({ length: 40 + 13 * h }, (_, i) => 3 * i + h));
   rows.compact(kept);
-  const twin = rows.clone();
-  rows.rotateKeys(kept.map((list) => list.map((row) => -row)), {
+  const twin = await rows.clone();
+  await rows.rotateKeys(kept.map((list) => list.map((row) => -row)), {
     pairs: "half",
     rotated: headDim,
     frequencies: Float64Array.from({ length: headDim / 2 }, (_, i) => 0.7 ** i),
@@ -52,7 +52,7 @@ async function everything(backend: Backend, shape: AttentionShape, type: CacheTy
     each.append(noise(2 * kvHeads * headDim, 5), noise(2 * kvHeads * headDim, 6), 2);
     given.push(await each.decodeAttention(queries.subarray(0, 2 * heads * headDim), 2, { probabilities: true }));
     each.truncate(kept.map((list) => list.length));
-    for (let h = 0; h < kvHeads; h++) given.push(each.copyRows(h), each.copyRows(h, Int32Array.of(5, 1)));
+    for (let h = 0; h < kvHeads; h++) given.push(await each.copyRows(h), await each.copyRows(h, Int32Array.of(5, 1)));
     given.push(each.liveBytes, each.allocatedBytes);
     each.free();
   }
@@ -114,7 +114,7 @@ Deno.test("rows move to one thread while attention has little to do, and out aga
       asked();
       assert.deepEqual(await call(several), await call(one));
       assert.equal(asked().length, threads - 1);
-      for (let h = 0; h < 3; h++) assert.deepEqual(several.copyRows(h), one.copyRows(h));
+      for (let h = 0; h < 3; h++) assert.deepEqual(await several.copyRows(h), await one.copyRows(h));
       assert.equal(several.allocatedBytes, one.allocatedBytes);
       asked();
     };
@@ -127,7 +127,7 @@ Deno.test("rows move to one thread while attention has little to do, and out aga
     const kept = [0, 1, 2].map((h) => Int32Array.from({ length: few + 9 * h }, (_, i) => 3 * i));
     for (const rows of [one, several]) rows.compact(kept);
     await same(1);
-    const twins = [one, several].map((rows) => rows.clone());
+    const twins = await Promise.all([one, several].map((rows) => rows.clone()));
     append(1);
     await same(1);
     append(many);
@@ -246,7 +246,7 @@ Deno.test("a full memory in another thread is a typed error of the next answer, 
   rows.append(block, block, count);
   await assert.rejects(() => rows.decodeAttention(noise(128, 2), 1), code("wasm.memory"));
   assert.throws(() => rows.append(block, block, count), code("wasm.memory"));
-  assert.throws(() => rows.copyRows(1), code("wasm.memory"));
+  await assert.rejects(rows.copyRows(1), code("wasm.memory"));
   rows.free();
   const [next, same] = [backend, own].map((each) => each.createRows(shape, 0));
   for (const each of [next, same]) each.append(block.subarray(0, 12800), block.subarray(0, 12800), 100);
@@ -273,7 +273,7 @@ Deno.test("rows that a narrow type can't hold are refused in every thread alike,
   bad[7] = 1e9;
   assert.throws(() => rows.append(good, bad, 1), code("cache-type.range"));
   rows.append(good, good, 1);
-  assert.deepEqual([rows.length(0), rows.copyRows(1).keys.length], [1, 4]);
+  assert.deepEqual([rows.length(0), (await rows.copyRows(1)).keys.length], [1, 4]);
   rows.free();
 });
 
@@ -297,7 +297,7 @@ Deno.test("a thread that dies is a typed error of every later call, also of a ca
   await threads[0].ended;
   await assert.rejects(() => rows.decodeAttention(block.subarray(0, 256), 1), code("threads.ended"));
   await assert.rejects(() => engine.logits(new Float32Array(open.config.width), 1), code("threads.ended"));
-  assert.throws(() => rows.copyRows(3), code("threads.ended"));
+  await assert.rejects(rows.copyRows(3), code("threads.ended"));
   rows.free();
   await engine[Symbol.asyncDispose]();
 });

@@ -3,6 +3,7 @@
  * of layers with few rows.
  */
 import type { Backend, BackendMemory } from "../../core/backend/interface.ts";
+import { scoreByGate } from "../../core/backend/gate.ts";
 import { CrewRows } from "./rows.ts";
 import type { Crew } from "./pool.ts";
 import { ROWS } from "./rows_service.ts";
@@ -25,7 +26,7 @@ export async function createThreadedBackend(crew: Crew, worth: Worth = WORTH): P
     createRows: (shape, reserve, type = "f32") => CrewRows.create({ backend: own, crew, worth }, shape, reserve, type),
     // One list of all heads' scores, and little work: nothing to share out.
     select: (input) => own.select(input),
-    gateScores: (gate, hidden, count) => own.gateScores(gate, hidden, count),
+    gateScores: (gate, hidden, count) => scoreByGate(own, gate, hidden, count),
     [Symbol.dispose]: () => own[Symbol.dispose](),
   };
 }

@@ -2,7 +2,7 @@
  * Keys and values of one layer, its KV heads shared out over the threads of a crew. Where attention has too little to do
  * for that, all heads move to this thread, and out again when it has more.
  */
-import type { AttentionOutputs, DecodeOutputs, LayerRows } from "../../core/backend/interface.ts";
+import type { AttentionOutputs, CopiedRows, DecodeOutputs, LayerRows } from "../../core/backend/interface.ts";
 import { CACHE_TYPES, type CacheType, entryBytes, storable, unstorable } from "../../core/cache/entry_type.ts";
 import type { Needs, NormKind, Observation } from "../../core/policy/policy.ts";
 import { checkRotation, type KeyRotation } from "../../core/measure/rotation.ts";
@@ -60,12 +60,18 @@ export class CrewRows implements LayerRows {
   #freed = false;
   #broken?: Error;
 
-  private constructor(place: Place, own: WasmRows, shape: AttentionShape, lengths: Int32Array) {
+  private constructor(
+    place: Place,
+    own: WasmRows,
+    shape: AttentionShape,
+    lengths: Int32Array,
+    id = place.crew.newId(),
+  ) {
     this.shape = shape;
     this.type = own.type;
     this.#place = place;
     this.#crew = place.crew;
-    this.#id = place.crew.newId();
+    this.#id = id;
     this.#own = own;
     this.#shares = shareHeads(shape.kvHeads, place.crew.size);
     this.#others = own.shape.kvHeads === shape.kvHeads ? [] : this.#shares.slice(1);
@@ -228,7 +234,7 @@ export class CrewRows implements LayerRows {
     this.#lengths.set(wanted);
   }
 
-  rotateKeys(moves: readonly Int32Array[], rotation: KeyRotation): void {
+  async rotateKeys(moves: readonly Int32Array[], rotation: KeyRotation): Promise<void> {
     this.#alive();
     if (moves.length !== this.#lengths.length || moves.some((list, h) => list.length !== this.#lengths[h])) {
       throw new RangeError(`Cannot turn keys by ${moves.map(({ length }) => length)} moves: want ${this.#lengths}`);
@@ -236,32 +242,63 @@ export class CrewRows implements LayerRows {
     checkRotation(this.shape.headDim, rotation);
     const { pairs, rotated, frequencies } = rotation;
     const numbers = [pairs === "interleaved" ? 1 : 0, rotated, ...frequencies];
-    for (const share of this.#others) {
-      this.#tell(share, ROWS.rotate, numbers, ofHeads(moves, share).map((list) => list.slice()));
+    try {
+      await this.#all(
+        ROWS.rotate,
+        (share) => [numbers, ofHeads(moves, share).map((list) => list.slice())],
+        async () => {
+          await this.#own.rotateKeys(moves.slice(0, this.#mineHeads), rotation);
+          return [];
+        },
+      );
+    } catch (error) {
+      // Half turned.
+      this.#broken ??= error as Error;
+      throw error;
     }
-    this.#own.rotateKeys(moves.slice(0, this.#mineHeads), rotation);
   }
 
-  clone(): LayerRows {
+  async clone(): Promise<LayerRows> {
     this.#alive();
-    const twin = new CrewRows(this.#place, this.#own.clone(), this.shape, this.#lengths.slice());
-    for (const share of this.#others) {
-      this.#tell(share, ROWS.clone, [twin.#id], [], (error) => twin.#broken ??= error);
+    const lengths = this.#lengths.slice(), others = this.#others, id = this.#crew.newId();
+    let own: WasmRows | undefined;
+    try {
+      await this.#all(ROWS.clone, () => [[id], []], async () => {
+        own = await this.#own.clone();
+        return [];
+      });
+      return new CrewRows(this.#place, own!, this.shape, lengths, id);
+    } catch (error) {
+      own?.free();
+      this.#freeAt(others, id);
+      throw error;
     }
-    return twin;
   }
 
-  copyRows(kvHead: number, wanted?: Int32Array): { keys: Float32Array; values: Float32Array } {
-    this.#alive();
+  async copyRows(kvHead: number, wanted?: Int32Array): Promise<CopiedRows> {
     const length = this.length(kvHead);
     if (wanted?.some((row) => !(row >= 0 && row < length))) {
       throw new RangeError(`Cannot copy rows of head ${kvHead}: want indices below ${length}`);
     }
-    if (kvHead < this.#mineHeads) return this.#own.copyRows(kvHead, wanted);
+    if (kvHead < this.#mineHeads) return this.#own.copyNow(kvHead, wanted);
+    const { rank, ask } = this.#askForCopy(kvHead, wanted);
+    return copied(await this.#later(rank, ask));
+  }
+
+  /** All heads as `copyRows` gives them, without the event loop, so that no other call comes between. */
+  #copyAllNow(): CopiedRows[] {
+    return Array.from(this.#lengths, (_, kvHead) => {
+      if (kvHead < this.#mineHeads) return this.#own.copyNow(kvHead);
+      const { rank, ask } = this.#askForCopy(kvHead);
+      return copied(this.#now(rank, ask));
+    });
+  }
+
+  /** Asks the thread that has the head. */
+  #askForCopy(kvHead: number, wanted?: Int32Array): { rank: number; ask: Ask } {
     const { rank, first } = this.#others.find((share) => kvHead < share.first + share.kvHeads)!;
-    const ask = this.#crew.ask(rank, { operation: ROWS.copy, numbers: [this.#id, kvHead - first], arrays: [wanted] });
-    const [keys, values] = this.#now(rank, ask).arrays;
-    return { keys: keys as Float32Array, values: values as Float32Array };
+    const numbers = [this.#id, kvHead - first];
+    return { rank, ask: this.#crew.ask(rank, { operation: ROWS.copy, numbers, arrays: [wanted] }) };
   }
 
   free(): void {
@@ -272,10 +309,10 @@ export class CrewRows implements LayerRows {
     this.#freeAt(this.#others);
   }
 
-  #freeAt(shares: readonly Share[]): void {
+  #freeAt(shares: readonly Share[], id = this.#id): void {
     for (const { rank } of shares) {
       try {
-        this.#crew.tell(rank, { operation: ROWS.free, numbers: [this.#id], arrays: [] });
+        this.#crew.tell(rank, { operation: ROWS.free, numbers: [id], arrays: [] });
       } catch {
         // The thread has ended and its memory with it.
       }
@@ -305,7 +342,7 @@ export class CrewRows implements LayerRows {
     const mine = { ...this.shape, kvHeads: here.kvHeads, heads: this.#creation(here, 0)[0] };
     let own: WasmRows | undefined;
     try {
-      const heads = Array.from(this.#lengths, (_, h) => this.copyRows(h));
+      const heads = this.#copyAllNow();
       own = this.#place.backend.createRows(mine, Math.min(...this.#lengths), this.type, this.shape);
       own.fill(ofHeads(heads, here));
       for (const share of others) this.#giveTo(share, ofHeads(heads, share));
@@ -322,7 +359,7 @@ export class CrewRows implements LayerRows {
     this.#others = others;
   }
 
-  #giveTo(share: Share, heads: readonly { keys: Float32Array; values: Float32Array }[]): void {
+  #giveTo(share: Share, heads: readonly CopiedRows[]): void {
     const arrays = heads.flatMap(({ keys, values }) => [keys, values]);
     const commands = [[ROWS.create, this.#creation(share, 0), []], [ROWS.fill, [], arrays]] as const;
     const asks = commands.map(([operation, numbers, arrays]) =>
@@ -335,14 +372,9 @@ export class CrewRows implements LayerRows {
     return this.#own.shape.kvHeads;
   }
 
-  #tell(
-    { rank }: Share,
-    operation: number,
-    numbers: readonly number[],
-    arrays: Parcel["arrays"],
-    onFailure: (error: Error) => void = (error) => this.#broken ??= error,
-  ): void {
-    this.#crew.tell(rank, { operation, numbers: [this.#id, ...numbers], arrays }, onFailure);
+  #tell({ rank }: Share, operation: number, numbers: readonly number[], arrays: Parcel["arrays"]): void {
+    const parcel = { operation, numbers: [this.#id, ...numbers], arrays };
+    this.#crew.tell(rank, parcel, (error) => this.#broken ??= error);
   }
 
   #askAll(operation: number, parcel: (share: Share) => [number[], Parcel["arrays"]]): Ask[] {
@@ -362,22 +394,25 @@ export class CrewRows implements LayerRows {
     throw this.#broken;
   }
 
+  async #later(rank: number, ask: Ask): Promise<Parcel> {
+    try {
+      const parcel = await this.#crew.answer(rank, ask);
+      if (!this.#broken) return parcel;
+    } catch (error) {
+      throw this.#broken ?? error;
+    }
+    throw this.#broken;
+  }
+
   /** Has the others at work, does this thread's share meanwhile, and waits for the others. */
   async #all(
     operation: number,
     parcel: (share: Share) => [number[], Parcel["arrays"]],
     own: () => Promise<(Float32Array | undefined)[]>,
   ): Promise<Parts> {
-    const asks = this.#askAll(operation, parcel);
+    const others = this.#others, asks = this.#askAll(operation, parcel);
     const parts: (readonly (NumberArray | undefined)[])[] = [await own()];
-    for (const [i, { rank }] of this.#others.entries()) {
-      try {
-        parts.push((await this.#crew.answer(rank, asks[i])).arrays);
-      } catch (error) {
-        throw this.#broken ?? error;
-      }
-    }
-    if (this.#broken) throw this.#broken;
+    for (const [i, { rank }] of others.entries()) parts.push((await this.#later(rank, asks[i])).arrays);
     return parts;
   }
 
@@ -436,6 +471,11 @@ export class CrewRows implements LayerRows {
     for (const length of this.#lengths) if (length < shortest) shortest = length;
     if (count > shortest) throw new RangeError(`Cannot attend with ${count} queries over ${shortest} rows`);
   }
+}
+
+/** What {@link ROWS.copy} answers. */
+function copied({ arrays: [keys, values] }: Parcel): CopiedRows {
+  return { keys: keys as Float32Array, values: values as Float32Array };
 }
 
 function ofHeads<T>(lists: readonly T[], { first, kvHeads }: Share): T[] {

@@ -101,14 +101,15 @@ export class RowsDesk {
           rotated,
           frequencies: Float64Array.from(frequencies),
         };
-        this.#get(id).rotateKeys(arrays as Int32Array[], rotation);
-        return answer();
+        return this.#get(id).rotateKeys(arrays as Int32Array[], rotation).then(() => answer());
       }
       case ROWS.clone:
-        this.#rows.set(rest[0], this.#get(id).clone());
-        return answer();
+        return this.#get(id).clone().then((twin) => {
+          this.#rows.set(rest[0], twin);
+          return answer();
+        });
       case ROWS.copy: {
-        const { keys, values } = this.#get(id).copyRows(rest[0], arrays[0] as Int32Array | undefined);
+        const { keys, values } = this.#get(id).copyNow(rest[0], arrays[0] as Int32Array | undefined);
         return answer([keys, values]);
       }
       case ROWS.fill:
