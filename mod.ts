@@ -13,7 +13,7 @@
  */
 export * from "./core/mod.ts";
 export type { Backend, BackendName, LayerRows } from "./core/backend/interface.ts";
-export { type BackendChoice, pickBackend } from "./model/device.ts";
+export { type BackendChoice, type Device, pickBackend } from "./model/device.ts";
 export { type Health, healthOf } from "./core/cache/health.ts";
 export { CacheLimit, type Foretold, type LimitFigures, type LimitOptions } from "./core/cache/limit.ts";
 export { type CacheBytes, type CacheMark, RaggedCache } from "./core/cache/ragged.ts";
@@ -23,7 +23,8 @@ export { type DenseChoice, pickDense } from "./model/dense/pick.ts";
 export { configOf } from "./model/file/gguf/config.ts";
 export { type GgufFile, openGguf } from "./model/file/gguf/reader.ts";
 export { loadModel, type LoadOptions, type Model } from "./model/model.ts";
-export { readContext, type ReadOptions, type ReadResult } from "./model/read/layers.ts";
+export { type LayersOptions, readContext } from "./model/read/layers.ts";
+export type { ReadOptions, ReadResult } from "./model/read/reading.ts";
 export { extend } from "./model/decode/extend.ts";
 export { type Report, reportOf } from "./model/report.ts";
 export { createSampler, type SamplerOptions } from "./model/decode/sampler.ts";

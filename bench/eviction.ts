@@ -121,7 +121,7 @@ if (tokens > 0) {
     const ids = plan.fit.flat().slice(0, tokens),
       budget = resolveBudget(policy, { fraction: 0.2 }, tokens, model.config);
     const outputWeights = (layer: number) => model.file.readFloat32(`blk.${layer}.attn_output.weight`);
-    const { cache, ms } = await readContext(model.dense, model.backend, ids, { policy, budget, outputWeights });
+    const { cache, ms } = await readContext(model, ids, { policy, budget, outputWeights });
     cache[Symbol.dispose]();
     const percent = (part: number) => `${(100 * part / ms.prefill).toFixed(2)} %`;
     const shares = [ms.evict, LAYERS * cost.l1, LAYERS * cost.l2].map(percent).join(" | ");

@@ -55,8 +55,8 @@ for (const group of groupsOf(await openTasks(TASKS, runtime), [tokens], samples)
   const { gate } = await scoreSources(model, policy, ids);
   for (const [i, keep] of KEEPS.entries()) {
     const budget = resolveBudget(policy, keep, ids.length, config);
-    using late = (await readContext(dense, backend, ids, { policy, budget, gate, outputWeights })).cache;
-    using early = (await readStreaming(dense, backend, ids, { policy: streaming, budget, gate: gate! })).cache;
+    using late = (await readContext({ dense, backend }, ids, { policy, budget, gate, outputWeights })).cache;
+    using early = (await readStreaming({ dense, backend }, ids, { policy: streaming, budget, gate: gate! })).cache;
     found[i].push(jaccard(keptBy(late), keptBy(early)));
   }
 }

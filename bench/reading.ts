@@ -38,8 +38,8 @@ async function read(name: string): Promise<void> {
   const sources = await scoreSources(model, policy, ids);
   const outputWeights = (layer: number) => model.file.readFloat32(`blk.${layer}.attn_output.weight`);
   const { cache } = policy.streams
-    ? await readStreaming(model.dense, model.backend, ids, { policy, budget, gate: sources.gate! })
-    : await readContext(model.dense, model.backend, ids, { ...sources, policy, budget, outputWeights });
+    ? await readStreaming(model, ids, { policy, budget, gate: sources.gate! })
+    : await readContext(model, ids, { ...sources, policy, budget, outputWeights });
   cache[Symbol.dispose]();
 }
 
@@ -80,7 +80,7 @@ for (let round = 0; round < Math.max(3, rounds); round++) {
   const start = now();
   for (let layer = 0; layer < model.config.layers; layer++) await gate!.score(layer, hidden, ids.length);
   const score = now() - start;
-  const { cache, ms } = await readContext(model.dense, model.backend, ids, {
+  const { cache, ms } = await readContext(model, ids, {
     policy,
     budget,
     gate,

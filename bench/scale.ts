@@ -35,7 +35,7 @@ async function reading(lengths: readonly number[]): Promise<void> {
     const ids = Array.from({ length }, (_, i) => 100 + (i * 7919) % 40_000);
     const budget = resolveBudget(policy, { fraction: 1 }, length, model.config);
     const cpu = process.cpuUsage(), wall = performance.now();
-    const { cache } = await readContext(model.dense, model.backend, ids, {
+    const { cache } = await readContext(model, ids, {
       policy,
       budget,
       outputWeights: (layer) => model.file.readFloat32(`blk.${layer}.attn_output.weight`),

@@ -1,8 +1,15 @@
-/** Picks the backend a user named, or the fastest that is there. */
+/** What runs a model: attention, cache and selection on the one side, the dense layers on the other. */
 import { resourceError } from "../core/errors.ts";
 import type { Crew } from "../wasm/threads/pool.ts";
 import type { Backend } from "../core/backend/interface.ts";
 import { createReferenceBackend } from "../core/backend/reference.ts";
+import type { DenseEngine } from "./dense/interface.ts";
+
+/** One place that computes. */
+export interface Device {
+  readonly backend: Backend;
+  readonly dense: DenseEngine;
+}
 
 export const BACKEND_CHOICES = ["auto", "ts", "wasm"] as const;
 export type BackendChoice = typeof BACKEND_CHOICES[number];

@@ -1,10 +1,9 @@
 /** A loaded model: the file, its configuration, its tokenizer, its chat frame, and the two engines that run it. */
 import type { Backend } from "../core/backend/interface.ts";
-import { type BackendChoice, pickBackend } from "./device.ts";
+import { type BackendChoice, type Device, pickBackend } from "./device.ts";
 import type { Runtime } from "../runtime/interface.ts";
 import type { Crew } from "../wasm/threads/pool.ts";
 import type { ModelConfig } from "./config.ts";
-import type { DenseEngine } from "./dense/interface.ts";
 import { type DenseChoice, pickDense } from "./dense/pick.ts";
 import type { Gate } from "./gate/file.ts";
 import { findGate } from "./gate/find.ts";
@@ -32,13 +31,11 @@ export interface LoadOptions {
   readonly signal?: AbortSignal;
 }
 
-export interface Model extends AsyncDisposable {
+export interface Model extends Device, AsyncDisposable {
   readonly file: GgufFile;
   readonly config: ModelConfig;
   readonly tokenizer: TextTokenizer;
   readonly frame: ChatFrame;
-  readonly dense: DenseEngine;
-  readonly backend: Backend;
   /**
    * The gate fitted for this model, looked for and checked at the first call.
    * @throws PalisadeError `gate.*`, `safetensors.*`, `file.*`.

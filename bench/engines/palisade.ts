@@ -41,7 +41,7 @@ class Ours {
     const budget = resolveBudget(policy, { fraction: this.#keep }, ids.length, config);
     const outputWeights = (layer: number) => file.readFloat32(`blk.${layer}.attn_output.weight`);
     const start = performance.now(), cpu = process.cpuUsage();
-    const { cache, lastHidden } = await readContext(dense, backend, ids, { policy, budget, outputWeights });
+    const { cache, lastHidden } = await readContext({ dense, backend }, ids, { policy, budget, outputWeights });
     await dense.logits(lastHidden, 1);
     this.#cache = cache;
     return { ms: performance.now() - start, cpu: processor(cpu) };

@@ -11,7 +11,6 @@
  * The observed rows must not change with the budget: budgets below sinks + window, which shrink the window, are not tried.
  */
 import { copyHeads } from "../../core/backend/copy_heads.ts";
-import type { Backend } from "../../core/backend/interface.ts";
 import { RaggedCache } from "../../core/cache/ragged.ts";
 import { resolveBudget } from "../../core/select/budget.ts";
 import { observationFor } from "../../core/measure/window.ts";
@@ -21,15 +20,13 @@ import { Eviction, type EvictionRule, keptOfAll } from "../../core/select/evicti
 import { entryBytes } from "../../core/cache/entry_type.ts";
 import { streamingSelection } from "../../core/select/layer_selection.ts";
 import type { DenseEngine } from "../dense/interface.ts";
+import type { Device } from "../device.ts";
 import { Explainer } from "./explain.ts";
-import { LayerReader, type LayerSeen, observeLayer, readContext, type ReadOptions, type ReadResult } from "./layers.ts";
+import { LayerReader, type LayerSeen, observeLayer, readContext } from "./layers.ts";
+import type { ReadOptions, ReadResult, RiskReading } from "./reading.ts";
 
-export interface RiskOptions extends Omit<ReadOptions, "budget" | "threshold"> {
-  /** ε, 0 < ε < 1. */
-  readonly risk: number;
-  /** Bytes of keys and values that may wait. */
-  readonly maxCacheBytes: number;
-}
+/** The budget is what the search is for. */
+export interface RiskOptions extends Omit<RiskReading, "way" | "budget">, ReadOptions {}
 
 /** What the search did. */
 export interface RiskFigures {
@@ -44,17 +41,16 @@ export interface RiskFigures {
 
 export interface RiskResult extends ReadResult {
   readonly budget: Budget;
-  readonly risk: RiskFigures;
+  readonly figures: RiskFigures;
 }
 
 /** Reads `ids` (at least one) into a new cache at the smallest budget that holds the risk. The caller owns the cache. */
 export async function readAtRisk(
-  dense: DenseEngine,
-  backend: Backend,
+  device: Device,
   ids: ArrayLike<number>,
   options: RiskOptions,
 ): Promise<RiskResult> {
-  const search = new RiskSearch(dense, backend, ids, options);
+  const search = new RiskSearch(device, ids, options);
   try {
     return await search.run();
   } catch (error) {
@@ -70,8 +66,8 @@ interface Visit {
 }
 
 class RiskSearch implements Disposable {
+  readonly #device: Device;
   readonly #dense: DenseEngine;
-  readonly #backend: Backend;
   readonly #ids: ArrayLike<number>;
   readonly #options: RiskOptions;
   readonly #window: number;
@@ -85,10 +81,10 @@ class RiskSearch implements Disposable {
   #ms = { prefill: 0, evict: 0 };
   readonly #now: () => number;
 
-  constructor(dense: DenseEngine, backend: Backend, ids: ArrayLike<number>, options: RiskOptions) {
-    const { kvHeads, headDim, layers } = dense.config;
-    this.#dense = dense;
-    this.#backend = backend;
+  constructor(device: Device, ids: ArrayLike<number>, options: RiskOptions) {
+    const { kvHeads, headDim, layers } = device.dense.config;
+    this.#device = device;
+    this.#dense = device.dense;
     this.#ids = ids;
     this.#options = options;
     this.#window = observationFor(options.policy, this.#budget(ids.length)).window;
@@ -102,19 +98,19 @@ class RiskSearch implements Disposable {
   }
 
   async run(): Promise<RiskResult> {
-    const { policy, risk } = this.#options;
+    const { policy, limit } = this.#options;
     const most = this.#ids.length, least = Math.min(most, Math.max(1, policy.sinks + policy.window));
     const overLayers = streamingSelection(policy, this.#budget(least)) !== undefined;
     if (overLayers && least < most) await this.#each(({ layer, seen }) => this.#remember(layer, seen));
     const found = policy.keepsAll ? { tokens: most, risk: 0 } : await smallestBudget(
       { least, most },
-      risk,
+      limit,
       (tokens) => this.#risks(tokens.map((n) => this.#budget(n)), overLayers),
     );
     const budget = this.#budget(found.tokens);
     const read = this.#waiting ? await this.#evictInPlace(budget, overLayers) : await this.#readAgain(budget);
     const peakBytes = Math.max(this.#peak, read.cache.bytes().peak);
-    return { ...read, budget, risk: { asked: risk, reached: found.risk, passes: this.#passes, peakBytes } };
+    return { ...read, budget, figures: { asked: limit, reached: found.risk, passes: this.#passes, peakBytes } };
   }
 
   #budget(tokens: number): Budget {
@@ -166,7 +162,7 @@ class RiskSearch implements Disposable {
   async #keptAlone(observation: Observation, budgets: readonly Budget[]): Promise<Int32Array[][]> {
     const { policy } = this.#options, candidates: Int32Array[][] = [];
     for (const budget of budgets) {
-      const [{ kept }] = await new Eviction({ policy, budget }, this.#backend).add(observation);
+      const [{ kept }] = await new Eviction({ policy, budget }, this.#device.backend).add(observation);
       candidates.push(kept);
     }
     return candidates;
@@ -174,7 +170,7 @@ class RiskSearch implements Disposable {
 
   /** What a budget keeps where layers compete; all have been remembered. */
   #keptOfAll(rule: EvictionRule): Promise<Int32Array[][]> {
-    return keptOfAll(rule, this.#observations, this.#backend);
+    return keptOfAll(rule, this.#observations, this.#device.backend);
   }
 
   /** One visit to every layer, whole: read for the first time, waiting since then, or read anew. */
@@ -204,7 +200,7 @@ class RiskSearch implements Disposable {
   #newReader(): LayerReader {
     const { policy: { needs }, signal, prompts, gate, softTokens } = this.#options;
     this.#cache?.[Symbol.dispose]();
-    this.#cache = new RaggedCache(this.#backend, this.#dense.config, this.#options.cacheType);
+    this.#cache = new RaggedCache(this.#device.backend, this.#dense.config, this.#options.cacheType);
     this.#passes++;
     const seen = { needs, window: this.#window, signal, prompts, gate, softTokens };
     return new LayerReader(this.#dense, this.#cache, this.#ids, seen);
@@ -241,7 +237,7 @@ class RiskSearch implements Disposable {
     this.#cache = undefined;
     this.#observations.length = 0;
     this.#passes++;
-    const read = await readContext(this.#dense, this.#backend, this.#ids, { ...this.#options, budget });
+    const read = await readContext(this.#device, this.#ids, { ...this.#options, budget });
     const ms = { prefill: this.#ms.prefill + read.ms.prefill, evict: this.#ms.evict + read.ms.evict };
     return { ...read, ms, activationBytes: Math.max(read.activationBytes, this.#activationBytes) };
   }

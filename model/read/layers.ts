@@ -7,74 +7,38 @@
  */
 import { RaggedCache } from "../../core/cache/ragged.ts";
 import { ScoreLists } from "../../core/cache/score_lists.ts";
-import type { AttentionOutputs, Backend, LayerRows } from "../../core/backend/interface.ts";
+import type { AttentionOutputs, LayerRows } from "../../core/backend/interface.ts";
 import type { LayerChange } from "../../core/select/candidates.ts";
-import type { LayerCertificate } from "../../core/worst_case/certificate.ts";
-import type { CacheType } from "../../core/cache/entry_type.ts";
-import type { Budget, Needs, Observation, Policy } from "../../core/policy/policy.ts";
+import type { Budget, Needs, Observation } from "../../core/policy/policy.ts";
 import { QueryStatistics, type QueryStatisticsResult } from "../../core/measure/query_statistics.ts";
 import { Eviction, keepsAll } from "../../core/select/eviction.ts";
 import { type AtAttention, CHUNK, layerAttention, type LayerInput, layerStep, stepBytes } from "../decode/layer.ts";
 import type { ModelConfig } from "../config.ts";
 import type { DenseEngine } from "../dense/interface.ts";
+import type { Device } from "../device.ts";
 import { Explainer } from "./explain.ts";
-import type { GateScorer } from "../gate/scorer.ts";
+import type { LayersReading, Reader, ReadOptions, ReadResult, ScoreFiles, ThresholdReading } from "./reading.ts";
 import { Probe } from "./soft_tokens.ts";
 import { Reconstruction, type RepeatPrompt } from "./reconstruct.ts";
 
 /** What the layers alone don't know, for policies whose `needs` ask for it. */
-export interface ScoreSources {
+export interface ScoreSources extends ScoreFiles {
   /** For `needs.reconstruction`: `repeatPrompts` of the same context. */
   readonly prompts?: readonly RepeatPrompt[];
-  /** For `needs.gate` and `foretell`. */
-  readonly gate?: GateScorer;
-  /** For `needs.softTokens`: embeddings, `[count, width]`. */
-  readonly softTokens?: Float32Array;
 }
 
-export interface ReadOptions extends ScoreSources {
-  readonly policy: Policy;
-  readonly budget: Budget;
-  /** How the cache stores keys and values. Default `f32`. */
-  readonly cacheType?: CacheType;
-  /** The output projection of one layer, `[width, heads · headDim]`, for policies that weigh values. */
-  readonly outputWeights: (layer: number) => Promise<Float32Array>;
+export interface LayersOptions extends Omit<LayersReading, "way">, ReadOptions {
   /** Evicts only what scores below this, whatever the budget; for policies whose scores are importances. */
   readonly threshold?: number;
-  /** Certificates are wanted. */
-  readonly explain?: boolean;
-  /** The gate's scores of what is kept are wanted, whatever the policy: {@link ReadResult.foretold}. */
-  readonly foretell?: boolean;
-  /** Called after each layer. */
-  readonly onLayer?: (done: number, layers: number) => void;
-  /** Checked between chunks. */
-  readonly signal?: AbortSignal;
-  /** Milliseconds now; injected so that the pure rooms need no clock of their own. */
-  readonly now?: () => number;
-}
-
-export interface ReadResult {
-  readonly cache: RaggedCache;
-  /** Hidden state of the last token before the final norm, `[width]`. */
-  readonly lastHidden: Float32Array;
-  /** The most bytes of hidden states and chunk activations this function held at once. */
-  readonly activationBytes: number;
-  /** Milliseconds in dense and attention work, and in observing, scoring, selecting and compacting. */
-  readonly ms: { readonly prefill: number; readonly evict: number };
-  /** One per layer, when asked. */
-  readonly certificates?: readonly LayerCertificate[];
-  /** The gate's scores of the entries in the cache, row by row, `[layers · kvHeads][entries]`, when asked. */
-  readonly foretold?: readonly Float32Array[];
 }
 
 /** Reads `ids` (at least one) into a new cache and evicts by `policy`. The caller owns the cache. */
 export async function readContext(
-  dense: DenseEngine,
-  backend: Backend,
+  device: Device,
   ids: ArrayLike<number>,
-  options: ReadOptions,
+  options: LayersOptions,
 ): Promise<ReadResult> {
-  const { config } = dense;
+  const { dense, backend } = device, { config } = dense;
   const now = options.now ?? (() => performance.now());
   const cache = new RaggedCache(backend, config, options.cacheType);
   try {
@@ -109,6 +73,25 @@ export async function readContext(
     cache[Symbol.dispose]();
     throw error;
   }
+}
+
+/** Reads `ids` and evicts what scores below the limit, or, where scores are foretold, below what its margins make of it. */
+export const readThreshold: Reader<ThresholdReading> = async (device, ids, options) => {
+  const threshold = options.worstCase?.threshold ?? options.limit;
+  const read = await readContext(device, ids, { ...options, threshold });
+  return { ...read, budget: budgetKept(options.budget, read.cache.entries()) };
+};
+
+/** The budget that a threshold came to: per head and layer on average, rounded down. */
+function budgetKept(whole: Budget, entries: number): Budget {
+  const { length, model: { layers, kvHeads } } = whole;
+  return {
+    ...whole,
+    fraction: entries / (length * layers * kvHeads),
+    perHead: Math.floor(entries / (layers * kvHeads)),
+    perLayer: Math.floor(entries / layers),
+    total: entries,
+  };
 }
 
 /** What the forward pass leaves behind for the policy. */
@@ -296,7 +279,7 @@ export async function observeLayer(
   rows: LayerRows,
   layer: number,
   seen: LayerSeen,
-  { policy: { needs }, budget, outputWeights }: Pick<ReadOptions, "policy" | "budget" | "outputWeights">,
+  { policy: { needs }, budget, outputWeights }: Pick<LayersOptions, "policy" | "budget" | "outputWeights">,
 ): Promise<Observation> {
   const { model: shape, length, window } = budget;
   const measured = needs.window || needs.rows ? await rows.observe(seen.windowQueries, window, needs) : {};
@@ -321,12 +304,12 @@ export async function observeLayer(
 /** The evicting half: observe, score and select (`core/select/eviction.ts`), compact. */
 class LayerEviction {
   readonly #cache: RaggedCache;
-  readonly #options: ReadOptions;
+  readonly #options: LayersOptions;
   readonly #explainer?: Explainer;
   readonly #eviction?: Eviction;
   readonly foretold?: ScoreLists;
 
-  constructor(cache: RaggedCache, options: ReadOptions, explainer?: Explainer) {
+  constructor(cache: RaggedCache, options: LayersOptions, explainer?: Explainer) {
     this.#cache = cache;
     this.#options = options;
     this.#explainer = explainer;

@@ -1,21 +1,46 @@
 /** What a policy needs beyond the layers themselves: prompts that repeat the context, a gate. */
 import { inputError } from "../../core/errors.ts";
 import { NO_FILE } from "../../core/policies/judge_q.ts";
-import type { Policy, SoftTokensNeed } from "../../core/policy/policy.ts";
+import type { Needs, Policy, SoftTokensNeed } from "../../core/policy/policy.ts";
 import type { Gate } from "../gate/file.ts";
 import { GateScorer, readGains } from "../gate/scorer.ts";
 import type { SoftTokens } from "../policy_files/soft_tokens.ts";
-import { checkProbeRoom } from "./soft_tokens.ts";
 import type { Model } from "../model.ts";
+import { worstCaseOf } from "../gate/worst_case.ts";
 import type { ScoreSources } from "./layers.ts";
+import type { Reading, ScoreFiles } from "./reading.ts";
 import { repeatPrompts } from "./reconstruct.ts";
+import { checkProbeRoom } from "./room.ts";
 
 export interface SourceOptions {
-  /** Instead of the gate that belongs to the model. */
+  /** For `gate`: instead of the gate that belongs to the model. */
   readonly gate?: Gate;
-  /** Instead of reading the file that `judge-q` names. */
+  /** For `judge-q`: instead of reading the file that it names. */
   readonly softTokens?: SoftTokens;
   readonly beyondTrained?: boolean;
+}
+
+type FileModel = Pick<Model, "file" | "config" | "backend" | "gate" | "softTokens">;
+
+/**
+ * What a planned reading of `tokens` tokens needs of files.
+ * @throws PalisadeError `context.too-long`, `gate.*`, `soft-tokens.*`, `risk.*` for a gate without margins, and what the
+ * files throw.
+ */
+export async function scoreFiles(
+  model: FileModel,
+  reading: Reading,
+  tokens: number,
+  options: SourceOptions = {},
+): Promise<ScoreFiles> {
+  const { policy: { needs, foretold }, budget } = reading;
+  const foretell = "foretell" in reading && reading.foretell;
+  const files = await neededFiles(model, foretell ? { ...needs, gate: true } : needs, tokens, options);
+  if (reading.way !== "threshold" || !foretold) return files;
+  return {
+    ...files,
+    worstCase: worstCaseOf(options.gate ?? await model.gate(), reading.limit, { ...foretold, budget }),
+  };
 }
 
 /**
@@ -23,14 +48,25 @@ export interface SourceOptions {
  * @throws PalisadeError `context.too-long`, `gate.*`, `soft-tokens.*` and what the files throw.
  */
 export async function scoreSources(
-  model: Pick<Model, "file" | "config" | "backend" | "tokenizer" | "frame" | "gate" | "softTokens">,
+  model: FileModel & Pick<Model, "tokenizer" | "frame">,
   { needs }: Pick<Policy, "needs">,
   ids: readonly number[],
   options: SourceOptions = {},
 ): Promise<ScoreSources> {
   return {
     ...(needs.reconstruction && { prompts: repeatPrompts(model, ids, needs.reconstruction, options.beyondTrained) }),
-    ...(needs.softTokens && { softTokens: await softEmbeddings(model, needs.softTokens, ids.length, options) }),
+    ...await neededFiles(model, needs, ids.length, options),
+  };
+}
+
+async function neededFiles(
+  model: FileModel,
+  needs: Needs,
+  tokens: number,
+  options: SourceOptions,
+): Promise<ScoreFiles> {
+  return {
+    ...(needs.softTokens && { softTokens: await softEmbeddings(model, needs.softTokens, tokens, options) }),
     ...(needs.gate && { gate: await gateScorer(model, options.gate) }),
   };
 }

@@ -19,13 +19,13 @@
 import { copyHeads } from "../../core/backend/copy_heads.ts";
 import type { CopiedRows, LayerRows } from "../../core/backend/interface.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
-import { inputError } from "../../core/errors.ts";
 import type { Reconstruction as ReconstructionNeeds } from "../../core/policy/policy.ts";
 import { type AtAttention, CHUNK, layerAttention, layerStep } from "../decode/layer.ts";
 import type { ModelConfig } from "../config.ts";
 import type { DenseEngine } from "../dense/interface.ts";
 import { type ChatFrame, contextIds } from "../text/prompt.ts";
 import type { TextTokenizer } from "../text/tokenizer.ts";
+import { checkRepeatRoom } from "./room.ts";
 
 /** First tokens that every subset holds, as the published code's. */
 const SINKS = 4;
@@ -65,14 +65,7 @@ export function repeatPrompts(
     return { ids: [...reply(instruction), ...ids.slice(first, end)], first: i === 0 ? 0 : first, end };
   });
   const last = ids.length + Math.max(...prompts.map((prompt) => prompt.ids.length));
-  if (last > config.contextLength && !beyondTrained) {
-    throw inputError(
-      "context.too-long",
-      `kvzip repeats the context behind itself and would need ${last} positions, but ${config.name} was trained on ` +
-        `${config.contextLength}: shorten the context, set kvzip(chunk=…) below ${chunk}, or pass --beyond-trained`,
-      "--context",
-    );
-  }
+  if (!beyondTrained) checkRepeatRoom(config, last, chunk);
   return prompts;
 }
 

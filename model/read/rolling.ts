@@ -6,16 +6,15 @@
  * For early policies: the score of a key is known when the key is made. Tokens see what was kept so far, not the whole
  * context; a policy scores the rows it kept and the new ones, as if they were a context.
  */
-import type { Backend } from "../../core/backend/interface.ts";
 import { RaggedCache } from "../../core/cache/ragged.ts";
 import { ScoreLists } from "../../core/cache/score_lists.ts";
 import { Eviction } from "../../core/select/eviction.ts";
 import { resolveBudget } from "../../core/select/budget.ts";
 import type { Needs, Policy } from "../../core/policy/policy.ts";
-import type { DenseEngine } from "../dense/interface.ts";
+import type { Device } from "../device.ts";
 import { forward } from "../decode/extend.ts";
 import { CHUNK, stepBytes } from "../decode/layer.ts";
-import type { ReadOptions, ReadResult } from "./layers.ts";
+import type { ReadOptions, ReadResult, RollingReading } from "./reading.ts";
 
 /** Whether a policy can be read with in this way: it looks at keys and values alone, and decides head by head. */
 export function rolls(policy: Pick<Policy, "needs" | "scope">): boolean {
@@ -28,10 +27,9 @@ export function rolls(policy: Pick<Policy, "needs" | "scope">): boolean {
  * context. The caller owns the cache. `options.onLayer` is told layers' worth of tokens.
  */
 export async function readRolling(
-  dense: DenseEngine,
-  backend: Backend,
+  { dense, backend }: Device,
   ids: readonly number[],
-  options: Omit<ReadOptions, "outputWeights">,
+  options: Omit<RollingReading, "way"> & Omit<ReadOptions, "outputWeights">,
 ): Promise<ReadResult> {
   const { config } = dense, { policy, budget, signal, gate, now = () => performance.now() } = options;
   const cache = new RaggedCache(backend, config, options.cacheType);

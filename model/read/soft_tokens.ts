@@ -6,27 +6,9 @@
  * while one layer is observed.
  */
 import type { RaggedCache } from "../../core/cache/ragged.ts";
-import { inputError } from "../../core/errors.ts";
 import type { Needs, Observation } from "../../core/policy/policy.ts";
 import { type AtAttention, layerAttention, layerStep } from "../decode/layer.ts";
-import type { ModelConfig } from "../config.ts";
 import type { DenseEngine } from "../dense/interface.ts";
-
-/**
- * Refuses probes that end beyond the trained length.
- * @throws PalisadeError `context.too-long`.
- */
-export function checkProbeRoom({ name, contextLength }: ModelConfig, length: number, count: number): void {
-  if (length + count <= contextLength) return;
-  throw inputError(
-    "context.too-long",
-    `judge-q puts ${count} soft tokens behind the context and would need ${
-      length + count
-    } positions, but ${name} was ` +
-      `trained on ${contextLength}: shorten the context, or pass --beyond-trained`,
-    "--context",
-  );
-}
 
 export class Probe {
   readonly #dense: DenseEngine;

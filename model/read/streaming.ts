@@ -8,33 +8,21 @@
  * later only add rivals. The kept set equals one selection over all scores that were produced. Never more entries than
  * the budget and one chunk are held, counted over all layers and heads.
  */
-import type { Backend } from "../../core/backend/interface.ts";
 import { RaggedCache } from "../../core/cache/ragged.ts";
 import { ScoreLists } from "../../core/cache/score_lists.ts";
-import { inputError } from "../../core/errors.ts";
-import type { CacheType } from "../../core/cache/entry_type.ts";
 import type { Budget, Policy } from "../../core/policy/policy.ts";
 import type { SelectionInput } from "../../core/select/select.ts";
 import { CHUNK, layerStep, stepBytes } from "../decode/layer.ts";
 import type { DenseEngine } from "../dense/interface.ts";
+import type { Device } from "../device.ts";
 import type { GateScorer } from "../gate/scorer.ts";
-import type { ReadResult } from "./layers.ts";
+import type { ReadOptions, ReadResult, StreamingReading } from "./reading.ts";
+import { roomBelow } from "./room.ts";
 
-export interface StreamOptions {
-  /** Its `streams` is set; only scope, sinks and window count. */
-  readonly policy: Pick<Policy, "scope" | "keepsAll">;
-  readonly budget: Budget;
-  readonly gate: GateScorer;
-  /** How the cache stores keys and values. Default `f32`. */
-  readonly cacheType?: CacheType;
-  /** Closes the gaps after each eviction, so that no position reaches the trained context, however long the text is. */
-  readonly realign?: boolean;
-  /** Called after each chunk with tokens. */
-  readonly onChunk?: (done: number, tokens: number) => void;
+/** Of the policy only scope, sinks and window count; the scores are the gate's, which must be there. */
+export interface StreamOptions extends Omit<StreamingReading, "way">, Omit<ReadOptions, "outputWeights"> {
   /** Called with the scores of every chunk and layer, `[count, kvHeads]`, tokens from `first` on. */
   readonly onScores?: (layer: number, scores: Float32Array, first: number) => void;
-  readonly signal?: AbortSignal;
-  readonly now?: () => number;
 }
 
 /**
@@ -42,12 +30,12 @@ export interface StreamOptions {
  * PalisadeError (input) `context.too-long` when `realign` finds no room, because one head holds a whole trained context.
  */
 export async function readStreaming(
-  dense: DenseEngine,
-  backend: Backend,
+  { dense, backend }: Device,
   ids: ArrayLike<number>,
   options: StreamOptions,
 ): Promise<ReadResult> {
-  const { config } = dense, { budget, signal, now = () => performance.now() } = options;
+  const { config } = dense, { budget, gate, signal, now = () => performance.now() } = options;
+  if (!gate) throw new RangeError("Cannot read in a stream without a gate");
   const cache = new RaggedCache(backend, config, options.cacheType);
   const ms = { prefill: 0, evict: 0 };
   let last = new Float32Array(0) as Float32Array, activationBytes = 0;
@@ -55,10 +43,10 @@ export async function readStreaming(
     const scores = new ScoreLists(config);
     for (let start = 0, count = 0; start < ids.length; start += count) {
       signal?.throwIfAborted();
-      const room = options.realign ? roomBelow(config.contextLength, cache) : CHUNK, began = now();
+      const room = options.realign ? roomBelow(config, cache.position) : CHUNK, began = now();
       count = Math.min(CHUNK, room, ids.length - start);
       const some = Array.from({ length: count }, (_, i) => ids[start + i]);
-      const hidden = await readChunk(dense, cache, some, scores, options);
+      const hidden = await readChunk(dense, cache, some, scores, { ...options, gate });
       const read = now();
       if (options.policy.keepsAll !== true && budget.perHead < budget.length) {
         await evict(cache, scores, options);
@@ -68,7 +56,7 @@ export async function readStreaming(
       ms.evict += now() - read;
       last = hidden.slice((count - 1) * config.width);
       activationBytes = Math.max(activationBytes, stepBytes(config, count));
-      options.onChunk?.(start + count, ids.length);
+      options.onLayer?.(Math.floor((start + count) / ids.length * config.layers), config.layers);
     }
     cache.setScoreBytes(0);
     return { cache, lastHidden: last, activationBytes, ms, foretold: scores.lists };
@@ -78,22 +66,13 @@ export async function readStreaming(
   }
 }
 
-function roomBelow(trained: number, cache: RaggedCache): number {
-  if (cache.position < trained) return trained - cache.position;
-  throw inputError(
-    "context.too-long",
-    `The context doesn't fit the trained ${trained} tokens: one head alone would keep as many, so keep less`,
-    "--keep",
-  );
-}
-
 /** All layers over one chunk, scored by the way. */
 async function readChunk(
   dense: DenseEngine,
   cache: RaggedCache,
   ids: readonly number[],
   scores: ScoreLists,
-  { gate, onScores }: StreamOptions,
+  { gate, onScores }: { readonly gate: GateScorer } & Pick<StreamOptions, "onScores">,
 ): Promise<Float32Array> {
   const { config } = dense, count = ids.length, first = cache.position, token = cache.seen;
   let hidden = dense.embed(ids);

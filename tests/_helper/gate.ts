@@ -76,7 +76,7 @@ export async function losses(
     const budget = resolveBudget(policy, { fraction: 1 }, ids.length, model.config);
     const { threshold } = worstCaseOf(gate, limit, { coverage, budget });
     const outputWeights = () => Promise.reject(new Error("not needed"));
-    const { cache } = await readContext(model.dense, model.backend, ids, {
+    const { cache } = await readContext(model, ids, {
       policy,
       budget,
       threshold,

@@ -5,7 +5,8 @@ import { resolveBudget } from "../../core/select/budget.ts";
 import { collect, type CollectedCase } from "../../evaluate/sweep/read_cells.ts";
 import { loadModel, type Model } from "../../model/model.ts";
 import { extend } from "../../model/decode/extend.ts";
-import { readContext, type ReadResult } from "../../model/read/layers.ts";
+import { readContext } from "../../model/read/layers.ts";
+import type { ReadResult } from "../../model/read/reading.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
 import { smollm2 } from "../_helper/model.ts";
 import { oracleLogits } from "../_helper/oracle.ts";
@@ -54,7 +55,7 @@ function outputWeights(model: Model) {
 async function readAll(model: Model, ids: readonly number[]): Promise<ReadResult> {
   const policy = resolvePolicy("full");
   const budget = resolveBudget(policy, { fraction: 1 }, ids.length, model.config);
-  return await readContext(model.dense, model.backend, ids, { policy, budget, outputWeights: outputWeights(model) });
+  return await readContext(model, ids, { policy, budget, outputWeights: outputWeights(model) });
 }
 
 /** Reads `ids`, keeps everything, and notes what every golden policy would keep. */
@@ -70,7 +71,7 @@ async function readCollecting(model: Model, ids: readonly number[]) {
 async function readRecording(model: Model, ids: readonly number[]): Promise<Recorded[]> {
   const { policy, recorded } = recorder(Object.values(RECORDED), RATIOS, ids.length, model.config);
   const budget = resolveBudget(policy, { tokens: ids.length - 1 }, ids.length, model.config);
-  const { cache } = await readContext(model.dense, model.backend, ids, {
+  const { cache } = await readContext(model, ids, {
     policy,
     budget,
     outputWeights: outputWeights(model),
@@ -220,7 +221,7 @@ Deno.test("keep 100 % gives the 32 greedy tokens of plain attention", async (t) 
       const asked = questionIds(model.frame, model.tokenizer, question);
       const policy = resolvePolicy("layer-defensive");
       const budget = resolveBudget(policy, { fraction: 1 }, read.length, model.config);
-      const { cache } = await readContext(model.dense, model.backend, read, {
+      const { cache } = await readContext(model, read, {
         policy,
         budget,
         outputWeights: outputWeights(model),

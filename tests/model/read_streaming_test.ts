@@ -39,7 +39,7 @@ async function stream(model: Model, ids: readonly number[], text: string, keep: 
   const policy = resolvePolicy(text), { kvHeads, layers } = model.config;
   const budget = resolveBudget(policy, keep, ids.length, model.config);
   const scores = Array.from({ length: layers * kvHeads }, () => new Float32Array(ids.length));
-  const read = await readStreaming(model.dense, model.backend, ids, {
+  const read = await readStreaming(model, ids, {
     policy,
     budget,
     gate: await scorerOf(model),
@@ -107,7 +107,7 @@ Deno.test("gate reads the same scores layer by layer as in a stream while nothin
   const ids = contextIds(model.frame, model.tokenizer, TEXT).slice(0, CHUNK);
   const { cache, budget } = await stream(model, ids, "gate(read=stream)", { fraction: 0.3 });
   using _ = cache;
-  const read = await readContext(model.dense, model.backend, ids, {
+  const read = await readContext(model, ids, {
     policy: resolvePolicy("gate"),
     budget,
     gate: await scorerOf(model),
@@ -140,11 +140,11 @@ Deno.test("readStreaming() stops between chunks when it is aborted, and gives it
   await using model = await tiny();
   const controller = new AbortController();
   const policy = resolvePolicy("gate(read=stream)"), ids = contextIds(model.frame, model.tokenizer, TEXT);
-  const reading = readStreaming(model.dense, model.backend, ids, {
+  const reading = readStreaming(model, ids, {
     policy,
     budget: resolveBudget(policy, { fraction: 0.2 }, ids.length, model.config),
     gate: await scorerOf(model),
-    onChunk: () => controller.abort(),
+    onLayer: () => controller.abort(),
     signal: controller.signal,
   });
   await assert.rejects(reading, { name: "AbortError" });

@@ -165,7 +165,7 @@ Deno.test("readContext() with kvzip stops when it is aborted in the middle of re
     embed: model.dense.embed.bind(model.dense),
     finish: model.dense.finish.bind(model.dense),
   });
-  const reading = readContext(dense, model.backend, ids, {
+  const reading = readContext({ dense, backend: model.backend }, ids, {
     policy,
     budget: resolveBudget(policy, { fraction: 0.2 }, ids.length, model.config),
     outputWeights: () => Promise.reject(new Error("kvzip weighs no values")),

@@ -6,7 +6,8 @@ import { policies, resolvePolicy } from "../../core/policy/registry.ts";
 import { certificateReport } from "../../model/certificate_report.ts";
 import type { Model } from "../../model/model.ts";
 import { contextIds } from "../../model/text/prompt.ts";
-import { readContext, type ReadOptions, type ReadResult } from "../../model/read/layers.ts";
+import { type LayersOptions, readContext } from "../../model/read/layers.ts";
+import type { ReadResult } from "../../model/read/reading.ts";
 import { readAtRisk } from "../../model/read/at_risk.ts";
 import { resolveRisk } from "../../model/read/risk_options.ts";
 import { openContext } from "../../model/session.ts";
@@ -29,10 +30,10 @@ function idsOf(model: Model, repeats = 1): number[] {
   return contextIds(model.frame, model.tokenizer, TEXT.repeat(repeats));
 }
 
-function read(model: Model, ids: readonly number[], text: string, tokens: number, more: Partial<ReadOptions> = {}) {
+function read(model: Model, ids: readonly number[], text: string, tokens: number, more: Partial<LayersOptions> = {}) {
   const policy = resolvePolicy(text);
   const budget = resolveBudget(policy, { tokens }, ids.length, model.config);
-  return readContext(model.dense, model.backend, ids, { policy, budget, outputWeights: weights(model), ...more });
+  return readContext(model, ids, { policy, budget, outputWeights: weights(model), ...more });
 }
 
 function weights(model: Model): (layer: number) => Promise<Float32Array> {
@@ -55,11 +56,11 @@ for (const text of POLICIES) {
     for (const risk of [0.05, 0.3]) {
       const results = [];
       for (const maxCacheBytes of [2 ** 30, 1]) {
-        const options = { policy, risk, maxCacheBytes, outputWeights: weights(model), explain: true };
-        const result = await readAtRisk(model.dense, model.backend, ids, options);
+        const options = { policy, limit: risk, maxCacheBytes, outputWeights: weights(model), explain: true };
+        const result = await readAtRisk(model, ids, options);
         using cache = result.cache;
-        assert.ok(result.risk.reached <= risk, `${result.risk.reached}`);
-        assert.ok(Math.abs(meanLargestMass(result.certificates!) - result.risk.reached) <= 1e-5);
+        assert.ok(result.figures.reached <= risk, `${result.figures.reached}`);
+        assert.ok(Math.abs(meanLargestMass(result.certificates!) - result.figures.reached) <= 1e-5);
         assert.equal(cache.position, ids.length);
         results.push({ kept: keptOf({ cache }), ...result });
       }
@@ -67,10 +68,10 @@ for (const text of POLICIES) {
       const { perHead } = waited.budget;
       assert.deepEqual(again.kept, waited.kept);
       assert.deepEqual(again.certificates, waited.certificates);
-      assert.deepEqual([again.budget.perHead, again.risk.reached], [perHead, waited.risk.reached]);
-      assert.equal(waited.risk.passes, 1);
+      assert.deepEqual([again.budget.perHead, again.figures.reached], [perHead, waited.figures.reached]);
+      assert.equal(waited.figures.passes, 1);
       if (perHead > least) {
-        assert.ok(again.risk.passes >= 2);
+        assert.ok(again.figures.passes >= 2);
         const smaller = await read(model, ids, text, perHead - 1, { explain: true });
         using _ = smaller.cache;
         assert.ok(meanLargestMass(smaller.certificates!) > risk, `${perHead - 1} would do for ${risk}`);
@@ -87,10 +88,10 @@ Deno.test("readAtRisk() says the true peak: all layers when they wait, one layer
   const ids = idsOf(model, 3), policy = resolvePolicy("layer-defensive(window=8)");
   const { layers, kvHeads, headDim } = model.config, layerBytes = ids.length * kvHeads * headDim * 8;
   const peak = async (maxCacheBytes: number) => {
-    const options = { policy, risk: 0.7, maxCacheBytes, outputWeights: weights(model) };
-    const { cache, risk } = await readAtRisk(model.dense, model.backend, ids, options);
+    const options = { policy, limit: 0.7, maxCacheBytes, outputWeights: weights(model) };
+    const { cache, figures } = await readAtRisk(model, ids, options);
     cache[Symbol.dispose]();
-    return risk.peakBytes;
+    return figures.peakBytes;
   };
   assert.ok(await peak(layers * layerBytes) >= layers * layerBytes);
   const bounded = await peak(layers * layerBytes - 1);
@@ -102,9 +103,9 @@ Deno.test("readAtRisk() gives everything back when it is interrupted", async () 
   const before = model.backend.memory().allocatedBytes;
   const controller = new AbortController();
   const onLayer = () => controller.abort();
-  const options = { policy: resolvePolicy("snapkv(window=8)"), risk: 0.1, maxCacheBytes: 1 };
+  const options = { policy: resolvePolicy("snapkv(window=8)"), limit: 0.1, maxCacheBytes: 1 };
   await assert.rejects(
-    readAtRisk(model.dense, model.backend, idsOf(model), {
+    readAtRisk(model, idsOf(model), {
       ...options,
       outputWeights: weights(model),
       onLayer,
@@ -145,8 +146,8 @@ Deno.test("certificates are the same when entries leave while layers come, and w
   const policy = resolvePolicy(text);
   // The largest risk that is not below what 20 tokens cost makes the search end there.
   const risk = meanLargestMass(streamed.certificates!) * (1 + 1e-4);
-  const options = { policy, risk, maxCacheBytes: 2 ** 30, outputWeights: weights(model), explain: true };
-  const waited = await readAtRisk(model.dense, model.backend, ids, options);
+  const options = { policy, limit: risk, maxCacheBytes: 2 ** 30, outputWeights: weights(model), explain: true };
+  const waited = await readAtRisk(model, ids, options);
   using __ = waited.cache;
   assert.equal(waited.budget.perHead, 20);
   const report = certificateReport(waited.certificates!), other = certificateReport(streamed.certificates!);

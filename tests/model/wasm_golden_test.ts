@@ -66,7 +66,7 @@ for (const [what, { tolerance, make }] of Object.entries(CASES)) {
     const policy = resolvePolicy("full"), ids = golden.context_ids;
     const budget = resolveBudget(policy, { fraction: 1 }, ids.length, config);
     const outputWeights = (layer: number) => file.readFloat32(`blk.${layer}.attn_output.weight`);
-    const { cache, lastHidden } = await readContext(dense, backend, ids, { policy, budget, outputWeights });
+    const { cache, lastHidden } = await readContext({ dense, backend }, ids, { policy, budget, outputWeights });
     using _ = cache;
     const near = (logits: Float32Array, name: string) => {
       const difference = largestDifference(logits, expected.get(name)!.data);

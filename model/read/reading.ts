@@ -1,0 +1,117 @@
+/**
+ * The five ways to read a context, and what each is told. `plan.ts` chooses, `read.ts` runs.
+ *
+ * - `layers`: the whole context layer by layer, down to a budget (`layers.ts`).
+ * - `threshold`: the same, but what scores below a threshold goes, whatever the budget.
+ * - `risk`: the smallest budget that holds a risk is searched first (`at_risk.ts`).
+ * - `streaming`: chunk by chunk through all layers, evicting by scores that were foretold (`streaming.ts`).
+ * - `rolling`: the same by keys and values alone, for contexts beyond the trained length (`rolling.ts`).
+ */
+import type { CacheType } from "../../core/cache/entry_type.ts";
+import type { RaggedCache } from "../../core/cache/ragged.ts";
+import type { Budget, Policy } from "../../core/policy/policy.ts";
+import type { LayerCertificate } from "../../core/worst_case/certificate.ts";
+import type { Device } from "../device.ts";
+import type { GateScorer } from "../gate/scorer.ts";
+import type { WorstCase } from "../gate/worst_case.ts";
+import type { RiskFigures } from "./at_risk.ts";
+import type { RepeatPrompt } from "./reconstruct.ts";
+
+/** What every way is told. */
+interface Planned {
+  readonly policy: Policy;
+  readonly budget: Budget;
+  /** How the cache stores keys and values. Default `f32`. */
+  readonly cacheType?: CacheType;
+  /** A cap leaves the context less than was asked for. */
+  readonly keepCapped?: boolean;
+}
+
+/** Of the ways that read the whole context before they decide. */
+interface Whole extends Planned {
+  /** For `needs.reconstruction`: `repeatPrompts` of the same context. */
+  readonly prompts?: readonly RepeatPrompt[];
+  /** Certificates are wanted. */
+  readonly explain?: boolean;
+}
+
+export interface LayersReading extends Whole {
+  readonly way: "layers";
+  /** The gate's scores of what is kept are wanted, whatever the policy: {@link ReadResult.foretold}. */
+  readonly foretell?: boolean;
+}
+
+export interface ThresholdReading extends Whole {
+  readonly way: "threshold";
+  /** The importance, 0 … 1, that may not be lost; the threshold, unless the policy's scores are foretold. */
+  readonly limit: number;
+}
+
+export interface RiskReading extends Whole {
+  readonly way: "risk";
+  /** ε, 0 < ε < 1. */
+  readonly limit: number;
+  /** Bytes of keys and values that may wait. */
+  readonly maxCacheBytes: number;
+}
+
+export interface StreamingReading extends Planned {
+  readonly way: "streaming";
+  /** Closes the gaps after each eviction, so that no position reaches the trained context, however long the text is. */
+  readonly realign?: boolean;
+}
+
+export interface RollingReading extends Planned {
+  readonly way: "rolling";
+  readonly foretell?: boolean;
+}
+
+export type Reading = LayersReading | ThresholdReading | RiskReading | StreamingReading | RollingReading;
+
+/** What a policy's scores come from besides the layers: files, opened once the plan stands. */
+export interface ScoreFiles {
+  /** For `needs.gate` and `foretell`. */
+  readonly gate?: GateScorer;
+  /** For `needs.softTokens`: embeddings, `[count, width]`. */
+  readonly softTokens?: Float32Array;
+  /** For a threshold on foretold scores: where the gate's margins put it. */
+  readonly worstCase?: WorstCase;
+}
+
+/** What every way is given besides. */
+export interface ReadOptions extends ScoreFiles {
+  /** The output projection of one layer, `[width, heads · headDim]`, for policies that weigh values and certificates. */
+  readonly outputWeights: (layer: number) => Promise<Float32Array>;
+  /** Called after each layer; by ways that go chunk by chunk, with layers' worth of tokens. */
+  readonly onLayer?: (done: number, layers: number) => void;
+  /** Checked between chunks. */
+  readonly signal?: AbortSignal;
+  /** Milliseconds now; injected so that the pure rooms need no clock of their own. */
+  readonly now?: () => number;
+}
+
+export interface ReadResult {
+  /** The caller owns it. */
+  readonly cache: RaggedCache;
+  /** Hidden state of the last token before the final norm, `[width]`. */
+  readonly lastHidden: Float32Array;
+  /** The most bytes of hidden states and chunk activations held at once. */
+  readonly activationBytes: number;
+  /** Milliseconds in dense and attention work, and in observing, scoring, selecting and compacting. */
+  readonly ms: { readonly prefill: number; readonly evict: number };
+  /** One per layer, when asked. */
+  readonly certificates?: readonly LayerCertificate[];
+  /** The gate's scores of the entries in the cache, row by row, `[layers · kvHeads][entries]`, when asked. */
+  readonly foretold?: readonly Float32Array[];
+  /** What a limit came to, where it took the place of a budget. */
+  readonly budget?: Budget;
+  /** What a search did. */
+  readonly figures?: RiskFigures;
+}
+
+/** How each way is called: reads `ids` (at least one) into a new cache. */
+export type Reader<R extends Reading> = (
+  device: Device,
+  ids: readonly number[],
+  options: Omit<R, "way"> & ReadOptions,
+) => Promise<ReadResult>;

@@ -1,0 +1,63 @@
+/** Whether what is read fits the length a model was trained for: every refusal `context.too-long` of a reading. */
+import { inputError, type PalisadeError } from "../../core/errors.ts";
+import type { Budget, Policy } from "../../core/policy/policy.ts";
+import type { ModelConfig } from "../config.ts";
+import { rolls } from "./rolling.ts";
+
+type Trained = Pick<ModelConfig, "name" | "contextLength">;
+
+/**
+ * A context that fills the trained length and isn't evicted on the way. There must be room for at least a question.
+ * `rerotates`: positions close up, so that a policy which evicts on the way could read it.
+ */
+export function contextTooLong(
+  { name, contextLength: trained }: Trained,
+  tokens: number,
+  policy: Policy,
+  budget: Budget,
+  rerotates: boolean,
+): PalisadeError {
+  const onTheWay = policy.streams || rolls(policy);
+  const way = !rerotates
+    ? "pass --beyond-trained to read it all the same"
+    : onTheWay
+    ? `keep fewer than ${trained} tokens per head instead of ${budget.perHead}`
+    : policy.foretold
+    ? `evict while reading, with gate(read=stream): ${policy.name} as it is scores all of it first`
+    : `name a policy that scores a key when it is made, such as streaming-llm: ${policy.name} needs all of it`;
+  return tooLong(
+    `The context has ${tokens} tokens, but ${name} was trained on ${trained}: shorten it to less than ` +
+      `${trained} tokens, question and answer included, or ${way}`,
+  );
+}
+
+/** Prompts that make the model repeat the context in chunks of `chunk` tokens end at position `last`. */
+export function checkRepeatRoom({ name, contextLength }: Trained, last: number, chunk: number): void {
+  if (last <= contextLength) return;
+  throw tooLong(
+    `kvzip repeats the context behind itself and would need ${last} positions, but ${name} was trained on ` +
+      `${contextLength}: shorten the context, set kvzip(chunk=…) below ${chunk}, or pass --beyond-trained`,
+  );
+}
+
+/** `count` soft tokens behind a context of `length` tokens. */
+export function checkProbeRoom({ name, contextLength }: Trained, length: number, count: number): void {
+  if (length + count <= contextLength) return;
+  throw tooLong(
+    `judge-q puts ${count} soft tokens behind the context and would need ${length + count} positions, but ${name} ` +
+      `was trained on ${contextLength}: shorten the context, or pass --beyond-trained`,
+  );
+}
+
+/** Positions left below the trained length for a cache whose next token is at `position`; at least one. */
+export function roomBelow({ contextLength: trained }: Trained, position: number): number {
+  if (position < trained) return trained - position;
+  throw tooLong(
+    `The context doesn't fit the trained ${trained} tokens: one head alone would keep as many, so keep less`,
+    "--keep",
+  );
+}
+
+function tooLong(message: string, where = "--context"): PalisadeError {
+  return inputError("context.too-long", message, where);
+}
