@@ -76,7 +76,7 @@ async function attention(backends: readonly Backend[]): Promise<void> {
 
 async function dense(crew: Crew): Promise<void> {
   const runtime = await currentRuntime();
-  const file = await openGguf(await runtime.openFile(modelPath("smollm2-135m", runtime)));
+  const file = await openGguf(await runtime.openFile(await modelPath("smollm2-135m", runtime)));
   const config = await configOf(file);
   const engines = [await createWasmEngine(file, config), await createWasmEngine(file, config, { crew })];
   for (const count of [1, 2, 4, 8, 64, 256]) {

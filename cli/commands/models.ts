@@ -48,7 +48,7 @@ export async function pullCommand(
 
 /** Prints the path of a model that is here. */
 export async function modelPathCommand(name: string, io: Io): Promise<number> {
-  const path = modelPath(name, io.runtime);
+  const path = await modelPath(name, io.runtime);
   if (await io.runtime.host?.info(path) === undefined) {
     throw inputError("model.absent", `it has not been fetched: run palisade models pull ${name}`, name);
   }

@@ -1,6 +1,7 @@
 /** Fetching a model file from the Hugging Face hub, going on where an earlier download stopped. */
 import { inputError } from "../../core/errors.ts";
 import { type PartFile, WrongBytesError } from "./part.ts";
+import type { HubFile } from "./hub_reference.ts";
 import type { NamedModel } from "./registry.ts";
 
 /** Until the hub's first answer; beyond that it counts as unreachable and the next source is tried. */
@@ -69,6 +70,23 @@ function checkedEndpoint(endpoint: string): string {
     throw inputError("hub.endpoint", `HF_ENDPOINT is ${given}, an http or https URL is wanted`, "HF_ENDPOINT");
   }
   return endpoint.replace(/\/+$/, "");
+}
+
+/** What the hub has in a repository now: its commit, and its files with their SHA-256. */
+export async function listHub(
+  repository: string,
+  { endpoint, signal, connectMs = CONNECT_MS }: HubOptions,
+): Promise<{ revision: string; files: HubFile[] }> {
+  const hubUrl = endpoint === undefined ? undefined : checkedEndpoint(endpoint);
+  const fetch = patientFetch(signal ?? new AbortController().signal, connectMs);
+  const { listFiles, modelInfo } = await import("@huggingface/hub");
+  const { sha } = await modelInfo({ name: repository, additionalFields: ["sha"], hubUrl, fetch });
+  if (typeof sha !== "string" || !/^[0-9a-f]{7,64}$/.test(sha)) throw new Error(`it named no commit of ${repository}`);
+  const files: HubFile[] = [];
+  for await (const entry of listFiles({ repo: repository, revision: sha, recursive: true, hubUrl, fetch })) {
+    if (entry.type === "file") files.push({ path: entry.path, size: entry.size, sha256: entry.lfs?.oid });
+  }
+  return { revision: sha, files };
 }
 
 /** Asks the hub where the file is; refuses at once what can't be the pinned one. */

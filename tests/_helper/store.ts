@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
 import { zipSync } from "fflate";
-import type { NamedModel } from "../../model/store/store.ts";
+import type { PipModel } from "../../model/store/registry.ts";
 import type { Runtime } from "../../runtime/interface.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
 
@@ -21,7 +21,7 @@ export function seededBytes(seed: number, length = SIZE): Uint8Array<ArrayBuffer
 export const GOOD = seededBytes(1);
 export const BAD = seededBytes(2);
 
-export const TINY: NamedModel = {
+export const TINY: PipModel = {
   name: "tiny-one",
   summary: "Bytes for tests",
   licence: "CC0-1.0",

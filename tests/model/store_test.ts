@@ -401,7 +401,7 @@ Deno.test("listModels() and removeModel() tell what is there and clear it", asyn
   const state = async () => (await listModels(here.runtime, { models })).map((m) => [m.present, m.bytes, m.verified]);
   assert.deepEqual(await state(), [[false, 0, false]]);
   const path = await pull(here.runtime);
-  assert.equal(modelPath("tiny-one", here.runtime, { models }), path);
+  assert.equal(await modelPath("tiny-one", here.runtime, { models }), path);
   assert.deepEqual(await state(), [[true, SIZE, true]]);
   await Deno.writeFile(path, seededBytes(3));
   assert.deepEqual(await state(), [[true, SIZE, false]]);
