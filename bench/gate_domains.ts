@@ -9,7 +9,7 @@ import { calibrate } from "../model/gate/fit/calibrate.ts";
 import { planCalibration } from "../model/gate/fit/plan.ts";
 import type { Kind } from "../model/gate/fit/text.ts";
 import { writeGate } from "../model/gate/file.ts";
-import { sha256Of } from "../model/gate/find.ts";
+import { modelHash } from "../model/store/identity.ts";
 import { loadModel } from "../model/model.ts";
 import { pullModel } from "../model/store/store.ts";
 import { currentRuntime } from "../runtime/mod.ts";
@@ -21,7 +21,7 @@ const TOKENS = 5120, HELD_OUT = 12;
 
 const runtime = await currentRuntime(), path = await pullModel("smollm2-135m", runtime);
 await using model = await loadModel(path, runtime, { precision: "float32", threads: 2 });
-const sha256 = await sha256Of(path, runtime);
+const sha256 = await modelHash(path, runtime);
 const plans = Object.fromEntries(
   await Promise.all(
     Object.entries(DOMAINS).map(async ([name, kinds]) =>

@@ -1,6 +1,6 @@
 /** What a command reads and writes, for `checkOutputs`, and how it writes texts. */
 import { parsePolicy, type PolicyText } from "../core/policy/grammar.ts";
-import { modelPath, MODELS } from "../model/store/store.ts";
+import { MODELS, registeredPath } from "../model/store/store.ts";
 import { type Input, type Output, type OutputKind, writeWhole } from "../runtime/output.ts";
 import type { Io } from "./io.ts";
 
@@ -23,7 +23,7 @@ export function modelInputs(names: readonly string[], io: Io): Input[] {
 
 /** Where a model by name or path lies, or will lie. */
 export function expectedPath(name: string, { runtime }: Io): string {
-  return MODELS.some((model) => model.name === name) ? modelPath(name, runtime) : name;
+  return MODELS.some((model) => model.name === name) ? registeredPath(name, runtime) : name;
 }
 
 /** The files that policies name. PalisadeErrors `policy.syntax`. */

@@ -194,7 +194,13 @@ function addCalibrate(program: Command, io: Io, done: (code: number) => void): v
 
 /** What every command that runs a model takes; `model: false` for those that take several. */
 function addEngineOptions(command: Command, { model = true } = {}): Command {
-  if (model) command.option("--model <name|file>", "named model or FILE.gguf", "smollm2-135m");
+  if (model) {
+    command.option(
+      "--model <name|file>",
+      "named model, FILE.gguf, or OWNER/REPOSITORY[:QUANT] of the hub",
+      "smollm2-135m",
+    );
+  }
   return command
     .addOption(
       new Option("--backend <name>", "attention kernels").choices(["auto", "ts", "wasm"]).default("auto"),
@@ -211,7 +217,9 @@ function addModels(program: Command, io: Io, done: (code: number) => void): void
   const models = program.command("models").description("list, fetch, find and remove model files").helpCommand(false);
   models.command("list").description("named models, and which are here")
     .option("--json", "as JSON").action(async (options) => done(await listModels(options, io)));
-  models.command("pull").argument("<name>").description("fetch a model into the cache folder and check its SHA-256")
+  models.command("pull").argument("<name>").description(
+    "fetch a model, by name or OWNER/REPOSITORY[:QUANT], and check its SHA-256",
+  )
     .option("--offline", "only check what is here").option("--quiet", "no progress")
     .action(async (name, options) => done(await pullCommand(name, options, io)));
   models.command("path").argument("<name>").description("print where the model's file is")

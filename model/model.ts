@@ -8,7 +8,8 @@ import { type DenseChoice, pickDense } from "./dense/pick.ts";
 import type { Gate } from "./gate/file.ts";
 import { findGate } from "./gate/find.ts";
 import { configOf } from "./file/gguf/config.ts";
-import { type GgufFile, openGguf } from "./file/gguf/reader.ts";
+import type { GgufFile } from "./file/gguf/reader.ts";
+import { openGgufFile } from "./file/gguf/split.ts";
 import { loadSoftTokens, type SoftTokens } from "./policy_files/soft_tokens.ts";
 import { type ChatFrame, chatFrame } from "./text/prompt.ts";
 import { startCrew, type ThreadChoice } from "./threads.ts";
@@ -53,7 +54,7 @@ export interface Model extends Device, AsyncDisposable {
  * `dense.*`, `backend.*`, `threads.*` (usage, input or resources). Nothing stays open when it fails.
  */
 export async function loadModel(path: string, runtime: Runtime, options: LoadOptions = {}): Promise<Model> {
-  const file = await openGguf(await runtime.openFile(path));
+  const file = await openGgufFile(path, runtime);
   let backend: Backend | undefined, crew: Crew | undefined;
   try {
     const config = await configOf(file);

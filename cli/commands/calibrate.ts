@@ -5,7 +5,8 @@ import { type CalibrationPlan, planCalibration } from "../../model/gate/fit/plan
 import { KINDS } from "../../model/gate/fit/text.ts";
 import { CALIBRATION_STATE } from "../../model/gate/fit/state.ts";
 import { GATE_FILE, writeGate } from "../../model/gate/file.ts";
-import { GATE_SUFFIX, gateFolder, loadGate, sha256Of } from "../../model/gate/find.ts";
+import { GATE_SUFFIX, gateFolder, loadGate } from "../../model/gate/find.ts";
+import { modelHash } from "../../model/store/identity.ts";
 import { loadModel } from "../../model/model.ts";
 import { autoThreads } from "../../model/threads.ts";
 import type { EngineOptions } from "./ask.ts";
@@ -39,7 +40,7 @@ export async function calibrate(command: CalibrateCommand, io: Io): Promise<numb
   const progress = createProgress(io.interactive && !command.quiet), start = performance.now();
   try {
     const path = await obtainModel(command.model, io, progress, command);
-    const sha256 = await sha256Of(path, io.runtime);
+    const sha256 = await modelHash(path, io.runtime);
     if (command.out === undefined && await isOfAnother(out, sha256, io)) {
       out = defaultOut(command.model, io, sha256);
       await checkPlaces(out, command, io);

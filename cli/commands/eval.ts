@@ -19,7 +19,7 @@ import { openTasks, taskFiles } from "../../evaluate/tasks/registry.ts";
 import type { EngineOptions } from "./ask.ts";
 import { evaluateByQueue } from "./eval_queue.ts";
 import { formatMs } from "../print/format.ts";
-import { hashOfFile } from "../hash.ts";
+import { modelHash } from "../../model/store/identity.ts";
 import { EXIT, type Io } from "../io.ts";
 import { obtainModel } from "../obtain.ts";
 import { createProgress, type Progress } from "../print/progress.ts";
@@ -111,7 +111,7 @@ async function openSubject(
   progress: Progress,
 ): Promise<Subject & AsyncDisposable> {
   const path = await obtainModel(name, io, progress, command);
-  const sha256 = await hashOfFile(path, io.runtime);
+  const sha256 = await modelHash(path, io.runtime);
   const model = await loadModel(path, io.runtime, {
     backend: command.backend,
     dense: command.dense,

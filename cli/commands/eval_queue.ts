@@ -8,7 +8,7 @@ import { type ResultLine, ResultsFile } from "../../evaluate/results/results.ts"
 import { MODELS } from "../../model/store/store.ts";
 import type { EvalCommand } from "./eval.ts";
 import { formatMs } from "../print/format.ts";
-import { hashOfFile } from "../hash.ts";
+import { modelHash } from "../../model/store/identity.ts";
 import { EXIT, type Io } from "../io.ts";
 import { obtainModel } from "../obtain.ts";
 import { createProgress, type Progress } from "../print/progress.ts";
@@ -81,7 +81,7 @@ async function modelOf(
   const known = MODELS.find((model) => model.name === name);
   if (known) return { name, sha256: known.sha256 };
   const path = await obtainModel(name, io, progress, command);
-  return { name: path.split(/[\\/]/).at(-1)!, sha256: await hashOfFile(path, io.runtime) };
+  return { name: path.split(/[\\/]/).at(-1)!, sha256: await modelHash(path, io.runtime) };
 }
 
 /** Sweeps of several models share the file: their lines are written one after the other. */

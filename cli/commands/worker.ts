@@ -3,7 +3,7 @@ import { ModelRunner } from "../../evaluate/queue/model_runner.ts";
 import { openServer, parseQueueUrl } from "../../evaluate/queue/server.ts";
 import { workOnSweeps } from "../../evaluate/queue/worker.ts";
 import type { EngineOptions } from "./ask.ts";
-import { hashOfFile } from "../hash.ts";
+import { modelHash } from "../../model/store/identity.ts";
 import { EXIT, type Io } from "../io.ts";
 import { obtainModel } from "../obtain.ts";
 import { createProgress } from "../print/progress.ts";
@@ -25,7 +25,7 @@ export async function work(command: WorkerCommand, io: Io): Promise<number> {
   // Before the model is fetched and loaded: an address that doesn't answer is known at once.
   await using server = await openServer(command.queue, (note) => say(`palisade: ${note}`));
   const path = await obtainModel(command.model, io, progress, command);
-  const sha256 = await hashOfFile(path, io.runtime);
+  const sha256 = await modelHash(path, io.runtime);
   const { backend, dense, threads } = command;
   const setup = { path, sha256, palisade: VERSION, load: { backend, dense, threads } };
   await using runner = await ModelRunner.start(io.runtime, setup);

@@ -4,7 +4,7 @@ import type { Runtime } from "../../runtime/interface.ts";
 import { packageData } from "../../runtime/package_data.ts";
 import type { ModelConfig } from "../config.ts";
 import { cacheFolder } from "../store/store.ts";
-import { hashFile } from "../store/part.ts";
+import { modelHash } from "../store/identity.ts";
 import { checkGate, type Gate, MAX_GATE_BYTES, parseGate } from "./file.ts";
 
 export const GATE_SUFFIX = ".gate.safetensors";
@@ -20,13 +20,6 @@ export async function loadGate(path: string, runtime: Runtime): Promise<Gate> {
   } finally {
     await source.close();
   }
-}
-
-/** SHA-256 of a file, hexadecimal: about 0.1 s per 100 MB. */
-export async function sha256Of(path: string, runtime: Runtime): Promise<string> {
-  const hasher = runtime.host!.sha256();
-  await hashFile(runtime, path, hasher);
-  return hasher.digest();
 }
 
 /** The folder for gates that the user fitted. */
@@ -45,7 +38,7 @@ export async function findGate(
   path?: string,
 ): Promise<Gate> {
   if (!runtime.host) throw noGate(model);
-  const sha256 = await sha256Of(model.path, runtime);
+  const sha256 = await modelHash(model.path, runtime);
   if (path !== undefined) {
     const gate = await loadGate(path, runtime);
     checkGate(gate, model.config, sha256);

@@ -8,7 +8,7 @@
 import { inputError, type PalisadeError } from "../../core/errors.ts";
 import type { Runtime } from "../../runtime/interface.ts";
 import type { ModelConfig } from "../config.ts";
-import { sha256Of } from "../gate/find.ts";
+import { modelHash } from "../store/identity.ts";
 import { parseSafetensors, writeSafetensors } from "../file/safetensors.ts";
 
 /** The form of the metadata. */
@@ -97,7 +97,7 @@ export async function loadSoftTokens(
   } finally {
     await source.close();
   }
-  checkSoftTokens(tokens, model.config, await sha256Of(model.path, runtime));
+  checkSoftTokens(tokens, model.config, await modelHash(model.path, runtime));
   return tokens;
 }
 

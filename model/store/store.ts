@@ -81,6 +81,11 @@ export async function modelPath(name: string, runtime: Runtime, options: StoreOp
   return host.join(modelFolder(runtime), files[0].file);
 }
 
+/** Where a model of the registry lies or would lie. Throws PalisadeError input `model.unknown`. */
+export function registeredPath(name: string, runtime: Runtime, options: StoreOptions = {}): string {
+  return hostOf(runtime).join(modelFolder(runtime), findModel(name, options.models).file);
+}
+
 /** The files of a known model: one of the registry, or a reference that was fetched before. */
 async function knownModel(name: string, runtime: Runtime, host: Host, options: StoreOptions): Promise<FetchedModel> {
   const reference = registered(name, options) ? undefined : hubReference(name);

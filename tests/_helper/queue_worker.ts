@@ -10,7 +10,7 @@ import process from "node:process";
 import { ModelRunner } from "../../evaluate/queue/model_runner.ts";
 import { openServer } from "../../evaluate/queue/server.ts";
 import { workOnSweeps } from "../../evaluate/queue/worker.ts";
-import { hashOfFile } from "../../cli/hash.ts";
+import { modelHash } from "../../model/store/identity.ts";
 import { VERSION } from "../../cli/version.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
 
@@ -28,7 +28,7 @@ function die(when: string): () => void {
 }
 
 const server = await openServer(url, note);
-const sha256 = await hashOfFile(path, runtime);
+const sha256 = await modelHash(path, runtime);
 const setup = { path, sha256, palisade: VERSION, load: { backend: "wasm", dense: "web" }, slowMs: 2 * lockMs } as const;
 const module = fault === "slow" ? new URL("./slow_thread.ts", import.meta.url) : undefined;
 const runner = await ModelRunner.start(runtime, setup, module);

@@ -8,7 +8,8 @@ import { createReferenceBackend } from "../../core/backend/reference.ts";
 import { PalisadeError } from "../../core/errors.ts";
 import { randomSource } from "../../core/measure/random.ts";
 import { checkGate, type GateInfo, parseGate, writeGate } from "../../model/gate/file.ts";
-import { findGate, loadGate, sha256Of } from "../../model/gate/find.ts";
+import { findGate, loadGate } from "../../model/gate/find.ts";
+import { modelHash } from "../../model/store/identity.ts";
 import { GateScorer } from "../../model/gate/scorer.ts";
 import { loadModel, type Model } from "../../model/model.ts";
 import { parseSafetensors, roundToFloat16, writeSafetensors } from "../../model/file/safetensors.ts";
@@ -123,7 +124,7 @@ Deno.test("findGate() takes a named file, refuses another model's, and says what
   await inFolder(async (folder) => {
     const [mine, other, broken] = ["mine", "other", "broken"].map((name) => join(folder, `${name}.gate.safetensors`));
     const gate = randomGate(opened.config);
-    await writeFile(mine, writeGate(gateInfo(opened.config, await sha256Of(PATH, runtime)), gate));
+    await writeFile(mine, writeGate(gateInfo(opened.config, await modelHash(PATH, runtime)), gate));
     await writeFile(other, writeGate(gate.info, gate));
     await writeFile(broken, "not a gate");
     assert.equal((await findGate(model, runtime, mine)).name, mine);

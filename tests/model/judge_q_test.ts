@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { RaggedCache } from "../../core/cache/ragged.ts";
 import { PalisadeError } from "../../core/errors.ts";
-import { sha256Of } from "../../model/gate/find.ts";
+import { modelHash } from "../../model/store/identity.ts";
 import {
   checkSoftTokens,
   MAX_SOFT_TOKENS,
@@ -179,7 +179,7 @@ Deno.test("ask --policy judge-q(file=…) reads the file, and refuses another mo
   try {
     await using model = await tinyModel();
     const [mine, other, book] = ["mine.safetensors", "other.safetensors", "book.txt"].map((name) => join(folder, name));
-    const { embeddings } = randomSoftTokens(model.config), sha256 = await sha256Of(TINY_MODEL, await currentRuntime());
+    const { embeddings } = randomSoftTokens(model.config), sha256 = await modelHash(TINY_MODEL, await currentRuntime());
     await writeFile(mine, writeSoftTokens(softTokensInfo(model.config, sha256), embeddings));
     await writeFile(other, writeSoftTokens(softTokensInfo(model.config), embeddings));
     await writeFile(book, TEXT);

@@ -1,0 +1,127 @@
+/**
+ * Models split over several files, `NAME-00001-of-00003.gguf` and so on, as one. The first part has the metadata; each
+ * part has its own tensors, and says which part it is (`split.no` from 0, `split.count`, `split.tensors.count`).
+ * Source: ggml-org/llama.cpp, `tools/gguf-split`.
+ */
+import { inputError, type PalisadeError } from "../../../core/errors.ts";
+import type { Runtime } from "../../../runtime/interface.ts";
+import { quoted } from "./cursor.ts";
+import { openGguf } from "./reader.ts";
+import type { GgufFile, GgufTensor, GgufValue } from "./types.ts";
+
+/** Far more than the largest models have. */
+const MAX_PARTS = 1024;
+
+/** The files of the model at `path`, in order: `path` alone unless its name says that it is one of several parts. */
+export function partPaths(path: string): string[] {
+  const found = /^(.*)-(\d{5})-of-(\d{5})(\.gguf)$/is.exec(path);
+  const count = Number(found?.[3]), part = Number(found?.[2]);
+  if (!found || count < 2 || part < 1 || part > count || count > MAX_PARTS) return [path];
+  return Array.from(
+    { length: count },
+    (_, i) => `${found[1]}-${String(i + 1).padStart(5, "0")}-of-${found[3]}${found[4]}`,
+  );
+}
+
+/**
+ * Opens the GGUF file at `path`, and the other parts with it where it is one of several.
+ * @throws PalisadeErrors as `openGguf`, and input `gguf.split` for a part that is missing or belongs elsewhere; `where`
+ * is the part's path.
+ */
+export async function openGgufFile(path: string, runtime: Pick<Runtime, "openFile">): Promise<GgufFile> {
+  const paths = partPaths(path), parts: GgufFile[] = [];
+  if (paths.length === 1) return await openGguf(await runtime.openFile(path));
+  try {
+    for (const each of paths) parts.push(await openGguf(await openPart(each, paths.length, runtime)));
+    return new SplitGguf(parts, joinTensors(parts, paths));
+  } catch (error) {
+    for (const part of parts) await part.close();
+    throw error;
+  }
+}
+
+async function openPart(path: string, count: number, runtime: Pick<Runtime, "openFile">) {
+  try {
+    return await runtime.openFile(path);
+  } catch (error) {
+    if ((error as PalisadeError).code !== "file.not-found") throw error;
+    throw refuse(path, `it is not there; all ${count} parts must lie in one folder`);
+  }
+}
+
+/** Which part holds a tensor. */
+interface Place {
+  readonly part: GgufFile;
+  readonly tensor: GgufTensor;
+}
+
+function joinTensors(parts: readonly GgufFile[], paths: readonly string[]): Map<string, Place> {
+  const places = new Map<string, Place>();
+  parts.forEach((part, i) => {
+    checkPart(part, paths[i], i, parts.length);
+    for (const [name, tensor] of part.tensors) {
+      if (places.has(name)) throw refuse(paths[i], `tensor ${quoted(name)} is in another part too`);
+      places.set(name, { part, tensor });
+    }
+  });
+  const promised = parts[0].metadata.get("split.tensors.count");
+  if (promised !== undefined && promised !== places.size) {
+    throw refuse(paths[0], `it promises ${String(promised)} tensors, the parts have ${places.size}`);
+  }
+  return places;
+}
+
+function checkPart(part: GgufFile, path: string, index: number, count: number): void {
+  const number = part.metadata.get("split.no"), of = part.metadata.get("split.count");
+  if (number === index && of === count) return;
+  const says = number === undefined ? "nothing of parts" : `part ${Number(number) + 1} of ${String(of)}`;
+  throw refuse(path, `its name says part ${index + 1} of ${count}, its metadata ${says}`);
+}
+
+function refuse(path: string, problem: string): PalisadeError {
+  return inputError("gguf.split", `Can't join the parts of the model: ${path}: ${problem}`, path);
+}
+
+class SplitGguf implements GgufFile {
+  readonly name: string;
+  readonly size: number;
+  readonly version: number;
+  readonly alignment: number;
+  readonly metadata: ReadonlyMap<string, GgufValue>;
+  readonly tensors: ReadonlyMap<string, GgufTensor>;
+  readonly #parts: readonly GgufFile[];
+  readonly #places: ReadonlyMap<string, Place>;
+
+  constructor(parts: readonly GgufFile[], places: ReadonlyMap<string, Place>) {
+    const [first] = parts;
+    this.#parts = parts;
+    this.#places = places;
+    this.name = first.name;
+    this.size = parts.reduce((sum, { size }) => sum + size, 0);
+    this.version = first.version;
+    this.alignment = first.alignment;
+    this.metadata = new Map([...first.metadata].filter(([key]) => !key.startsWith("split.")));
+    this.tensors = new Map([...places].map(([name, { tensor }]) => [name, tensor]));
+  }
+
+  readRaw(name: string, range?: { readonly offset?: number; readonly length?: number }): Promise<Uint8Array> {
+    return this.#partOf(name).readRaw(name, range);
+  }
+
+  readFloat32(name: string, rows?: { readonly firstRow?: number; readonly rows?: number }): Promise<Float32Array> {
+    return this.#partOf(name).readFloat32(name, rows);
+  }
+
+  async close(): Promise<void> {
+    for (const part of this.#parts) await part.close();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  /** An unknown tensor is the first part's to refuse. */
+  #partOf(name: string): GgufFile {
+    return this.#places.get(name)?.part ?? this.#parts[0];
+  }
+}
