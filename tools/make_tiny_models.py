@@ -1,4 +1,4 @@
-"""Writes the small random models and quantised blocks that the tests of model/ read.
+"""Writes the small random models that the tests of model/ read.
 
     pip install torch==2.15.0 gguf==0.19.0 transformers==5.23.0 numpy==2.4.6   # in a virtual environment
     python tools/make_tiny_models.py
@@ -8,10 +8,9 @@ Made with Python 3.11 and the versions above (tokenizers 0.23.3), on CPU, seeds 
 models/NAME.gguf         a llama or qwen2 GGUF with random weights and a byte-level BPE tokenizer with chat template
 models/NAME.logits.json  `text`, its token `ids` (by `tokenizers`), and `logits[i]` (float32) after token `positions[i]`
                          by `transformers` (eager attention, float32) on the dequantised weights
-quants.json              for each tensor type: random blocks and what `gguf.quants.dequantize` makes of them,
-                         both base64 (floats little-endian float32)
 
-Together the files hold every tensor type and RoPE variant that palisade supports; `MODELS` says which has which.
+Together the files hold the common tensor types and every RoPE variant; `MODELS` says which has which. Blocks of every
+tensor type: make_quants.py.
 """
 
 import base64
@@ -304,38 +303,11 @@ def write_model(model: Model, seed: int) -> None:
     print(f"{path.name}: {path.stat().st_size} bytes, {len(ids)} ids, logits std {logits.std():.2f}")
 
 
-def write_quants(rng: np.random.Generator) -> None:
-    """Random bytes in every field; the float16 fields any finite value, also subnormal, negative and zero."""
-    halves = {
-        T.F16: range(0, 64, 2), T.Q4_0: [0], T.Q4_1: [0, 2], T.Q5_0: [0], T.Q8_0: [0], T.Q4_K: [0, 2], T.Q6_K: [208],
-    }
-    document = {}
-    for kind in (T.F32, T.F16, T.BF16, T.Q4_0, T.Q4_1, T.Q5_0, T.Q8_0, T.Q4_K, T.Q6_K):
-        block, size = gguf.GGML_QUANT_SIZES[kind]
-        blocks = rng.integers(0, 256, (4 if block == 256 else 32, 32 * size if block == 1 else size), dtype=np.uint8)
-        for at in halves.get(kind, []):
-            bits = rng.integers(0, 65536, len(blocks)).astype(np.uint16)
-            bits[:4] = [0x0001, 0x83FF, 0x8000, 0x7BFF]
-            bits[(bits & 0x7C00) == 0x7C00] &= 0x83FF
-            blocks[:, at:at + 2] = bits.view(np.uint8).reshape(-1, 2)
-        if kind in (T.F32, T.BF16):
-            values = rng.standard_normal((32, 32)) * 10.0 ** rng.integers(-44, 38, (32, 32))
-            blocks = quantize(values.astype(np.float32), kind).view(np.uint8)
-        stored = {T.F32: np.float32, T.F16: np.float16}.get(kind)
-        floats = blocks.view(stored).astype(np.float32) if stored else dequantize(blocks, kind)
-        document[kind.name] = {
-            "bytes": base64.b64encode(blocks.tobytes()).decode(),
-            "floats": base64.b64encode(floats.astype("<f4").tobytes()).decode(),
-        }
-    (DATA / "quants.json").write_text(json.dumps(document, indent=1) + "\n")
-
-
 def main() -> None:
     (DATA / "models").mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     for seed, model in enumerate(MODELS):
         write_model(model, seed)
-    write_quants(np.random.default_rng(100))
 
 
 if __name__ == "__main__":
