@@ -12,9 +12,9 @@ import { createWebEngine } from "./ort/web.ts";
 import type { WeightForm } from "./ort/weights.ts";
 
 /**
- * `auto`: for a file whose layers our own kernels multiply as they stand `wasm`, those kernels, and from
- * {@link MANY_ROWS} rows at once on `node`, where onnxruntime-node can be loaded; for other files `node` or, without it,
- * `web`.
+ * `auto`: for a file whose layers are all in blocks `wasm`, our own kernels; where all blocks are of 32 and
+ * onnxruntime-node can be loaded, those from {@link MANY_ROWS} rows at once on `node`. For files of float weights `node`
+ * or, without it, `web`.
  */
 export const DENSE_CHOICES = ["auto", "web", "node", "wasm"] as const;
 export type DenseChoice = typeof DENSE_CHOICES[number];
@@ -82,15 +82,17 @@ async function chooseEngine(file: GgufFile, options: PickDenseOptions): Promise<
   if (dense !== "auto") return dense;
   const ours = hasSimd128() && staysInBlocks(file);
   if (!(await probeNode()).available) return ours ? "wasm" : "web";
-  return ours && !oneEngine && precision !== "float32" ? "mixed" : "node";
+  if (!ours || precision === "float32") return "node";
+  if (!hasSmallBlocks(file)) return "wasm";
+  return oneEngine ? "node" : "mixed";
 }
 
 /** What `auto` takes, in a line for people; `node`: whether onnxruntime-node is there. */
 export function describeAuto(node: boolean): string {
   const others = node ? "onnxruntime-node" : "onnxruntime-web";
   if (!hasSimd128()) return others;
-  const more = node ? ` up to ${MANY_ROWS - 1} rows at once, ${others} for more (eval, worker: ${others} alone)` : "";
-  return `own kernels${more}; ${others} for files with layers in other types than 4- and 8-bit blocks`;
+  const more = node ? `, in files of 32-blocks ${others} from ${MANY_ROWS} rows at once (eval, worker: always)` : "";
+  return `own kernels${more}; ${others} for F32, F16 and BF16 files`;
 }
 
 /** Our kernels with head and embeddings, and onnxruntime-node's layers. */
@@ -115,14 +117,23 @@ async function createMixed(
 
 /**
  * Whether our kernels hold every matrix of the layers in the file's blocks. On SmolLM2 Q4_1 they then take 12 ms and
- * 97 MB where the web engine takes about 30 ms and 0.9 GB for one row (`bench/results/dense.md`); tensors that would be
- * widened to float32 leave that advantage to the web engine.
+ * 97 MB where the web engine takes about 30 ms and 0.9 GB for one row (`bench/results/dense.md`); files of float weights
+ * leave that advantage to the web engine.
  */
 export function staysInBlocks(file: Pick<GgufFile, "tensors">): boolean {
-  const matrices = [...file.tensors.values()].filter(({ name, shape }) =>
-    name.startsWith("blk.") && shape.length === 2
-  );
-  return matrices.every(({ type: { kernel } }) => kernel !== undefined && kernel.as !== "F32");
+  return layerMatrices(file).every(({ type: { kernel, block } }) => kernel && block > 1);
+}
+
+/**
+ * Whether onnxruntime has the layers' blocks without loss of speed: blocks of 32 only. A file with others (Q4_K_M's mix)
+ * is ours alone, and its weights are held once.
+ */
+export function hasSmallBlocks(file: Pick<GgufFile, "tensors">): boolean {
+  return layerMatrices(file).every(({ type: { blocks, block } }) => blocks !== undefined && block === 32);
+}
+
+function layerMatrices(file: Pick<GgufFile, "tensors">) {
+  return [...file.tensors.values()].filter(({ name, shape }) => name.startsWith("blk.") && shape.length === 2);
 }
 
 /**

@@ -55,21 +55,6 @@ export function unpackBlocks(format: BlockFormat, bytes: number, raw: Uint8Array
   return target;
 }
 
-/** Q5_0 blocks (d, 32 fifth bits, 16 bytes) as Q8_0 blocks (d, 32 int8): d · (q − 16) either way. */
-export function q5ToQ8(bytes: Uint8Array): Uint8Array {
-  const out = new Uint8Array(bytes.length / 22 * 34);
-  for (let from = 0, to = 0; from < bytes.length; from += 22, to += 34) {
-    out[to] = bytes[from];
-    out[to + 1] = bytes[from + 1];
-    for (let j = 0; j < 32; j++) {
-      const low = bytes[from + 6 + (j & 15)] >> (j & 16) / 4 & 15;
-      const fifth = bytes[from + 2 + (j >> 3)] >> (j & 7) & 1;
-      out[to + 2 + j] = (low | fifth << 4) - 16;
-    }
-  }
-  return out;
-}
-
 /** w = d·(q − 8). */
 function unpackQ4_0(source: Uint8Array, at: number, target: BlockWeights, to: number): void {
   target.scales[to] = float16(source, at);

@@ -21,16 +21,8 @@ export interface TensorType {
   readonly decode?: Decode;
   /** As blocks for onnxruntime's 4- and 8-bit product; absent for types it gets in float32. */
   readonly blocks?: BlockFormat;
-  /** What our own kernels hold it as; absent for types they get in float32. */
-  readonly kernel?: KernelForm;
-}
-
-/** The type that our kernels multiply, and how rows of the file become rows of it where it is another one. */
-export interface KernelForm {
-  /** Name of the type; its own for rows that stay as they are. */
-  readonly as: string;
-  /** Whole blocks of the file as whole blocks of that type, without loss. */
-  readonly repack?: (bytes: Uint8Array) => Uint8Array;
+  /** Whether our own kernels multiply rows of it as they stand; they get the others in float32. */
+  readonly kernel?: true;
 }
 
 /**
@@ -39,70 +31,38 @@ export interface KernelForm {
  * Source: `GGML_QUANT_SIZES` in PyPI gguf 0.19.0; Q8_1 has two float16 since 2024 (ggml, `block_q8_1`).
  */
 const ENTRIES: readonly TensorType[] = [
-  { id: 0, name: "F32", block: 1, bytes: 4, decode: decode.copyFloat32, kernel: { as: "F32" } },
-  { id: 1, name: "F16", block: 1, bytes: 2, decode: decode.expandFloat16 },
-  {
-    id: 2,
-    name: "Q4_0",
-    block: 32,
-    bytes: 18,
-    decode: decode.expandQ4_0,
-    blocks: blocks.Q4_0,
-    kernel: { as: "Q4_0" },
-  },
-  {
-    id: 3,
-    name: "Q4_1",
-    block: 32,
-    bytes: 20,
-    decode: decode.expandQ4_1,
-    blocks: blocks.Q4_1,
-    kernel: { as: "Q4_1" },
-  },
-  {
-    id: 6,
-    name: "Q5_0",
-    block: 32,
-    bytes: 22,
-    decode: decode.expandQ5_0,
-    blocks: blocks.Q5_0,
-    kernel: { as: "Q8_0", repack: blocks.q5ToQ8 },
-  },
-  { id: 7, name: "Q5_1", block: 32, bytes: 24 },
-  {
-    id: 8,
-    name: "Q8_0",
-    block: 32,
-    bytes: 34,
-    decode: decode.expandQ8_0,
-    blocks: blocks.Q8_0,
-    kernel: { as: "Q8_0" },
-  },
+  { id: 0, name: "F32", block: 1, bytes: 4, decode: decode.copyFloat32, kernel: true },
+  { id: 1, name: "F16", block: 1, bytes: 2, decode: decode.expandFloat16, kernel: true },
+  { id: 2, name: "Q4_0", block: 32, bytes: 18, decode: decode.expandQ4_0, blocks: blocks.Q4_0, kernel: true },
+  { id: 3, name: "Q4_1", block: 32, bytes: 20, decode: decode.expandQ4_1, blocks: blocks.Q4_1, kernel: true },
+  { id: 6, name: "Q5_0", block: 32, bytes: 22, decode: decode.expandQ5_0, blocks: blocks.Q5_0, kernel: true },
+  { id: 7, name: "Q5_1", block: 32, bytes: 24, decode: decode.expandQ5_1, kernel: true },
+  { id: 8, name: "Q8_0", block: 32, bytes: 34, decode: decode.expandQ8_0, blocks: blocks.Q8_0, kernel: true },
   { id: 9, name: "Q8_1", block: 32, bytes: 36 },
-  { id: 10, name: "Q2_K", block: 256, bytes: 84 },
-  { id: 11, name: "Q3_K", block: 256, bytes: 110 },
-  { id: 12, name: "Q4_K", block: 256, bytes: 144, decode: decode.expandQ4_K, blocks: blocks.Q4_K },
-  { id: 13, name: "Q5_K", block: 256, bytes: 176 },
-  { id: 14, name: "Q6_K", block: 256, bytes: 210, decode: decode.expandQ6_K, blocks: blocks.Q6_K },
+  { id: 10, name: "Q2_K", block: 256, bytes: 84, decode: decode.expandQ2_K, kernel: true },
+  { id: 11, name: "Q3_K", block: 256, bytes: 110, decode: decode.expandQ3_K, kernel: true },
+  { id: 12, name: "Q4_K", block: 256, bytes: 144, decode: decode.expandQ4_K, blocks: blocks.Q4_K, kernel: true },
+  { id: 13, name: "Q5_K", block: 256, bytes: 176, decode: decode.expandQ5_K, kernel: true },
+  { id: 14, name: "Q6_K", block: 256, bytes: 210, decode: decode.expandQ6_K, blocks: blocks.Q6_K, kernel: true },
   { id: 15, name: "Q8_K", block: 256, bytes: 292 },
   { id: 16, name: "IQ2_XXS", block: 256, bytes: 66 },
   { id: 17, name: "IQ2_XS", block: 256, bytes: 74 },
   { id: 18, name: "IQ3_XXS", block: 256, bytes: 98 },
   { id: 19, name: "IQ1_S", block: 256, bytes: 50 },
-  { id: 20, name: "IQ4_NL", block: 32, bytes: 18 },
+  { id: 20, name: "IQ4_NL", block: 32, bytes: 18, decode: decode.expandIQ4_NL, kernel: true },
   { id: 21, name: "IQ3_S", block: 256, bytes: 110 },
   { id: 22, name: "IQ2_S", block: 256, bytes: 82 },
-  { id: 23, name: "IQ4_XS", block: 256, bytes: 136 },
+  { id: 23, name: "IQ4_XS", block: 256, bytes: 136, decode: decode.expandIQ4_XS, kernel: true },
   { id: 24, name: "I8", block: 1, bytes: 1 },
   { id: 25, name: "I16", block: 1, bytes: 2 },
   { id: 26, name: "I32", block: 1, bytes: 4 },
   { id: 27, name: "I64", block: 1, bytes: 8 },
   { id: 28, name: "F64", block: 1, bytes: 8 },
   { id: 29, name: "IQ1_M", block: 256, bytes: 56 },
-  { id: 30, name: "BF16", block: 1, bytes: 2, decode: decode.expandBfloat16 },
+  { id: 30, name: "BF16", block: 1, bytes: 2, decode: decode.expandBfloat16, kernel: true },
   { id: 34, name: "TQ1_0", block: 256, bytes: 54 },
   { id: 35, name: "TQ2_0", block: 256, bytes: 66 },
-  { id: 39, name: "MXFP4", block: 32, bytes: 17 },
+  { id: 39, name: "MXFP4", block: 32, bytes: 17, decode: decode.expandMXFP4, kernel: true },
   { id: 40, name: "NVFP4", block: 64, bytes: 36 },
   { id: 41, name: "Q1_0", block: 128, bytes: 18 },
 ];

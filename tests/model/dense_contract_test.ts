@@ -5,7 +5,14 @@ import type { ModelConfig } from "../../model/config.ts";
 import { MixedEngine } from "../../model/dense/by_rows.ts";
 import type { DenseEngine } from "../../model/dense/interface.ts";
 import { createNodeEngine, probeNode } from "../../model/dense/ort/node.ts";
-import { float32Bytes, pickDense, staysInBlocks, WEB_FLOAT32_LIMIT, weightForm } from "../../model/dense/pick.ts";
+import {
+  float32Bytes,
+  hasSmallBlocks,
+  pickDense,
+  staysInBlocks,
+  WEB_FLOAT32_LIMIT,
+  weightForm,
+} from "../../model/dense/pick.ts";
 import { createWasmEngine } from "../../model/dense/wasm/engine.ts";
 import type { GgufFile } from "../../model/file/gguf/reader.ts";
 import { typeNamed } from "../../model/file/tensor_types.ts";
@@ -182,8 +189,10 @@ Deno.test("staysInBlocks() tells files that our kernels multiply as they stand",
       ),
     }) as unknown as GgufFile;
   assert.equal(staysInBlocks(file("Q4_0", "Q4_1", "Q8_0", "Q5_0")), true);
-  assert.equal(staysInBlocks(file("Q4_0", "Q6_K")), false);
-  assert.equal(staysInBlocks(file("F32")), false);
+  assert.equal(staysInBlocks(file("Q4_K", "Q6_K", "IQ4_XS", "MXFP4")), true);
+  for (const type of ["F32", "F16", "BF16", "IQ2_XXS"]) assert.equal(staysInBlocks(file("Q4_0", type)), false);
+  assert.equal(hasSmallBlocks(file("Q4_0", "Q4_1", "Q8_0", "Q5_0")), true);
+  for (const type of ["Q4_K", "Q5_1", "F16"]) assert.equal(hasSmallBlocks(file("Q4_0", type)), false);
 });
 
 Deno.test("weightForm() keeps float32 on the web up to its limit and blocks beyond", async () => {

@@ -120,7 +120,11 @@ for (const [build, start] of Object.entries(BUILDS)) {
       return call.dense_multiply(weights, kind, outputs, width, 0, x, count, -1, y, stride, offset, 0);
     };
     assert.equal(multiply({}), 0);
-    for (const kind of [1, 4, 99, -1]) assert.equal(multiply({ kind }), SHAPE, `kind ${kind}`);
+    for (const kind of [4, 9, 16, 99, -1]) assert.equal(multiply({ kind }), SHAPE, `kind ${kind}`);
+    for (const kind of [10, 11, 12, 13, 14, 23]) {
+      assert.equal(multiply({ kind }), SHAPE, `32 weights of kind ${kind}`);
+      assert.equal(multiply({ kind, width: 256 }), BUFFER, `256 weights of kind ${kind}`);
+    }
     assert.equal(multiply({ kind: 8 }), BUFFER);
     for (const width of [0, 31, 33, -32]) assert.equal(multiply({ width }), SHAPE, `width ${width}`);
     assert.equal(multiply({ width: 1 << 28 }), BUFFER);

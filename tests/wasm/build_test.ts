@@ -32,10 +32,13 @@ Deno.test("the embedded and the checked kernels are the built ones", async () =>
   assert.equal(sha256(await readFile(at("tests/data/kernels_checked.wasm"))), hashes.get("checked"));
 });
 
-Deno.test("each module of the package is at most 150 kB", () => {
+/** With three types of weights the modules had 140 kB, with sixteen 180; what is left is room for a few more. */
+const MOST_BYTES = 220_000;
+
+Deno.test("each module of the package is at most 220 kB", () => {
   for (const module of [SIMD128, RELAXED]) {
     const bytes = Buffer.from(module, "base64").length;
     console.log(`${bytes} bytes`);
-    assert.ok(bytes <= 150_000);
+    assert.ok(bytes <= MOST_BYTES);
   }
 });

@@ -1,7 +1,6 @@
 /**
- * Dense engine on the project's own kernels: the file's 4-bit and 8-bit blocks are held once, as they stand in the GGUF,
- * and multiplied there, over the threads of a crew where there is one. Q5_0 becomes Q8_0, without loss; the other types
- * become float32.
+ * Dense engine on the project's own kernels: the weights are held once, as they stand in the GGUF, and multiplied there,
+ * over the threads of a crew where there is one. Types that the kernels don't multiply become float32.
  */
 import type { Crew } from "../../../wasm/threads/pool.ts";
 import { type Board, OwnBoard } from "../../../wasm/threads/barrier.ts";

@@ -255,8 +255,6 @@ export class WeightLoader {
     const raw = (first: number, count: number) =>
       this.#file.readRaw(name, { offset: first * fileRowBytes, length: count * fileRowBytes });
     if (type === held) return raw;
-    const repack = held.kernel?.repack;
-    if (repack) return async (first: number, count: number) => repack(await raw(first, count));
     return async (firstRow: number, rows: number) => asBytes(await this.#file.readFloat32(name, { firstRow, rows }));
   }
 
@@ -287,7 +285,7 @@ function asBytes({ buffer, byteOffset, byteLength }: Float32Array): Uint8Array {
   return new Uint8Array(buffer, byteOffset, byteLength);
 }
 
-/** What the kernels hold a type of the file as: float32 where they multiply neither it nor what it can become. */
-function heldAs({ kernel }: TensorType): TensorType {
-  return typeNamed(kernel?.as ?? "F32");
+/** What the kernels hold a type of the file as: itself where they multiply it. */
+function heldAs(type: TensorType): TensorType {
+  return type.kernel ? type : typeNamed("F32");
 }

@@ -316,28 +316,35 @@ fn decode(
     }
     let (heads, dim, group) = (layer.heads, layer.dim, layer.group());
     let last = |head: &Head| head.length - behind;
+    // Powers of two instead of e, and 1/√dim, folded into one factor.
     let c = LOG2_E / (dim as f32).sqrt();
+    // The queries of a KV head's group meet its keys together, those of several tokens too while a block holds them.
     let tokens = (BLOCK / group).clamp(1, count);
     let mut block = Block::new_direct(tokens * group, layer.layout)?;
+    // Where this KV head's probabilities begin.
     let mut offset = 0;
     for (kv, head) in layer.rows.iter().enumerate() {
         for token in (0..count).step_by(tokens) {
             let here = tokens.min(count - token);
+            // The queries, each with the number of rows it sees.
             block.clear();
             for t in token..token + here {
                 for h in kv * group..(kv + 1) * group {
                     block.push(&queries[(t * heads + h) * dim..][..dim], last(head) - count + t + 1);
                 }
             }
+            // Scores, softmax and weighted values, tile by tile.
             attend(head, &mut block, c);
             for row in 0..block.rows {
                 let at = (token + row / group) * heads + kv * group + row % group;
+                // The sums of the softmax divide the outputs once, at the end.
                 let share = 1.0 / block.sums.as_slice()[row];
                 let output = &block.outputs.as_slice()[row * layer.layout.stride..][..layer.layout.stride];
                 for (d, to) in outputs[at * dim..][..dim].iter_mut().enumerate() {
                     *to = output[if block.halves { half_place(d) } else { d }] * share;
                 }
             }
+            // The last token's softmax, where it is wanted, needs the scores once more.
             if !probabilities.is_empty() && token + here == count {
                 last_softmax(head, &mut block, c, group, &mut probabilities[offset..]);
             }

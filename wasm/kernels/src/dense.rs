@@ -1,14 +1,17 @@
 //! The dense parts of a decoder over quantised weights: products, RMS norm, SwiGLU.
 //!
-//! Two ways to multiply. *Exact*: weights become float32 a few rows at a time, sums are float32. *Integer*: inputs become
-//! int16 and most of the arithmetic is whole numbers, see `integer.rs`.
+//! Two ways to multiply blocks. *Exact*: weights become float32 a few rows at a time, sums are float32. *Integer*: inputs
+//! become int16 (`inputs.rs`) and most of the arithmetic is whole numbers, for one token `stream.rs`, for many
+//! `row_panels.rs`. Float weights are always multiplied exactly.
 
-use crate::integer::integer_product;
+use crate::floats::{row_product, widen, Bfloat16, Float16, Float32, Floating};
+use crate::inputs::Single;
 use crate::lanes::F4;
 use crate::math::{exp2, LOG2_E};
 use crate::memory::{Array, Result};
+use crate::row_panels::{panels, Rows};
 use crate::tile::{dots, Floats, Tile};
-use crate::weights::{expand, Kind, BLOCK, Q4_0, Q4_1, Q8_0};
+use crate::weights::{to_floats, Kind};
 
 /// `(outputs, inputs)`, checked against its bytes by the caller.
 pub struct Matrix<'a> {
@@ -38,37 +41,69 @@ impl Target<'_> {
     }
 }
 
-/// Rows expanded to float32 at a time take about this many floats: most of a first-level cache.
-const PANEL_FLOATS: usize = 6144;
+/// Tokens from which on unpacking rows once beats reading them packed for each.
+const MANY: usize = 4;
 
 /// `target[t] = matrix · inputs[t]` for `count` rows `(count, inputs)`.
 pub fn multiply(matrix: &Matrix, inputs: &[f32], count: usize, exact: bool, target: &mut Target) -> Result<()> {
+    let inputs = &inputs[..count * matrix.inputs];
     match matrix.kind {
-        Kind::F32 => exact_product(matrix, inputs, count, target, copy_row),
-        Kind::Q4_0 if exact => exact_product(matrix, inputs, count, target, expand::<Q4_0>),
-        Kind::Q4_1 if exact => exact_product(matrix, inputs, count, target, expand::<Q4_1>),
-        Kind::Q8_0 if exact => exact_product(matrix, inputs, count, target, expand::<Q8_0>),
-        Kind::Q4_0 => integer_product::<Q4_0>(matrix, inputs, count, target),
-        Kind::Q4_1 => integer_product::<Q4_1>(matrix, inputs, count, target),
-        Kind::Q8_0 => integer_product::<Q8_0>(matrix, inputs, count, target),
+        Kind::F32 => float_product::<Float32>(matrix, inputs, count, target),
+        Kind::F16 => float_product::<Float16>(matrix, inputs, count, target),
+        Kind::Bf16 => float_product::<Bfloat16>(matrix, inputs, count, target),
+        Kind::Blocks(codec) if exact => {
+            let mut row = Rows::new(1, matrix.inputs, codec)?;
+            exact_product(matrix, inputs, count, target, |n, out| {
+                let unpacked = row.fill(codec, matrix, n, 0);
+                // SAFETY: rows of blocks are whole slices.
+                unsafe { to_floats(codec, unpacked, matrix.inputs, out.as_mut_ptr()) };
+            })
+        }
+        Kind::Blocks(codec) if count >= MANY => panels(codec, matrix, inputs, count, target),
+        Kind::Blocks(codec) => {
+            for (token, row) in inputs.chunks_exact(matrix.inputs).enumerate() {
+                let blocks = matrix.inputs / codec.block;
+                (codec.stream)(matrix.bytes, blocks, &Single::new(row, codec.group)?, token, target);
+            }
+            Ok(())
+        }
     }
 }
 
-/// A row of float32 weights, `blocks` · 32 of them.
-unsafe fn copy_row(row: *const u8, blocks: usize, out: *mut f32) {
-    core::ptr::copy_nonoverlapping(row, out as *mut u8, blocks * BLOCK * 4);
+/// Float weights: row by row as they stand for few tokens, else widened once.
+fn float_product<T: Floating>(matrix: &Matrix, inputs: &[f32], count: usize, target: &mut Target) -> Result<()> {
+    let width = matrix.inputs;
+    let row = |n: usize| matrix.bytes[n * width * T::BYTES..][..width * T::BYTES].as_ptr();
+    if count >= MANY {
+        // SAFETY: `width` weights and floats.
+        return exact_product(matrix, inputs, count, target, |n, out| unsafe {
+            widen::<T>(row(n), width, out[..width].as_mut_ptr())
+        });
+    }
+    for n in 0..matrix.outputs {
+        for (token, x) in inputs.chunks_exact(width).enumerate() {
+            // SAFETY: `width` weights and floats.
+            target.put(token, n, &[unsafe { row_product::<T>(row(n), x.as_ptr(), width) }]);
+        }
+    }
+    Ok(())
 }
 
+/// Rows expanded to float32 at a time take about this many floats: most of a first-level cache.
+const PANEL_FLOATS: usize = 6144;
+/// Numbers of a vector: rows are padded to whole ones.
+const LANES: usize = 4;
+
+/// Products in float32 arithmetic; `expand(n, out)` writes row `n`.
 fn exact_product(
     matrix: &Matrix,
     inputs: &[f32],
     count: usize,
     target: &mut Target,
-    expand: unsafe fn(*const u8, usize, *mut f32),
+    mut expand: impl FnMut(usize, &mut [f32]),
 ) -> Result<()> {
     let width = matrix.inputs;
-    let stride = width.next_multiple_of(BLOCK);
-    let row_bytes = matrix.bytes.len() / matrix.outputs.max(1);
+    let stride = width.next_multiple_of(LANES);
     let mut padded = Array::<f32>::zeros(count * stride)?;
     for (to, from) in padded.as_mut().chunks_exact_mut(stride).zip(inputs.chunks_exact(width)) {
         to[..width].copy_from_slice(from);
@@ -78,17 +113,8 @@ fn exact_product(
     let mut products = Array::<f32>::zeros(count * panel)?;
     for first in (0..matrix.outputs).step_by(panel) {
         let here = panel.min(matrix.outputs - first);
-        for r in 0..here {
-            let row = &matrix.bytes[(first + r) * row_bytes..][..row_bytes];
-            let out = &mut rows.as_mut()[r * stride..][..stride];
-            // SAFETY: quantised rows are whole blocks; float rows are copied as far as they go.
-            unsafe {
-                if width == stride {
-                    expand(row.as_ptr(), stride / BLOCK, out.as_mut_ptr());
-                } else {
-                    core::ptr::copy_nonoverlapping(row.as_ptr(), out.as_mut_ptr() as *mut u8, width * 4);
-                }
-            }
+        for (r, out) in rows.as_mut().chunks_exact_mut(stride).enumerate().take(here) {
+            expand(first + r, out);
         }
         let (x, y) = (padded.as_slice().as_ptr(), products.as_mut().as_mut_ptr());
         let tile = Tile { rows: rows.as_slice().as_ptr() as *const u8, count: here, stride, ahead: core::ptr::null() };
@@ -140,75 +166,57 @@ pub fn swiglu(gate_up: &[f32], width: usize, out: &mut [f32]) {
 mod tests {
     use super::*;
     use crate::testing::{close, random};
+    use crate::twin;
 
-    /// Blocks of arbitrary bytes with ordinary scales.
-    fn bytes(kind: Kind, outputs: usize, inputs: usize) -> Vec<u8> {
-        let row = kind.row_bytes(inputs).unwrap();
-        let noise = random(outputs * row, 9);
-        if kind == Kind::F32 {
-            return random(outputs * inputs, 5).iter().flat_map(|x| x.to_le_bytes()).collect();
+    /// Rows of arbitrary bytes with ordinary scales.
+    fn bytes(kind: i32, outputs: usize, inputs: usize) -> Vec<u8> {
+        let (_, block, size, halves) = twin::TYPES.into_iter().find(|each| each.0 == kind).unwrap();
+        if block == 1 {
+            let floats = random(outputs * inputs, 5);
+            return match kind {
+                0 => floats.iter().flat_map(|x| x.to_le_bytes()).collect(),
+                // A float32's upper half is a bfloat16; as a float16 it is below 2, or some infinity.
+                _ => floats.iter().flat_map(|x| [x.to_le_bytes()[2], x.to_le_bytes()[3]]).collect(),
+            };
         }
+        let noise = random(outputs * inputs / block * size, 9);
         let mut bytes: Vec<u8> = noise.iter().map(|x| (x * 977.0) as i32 as u8).collect();
-        let size = row / (inputs / BLOCK);
         for (i, block) in bytes.chunks_mut(size).enumerate() {
-            // 0.0107…, and for Q4_1 an offset of −0.083.
-            block[..2].copy_from_slice(&(0x2180u16 + i as u16 % 97).to_le_bytes());
-            if kind == Kind::Q4_1 {
-                block[2..4].copy_from_slice(&0xad50u16.to_le_bytes());
+            for (at, bits) in halves.iter().zip([0x2180u16, 0xad50]) {
+                // 0.0107…, and −0.083 …
+                block[*at..at + 2].copy_from_slice(&(bits + i as u16 % 97).to_le_bytes());
+            }
+            if kind == 39 {
+                block[0] = 120 + i as u8 % 5;
             }
         }
         bytes
     }
 
-    fn half(bits: u16) -> f32 {
-        let (exponent, mantissa) = ((bits >> 10 & 31) as i32, (bits & 1023) as f32);
-        let size =
-            if exponent == 0 { mantissa * 2f32.powi(-24) } else { (1024.0 + mantissa) * 2f32.powi(exponent - 25) };
-        if bits >> 15 == 1 {
-            -size
-        } else {
-            size
-        }
+    fn matrix(kind: i32, bytes: &[u8], outputs: usize, inputs: usize) -> Matrix<'_> {
+        Matrix { kind: Kind::from_number(kind).unwrap(), bytes, outputs, inputs }
     }
 
-    /// Weight by weight, from the formats' definitions.
-    fn twin(kind: Kind, bytes: &[u8], x: &[f32], inputs: usize, outputs: usize) -> Vec<f32> {
-        let row = kind.row_bytes(inputs).unwrap();
-        let weight = |n: usize, k: usize| -> f32 {
-            let row = &bytes[n * row..];
-            let at16 = |i: usize| half(u16::from_le_bytes([row[i], row[i + 1]]));
-            let j = k % 32;
-            let nibble = |at: usize| (row[at + j % 16] >> (j / 16 * 4) & 15) as f32;
-            match kind {
-                Kind::F32 => f32::from_le_bytes(row[4 * k..4 * k + 4].try_into().unwrap()),
-                Kind::Q4_0 => at16(k / 32 * 18) * (nibble(k / 32 * 18 + 2) - 8.0),
-                Kind::Q4_1 => at16(k / 32 * 20) * nibble(k / 32 * 20 + 4) + at16(k / 32 * 20 + 2),
-                Kind::Q8_0 => at16(k / 32 * 34) * (row[k / 32 * 34 + 2 + j] as i8) as f32,
-            }
-        };
-        let mut out = Vec::new();
-        for x in x.chunks(inputs) {
-            for n in 0..outputs {
-                out.push((0..inputs).map(|k| weight(n, k) as f64 * x[k] as f64).sum::<f64>() as f32);
-            }
-        }
-        out
+    fn product(matrix: &Matrix, x: &[f32], count: usize, exact: bool) -> Vec<f32> {
+        let mut y = vec![0.0; count * matrix.outputs];
+        let mut target = Target { values: &mut y, stride: matrix.outputs, offset: 0, add: false };
+        multiply(matrix, x, count, exact, &mut target).unwrap();
+        y
     }
 
     #[test]
     fn products_agree_with_their_twin() {
-        for kind in [Kind::F32, Kind::Q4_0, Kind::Q4_1, Kind::Q8_0] {
-            for (inputs, outputs) in [(32, 1), (64, 5), (96, 8), (576, 19)] {
+        for (kind, block, ..) in twin::TYPES {
+            for (inputs, outputs) in [(block, 1), (block * 2, 5), (block * 3, 8), (block * 5, 19)] {
                 let bytes = bytes(kind, outputs, inputs);
-                let matrix = Matrix { kind, bytes: &bytes, outputs, inputs };
-                for count in [1, 2, 3, 8] {
+                let matrix = matrix(kind, &bytes, outputs, inputs);
+                for count in [1, 2, 3, 4, 9] {
                     let x = random(count * inputs, 3);
-                    let want = twin(kind, &bytes, &x, inputs, outputs);
-                    for (exact, tolerance) in [(true, 2e-6), (false, 1e-4)] {
-                        let mut y = vec![0.0; count * outputs];
-                        let mut target = Target { values: &mut y, stride: outputs, offset: 0, add: false };
-                        multiply(&matrix, &x, count, exact, &mut target).unwrap();
-                        close(&y, &want, tolerance);
+                    let want = twin::products(kind, &bytes, &x, inputs);
+                    for (exact, tolerance) in [(true, 3e-7), (false, 5e-5)] {
+                        for (got, (want, size)) in product(&matrix, &x, count, exact).iter().zip(&want) {
+                            assert!((got - want).abs() <= tolerance * size, "{kind}: {got}, not {want}; {size}");
+                        }
                     }
                 }
             }
@@ -216,21 +224,50 @@ mod tests {
     }
 
     #[test]
+    fn exact_products_with_one_input_are_the_weight() {
+        for (kind, block, size, _) in twin::TYPES {
+            let bytes = bytes(kind, 9, block);
+            let matrix = matrix(kind, &bytes, 9, block);
+            for k in 0..block {
+                let mut x = vec![0.0; 4 * block];
+                x[3 * block + k] = 1.0;
+                let want: Vec<f32> = bytes.chunks(size).map(|row| twin::weight(kind, row, k)).collect();
+                assert_eq!(product(&matrix, &x[3 * block..], 1, true), want, "{kind}, weight {k}");
+                assert_eq!(product(&matrix, &x, 4, true)[27..], want, "{kind}, weight {k}");
+            }
+        }
+    }
+
+    #[test]
+    fn infinite_scales_come_through() {
+        for (kind, block, _, halves) in twin::TYPES {
+            for at in halves {
+                let mut bytes = bytes(kind, 1, 2 * block);
+                bytes[*at..at + 2].copy_from_slice(&0x7c00u16.to_le_bytes());
+                for count in [1, 5] {
+                    let y = product(&matrix(kind, &bytes, 1, 2 * block), &random(count * 2 * block, 3), count, false);
+                    assert!(y.iter().all(|y| !y.is_finite()), "{kind}: {y:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn products_take_zero_inputs_and_any_float_width() {
-        let bytes = bytes(Kind::F32, 3, 7);
-        let x = random(14, 4);
-        let mut y = vec![1.0; 2 * 5];
-        let matrix = Matrix { kind: Kind::F32, bytes: &bytes, outputs: 3, inputs: 7 };
-        multiply(&matrix, &x, 2, false, &mut Target { values: &mut y, stride: 5, offset: 2, add: true }).unwrap();
-        let want = twin(Kind::F32, &bytes, &x, 7, 3);
-        close(&[y[2] - 1.0, y[8] - 1.0], &[want[0], want[4]], 1e-5);
-        assert_eq!((y[0], y[5]), (1.0, 1.0));
-        let bytes = self::bytes(Kind::Q4_0, 4, 32);
-        let matrix = Matrix { kind: Kind::Q4_0, bytes: &bytes, outputs: 4, inputs: 32 };
-        let mut y = vec![9.0; 4];
-        multiply(&matrix, &[0.0; 32], 1, false, &mut Target { values: &mut y, stride: 4, offset: 0, add: false })
-            .unwrap();
-        assert_eq!(y, [0.0; 4]);
+        for kind in [0, 1, 30] {
+            let bytes = bytes(kind, 3, 7);
+            for count in [2, 6] {
+                let x = random(7 * count, 4);
+                let mut y = vec![1.0; count * 5];
+                let mut target = Target { values: &mut y, stride: 5, offset: 2, add: true };
+                multiply(&matrix(kind, &bytes, 3, 7), &x, count, false, &mut target).unwrap();
+                let want = twin::products(kind, &bytes, &x, 7);
+                close(&[y[2] - 1.0, y[8] - 1.0], &[want[0].0, want[4].0], 1e-5);
+                assert_eq!((y[0], y[5]), (1.0, 1.0));
+            }
+        }
+        let bytes = bytes(2, 4, 32);
+        assert_eq!(product(&matrix(2, &bytes, 4, 32), &[0.0; 32], 1, false), [0.0; 4]);
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! Four float32 lanes: one 128-bit register on WebAssembly, an array elsewhere.
+//! Vectors of 128 bits: one register on WebAssembly, an array elsewhere. `F4` are four float32, `I4` four int32, `S8`
+//! eight int16, `B16` sixteen bytes.
 //!
 //! The array form exists so that the same kernels run under `cargo test` on any machine. Which form is compiled is
 //! decided by the target features alone; nothing is dispatched at run time, because a WebAssembly module with vector
-//! instructions does not load at all where they are missing. The caller picks the module (see `wasm/kernels.ts`).
+//! instructions does not load at all where they are missing. The caller picks the module (see `wasm/module.ts`).
 
 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
 #[path = "lanes_simd.rs"]
@@ -29,7 +30,7 @@ impl Fixed {
     }
 }
 
-pub use imp::{HalfMask, F4, I4, S8};
+pub use imp::{HalfMask, B16, F4, I4, S8};
 
 impl F4 {
     pub fn zero() -> Self {

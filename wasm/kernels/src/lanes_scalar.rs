@@ -70,6 +70,12 @@ impl F4 {
     pub fn from_upper_halves(bits: I4) -> Self {
         F4(bits.0.map(|x| f32::from_bits((x >> 3) as u32 & 0x8fff_e000) * super::HALF_BIAS))
     }
+    pub fn with_infinities(self) -> Self {
+        F4(self.0.map(|x| if x.abs() >= 65536.0 { f32::from_bits(x.to_bits() | 0x7f80_0000) } else { x }))
+    }
+    pub fn from_bfloats(bits: I4) -> Self {
+        F4(bits.0.map(|x| f32::from_bits((x as u32) << 16)))
+    }
     pub fn lanes(self) -> [f32; 4] {
         self.0
     }
@@ -134,12 +140,20 @@ impl I4 {
         I4((p as *const [i32; 4]).read_unaligned())
     }
     /// # Safety
+    /// `p` is readable for eight bytes.
+    pub unsafe fn load_halves(p: *const u8) -> Self {
+        I4((p as *const [u16; 4]).read_unaligned().map(|x| x as i32))
+    }
+    /// # Safety
     /// `p` is writable for four numbers.
     pub unsafe fn store(self, p: *mut i32) {
         (p as *mut [i32; 4]).write_unaligned(self.0)
     }
     pub fn add(self, b: Self) -> Self {
         I4([0, 1, 2, 3].map(|i| self.0[i].wrapping_add(b.0[i])))
+    }
+    pub fn from_bytes(word: u32) -> Self {
+        I4(word.to_le_bytes().map(|x| x as i8 as i32))
     }
     pub fn to_floats(self) -> F4 {
         F4(self.0.map(|x| x as f32))
@@ -201,21 +215,8 @@ impl S8 {
     pub fn widen(self) -> [I4; 2] {
         [0, 4].map(|first| I4(core::array::from_fn(|i| self.0[first + i] as i32)))
     }
-    /// # Safety
-    /// `p` is readable for 16 bytes.
-    pub unsafe fn nibbles(p: *const u8) -> [Self; 4] {
-        let bytes = (p as *const [u8; 16]).read();
-        let at = |i: usize| if i < 16 { bytes[i] & 15 } else { bytes[i - 16] >> 4 };
-        core::array::from_fn(|v| S8(core::array::from_fn(|i| at(8 * v + i) as i16)))
-    }
-    /// # Safety
-    /// `p` is readable for 16 bytes.
-    pub unsafe fn twined_nibbles(p: *const u8) -> [Self; 4] {
-        Self::twine(Self::nibbles(p))
-    }
-    pub fn twine(x: [Self; 4]) -> [Self; 4] {
-        let at = |i: usize| x[i / 8].0[i % 8];
-        core::array::from_fn(|v| S8(core::array::from_fn(|i| at(v / 2 * 16 + 2 * i + v % 2))))
+    pub fn twine(x: [Self; 2]) -> [Self; 2] {
+        [0, 1].map(|odd| S8(core::array::from_fn(|i| x[i / 4].0[2 * i % 8 + odd])))
     }
     /// # Safety
     /// `p` is readable for 16 bytes.
@@ -223,10 +224,54 @@ impl S8 {
         let bytes = (p as *const [i8; 16]).read();
         core::array::from_fn(|v| S8(core::array::from_fn(|i| bytes[8 * v + i] as i16)))
     }
+}
+
+#[derive(Clone, Copy)]
+pub struct B16([u8; 16]);
+
+impl B16 {
+    pub fn splat(x: u8) -> Self {
+        B16([x; 16])
+    }
     /// # Safety
-    /// `p` is readable for 32 bytes.
-    pub unsafe fn bytes(p: *const u8) -> [Self; 4] {
-        let bytes = (p as *const [i8; 32]).read();
-        core::array::from_fn(|v| S8(core::array::from_fn(|i| bytes[8 * v + i] as i16)))
+    /// `p` is readable for 16 bytes.
+    pub unsafe fn load(p: *const u8) -> Self {
+        B16((p as *const [u8; 16]).read())
+    }
+    /// # Safety
+    /// `p` is writable for 16 bytes.
+    pub unsafe fn store(self, p: *mut u8) {
+        (p as *mut [u8; 16]).write(self.0)
+    }
+    pub fn and(self, b: Self) -> Self {
+        B16(core::array::from_fn(|i| self.0[i] & b.0[i]))
+    }
+    pub fn or(self, b: Self) -> Self {
+        B16(core::array::from_fn(|i| self.0[i] | b.0[i]))
+    }
+    pub fn sub(self, b: Self) -> Self {
+        B16(core::array::from_fn(|i| self.0[i].wrapping_sub(b.0[i])))
+    }
+    fn pairs(self, f: impl Fn(u16) -> u16) -> Self {
+        B16(core::array::from_fn(|i| f(u16::from_le_bytes([self.0[i & !1], self.0[i | 1]])).to_le_bytes()[i & 1]))
+    }
+    pub fn right(self, by: u32) -> Self {
+        self.pairs(|x| x >> by)
+    }
+    pub fn left(self, by: u32) -> Self {
+        self.pairs(|x| x << by)
+    }
+    pub fn look_up(self, indices: Self) -> Self {
+        B16(indices.0.map(|i| self.0[i as usize]))
+    }
+    pub fn from_bits(bits: i32, second: bool) -> Self {
+        B16(core::array::from_fn(|i| if bits >> (i + 16 * second as usize) & 1 == 1 { 255 } else { 0 }))
+    }
+    pub fn twined(self, signed: bool) -> [S8; 2] {
+        let wide = |x: u8| if signed { x as i8 as i16 } else { x as i16 };
+        [0, 1].map(|odd| S8(core::array::from_fn(|i| wide(self.0[2 * i + odd]))))
+    }
+    pub fn to_ints(self) -> [I4; 4] {
+        [0, 4, 8, 12].map(|at| I4(core::array::from_fn(|i| self.0[at + i] as i8 as i32)))
     }
 }

@@ -135,6 +135,17 @@ impl F4 {
     pub fn from_halves(bits: I4) -> Self {
         Self::from_upper_halves(I4(i32x4_shl(bits.0, 16)))
     }
+    /// The lanes whose float16 was infinite or no number, too: [`Self::from_halves`] makes 65536 and more of them.
+    #[inline(always)]
+    pub fn with_infinities(self) -> Self {
+        let large = f32x4_ge(f32x4_abs(self.0), f32x4_splat(65536.0));
+        F4(v128_or(self.0, v128_and(large, u32x4_splat(0x7f80_0000))))
+    }
+    /// Four bfloat16 patterns in the low halves of the lanes.
+    #[inline(always)]
+    pub fn from_bfloats(bits: I4) -> Self {
+        F4(i32x4_shl(bits.0, 16))
+    }
     /// The same in the upper halves of the lanes, whatever the low halves hold.
     #[inline(always)]
     pub fn from_upper_halves(bits: I4) -> Self {
@@ -183,6 +194,14 @@ impl I4 {
     pub unsafe fn load(p: *const i32) -> Self {
         I4(v128_load(p as *const v128))
     }
+    /// Four numbers of 16 bits.
+    ///
+    /// # Safety
+    /// `p` is readable for eight bytes.
+    #[inline(always)]
+    pub unsafe fn load_halves(p: *const u8) -> Self {
+        I4(u32x4_load_extend_u16x4(p as *const u16))
+    }
     /// # Safety
     /// `p` is writable for four numbers.
     #[inline(always)]
@@ -192,6 +211,11 @@ impl I4 {
     #[inline(always)]
     pub fn add(self, b: Self) -> Self {
         I4(i32x4_add(self.0, b.0))
+    }
+    /// Four int8 of a word.
+    #[inline(always)]
+    pub fn from_bytes(word: u32) -> Self {
+        I4(i32x4_extend_low_i16x8(i16x8_extend_low_i8x16(u32x4_splat(word))))
     }
     #[inline(always)]
     pub fn to_floats(self) -> F4 {
@@ -285,37 +309,13 @@ impl S8 {
     pub fn widen(self) -> [I4; 2] {
         [I4(i32x4_extend_low_i16x8(self.0)), I4(i32x4_extend_high_i16x8(self.0))]
     }
-    /// 32 numbers of 4 bits: the low halves of 16 bytes, then the high ones.
-    ///
-    /// # Safety
-    /// `p` is readable for 16 bytes.
+    /// Sixteen numbers in the order of [`B16::twined`]: those at even places, then those at odd ones.
     #[inline(always)]
-    pub unsafe fn nibbles(p: *const u8) -> [Self; 4] {
-        let bytes = v128_load(p as *const v128);
-        let (low, high) = (v128_and(bytes, u8x16_splat(15)), u8x16_shr(bytes, 4));
+    pub fn twine([a, b]: [Self; 2]) -> [Self; 2] {
         [
-            S8(u16x8_extend_low_u8x16(low)),
-            S8(u16x8_extend_high_u8x16(low)),
-            S8(u16x8_extend_low_u8x16(high)),
-            S8(u16x8_extend_high_u8x16(high)),
+            S8(i16x8_shuffle::<0, 2, 4, 6, 8, 10, 12, 14>(a.0, b.0)),
+            S8(i16x8_shuffle::<1, 3, 5, 7, 9, 11, 13, 15>(a.0, b.0)),
         ]
-    }
-    /// The same numbers in the order that needs no widening: each pair of bytes is four of them.
-    ///
-    /// # Safety
-    /// `p` is readable for 16 bytes.
-    #[inline(always)]
-    pub unsafe fn twined_nibbles(p: *const u8) -> [Self; 4] {
-        let pairs = v128_load(p as *const v128);
-        let low = |v: v128| S8(v128_and(v, i16x8_splat(15)));
-        [low(pairs), low(u16x8_shr(pairs, 8)), low(u16x8_shr(pairs, 4)), S8(u16x8_shr(pairs, 12))]
-    }
-    /// 32 numbers in the order of `twined_nibbles`: of each half, those at even places, then those at odd ones.
-    #[inline(always)]
-    pub fn twine([a, b, c, d]: [Self; 4]) -> [Self; 4] {
-        let even = |x: Self, y: Self| S8(i16x8_shuffle::<0, 2, 4, 6, 8, 10, 12, 14>(x.0, y.0));
-        let odd = |x: Self, y: Self| S8(i16x8_shuffle::<1, 3, 5, 7, 9, 11, 13, 15>(x.0, y.0));
-        [even(a, b), odd(a, b), even(c, d), odd(c, d)]
     }
     /// 16 int8.
     ///
@@ -326,18 +326,87 @@ impl S8 {
         let bytes = v128_load(p as *const v128);
         [S8(i16x8_extend_low_i8x16(bytes)), S8(i16x8_extend_high_i8x16(bytes))]
     }
-    /// 32 int8.
-    ///
-    /// # Safety
-    /// `p` is readable for 32 bytes.
+}
+
+/// Sixteen bytes.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct B16(v128);
+
+impl B16 {
     #[inline(always)]
-    pub unsafe fn bytes(p: *const u8) -> [Self; 4] {
-        let (first, second) = (v128_load(p as *const v128), v128_load(p.add(16) as *const v128));
+    pub fn splat(x: u8) -> Self {
+        B16(u8x16_splat(x))
+    }
+    /// # Safety
+    /// `p` is readable for 16 bytes.
+    #[inline(always)]
+    pub unsafe fn load(p: *const u8) -> Self {
+        B16(v128_load(p as *const v128))
+    }
+    /// # Safety
+    /// `p` is writable for 16 bytes.
+    #[inline(always)]
+    pub unsafe fn store(self, p: *mut u8) {
+        v128_store(p as *mut v128, self.0)
+    }
+    #[inline(always)]
+    pub fn and(self, b: Self) -> Self {
+        B16(v128_and(self.0, b.0))
+    }
+    #[inline(always)]
+    pub fn or(self, b: Self) -> Self {
+        B16(v128_or(self.0, b.0))
+    }
+    #[inline(always)]
+    pub fn sub(self, b: Self) -> Self {
+        B16(i8x16_sub(self.0, b.0))
+    }
+    /// All 128 bits' halves of 16 moved right: what was the neighbour's must be masked off.
+    #[inline(always)]
+    pub fn right(self, by: u32) -> Self {
+        B16(u16x8_shr(self.0, by))
+    }
+    /// The same to the left.
+    #[inline(always)]
+    pub fn left(self, by: u32) -> Self {
+        B16(i16x8_shl(self.0, by))
+    }
+    /// `self[i]` for indices below 16.
+    #[inline(always)]
+    pub fn look_up(self, indices: Self) -> Self {
+        B16(i8x16_swizzle(self.0, indices.0))
+    }
+    /// Bits `first …` of four bytes as bytes: 255 where a bit is set.
+    #[inline(always)]
+    pub fn from_bits(bits: i32, second: bool) -> Self {
+        let all = i32x4_splat(bits);
+        let spread = if second {
+            i8x16_shuffle::<2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3>(all, all)
+        } else {
+            i8x16_shuffle::<0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1>(all, all)
+        };
+        let each = u64x2_splat(0x8040_2010_0804_0201);
+        B16(u8x16_eq(v128_and(spread, each), each))
+    }
+    /// As int16, those at even places, then those at odd ones: no lane has to move. `signed`: int8, else below 256.
+    #[inline(always)]
+    pub fn twined(self, signed: bool) -> [S8; 2] {
+        if signed {
+            [S8(i16x8_shr(i16x8_shl(self.0, 8), 8)), S8(i16x8_shr(self.0, 8))]
+        } else {
+            [S8(v128_and(self.0, u16x8_splat(255))), S8(u16x8_shr(self.0, 8))]
+        }
+    }
+    /// As int32, sixteen int8.
+    #[inline(always)]
+    pub fn to_ints(self) -> [I4; 4] {
+        let (low, high) = (i16x8_extend_low_i8x16(self.0), i16x8_extend_high_i8x16(self.0));
         [
-            S8(i16x8_extend_low_i8x16(first)),
-            S8(i16x8_extend_high_i8x16(first)),
-            S8(i16x8_extend_low_i8x16(second)),
-            S8(i16x8_extend_high_i8x16(second)),
+            I4(i32x4_extend_low_i16x8(low)),
+            I4(i32x4_extend_high_i16x8(low)),
+            I4(i32x4_extend_low_i16x8(high)),
+            I4(i32x4_extend_high_i16x8(high)),
         ]
     }
 }

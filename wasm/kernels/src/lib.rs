@@ -1,6 +1,6 @@
 //! palisade's kernels: ragged key/value rows and everything that runs over them, as a C ABI on numbers.
 //!
-//! The other side (`wasm/kernels.ts`, the only importer) holds handles, never addresses of rows. It asks for buffers,
+//! The other side (`wasm/module.ts`, the only importer) holds handles, never addresses of rows. It asks for buffers,
 //! writes inputs and reads outputs there, and passes their handles to each call. Every call returns 0 (or a handle or
 //! count) when it was done and a negative [`Error::code`] when it was refused; a refused call has changed nothing.
 //!
@@ -8,10 +8,12 @@
 //! second module format and copies. No threads: a worker makes an instance of its own.
 
 mod attention;
+mod blocks;
 mod dense;
+mod floats;
 mod gate;
+mod inputs;
 mod int8;
-mod integer;
 mod lanes;
 mod math;
 mod memory;
@@ -19,12 +21,17 @@ mod norms;
 mod observe;
 mod panel;
 mod prefill;
+mod row_panels;
 mod rows;
 mod select;
 mod stored;
+mod stream;
+mod superblocks;
 #[cfg(test)]
 mod testing;
 mod tile;
+#[cfg(test)]
+mod twin;
 mod weights;
 
 use attention::Extras;
@@ -304,7 +311,7 @@ fn start_rows(target: &mut dense::Target, count: usize, bias: &[f32]) {
 }
 
 /// `target[t · stride + offset …] = weights · inputs[t] (+ bias)` for `count` rows, or added to what is there.
-/// `weights`: `(outputs, inputs)` of the GGUF type `kind` (0 F32, 2 Q4_0, 3 Q4_1, 8 Q8_0); `exact`: not 0 for float32
+/// `weights`: `(outputs, inputs)` of the GGUF type with the number `kind` (`weights::Kind`); `exact`: not 0 for float32
 /// arithmetic, 0 for int16 inputs; `bias`: `(outputs)` or −1.
 #[no_mangle]
 pub extern "C" fn dense_multiply(

@@ -110,20 +110,26 @@ impl Rows {
 
     /// Prefix first, then the window, so that the prefix's share falls out of the running sum.
     fn first_pass(&mut self, head: &Head, block: &mut Block, c: f32, group: usize) {
+        // Maximum and sum of each row over the prefix.
         measure(head, block, c, 0);
         let rows = block.rows;
+        // Put aside before the rest goes on from them.
         self.before.as_mut()[..rows].copy_from_slice(&block.maxima.as_slice()[..rows]);
         self.before.as_mut()[rows..2 * rows].copy_from_slice(&block.sums.as_slice()[..rows]);
+        // A query of the window sees the window's entries up to its own.
         for (row, limit) in block.limits.iter_mut().enumerate() {
             *limit = self.prefix + row / group + 1;
         }
+        // The same sums, now over all that a row sees.
         measure(head, block, c, self.prefix);
         for row in 0..block.rows {
             let (maximum, sum) = (block.maxima.as_slice()[row], block.sums.as_slice()[row]);
             let (maximum_before, sum_before) = (self.before.as_slice()[row], self.before.as_slice()[rows + row]);
+            // The window may have raised the maximum: bring the prefix's sum to the same scale, then take its share.
             let before = sum_before as f64 * exp2_one((maximum_before - maximum) * c) as f64;
             self.mass[row] = if self.prefix == 0 { 0.0 } else { before / sum as f64 };
         }
+        // The second pass goes over the prefix alone.
         block.limits.fill(self.prefix);
     }
 

@@ -1,6 +1,6 @@
 //! The types that rows are stored as: float32, float16, or int8 with one float32 scale per row.
 //!
-//! backend/stored_rows.ts stores the same bits. Everything that is not decode attention unpacks a tile of rows to
+//! core/backend/stored_rows.ts stores the same bits. Everything that is not decode attention unpacks a tile of rows to
 //! float32 and goes on as if they had been that.
 
 use crate::lanes::{F4, S8};

@@ -1,159 +1,223 @@
-//! Weight matrices as they stand in a GGUF: rows of blocks of 32, each block a float16 scale and 32 small integers.
+//! Weight matrices as they stand in a GGUF: which tensor types there are, and how a row of blocks becomes small integers
+//! with a scale, and for some types a minimum, for each group of them.
+//!
+//! Everything above this file sees *units* of 128 or 256 weights in *slices* of 32: four blocks of 32, or one of 256.
 
-use crate::lanes::{F4, I4, S8};
+use crate::blocks::{Iq4Nl, Mxfp4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
+use crate::dense::Target;
+use crate::inputs::Single;
+use crate::lanes::{B16, F4, I4};
+use crate::stream::stream;
+use crate::superblocks::{Iq4Xs, Q2K, Q3K, Q4K, Q5K, Q6K};
 
-/// Weights per block.
-pub const BLOCK: usize = 32;
+/// Weights of a slice.
+pub const SLICE: usize = 32;
+/// Rows unpacked are as long as the next multiple of this many weights.
+pub const WIDEST_UNIT: usize = 256;
 
-/// A tensor type, by its number in the file.
-#[derive(Clone, Copy, PartialEq)]
+/// A tensor type.
+#[derive(Clone, Copy)]
 pub enum Kind {
     F32,
-    Q4_0,
-    Q4_1,
-    Q8_0,
+    F16,
+    Bf16,
+    Blocks(&'static Codec),
+}
+
+/// A type of blocks, for code that all types share.
+pub struct Codec {
+    /// Weights of a block, 32 or 256, and its bytes.
+    pub block: usize,
+    pub bytes: usize,
+    /// Weights under one scale, 16 or 32.
+    pub group: usize,
+    /// Whether groups have minima.
+    pub minima: bool,
+    /// `(row, blocks, out)`, see [`unpack`].
+    pub unpack: unsafe fn(*const u8, usize, Unpacked),
+    /// `(rows, blocks, inputs, token, target)`, see [`stream`].
+    pub stream: fn(&[u8], usize, &Single, usize, &mut Target),
+}
+
+const fn codec<F: Format>() -> Codec {
+    Codec {
+        block: F::BLOCK,
+        bytes: F::BYTES,
+        group: F::GROUP,
+        minima: F::MINIMA,
+        unpack: unpack::<F>,
+        stream: stream::<F>,
+    }
 }
 
 impl Kind {
+    /// By the type's number in the file.
     pub fn from_number(number: i32) -> Option<Kind> {
-        match number {
-            0 => Some(Kind::F32),
-            2 => Some(Kind::Q4_0),
-            3 => Some(Kind::Q4_1),
-            8 => Some(Kind::Q8_0),
-            _ => None,
+        macro_rules! blocks {
+            ($format:ty) => {{
+                static CODEC: Codec = codec::<$format>();
+                Kind::Blocks(&CODEC)
+            }};
         }
+        Some(match number {
+            0 => Kind::F32,
+            1 => Kind::F16,
+            2 => blocks!(Q4_0),
+            3 => blocks!(Q4_1),
+            6 => blocks!(Q5_0),
+            7 => blocks!(Q5_1),
+            8 => blocks!(Q8_0),
+            10 => blocks!(Q2K),
+            11 => blocks!(Q3K),
+            12 => blocks!(Q4K),
+            13 => blocks!(Q5K),
+            14 => blocks!(Q6K),
+            20 => blocks!(Iq4Nl),
+            23 => blocks!(Iq4Xs),
+            30 => Kind::Bf16,
+            39 => blocks!(Mxfp4),
+            _ => return None,
+        })
     }
 
     /// Bytes of a row of `inputs` weights; nothing where `inputs` is not whole blocks.
     pub fn row_bytes(self, inputs: usize) -> Option<usize> {
-        let block = match self {
-            Kind::F32 => return inputs.checked_mul(4),
-            Kind::Q4_0 => Q4_0::BYTES,
-            Kind::Q4_1 => Q4_1::BYTES,
-            Kind::Q8_0 => Q8_0::BYTES,
-        };
-        if inputs % BLOCK == 0 {
-            (inputs / BLOCK).checked_mul(block)
-        } else {
-            None
+        match self {
+            Kind::F32 => inputs.checked_mul(4),
+            Kind::F16 | Kind::Bf16 => inputs.checked_mul(2),
+            Kind::Blocks(codec) if inputs % codec.block == 0 => (inputs / codec.block).checked_mul(codec.bytes),
+            Kind::Blocks(_) => None,
         }
     }
 }
 
-/// One block format: weight = scale · q + offset.
+/// One format of blocks: weight = scale · (q − ZERO) + minimum.
 pub trait Format {
+    /// 32 or 256.
+    const BLOCK: usize;
     const BYTES: usize;
-    /// Whether `dot_quants` come in the order of `S8::twine`.
-    const TWINED: bool;
+    /// Weights under one scale, 16 or 32.
+    const GROUP: usize;
+    /// What is taken from q, which is below 128 and not negative; or nothing where q is an int8.
+    const ZERO: u8 = 0;
+    const SIGNED: bool = false;
+    const MINIMA: bool = false;
 
-    /// The 32 q of the block at `p`.
+    /// The q of slice `s` of the block at `p`.
     ///
     /// # Safety
-    /// `p` is readable for `BYTES`.
-    unsafe fn quants(p: *const u8) -> [S8; 4];
+    /// `p` is readable for `BYTES`; `s` < `BLOCK` / 32.
+    unsafe fn slice(p: *const u8, s: usize) -> [B16; 2];
 
-    /// The same in whatever order is unpacked fastest.
-    ///
-    /// # Safety
-    /// `p` is readable for `BYTES`.
-    unsafe fn dot_quants(p: *const u8) -> [S8; 4];
-
-    /// Scale and offset of the blocks of four rows.
+    /// Scales and minima of the groups of a unit: of four blocks of 32, or of the first of `blocks`. Beyond the unit's
+    /// groups anything.
     ///
     /// # Safety
     /// Each pointer is readable for `BYTES`.
-    unsafe fn scales(rows: [*const u8; 4]) -> (F4, F4);
+    unsafe fn scales(blocks: [*const u8; 4]) -> Scales;
 }
 
-/// d, 16 bytes; d · (q − 8).
-pub struct Q4_0;
-/// d, m, 16 bytes; d · q + m.
-pub struct Q4_1;
-/// d, 32 int8; d · q.
-pub struct Q8_0;
-
-#[inline(always)]
-unsafe fn half(p: *const u8) -> i32 {
-    (p as *const u16).read_unaligned() as i32
+pub struct Scales {
+    pub scales: [F4; 4],
+    pub minima: [F4; 4],
 }
 
-impl Format for Q4_0 {
-    const BYTES: usize = 18;
-    const TWINED: bool = true;
-
+impl Scales {
+    /// Without minima.
     #[inline(always)]
-    unsafe fn quants(p: *const u8) -> [S8; 4] {
-        S8::nibbles(p.add(2))
-    }
-
-    #[inline(always)]
-    unsafe fn dot_quants(p: *const u8) -> [S8; 4] {
-        S8::twined_nibbles(p.add(2))
-    }
-
-    #[inline(always)]
-    unsafe fn scales(rows: [*const u8; 4]) -> (F4, F4) {
-        let scale = F4::from_halves(I4::new([half(rows[0]), half(rows[1]), half(rows[2]), half(rows[3])]));
-        (scale, scale.mul(F4::splat(-8.0)))
+    pub fn only(scales: [F4; 4]) -> Self {
+        Scales { scales, minima: [F4::zero(); 4] }
     }
 }
 
-impl Format for Q4_1 {
-    const BYTES: usize = 20;
-    const TWINED: bool = true;
-
-    #[inline(always)]
-    unsafe fn quants(p: *const u8) -> [S8; 4] {
-        S8::nibbles(p.add(4))
-    }
-
-    #[inline(always)]
-    unsafe fn dot_quants(p: *const u8) -> [S8; 4] {
-        S8::twined_nibbles(p.add(4))
-    }
-
-    #[inline(always)]
-    unsafe fn scales(rows: [*const u8; 4]) -> (F4, F4) {
-        let pair = |p: *const u8| (p as *const i32).read_unaligned();
-        let both = I4::new([pair(rows[0]), pair(rows[1]), pair(rows[2]), pair(rows[3])]);
-        (F4::from_halves(both), F4::from_upper_halves(both))
+/// Slices of a unit.
+pub const fn slices<F: Format>() -> usize {
+    if F::BLOCK == SLICE {
+        4
+    } else {
+        F::BLOCK / SLICE
     }
 }
 
-impl Format for Q8_0 {
-    const BYTES: usize = 34;
-    const TWINED: bool = false;
-
-    #[inline(always)]
-    unsafe fn quants(p: *const u8) -> [S8; 4] {
-        S8::bytes(p.add(2))
-    }
-
-    #[inline(always)]
-    unsafe fn dot_quants(p: *const u8) -> [S8; 4] {
-        Self::quants(p)
-    }
-
-    #[inline(always)]
-    unsafe fn scales(rows: [*const u8; 4]) -> (F4, F4) {
-        let scale = F4::from_halves(I4::new([half(rows[0]), half(rows[1]), half(rows[2]), half(rows[3])]));
-        (scale, F4::zero())
-    }
+/// Groups of a unit.
+pub const fn groups<F: Format>() -> usize {
+    slices::<F>() * SLICE / F::GROUP
 }
 
-/// One row of blocks as float32.
+/// The blocks of unit `unit` of a row of `blocks`; beyond the last one, that one again.
 ///
 /// # Safety
-/// `row`: `blocks` blocks of `F`; `out` is writable for `32 · blocks` floats.
-pub unsafe fn expand<F: Format>(row: *const u8, blocks: usize, out: *mut f32) {
-    for b in 0..blocks {
-        let (block, out) = (row.add(b * F::BYTES), out.add(b * BLOCK));
-        let (scale, offset) = F::scales([block; 4]);
-        for (v, eight) in F::quants(block).into_iter().enumerate() {
-            let [low, high] = eight.widen();
-            offset.add(low.to_floats().mul(scale)).store(out.add(8 * v));
-            offset.add(high.to_floats().mul(scale)).store(out.add(8 * v + 4));
+/// `row` is readable for `blocks` blocks, at least one of them in the unit.
+#[inline(always)]
+pub unsafe fn unit_blocks<F: Format>(row: *const u8, unit: usize, blocks: usize) -> [*const u8; 4] {
+    let block = |b: usize| row.add(b.min(blocks - 1) * F::BYTES);
+    if F::BLOCK == SLICE {
+        [0, 1, 2, 3].map(|i| block(4 * unit + i))
+    } else {
+        [block(unit); 4]
+    }
+}
+
+/// The q of slice `s` of a unit.
+///
+/// # Safety
+/// As [`Format::slice`].
+#[inline(always)]
+pub unsafe fn unit_slice<F: Format>(blocks: [*const u8; 4], s: usize) -> [B16; 2] {
+    if F::BLOCK == SLICE {
+        F::slice(blocks[s], 0)
+    } else {
+        F::slice(blocks[0], s)
+    }
+}
+
+/// Where a row goes: `(width)` int8 q − ZERO, `(width / GROUP)` scales and minima; `width` rounded up to a multiple of
+/// [`WIDEST_UNIT`].
+#[derive(Clone, Copy)]
+pub struct Unpacked {
+    pub quants: *mut u8,
+    pub scales: *mut f32,
+    pub minima: *mut f32,
+}
+
+/// Unpacks one row of `blocks` blocks. Where they are not whole units the last block is there again.
+///
+/// # Safety
+/// `row` is readable for them, `out` writable.
+#[inline(never)]
+unsafe fn unpack<F: Format>(row: *const u8, blocks: usize, out: Unpacked) {
+    let (slices, groups) = (const { slices::<F>() }, const { groups::<F>() });
+    for unit in 0..(blocks * F::BLOCK).div_ceil(slices * SLICE) {
+        let from = unit_blocks::<F>(row, unit, blocks);
+        let Scales { scales, minima } = F::scales(from);
+        for v in 0..groups / 4 {
+            scales[v].store(out.scales.add(unit * groups + 4 * v));
+            if F::MINIMA {
+                minima[v].store(out.minima.add(unit * groups + 4 * v));
+            }
+        }
+        for s in 0..slices {
+            let to = out.quants.add((unit * slices + s) * SLICE);
+            for (half, q) in unit_slice::<F>(from, s).into_iter().enumerate() {
+                q.sub(B16::splat(F::ZERO)).store(to.add(16 * half));
+            }
+        }
+    }
+}
+
+/// An unpacked row of `width` weights as float32, with the bits that the format's definition gives.
+///
+/// # Safety
+/// `row` as [`unpack`] leaves it; `out` is writable for `width` floats, whole slices.
+#[inline(never)]
+pub unsafe fn to_floats(codec: &Codec, row: Unpacked, width: usize, out: *mut f32) {
+    for at in (0..width).step_by(16) {
+        let (scale, minimum) = (row.scales.add(at / codec.group), row.minima.add(at / codec.group));
+        let quants: [I4; 4] = B16::load(row.quants.add(at)).to_ints();
+        for (v, four) in quants.into_iter().enumerate() {
+            let product = four.to_floats().mul(F4::load_splat(scale));
+            let weights = if codec.minima { product.add(F4::load_splat(minimum)) } else { product };
+            weights.store(out.add(at + 4 * v));
         }
     }
 }
