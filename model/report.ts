@@ -67,6 +67,8 @@ export interface Report {
   readonly health: Health;
   /** Null without a cap. */
   readonly maxCache: MaxCacheReport | null;
+  /** The day that the chat template was told, `2026-03-09`; null where it doesn't ask. */
+  readonly templateDate: string | null;
   readonly activationBytes: number;
   readonly ms: {
     readonly load: number;
@@ -155,6 +157,7 @@ export function reportOf(model: Model, context: Context, answers: readonly Answe
     positions: context.plan.positions,
     health: answers.at(-1)?.health ?? healthOf(cache, model.config.contextLength),
     maxCache: maxCacheReport(context, answers),
+    templateDate: model.frame.date ?? null,
     activationBytes: context.activationBytes,
     ms: {
       load: extras.loadMs,

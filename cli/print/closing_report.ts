@@ -46,6 +46,9 @@ export function reportText(report: Report): string {
       `${formatCount(tokens.replaced)} characters have no token in this model and were read as U+FFFD`,
     ]);
   }
+  if (report.templateDate !== null) {
+    lines.push(["date", `the chat template was told that today is ${report.templateDate}`]);
+  }
   if (tokens.leftOut > 0) {
     lines.push(["left out", `${formatCount(tokens.leftOut)} control tokens of the answers: they are no text`]);
   }

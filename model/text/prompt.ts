@@ -5,8 +5,9 @@
  * inert, a template that trims contents treats all texts alike, and context and question can be tokenised apart: the
  * context is compressed before any question is known.
  */
-import { inputError } from "../../core/errors.ts";
+import { inputError, PalisadeError } from "../../core/errors.ts";
 import type { Runtime } from "../../runtime/interface.ts";
+import { isoDay, type LocalTime, localTime } from "./jinja/strftime.ts";
 import { type ChatMessage, renderChats } from "./template.ts";
 import type { TextPart, TextTokenizer } from "./tokenizer.ts";
 import type { Metadata } from "./tokenizer/vocabulary.ts";
@@ -19,12 +20,16 @@ export interface ChatFrame {
   readonly suffix: readonly TextPart[];
   /** Ids of the control token that the template writes after an assistant's turn, if it writes one: it ends an answer. */
   readonly ends: readonly number[];
+  /** The day, `2026-03-09`, where the template asks for it; the same for as long as the model is loaded. */
+  readonly date?: string;
 }
 
 export interface FrameOptions {
   /** System text in place of the template's own; control tokens in it are plain text. */
   readonly system?: string;
   readonly signal?: AbortSignal;
+  /** The time that a template is told. Default now. */
+  readonly now?: LocalTime;
 }
 
 /** A model without a chat template goes on from the text: the answer begins on the line after the question. */
@@ -45,7 +50,7 @@ export async function chatFrame(
   runtime: Pick<Runtime, "runSandboxed">,
   options: FrameOptions = {},
 ): Promise<ChatFrame> {
-  const { system, signal } = options;
+  const { system, signal, now = localTime(new Date()) } = options;
   const template = metadata.get(KEY);
   if (template === undefined) return bareFrame(system);
   if (typeof template !== "string") {
@@ -64,9 +69,9 @@ export async function chatFrame(
   const [rendered, answered] = await renderChats(template, [
     { ...shared, messages: asked },
     { ...shared, messages: [...asked, { role: "assistant", content: marks.assistant }], addGenerationPrompt: false },
-  ], { runtime, signal });
-  if (typeof rendered !== "string") throw rendered;
-  const halves = rendered.split(marks.user);
+  ], { runtime, signal, now });
+  if (rendered instanceof PalisadeError) throw rendered;
+  const halves = rendered.text.split(marks.user);
   if (halves.length !== 2) {
     throw inputError(
       "template.content",
@@ -74,20 +79,21 @@ export async function chatFrame(
       KEY,
     );
   }
-  if (system !== undefined && !rendered.includes(marks.system)) {
+  if (system !== undefined && !rendered.text.includes(marks.system)) {
     throw inputError("template.system", "The model's chat template has no place for a system text", "--system");
   }
   const [prefix, suffix] = halves.map((half) => parts(half, marks.system, system ?? ""));
-  return { prefix, suffix, ends: endsOf(answered, marks.assistant, tokenizer) };
+  const ends = answered instanceof PalisadeError ? [] : endsOf(answered.text, marks.assistant, tokenizer);
+  return { prefix, suffix, ends, ...(rendered.dated && { date: isoDay(now) }) };
 }
 
 /** A template that refuses a finished turn, or ends it by text, says nothing. */
 function endsOf(
-  answered: string | Error,
+  answered: string,
   mark: string,
   tokenizer: Pick<TextTokenizer, "encode" | "isControl">,
 ): number[] {
-  const after = typeof answered === "string" && answered.includes(mark) ? answered.split(mark).at(-1)!.trimStart() : "";
+  const after = answered.includes(mark) ? answered.split(mark).at(-1)!.trimStart() : "";
   return tokenizer.encode(after, { special: true }).slice(0, 1).filter((id) => tokenizer.isControl(id));
 }
 

@@ -2,6 +2,7 @@
 import { inputError, PalisadeError } from "../../core/errors.ts";
 import type { Runtime } from "../../runtime/interface.ts";
 import { siblingModule } from "../../runtime/sibling_module.ts";
+import { type LocalTime, localTime } from "./jinja/strftime.ts";
 import type { RenderReply, RenderRequest } from "./template_worker.ts";
 
 export interface ChatMessage {
@@ -18,6 +19,12 @@ export interface ChatInput {
   readonly eosToken?: string;
 }
 
+/** A prompt, and whether the template asked `strftime_now` for the date. */
+export interface Rendered {
+  readonly text: string;
+  readonly dated: boolean;
+}
+
 export interface RenderOptions {
   /** Gives the worker the template runs in. */
   readonly runtime: Pick<Runtime, "runSandboxed">;
@@ -26,6 +33,8 @@ export interface RenderOptions {
   /** Most characters it may make beyond the messages. Default 1 MiB. */
   readonly maxLength?: number;
   readonly signal?: AbortSignal;
+  /** The time that `strftime_now` tells. Default now, in this machine's time zone. */
+  readonly now?: LocalTime;
 }
 
 const KEY = "tokenizer.chat_template";
@@ -43,9 +52,9 @@ const MAX_HEAP_MB = 512;
  * exception; the message says which).
  */
 export async function renderChat(template: string, input: ChatInput, options: RenderOptions): Promise<string> {
-  const [text] = await renderChats(template, [input], options);
-  if (typeof text !== "string") throw text;
-  return text;
+  const [rendered] = await renderChats(template, [input], options);
+  if (rendered instanceof PalisadeError) throw rendered;
+  return rendered.text;
 }
 
 /**
@@ -56,10 +65,11 @@ export async function renderChats(
   template: string,
   inputs: readonly ChatInput[],
   options: RenderOptions,
-): Promise<(string | PalisadeError)[]> {
+): Promise<(Rendered | PalisadeError)[]> {
   if (template.length > MAX_TEMPLATE) {
     throw refuse("size", `it has ${template.length} characters, more than ${MAX_TEMPLATE}`);
   }
+  const now = options.now ?? localTime(new Date());
   const replies = await runWorker({
     template,
     inputs: inputs.map((input) => ({
@@ -72,12 +82,13 @@ export async function renderChats(
         bos_token: input.bosToken ?? "",
         eos_token: input.eosToken ?? "",
       },
+      now,
       maxLength: (options.maxLength ?? 1024 * 1024) +
         input.messages.reduce((sum, message) => sum + message.content.length, 0),
     })),
     timeoutMs: options.timeoutMs ?? 5000,
   }, options);
-  return replies.map((reply) => "refused" in reply ? refuse(reply.refused, reply.message) : reply.text);
+  return replies.map((reply) => "refused" in reply ? refuse(reply.refused, reply.message) : reply);
 }
 
 async function runWorker(request: RenderRequest, options: RenderOptions): Promise<RenderReply[]> {

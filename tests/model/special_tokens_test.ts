@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { openGguf } from "../../model/file/gguf/reader.ts";
+import { isoDay, localTime } from "../../model/text/jinja/strftime.ts";
 import { chatFrame, contextIds, questionIds } from "../../model/text/prompt.ts";
 import { tokenizerOf } from "../../model/text/tokenizer.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
@@ -123,4 +124,21 @@ Deno.test("an unused empty token, and an end id that is out of range, don't keep
   };
   const { report } = await ask({ mutate, eosId: 99_999 });
   assert.equal(report.answer, "42");
+});
+
+Deno.test("a template that asks for tools answers, and one that asks for the date says which it was told", async () => {
+  const tools = "{% if tools is not none %}{% for t in tools %}{{ t.name }}{% endfor %}{% endif %}";
+  const plain = await ask({ template: tools + CHATML });
+  assert.deepEqual([plain.report.answer, plain.report.templateDate], ["42", null]);
+  const today = "{% set today = strftime_now('%d %B %Y') %}<|im_start|>system\nToday is {{ today }}.<|im_end|>\n";
+  const before = isoDay(localTime(new Date()));
+  const dated = await ask({ template: today + CHATML });
+  const after = isoDay(localTime(new Date()));
+  assert.equal(dated.report.answer, "42");
+  assert.ok([before, after].includes(dated.report.templateDate), dated.report.templateDate);
+  const asked = ["--context", book, "--question", "Which?"];
+  const { err } = await palisade(["ask", "--model", await modelFile({ template: today + CHATML }), ...asked], {
+    interactive: true,
+  });
+  assert.match(err, new RegExp(`today is (?:${before}|${isoDay(localTime(new Date()))})`));
 });

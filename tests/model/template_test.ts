@@ -5,6 +5,7 @@ import renderTemplate from "../../model/text/template_worker.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
 
 const runtime = await currentRuntime();
+const NOW = { year: 2026, month: 3, day: 9, hour: 14, minute: 5, second: 7 };
 const USER = [{ role: "user", content: "hi" }] as const;
 
 function render(template: string, options: Partial<RenderOptions> = {}): Promise<string> {
@@ -14,7 +15,13 @@ function render(template: string, options: Partial<RenderOptions> = {}): Promise
 /** The worker's function called here, where coverage sees it. */
 function renderHere(template: string, limits: { maxLength?: number; timeoutMs?: number } = {}) {
   const { maxLength = 1000, timeoutMs = 5000 } = limits;
-  return renderTemplate({ template, inputs: [{ variables: { messages: USER }, maxLength }], timeoutMs })[0];
+  return renderTemplate({ template, inputs: [{ variables: { messages: USER }, now: NOW, maxLength }], timeoutMs })[0];
+}
+
+function textHere(template: string): string {
+  const reply = renderHere(template);
+  assert.ok("text" in reply, JSON.stringify(reply));
+  return reply.text;
 }
 
 function refusal(template: string, limits = {}): string {
@@ -112,24 +119,42 @@ Deno.test("renderTemplate() stops time, size and ranges by itself", () => {
   assert.equal(refusal(ENDLESS, { timeoutMs: 50 }), "timeout");
   assert.equal(refusal(doubled("'abcdefgh'")), "size");
   assert.equal(refusal(doubled("[1]")), "size");
-  assert.equal(refusal("{{ messages[0].content * 1 }}"), "failed");
+  assert.equal(refusal("{{ messages[0].content * messages }}"), "failed");
   assert.equal(refusal("{{ 'abc' }}", { maxLength: 2 }), "size");
-  for (const range of ["1000000000", "0, 1000000000", "0, 1, 0.000001", "'x'"]) {
+  for (const range of ["1000000000", "0, 1000000000", "-1000000000, 0"]) {
     assert.equal(refusal(`{{ range(${range}) }}`), "size", range);
   }
-  assert.equal(refusal("{{ range(1, 2, 0) }}"), "failed");
+  for (const range of ["1, 2, 0", "0, 1, 0.000001", "'x'", ""]) {
+    assert.equal(refusal(`{{ range(${range}) }}`), "failed");
+  }
 });
 
 Deno.test("renderTemplate() has the range of Python", () => {
-  const text = (template: string) => renderHere(template);
-  assert.deepEqual(text("{{ range(3) | join(' ') }}"), { text: "0 1 2" });
-  assert.deepEqual(text("{{ range(1, 8, 3) | join(' ') }}"), { text: "1 4 7" });
-  assert.deepEqual(text("{{ range(5, 0, -2) | join(' ') }}"), { text: "5 3 1" });
-  assert.deepEqual(text("{{ range(5, 0) | length }}"), { text: "0" });
+  assert.equal(textHere("{{ range(3) | join(' ') }}"), "0 1 2");
+  assert.equal(textHere("{{ range(1, 8, 3) | join(' ') }}"), "1 4 7");
+  assert.equal(textHere("{{ range(5, 0, -2) | join(' ') }}"), "5 3 1");
+  assert.equal(textHere("{{ range(5, 0) | length }}"), "0");
 });
 
-Deno.test("renderTemplate() knows no date, so that prompts don't change by the day", () => {
-  assert.deepEqual(renderHere("{{ strftime_now is defined }}"), { text: "false" });
+Deno.test("renderTemplate() tells the date it is given, and whether the template asked", () => {
+  assert.deepEqual(renderHere("{{ strftime_now('%d %B %Y') }}"), { text: "09 March 2026", dated: true });
+  assert.deepEqual(renderHere("{{ strftime_now is defined }}"), { text: "True", dated: false });
+});
+
+Deno.test("renderTemplate() keeps text and lists from being filled up without end", () => {
+  for (
+    const big of ["'a' * 99999999999", "[1] * 9999999", "'a'.center(99999999999)", "'a' | indent(99999999999, true)"]
+  ) {
+    assert.equal(refusal(`{{ ${big} }}`), "failed", big);
+  }
+});
+
+Deno.test("renderTemplate() reaches nothing of JavaScript", () => {
+  for (const name of ["constructor", "__proto__", "toString", "hasOwnProperty", "globalThis", "prototype"]) {
+    assert.equal(textHere(`[{{ ${name} }}{{ {}.${name} }}{{ ''.${name} }}{{ [].${name} }}{{ {}['${name}'] }}]`), "[]");
+    assert.equal(refusal(`{{ '' | ${name} }}`), "failed");
+    assert.equal(refusal(`{{ '' is ${name} }}`), "failed");
+  }
 });
 
 Deno.test("renderTemplate() answers mappings, none and undefined", () => {
