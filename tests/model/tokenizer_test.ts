@@ -325,7 +325,7 @@ const REFUSED: [key: string, value: unknown, code: string, word: RegExp][] = [
   ["model", 7, "tokenizer.metadata", /a number/],
   ["model", "llama", "tokenizer.model", /"llama".*gpt2/],
   ["model", "x".repeat(10_000), "tokenizer.model", /x{100}"/],
-  ["pre", "poro-chat", "tokenizer.pre", /"poro-chat".*gpt-2, smollm.*qwen2, llama-bpe/],
+  ["pre", "poro-chat", "tokenizer.pre", /"poro-chat".*gpt-2, smollm.*qwen2.*llama-bpe/],
   ["pre", 3, "tokenizer.metadata", /string/],
   ["tokens", undefined, "tokenizer.metadata", /missing/],
   ["tokens", "abc", "tokenizer.metadata", /array/],
