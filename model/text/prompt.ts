@@ -140,7 +140,7 @@ export function questionIds(
     ...(question === undefined ? [] : [{ text: `\n${question}`, special: false }]),
     ...frame.suffix,
     { text: answerPrefix, special: false },
-  ]);
+  ], { continued: true });
 }
 
 /** Positions of the template's control tokens among `ids`, ascending: what a policy may want to protect. */

@@ -1,14 +1,13 @@
 /**
- * Text to token ids and back, from a GGUF's own metadata. Byte-level BPE; the merging is done by
- * `@huggingface/tokenizers`.
+ * Text to token ids and back, from a GGUF's own metadata: byte-level BPE (`tokenizer/bpe.ts`) and SentencePiece
+ * (`tokenizer/sentencepiece.ts`).
  *
  * Words used here: a *control token* (`<|im_end|>`) steers the model and may only come from a chat template, never from
  * a user's text. A *part* is a piece of text that says which of the two it is.
  */
-import { Tokenizer } from "@huggingface/tokenizers";
-import { inputError } from "../../core/errors.ts";
 import type { Notice } from "../file/notice.ts";
-import { byteCharacters, bytesOfToken, codePointsOfLead } from "./tokenizer/byte_alphabet.ts";
+import { ByteLevelBpe } from "./tokenizer/bpe.ts";
+import type { PlainText } from "./tokenizer/plain_text.ts";
 import { refuseTooMuchText } from "./tokenizer/text_limits.ts";
 import { type Metadata, type Vocabulary, vocabularyOf } from "./tokenizer/vocabulary.ts";
 
@@ -43,8 +42,11 @@ export interface TextTokenizer {
    * `text.endless-word` (1 Mi characters without a space).
    */
   encode(text: string, options?: { readonly special?: boolean }): number[];
-  /** Ids of the parts as one text: words reach over the joints, control tokens don't. */
-  encodeParts(parts: readonly TextPart[]): number[];
+  /**
+   * Ids of the parts as one text: words reach over the joints, control tokens don't. `continued`: they go on from other
+   * text of the sequence, so a vocabulary that begins texts with a space puts none in front.
+   */
+  encodeParts(parts: readonly TextPart[], options?: { readonly continued?: boolean }): number[];
   /** Characters of `text` this model has no bytes for, and lone surrogates: they are encoded as U+FFFD. */
   countReplaced(text: string): number;
   /** The text of ids, control tokens as they are written. Throws RangeError for an id outside the vocabulary. */
@@ -68,22 +70,19 @@ export interface TextTokenizer {
  * Throws PalisadeError input, `where` = metadata key: `tokenizer.model`, `tokenizer.pre`, `tokenizer.metadata`.
  */
 export function tokenizerOf(metadata: Metadata): TextTokenizer {
-  return new BpeTokenizer(vocabularyOf(metadata));
+  return new VocabularyTokenizer(vocabularyOf(metadata));
 }
 
-class BpeTokenizer implements TextTokenizer {
+class VocabularyTokenizer implements TextTokenizer {
   readonly #vocabulary: Vocabulary;
-  readonly #bpe: Tokenizer;
+  readonly #plain: PlainText;
   /** Any control token; longest first, so that none hides a longer one. */
   readonly #control: RegExp | undefined;
-  /** Characters with a byte that has no token. */
-  readonly #unencodable: RegExp | undefined;
 
-  constructor(vocabulary: Vocabulary, bpe?: Tokenizer) {
+  constructor(vocabulary: Vocabulary, plain: PlainText = plainText(vocabulary)) {
     this.#vocabulary = vocabulary;
-    this.#unencodable = unencodable(vocabulary);
     this.#control = anyOf(vocabulary.control);
-    this.#bpe = bpe ?? new Tokenizer(definition(vocabulary), { tokenizer_class: "GPT2Tokenizer" });
+    this.#plain = plain;
   }
 
   get vocabulary(): number {
@@ -109,26 +108,29 @@ class BpeTokenizer implements TextTokenizer {
     return this.encodeParts([{ text, special: options.special ?? false }]);
   }
 
-  encodeParts(parts: readonly TextPart[]): number[] {
+  encodeParts(parts: readonly TextPart[], { continued = false }: { readonly continued?: boolean } = {}): number[] {
     const ids: number[] = [];
-    let plain = "";
+    let plain = "", goesOn = continued;
+    const flush = () => {
+      if (plain !== "") appendAll(ids, this.#encodePlain(plain, goesOn));
+      plain = "";
+      goesOn = false;
+    };
     for (const piece of parts.flatMap((part) => this.#pieces(part))) {
       if (!piece.control) {
         plain += piece.text;
         continue;
       }
-      appendAll(ids, this.#encodePlain(plain));
-      plain = "";
+      flush();
       ids.push(this.idOf(piece.text)!);
     }
-    appendAll(ids, this.#encodePlain(plain));
+    flush();
     return ids;
   }
 
   countReplaced(text: string): number {
     const surrogates = text.match(/\p{Surrogate}/gu)?.length ?? 0;
-    const others = this.#unencodable === undefined ? 0 : text.match(this.#unencodable)?.length ?? 0;
-    return surrogates + others;
+    return surrogates + this.#plain.countUnencodable(text);
   }
 
   decode(ids: ArrayLike<number>): string {
@@ -159,7 +161,7 @@ class BpeTokenizer implements TextTokenizer {
   }
 
   endingAt(ids: Iterable<number>): TextTokenizer {
-    return new BpeTokenizer({ ...this.#vocabulary, endIds: new Set([...this.endIds, ...ids]) }, this.#bpe);
+    return new VocabularyTokenizer({ ...this.#vocabulary, endIds: new Set([...this.endIds, ...ids]) }, this.#plain);
   }
 
   #bytes(id: number): Uint8Array {
@@ -168,7 +170,7 @@ class BpeTokenizer implements TextTokenizer {
       throw new RangeError(`Can't decode token ${id}: ids go from 0 to ${this.vocabulary - 1}`);
     }
     const literal = this.#vocabulary.control.has(token) || this.#vocabulary.userDefined.has(token);
-    return (literal ? undefined : bytesOfToken(token)) ?? new TextEncoder().encode(token);
+    return (literal ? undefined : this.#plain.bytesOf(id)) ?? new TextEncoder().encode(token);
   }
 
   #pieces(part: TextPart): { text: string; control: boolean }[] {
@@ -177,11 +179,15 @@ class BpeTokenizer implements TextTokenizer {
     return part.text.split(this.#control).map((text, i) => ({ text, control: i % 2 === 1 }));
   }
 
-  #encodePlain(text: string): number[] {
+  #encodePlain(text: string, continued: boolean): readonly number[] {
     refuseTooMuchText(text);
-    const encodable = this.#unencodable === undefined ? text : text.replace(this.#unencodable, "\ufffd");
-    return this.#bpe.encode(encodable, { add_special_tokens: false }).ids;
+    return this.#plain.encode(text, { continued });
   }
+}
+
+function plainText(vocabulary: Vocabulary): PlainText {
+  const { words } = vocabulary;
+  return words.kind === "bpe" ? new ByteLevelBpe(vocabulary, words) : words.model;
 }
 
 /** Spreading a long array into `push` overflows the stack. */
@@ -194,63 +200,4 @@ function anyOf(texts: ReadonlySet<string>): RegExp | undefined {
   if (texts.size === 0) return undefined;
   const longestFirst = [...texts].sort((a, b) => b.length - a.length);
   return new RegExp(`(${longestFirst.map((text) => text.replace(/[\\^$.*+?()[\]{}|\/-]/g, "\\$&")).join("|")})`);
-}
-
-/** The vocabulary as a `tokenizer.json` object. Control tokens are left out, so that no text can become one. */
-function definition(vocabulary: Vocabulary): object {
-  const vocab: Record<string, number> = Object.create(null);
-  for (const [token, id] of vocabulary.ids) if (!vocabulary.control.has(token)) vocab[token] = id;
-  const { patterns, nfc, wholeWords } = vocabulary.preTokenizer;
-  const splits = patterns.map((pattern) => ({
-    type: "Split",
-    pattern: { Regex: pattern },
-    behavior: "Isolated",
-    invert: false,
-  }));
-  return {
-    model: {
-      type: "BPE",
-      vocab,
-      merges: vocabulary.merges.filter((merge) => !vocabulary.control.has(merge.replace(" ", ""))),
-      ignore_merges: wholeWords,
-    },
-    added_tokens: [...vocabulary.userDefined].map((content) => ({
-      content,
-      id: vocabulary.ids.get(content),
-      special: false,
-      normalized: false,
-    })),
-    normalizer: nfc ? { type: "NFC" } : null,
-    pre_tokenizer: {
-      type: "Sequence",
-      pretokenizers: [...splits, { type: "ByteLevel", add_prefix_space: false, use_regex: false }],
-    },
-    post_processor: null,
-    decoder: null,
-  };
-}
-
-/**
- * Matches the characters whose first UTF-8 byte has no token. SmolLM2, for one, never saw some control characters and
- * unassigned planes; left alone, the library would drop them without a word.
- */
-function unencodable(vocabulary: Vocabulary): RegExp | undefined {
-  const missing = byteCharacters.flatMap((character, byte) => vocabulary.ids.has(character) ? [] : [byte]);
-  const needed = missing.find((byte) => byte === 0x0a || (byte >= 0x20 && byte < 0x7f) || isReplacementByte(byte));
-  if (needed !== undefined) {
-    throw inputError(
-      "tokenizer.metadata",
-      `Can't build the tokenizer from tokenizer.ggml.tokens: there is no token for the byte 0x${needed.toString(16)}`,
-      "tokenizer.ggml.tokens",
-    );
-  }
-  const ranges = missing.map(codePointsOfLead).filter((range) => range !== undefined);
-  if (ranges.length === 0) return undefined;
-  const escape = (codePoint: number) => `\\u{${codePoint.toString(16)}}`;
-  return new RegExp(`[${ranges.map(([first, last]) => `${escape(first)}-${escape(last)}`).join("")}]`, "gu");
-}
-
-/** Bytes that every model must have: those that go on a character, and U+FFFD itself (EF BF BD). */
-function isReplacementByte(byte: number): boolean {
-  return (byte >= 0x80 && byte < 0xc0) || byte === 0xef;
 }

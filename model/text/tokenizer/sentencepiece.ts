@@ -6,9 +6,9 @@
  * Written here and not taken from `@huggingface/tokenizers`: that library wants a list of merges, which for Gemma's
  * 262,144 pieces would first have to be made from the scores (some 500,000 pairs, 2.5 s and 300 MB at each start).
  */
-
-/** Token types of GGUF (`tokenizer.ggml.token_type`). */
-export const PIECE = { normal: 1, unknown: 2, control: 3, userDefined: 4, unused: 5, byte: 6 } as const;
+import { inputError, type PalisadeError } from "../../../core/errors.ts";
+import type { PlainText } from "./plain_text.ts";
+import { TOKEN_TYPE } from "./special_tokens.ts";
 
 /** How SentencePiece writes a space. */
 const SPACE = "\u2581";
@@ -18,10 +18,8 @@ export interface Pieces {
   readonly tokens: readonly string[];
   /** Score by id: higher joins first. */
   readonly scores: ArrayLike<number>;
-  /** Type by id, one of {@link PIECE}. */
+  /** Type by id, as in `special_tokens.ts`. */
   readonly types: ArrayLike<number>;
-  /** Id of what has neither a piece nor bytes; undefined when the model has bytes for everything. */
-  readonly unknownId?: number;
   /** A space is put in front of a text (Llama 2, Mistral; not Gemma). */
   readonly spacePrefix: boolean;
 }
@@ -30,15 +28,15 @@ export interface Pieces {
 const MAX_REMEMBERED = 1 << 16;
 const MAX_REMEMBERED_LENGTH = 64;
 
-/** Turns text into ids, and pieces into bytes. */
-export class SentencePieceModel {
+/** Turns text into ids, and pieces into bytes. Throws PalisadeError input `tokenizer.metadata` where a byte has no piece. */
+export class SentencePieceModel implements PlainText {
   readonly #pieces: Pieces;
   /** Id of each text that joining may make: normal and unused pieces. */
   readonly #ids = new Map<string, number>();
   /** Id of each byte, −1 where the model has none. */
   readonly #bytes = new Int32Array(256).fill(-1);
   /** Pieces that stand for themselves wherever their text occurs; longest first. */
-  readonly #literal: RegExp | undefined;
+  #literal: RegExp | undefined;
   readonly #literalIds = new Map<string, number>();
   /** Where a text can be cut without changing its ids. */
   readonly #cuts: RegExp;
@@ -49,20 +47,35 @@ export class SentencePieceModel {
     const crossing = new Set<string>();
     pieces.tokens.forEach((token, id) => {
       const type = Number(pieces.types[id]);
-      if (type === PIECE.byte) this.#bytes[byteOf(token)] = id;
-      else if (type === PIECE.userDefined && token !== "") this.#literalIds.set(token, id);
-      else if (type === PIECE.normal || type === PIECE.unused) {
+      if (type === TOKEN_TYPE.byte) this.#bytes[byteOf(token)] = id;
+      else if (type === TOKEN_TYPE.userDefined && token !== "") this.#literalIds.set(token, id);
+      else if (type === TOKEN_TYPE.normal || type === TOKEN_TYPE.unused) {
         this.#ids.set(token, id);
+        // Few pieces have a space mark inside, and this is asked of all.
+        if (token.indexOf(SPACE, 1) < 0) return;
         for (const [, before] of token.matchAll(/([^\u2581])\u2581/gu)) crossing.add(before);
       }
     });
+    const missing = this.#bytes.indexOf(-1);
+    if (missing >= 0) throw noByte(missing);
     this.#literal = anyOf([...this.#literalIds.keys()]);
     this.#cuts = cutsBeside(crossing);
   }
 
-  /** True when every byte has a piece, so that no text is lost. */
-  get hasAllBytes(): boolean {
-    return !this.#bytes.includes(-1);
+  /** Whether joining makes a piece of this text when it stands alone. */
+  makes(text: string): boolean {
+    const ids = this.encode(text, { continued: true });
+    return ids.length === 1 && this.#pieces.tokens[ids[0]] === text;
+  }
+
+  /** From now on no text becomes one of these tokens. */
+  exclude(tokens: Iterable<string>): void {
+    for (const token of tokens) {
+      this.#ids.delete(token);
+      this.#literalIds.delete(token);
+    }
+    this.#literal = anyOf([...this.#literalIds.keys()]);
+    this.#remembered.clear();
   }
 
   /**
@@ -83,11 +96,16 @@ export class SentencePieceModel {
     return ids;
   }
 
+  /** Every byte has a piece, so nothing is lost. */
+  countUnencodable(): number {
+    return 0;
+  }
+
   /** The bytes of a piece; undefined for what is written as it stands (control and user-defined pieces). */
   bytesOf(id: number): Uint8Array | undefined {
     const token = this.#pieces.tokens[id], type = Number(this.#pieces.types[id]);
-    if (type === PIECE.byte) return Uint8Array.of(byteOf(token));
-    if (type === PIECE.control || type === PIECE.userDefined) return undefined;
+    if (type === TOKEN_TYPE.byte) return Uint8Array.of(byteOf(token));
+    if (type === TOKEN_TYPE.control || type === TOKEN_TYPE.userDefined) return undefined;
     return new TextEncoder().encode(token.replaceAll(SPACE, " "));
   }
 
@@ -116,14 +134,10 @@ export class SentencePieceModel {
   /** Appends the ids of one joined text; an unused piece goes back to the two that made it. */
   #emit(text: string, made: ReadonlyMap<string, readonly [string, string]>, ids: number[]): void {
     const id = this.#ids.get(text);
-    if (id !== undefined && Number(this.#pieces.types[id]) !== PIECE.unused) return void ids.push(id);
+    if (id !== undefined && Number(this.#pieces.types[id]) !== TOKEN_TYPE.unused) return void ids.push(id);
     const parts = made.get(text);
     if (parts !== undefined) return parts.forEach((part) => this.#emit(part, made, ids));
-    const { unknownId } = this.#pieces;
-    for (const byte of new TextEncoder().encode(text)) {
-      if (this.#bytes[byte] >= 0) ids.push(this.#bytes[byte]);
-      else if (unknownId !== undefined) return void ids.push(unknownId);
-    }
+    for (const byte of new TextEncoder().encode(text)) ids.push(this.#bytes[byte]);
   }
 }
 
@@ -223,6 +237,15 @@ function pop(heap: Join[]): Join | undefined {
   }
   heap[at] = last;
   return first;
+}
+
+function noByte(byte: number): PalisadeError {
+  const name = `<0x${byte.toString(16).toUpperCase().padStart(2, "0")}>`;
+  return inputError(
+    "tokenizer.metadata",
+    `Can't build the tokenizer from tokenizer.ggml.tokens: there is no piece ${name} for texts that have no other`,
+    "tokenizer.ggml.tokens",
+  );
 }
 
 /** The byte of `<0x0A>`; NaN for any other form. */

@@ -4,7 +4,7 @@
  */
 
 /** Token types of GGUF (`tokenizer.ggml.token_type`). */
-export const TOKEN_TYPE = { normal: 1, unknown: 2, control: 3, userDefined: 4, unused: 5 } as const;
+export const TOKEN_TYPE = { normal: 1, unknown: 2, control: 3, userDefined: 4, unused: 5, byte: 6 } as const;
 
 /** Texts that end an answer in known models, beside the tokens that the file names. */
 const END_TEXTS: ReadonlySet<string> = new Set([
@@ -43,7 +43,7 @@ export interface TokenFacts {
   readonly tokens: readonly string[];
   readonly types: ArrayLike<unknown>;
   /** Texts that merging makes; any text may hold them. */
-  readonly made: ReadonlySet<string>;
+  readonly made: Pick<ReadonlySet<string>, "has">;
   /** Ids that the file names as the beginning or the end of something. */
   readonly named: ReadonlySet<number>;
   /** The chat template, empty without one. */
@@ -80,7 +80,8 @@ function kindOf(text: string, id: number, facts: TokenFacts): "text" | "marker" 
   // A single character may be a byte of any text.
   if ([...text].length === 1) return "text";
   if (facts.named.has(id) || BARRED.test(text)) return "control";
+  const steers = END_TEXTS.has(text) || START_TEXTS.has(text);
+  if (!steers && !(BRACKETED.test(text) && facts.template.includes(text))) return "text";
   if (type === TOKEN_TYPE.normal && facts.made.has(text)) return "text";
-  if (END_TEXTS.has(text) || START_TEXTS.has(text)) return "control";
-  return BRACKETED.test(text) && facts.template.includes(text) ? "marker" : "text";
+  return steers ? "control" : "marker";
 }

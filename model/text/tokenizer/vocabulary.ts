@@ -3,6 +3,7 @@ import { inputError, type PalisadeError } from "../../../core/errors.ts";
 import type { Notice } from "../../file/notice.ts";
 import { byteCharacters } from "./byte_alphabet.ts";
 import { type PreTokenizer, preTokenizer } from "./pretokenizers.ts";
+import { SentencePieceModel } from "./sentencepiece.ts";
 import { type SpecialTokens, specialTokens, TOKEN_TYPE } from "./special_tokens.ts";
 
 /** Metadata as a GGUF reader gives it: numbers, bigints, booleans, strings and arrays of these. */
@@ -13,8 +14,22 @@ const MAX_TOKENS = 1 << 20;
 /** The longest tokens in use (runs of spaces) have some 500 characters. */
 const MAX_TOKEN_LENGTH = 4096;
 
+/** Byte-level BPE (`tokenizer.ggml.model` = `gpt2`). */
+export interface BpeWords {
+  readonly kind: "bpe";
+  /** Pairs in order of priority, each `left right`. */
+  readonly merges: readonly string[];
+  readonly preTokenizer: PreTokenizer;
+}
+
+/** SentencePiece's BPE (`tokenizer.ggml.model` = `llama`). */
+export interface PieceWords {
+  readonly kind: "pieces";
+  readonly model: SentencePieceModel;
+}
+
 export interface Vocabulary {
-  /** Token text by id; for ordinary tokens in the byte alphabet of GPT-2. */
+  /** Token text by id; ordinary tokens in the byte alphabet of GPT-2, or with SentencePiece's mark for a space. */
   readonly tokens: readonly string[];
   /** Id by token text; the empty text has none. */
   readonly ids: ReadonlyMap<string, number>;
@@ -24,9 +39,8 @@ export interface Vocabulary {
   readonly silent: ReadonlySet<string>;
   /** Tokens of their own in any text, such as runs of spaces in code models. */
   readonly userDefined: ReadonlySet<string>;
-  /** Pairs in order of priority, each `left right`. */
-  readonly merges: readonly string[];
-  readonly preTokenizer: PreTokenizer;
+  /** How plain text becomes tokens. */
+  readonly words: BpeWords | PieceWords;
   /** First token of every sequence; undefined when there is none or the model wants none. */
   readonly firstId?: number;
   /** What a chat template sees as `bos_token` and `eos_token`; empty when the file names none. */
@@ -49,16 +63,14 @@ const KEY = {
 /**
  * Reads and checks the vocabulary.
  *
- * Throws PalisadeError input with `where` = the metadata key: `tokenizer.model` (not byte-level BPE), `tokenizer.pre`
- * (unknown pre-tokenizer), `tokenizer.metadata` (missing, of another type, or out of range).
+ * Throws PalisadeError input with `where` = the metadata key: `tokenizer.model` (neither byte-level BPE nor
+ * SentencePiece), `tokenizer.pre` (unknown pre-tokenizer), `tokenizer.metadata` (missing, of another type, or out of range).
  */
 export function vocabularyOf(metadata: Metadata): Vocabulary {
-  checkModel(metadata);
+  const model = modelOf(metadata);
   const tokens = tokensOf(metadata);
   const types = typesOf(metadata, tokens.length);
-  const merges = mergesOf(metadata, new Set(tokens));
-  const made = new Set(merges.map((merge) => merge.replace(" ", "")));
-  const pre = preTokenizer(optional(metadata, "tokenizer.ggml.pre", "string"));
+  const { made, addBos, wordsOf } = model === "gpt2" ? bpeOf(metadata, tokens) : piecesOf(metadata, tokens, types);
   const named = namedIds(metadata, tokens.length);
   const special = specialTokens({
     tokens,
@@ -72,13 +84,13 @@ export function vocabularyOf(metadata: Metadata): Vocabulary {
       Number(types[id]) === TOKEN_TYPE.userDefined && text !== "" && !special.control.has(text)
     ),
   );
+  const words = wordsOf(special.control);
   const read = (text: string, type: number) =>
-    BYTES.has(text) || made.has(text) || special.control.has(text) || userDefined.has(text) ||
-    (pre.wholeWords && type === TOKEN_TYPE.normal);
+    special.control.has(text) || userDefined.has(text) || isWord(words, text, type) || made.has(text);
   const { ids, notices } = idsOf(tokens, types, read);
-  const addBos = optional(metadata, "tokenizer.ggml.add_bos_token", "boolean") ?? pre.addBos;
+  const beginsWithBos = optional(metadata, "tokenizer.ggml.add_bos_token", "boolean") ?? addBos;
   const ends = endIdsOf(ids, special, named);
-  checkNamed(metadata, named, { addBos, ends, notices, count: tokens.length });
+  checkNamed(metadata, named, { addBos: beginsWithBos, ends, notices, count: tokens.length });
   const textOf = (id: NamedId) => typeof id === "number" ? tokens[id] : "";
   return {
     tokens,
@@ -86,14 +98,63 @@ export function vocabularyOf(metadata: Metadata): Vocabulary {
     control: special.control,
     silent: special.silent,
     userDefined,
-    merges,
-    preTokenizer: pre,
-    firstId: addBos && typeof named.bos === "number" ? named.bos : undefined,
+    words,
+    firstId: beginsWithBos && typeof named.bos === "number" ? named.bos : undefined,
     bosText: textOf(named.bos),
     eosText: textOf(named.eos),
     endIds: ends,
     notices,
   };
+}
+
+/** What a kind of vocabulary has of its own. */
+interface Kind {
+  /** Texts that joining makes of ordinary text, beside the tokens that `isWord` tells. */
+  readonly made: Pick<ReadonlySet<string>, "has">;
+  /** Whether sequences begin with the BOS token when the file doesn't say. */
+  readonly addBos: boolean;
+  /** The rest, once it is known which tokens steer: text never becomes one of them. */
+  wordsOf(control: ReadonlySet<string>): BpeWords | PieceWords;
+}
+
+function bpeOf(metadata: Metadata, tokens: readonly string[]): Kind {
+  const merges = mergesOf(metadata, new Set(tokens));
+  const pre = preTokenizer(optional(metadata, "tokenizer.ggml.pre", "string"));
+  return {
+    made: new Set(merges.map((merge) => merge.replace(" ", ""))),
+    addBos: pre.addBos,
+    wordsOf: () => ({ kind: "bpe", merges, preTokenizer: pre }),
+  };
+}
+
+function piecesOf(metadata: Metadata, tokens: readonly string[], types: ArrayLike<unknown>): Kind {
+  const scores = scoresOf(metadata, tokens.length);
+  const spacePrefix = optional(metadata, "tokenizer.ggml.add_space_prefix", "boolean") ?? true;
+  const model = new SentencePieceModel({ tokens, scores, types: Uint8Array.from(types, Number), spacePrefix });
+  return {
+    made: { has: (text) => model.makes(text) },
+    addBos: true,
+    wordsOf(control) {
+      model.exclude(control);
+      return { kind: "pieces", model };
+    },
+  };
+}
+
+/** Whether plain text may become a token that no joining makes. */
+function isWord(words: BpeWords | PieceWords, text: string, type: number): boolean {
+  if (words.kind === "pieces") return type === TOKEN_TYPE.normal || type === TOKEN_TYPE.byte;
+  return BYTES.has(text) || (words.preTokenizer.wholeWords && type === TOKEN_TYPE.normal);
+}
+
+function scoresOf(metadata: Metadata, count: number): Float32Array {
+  const key = "tokenizer.ggml.scores";
+  const scores = arrayOf(metadata, key);
+  if (scores.length !== count) throw refuse(key, `it must have one entry per token (${count}), not ${scores.length}`);
+  return Float32Array.from(scores, (score, id) => {
+    if (Number.isFinite(score)) return Number(score);
+    throw refuse(key, `entry ${id} must be a finite number, not ${String(score).slice(0, 100)}`);
+  });
 }
 
 const BYTES: ReadonlySet<string> = new Set(byteCharacters);
@@ -102,15 +163,15 @@ function refuse(key: string, problem: string): PalisadeError {
   return inputError("tokenizer.metadata", `Can't build the tokenizer from ${key}: ${problem}`, key);
 }
 
-function checkModel(metadata: Metadata): void {
+function modelOf(metadata: Metadata): "gpt2" | "llama" {
   const key = "tokenizer.ggml.model";
   const model = metadata.get(key);
-  if (model === "gpt2") return;
+  if (model === "gpt2" || model === "llama") return model;
   if (typeof model !== "string") throw refuse(key, `it must be a string, not ${kindOf(model)}`);
   throw inputError(
     "tokenizer.model",
     `Can't tokenize for this model: its tokenizer is ${JSON.stringify(model.slice(0, 100))}, and only byte-level BPE ` +
-      `("gpt2") is supported, not SentencePiece ("llama"), WordPiece ("bert") or others`,
+      `("gpt2") and SentencePiece's BPE ("llama") are supported, not WordPiece ("bert"), Unigram ("t5") or others`,
     key,
   );
 }
