@@ -1,7 +1,7 @@
 /** Tasks from the user's own files: `qa:FILE` (SQuAD's JSON) and `jsonl:FILE` (one case a line). */
-import { inputError } from "../../core/errors.ts";
+import { inputError, type PalisadeError } from "../../core/errors.ts";
 import type { Runtime } from "../../runtime/interface.ts";
-import { type MetricName, METRICS } from "./metrics.ts";
+import { isNothing, type MetricName, METRICS } from "./metrics.ts";
 import { Draw } from "./draw.ts";
 import { fitLength } from "./fit.ts";
 import type { Prompt, SampleRequest, Task } from "./interface.ts";
@@ -32,6 +32,7 @@ export async function openQa(runtime: Runtime, file: string): Promise<Task> {
     name: "qa",
     sized: true,
     source: hash(runtime, text),
+    file,
     generate(request) {
       const { question, answers, document } = questions[new Draw(request.seed).integer(0, questions.length - 1)];
       const prompt = qaPrompt(request, documents, document, question);
@@ -58,30 +59,46 @@ function qaPrompt(request: SampleRequest, documents: readonly string[], right: n
 function readSquad(text: string, file: string): { documents: string[]; questions: Question[] } {
   const documents: string[] = [], questions: Question[] = [];
   const root = parse(text, file, "JSON") as { data?: unknown };
-  for (const article of list(root?.data, "data", file)) {
-    for (const paragraph of list(field(article, "paragraphs"), "data[].paragraphs", file)) {
-      const document = documents.length;
-      documents.push(string(field(paragraph, "context"), "context", file));
-      for (const qa of list(field(paragraph, "qas"), "qas", file)) {
-        const given = (field(qa, "answers") ?? []) as unknown[];
-        const answers = list(given, "answers", file).map((each) => string(field(each, "text"), "answers[].text", file));
-        const question = string(field(qa, "question"), "question", file);
-        if (answers.length > 0) questions.push({ question, document, answers: [...new Set(answers)] });
-      }
-    }
-  }
+  list(root?.data, "data", file).forEach((article, a) => {
+    list(field(article, "paragraphs"), `data[${a}].paragraphs`, file).forEach((paragraph, p) => {
+      const at = `data[${a}].paragraphs[${p}]`;
+      const document = documents.push(someText(field(paragraph, "context"), `${at}.context`, file)) - 1;
+      list(field(paragraph, "qas"), `${at}.qas`, file).forEach((qa, q) => {
+        const found = readQuestion(qa, `${at}.qas[${q}]`, file, text);
+        if (found.answers.length > 0) questions.push({ ...found, document });
+      });
+    });
+  });
   return { documents, questions };
+}
+
+function readQuestion(qa: unknown, at: string, file: string, text: string): Omit<Question, "document"> {
+  const question = someText(field(qa, "question"), `${at}.question`, file);
+  const answers = list(field(qa, "answers") ?? [], `${at}.answers`, file).map((each, i) => {
+    const answer = plainText(field(each, "text"), `${at}.answers[${i}].text`, file);
+    if (!isNothing("contains-any", answer)) return answer;
+    throw nothing(answer, "contains-any", `${file}:${lineOf(text, question)} (${at}.answers[${i}])`);
+  });
+  return { question, answers: [...new Set(answers)] };
+}
+
+/** The line in which a question stands; the first where it isn't written as we would write it. */
+function lineOf(text: string, question: string): number {
+  const at = text.indexOf(JSON.stringify(question));
+  return text.slice(0, Math.max(0, at)).split("\n").length;
 }
 
 interface Case extends Prompt {
   readonly answers: readonly string[];
   readonly metric: MetricName;
   readonly maxNewTokens: number;
+  readonly where: string;
 }
 
 /**
  * The user's cases, line by line `{"context", "question", "answers", "metric"?, "answerPrefix"?, "maxNewTokens"?}`;
- * `answers` is a text or a list of them, `metric` one of `METRICS` (default contains-all).
+ * `answers` is a text or a list of them, `metric` one of `METRICS` (default contains-all). Blank lines are read past.
+ * Refused like a context of `ask`: texts that are empty, or hold what UTF-8 text doesn't.
  * @throws PalisadeError `task.syntax`, `task.empty`, and as `Runtime.readText`.
  */
 export async function openJsonl(runtime: Runtime, file: string): Promise<Task> {
@@ -93,6 +110,7 @@ export async function openJsonl(runtime: Runtime, file: string): Promise<Task> {
     name: `jsonl:${file.split(/[\\/]/).at(-1)}`,
     sized: false,
     source: hash(runtime, text),
+    file,
     available: cases.length,
     generate: ({ index }) => cases[index],
   };
@@ -110,16 +128,25 @@ function readCase(line: string, where: string): Case {
     throw inputError("task.syntax", `Bad maxNewTokens ${maxNewTokens} in ${where}: want a whole number ≥ 1`, where);
   }
   const wanted = (typeof answers === "string" ? [answers] : list(answers, "answers", where))
-    .map((each) => string(each, "answers[]", where));
+    .map((each) => plainText(each, "answers[]", where));
   if (wanted.length === 0) throw inputError("task.syntax", `No answers in ${where}: want at least one`, where);
+  const empty = wanted.find((each) => isNothing(metric as MetricName, each));
+  if (empty !== undefined) throw nothing(empty, metric as MetricName, where);
   return {
-    context: string(field(value, "context"), "context", where),
-    question: string(field(value, "question"), "question", where),
-    answerPrefix: string(field(value, "answerPrefix") ?? "", "answerPrefix", where),
+    context: someText(field(value, "context"), "context", where),
+    question: someText(field(value, "question"), "question", where),
+    answerPrefix: plainText(field(value, "answerPrefix") ?? "", "answerPrefix", where),
     answers: wanted,
     metric: metric as MetricName,
     maxNewTokens: Number(maxNewTokens),
+    where,
   };
+}
+
+function nothing(answer: string, metric: MetricName, where: string): PalisadeError {
+  const message = `The expected answer ${JSON.stringify(answer)} in ${where} says nothing: ${metric} would score any ` +
+    "answer alike, or only an empty one; want one with words in it";
+  return inputError("task.answer", message, where);
 }
 
 function parse(text: string, where: string, wanted: string): unknown {
@@ -139,9 +166,19 @@ function list(value: unknown, name: string, where: string): unknown[] {
   throw inputError("task.syntax", `No list ${name} in ${where}`, where);
 }
 
-function string(value: unknown, name: string, where: string): string {
-  if (typeof value === "string") return value;
-  throw inputError("task.syntax", `No text ${name} in ${where}`, where);
+/** A text that a file could hold: `ask` refuses others too. */
+function plainText(value: unknown, name: string, where: string): string {
+  if (typeof value !== "string") throw inputError("task.syntax", `No text ${name} in ${where}`, where);
+  if (value.includes("\0")) throw inputError("text.binary", `A NUL character in ${name} in ${where}`, where);
+  if (value.isWellFormed()) return value;
+  throw inputError("text.not-utf8", `Half a surrogate pair in ${name} in ${where}: no UTF-8 text has one`, where);
+}
+
+/** The same, and not empty. */
+function someText(value: unknown, name: string, where: string): string {
+  const text = plainText(value, name, where);
+  if (text.trim() !== "") return text;
+  throw inputError("task.empty-text", `There is no text in ${name} in ${where}`, where);
 }
 
 function hash(runtime: Runtime, text: string): string {

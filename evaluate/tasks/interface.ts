@@ -20,6 +20,8 @@ export interface Sample extends Prompt {
   readonly metric: MetricName;
   /** Most tokens of an answer. */
   readonly maxNewTokens: number;
+  /** Where it stands, for samples that are somebody's own: `cases.jsonl:3`. */
+  readonly where?: string;
 }
 
 export interface SampleRequest {
@@ -42,6 +44,8 @@ export interface Task {
   readonly sized: boolean;
   /** Hash of the file behind the task, for tasks that have one; part of every cell's id. */
   readonly source?: string;
+  /** That file as it was named: two tasks may have one name. */
+  readonly file?: string;
   /** Samples there are, for tasks that can run out. */
   readonly available?: number;
   /** @throws PalisadeError `length.too-small`, `haystack.*`. */

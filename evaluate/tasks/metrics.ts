@@ -16,6 +16,18 @@ export function scoreAnswer(metric: MetricName, answer: string, expected: readon
   return Math.max(...each);
 }
 
+/**
+ * True when nothing is left of a reference once the metric has normalised it, so that any answer would be right, or only
+ * an empty one: no letter at all, or, for those that compare words, articles and punctuation alone.
+ */
+export function isNothing(metric: MetricName, wanted: string): boolean {
+  if (!/[^\s\p{C}]/u.test(wanted)) return true;
+  return WORD_METRICS.includes(metric) && words(wanted).length === 0;
+}
+
+/** Metrics that see {@link words} only. */
+const WORD_METRICS: readonly MetricName[] = ["exact", "token-f1", "rouge-l"];
+
 const SCORES: Readonly<Record<MetricName, (answer: string, wanted: string) => number>> = {
   "contains-all": contains,
   "contains-any": contains,

@@ -3,6 +3,7 @@ import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { PalisadeError } from "../../core/errors.ts";
 import { openHaystack } from "../../evaluate/tasks/haystack.ts";
+import { type MetricName, METRICS } from "../../evaluate/tasks/metrics.ts";
 import { openTasks, rulerTasks } from "../../evaluate/tasks/registry.ts";
 import type { Prompt, Sample, Task } from "../../evaluate/tasks/interface.ts";
 import { sampleSeed } from "../../evaluate/tasks/draw.ts";
@@ -220,8 +221,8 @@ Deno.test("jsonl gives the cases of a file as they are", async () => {
   assert.equal(task.available, 2);
   assert.equal(task.sized, false);
   const first = { context: "It is 5.", question: "What?", answerPrefix: "", answers: ["5"] };
-  assert.deepEqual(draw(task), { ...first, metric: "contains-all", maxNewTokens: 64 });
-  assert.equal(draw(task, { index: 1 }).metric, "edit");
+  assert.deepEqual(draw(task), { ...first, metric: "contains-all", maxNewTokens: 64, where: `${file}:1` });
+  assert.deepEqual([draw(task, { index: 1 }).metric, draw(task, { index: 1 }).where], ["edit", `${file}:3`]);
 });
 
 /** Bad files: name, text, task prefix, code, what the message says. */
@@ -241,6 +242,23 @@ const BAD: [string, string, string, string, RegExp][] = [
   ],
   ["tokens.jsonl", '{"context":"c","question":"q","answers":"a","maxNewTokens":0}', "jsonl", "task.syntax", /≥ 1/],
   ["empty.jsonl", "\n", "jsonl", "task.empty", /empty\.jsonl/],
+  [
+    "blank.jsonl",
+    '\n \t\n{"context":" ","question":"q","answers":"a"}',
+    "jsonl",
+    "task.empty-text",
+    /context.*blank\.jsonl:3/,
+  ],
+  ["noq.jsonl", '{"context":"c","question":"\\n","answers":"a"}', "jsonl", "task.empty-text", /question.*noq\.jsonl:1/],
+  ["nul.jsonl", '{"context":"a\\u0000b","question":"q","answers":"a"}', "jsonl", "text.binary", /nul\.jsonl:1/],
+  ["half.jsonl", '{"context":"a\\ud800b","question":"q","answers":"a"}', "jsonl", "text.not-utf8", /half\.jsonl:1/],
+  [
+    "noanswer2.json",
+    '{"data":[{"paragraphs":[\n{"context":"c","qas":[{"question":"q","answers":[{"text":" "}]}]}]}]}',
+    "qa",
+    "task.answer",
+    /noanswer2\.json:2 \(data\[0\]\.paragraphs\[0\]\.qas\[0\]\.answers\[0\]\)/,
+  ],
 ];
 
 for (const [name, text, prefix, code, message] of BAD) {
@@ -248,6 +266,36 @@ for (const [name, text, prefix, code, message] of BAD) {
     const error = await refusal(openTasks([`${prefix}:${await fileOf(name, text)}`], runtime));
     assert.equal(error.code, code);
     assert.match(error.message, message);
+  });
+}
+
+/** What is nothing to each metric, and what is little and yet something. */
+const NOTHING: Record<MetricName, { empty: string[]; fine: string[] }> = {
+  "contains-all": { empty: ["", " \n", "\u200b"], fine: ["the", "!", "0"] },
+  "contains-any": { empty: ["", "\t"], fine: ["a"] },
+  exact: { empty: ["", "The", "...", "a, an"], fine: ["the end", "ü"] },
+  "token-f1": { empty: ["", "an", "-"], fine: ["-1"] },
+  "rouge-l": { empty: ["", "a the"], fine: ["42"] },
+  edit: { empty: ["", "  "], fine: ["."] },
+};
+
+for (const metric of METRICS) {
+  Deno.test(`jsonl refuses a reference that ${metric} normalises to nothing, and says where`, async () => {
+    const { empty, fine } = NOTHING[metric];
+    const open = async (answers: string[]) => {
+      const line = { context: "c", question: "q", answers, metric };
+      const file = await fileOf(
+        `${metric}.jsonl`,
+        `\n${JSON.stringify({ ...line, answers: ["x"] })}\n${JSON.stringify(line)}\n`,
+      );
+      return await openTasks([`jsonl:${file}`], runtime);
+    };
+    for (const nothing of empty) {
+      const error = await refusal(open(["right", nothing]));
+      assert.deepEqual([error.kind, error.code], ["input", "task.answer"]);
+      assert.match(error.message, new RegExp(`${metric}\\.jsonl:3`));
+    }
+    assert.equal((await open(fine))[0].available, 2);
   });
 }
 
