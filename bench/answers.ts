@@ -16,7 +16,8 @@ import { collect, type CollectedCase, forkCache } from "../evaluate/sweep/read_c
 import { makeSample } from "../evaluate/sweep/sweep.ts";
 import { openHaystack } from "../evaluate/tasks/haystack.ts";
 import { scoreAnswer } from "../evaluate/tasks/metrics.ts";
-import { groupsOf, parseCases, parseLengths, splitList } from "../evaluate/sweep/plan.ts";
+import { groupsOf, parseCases, parseLengths } from "../evaluate/sweep/plan.ts";
+import { splitList } from "../evaluate/sweep/lists.ts";
 import { openTasks } from "../evaluate/tasks/registry.ts";
 import type { DenseChoice, DensePrecision } from "../model/dense/pick.ts";
 import { loadModel } from "../model/model.ts";

@@ -152,13 +152,13 @@ function addEval(program: Command, io: Io, all: boolean, done: (code: number) =>
     .description("measure what policies cost in answers; resumes")
     .addHelpOption(new Option("-h, --help").hideHelp())
     .requiredOption("--out <file>", "results, one JSON line per cell; only appended to")
-    .option("--tasks <list>", "RULER's by name, ruler for all, qa:FILE, jsonl:FILE", "ruler")
-    .option("--length <list>", "tokens of the whole prompt and answer", "1k")
-    .option("--policies <list>", "see: palisade policies", "full,snapkv,layer-defensive")
-    .option("--keep <list>", "budgets: 20%, 0.2, or tokens per head", "20%")
+    .option("--tasks <list>", "RULER's by name, ruler for all, qa:FILE, jsonl:FILE", list(), "ruler")
+    .option("--length <list>", "tokens of the whole prompt and answer", list(), "1k")
+    .option("--policies <list>", "see: palisade policies", list(), "full,snapkv,layer-defensive")
+    .option("--keep <list>", "budgets: 20%, 0.2, or tokens per head", list(), "20%")
     .option("--samples <n>", "samples per task and length", integer(1), 10)
     .option("--seed <n>", "seed of the samples", integer(0), 1)
-    .option("--models <list>", "named models or files", "smollm2-135m")
+    .option("--models <list>", "named models or files", list(), "smollm2-135m")
     .option("--query-aware", "compress after the question, not before it")
     .addOption(rare("--cache-type <type>", "keys and values").choices(CACHE_TYPES).default("f32"))
     .addOption(rare("--gate <file>", "for policy gate, instead of the one found"))
@@ -185,7 +185,7 @@ function addCalibrate(program: Command, io: Io, done: (code: number) => void): v
     .option("--text <file>", "your own text beside the built-in one; repeatable", collect)
     .option("--tokens <n>", "tokens to fit on", integer(1000, 1_000_000), 10_000)
     .option("--seed <n>", "seed of the built-in text", integer(0, 2 ** 40), 1)
-    .option("--kinds <list>", "kinds of built-in text", KINDS.join(","))
+    .option("--kinds <list>", "kinds of built-in text", list(), KINDS.join(","))
     .option("--out <file>", "where to write it instead of the cache folder")
     .option("--json", "print one object with all figures");
   addEngineOptions(command).addHelpText("after", EXIT_CODES)
@@ -237,6 +237,15 @@ function describe({ description, argChoices, defaultValue }: Option): string {
 
 function collect(value: string, previous: string[] = []): string[] {
   return [...previous, value];
+}
+
+/** A list that may be given in several options: none of them is lost. */
+function list(): (value: string) => string {
+  const given: string[] = [];
+  return (value) => {
+    given.push(value);
+    return given.join(",");
+  };
 }
 
 /** `auto`, or a number of threads. */

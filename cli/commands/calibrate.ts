@@ -13,6 +13,7 @@ import type { EngineOptions } from "./ask.ts";
 import { formatBytes, formatMs } from "../print/format.ts";
 import { EXIT, type Io } from "../io.ts";
 import { obtainModel } from "../obtain.ts";
+import { refuseRepeated } from "../../evaluate/sweep/lists.ts";
 import { checkOutputs, writeWhole } from "../../runtime/output.ts";
 import { expectedPath, modelInputs, outputsOf } from "../outputs.ts";
 import { createProgress, type Progress } from "../print/progress.ts";
@@ -105,17 +106,23 @@ function stateOf(out: string): string {
 
 /** Texts by their names; by their paths where two have one name. */
 async function readTexts(paths: readonly string[], { runtime }: Io): Promise<{ name: string; text: string }[]> {
+  const files = await Promise.all(
+    paths.map(async (path) => ({ path, id: await runtime.host!.identity(path) ?? path })),
+  );
+  refuseRepeated(files, { key: ({ id }) => id, name: ({ path }) => path, where: "--text" });
   const names = paths.map(baseName);
   const nameOf = (i: number) => names.indexOf(names[i]) === names.lastIndexOf(names[i]) ? names[i] : paths[i];
   return await Promise.all(paths.map(async (path, i) => ({ name: nameOf(i), text: await runtime.readText(path) })));
 }
 
 function parseKinds(text: string): typeof KINDS[number][] {
-  return text.split(",").map((part) => {
+  const kinds = text.split(",").map((part) => {
     const kind = KINDS.find((each) => each === part.trim());
     if (kind) return kind;
     throw inputError("calibrate.kinds", `Unknown kind of text "${part}": want some of ${KINDS.join(", ")}`, "--kinds");
   });
+  refuseRepeated(kinds, { key: (kind) => kind, name: (kind) => kind, where: "--kinds" });
+  return kinds;
 }
 
 function baseName(path: string): string {

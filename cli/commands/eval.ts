@@ -10,10 +10,9 @@ import {
   type Group,
   groupsOf,
   loadCases,
-  nonEmpty,
   parseLengths,
-  splitList,
 } from "../../evaluate/sweep/plan.ts";
+import { nonEmpty, refuseRepeated, splitList, splitNames } from "../../evaluate/sweep/lists.ts";
 import { RESULTS, ResultsFile } from "../../evaluate/results/results.ts";
 import { openTasks, taskFiles } from "../../evaluate/tasks/registry.ts";
 import type { EngineOptions } from "./ask.ts";
@@ -64,9 +63,9 @@ export async function evaluate(command: EvalCommand, io: Io): Promise<number> {
 async function checkResultsPlace(command: EvalCommand, io: Io): Promise<void> {
   const { out, tasks, models, policies, haystack, gate } = command;
   await checkOutputs(io.runtime, outputsOf([["--out", out, RESULTS]]), [
-    ...taskFiles(splitList(tasks)).map((path) => ({ path, what: "a task" })),
-    ...modelInputs(splitList(models), io),
-    ...policyInputs(splitList(policies)),
+    ...taskFiles(splitNames(tasks, "--tasks")).map((path) => ({ path, what: "a task" })),
+    ...modelInputs(splitNames(models, "--models"), io),
+    ...policyInputs(splitList(policies, "--policies")),
     ...inputsOf([["the haystack", haystack], ["the gate", gate]]),
   ]);
 }
@@ -74,15 +73,15 @@ async function checkResultsPlace(command: EvalCommand, io: Io): Promise<void> {
 async function evaluateHere(command: EvalCommand, io: Io): Promise<number> {
   const cases = await loadCases(io.runtime, command.policies, command.keep);
   const lengths = parseLengths(command.length);
-  const models = nonEmpty(splitList(command.models), "--models");
-  const tasks = await openTasks(nonEmpty(splitList(command.tasks), "--tasks"), io.runtime);
+  const models = nonEmpty(splitNames(command.models, "--models"), "--models");
+  const tasks = await openTasks(nonEmpty(splitNames(command.tasks, "--tasks"), "--tasks"), io.runtime);
   const groups = groupsOf(tasks, lengths, command.samples);
   const haystack = tasks.some((task) => task.sized) ? await openHaystack(io.runtime, command.haystack) : NO_HAYSTACK;
   await using results = await ResultsFile.open(io.runtime, command.out);
   const sweep = new Sweep(io, command, results, models.length * groups.length * cases.length);
   try {
-    for (const name of models) {
-      await using subject = await openSubject(name, command, io, sweep.progress);
+    for (const file of await findModels(models, command, io, sweep.progress)) {
+      await using subject = await openSubject(file, command, io, sweep.progress);
       sweep.expect(subject, groups, cases);
       for (const group of groups) {
         await sweep.run(subject, group, cases, {
@@ -103,15 +102,30 @@ async function evaluateHere(command: EvalCommand, io: Io): Promise<number> {
   return EXIT.ok;
 }
 
-/** Loads a model and hashes its file. */
+/** A model's file, and its hash: the model's identity. */
+interface ModelFile {
+  readonly name: string;
+  readonly path: string;
+  readonly sha256: string;
+}
+
+/** All models, fetched where they aren't here. @throws PalisadeError `list.repeated` for two names of one model. */
+async function findModels(names: string[], command: EvalCommand, io: Io, progress: Progress): Promise<ModelFile[]> {
+  const files: ModelFile[] = [];
+  for (const name of names) {
+    const path = await obtainModel(name, io, progress, command);
+    files.push({ name, path, sha256: await modelHash(path, io.runtime) });
+  }
+  refuseRepeated(files, { key: ({ sha256 }) => sha256, name: ({ name }) => name, where: "--models" });
+  return files;
+}
+
 async function openSubject(
-  name: string,
+  { name, path, sha256 }: ModelFile,
   command: EvalCommand,
   io: Io,
   progress: Progress,
 ): Promise<Subject & AsyncDisposable> {
-  const path = await obtainModel(name, io, progress, command);
-  const sha256 = await modelHash(path, io.runtime);
   const model = await loadModel(path, io.runtime, {
     backend: command.backend,
     dense: command.dense,

@@ -3,7 +3,8 @@ import { type CollectCounts, type CollectOutcome, collectSweep } from "../../eva
 import { QUEUE_PROTOCOL, type SweepManifest, usageError } from "../../evaluate/queue/protocol.ts";
 import { openServer, parseQueueUrl } from "../../evaluate/queue/server.ts";
 import { readSources } from "../../evaluate/queue/sources.ts";
-import { type Group, groupsOf, nonEmpty, parseLengths, splitList } from "../../evaluate/sweep/plan.ts";
+import { type Group, groupsOf, parseLengths } from "../../evaluate/sweep/plan.ts";
+import { nonEmpty, refuseRepeated, splitNames } from "../../evaluate/sweep/lists.ts";
 import { type ResultLine, ResultsFile } from "../../evaluate/results/results.ts";
 import { MODELS } from "../../model/store/store.ts";
 import type { EvalCommand } from "./eval.ts";
@@ -21,8 +22,8 @@ export async function evaluateByQueue(command: QueueCommand, io: Io): Promise<nu
   refuseEngines(command);
   parseQueueUrl(command.queue);
   const lengths = parseLengths(command.length);
-  const models = nonEmpty(splitList(command.models), "--models");
-  const tasks = nonEmpty(splitList(command.tasks), "--tasks");
+  const models = nonEmpty(splitNames(command.models, "--models"), "--models");
+  const tasks = nonEmpty(splitNames(command.tasks, "--tasks"), "--tasks");
   const { policies, keep, haystack } = command;
   const sources = await readSources(io.runtime, { tasks, haystack, policies, keep });
   const groups = groupsOf(sources.tasks, lengths, command.samples);
@@ -44,6 +45,7 @@ export async function evaluateByQueue(command: QueueCommand, io: Io): Promise<nu
       files: sources.files,
     });
   }
+  refuseRepeated(manifests, { key: ({ model }) => model.sha256, name: ({ model }) => model.name, where: "--models" });
   const teller = new Teller(command, io, progress, models.length * groups.length, sources.cases.length);
   await using server = await openServer(command.queue, (note) => teller.note(note));
   await using results = await ResultsFile.open(io.runtime, command.out);

@@ -32,7 +32,7 @@ export async function report(paths: readonly string[], command: ReportCommand, i
     paths.map((path) => ({ path, what: "results" })),
   );
   const byId = new Map<string, ResultLine>();
-  for (const path of paths) {
+  for (const path of await eachOnce(paths, io)) {
     const { lines, torn } = await readResults(io.runtime, path);
     if (torn) io.err(`palisade: the last line of ${path} is torn and left out; palisade eval mends it\n`);
     for (const line of lines) if (!byId.has(line.id)) byId.set(line.id, line);
@@ -48,6 +48,17 @@ export async function report(paths: readonly string[], command: ReportCommand, i
   }
   io.out(command.against === undefined ? reportTables(summary) : againstTables(summary, command.against));
   return EXIT.ok;
+}
+
+/** A file named twice is read once, and that is said. */
+async function eachOnce(paths: readonly string[], { runtime, err }: Io): Promise<string[]> {
+  const seen = new Map<string, string>();
+  for (const path of paths) {
+    const file = await runtime.host!.identity(path) ?? path, first = seen.get(file);
+    if (first !== undefined) err(`palisade: ${path} is ${first === path ? "named twice" : first}: it is read once\n`);
+    else seen.set(file, path);
+  }
+  return [...seen.values()];
 }
 
 function baseName(path: string): string {

@@ -4,7 +4,8 @@
  *     policy   = name [ "@reference" ] [ "(" [ argument { "," argument } ] ")" ]
  *     argument = name "=" value | policy
  *     name     = letters, digits and "-"
- *     value    = letters, digits, "-", "+", "." and, for file names, "_", "/", "\\", ":" and "~"
+ *     value    = letters, digits, "-", "+", "." and, for file names, "_", "/", "\\", ":" and "~";
+ *                or anything in quotation marks, with \" and \\ for themselves: `file="my, scores.json"`
  *
  * Blanks may stand between any two parts. Examples: `snapkv`, `layer-defensive@reference`, `snapkv(window=16)`,
  * `adakv(snapkv(kernel=7), safeguard=0.3)`.
@@ -84,7 +85,7 @@ class Parser {
         const start = this.#at;
         const name = this.#word(/[A-Za-z0-9-]+/y, "a parameter or a policy");
         if (this.#take("=")) {
-          settings.push({ name, at: start + 1, value: this.#word(/[A-Za-z0-9.+_\/\\:~-]+/y, `a value for ${name}`) });
+          settings.push({ name, at: start + 1, value: this.#value(name) });
         } else {
           this.#at = start;
           if (scorer) throw this.#error("want one policy inside, not two");
@@ -102,6 +103,13 @@ class Parser {
     if (this.#word(/[A-Za-z]+/y, '"reference"') === "reference") return "reference";
     this.#at = start;
     throw this.#error('want "reference" after "@"');
+  }
+
+  #value(name: string): string {
+    this.#blanks();
+    if (this.#text[this.#at] !== '"') return this.#word(/[A-Za-z0-9.+_\/\\:~-]+/y, `a value for ${name}`);
+    const quoted = this.#word(/"(?:\\["\\]|[^"])*"/y, `the end of the quotation of ${name}`);
+    return quoted.slice(1, -1).replace(/\\(["\\])/g, "$1");
   }
 
   #word(pattern: RegExp, wanted: string): string {

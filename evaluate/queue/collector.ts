@@ -216,7 +216,9 @@ class Collector {
       await this.#jobs.addBulk(
         ids.slice(at, at + BULK).map((jobId) => {
           const group = keyOf(this.#pending.get(jobId)!);
-          const data = { ...group, done: this.#held.get(groupKey(group)) ?? [] };
+          // Lines of earlier versions don't say their task's file.
+          const done = [group, { ...group, source: undefined }].flatMap((each) => this.#held.get(groupKey(each)) ?? []);
+          const data = { ...group, done: [...new Set(done)] };
           const backoff = { type: "exponential", delay: BACKOFF_MS };
           return { name: "group", data, opts: { jobId, attempts, backoff, removeOnComplete: true } };
         }),
@@ -276,7 +278,7 @@ class Collector {
     else {
       await results.append(line);
       this.#counts.computed++;
-      const group = groupKey(line);
+      const group = groupKey(groupOfLine(line));
       this.#held.set(group, [...this.#held.get(group) ?? [], line.id]);
       this.#computedBy.set(group, (this.#computedBy.get(group) ?? 0) + 1);
     }
@@ -380,7 +382,7 @@ function linesByGroup({ results, manifest }: CollectOptions): Map<string, string
     const { model, seed, protocol, cacheType } = line;
     if (model.sha256 !== manifest.model.sha256 || seed !== manifest.seed || protocol !== manifest.reading) continue;
     if (cacheType !== manifest.cacheType) continue;
-    const key = groupKey(line);
+    const key = groupKey(groupOfLine(line));
     const ids = byKey.get(key);
     if (ids) ids.push(line.id);
     else byKey.set(key, [line.id]);
@@ -388,12 +390,16 @@ function linesByGroup({ results, manifest }: CollectOptions): Map<string, string
   return byKey;
 }
 
-function keyOf({ task, length, sample }: Group): Omit<GroupJob, "done"> {
-  return { task: task.name, length, sample };
+function keyOf({ task: { name, source }, length, sample }: Group): Omit<GroupJob, "done"> {
+  return { task: name, ...(source && { source }), length, sample };
 }
 
-function groupKey({ task, length, sample }: Pick<GroupJob, "task" | "length" | "sample">): string {
-  return `${task} ${length} ${sample}`;
+function groupKey({ task, source, length, sample }: Omit<GroupJob, "done">): string {
+  return JSON.stringify([task, source, length, sample]);
+}
+
+function groupOfLine({ task, source, length, sample }: ResultLine): Omit<GroupJob, "done"> {
+  return { task, source: source?.sha256, length, sample };
 }
 
 /** Why a line can't be a result of this sweep, or nothing. Its id must be the hash of what it says it depends on. */
@@ -402,8 +408,11 @@ function problemOf(line: Partial<ResultLine>, manifest: SweepManifest, runtime: 
   if (line.model?.sha256 !== manifest.model.sha256) return "it is another model's";
   const { format, model, frame, sampleHash, task, length, sample, seed, haystack, protocol, maxNewTokens } =
     line as ResultLine;
-  const { policy, keep, budget, engines } = line as ResultLine;
-  const shared = { format, model, frame, sampleHash, task, length, sample, seed, haystack, protocol, maxNewTokens };
+  const { policy, keep, budget, engines, cacheType } = line as ResultLine;
+  const shared = {
+    ...{ format, model, frame, sampleHash, task, length, sample, seed, haystack, protocol, maxNewTokens },
+    ...(cacheType && { cacheType }),
+  };
   const id = cellId({ ...shared, policy, keep, budget, engines }, runtime);
   return id === line.id ? undefined : "its id doesn't fit what it says";
 }

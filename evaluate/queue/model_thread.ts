@@ -92,7 +92,7 @@ class Jobs {
   /** Sends the lines of the missing cells; returns the ids of all cells. */
   async run(job: GroupJob): Promise<string[]> {
     const { manifest, sources } = this.#sweep!;
-    const task = sources.tasks.find(({ name }) => name === job.task);
+    const task = sources.tasks.find(({ name, source }) => name === job.task && source === job.source);
     if (!task) throw new PalisadeError("input", "queue.task", `The sweep has no task ${job.task}`);
     const { sha256, palisade } = this.#setup;
     const subject = { model: this.#model, runtime: await currentRuntime(), sha256, palisade };

@@ -49,6 +49,8 @@ export interface SweepNotice {
 
 export interface GroupJob {
   readonly task: string;
+  /** Hash of the task's file, for tasks that have one: two may have one name. */
+  readonly source?: string;
   readonly length: number | null;
   readonly sample: number;
   /** Ids of its cells that the results file holds. */
@@ -77,8 +79,8 @@ export function sweepIdOf(manifest: SweepManifest, runtime: Pick<Runtime, "host"
 
 /** The same for the same group, so that a group is queued once. */
 export function jobIdOf(group: Group, runtime: Pick<Runtime, "host">): string {
-  const { task, length, sample } = group;
-  return `g${hashOf({ task: task.name, length, sample }, runtime).slice(0, 24)}`;
+  const { task: { name, source }, length, sample } = group;
+  return `g${hashOf({ task: name, ...(source && { source }), length, sample }, runtime).slice(0, 24)}`;
 }
 
 /** Names on the server: two BullMQ queues and plain keys. */

@@ -90,6 +90,8 @@ export interface ResultLine extends CellInputs, CellOutcome {
   readonly id: string;
   /** The policy and keep as they were typed. */
   readonly asked: { readonly policy: string; readonly keep: string };
+  /** The task's file as it was named, and the hash of what it held; missing in lines of earlier versions. */
+  readonly source?: { readonly file: string; readonly sha256: string };
   readonly runtime: string;
   /** ISO 8601. */
   readonly at: string;

@@ -1,6 +1,7 @@
 /** From the lines of a results file to the rows of a report. */
 import { bootstrapMean, type Interval, mean } from "./bootstrap.ts";
 import type { ResultLine } from "./results.ts";
+import { tellApart } from "./tell_apart.ts";
 import { kindByStart, type OutputKind } from "../../runtime/output.ts";
 
 /** A task counts as solved when the full cache scores this much on this many samples. */
@@ -43,9 +44,9 @@ export interface Summary {
   readonly superseded: number;
 }
 
-/** Groups and averages; rows come in the order their first line was written. */
+/** Groups and averages, namesakes apart ({@link tellApart}); rows come in the order their first line was written. */
 export function summarise(all: readonly ResultLine[]): Summary {
-  const lines = latest(all);
+  const lines = tellApart(latest(all));
   const settings = groupBy(lines, (line) => JSON.stringify([line.model.sha256, protocolOf(line), line.length]));
   const rows: Row[] = [], solved: string[] = [];
   for (const setting of settings.values()) {

@@ -7,6 +7,7 @@ import { policySources } from "../../model/policy_files/policy_files.ts";
 import type { Runtime } from "../../runtime/interface.ts";
 import { hashOf, type ResultLine } from "../results/results.ts";
 import type { Task } from "../tasks/interface.ts";
+import { nonEmpty, refuseRepeated, splitList } from "./lists.ts";
 
 /** A policy at a budget, with the texts it came from. */
 export interface AskedCase {
@@ -23,62 +24,59 @@ export interface Group {
   readonly sample: number;
 }
 
-/** Parts of a list; commas inside brackets belong to their part. */
-export function splitList(text: string): string[] {
-  const parts = [""];
-  let depth = 0;
-  for (const letter of text) {
-    if (letter === "(") depth++;
-    if (letter === ")") depth--;
-    if (letter === "," && depth <= 0) parts.push("");
-    else parts[parts.length - 1] += letter;
-  }
-  return parts.map((part) => part.trim()).filter((part) => part !== "");
-}
-
 /**
  * {@link parseCases} with the files that policies name, each read once. Among such a policy's parameters stands the
  * hash of what its file holds, 16 digits, in place of its name: another content is another cell, another name is not.
  * @throws PalisadeError as `parseCases` and `policySources`.
  */
 export async function loadCases(runtime: Runtime, policies: string, keeps: string): Promise<AskedCase[]> {
-  const sources = await policySources(splitList(policies), runtime);
-  return parseCases(policies, keeps, sources).map((each) => {
+  const sources = await policySources(splitList(policies, "--policies"), runtime);
+  const cases = parseCases(policies, keeps, sources).map((each) => {
     const { policy } = each, content = sources.headScores?.get(String(policy.parameters.file));
     if (content === undefined) return each;
     const file = hashOf(content, runtime).slice(0, 16);
     return { ...each, policy: { ...policy, parameters: { ...policy.parameters, file } } };
   });
+  refuseRepeatedCases(cases);
+  return cases;
+}
+
+function refuseRepeatedCases(cases: readonly AskedCase[]): void {
+  refuseRepeated(cases, {
+    key: ({ policy, keep }) => JSON.stringify([policy.name, Object.entries(policy.parameters).sort(), keep]),
+    name: ({ asked }) => asked.policy,
+    where: "--policies",
+  });
 }
 
 /**
  * Every policy at every budget; policies that keep everything come once, at 100 %, and first.
- * @throws PalisadeError `policy.*`, `keep.*`, `list.empty`.
+ * @throws PalisadeError `policy.*`, `keep.*`, `list.*`.
  */
 export function parseCases(policies: string, keeps: string, sources: PolicySources = {}): AskedCase[] {
-  const keepList = nonEmpty(splitList(keeps), "--keep").map((text) => ({ text, keep: parseKeep(text) }));
-  const cases = nonEmpty(splitList(policies), "--policies").flatMap((text): AskedCase[] => {
+  const keepList = nonEmpty(splitList(keeps, "--keep"), "--keep").map((text) => ({ text, keep: parseKeep(text) }));
+  refuseRepeated(keepList, { key: ({ keep }) => JSON.stringify(keep), name: ({ text }) => text, where: "--keep" });
+  const cases = nonEmpty(splitList(policies, "--policies"), "--policies").flatMap((text): AskedCase[] => {
     const policy = resolvePolicy(text, sources);
     if (!policy.keepsAll) {
       return keepList.map(({ text: keep, ...rest }) => ({ policy, ...rest, asked: { policy: text, keep } }));
     }
     return [{ policy, keep: checkKeep({ fraction: 1 }), asked: { policy: text, keep: "100%" } }];
   });
+  refuseRepeatedCases(cases);
   return cases.sort((a, b) => Number(b.policy.keepsAll ?? false) - Number(a.policy.keepsAll ?? false));
 }
 
-/** `1k,2k,512`; k is 1024. @throws PalisadeError `length.syntax`, `list.empty`. */
+/** `1k,2k,512`; k is 1024. @throws PalisadeError `length.syntax`, `list.*`. */
 export function parseLengths(text: string): number[] {
-  return nonEmpty(splitList(text), "--length").map((part) => {
+  const parts = nonEmpty(splitList(text, "--length"), "--length");
+  const lengths = parts.map((part) => {
     const match = /^([1-9]\d{0,6})(k?)$/i.exec(part);
-    if (match) return Number(match[1]) * (match[2] ? 1024 : 1);
+    if (match) return { part, tokens: Number(match[1]) * (match[2] ? 1024 : 1) };
     throw inputError("length.syntax", `Cannot read length "${part}": want tokens such as 1k, 4k or 800`, "--length");
   });
-}
-
-export function nonEmpty(list: string[], where: string): string[] {
-  if (list.length > 0) return list;
-  throw inputError("list.empty", `Nothing named by ${where}: want at least one, separated by commas`, where);
+  refuseRepeated(lengths, { key: ({ tokens }) => String(tokens), name: ({ part }) => part, where: "--length" });
+  return lengths.map(({ tokens }) => tokens);
 }
 
 /** All groups, sample by sample, so that a sweep cut short holds about as many samples of every task. */
@@ -98,14 +96,15 @@ export function groupsOf(tasks: readonly Task[], lengths: readonly number[], sam
  * keep asked for in the same words. What else a cell depends on is left to its id.
  */
 export function cellsBefore(
-  lines: readonly Pick<ResultLine, "task" | "length" | "sample" | "asked">[],
+  lines: readonly Pick<ResultLine, "task" | "source" | "length" | "sample" | "asked">[],
   groups: readonly Group[],
   cases: readonly AskedCase[],
 ): Map<Group, number> {
-  const key = (task: string, length: number | null, sample: number, { policy, keep }: AskedCase["asked"]) =>
-    JSON.stringify([task, length, sample, policy, keep]);
-  const held = new Set(lines.map(({ task, length, sample, asked }) => key(task, length, sample, asked)));
-  const isHeld = ({ task, length, sample }: Group) => ({ asked }: AskedCase) =>
-    held.has(key(task.name, length, sample, asked));
+  type Place = Pick<Group, "length" | "sample"> & { name: string; source?: string };
+  const key = ({ name, source, length, sample }: Place, { policy, keep }: AskedCase["asked"]) =>
+    JSON.stringify([name, source, length, sample, policy, keep]);
+  const held = new Set(lines.map((line) => key({ ...line, name: line.task, source: line.source?.sha256 }, line.asked)));
+  const isHeld = ({ task: { name, source }, length, sample }: Group) => ({ asked }: AskedCase) =>
+    held.has(key({ name, source, length, sample }, asked));
   return new Map(groups.map((group) => [group, cases.filter(isHeld(group)).length]));
 }

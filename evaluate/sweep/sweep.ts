@@ -101,7 +101,7 @@ export async function* runGroup(
         : await answerBeside(model, evicted.cache, asked, full, answering);
       const tokens = { context: ids.length, question: asked.length, answer: answer.ids.length, full: full.ids.length };
       const shading = shade(group, model, ids, evicted.cache, options);
-      yield lineOf(subject, cell, sample, { evicted, collected, full, answer, tokens, shading });
+      yield lineOf(subject, cell, group, sample, { evicted, collected, full, answer, tokens, shading });
     } finally {
       if (evicted.cache !== collected.cache) evicted.cache[Symbol.dispose]();
     }
@@ -251,6 +251,7 @@ function shade(group: Group, model: Model, ids: readonly number[], cache: Ragged
 function lineOf(
   { runtime }: Subject,
   { id, inputs, asked }: Cell,
+  { task: { source, file } }: Group,
   sample: Sample,
   { evicted, collected, full, answer, tokens, shading }: {
     evicted: Evicted;
@@ -287,6 +288,7 @@ function lineOf(
       ...answer.ms,
     },
     ...(shading && { shading }),
+    ...(source !== undefined && file !== undefined && { source: { file, sha256: source } }),
     runtime: `${runtime.name} ${runtime.version}`,
     at: new Date().toISOString(),
   };

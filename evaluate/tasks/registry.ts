@@ -5,6 +5,7 @@ import type { Runtime } from "../../runtime/interface.ts";
 import { cwe } from "./cwe.ts";
 import { openJsonl, openQa } from "./files.ts";
 import { fwe } from "./fwe.ts";
+import { refuseRepeated } from "../sweep/lists.ts";
 import type { Task } from "./interface.ts";
 import { niahTasks } from "./niah.ts";
 import { vt } from "./vt.ts";
@@ -14,12 +15,18 @@ export const rulerTasks: readonly Task[] = [...niahTasks, vt, cwe, fwe];
 
 /**
  * Tasks by the names of `--tasks`: RULER's, `ruler` for all of them, `qa:FILE` and `jsonl:FILE`.
- * @throws PalisadeError `task.unknown`, `task.syntax`, `task.empty`, and as `Runtime.readText`.
+ * Tasks of two files may have one name; their sources tell them apart.
+ * @throws PalisadeError `task.*`, `list.repeated` for one thing named twice, and as `Runtime.readText`.
  */
 export async function openTasks(names: readonly string[], runtime: Runtime): Promise<Task[]> {
-  const tasks = new Map<string, Task>();
-  for (const name of names) for (const task of await open(name, runtime)) tasks.set(task.name, task);
-  return [...tasks.values()];
+  const tasks: { name: string; task: Task }[] = [];
+  for (const name of names) for (const task of await open(name, runtime)) tasks.push({ name, task });
+  refuseRepeated(tasks, {
+    key: ({ task }) => JSON.stringify([task.name, task.source]),
+    name: ({ name, task }) => name === "ruler" ? `${task.name} (in ruler)` : name,
+    where: "--tasks",
+  });
+  return tasks.map(({ task }) => task);
 }
 
 /** The files among the names of `--tasks`. */

@@ -2,7 +2,8 @@ import assert from "node:assert/strict";
 import { appendFile, readFile, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { PalisadeError } from "../../core/errors.ts";
-import { groupsOf, loadCases, parseCases, parseLengths, splitList } from "../../evaluate/sweep/plan.ts";
+import { groupsOf, loadCases, parseCases, parseLengths } from "../../evaluate/sweep/plan.ts";
+import { splitList, splitNames } from "../../evaluate/sweep/lists.ts";
 import { cellId, type CellInputs, readResults, type ResultLine, ResultsFile } from "../../evaluate/results/results.ts";
 import type { Task } from "../../evaluate/tasks/interface.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
@@ -133,6 +134,46 @@ Deno.test("splitList() cuts at commas outside brackets", () => {
     "snapkv(window=16,kernel=3)",
   ]);
   assert.deepEqual(splitList(" , "), []);
+});
+
+Deno.test("splitNames() keeps commas, blanks and brackets in quotation marks", async () => {
+  assert.deepEqual(splitNames('jsonl:"a, b.jsonl",vt,qa:" c"', "--tasks"), ["jsonl:a, b.jsonl", "vt", "qa: c"]);
+  assert.deepEqual(splitNames('"say \\"hi\\" (1.gguf","C:\\x\\y.gguf"', "--models"), [
+    'say "hi" (1.gguf',
+    "C:\\x\\y.gguf",
+  ]);
+  assert.deepEqual(splitNames("a file (1).gguf,b (2,3).gguf", "--models"), ["a file (1).gguf", "b (2,3).gguf"]);
+  for (const bad of ['jsonl:"a.jsonl', "jsonl:a(b.jsonl,vt"]) {
+    const error = await refusal(() => splitNames(bad, "--tasks"));
+    assert.deepEqual([error.code, error.where], ["list.syntax", "--tasks"]);
+  }
+});
+
+Deno.test("a list that names one thing twice is refused, by whatever words", async () => {
+  for (const policies of ["snapkv,snapkv", "snapkv,snapkv(window=32)", "full,full"]) {
+    assert.equal((await refusal(() => parseCases(policies, "20%"))).code, "list.repeated", policies);
+  }
+  for (const keep of ["20%,0.2", "50,50"]) {
+    assert.match((await refusal(() => parseCases("full", keep))).message, /--keep/);
+  }
+  assert.match((await refusal(() => parseLengths("1k,1024"))).message, /1k and 1024/);
+  const files: Record<string, string> = { a: "[[1,2],[3,4]]", b: "[[1, 2], [3, 4]]" };
+  const reading = { ...runtime, readText: (path: string) => Promise.resolve(files[path]) };
+  const same = await refusal(() => loadCases(reading, "headkv(file=a),headkv(file=b)", "20%"));
+  assert.equal(same.code, "list.repeated");
+});
+
+Deno.test("a policy's file may have commas, blanks and quotation marks in its name", async () => {
+  const names: string[] = [];
+  const reading = {
+    ...runtime,
+    readText(path: string) {
+      names.push(path);
+      return Promise.resolve("[[1,2],[3,4]]");
+    },
+  };
+  const [{ asked }] = await loadCases(reading, 'headkv(file="a, (b) \\"c\\".json")', "20%");
+  assert.deepEqual([names, asked.policy], [['a, (b) "c".json'], 'headkv(file="a, (b) \\"c\\".json")']);
 });
 
 Deno.test("loadCases() knows a policy's file by what it holds", async () => {

@@ -186,8 +186,9 @@ async function fileOf(name: string, text: string): Promise<string> {
   return path;
 }
 
-Deno.test("openTasks() knows ruler, gives every task once and suggests the nearest name", async () => {
-  assert.equal((await openTasks(["vt", "ruler", "cwe"], runtime)).length, 11);
+Deno.test("openTasks() knows ruler, refuses what is in it beside it and suggests the nearest name", async () => {
+  assert.equal((await openTasks(["ruler"], runtime)).length, 11);
+  assert.equal((await refusal(openTasks(["vt", "ruler", "cwe"], runtime))).code, "list.repeated");
   const error = await refusal(openTasks(["niah_singel_1"], runtime));
   assert.equal(error.code, "task.unknown");
   assert.match(error.message, /niah_single_1/);
