@@ -1,8 +1,9 @@
 /** The WebAssembly backend: SIMD kernels in Rust (`wasm/kernels/`) behind the backend interface. */
+import { checkedRows } from "../core/backend/checked_rows.ts";
 import type { Backend } from "../core/backend/interface.ts";
 import type { CacheType } from "../core/cache/entry_type.ts";
 import { gateWidth, type LinearGate } from "../core/measure/gate_scores.ts";
-import type { Segment, SelectionInput } from "../core/select/select.ts";
+import { checkSelection, type Segment, type SelectionInput } from "../core/select/select.ts";
 import type { AttentionShape } from "../core/shape.ts";
 import { Kernels, type WasmOptions } from "./module.ts";
 import { PageMeter, WasmRows } from "./rows.ts";
@@ -10,8 +11,8 @@ import { PageMeter, WasmRows } from "./rows.ts";
 export type { WasmOptions };
 
 export interface WasmBackend extends Backend {
-  /** `whole`: the layer of which `shape` is some heads, where other threads hold the others. */
-  createRows(shape: AttentionShape, reserve: number, type?: CacheType, whole?: AttentionShape): WasmRows;
+  /** Rows of some heads, `shape`, of the layer `whole`, where other threads hold the others. They trust their caller. */
+  createPart(shape: AttentionShape, reserve: number, type: CacheType, whole: AttentionShape): WasmRows;
 }
 
 /**
@@ -28,8 +29,9 @@ export async function createWasmBackend(options: WasmOptions = {}): Promise<Wasm
     name: "wasm",
     detail: `WebAssembly ${kernels.relaxed ? "relaxed SIMD" : "SIMD"}, one thread`,
     memory: () => meter.memory(kernels.memoryBytes),
-    createRows: (shape, reserve, type = "f32", whole = shape) =>
-      new WasmRows(kernels, meter, shape, reserve, type, whole),
+    createRows: (shape, reserve, type = "f32") =>
+      checkedRows(shape, reserve, type, (checked) => new WasmRows(kernels, meter, checked, reserve, type)),
+    createPart: (shape, reserve, type, whole) => new WasmRows(kernels, meter, shape, reserve, type, whole),
     // deno-lint-ignore require-await -- a bad input must reject, not throw
     select: async (input) => select(kernels, input),
     // deno-lint-ignore require-await -- as above
@@ -39,10 +41,7 @@ export async function createWasmBackend(options: WasmOptions = {}): Promise<Wasm
 }
 
 function select(kernels: Kernels, { segments, count }: SelectionInput): Int32Array[] {
-  const entries = checkedEntries(segments);
-  if (!Number.isInteger(count) || count < 0 || count > entries) {
-    throw new RangeError(`Cannot select ${count} entries: want an integer from 0 to ${entries}`);
-  }
+  const entries = checkSelection({ segments, count });
   return kernels.withBuffers((buffers) => {
     const scores = buffers.from(joined(segments, Float32Array, (segment) => segment.scores));
     const second = segments.some((segment) => segment.second)
@@ -65,19 +64,6 @@ function gateScores(kernels: Kernels, gate: LinearGate, hidden: Float32Array, co
     kernels.check(kernels.call.gate_scores(w, b, bias.length, width, epsilon, x, count, out), "score by a gate");
     return buffers.read(out, scores);
   });
-}
-
-function checkedEntries(segments: readonly Segment[]): number {
-  let entries = 0;
-  for (const [index, { scores, second, protectedEntries }] of segments.entries()) {
-    for (const other of [second, protectedEntries]) {
-      if (other && other.length !== scores.length) {
-        throw new RangeError(`Segment ${index} has ${scores.length} scores but a key of ${other.length} entries`);
-      }
-    }
-    entries += scores.length;
-  }
-  return entries;
 }
 
 /** One array of all segments' keys, 0 where a segment has none. */

@@ -104,6 +104,7 @@ const REFUSALS: Readonly<Record<number, string>> = {
   [-2]: "a handle that is not alive",
   [-3]: "a size that does not fit",
   [-4]: "a buffer too small",
+  [-5]: "a number that the rows' type can't hold",
 };
 
 type Numbers = Float32Array | Int32Array | Uint8Array;

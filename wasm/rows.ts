@@ -1,23 +1,21 @@
-/** Keys and values of one layer in the kernels' memory: checks and copies; the arithmetic is the kernels' or `core`'s. */
-import type {
-  AttentionOutputs,
-  BackendMemory,
-  CopiedRows,
-  DecodeOutputs,
-  LayerRows,
+/** Keys and values of one layer in the kernels' memory: copies in and out; the arithmetic is the kernels' or `core`'s. */
+import {
+  type AttentionOutputs,
+  type AttentionWants,
+  type BackendMemory,
+  type CopiedRows,
+  type DecodeOutputs,
+  ROW_PAGE,
+  type TrustingRows,
 } from "../core/backend/interface.ts";
-import { CACHE_TYPES, type CacheType, entryBytes, unstorable } from "../core/cache/entry_type.ts";
+import { CACHE_TYPES, type CacheType, entryBytes } from "../core/cache/entry_type.ts";
 import type { Needs, NormKind, Observation, Reduction } from "../core/policy/policy.ts";
-import { checkRotation, type KeyRotation, rotateRows } from "../core/measure/rotation.ts";
+import { type KeyRotation, rotateRows } from "../core/measure/rotation.ts";
 import type { AttentionShape } from "../core/shape.ts";
 import type { Buffers, Kernels } from "./module.ts";
 
-/** Rows of a page of the kernels (`PAGE` in wasm/kernels/src/rows.rs). */
-const PAGE = 64;
 /** Inputs and outputs pass through buffers of about this size, so that long inputs don't grow the memory. */
 const BUFFER_BYTES = 2 << 20;
-/** Refusal of a number that rows of a type can't hold (`Error::Value` in wasm/kernels/src/memory.rs). */
-const UNSTORABLE = -5;
 
 /** Counts the bytes of all pages of a backend. */
 export class PageMeter {
@@ -34,14 +32,14 @@ export class PageMeter {
   }
 }
 
-/** See `LayerRows` for the meaning of each method. */
-export class WasmRows implements LayerRows {
+/** See `LayerRows` for the meaning of each method, `CheckedRows` for what they may trust. */
+export class WasmRows implements TrustingRows {
   readonly shape: AttentionShape;
   readonly type: CacheType;
   readonly #kernels: Kernels;
   readonly #meter: PageMeter;
   readonly #whole: AttentionShape;
-  /** Rows of each KV head; the kernels keep the same numbers and refuse what does not fit them. */
+  /** Rows of each KV head; the kernels keep the same numbers. */
   readonly #lengths: Int32Array;
   #handle: number;
   #allocated = 0;
@@ -56,14 +54,7 @@ export class WasmRows implements LayerRows {
     whole = shape,
   ) {
     const { heads, kvHeads, headDim } = shape;
-    const sane = [heads, kvHeads, headDim].every((size) => Number.isInteger(size) && size > 0 && size <= 4096);
-    if (!sane || heads % kvHeads !== 0) {
-      throw new RangeError(`Cannot hold ${heads} heads over ${kvHeads} KV heads of width ${headDim}`);
-    }
-    if (!Number.isInteger(reserve) || reserve < 0 || reserve > 2 ** 28) {
-      throw new RangeError(`Cannot reserve ${reserve} rows`);
-    }
-    this.shape = { heads, kvHeads, headDim };
+    this.shape = shape;
     this.type = type;
     this.#kernels = kernels;
     this.#meter = meter;
@@ -75,34 +66,16 @@ export class WasmRows implements LayerRows {
     this.#count();
   }
 
-  length(kvHead: number): number {
-    const { kvHeads } = this.shape;
-    if (!(Number.isInteger(kvHead) && kvHead >= 0 && kvHead < kvHeads)) {
-      throw new RangeError(`No KV head ${kvHead}: there are ${kvHeads}`);
-    }
-    this.#alive();
-    return this.#lengths[kvHead];
-  }
-
-  get liveBytes(): number {
-    return this.#lengths.reduce((sum, rows) => sum + rows, 0) * entryBytes(this.shape.headDim, this.type);
-  }
-
   get allocatedBytes(): number {
     return this.#allocated;
   }
 
   append(keys: Float32Array, values: Float32Array, count: number): void {
-    const handle = this.#alive(), before = this.#lengths.slice();
-    const each = this.shape.kvHeads * this.shape.headDim;
-    checkFloats("keys", keys, count, each);
-    checkFloats("values", values, count, each);
+    const before = this.#lengths.slice(), each = this.shape.kvHeads * this.shape.headDim;
     try {
       this.#inChunks(count, 2 * each, (buffers, first, rows) => {
         const part = (floats: Float32Array) => buffers.from(floats.subarray(first * each, (first + rows) * each));
-        const result = this.#kernels.call.rows_append(handle, part(keys), part(values), rows);
-        if (result === UNSTORABLE) throw unstorable(this.type);
-        this.#kernels.check(result, "append rows");
+        this.#do("append rows", (call) => call.rows_append(this.#handle, part(keys), part(values), rows));
         this.#resized(this.#lengths.map((length) => length + rows));
       });
     } catch (error) {
@@ -111,15 +84,14 @@ export class WasmRows implements LayerRows {
     }
   }
 
-  // deno-lint-ignore require-await -- a bad shape must reject, not throw
+  // deno-lint-ignore require-await -- a failure must reject, not throw
   async prefillAttention(
     queries: Float32Array,
     count: number,
-    want: { columnSum?: boolean; columnMax?: boolean; logSumExp?: boolean } = {},
+    want: AttentionWants = {},
   ): Promise<AttentionOutputs> {
-    this.#checkQueries(queries, count);
-    const { heads } = this.shape, rows = this.#commonLength("attend causally");
-    const pitch = Math.ceil(rows / PAGE) * PAGE;
+    const { heads } = this.shape, rows = this.#lengths[0];
+    const pitch = Math.ceil(rows / ROW_PAGE) * ROW_PAGE;
     const logSumExp = want.logSumExp ? new Float32Array(count * heads) : undefined;
     return this.#kernels.withBuffers((columns) => {
       const sum = columns.zeros(heads * pitch * 4, want.columnSum ?? false);
@@ -138,13 +110,12 @@ export class WasmRows implements LayerRows {
     });
   }
 
-  // deno-lint-ignore require-await -- a bad shape must reject, not throw
+  // deno-lint-ignore require-await -- a failure must reject, not throw
   async decodeAttention(
     queries: Float32Array,
     count: number,
     want: { probabilities?: boolean } = {},
   ): Promise<DecodeOutputs> {
-    this.#checkQueries(queries, count);
     const { heads, kvHeads } = this.shape, lengths = this.#lengths;
     const perHead = Array.from({ length: heads }, (_, h) => lengths[Math.floor(h / (heads / kvHeads))]);
     const all = new Float32Array(want.probabilities ? perHead.reduce((sum, rows) => sum + rows, 0) : 0);
@@ -158,19 +129,16 @@ export class WasmRows implements LayerRows {
     return want.probabilities ? { output, probabilities: split(all, perHead) } : { output };
   }
 
-  // deno-lint-ignore require-await -- a bad shape must reject, not throw
+  // deno-lint-ignore require-await -- a failure must reject, not throw
   async observe(queries: Float32Array, window: number, needs: Needs): Promise<Partial<Observation>> {
-    this.#alive();
-    const length = this.#commonLength("observe");
-    const measured = needs.window?.length ? this.#observeWindow(queries, window, length, needs) : {};
-    return needs.rows ? { ...measured, ...this.#allRows(length) } : measured;
+    const measured = needs.window?.length ? this.#observeWindow(queries, window, needs) : {};
+    return needs.rows ? { ...measured, ...this.#allRows() } : measured;
   }
 
-  // deno-lint-ignore require-await -- a bad shape must reject, not throw
+  // deno-lint-ignore require-await -- a failure must reject, not throw
   async valueNorms(wo: Float32Array, width: number, kind: NormKind = "l1"): Promise<Float32Array> {
-    const { heads, kvHeads, headDim } = this.shape, handle = this.#alive(), each = heads * headDim;
-    checkFloats("wo", wo, width, each);
-    const floats = kvHeads * this.#commonLength("give value norms");
+    const { heads, kvHeads, headDim } = this.shape, handle = this.#handle, each = heads * headDim;
+    const floats = kvHeads * this.#lengths[0];
     return this.#kernels.withBuffers((outputs) => {
       const norms = outputs.zeros(floats * 4), gram = outputs.zeros(each * headDim * 4, kind === "l2");
       this.#inChunks(width, each, (buffers, first, rows) => {
@@ -187,40 +155,26 @@ export class WasmRows implements LayerRows {
   }
 
   compact(kept: readonly Int32Array[]): void {
-    const handle = this.#alive(), lengths = this.#lengths;
-    if (kept.length !== lengths.length) {
-      throw new RangeError(`Cannot compact ${lengths.length} heads by ${kept.length} lists`);
-    }
-    kept.forEach((rows, h) => checkAscending(rows, lengths[h], h));
     const counts = Int32Array.from(kept, (rows) => rows.length);
     this.#kernels.withBuffers((buffers) => {
       const all = concatenated(kept);
       const [list, sizes] = [buffers.from(all), buffers.from(counts)];
-      this.#do("compact rows", (call) => call.rows_compact(handle, list, all.length, sizes));
+      this.#do("compact rows", (call) => call.rows_compact(this.#handle, list, all.length, sizes));
     });
     this.#resized(counts);
   }
 
   truncate(lengths: ArrayLike<number>): void {
-    const handle = this.#alive(), before = this.#lengths;
-    const fits = lengths.length === before.length &&
-      before.every((rows, h) => Number.isInteger(lengths[h]) && lengths[h] >= 0 && lengths[h] <= rows);
-    if (!fits) throw new RangeError(`Cannot truncate to ${Array.from(lengths)}: want a length within each head`);
     const wanted = Int32Array.from(lengths);
     this.#kernels.withBuffers((buffers) => {
       const list = buffers.from(wanted);
-      this.#do("truncate rows", (call) => call.rows_truncate(handle, list));
+      this.#do("truncate rows", (call) => call.rows_truncate(this.#handle, list));
     });
     this.#resized(wanted);
   }
 
-  // deno-lint-ignore require-await -- bad moves must reject, not throw
+  // deno-lint-ignore require-await -- as above
   async rotateKeys(moves: readonly Int32Array[], rotation: KeyRotation): Promise<void> {
-    this.#alive();
-    if (moves.length !== this.#lengths.length || moves.some((list, h) => list.length !== this.#lengths[h])) {
-      throw new RangeError(`Cannot turn keys by ${moves.map(({ length }) => length)} moves: want ${this.#lengths}`);
-    }
-    checkRotation(this.shape.headDim, rotation);
     const heads = moves.map((list, h) => {
       const rows = this.copyNow(h);
       rotateRows(rows.keys, this.shape.headDim, list, rotation);
@@ -232,7 +186,6 @@ export class WasmRows implements LayerRows {
 
   // deno-lint-ignore require-await -- as above
   async clone(): Promise<WasmRows> {
-    this.#alive();
     const twin = new WasmRows(this.#kernels, this.#meter, this.shape, 0, this.type, this.#whole);
     try {
       twin.fill(Array.from(this.#lengths, (_, h) => this.copyNow(h)));
@@ -250,12 +203,11 @@ export class WasmRows implements LayerRows {
 
   /** `copyRows`, at once. */
   copyNow(kvHead: number, wanted?: Int32Array): CopiedRows {
-    const handle = this.#alive(), length = this.length(kvHead);
-    const count = wanted?.length ?? length, floats = count * this.shape.headDim;
+    const count = wanted?.length ?? this.#lengths[kvHead], floats = count * this.shape.headDim;
     return this.#kernels.withBuffers((buffers) => {
       const list = wanted ? buffers.from(wanted) : -1;
       const [keys, values] = [buffers.zeros(floats * 4), buffers.zeros(floats * 4)];
-      this.#do("copy rows", (call) => call.rows_copy(handle, kvHead, list, count, keys, values));
+      this.#do("copy rows", (call) => call.rows_copy(this.#handle, kvHead, list, count, keys, values));
       return {
         keys: buffers.read(keys, new Float32Array(floats)),
         values: buffers.read(values, new Float32Array(floats)),
@@ -264,15 +216,15 @@ export class WasmRows implements LayerRows {
   }
 
   /**
-   * Gives empty heads their rows, `[length, headDim]` each, as `copyRows` gave them. The kernels append to all heads alike, so it goes page by
-   * page: heads that have ended take zeros, which are dropped again.
+   * Gives empty heads their rows, `[length, headDim]` each, as `copyRows` gave them. The kernels append to all heads
+   * alike, so it goes page by page: heads that have ended take zeros, which are dropped again.
    */
   fill(heads: readonly CopiedRows[]): void {
     const { headDim } = this.shape;
     const ends = heads.map(({ keys }) => keys.length / headDim);
     const longest = Math.max(...ends);
-    for (let first = 0; first < longest; first += PAGE) {
-      const count = Math.min(PAGE, longest - first);
+    for (let first = 0; first < longest; first += ROW_PAGE) {
+      const count = Math.min(ROW_PAGE, longest - first);
       const keys = interleaved(heads.map((head) => head.keys), first, count, headDim);
       this.append(keys, interleaved(heads.map((head) => head.values), first, count, headDim), count);
       this.truncate(ends.map((end) => Math.min(end, first + count)));
@@ -280,17 +232,14 @@ export class WasmRows implements LayerRows {
   }
 
   free(): void {
-    if (this.#handle === 0) return;
-    this.#kernels.check(this.#kernels.call.rows_free(this.#handle), "free rows");
-    this.#handle = 0;
-    this.#lengths.fill(0);
+    this.#do("free rows", (call) => call.rows_free(this.#handle));
     this.#meter.change(-this.#allocated);
     this.#allocated = 0;
   }
 
   /** Runs `attend` over chunks of the queries; the chunk's buffers hold its queries and outputs. */
   #attend(queries: Float32Array, count: number, attend: (call: Kernels["call"], chunk: Chunk) => number): Float32Array {
-    const handle = this.#alive(), each = this.shape.heads * this.shape.headDim;
+    const handle = this.#handle, each = this.shape.heads * this.shape.headDim;
     const output = new Float32Array(count * each);
     this.#inChunks(count, 2 * each, (buffers, first, rows) => {
       const range = [first * each, (first + rows) * each];
@@ -302,16 +251,9 @@ export class WasmRows implements LayerRows {
     return output;
   }
 
-  #observeWindow(queries: Float32Array, window: number, length: number, needs: Needs): Partial<Observation> {
-    const { heads, kvHeads, headDim } = this.shape, kernel = needs.kernel ?? 5;
-    if (!Number.isInteger(window) || window < 1 || window > length) {
-      throw new RangeError(`Cannot observe a window of ${window} queries over ${length} rows`);
-    }
-    if (!Number.isInteger(kernel) || kernel < 1 || kernel % 2 === 0 || kernel > 1023) {
-      throw new RangeError(`Pooling kernel ${kernel}: want an odd integer from 1 to 1023`);
-    }
-    checkFloats("queries", queries, window, heads * headDim);
-    const columns = kvHeads * (length - window), rows = heads * window;
+  #observeWindow(queries: Float32Array, window: number, needs: Needs): Partial<Observation> {
+    const { heads, kvHeads } = this.shape, kernel = needs.kernel ?? 5;
+    const columns = kvHeads * (this.#lengths[0] - window), rows = heads * window;
     return this.#kernels.withBuffers((buffers) => {
       const outputs = (Object.keys(REDUCTIONS) as Reduction[]).map((name) => {
         const floats = REDUCTIONS[name] === "columns" ? columns : rows;
@@ -327,8 +269,8 @@ export class WasmRows implements LayerRows {
     });
   }
 
-  #allRows(length: number): CopiedRows {
-    const { kvHeads, headDim } = this.shape, each = length * headDim;
+  #allRows(): CopiedRows {
+    const { kvHeads, headDim } = this.shape, each = this.#lengths[0] * headDim;
     const [keys, values] = [new Float32Array(kvHeads * each), new Float32Array(kvHeads * each)];
     for (let head = 0; head < kvHeads; head++) {
       const rows = this.copyNow(head);
@@ -336,26 +278,6 @@ export class WasmRows implements LayerRows {
       values.set(rows.values, head * each);
     }
     return { keys, values };
-  }
-
-  #alive(): number {
-    if (this.#handle === 0) throw new RangeError("Cannot use rows that were freed");
-    return this.#handle;
-  }
-
-  #commonLength(action: string): number {
-    const length = this.#lengths[0];
-    if (this.#lengths.some((other) => other !== length)) {
-      throw new RangeError(`Cannot ${action}: the heads have different lengths`);
-    }
-    return length;
-  }
-
-  #checkQueries(queries: Float32Array, count: number): void {
-    this.#alive();
-    checkFloats("queries", queries, count, this.shape.heads * this.shape.headDim);
-    const shortest = Math.min(...this.#lengths);
-    if (count > shortest) throw new RangeError(`Cannot attend with ${count} queries over ${shortest} rows`);
   }
 
   #do(action: string, body: (call: Kernels["call"]) => number): void {
@@ -379,7 +301,7 @@ export class WasmRows implements LayerRows {
   /** Reads the pages anew. */
   #count(): void {
     const pages = this.#kernels.check(this.#kernels.call.rows_pages(this.#handle), "count pages");
-    const bytes = pages * PAGE * paddedBytes(this.shape.headDim, this.type);
+    const bytes = pages * ROW_PAGE * paddedBytes(this.shape.headDim, this.type);
     this.#meter.change(bytes - this.#allocated);
     this.#allocated = bytes;
   }
@@ -443,20 +365,4 @@ function concatenated(lists: readonly Int32Array[]): Int32Array {
     start += list.length;
   }
   return all;
-}
-
-export function checkFloats(name: string, floats: Float32Array, count: number, each: number): void {
-  if (!Number.isInteger(count) || count < 1 || floats.length !== count * each) {
-    throw new RangeError(`${name} have ${floats.length} floats: want ${count} × ${each}`);
-  }
-}
-
-export function checkAscending(rows: Int32Array, length: number, head: number): void {
-  let before = -1;
-  for (const row of rows) {
-    if (row <= before || row >= length) {
-      throw new RangeError(`Kept rows of head ${head}: want ascending, unique and below ${length}, got ${row}`);
-    }
-    before = row;
-  }
 }

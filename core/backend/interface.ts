@@ -17,6 +17,9 @@ import type { KeyRotation } from "../measure/rotation.ts";
 import type { AttentionShape } from "../shape.ts";
 import type { SelectionInput } from "../select/select.ts";
 
+/** Backends hold rows in pages of this many per head, and so at most this many more than needed. */
+export const ROW_PAGE = 64;
+
 export type BackendName = "ts" | "wasm" | "webgpu";
 
 export interface BackendMemory {
@@ -33,7 +36,10 @@ export interface Backend extends Disposable {
   /** One line for people: instruction set, threads. */
   readonly detail: string;
   memory(): BackendMemory;
-  /** Empty rows for one layer, with room for `reserve` rows per head, stored as `type`. Default `f32`. */
+  /**
+   * Empty rows for one layer, with room for `reserve` rows per head, stored as `type`. Default `f32`. Made by
+   * `checkedRows` (`core/backend/checked_rows.ts`) of what the backend writes, {@link TrustingRows}.
+   */
   createRows(shape: AttentionShape, reserve: number, type?: CacheType): LayerRows;
   /** The exact top n of one or many segments; semantics in `core/select/select.ts`. */
   select(input: SelectionInput): Promise<Int32Array[]>;
@@ -42,6 +48,13 @@ export interface Backend extends Disposable {
    * Callers go through `scoreByGate` (`core/backend/gate.ts`), which computes them itself where a backend doesn't.
    */
   gateScores?(gate: LinearGate, hidden: Float32Array, count: number): Promise<Float32Array>;
+}
+
+/** What `prefillAttention` may be asked for beside its output. */
+export interface AttentionWants {
+  readonly columnSum?: boolean;
+  readonly columnMax?: boolean;
+  readonly logSumExp?: boolean;
 }
 
 export interface AttentionOutputs {
@@ -80,7 +93,7 @@ export interface LayerRows {
   length(kvHead: number): number;
   /** Σ over heads of rows × row size (key and value). */
   readonly liveBytes: number;
-  /** The same with capacity slack: at most 64 spare rows per head after `compact`. */
+  /** The same with capacity slack: at most {@link ROW_PAGE} spare rows per head after `compact`. */
   readonly allocatedBytes: number;
 
   /**
@@ -95,11 +108,7 @@ export interface LayerRows {
    * appending them; all heads must have the same length). `queries`: `[count, heads, headDim]`, after RoPE; logits
    * are scaled by 1/√headDim.
    */
-  prefillAttention(
-    queries: Float32Array,
-    count: number,
-    want?: { columnSum?: boolean; columnMax?: boolean; logSumExp?: boolean },
-  ): Promise<AttentionOutputs>;
+  prefillAttention(queries: Float32Array, count: number, want?: AttentionWants): Promise<AttentionOutputs>;
 
   /**
    * Attention of `count` queries over all rows of each head: query `t` sees rows `0 … length(head) − count + t`.
@@ -143,6 +152,14 @@ export interface LayerRows {
    */
   copyRows(kvHead: number, wanted?: Int32Array): Promise<CopiedRows>;
 
-  /** Gives the memory back. The object can't be used afterwards. */
+  /** Gives the memory back. The object can't be used afterwards, but for another `free`. */
   free(): void;
+}
+
+/**
+ * What a backend writes: rows that trust their caller. Shapes, lengths, indices and numbers fit; `free` comes once, and
+ * nothing after it. After a failure they hold what they held before, or fail from then on.
+ */
+export interface TrustingRows extends Omit<LayerRows, "shape" | "type" | "length" | "liveBytes" | "clone"> {
+  clone(): Promise<TrustingRows>;
 }

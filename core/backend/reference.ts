@@ -3,19 +3,26 @@
  * time, the same bits in every runtime.
  */
 import { softmaxRow } from "../measure/attention.ts";
-import { type CacheType, entryBytes, storable, unstorable } from "../cache/entry_type.ts";
+import type { CacheType } from "../cache/entry_type.ts";
 import { ln } from "../measure/exp.ts";
 import { observeWindow } from "../measure/observe.ts";
 import type { Needs, NormKind, Observation } from "../policy/policy.ts";
-import { checkRotation, type KeyRotation, rotateRows } from "../measure/rotation.ts";
+import { type KeyRotation, rotateRows } from "../measure/rotation.ts";
 import { type SelectionInput, selectTop } from "../select/select.ts";
 import type { AttentionShape } from "../shape.ts";
 import { valueNorms } from "../measure/value_norms.ts";
-import type { AttentionOutputs, Backend, BackendMemory, CopiedRows, DecodeOutputs, LayerRows } from "./interface.ts";
+import { checkedRows } from "./checked_rows.ts";
+import {
+  type AttentionOutputs,
+  type AttentionWants,
+  type Backend,
+  type BackendMemory,
+  type CopiedRows,
+  type DecodeOutputs,
+  ROW_PAGE,
+  type TrustingRows,
+} from "./interface.ts";
 import { StoredRows } from "./stored_rows.ts";
-
-/** Capacity grows in steps of this many rows; more spare rows than this are given back. */
-const STEP = 64;
 
 /** A backend without kernels. */
 export function createReferenceBackend(): Backend {
@@ -24,7 +31,8 @@ export function createReferenceBackend(): Backend {
     name: "ts",
     detail: "plain TypeScript, double sums, one thread",
     memory: () => meter.memory(),
-    createRows: (shape, reserve, type = "f32") => new ReferenceRows(shape, reserve, type, meter),
+    createRows: (shape, reserve, type = "f32") =>
+      checkedRows(shape, reserve, type, (checked) => new ReferenceRows(checked, reserve, type, meter)),
     // deno-lint-ignore require-await -- a bad input must reject, not throw
     select: async (input: SelectionInput) => selectTop(input),
     [Symbol.dispose]: () => {},
@@ -97,10 +105,10 @@ class HeadRows {
     this.truncate(rows.length);
   }
 
-  /** Drops rows from the end; gives spare rows back when there are more than 64. */
+  /** Drops rows from the end; gives spare rows back when there are more than a page. */
   truncate(length: number): void {
     this.length = length;
-    if (this.#keys.capacity - length > STEP) this.#resize(length);
+    if (this.#keys.capacity - length > ROW_PAGE) this.#resize(length);
   }
 
   copyFrom(other: HeadRows): void {
@@ -115,9 +123,9 @@ class HeadRows {
     this.#resize(0);
   }
 
-  /** Moves the rows to a block of the smallest multiple of 64 rows that holds `rows`. */
+  /** Moves the rows to a block of the smallest number of whole pages that holds `rows`. */
   #resize(rows: number): void {
-    const capacity = Math.ceil(rows / STEP) * STEP, before = this.allocatedBytes;
+    const capacity = Math.ceil(rows / ROW_PAGE) * ROW_PAGE, before = this.allocatedBytes;
     if (capacity === this.#keys.capacity) return;
     for (const part of [this.#keys, this.#values]) part.resize(capacity, this.length);
     this.#meter.change(this.allocatedBytes);
@@ -125,32 +133,17 @@ class HeadRows {
   }
 }
 
-class ReferenceRows implements LayerRows {
-  readonly shape: AttentionShape;
-  readonly type: CacheType;
+class ReferenceRows implements TrustingRows {
+  readonly #shape: AttentionShape;
+  readonly #type: CacheType;
   readonly #heads: HeadRows[];
   readonly #meter: Meter;
-  #freed = false;
 
   constructor(shape: AttentionShape, reserve: number, type: CacheType, meter: Meter) {
-    const { heads, kvHeads, headDim } = shape;
-    const whole = [heads, kvHeads, headDim].every((size) => Number.isInteger(size) && size > 0);
-    if (!whole || heads % kvHeads !== 0) {
-      throw new RangeError(`Cannot hold ${heads} heads over ${kvHeads} KV heads of width ${headDim}`);
-    }
-    if (!Number.isInteger(reserve) || reserve < 0) throw new RangeError(`Cannot reserve ${reserve} rows`);
-    this.shape = { heads, kvHeads, headDim };
-    this.type = type;
+    this.#shape = shape;
+    this.#type = type;
     this.#meter = meter;
-    this.#heads = Array.from({ length: kvHeads }, () => new HeadRows(headDim, reserve, type, meter));
-  }
-
-  length(kvHead: number): number {
-    return this.#head(kvHead).length;
-  }
-
-  get liveBytes(): number {
-    return this.#heads.reduce((sum, { length }) => sum + length, 0) * entryBytes(this.shape.headDim, this.type);
+    this.#heads = Array.from({ length: shape.kvHeads }, () => new HeadRows(shape.headDim, reserve, type, meter));
   }
 
   get allocatedBytes(): number {
@@ -158,11 +151,7 @@ class ReferenceRows implements LayerRows {
   }
 
   append(keys: Float32Array, values: Float32Array, count: number): void {
-    this.#checkAlive();
-    const { kvHeads, headDim } = this.shape;
-    checkFloats("keys", keys, count, kvHeads * headDim);
-    checkFloats("values", values, count, kvHeads * headDim);
-    if (!storable(keys, this.type) || !storable(values, this.type)) throw unstorable(this.type);
+    const { kvHeads, headDim } = this.#shape;
     this.#heads.forEach((head, h) => {
       head.grow(count);
       for (let t = 0; t < count; t++) {
@@ -172,15 +161,13 @@ class ReferenceRows implements LayerRows {
     });
   }
 
-  // deno-lint-ignore require-await -- a bad shape must reject, not throw
+  // deno-lint-ignore require-await -- a device would answer later
   async prefillAttention(
     queries: Float32Array,
     count: number,
-    want: { columnSum?: boolean; columnMax?: boolean; logSumExp?: boolean } = {},
+    want: AttentionWants = {},
   ): Promise<AttentionOutputs> {
-    this.#checkQueries(queries, count);
-    const rows = this.#commonLength("attend causally");
-    const { heads } = this.shape;
+    const { heads } = this.#shape, rows = this.#heads[0].length;
     const sums = want.columnSum && new Float64Array(heads * rows);
     const columnMax = want.columnMax ? new Float32Array(heads * rows) : undefined;
     const logSumExp = want.logSumExp ? new Float32Array(count * heads) : undefined;
@@ -196,13 +183,12 @@ class ReferenceRows implements LayerRows {
     return { output, columnSum: sums ? Float32Array.from(sums) : undefined, columnMax, logSumExp };
   }
 
-  // deno-lint-ignore require-await -- a bad shape must reject, not throw
+  // deno-lint-ignore require-await -- a device would answer later
   async decodeAttention(
     queries: Float32Array,
     count: number,
     want: { probabilities?: boolean } = {},
   ): Promise<DecodeOutputs> {
-    this.#checkQueries(queries, count);
     const probabilities: Float32Array[] = [];
     const output = this.#attend(queries, count, ({ head, t, row, visible }) => {
       if (want.probabilities && t === count - 1) probabilities[head] = Float32Array.from(row.subarray(0, visible));
@@ -210,71 +196,50 @@ class ReferenceRows implements LayerRows {
     return want.probabilities ? { output, probabilities } : { output };
   }
 
-  // deno-lint-ignore require-await -- a bad shape must reject, not throw
+  // deno-lint-ignore require-await -- a device would answer later
   async observe(queries: Float32Array, window: number, needs: Needs): Promise<Partial<Observation>> {
-    this.#checkAlive();
-    const length = this.#commonLength("observe");
     const keys = this.#heads.map((head) => head.keys);
     const measured = needs.window?.length
-      ? observeWindow({ shape: this.shape, queries, window, keys, length }, needs)
+      ? observeWindow({ shape: this.#shape, queries, window, keys, length: this.#heads[0].length }, needs)
       : {};
     if (!needs.rows) return measured;
     return { ...measured, keys: joined(keys), values: joined(this.#heads.map((head) => head.values)) };
   }
 
-  // deno-lint-ignore require-await -- a bad shape must reject, not throw
-  async valueNorms(wo: Float32Array, width: number, kind: NormKind = "l1"): Promise<Float32Array> {
-    this.#checkAlive();
-    const { heads, headDim } = this.shape;
-    checkFloats("wo", wo, width, heads * headDim);
-    this.#commonLength("give value norms");
-    return joined(valueNorms(this.#heads.map((head) => head.values), wo, this.shape, kind));
+  // deno-lint-ignore require-await -- a device would answer later
+  async valueNorms(wo: Float32Array, _width: number, kind: NormKind = "l1"): Promise<Float32Array> {
+    return joined(valueNorms(this.#heads.map((head) => head.values), wo, this.#shape, kind));
   }
 
   compact(kept: readonly Int32Array[]): void {
-    this.#checkAlive();
-    if (kept.length !== this.#heads.length) {
-      throw new RangeError(`Cannot compact ${this.#heads.length} heads by ${kept.length} lists`);
-    }
-    kept.forEach((rows, h) => checkAscending(rows, this.#heads[h].length, h));
     this.#heads.forEach((head, h) => head.keep(kept[h]));
   }
 
   truncate(lengths: ArrayLike<number>): void {
-    this.#checkAlive();
-    const fits = lengths.length === this.#heads.length &&
-      this.#heads.every(({ length }, h) => Number.isInteger(lengths[h]) && lengths[h] >= 0 && lengths[h] <= length);
-    if (!fits) throw new RangeError(`Cannot truncate to ${Array.from(lengths)}: want a length within each head`);
     this.#heads.forEach((head, h) => head.truncate(lengths[h]));
   }
 
-  // deno-lint-ignore require-await -- bad moves must reject, not throw
+  // deno-lint-ignore require-await -- a device would answer later
   async rotateKeys(moves: readonly Int32Array[], rotation: KeyRotation): Promise<void> {
-    this.#checkAlive();
-    checkMoves(moves, this.#heads.map(({ length }) => length));
-    checkRotation(this.shape.headDim, rotation);
     this.#heads.forEach((head, h) => {
       const { keys } = head;
-      rotateRows(keys, this.shape.headDim, moves[h], rotation);
+      rotateRows(keys, this.#shape.headDim, moves[h], rotation);
       head.setKeys(keys);
     });
   }
 
   // deno-lint-ignore require-await -- as above
-  async clone(): Promise<LayerRows> {
-    this.#checkAlive();
-    const twin = new ReferenceRows(this.shape, 0, this.type, this.#meter);
+  async clone(): Promise<TrustingRows> {
+    const twin = new ReferenceRows(this.#shape, 0, this.#type, this.#meter);
     twin.#heads.forEach((head, h) => head.copyFrom(this.#heads[h]));
     return twin;
   }
 
   // deno-lint-ignore require-await -- as above
   async copyRows(kvHead: number, wanted?: Int32Array): Promise<CopiedRows> {
-    const { keys, values, length } = this.#head(kvHead);
+    const { keys, values } = this.#heads[kvHead];
     if (!wanted) return { keys: keys.slice(), values: values.slice() };
-    const outside = wanted.find((row) => row < 0 || row >= length);
-    if (outside !== undefined) throw new RangeError(`Cannot copy row ${outside}: the head has ${length}`);
-    const { headDim } = this.shape;
+    const { headDim } = this.#shape;
     const pick = (rows: Float32Array) => {
       const picked = new Float32Array(wanted.length * headDim);
       wanted.forEach((row, i) => picked.set(rows.subarray(row * headDim, (row + 1) * headDim), i * headDim));
@@ -284,14 +249,12 @@ class ReferenceRows implements LayerRows {
   }
 
   free(): void {
-    if (this.#freed) return;
     for (const head of this.#heads) head.free();
-    this.#freed = true;
   }
 
   /** Query `t` of `count` sees rows 0 … length − count + t of its head. Calls `visit` with each softmax row. */
   #attend(queries: Float32Array, count: number, visit: (seen: SeenRow) => void): Float32Array {
-    const { heads, kvHeads, headDim } = this.shape;
+    const { heads, kvHeads, headDim } = this.#shape;
     const output = new Float32Array(count * heads * headDim);
     const row = new Float64Array(Math.max(...this.#heads.map(({ length }) => length)));
     const all = this.#heads.map(({ keys, values, length }) => ({ keys, values, length }));
@@ -305,32 +268,6 @@ class ReferenceRows implements LayerRows {
       }
     }
     return output;
-  }
-
-  #head(kvHead: number): HeadRows {
-    this.#checkAlive();
-    const head = this.#heads[kvHead];
-    if (!head) throw new RangeError(`No KV head ${kvHead}: there are ${this.#heads.length}`);
-    return head;
-  }
-
-  #checkQueries(queries: Float32Array, count: number): void {
-    this.#checkAlive();
-    checkFloats("queries", queries, count, this.shape.heads * this.shape.headDim);
-    const shortest = Math.min(...this.#heads.map(({ length }) => length));
-    if (count > shortest) throw new RangeError(`Cannot attend with ${count} queries over ${shortest} rows`);
-  }
-
-  #commonLength(action: string): number {
-    const [{ length }] = this.#heads;
-    if (this.#heads.some((head) => head.length !== length)) {
-      throw new RangeError(`Cannot ${action}: the heads have different lengths`);
-    }
-    return length;
-  }
-
-  #checkAlive(): void {
-    if (this.#freed) throw new RangeError("Cannot use rows that were freed");
   }
 }
 
@@ -360,26 +297,4 @@ function joined(parts: readonly Float32Array[]): Float32Array {
     at += part.length;
   }
   return all;
-}
-
-function checkFloats(name: string, floats: Float32Array, count: number, each: number): void {
-  if (!Number.isInteger(count) || count < 1 || floats.length !== count * each) {
-    throw new RangeError(`${name} have ${floats.length} floats: want ${count} × ${each}`);
-  }
-}
-
-function checkMoves(moves: readonly Int32Array[], lengths: readonly number[]): void {
-  if (moves.length !== lengths.length || moves.some((list, h) => list.length !== lengths[h])) {
-    throw new RangeError(`Cannot turn keys by ${moves.map(({ length }) => length)} moves: want ${lengths}`);
-  }
-}
-
-function checkAscending(rows: Int32Array, length: number, head: number): void {
-  let before = -1;
-  for (const row of rows) {
-    if (row <= before || row >= length) {
-      throw new RangeError(`Kept rows of head ${head}: want ascending, unique and below ${length}, got ${row}`);
-    }
-    before = row;
-  }
 }

@@ -37,5 +37,6 @@ export function unstorable(type: CacheType): PalisadeError {
 export function storable(floats: Float32Array, type: CacheType): boolean {
   if (type === "f32") return true;
   const limit = type === "f16" ? LARGEST_HALF : Infinity;
-  return floats.every((x) => Math.abs(x) < limit);
+  for (let i = 0; i < floats.length; i++) if (!(Math.abs(floats[i]) < limit)) return false;
+  return true;
 }

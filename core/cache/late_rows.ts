@@ -5,10 +5,8 @@
  * would touch the whole cache once per layer; so rows move when a head can give back memory by it, or when somebody
  * wants to see them. What the backend holds is the same either way, page by page.
  */
-import type { LayerRows } from "../backend/interface.ts";
-
-/** Rows that a backend may hold more than it needs, per head (`LayerRows.allocatedBytes`). */
-const PAGE = 64;
+import { checkKept } from "../backend/checked_rows.ts";
+import { type LayerRows, ROW_PAGE } from "../backend/interface.ts";
 
 export class LateRows {
   readonly #rows: LayerRows;
@@ -36,10 +34,7 @@ export class LateRows {
    */
   compact(kept: readonly Int32Array[]): void {
     const lengths = this.#kept.map((rows, head) => rows?.length ?? this.#rows.length(head));
-    if (kept.length !== lengths.length) {
-      throw new RangeError(`Cannot compact ${lengths.length} heads by ${kept.length} lists`);
-    }
-    kept.forEach((rows, head) => checkAscending(rows, lengths[head], head));
+    checkKept(kept, lengths);
     kept.forEach((rows, head) => {
       if (rows.length < lengths[head]) this.#kept[head] = composed(this.#kept[head], rows);
     });
@@ -65,7 +60,7 @@ export class LateRows {
 }
 
 function pages(rows: number): number {
-  return Math.ceil(rows / PAGE);
+  return Math.ceil(rows / ROW_PAGE);
 }
 
 /** The rows of `first` at the places `then`. */
@@ -82,14 +77,4 @@ let numbers = new Int32Array(0);
 function firstRows(count: number): Int32Array {
   if (numbers.length < count) numbers = Int32Array.from({ length: 2 * count }, (_, i) => i);
   return numbers.subarray(0, count);
-}
-
-function checkAscending(rows: Int32Array, length: number, head: number): void {
-  let before = -1;
-  for (let i = 0; i < rows.length; i++) {
-    if (rows[i] <= before || rows[i] >= length) {
-      throw new RangeError(`Kept rows of head ${head}: want ascending, unique and below ${length}, got ${rows[i]}`);
-    }
-    before = rows[i];
-  }
 }

@@ -35,10 +35,7 @@ const HIGHEST = 0x7f800000, LOWEST = ~0x7f800000;
  */
 export function selectTop(input: SelectionInput): Int32Array[] {
   const { segments, count } = input;
-  const total = checkedTotal(segments);
-  if (!Number.isInteger(count) || count < 0 || count > total) {
-    throw new RangeError(`Cannot select ${count} entries: want an integer from 0 to ${total}`);
-  }
+  const total = checkSelection(input);
   const pool = {
     keys: new Int32Array(total),
     second: segments.some(({ second }) => second) ? new Int32Array(total) : undefined,
@@ -141,7 +138,8 @@ export function writeKeys(floats: Float32Array, keys: Int32Array, at: number): v
   for (let i = 0; i < bits.length; i++) keys[at + i] = orderedKey(bits[i]);
 }
 
-function checkedTotal(segments: readonly Segment[]): number {
+/** Entries of all segments. @throws RangeError as {@link selectTop}. */
+export function checkSelection({ segments, count }: SelectionInput): number {
   let total = 0;
   for (const [index, { scores, second, protectedEntries }] of segments.entries()) {
     for (const other of [second, protectedEntries]) {
@@ -150,6 +148,9 @@ function checkedTotal(segments: readonly Segment[]): number {
       }
     }
     total += scores.length;
+  }
+  if (!Number.isInteger(count) || count < 0 || count > total) {
+    throw new RangeError(`Cannot select ${count} entries: want an integer from 0 to ${total}`);
   }
   return total;
 }

@@ -3,6 +3,7 @@
  * of layers with few rows.
  */
 import type { Backend, BackendMemory } from "../../core/backend/interface.ts";
+import { checkedRows } from "../../core/backend/checked_rows.ts";
 import { scoreByGate } from "../../core/backend/gate.ts";
 import { CrewRows } from "./rows.ts";
 import type { Crew } from "./pool.ts";
@@ -19,11 +20,13 @@ import { WORTH, type Worth } from "./cost.ts";
  */
 export async function createThreadedBackend(crew: Crew, worth: Worth = WORTH): Promise<Backend> {
   const own = await createWasmBackend(crew.kernels);
+  const place = { backend: own, crew, worth };
   return {
     name: "wasm",
     detail: own.detail.replace("one thread", `${crew.size} threads`),
     memory: () => memory(own.memory(), crew),
-    createRows: (shape, reserve, type = "f32") => CrewRows.create({ backend: own, crew, worth }, shape, reserve, type),
+    createRows: (shape, reserve, type = "f32") =>
+      checkedRows(shape, reserve, type, (checked) => CrewRows.create(place, checked, reserve, type)),
     // One list of all heads' scores, and little work: nothing to share out.
     select: (input) => own.select(input),
     gateScores: (gate, hidden, count) => scoreByGate(own, gate, hidden, count),

@@ -2,17 +2,23 @@
  * Keys and values of one layer, its KV heads shared out over the threads of a crew. Where attention has too little to do
  * for that, all heads move to this thread, and out again when it has more.
  */
-import type { AttentionOutputs, CopiedRows, DecodeOutputs, LayerRows } from "../../core/backend/interface.ts";
-import { CACHE_TYPES, type CacheType, entryBytes, storable, unstorable } from "../../core/cache/entry_type.ts";
+import type {
+  AttentionOutputs,
+  AttentionWants,
+  CopiedRows,
+  DecodeOutputs,
+  TrustingRows,
+} from "../../core/backend/interface.ts";
+import { CACHE_TYPES, type CacheType } from "../../core/cache/entry_type.ts";
 import type { Needs, NormKind, Observation } from "../../core/policy/policy.ts";
-import { checkRotation, type KeyRotation } from "../../core/measure/rotation.ts";
+import type { KeyRotation } from "../../core/measure/rotation.ts";
 import type { AttentionShape } from "../../core/shape.ts";
 import type { Ask, Crew } from "./pool.ts";
 import { PalisadeError } from "../../core/errors.ts";
 import { REDUCTIONS, ROWS } from "./rows_service.ts";
 import type { WasmBackend } from "../backend.ts";
 import type { NumberArray, Parcel } from "./message.ts";
-import { checkAscending, checkFloats, type WasmRows } from "../rows.ts";
+import type { WasmRows } from "../rows.ts";
 import type { Worth } from "./cost.ts";
 
 /** The heads of one thread. */
@@ -40,15 +46,15 @@ export function shareHeads(kvHeads: number, threads: number): Share[] {
   }).filter((share) => share.kvHeads > 0);
 }
 
-/** See `LayerRows`. Everything is checked here, before any thread begins. */
-export class CrewRows implements LayerRows {
-  readonly shape: AttentionShape;
-  readonly type: CacheType;
+/** See `LayerRows` for the meaning of each method, `CheckedRows` for what they may trust. */
+export class CrewRows implements TrustingRows {
+  readonly #shape: AttentionShape;
   readonly #place: Place;
   readonly #crew: Crew;
   readonly #id: number;
   /** Shares of all threads when the heads are shared out, this thread's first. */
   readonly #shares: readonly Share[];
+  /** Rows of each KV head. */
   readonly #lengths: Int32Array;
   #own: WasmRows;
   /** The other threads' shares; none while all heads are here. */
@@ -57,7 +63,6 @@ export class CrewRows implements LayerRows {
   #lost = 0;
   /** Whether there was no room for a move. */
   #stays = false;
-  #freed = false;
   #broken?: Error;
 
   private constructor(
@@ -67,8 +72,7 @@ export class CrewRows implements LayerRows {
     lengths: Int32Array,
     id = place.crew.newId(),
   ) {
-    this.shape = shape;
-    this.type = own.type;
+    this.#shape = shape;
     this.#place = place;
     this.#crew = place.crew;
     this.#id = id;
@@ -81,35 +85,20 @@ export class CrewRows implements LayerRows {
   static create(place: Place, shape: AttentionShape, reserve: number, type: CacheType): CrewRows {
     const { backend, crew } = place;
     const { heads, kvHeads, headDim } = shape;
-    const sane = [heads, kvHeads].every((size) => Number.isInteger(size) && size > 0);
-    if (!sane || heads % kvHeads !== 0) {
-      throw new RangeError(`Cannot hold ${heads} heads over ${kvHeads} KV heads of width ${headDim}`);
-    }
     const group = heads / kvHeads, mine = shareHeads(kvHeads, crew.size)[0].kvHeads;
-    const own = backend.createRows({ heads: mine * group, kvHeads: mine, headDim }, reserve, type, shape);
-    const rows = new CrewRows(place, own, { heads, kvHeads, headDim }, new Int32Array(kvHeads));
+    const own = backend.createPart({ heads: mine * group, kvHeads: mine, headDim }, reserve, type, shape);
+    const rows = new CrewRows(place, own, shape, new Int32Array(kvHeads));
     for (const share of rows.#others) rows.#tell(share, ROWS.create, rows.#creation(share, reserve), []);
     return rows;
   }
 
   /** Numbers of {@link ROWS.create}. */
   #creation({ kvHeads: mine }: Share, reserve: number): number[] {
-    const { heads, kvHeads, headDim } = this.shape;
-    return [mine * heads / kvHeads, mine, headDim, reserve, CACHE_TYPES.indexOf(this.type), heads, kvHeads];
-  }
-
-  length(kvHead: number): number {
-    this.#checkHead(kvHead);
-    this.#alive();
-    return this.#lengths[kvHead];
-  }
-
-  get liveBytes(): number {
-    return this.#lengths.reduce((sum, rows) => sum + rows, 0) * entryBytes(this.shape.headDim, this.type);
+    const { heads, kvHeads, headDim } = this.#shape;
+    return [mine * heads / kvHeads, mine, headDim, reserve, CACHE_TYPES.indexOf(this.#own.type), heads, kvHeads];
   }
 
   get allocatedBytes(): number {
-    if (this.#freed) return 0;
     this.#alive();
     const asks = this.#askAll(ROWS.bytes, () => [[], []]);
     return this.#others.reduce(
@@ -120,10 +109,7 @@ export class CrewRows implements LayerRows {
 
   append(keys: Float32Array, values: Float32Array, count: number): void {
     this.#alive();
-    const { kvHeads, headDim } = this.shape, each = kvHeads * headDim;
-    checkFloats("keys", keys, count, each);
-    checkFloats("values", values, count, each);
-    if (!storable(keys, this.type) || !storable(values, this.type)) throw unstorable(this.type);
+    const { kvHeads, headDim } = this.#shape, each = kvHeads * headDim;
     this.#own.append(this.#mine(keys, each), this.#mine(values, each), count);
     for (const share of this.#others) {
       this.#tell(share, ROWS.append, [count], [this.#part(keys, each, share), this.#part(values, each, share)]);
@@ -134,12 +120,11 @@ export class CrewRows implements LayerRows {
   async prefillAttention(
     queries: Float32Array,
     count: number,
-    want: { columnSum?: boolean; columnMax?: boolean; logSumExp?: boolean } = {},
+    want: AttentionWants = {},
   ): Promise<AttentionOutputs> {
-    this.#checkQueries(queries, count);
-    this.#commonLength("attend causally");
+    this.#alive();
     this.#settle(count);
-    const { heads, headDim } = this.shape, each = heads * headDim;
+    const { heads, headDim } = this.#shape, each = heads * headDim;
     const wanted = [want.columnSum, want.columnMax, want.logSumExp].map(Number).map((x) => x || 0);
     const parts = await this.#all(
       ROWS.prefill,
@@ -162,10 +147,10 @@ export class CrewRows implements LayerRows {
     count: number,
     want: { probabilities?: boolean } = {},
   ): Promise<DecodeOutputs> {
-    this.#checkQueries(queries, count);
+    this.#alive();
     this.#settle(count);
     if (this.#others.length === 0) return this.#own.decodeAttention(queries, count, want);
-    const { heads, headDim } = this.shape, each = heads * headDim;
+    const { heads, headDim } = this.#shape, each = heads * headDim;
     const parts = await this.#all(
       ROWS.decode,
       (share) => [[count, want.probabilities ? 1 : 0], [this.#part(queries, each, share)]],
@@ -181,9 +166,7 @@ export class CrewRows implements LayerRows {
 
   async observe(queries: Float32Array, window: number, needs: Needs): Promise<Partial<Observation>> {
     this.#alive();
-    const { heads, headDim } = this.shape, each = heads * headDim;
-    this.#commonLength("observe");
-    if (needs.window?.length) checkFloats("queries", queries, window, each);
+    const { heads, headDim } = this.#shape, each = heads * headDim;
     const { window: reductions = [], kernel, rows } = needs;
     const text = new TextEncoder().encode(JSON.stringify({ window: reductions, kernel, rows }));
     const asked = reductions.length > 0;
@@ -201,9 +184,7 @@ export class CrewRows implements LayerRows {
 
   async valueNorms(wo: Float32Array, width: number, kind: NormKind = "l1"): Promise<Float32Array> {
     this.#alive();
-    const each = this.shape.heads * this.shape.headDim;
-    checkFloats("wo", wo, width, each);
-    this.#commonLength("give value norms");
+    const each = this.#shape.heads * this.#shape.headDim;
     const parts = await this.#all(
       ROWS.norms,
       (share) => [[width, Number(kind === "l2")], [this.#part(wo, each, share)]],
@@ -214,10 +195,6 @@ export class CrewRows implements LayerRows {
 
   compact(kept: readonly Int32Array[]): void {
     this.#alive();
-    if (kept.length !== this.#lengths.length) {
-      throw new RangeError(`Cannot compact ${this.#lengths.length} heads by ${kept.length} lists`);
-    }
-    kept.forEach((rows, h) => checkAscending(rows, this.#lengths[h], h));
     this.#own.compact(kept.slice(0, this.#mineHeads));
     for (const share of this.#others) this.#tell(share, ROWS.compact, [], ofHeads(kept, share).map((l) => l.slice()));
     kept.forEach((rows, h) => this.#lengths[h] = rows.length);
@@ -225,9 +202,6 @@ export class CrewRows implements LayerRows {
 
   truncate(lengths: ArrayLike<number>): void {
     this.#alive();
-    const fits = lengths.length === this.#lengths.length &&
-      this.#lengths.every((rows, h) => Number.isInteger(lengths[h]) && lengths[h] >= 0 && lengths[h] <= rows);
-    if (!fits) throw new RangeError(`Cannot truncate to ${Array.from(lengths)}: want a length within each head`);
     const wanted = Array.from(lengths);
     this.#own.truncate(wanted.slice(0, this.#mineHeads));
     for (const share of this.#others) this.#tell(share, ROWS.truncate, ofHeads(wanted, share), []);
@@ -236,10 +210,6 @@ export class CrewRows implements LayerRows {
 
   async rotateKeys(moves: readonly Int32Array[], rotation: KeyRotation): Promise<void> {
     this.#alive();
-    if (moves.length !== this.#lengths.length || moves.some((list, h) => list.length !== this.#lengths[h])) {
-      throw new RangeError(`Cannot turn keys by ${moves.map(({ length }) => length)} moves: want ${this.#lengths}`);
-    }
-    checkRotation(this.shape.headDim, rotation);
     const { pairs, rotated, frequencies } = rotation;
     const numbers = [pairs === "interleaved" ? 1 : 0, rotated, ...frequencies];
     try {
@@ -258,7 +228,7 @@ export class CrewRows implements LayerRows {
     }
   }
 
-  async clone(): Promise<LayerRows> {
+  async clone(): Promise<TrustingRows> {
     this.#alive();
     const lengths = this.#lengths.slice(), others = this.#others, id = this.#crew.newId();
     let own: WasmRows | undefined;
@@ -267,7 +237,7 @@ export class CrewRows implements LayerRows {
         own = await this.#own.clone();
         return [];
       });
-      return new CrewRows(this.#place, own!, this.shape, lengths, id);
+      return new CrewRows(this.#place, own!, this.#shape, lengths, id);
     } catch (error) {
       own?.free();
       this.#freeAt(others, id);
@@ -276,10 +246,7 @@ export class CrewRows implements LayerRows {
   }
 
   async copyRows(kvHead: number, wanted?: Int32Array): Promise<CopiedRows> {
-    const length = this.length(kvHead);
-    if (wanted?.some((row) => !(row >= 0 && row < length))) {
-      throw new RangeError(`Cannot copy rows of head ${kvHead}: want indices below ${length}`);
-    }
+    this.#alive();
     if (kvHead < this.#mineHeads) return this.#own.copyNow(kvHead, wanted);
     const { rank, ask } = this.#askForCopy(kvHead, wanted);
     return copied(await this.#later(rank, ask));
@@ -302,10 +269,7 @@ export class CrewRows implements LayerRows {
   }
 
   free(): void {
-    if (this.#freed) return;
-    this.#freed = true;
     this.#own.free();
-    this.#lengths.fill(0);
     this.#freeAt(this.#others);
   }
 
@@ -325,7 +289,7 @@ export class CrewRows implements LayerRows {
    */
   #settle(queries: number): void {
     if (this.#shares.length === 1 || this.#stays) return;
-    const { heads, kvHeads, headDim } = this.shape, { perWait, perMovedFloat } = this.#place.worth;
+    const { heads, kvHeads, headDim } = this.#shape, { perWait, perMovedFloat } = this.#place.worth;
     const floats = 2 * headDim * this.#lengths.reduce((sum, rows) => sum + rows, 0);
     const work = queries * floats * heads / kvHeads;
     const savedByThreads = work * (1 - this.#shares[0].kvHeads / kvHeads) - perWait / 2;
@@ -337,13 +301,13 @@ export class CrewRows implements LayerRows {
 
   /** All rows to this thread, or to their owners. Where there is no room they stay for good. */
   #move(): void {
-    const to = this.#others.length > 0 ? [{ rank: 0, first: 0, kvHeads: this.shape.kvHeads }] : this.#shares;
+    const to = this.#others.length > 0 ? [{ rank: 0, first: 0, kvHeads: this.#shape.kvHeads }] : this.#shares;
     const [here, ...others] = to, before = { own: this.#own, others: this.#others };
-    const mine = { ...this.shape, kvHeads: here.kvHeads, heads: this.#creation(here, 0)[0] };
+    const mine = { ...this.#shape, kvHeads: here.kvHeads, heads: this.#creation(here, 0)[0] };
     let own: WasmRows | undefined;
     try {
       const heads = this.#copyAllNow();
-      own = this.#place.backend.createRows(mine, Math.min(...this.#lengths), this.type, this.shape);
+      own = this.#place.backend.createPart(mine, Math.min(...this.#lengths), this.#own.type, this.#shape);
       own.fill(ofHeads(heads, here));
       for (const share of others) this.#giveTo(share, ofHeads(heads, share));
     } catch (error) {
@@ -422,7 +386,7 @@ export class CrewRows implements LayerRows {
   }
 
   #part(all: Float32Array, each: number, { first, kvHeads }: Share): Float32Array {
-    const perHead = each / this.shape.kvHeads, width = kvHeads * perHead, rows = all.length / each;
+    const perHead = each / this.#shape.kvHeads, width = kvHeads * perHead, rows = all.length / each;
     const part = new Float32Array(rows * width);
     for (let t = 0; t < rows; t++) {
       const from = t * each + first * perHead;
@@ -435,7 +399,7 @@ export class CrewRows implements LayerRows {
   #interleaved(parts: Parts, index: number, each: number): Float32Array | undefined {
     const first = parts[0][index] as Float32Array | undefined;
     if (!first || parts.length === 1) return first;
-    const rows = first.length / (each / this.shape.kvHeads * this.#mineHeads);
+    const rows = first.length / (each / this.#shape.kvHeads * this.#mineHeads);
     const all = new Float32Array(rows * each);
     let column = 0;
     for (const part of parts) {
@@ -447,29 +411,7 @@ export class CrewRows implements LayerRows {
   }
 
   #alive(): void {
-    if (this.#freed) throw new RangeError("Cannot use rows that were freed");
     if (this.#broken) throw this.#broken;
-  }
-
-  #checkHead(kvHead: number): void {
-    const { kvHeads } = this.shape;
-    if (!(Number.isInteger(kvHead) && kvHead >= 0 && kvHead < kvHeads)) {
-      throw new RangeError(`No KV head ${kvHead}: there are ${kvHeads}`);
-    }
-  }
-
-  #commonLength(action: string): void {
-    if (this.#lengths.some((other) => other !== this.#lengths[0])) {
-      throw new RangeError(`Cannot ${action}: the heads have different lengths`);
-    }
-  }
-
-  #checkQueries(queries: Float32Array, count: number): void {
-    this.#alive();
-    checkFloats("queries", queries, count, this.shape.heads * this.shape.headDim);
-    let shortest = this.#lengths[0];
-    for (const length of this.#lengths) if (length < shortest) shortest = length;
-    if (count > shortest) throw new RangeError(`Cannot attend with ${count} queries over ${shortest} rows`);
   }
 }
 

@@ -71,7 +71,7 @@ export class RowsDesk {
       case ROWS.create: {
         const [heads, kvHeads, headDim, reserve, type, allHeads, allKvHeads] = rest;
         const whole = { heads: allHeads, kvHeads: allKvHeads, headDim };
-        const rows = this.#backend.createRows({ heads, kvHeads, headDim }, reserve, CACHE_TYPES[type], whole);
+        const rows = this.#backend.createPart({ heads, kvHeads, headDim }, reserve, CACHE_TYPES[type], whole);
         this.#rows.set(id, rows);
         return answer();
       }

@@ -1,0 +1,221 @@
+/**
+ * The contract of `LayerRows`, held in one place: this knows each head's length and refuses what does not fit, so that
+ * what a backend writes may trust its caller. A refused call reaches nothing and changes nothing.
+ */
+import { type CacheType, checkCacheType, entryBytes, storable, unstorable } from "../cache/entry_type.ts";
+import { checkRotation, type KeyRotation } from "../measure/rotation.ts";
+import type { Needs, NormKind, Observation } from "../policy/policy.ts";
+import type { AttentionShape } from "../shape.ts";
+import type {
+  AttentionOutputs,
+  AttentionWants,
+  CopiedRows,
+  DecodeOutputs,
+  LayerRows,
+  TrustingRows,
+} from "./interface.ts";
+
+/** Most heads, KV heads, and numbers of a row: models have far fewer, and the kernels' products of them fit 32 bits. */
+const MOST_SIZE = 4096;
+/** Most rows to reserve per head. */
+const MOST_RESERVE = 2 ** 28;
+/** Widest pooling kernel. */
+const MOST_KERNEL = 1023;
+
+/**
+ * Empty rows for one layer: `create` makes them for a shape that has been checked.
+ * @throws RangeError for a shape or a reserve that makes no sense; PalisadeError `cache-type.unknown`; as `create`.
+ */
+export function checkedRows(
+  { heads, kvHeads, headDim }: AttentionShape,
+  reserve: number,
+  type: CacheType,
+  create: (shape: AttentionShape) => TrustingRows,
+): LayerRows {
+  const fits = [heads, kvHeads, headDim].every((size) => Number.isInteger(size) && size > 0 && size <= MOST_SIZE);
+  if (!fits || heads % kvHeads !== 0) {
+    throw new RangeError(`Cannot hold ${heads} heads over ${kvHeads} KV heads of width ${headDim}`);
+  }
+  if (!Number.isInteger(reserve) || reserve < 0 || reserve > MOST_RESERVE) {
+    throw new RangeError(`Cannot reserve ${reserve} rows`);
+  }
+  checkCacheType(type);
+  const shape = { heads, kvHeads, headDim };
+  return new CheckedRows(create(shape), shape, type, new Int32Array(kvHeads));
+}
+
+/**
+ * Refuses lists that don't name rows of each head, ascending and without repeats.
+ * @throws RangeError
+ */
+export function checkKept(kept: readonly Int32Array[], lengths: ArrayLike<number>): void {
+  if (kept.length !== lengths.length) {
+    throw new RangeError(`Cannot compact ${lengths.length} heads by ${kept.length} lists`);
+  }
+  for (let head = 0; head < kept.length; head++) {
+    const rows = kept[head], length = lengths[head];
+    for (let i = 0, before = -1; i < rows.length; before = rows[i++]) {
+      if (rows[i] > before && rows[i] < length) continue;
+      throw new RangeError(`Kept rows of head ${head}: want ascending, unique and below ${length}, got ${rows[i]}`);
+    }
+  }
+}
+
+class CheckedRows implements LayerRows {
+  readonly shape: AttentionShape;
+  readonly type: CacheType;
+  readonly #rows: TrustingRows;
+  /** Rows of each KV head. */
+  readonly #lengths: Int32Array;
+  #freed = false;
+
+  constructor(rows: TrustingRows, shape: AttentionShape, type: CacheType, lengths: Int32Array) {
+    this.#rows = rows;
+    this.shape = shape;
+    this.type = type;
+    this.#lengths = lengths;
+  }
+
+  length(kvHead: number): number {
+    this.#checkHead(kvHead);
+    return this.#lengths[kvHead];
+  }
+
+  get liveBytes(): number {
+    return this.#lengths.reduce((sum, rows) => sum + rows, 0) * entryBytes(this.shape.headDim, this.type);
+  }
+
+  get allocatedBytes(): number {
+    return this.#freed ? 0 : this.#rows.allocatedBytes;
+  }
+
+  append(keys: Float32Array, values: Float32Array, count: number): void {
+    this.#checkAlive();
+    const each = this.shape.kvHeads * this.shape.headDim;
+    checkFloats("keys", keys, count, each);
+    checkFloats("values", values, count, each);
+    if (!storable(keys, this.type) || !storable(values, this.type)) throw unstorable(this.type);
+    this.#rows.append(keys, values, count);
+    for (let head = 0; head < this.#lengths.length; head++) this.#lengths[head] += count;
+  }
+
+  async prefillAttention(queries: Float32Array, count: number, want?: AttentionWants): Promise<AttentionOutputs> {
+    this.#checkQueries(queries, count);
+    this.#checkLevel("attend causally");
+    return await this.#rows.prefillAttention(queries, count, want);
+  }
+
+  async decodeAttention(
+    queries: Float32Array,
+    count: number,
+    want?: { probabilities?: boolean },
+  ): Promise<DecodeOutputs> {
+    this.#checkQueries(queries, count);
+    return await this.#rows.decodeAttention(queries, count, want);
+  }
+
+  async observe(queries: Float32Array, window: number, needs: Needs): Promise<Partial<Observation>> {
+    this.#checkAlive();
+    this.#checkLevel("observe");
+    if (needs.window?.length) this.#checkWindow(queries, window, needs.kernel);
+    return await this.#rows.observe(queries, window, needs);
+  }
+
+  async valueNorms(wo: Float32Array, width: number, kind?: NormKind): Promise<Float32Array> {
+    this.#checkAlive();
+    checkFloats("wo", wo, width, this.shape.heads * this.shape.headDim);
+    this.#checkLevel("give value norms");
+    return await this.#rows.valueNorms(wo, width, kind);
+  }
+
+  compact(kept: readonly Int32Array[]): void {
+    this.#checkAlive();
+    checkKept(kept, this.#lengths);
+    this.#rows.compact(kept);
+    kept.forEach((rows, head) => this.#lengths[head] = rows.length);
+  }
+
+  truncate(lengths: ArrayLike<number>): void {
+    this.#checkAlive();
+    const fits = lengths.length === this.#lengths.length &&
+      this.#lengths.every((rows, head) =>
+        Number.isInteger(lengths[head]) && lengths[head] >= 0 && lengths[head] <= rows
+      );
+    if (!fits) throw new RangeError(`Cannot truncate to ${Array.from(lengths)}: want a length within each head`);
+    this.#rows.truncate(lengths);
+    this.#lengths.set(lengths);
+  }
+
+  async rotateKeys(moves: readonly Int32Array[], rotation: KeyRotation): Promise<void> {
+    this.#checkAlive();
+    if (moves.length !== this.#lengths.length || moves.some((list, head) => list.length !== this.#lengths[head])) {
+      throw new RangeError(`Cannot turn keys by ${moves.map(({ length }) => length)} moves: want ${this.#lengths}`);
+    }
+    checkRotation(this.shape.headDim, rotation);
+    await this.#rows.rotateKeys(moves, rotation);
+  }
+
+  async clone(): Promise<LayerRows> {
+    this.#checkAlive();
+    const lengths = this.#lengths.slice();
+    return new CheckedRows(await this.#rows.clone(), this.shape, this.type, lengths);
+  }
+
+  async copyRows(kvHead: number, wanted?: Int32Array): Promise<CopiedRows> {
+    this.#checkHead(kvHead);
+    const length = this.#lengths[kvHead], outside = wanted?.find((row) => row < 0 || row >= length);
+    if (outside !== undefined) {
+      throw new RangeError(`Cannot copy row ${outside} of head ${kvHead}: it has ${length}`);
+    }
+    return await this.#rows.copyRows(kvHead, wanted);
+  }
+
+  free(): void {
+    if (this.#freed) return;
+    this.#freed = true;
+    this.#lengths.fill(0);
+    this.#rows.free();
+  }
+
+  #checkAlive(): void {
+    if (this.#freed) throw new RangeError("Cannot use rows that were freed");
+  }
+
+  #checkHead(kvHead: number): void {
+    this.#checkAlive();
+    if (this.#lengths[kvHead] === undefined) {
+      throw new RangeError(`No KV head ${kvHead}: there are ${this.#lengths.length}`);
+    }
+  }
+
+  #checkQueries(queries: Float32Array, count: number): void {
+    this.#checkAlive();
+    checkFloats("queries", queries, count, this.shape.heads * this.shape.headDim);
+    for (const length of this.#lengths) {
+      if (count > length) throw new RangeError(`Cannot attend with ${count} queries over ${length} rows`);
+    }
+  }
+
+  #checkLevel(action: string): void {
+    for (const length of this.#lengths) {
+      if (length !== this.#lengths[0]) throw new RangeError(`Cannot ${action}: the heads have different lengths`);
+    }
+  }
+
+  #checkWindow(queries: Float32Array, window: number, kernel?: number): void {
+    const length = this.#lengths[0];
+    if (!Number.isInteger(window) || window < 1 || window > length) {
+      throw new RangeError(`Cannot observe a window of ${window} queries over ${length} rows`);
+    }
+    if (kernel !== undefined && !(kernel % 2 === 1 && kernel <= MOST_KERNEL)) {
+      throw new RangeError(`Pooling kernel ${kernel}: want an odd integer from 1 to ${MOST_KERNEL}`);
+    }
+    checkFloats("queries", queries, window, this.shape.heads * this.shape.headDim);
+  }
+}
+
+function checkFloats(name: string, floats: Float32Array, count: number, each: number): void {
+  if (!Number.isInteger(count) || count < 1 || floats.length !== count * each) {
+    throw new RangeError(`${name} have ${floats.length} floats: want ${count} × ${each}`);
+  }
+}
