@@ -37,7 +37,7 @@ async function read(name: string): Promise<void> {
   const policy = resolvePolicy(name), budget = resolveBudget(policy, keep, ids.length, model.config);
   const sources = await scoreSources(model, policy, ids);
   const outputWeights = (layer: number) => model.file.readFloat32(`blk.${layer}.attn_output.weight`);
-  const { cache } = policy.streams
+  const { cache } = policy.evicts === "early"
     ? await readStreaming(model, ids, { policy, budget, gate: sources.gate! })
     : await readContext(model, ids, { ...sources, policy, budget, outputWeights });
   cache[Symbol.dispose]();

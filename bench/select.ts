@@ -77,14 +77,16 @@ const CASES: readonly Case[] = [
     name: "per head",
     make(entries) {
       const { budget, layers } = layersOf(entries);
-      return () => layers.reduce((sum, scores) => sum + sizeOf(selectLayer({ scope: "head" }, budget, scores)), 0);
+      return () =>
+        layers.reduce((sum, scores) => sum + sizeOf(selectLayer({ allocate: { kind: "head" } }, budget, scores)), 0);
     },
   },
   {
     name: "adakv over each layer's heads",
     make(entries) {
       const { budget, layers } = layersOf(entries);
-      const one = (scores: LayerScores) => selectLayer({ scope: "layer" }, budget, safeguarded(scores, budget, 0.2));
+      const one = (scores: LayerScores) =>
+        selectLayer({ allocate: { kind: "layer" } }, budget, safeguarded(scores, budget, 0.2));
       return () => layers.reduce((sum, scores) => sum + sizeOf(one(scores)), 0);
     },
   },

@@ -33,6 +33,7 @@ export { JointSelection } from "./select/joint.ts";
 export { gateScores, type LinearGate } from "./measure/gate_scores.ts";
 export { observeWindow, type WindowInput, type WindowObservation } from "./measure/observe.ts";
 export type {
+  Allocation,
   Budget,
   HeadScores,
   LayerScores,
@@ -45,7 +46,7 @@ export type {
   PolicyMode,
   PolicySources,
   Reduction,
-  Scope,
+  ScoreMeaning,
 } from "./policy/policy.ts";
 export { randomSource } from "./measure/random.ts";
 export { policies, resolvePolicy } from "./policy/registry.ts";

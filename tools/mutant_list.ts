@@ -201,8 +201,8 @@ export const MUTANTS: readonly Mutant[] = [
   {
     name: "defensive-risk carries a floor",
     file: "core/policies/defensive_risk.ts",
-    find: "scores: appendWindow(pooledMax!, kvHeads, window, largest(pooledMax!)),",
-    replace: "scores: appendWindow(pooledMax!.map((x) => Math.max(x, 0.3)), kvHeads, window, largest(pooledMax!)),",
+    find: "scores: appendWindow(pooledMax, kvHeads, window, largest(pooledMax)),",
+    replace: "scores: appendWindow(pooledMax.map((x) => Math.max(x, 0.3)), kvHeads, window, largest(pooledMax)),",
     tests: ["core/optimality"],
   },
   {
@@ -292,8 +292,8 @@ export const MUTANTS: readonly Mutant[] = [
   {
     name: "what soft tokens attend to is not pooled",
     file: "core/policies/judge_q.ts",
-    find: "poolHeads(softTokens!, kvHeads, Number(values.kernel))",
-    replace: "poolHeads(softTokens!, kvHeads, 1)",
+    find: "poolHeads(softTokens, kvHeads, kernel)",
+    replace: "poolHeads(softTokens, kvHeads, 1)",
     tests: ["core/policies"],
   },
 ];

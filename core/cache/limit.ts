@@ -56,8 +56,8 @@ export interface LimitFigures {
 
 /** Low-water mark: this share of N is given up at once. */
 const STEP_SHARE = 0.1;
-const SINK_COUNT = Number(SINKS.default);
-const WINDOW_ASKED = Number(WINDOW.default);
+const SINK_COUNT = SINKS.default;
+const WINDOW_ASKED = WINDOW.default;
 
 /** Entries per head that a context may take at most, so that the first question finds the low-water mark's room. */
 export function lowWater(tokens: number): number {

@@ -3,7 +3,7 @@ import { KERNEL, WINDOW } from "../policy/parameters.ts";
 import type { Budget, Needs, Policy } from "../policy/policy.ts";
 
 /** Window queries that judge a policy without an observation window. */
-export const EXPLAIN_WINDOW = Number(WINDOW.default);
+export const EXPLAIN_WINDOW = WINDOW.default;
 
 /** What a certificate needs observed, and how many queries. */
 export function observationFor(
@@ -12,6 +12,6 @@ export function observationFor(
 ): { window: number; needs: Needs } {
   return {
     window: needs.window ? window : Math.min(EXPLAIN_WINDOW, length),
-    needs: { window: ["pooledMax", "logSumExp"], kernel: needs.kernel ?? Number(KERNEL.default) },
+    needs: { window: ["pooledMax", "logSumExp"], kernel: needs.kernel ?? KERNEL.default },
   };
 }

@@ -13,52 +13,65 @@
  * per model.
  */
 import { exp, ln } from "../measure/exp.ts";
+import { definePolicy, type Observed } from "../policy/define.ts";
 import { KERNEL, SINKS, WINDOW } from "../policy/parameters.ts";
-import type { Observation, Parameter, PolicyEntry } from "../policy/policy.ts";
 import { poolHeads } from "../measure/pool.ts";
-import { appendWindow, largest, protectEnds } from "../select/protect.ts";
+import { appendWindow, largest } from "../select/protect.ts";
 
-const PARAMETERS: readonly Parameter[] = [
-  { name: "gamma", type: "number", default: 200, min: 0, max: 1e6, help: "weight of the variance in an entry's score" },
-  { name: "tau1", type: "number", default: 1.6, min: 0.05, max: 20, help: "temperature of the entropy; higher: less" },
-  { name: "tau2", type: "number", default: 0.6, min: 0.05, max: 20, help: "temperature of the variance; higher: less" },
-  WINDOW,
-  KERNEL,
-  SINKS,
-];
-
-export const cake: PolicyEntry = {
+export const cake = definePolicy({
   name: "cake",
   summary: "Layers share the budget by entropy and variance of their attention",
   paper: "Qin et al. 2025, arXiv 2503.12491",
   source: "antgroup/cakekv; FFY0/DefensiveKV 9251b95, kvpress/presses/cake_global_press.py",
-  parameters: PARAMETERS,
-  create: (values) => ({
-    name: "cake",
-    parameters: values,
-    needs: { window: ["mean", "variance", "entropy"] },
-    scope: "head",
-    arithmetic: "floor",
-    cascade: true,
-    sinks: Number(values.sinks),
-    window: Number(values.window),
-    score: (observation, budget) => {
-      const { mean, variance, window, shape: { kvHeads } } = observation;
-      const combined = mean!.map((value, i) => value + Number(values.gamma) * variance![i]);
-      const prefix = poolHeads(combined, kvHeads, Number(values.kernel));
-      return {
-        scores: appendWindow(prefix, kvHeads, window, largest(prefix)),
-        protectedEntries: protectEnds(budget),
-        preference: preferenceOf(observation, Number(values.tau1), Number(values.tau2)),
-      };
+  parameters: [
+    {
+      name: "gamma",
+      type: "number",
+      default: 200,
+      min: 0,
+      max: 1e6,
+      help: "weight of the variance in an entry's score",
     },
-  }),
-};
+    {
+      name: "tau1",
+      type: "number",
+      default: 1.6,
+      min: 0.05,
+      max: 20,
+      help: "temperature of the entropy; higher: less",
+    },
+    {
+      name: "tau2",
+      type: "number",
+      default: 0.6,
+      min: 0.05,
+      max: 20,
+      help: "temperature of the variance; higher: less",
+    },
+    WINDOW,
+    KERNEL,
+    SINKS,
+  ],
+  needs: { window: ["mean", "variance", "entropy"] },
+  allocate: { kind: "cascade" },
+  score: (observation, _, { gamma, kernel, tau1, tau2 }) => {
+    const { mean, variance, window, shape: { kvHeads } } = observation;
+    const prefix = poolHeads(mean.map((value, i) => value + gamma * variance[i]), kvHeads, kernel);
+    return {
+      scores: appendWindow(prefix, kvHeads, window, largest(prefix)),
+      preference: preferenceOf(observation, tau1, tau2),
+    };
+  },
+});
 
-function preferenceOf({ entropy, variance, shape }: Observation, tau1: number, tau2: number): number {
+function preferenceOf(
+  { entropy, variance, shape }: Observed<"entropy" | "variance">,
+  tau1: number,
+  tau2: number,
+): number {
   const sum = (values: Float32Array) => values.reduce((a, b) => a + b, 0);
   // `variance` is meaned over the group.
-  return power(sum(entropy!), 1 / tau1) * power(sum(variance!) * shape.heads / shape.kvHeads, 1 / tau2);
+  return power(sum(entropy), 1 / tau1) * power(sum(variance) * shape.heads / shape.kvHeads, 1 / tau2);
 }
 
 /** xʸ for x ≥ 0, the same bits in every runtime. */

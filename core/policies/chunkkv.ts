@@ -8,27 +8,19 @@
  * budget is met exactly, the last chunk being cut to its best entries; the published code keeps whole chunks only, one
  * at least, and so misses its budget by up to a chunk.
  */
-import type { LayerScores, PolicyEntry } from "../policy/policy.ts";
+import { defineOver } from "../policy/define.ts";
+import type { LayerScores } from "../policy/policy.ts";
 
-export const chunkkv: PolicyEntry = {
+export const chunkkv = defineOver({
   name: "chunkkv",
   summary: "Any scorer's scores, neighbouring tokens kept or evicted together",
   paper: "Liu et al. 2025, arXiv 2502.00299",
   source: "NVIDIA/kvpress 8bb29b9, kvpress/presses/chunkkv_press.py",
   parameters: [{ name: "chunk", type: "integer", default: 20, min: 1, max: 65536, help: "tokens of a chunk" }],
   over: "snapkv",
-  create: (values, _, scorer) => ({
-    name: "chunkkv",
-    parameters: values,
-    needs: scorer!.needs,
-    scope: "head",
-    arithmetic: "floor",
-    ...(scorer!.uneven && { uneven: true }),
-    sinks: scorer!.sinks,
-    window: scorer!.window,
-    score: (observation, budget) => inChunks(scorer!.score(observation, budget), budget.length, Number(values.chunk)),
-  }),
-};
+  allocate: { kind: "head" },
+  rescore: (layer, _, { length }, { chunk }) => inChunks(layer, length, chunk),
+});
 
 /** Chunk scores for every entry, `[kvHeads, L]`; inside a chunk the scorer's own score decides. */
 function inChunks({ scores, protectedEntries, counts }: LayerScores, length: number, chunk: number): LayerScores {

@@ -9,11 +9,12 @@
  * precision when it is multiplied.
  */
 import { segmentsOf } from "../select/allocate.ts";
-import type { Budget, LayerScores, PolicyEntry, PolicyMode } from "../policy/policy.ts";
+import { defineOver } from "../policy/define.ts";
+import type { Budget, LayerScores, PolicyMode } from "../policy/policy.ts";
 import { selectTop } from "../select/select.ts";
 import { CRITICAL_EPSILON, FIRST } from "./critical_adakv.ts";
 
-export const critical: PolicyEntry = {
+export const critical = defineOver({
   name: "critical",
   summary: "Any scorer's scores, half of each head decided by value norms",
   paper: "Feng et al. 2025, arXiv 2502.03805",
@@ -21,22 +22,11 @@ export const critical: PolicyEntry = {
   parameters: [FIRST],
   reference: "the published scorer below it, trunc budgets, stage 1 = trunc(L·(1−r)·first)",
   over: "snapkv",
-  create: (values, mode, scorer) => ({
-    name: mode === "ours" ? "critical" : "critical@reference",
-    parameters: values,
-    needs: { ...scorer!.needs, valueNorms: "l1" },
-    scope: "head",
-    arithmetic: mode === "ours" ? "floor" : "reference",
-    ...(scorer!.uneven && { uneven: true }),
-    sinks: scorer!.sinks,
-    window: scorer!.window,
-    score: (observation, budget) => {
-      const layer = scorer!.score(observation, budget);
-      const sizes = stageOneSizes(layer, budget, mode, Number(values.first));
-      return weighed(layer, budget, observation.valueNorms!, sizes);
-    },
-  }),
-};
+  needs: { valueNorms: "l1" },
+  allocate: { kind: "head" },
+  rescore: (layer, { valueNorms }, budget, { first }, mode) =>
+    weighed(layer, budget, valueNorms, stageOneSizes(layer, budget, mode, first)),
+});
 
 /** Entries of each head that stay by score, `[kvHeads]`. */
 function stageOneSizes({ counts }: LayerScores, budget: Budget, mode: PolicyMode, first: number): number[] {

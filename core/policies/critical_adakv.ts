@@ -7,23 +7,25 @@
  * overflows in half precision when multiplied; a mask does not.
  */
 import { segmentsOf, selectLayer } from "../select/allocate.ts";
-import type { Budget, LayerScores, Parameter, PolicyEntry } from "../policy/policy.ts";
+import { defineOver } from "../policy/define.ts";
+import { parameter } from "../policy/parameters.ts";
+import type { Budget, LayerScores } from "../policy/policy.ts";
 import { selectTop } from "../select/select.ts";
-import { SAFEGUARD, safeguarded } from "./adakv.ts";
+import { SAFEGUARD, type Safeguarded, safeguarded } from "./adakv.ts";
 
 /** Keeps value norms in play where attention is 0. kvpress: without it golden sets miss an entry or two per layer. */
 export const CRITICAL_EPSILON = 1e-4;
 
-export const FIRST: Parameter = {
+export const FIRST = parameter({
   name: "first",
   type: "number",
   default: 0.5,
   min: 0,
   max: 1,
   help: "share of a head's budget decided by score alone",
-};
+});
 
-export const criticalAdakv: PolicyEntry = {
+export const criticalAdakv = defineOver({
   name: "critical-adakv",
   summary: "Ada-KV head budgets, half of each decided by value norms",
   paper: "Feng et al. 2025, arXiv 2502.03805",
@@ -31,28 +33,17 @@ export const criticalAdakv: PolicyEntry = {
   parameters: [SAFEGUARD, FIRST],
   reference: "the published scorer below it, and trunc budgets",
   over: "snapkv",
-  create: (values, mode, scorer) => ({
-    name: mode === "ours" ? "critical-adakv" : "critical-adakv@reference",
-    parameters: values,
-    needs: { ...scorer!.needs, valueNorms: "l1" },
-    scope: "head",
-    arithmetic: mode === "ours" ? "floor" : "reference",
-    perLayerFromHeads: true,
-    ...(scorer!.uneven && { uneven: true }),
-    sinks: scorer!.sinks,
-    window: scorer!.window,
-    score: (observation, budget) => {
-      const safe = safeguarded(scorer!.score(observation, budget), budget, Number(values.safeguard));
-      return twoStages(safe, budget, observation.valueNorms!, Number(values.first));
-    },
-  }),
-};
+  needs: { valueNorms: "l1" },
+  allocate: { kind: "head", fromHeads: true },
+  rescore: (layer, { valueNorms }, budget, { safeguard, first }) =>
+    twoStages(safeguarded(layer, budget, safeguard), budget, valueNorms, first),
+});
 
 /** Scores `[kvHeads, L]` with stage 1 protected, stage 2 weighed by `norms`, and the head budgets as counts. */
-function twoStages(layer: LayerScores, budget: Budget, norms: Float32Array, first: number): LayerScores {
+function twoStages(layer: Safeguarded, budget: Budget, norms: Float32Array, first: number): LayerScores {
   const { model, length } = budget;
-  const counts = Int32Array.from(selectLayer({ scope: "layer" }, budget, layer), (kept) => kept.length);
-  const protectedEntries = layer.protectedEntries!.slice();
+  const counts = Int32Array.from(selectLayer({ allocate: { kind: "layer" } }, budget, layer), (kept) => kept.length);
+  const protectedEntries = layer.protectedEntries.slice();
   segmentsOf(layer, model.kvHeads, length).forEach((segment, head) => {
     const [stageOne] = selectTop({ segments: [segment], count: Math.trunc(counts[head] * first) });
     for (const i of stageOne) protectedEntries[head * length + i] = 1;

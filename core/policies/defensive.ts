@@ -11,22 +11,14 @@
  * the floor. `beta`, `forced` and `norm` are choices, kept open to measurement.
  */
 import { coverageSet } from "../measure/coverage.ts";
-import { KERNEL, SINKS, WINDOW } from "../policy/parameters.ts";
-import type {
-  Budget,
-  LayerScores,
-  Observation,
-  Parameter,
-  ParameterValues,
-  Policy,
-  PolicyEntry,
-  PolicyMode,
-} from "../policy/policy.ts";
+import { definePolicy, type Observed, type ValuesOf } from "../policy/define.ts";
+import { KERNEL, parameters, SINKS, WINDOW } from "../policy/parameters.ts";
+import type { Allocation, Budget, LayerScores, PolicyMode } from "../policy/policy.ts";
 import { appendWindow, largest, protectEnds } from "../select/protect.ts";
 import { defensiveRisk } from "../worst_case/risk.ts";
-import { NORM_AXES, type NormAxis, valueShares } from "../measure/value_share.ts";
+import { NORM_AXES, valueShares } from "../measure/value_share.ts";
 
-const PARAMETERS: readonly Parameter[] = [
+const PARAMETERS = parameters([
   WINDOW,
   KERNEL,
   { name: "coverage", type: "number", default: 0.9, min: 0, max: 1, help: "share of mean attention stage 1 covers" },
@@ -62,68 +54,54 @@ const PARAMETERS: readonly Parameter[] = [
     help: "of the value norm: l1 as published, or l2, which a tenth of the time gives",
   },
   { ...SINKS, oursOnly: true },
-];
+]);
 
 const PAPER = "Feng et al. 2025, arXiv 2510.13334";
 const REFERENCE = "trunc budgets, β from before the window, a negative cap forces nearly all (short prompts), no sinks";
 
-export const defensive: PolicyEntry = {
-  name: "defensive",
-  summary: "Keeps what the worst case needs, heads of a layer competing",
-  paper: PAPER,
-  source: "FFY0/DefensiveKV 9251b95, kvpress/presses/efficient_defensivekv_press.py",
-  parameters: PARAMETERS,
-  reference: REFERENCE,
-  create: (values, mode) => createDefensive("defensive", values, mode),
-};
+export const defensive = entry(
+  "defensive",
+  "Keeps what the worst case needs, heads of a layer competing",
+  "FFY0/DefensiveKV 9251b95, kvpress/presses/efficient_defensivekv_press.py",
+  REFERENCE,
+  { kind: "layer" },
+);
 
-export const layerDefensive: PolicyEntry = {
-  name: "layer-defensive",
-  summary: "Keeps what the worst case needs, all layers and heads competing",
-  paper: PAPER,
-  source: "FFY0/DefensiveKV 9251b95, kvpress/presses/efficient_layer_defensivekv_press.py",
-  parameters: PARAMETERS,
-  reference: `${REFERENCE}; a layer of small scores can lose even its window`,
-  create: (values, mode) => createDefensive("layer-defensive", values, mode),
-};
+export const layerDefensive = entry(
+  "layer-defensive",
+  "Keeps what the worst case needs, all layers and heads competing",
+  "FFY0/DefensiveKV 9251b95, kvpress/presses/efficient_layer_defensivekv_press.py",
+  `${REFERENCE}; a layer of small scores can lose even its window`,
+  { kind: "model" },
+);
 
-function createDefensive(
-  name: "defensive" | "layer-defensive",
-  values: ParameterValues,
-  mode: PolicyMode,
-): Policy {
-  const ours = mode === "ours";
-  const norm = values.norm as NormAxis;
-  return {
-    name: ours ? name : `${name}@reference`,
-    parameters: values,
-    needs: {
+function entry(name: string, summary: string, source: string, reference: string, allocate: Allocation) {
+  return definePolicy({
+    ...{ name, summary, paper: PAPER, source, parameters: PARAMETERS, reference, allocate },
+    needs: ({ kernel, norm, order }) => ({
       window: ["mean", "pooledMax"],
-      kernel: Number(values.kernel),
-      ...(norm !== "off" && { valueNorms: values.order === "l2" ? "l2" : "l1" }),
-    },
-    scope: name === "defensive" ? "layer" : "model",
-    arithmetic: ours ? "floor" : "reference",
-    sinks: ours ? Number(values.sinks) : 0,
-    window: Number(values.window),
-    score: (observation, budget) => scoreLayer(observation, budget, values, mode),
-  };
+      kernel,
+      ...(norm !== "off" && { valueNorms: order }),
+    }),
+    score: (observation, budget, values, mode) => scoreLayer(observation, budget, values, mode),
+  });
 }
 
+type Values = ValuesOf<typeof PARAMETERS>;
+
 function scoreLayer(
-  observation: Observation,
+  observation: Observed<"mean" | "pooledMax"> & Partial<Observed<"valueNorms">>,
   budget: Budget,
-  values: ParameterValues,
+  { norm, coverage, beta, forced }: Values,
   mode: PolicyMode,
 ): LayerScores {
-  const { shape: { kvHeads }, length, window, pooledMax } = observation;
+  const { shape: { kvHeads }, length, window, mean, pooledMax, valueNorms } = observation;
   const prefix = length - window;
-  const risk = defensiveRisk(pooledMax!, kvHeads);
-  if (values.norm !== "off") weigh(risk, observation, values.norm as NormAxis);
+  const risk = defensiveRisk(pooledMax, kvHeads);
+  if (valueNorms) weigh(risk, valueShares(valueNorms, { kvHeads, length, prefix }, norm));
   const top = largest(risk);
-  const forced = mode === "ours" ? String(values.forced) : "maximum";
-  const covered = forced !== "none" && coverageSet(observation.mean!, kvHeads, {
-    threshold: Number(values.coverage) - beta(observation, mode === "ours" ? String(values.beta) : "before-window"),
+  const covered = forced !== "none" && coverageSet(mean, kvHeads, {
+    threshold: coverage - massTakenOff(observation, beta),
     cap: stageOneCap(budget, prefix, mode, forced),
   });
   if (covered && forced === "maximum") covered.forEach((yes, i) => yes && (risk[i] = top));
@@ -134,29 +112,36 @@ function scoreLayer(
   if (covered && forced === "protect") {
     covered.forEach((yes, i) => yes && (protectedEntries[Math.floor(i / prefix) * length + i % prefix] = 1));
   }
-  return { scores, second: appendWindow(pooledMax!, kvHeads, window, top), protectedEntries };
+  return { scores, second: appendWindow(pooledMax, kvHeads, window, top), protectedEntries };
 }
 
 /** risk · ν in place. */
-function weigh(risk: Float32Array, { valueNorms, shape: { kvHeads }, length, window }: Observation, axis: NormAxis) {
-  const shares = valueShares(valueNorms!, { kvHeads, length, prefix: length - window }, axis);
+function weigh(risk: Float32Array, shares: ArrayLike<number>): void {
   for (let i = 0; i < risk.length; i++) risk[i] *= shares[i];
 }
 
-/** Mean mass of a window query, over heads and queries, on the tokens named (quirk Q2). */
-function beta({ mean, window, length, shape: { kvHeads } }: Observation, from: string): number {
-  if (from === "none") return 0;
+/** Mean mass of a window query, over heads and queries, on the tokens that `beta` names (quirk Q2). */
+function massTakenOff(
+  { mean, window, length, shape: { kvHeads } }: Observed<"mean">,
+  beta: Values["beta"],
+): number {
+  if (beta === "none") return 0;
   const prefix = length - window;
-  const first = from === "window" ? 0 : Math.max(0, prefix - window);
+  const first = beta === "window" ? 0 : Math.max(0, prefix - window);
   let sum = 0;
   for (let head = 0; head < kvHeads; head++) {
-    for (let i = first; i < prefix; i++) sum += mean![head * prefix + i];
+    for (let i = first; i < prefix; i++) sum += mean[head * prefix + i];
   }
-  return from === "window" ? 1 - sum / kvHeads : sum / kvHeads;
+  return beta === "window" ? 1 - sum / kvHeads : sum / kvHeads;
 }
 
 /** The most entries of one head that stage 1 may force: what the prefix keeps, less the window. */
-function stageOneCap({ fraction, window, sinks }: Budget, prefix: number, mode: PolicyMode, forced: string): number {
+function stageOneCap(
+  { fraction, window, sinks }: Budget,
+  prefix: number,
+  mode: PolicyMode,
+  forced: Values["forced"],
+): number {
   const cap = prefix * fraction - window;
   if (mode === "reference") return Math.trunc(cap);
   return Math.max(0, Math.floor(cap + 1e-9 - (forced === "protect" ? sinks : 0)));

@@ -7,28 +7,20 @@
  * smallest largest evicted risk and the smallest sum of evicted risks (`core/worst_case/certificate.ts`): taking the lowest scores
  * out minimises either.
  */
+import { definePolicy } from "../policy/define.ts";
 import { KERNEL, SINKS, WINDOW } from "../policy/parameters.ts";
-import type { PolicyEntry } from "../policy/policy.ts";
-import { appendWindow, largest, protectEnds } from "../select/protect.ts";
+import { appendWindow, largest } from "../select/protect.ts";
 
-export const defensiveRisk: PolicyEntry = {
+export const defensiveRisk = definePolicy({
   name: "defensive-risk",
   summary: "Keeps the largest worst-case importance, all layers competing, nothing added",
   paper: "ours, after Feng et al. 2025, arXiv 2510.13334",
   source: "none",
   parameters: [WINDOW, KERNEL, SINKS],
-  create: (values) => ({
-    name: "defensive-risk",
-    parameters: values,
-    needs: { window: ["pooledMax"], kernel: Number(values.kernel) },
-    scope: "model",
-    arithmetic: "floor",
-    sinks: Number(values.sinks),
-    window: Number(values.window),
-    importance: true,
-    score: ({ pooledMax, shape: { kvHeads }, window }, budget) => ({
-      scores: appendWindow(pooledMax!, kvHeads, window, largest(pooledMax!)),
-      protectedEntries: protectEnds(budget),
-    }),
+  needs: ({ kernel }) => ({ window: ["pooledMax"], kernel }),
+  allocate: { kind: "model" },
+  meaning: { kind: "importance" },
+  score: ({ pooledMax, shape: { kvHeads }, window }) => ({
+    scores: appendWindow(pooledMax, kvHeads, window, largest(pooledMax)),
   }),
-};
+});

@@ -7,13 +7,12 @@
  * and the last tokens always survive, and a context no longer than the sinks counts its last token instead of failing.
  */
 import { exp } from "../measure/exp.ts";
+import { definePolicy, type Observed } from "../policy/define.ts";
 import { RECENT, SINKS } from "../policy/parameters.ts";
-import { perHead, protectedScores } from "./per_head.ts";
-import type { Observation, PolicyEntry } from "../policy/policy.ts";
 import { largest } from "../select/protect.ts";
 import { rowNorms } from "./knorm.ts";
 
-export const expectedAttention: PolicyEntry = {
+export const expectedAttention = definePolicy({
   name: "expected-attention",
   summary: "Keeps what queries to come are expected to attend to",
   paper: "Devoto et al. 2025, arXiv 2510.00636",
@@ -33,21 +32,23 @@ export const expectedAttention: PolicyEntry = {
     RECENT,
   ],
   reference: "the sinks score the layer's maximum + 1; recent tokens are not protected",
-  create: (values, mode) => ({
-    ...perHead("expected-attention", values, mode),
-    needs: { rows: true, queryStatistics: { sinks: Number(values.sinks), future: Number(values.future) } },
-    score: (observation, budget) => {
-      const sinks = Math.min(Number(values.sinks), observation.length - 1);
-      const scores = expected(observation, sinks);
-      if (values.norm === "values") weigh(scores, observation, Number(values.epsilon));
-      protectSinks(scores, observation.length, sinks);
-      return protectedScores(scores, budget, mode);
-    },
-  }),
-};
+  needs: ({ sinks, future }) => ({ rows: true, queryStatistics: { sinks, future } }),
+  allocate: { kind: "head" },
+  ends: ({ sinks, window }, mode) => ({ sinks: mode === "ours" ? sinks : 0, window }),
+  score: (observation, { length }, { sinks, norm, epsilon }) => {
+    const first = Math.min(sinks, length - 1);
+    const scores = expected(observation, first);
+    if (norm === "values") weigh(scores, observation, epsilon);
+    protectSinks(scores, length, first);
+    return { scores };
+  },
+});
+
+/** What expectations are made from. */
+type Expecting = Observed<"keys" | "queryMean" | "queryCovariance">;
 
 /** `[kvHeads, L]`, 0 on the sinks. */
-function expected(observation: Observation, sinks: number): Float32Array {
+function expected(observation: Expecting, sinks: number): Float32Array {
   const { length, shape: { heads, kvHeads } } = observation;
   const scores = new Float32Array(kvHeads * length), group = heads / kvHeads;
   for (let kvHead = 0; kvHead < kvHeads; kvHead++) {
@@ -65,7 +66,7 @@ function expected(observation: Observation, sinks: number): Float32Array {
 }
 
 /** μ·k_i / √d + k_iᵀ·C·k_i / 2d, `[L]`. */
-function expectedLogits(observation: Observation, head: number, kvHead: number): Float64Array {
+function expectedLogits(observation: Expecting, head: number, kvHead: number): Float64Array {
   const { keys, queryMean, queryCovariance, length, shape: { headDim } } = observation;
   const scale = Math.sqrt(headDim);
   return Float64Array.from({ length }, (_, i) => {
@@ -73,18 +74,18 @@ function expectedLogits(observation: Observation, head: number, kvHead: number):
     let linear = 0, square = 0;
     for (let a = 0; a < headDim; a++) {
       const row = (head * headDim + a) * headDim;
-      linear += queryMean![head * headDim + a] * keys![key + a];
+      linear += queryMean[head * headDim + a] * keys[key + a];
       let product = 0;
-      for (let b = 0; b < headDim; b++) product += queryCovariance![row + b] * keys![key + b];
-      square += product * keys![key + a];
+      for (let b = 0; b < headDim; b++) product += queryCovariance[row + b] * keys[key + b];
+      square += product * keys[key + a];
     }
     return linear / scale + square / headDim / 2;
   });
 }
 
 /** (score + epsilon) · ‖v‖₂ in place. */
-function weigh(scores: Float32Array, { values, shape: { headDim } }: Observation, epsilon: number): void {
-  rowNorms(values!, headDim).forEach((norm, i) => scores[i] = (scores[i] + epsilon) * norm);
+function weigh(scores: Float32Array, { values, shape: { headDim } }: Observed<"values">, epsilon: number): void {
+  rowNorms(values, headDim).forEach((norm, i) => scores[i] = (scores[i] + epsilon) * norm);
 }
 
 function protectSinks(scores: Float32Array, length: number, sinks: number): void {

@@ -1,21 +1,13 @@
 /** Keeps everything: the yardstick. */
-import type { PolicyEntry } from "../policy/policy.ts";
+import { definePolicy } from "../policy/define.ts";
 
-export const full: PolicyEntry = {
+export const full = definePolicy({
   name: "full",
   summary: "Keeps every entry, whatever the budget",
   paper: "baseline",
   source: "none",
   parameters: [],
-  create: () => ({
-    name: "full",
-    parameters: {},
-    needs: {},
-    scope: "head",
-    arithmetic: "floor",
-    sinks: 0,
-    window: 0,
-    keepsAll: true,
-    score: (_, { model, length }) => ({ scores: new Float32Array(model.kvHeads * length) }),
-  }),
-};
+  needs: {},
+  allocate: { kind: "all" },
+  score: (_, { model, length }) => ({ scores: new Float32Array(model.kvHeads * length) }),
+});

@@ -8,26 +8,17 @@
  * foretold importance and defensive risk; `norm` weighs by value norms. Both need the whole context.
  */
 import { inputError } from "../errors.ts";
-import { KERNEL, SINKS, WINDOW } from "../policy/parameters.ts";
-import type {
-  Budget,
-  LayerScores,
-  Observation,
-  Parameter,
-  ParameterValues,
-  PolicyEntry,
-  Scope,
-} from "../policy/policy.ts";
-import { protectEnds } from "../select/protect.ts";
+import { definePolicy, type ValuesOf } from "../policy/define.ts";
+import { KERNEL, parameters, SINKS, WINDOW } from "../policy/parameters.ts";
 import { defensiveRisk } from "../worst_case/risk.ts";
-import { NORM_AXES, type NormAxis, valueShares } from "../measure/value_share.ts";
+import { NORM_AXES, valueShares } from "../measure/value_share.ts";
 import { COMPETE } from "./kvzip.ts";
 
 /**
  * The window is shorter than the observing policies': the gate scores recent entries as well as any, and at 10 % of 1k
  * tokens a window of 32 is a third of the budget (bench/results/gates.md).
  */
-const PARAMETERS: readonly Parameter[] = [
+const PARAMETERS = parameters([
   {
     name: "read",
     type: "text",
@@ -55,36 +46,45 @@ const PARAMETERS: readonly Parameter[] = [
     max: 0.999,
     help: "how probable it is that --risk-worst holds in a new text",
   },
-];
+]);
 
-export const gate: PolicyEntry = {
+type Values = ValuesOf<typeof PARAMETERS>;
+
+export const gate = definePolicy({
   name: "gate",
   summary: "Keeps what a gate, fitted by palisade calibrate, expects the model to need",
   paper: "after Fast KVzip, Kim et al. 2026, arXiv 2601.17668",
   source: "our own; the idea of gating on hidden states: kvpress/presses/fastkvzip_press.py",
   parameters: PARAMETERS,
-  create: (values: ParameterValues) => ({
-    ...streaming(values),
-    ...(values.combine === "none" && values.norm === "off" && { foretold: { coverage: Number(values.coverage) } }),
-    name: "gate",
-    parameters: values,
-    needs: {
-      gate: true,
-      ...(values.combine === "risk" && { window: ["pooledMax"], kernel: Number(values.kernel) }),
-      ...(values.norm !== "off" && { valueNorms: "l1" }),
-    },
-    scope: values.compete as Scope,
-    arithmetic: "floor",
-    sinks: Number(values.sinks),
-    window: Number(values.window),
-    score: (observation, budget) => score(observation, budget, values),
+  check: refuseLateStream,
+  needs: ({ combine, norm, kernel }) => ({
+    gate: true,
+    ...(combine === "risk" && { window: ["pooledMax"], kernel }),
+    ...(norm !== "off" && { valueNorms: "l1" }),
   }),
-};
+  allocate: ({ compete }) => ({ kind: compete }),
+  meaning: (values) => isPlain(values) ? { kind: "foretold", coverage: values.coverage } : { kind: "order" },
+  evicts: ({ read }) => read === "stream" ? "early" : "late",
+  score: ({ gate, pooledMax, valueNorms, window, length, shape: { kvHeads } }, _, values) => {
+    if (isPlain(values)) return { scores: gate.slice() };
+    const scores = gate.map(Math.exp);
+    if (pooledMax) raise(scores, defensiveRisk(pooledMax, kvHeads), length, length - window);
+    if (valueNorms) {
+      const shares = valueShares(valueNorms, { kvHeads, length, prefix: length }, values.norm);
+      for (let i = 0; i < scores.length; i++) scores[i] *= shares[i];
+    }
+    return { scores, second: gate };
+  },
+});
+
+/** The gate's own scores, unchanged. */
+function isPlain({ combine, norm }: Pick<Values, "combine" | "norm">): boolean {
+  return combine === "none" && norm === "off";
+}
 
 /** @throws PalisadeError `policy.value` when a late score is to be streamed. */
-function streaming({ read, combine, norm }: ParameterValues): { streams?: true } {
-  if (read === "layer") return {};
-  if (combine === "none" && norm === "off") return { streams: true };
+function refuseLateStream({ read, combine, norm }: Values): void {
+  if (read === "layer" || isPlain({ combine, norm })) return;
   const late = combine === "none" ? `norm=${norm}` : `combine=${combine}`;
   throw inputError(
     "policy.value",
@@ -93,26 +93,11 @@ function streaming({ read, combine, norm }: ParameterValues): { streams?: true }
   );
 }
 
-function score(observation: Observation, budget: Budget, { combine, norm }: ParameterValues): LayerScores {
-  const protectedEntries = protectEnds(budget);
-  const { gate, length, shape: { kvHeads }, valueNorms } = observation;
-  if (combine === "none" && norm === "off") return { scores: gate!.slice(), protectedEntries };
-  const scores = gate!.map(Math.exp);
-  if (combine === "risk") raise(scores, observation);
-  if (norm !== "off") {
-    const shares = valueShares(valueNorms!, { kvHeads, length, prefix: length }, norm as NormAxis);
-    for (let i = 0; i < scores.length; i++) scores[i] *= shares[i];
-  }
-  return { scores, second: gate, protectedEntries };
-}
-
-/** The larger of score and defensive risk, in place; the observation window has no risk. */
-function raise(scores: Float32Array, { pooledMax, length, window, shape: { kvHeads } }: Observation): void {
-  const prefix = length - window, risk = defensiveRisk(pooledMax!, kvHeads);
-  for (let head = 0; head < kvHeads; head++) {
-    for (let i = 0; i < prefix; i++) {
-      const at = head * length + i;
-      scores[at] = Math.max(scores[at], risk[head * prefix + i]);
+/** The larger of score and defensive risk, `[kvHeads, prefix]`, in place; the observation window has no risk. */
+function raise(scores: Float32Array, risk: Float32Array, length: number, prefix: number): void {
+  for (let at = 0, i = 0; at < scores.length; at += length) {
+    for (let column = 0; column < prefix; column++, i++) {
+      scores[at + column] = Math.max(scores[at + column], risk[i]);
     }
   }
 }

@@ -6,11 +6,10 @@
  * from the published code: sinks and the last tokens always survive; the paper gives half of the budget to the last
  * tokens, ours `window` of them. Needs the attention of every query: no window, no sampling.
  */
+import { definePolicy, type Observed } from "../policy/define.ts";
 import { RECENT, SINKS } from "../policy/parameters.ts";
-import { perHead, protectedScores } from "./per_head.ts";
-import type { Observation, PolicyEntry } from "../policy/policy.ts";
 
-export const h2o: PolicyEntry = {
+export const h2o = definePolicy({
   name: "h2o",
   summary: "Keeps what all queries together attended to most",
   paper: "Zhang et al. 2023, arXiv 2306.14048",
@@ -27,20 +26,21 @@ export const h2o: PolicyEntry = {
     RECENT,
   ],
   reference: "protects nothing",
-  create: (values, mode) => ({
-    ...perHead("h2o", values, mode),
-    needs: { columnSum: true },
-    score: (observation, budget) => protectedScores(received(observation, values.normalise === "length"), budget, mode),
-  }),
-};
+  needs: { columnSum: true },
+  allocate: { kind: "head" },
+  score: (observation, _, { normalise }) => ({ scores: received(observation, normalise === "length") }),
+});
 
 /** `[kvHeads, L]`. */
-function received({ columnSum, length, shape: { heads, kvHeads } }: Observation, normalise: boolean): Float32Array {
+function received(
+  { columnSum, length, shape: { heads, kvHeads } }: Observed<"columnSum">,
+  normalise: boolean,
+): Float32Array {
   const group = heads / kvHeads;
   return Float32Array.from({ length: kvHeads * length }, (_, at) => {
     const i = at % length, kvHead = (at - i) / length;
     let sum = 0;
-    for (let head = kvHead * group; head < (kvHead + 1) * group; head++) sum += columnSum![head * length + i];
+    for (let head = kvHead * group; head < (kvHead + 1) * group; head++) sum += columnSum[head * length + i];
     return sum / group / (normalise ? length - i : 1);
   });
 }

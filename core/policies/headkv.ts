@@ -10,15 +10,15 @@
  * budgets sum to kvHeads × layers × n exactly and never exceed the context.
  */
 import { inputError } from "../errors.ts";
-import { oncePerBudget } from "./per_budget.ts";
+import { definePolicy } from "../policy/define.ts";
 import { KERNEL, SINKS, WINDOW } from "../policy/parameters.ts";
-import type { Budget, HeadScores, PolicyEntry } from "../policy/policy.ts";
-import { protectEnds } from "../select/protect.ts";
+import type { HeadScores } from "../policy/policy.ts";
 import { shareOut } from "../select/share_out.ts";
 import type { ModelShape } from "../shape.ts";
+import { oncePerBudget } from "./per_budget.ts";
 import { snapScores } from "./snapkv.ts";
 
-export const headkv: PolicyEntry = {
+export const headkv = definePolicy({
   name: "headkv",
   summary: "SnapKV's scores, heads keeping by importance measured once per model",
   paper: "Fu et al. 2024, arXiv 2410.19258",
@@ -37,46 +37,35 @@ export const headkv: PolicyEntry = {
     KERNEL,
     SINKS,
   ],
-  create: (values, _, __, sources) => {
-    const file = String(values.file), given = sources?.headScores?.get(file);
-    if (file !== "even" && !given) {
+  needs: { window: ["mean"] },
+  allocate: { kind: "head", uneven: true },
+  check: ({ file }, sources) => {
+    if (file !== "even" && !sources.headScores?.has(file)) {
       throw inputError(
         "policy.file",
         `headkv(file=${file}): the scores of that file were not given; loadPolicy() reads it`,
         "--policy",
       );
     }
-    const modelCounts = oncePerBudget((budget) => headCounts(budget, given, Number(values.beta)));
+  },
+  score: (observation, budget, values, _, sources) => {
+    const { kvHeads } = budget.model, first = observation.layer * kvHeads;
     return {
-      name: "headkv",
-      parameters: values,
-      needs: { window: ["mean"] },
-      scope: "head",
-      arithmetic: "floor",
-      uneven: true,
-      sinks: Number(values.sinks),
-      window: Number(values.window),
-      score: (observation, budget) => {
-        const first = observation.layer * budget.model.kvHeads;
-        return {
-          scores: snapScores(observation, Number(values.kernel)),
-          counts: modelCounts(budget).slice(first, first + budget.model.kvHeads),
-          protectedEntries: protectEnds(budget),
-        };
-      },
+      scores: snapScores(observation, values.kernel),
+      counts: headCounts(budget, values, sources.headScores?.get(values.file)).slice(first, first + kvHeads),
     };
   },
-};
+});
 
 /** Entries of every head, `[layers, kvHeads]`, kvHeads × layers × `perHead` in all. */
-function headCounts(budget: Budget, given: HeadScores | undefined, beta: number): Int32Array {
+const headCounts = oncePerBudget((budget, { beta }: { readonly beta: number }, given: HeadScores | undefined) => {
   const { length, perHead, sinks, window, model } = budget;
   const fixed = sinks + window, free = perHead - fixed, heads = model.layers * model.kvHeads;
   const shared = Math.floor(free / beta);
   const weights = kvHeadShares(given, model).map((share) => share * shared * heads + (free - shared));
   const rooms = new Int32Array(heads).fill(length - fixed);
   return shareOut(weights, rooms, free * heads).map((seats) => seats + fixed);
-}
+});
 
 /** Shares of all KV heads, `[layers, kvHeads]`, summing to 1. */
 function kvHeadShares(given: HeadScores | undefined, { layers, heads, kvHeads }: ModelShape): Float64Array {

@@ -6,45 +6,32 @@
  * i of (mean over soft tokens and group of the attention on i). `reduce=max` takes the largest instead. The paper says
  * nothing of pooling and of recent tokens; SnapKV's are the defaults.
  */
+import { definePolicy } from "../policy/define.ts";
 import { KERNEL, SINKS, WINDOW } from "../policy/parameters.ts";
-import type { Parameter, PolicyEntry } from "../policy/policy.ts";
 import { poolHeads } from "../measure/pool.ts";
-import { protectEnds } from "../select/protect.ts";
 
 /** What `file` is when there is none. */
 export const NO_FILE = "none";
 
-const PARAMETERS: readonly Parameter[] = [
-  { name: "file", type: "text", default: NO_FILE, help: "safetensors file of soft tokens; it must be given" },
-  {
-    name: "reduce",
-    type: "text",
-    default: "mean",
-    choices: ["mean", "max"],
-    help: "what becomes of the attention of all soft tokens on one entry",
-  },
-  { ...WINDOW, help: "last tokens that are never evicted" },
-  KERNEL,
-  SINKS,
-];
-
-export const judgeQ: PolicyEntry = {
+export const judgeQ = definePolicy({
   name: "judge-q",
   summary: "Keeps what trained soft tokens, read from a file, attend to, per head",
   paper: "Judge Q 2025, arXiv 2509.10798",
   source: "our own, after the paper",
-  parameters: PARAMETERS,
-  create: (values) => ({
-    name: "judge-q",
-    parameters: values,
-    needs: { softTokens: { file: String(values.file), reduction: values.reduce === "max" ? "max" : "mean" } },
-    scope: "head",
-    arithmetic: "floor",
-    sinks: Number(values.sinks),
-    window: Number(values.window),
-    score: ({ softTokens, shape: { kvHeads } }, budget) => ({
-      scores: poolHeads(softTokens!, kvHeads, Number(values.kernel)),
-      protectedEntries: protectEnds(budget),
-    }),
-  }),
-};
+  parameters: [
+    { name: "file", type: "text", default: NO_FILE, help: "safetensors file of soft tokens; it must be given" },
+    {
+      name: "reduce",
+      type: "text",
+      default: "mean",
+      choices: ["mean", "max"],
+      help: "what becomes of the attention of all soft tokens on one entry",
+    },
+    { ...WINDOW, help: "last tokens that are never evicted" },
+    KERNEL,
+    SINKS,
+  ],
+  needs: ({ file, reduce }) => ({ softTokens: { file, reduction: reduce } }),
+  allocate: { kind: "head" },
+  score: ({ softTokens, shape: { kvHeads } }, _, { kernel }) => ({ scores: poolHeads(softTokens, kvHeads, kernel) }),
+});

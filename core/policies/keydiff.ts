@@ -5,31 +5,29 @@
  * the published code in that sinks and the last tokens always survive. The paper also evicts block by block while it
  * reads; this is the form for a whole context.
  */
+import { definePolicy, type Observed } from "../policy/define.ts";
 import { RECENT, SINKS } from "../policy/parameters.ts";
-import { perHead, protectedScores } from "./per_head.ts";
-import type { Observation, PolicyEntry } from "../policy/policy.ts";
 
 /** Smallest norm of a key when it is divided by, and of a product of norms: torch's defaults. */
 const LEAST_NORM = 1e-12, LEAST_PRODUCT = 1e-8;
 
-export const keydiff: PolicyEntry = {
+export const keydiff = definePolicy({
   name: "keydiff",
   summary: "Keeps the keys least like the mean key",
   paper: "Park et al. 2025, arXiv 2504.15364",
   source: "NVIDIA/kvpress 8bb29b9, kvpress/presses/keydiff_press.py",
   parameters: [{ ...SINKS, oursOnly: true }, RECENT],
   reference: "protects nothing",
-  create: (values, mode) => ({
-    ...perHead("keydiff", values, mode),
-    needs: { rows: true },
-    score: (observation, budget) => protectedScores(differences(observation), budget, mode),
-  }),
-};
+  needs: { rows: true },
+  allocate: { kind: "head" },
+  score: (observation) => ({ scores: differences(observation) }),
+});
 
-function differences({ keys, length, shape: { kvHeads, headDim } }: Observation): Float32Array {
+/** `[kvHeads, L]`. */
+function differences({ keys, length, shape: { kvHeads, headDim } }: Observed<"keys">): Float32Array {
   const scores = new Float32Array(kvHeads * length);
   for (let head = 0; head < kvHeads; head++) {
-    const rows = keys!.subarray(head * length * headDim, (head + 1) * length * headDim);
+    const rows = keys.subarray(head * length * headDim, (head + 1) * length * headDim);
     const norms = Float64Array.from(
       { length },
       (_, i) => Math.sqrt(dot(rows, i * headDim, rows, i * headDim, headDim)),

@@ -4,24 +4,20 @@
  * score[g, i] = −‖k_i‖₂; RoPE leaves norms alone. Ours differs from the published code in that sinks and the last tokens
  * always survive. The paper skips the first layers; neither the published code nor ours does.
  */
+import { definePolicy } from "../policy/define.ts";
 import { RECENT, SINKS } from "../policy/parameters.ts";
-import { perHead, protectedScores } from "./per_head.ts";
-import type { PolicyEntry } from "../policy/policy.ts";
 
-export const knorm: PolicyEntry = {
+export const knorm = definePolicy({
   name: "knorm",
   summary: "Keeps the keys of smallest norm",
   paper: "Devoto et al. 2024, arXiv 2406.11430",
   source: "NVIDIA/kvpress 8bb29b9, kvpress/presses/knorm_press.py",
   parameters: [{ ...SINKS, oursOnly: true }, RECENT],
   reference: "protects nothing",
-  create: (values, mode) => ({
-    ...perHead("knorm", values, mode),
-    needs: { rows: true },
-    score: ({ keys, shape: { headDim } }, budget) =>
-      protectedScores(rowNorms(keys!, headDim).map((norm) => -norm), budget, mode),
-  }),
-};
+  needs: { rows: true },
+  allocate: { kind: "head" },
+  score: ({ keys, shape: { headDim } }) => ({ scores: rowNorms(keys, headDim).map((norm) => -norm) }),
+});
 
 /** ‖row‖₂ of `[rows, headDim]`: `[rows]`. */
 export function rowNorms(rows: Float32Array, headDim: number): Float32Array {

@@ -12,11 +12,10 @@
  * chunk to NaN.
  */
 import { exp } from "../measure/exp.ts";
+import { definePolicy, type Observed } from "../policy/define.ts";
 import { RECENT, SINKS } from "../policy/parameters.ts";
-import { perHead, protectedScores } from "./per_head.ts";
-import type { Observation, PolicyEntry } from "../policy/policy.ts";
 
-export const lagkv: PolicyEntry = {
+export const lagkv = definePolicy({
   name: "lagkv",
   summary: "Keeps the tokens of each chunk that stand out against the next chunk",
   paper: "Liang et al. 2025, arXiv 2504.04704",
@@ -27,19 +26,21 @@ export const lagkv: PolicyEntry = {
     RECENT,
   ],
   reference: "protects its sinks, last chunk and remainder by score 1 only, so a budget below them cuts into them",
-  create: (values, mode) => ({
-    ...perHead("lagkv", values, mode),
-    needs: { rows: true },
-    score: (observation, budget) => {
-      const scores = lagScores(observation, Number(values.sinks), Number(values.lag));
-      const second = Float32Array.from(scores, (_, i) => i % budget.length);
-      return { ...protectedScores(scores, budget, mode), second };
-    },
-  }),
-};
+  needs: { rows: true },
+  allocate: { kind: "head" },
+  ends: ({ sinks, window }, mode) => ({ sinks: mode === "ours" ? sinks : 0, window }),
+  score: (observation, { length }, { sinks, lag }) => {
+    const scores = lagScores(observation, sinks, lag);
+    return { scores, second: scores.map((_, i) => i % length) };
+  },
+});
 
 /** `[kvHeads, L]`, 0 … 1. */
-function lagScores({ keys, values, length, shape }: Observation, sinks: number, lag: number): Float32Array {
+function lagScores(
+  { keys, values, length, shape }: Observed<"keys" | "values">,
+  sinks: number,
+  lag: number,
+): Float32Array {
   const { kvHeads, headDim } = shape;
   const scores = new Float32Array(kvHeads * length).fill(1);
   const chunks = Math.floor((length - sinks) / lag);
@@ -51,7 +52,7 @@ function lagScores({ keys, values, length, shape }: Observation, sinks: number, 
     }
     for (let chunk = 0; chunk < chunks - 1; chunk++) {
       const first = sinks + chunk * lag, at = head * length + first;
-      const outstanding = [keys!, values!].map((rows) => softmaxOfDeviations(rows, at, lag, headDim));
+      const outstanding = [keys, values].map((rows) => softmaxOfDeviations(rows, at, lag, headDim));
       const order = Array.from({ length: lag }, (_, i) => i);
       const sum = order.map((i) => outstanding[0][i] + outstanding[1][i]);
       order.sort((a, b) => sum[a] - sum[b] || a - b).forEach((i, rank) => row[first + i] = rank / lag);

@@ -8,14 +8,14 @@
  * one layer is no division by 0, and no budget falls back on SnapKV. The published code leaves the window out of its
  * line and falls back as soon as the last layer would get less than the window.
  */
-import { oncePerBudget } from "./per_budget.ts";
+import { definePolicy } from "../policy/define.ts";
 import { KERNEL, SINKS, WINDOW } from "../policy/parameters.ts";
-import type { Budget, PolicyEntry } from "../policy/policy.ts";
-import { protectEnds } from "../select/protect.ts";
+import type { Budget } from "../policy/policy.ts";
 import { shareOut } from "../select/share_out.ts";
+import { oncePerBudget } from "./per_budget.ts";
 import { snapScores } from "./snapkv.ts";
 
-export const pyramidkv: PolicyEntry = {
+export const pyramidkv = definePolicy({
   name: "pyramidkv",
   summary: "SnapKV's scores, lower layers keeping more than higher ones",
   paper: "Cai et al. 2024, arXiv 2406.02069",
@@ -34,26 +34,17 @@ export const pyramidkv: PolicyEntry = {
     { ...SINKS, oursOnly: true },
   ],
   reference: "no sinks, rounded budgets that need not add up, SnapKV's even budget where the line is too steep",
-  create: (values, mode) => {
-    const ours = mode === "ours";
-    const beta = Number(values.beta);
-    const layerCounts = oncePerBudget((budget) => ours ? exactCounts(budget, beta) : publishedCounts(budget, beta));
-    return {
-      name: ours ? "pyramidkv" : "pyramidkv@reference",
-      parameters: values,
-      needs: { window: ["mean"] },
-      scope: "head",
-      arithmetic: ours ? "floor" : "reference",
-      uneven: true,
-      sinks: ours ? Number(values.sinks) : 0,
-      window: Number(values.window),
-      score: (observation, budget) => {
-        const counts = new Int32Array(budget.model.kvHeads).fill(layerCounts(budget)[observation.layer]);
-        const scores = snapScores(observation, Number(values.kernel));
-        return ours ? { scores, counts, protectedEntries: protectEnds(budget) } : { scores, counts };
-      },
-    };
-  },
+  needs: { window: ["mean"] },
+  allocate: { kind: "head", uneven: true },
+  score: (observation, budget, values, mode) => ({
+    scores: snapScores(observation, values.kernel),
+    counts: new Int32Array(budget.model.kvHeads).fill(layerCounts[mode](budget, values)[observation.layer]),
+  }),
+});
+
+const layerCounts = {
+  ours: oncePerBudget((budget, { beta }: { readonly beta: number }) => exactCounts(budget, beta)),
+  reference: oncePerBudget((budget, { beta }: { readonly beta: number }) => publishedCounts(budget, beta)),
 };
 
 /** Entries per head of each layer, `[layers]`, layers × `perHead` in all. */

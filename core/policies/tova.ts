@@ -5,35 +5,32 @@
  * token stays. Ours differs from the published code in that the sinks always survive. The paper evicts one entry a step
  * while it decodes; this is its decision after the last token of the context.
  */
+import { definePolicy, type Observed } from "../policy/define.ts";
 import { SINKS } from "../policy/parameters.ts";
-import { perHead, protectedScores } from "./per_head.ts";
-import type { Observation, PolicyEntry } from "../policy/policy.ts";
 import { appendWindow, largest } from "../select/protect.ts";
 
-export const tova: PolicyEntry = {
+export const tova = definePolicy({
   name: "tova",
   summary: "Keeps what the last query attends to, alike in all heads of a layer",
   paper: "Oren et al. 2024, arXiv 2401.06104",
   source: "NVIDIA/kvpress 8bb29b9, kvpress/presses/tova_press.py",
   parameters: [{ ...SINKS, oursOnly: true }],
   reference: "no sinks; the last token scores the layer's maximum + 1",
-  create: (values, mode) => ({
-    ...perHead("tova", values, mode),
-    window: 1,
-    needs: { window: ["mean"] },
-    score: (observation, budget) => {
-      const prefix = meanOverHeads(observation);
-      return protectedScores(appendWindow(prefix, observation.shape.kvHeads, 1, largest(prefix) + 1), budget, mode);
-    },
-  }),
-};
+  needs: { window: ["mean"] },
+  allocate: { kind: "head" },
+  ends: ({ sinks }) => ({ sinks, window: 1 }),
+  score: (observation) => {
+    const prefix = meanOverHeads(observation);
+    return { scores: appendWindow(prefix, observation.shape.kvHeads, 1, largest(prefix) + 1) };
+  },
+});
 
 /** The mean over KV heads, for each of them: `[kvHeads, N]`. */
-function meanOverHeads({ mean, shape: { kvHeads } }: Observation): Float32Array {
-  const columns = mean!.length / kvHeads;
-  return Float32Array.from(mean!, (_, at) => {
+function meanOverHeads({ mean, shape: { kvHeads } }: Observed<"mean">): Float32Array {
+  const columns = mean.length / kvHeads;
+  return Float32Array.from(mean, (_, at) => {
     let sum = 0;
-    for (let i = at % columns; i < mean!.length; i += columns) sum += mean![i];
+    for (let i = at % columns; i < mean.length; i += columns) sum += mean[i];
     return sum / kvHeads;
   });
 }

@@ -1,35 +1,45 @@
 /** Parameters that several policies share. */
 import type { Parameter } from "./policy.ts";
 
+/** The parameter as it is, with a type that knows its name and choices: for those that several policies share. */
+export function parameter<const P extends Parameter>(declared: P): P {
+  return declared;
+}
+
+/** The same of a whole list: for policies that share one, or name its type. */
+export function parameters<const P extends readonly Parameter[]>(declared: P): P {
+  return declared;
+}
+
 /** First tokens of the context that are never evicted. 4: StreamingLLM's choice (arXiv 2309.17453). */
-export const SINKS: Parameter = {
+export const SINKS = parameter({
   name: "sinks",
   type: "integer",
   default: 4,
   min: 0,
   max: 65536,
   help: "first tokens that are never evicted",
-};
+});
 
 /** Observation window. 32: DefensiveKV's choice; upstream kvpress has 64. */
-export const WINDOW: Parameter = {
+export const WINDOW = parameter({
   name: "window",
   type: "integer",
   default: 32,
   min: 1,
   max: 65536,
   help: "last tokens that are observed and never evicted",
-};
+});
 
 /** Recent tokens kept by policies that observe no window; published code keeps none for its own sake. */
-export const RECENT: Parameter = { ...WINDOW, help: "last tokens that are never evicted", oursOnly: true };
+export const RECENT = parameter({ ...WINDOW, help: "last tokens that are never evicted", oursOnly: true });
 
 /** Pooling kernel over positions. */
-export const KERNEL: Parameter = {
+export const KERNEL = parameter({
   name: "kernel",
   type: "integer",
   default: 5,
   min: 1,
   max: 255,
   help: "width of the average pooling over positions, odd",
-};
+});

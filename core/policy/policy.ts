@@ -129,32 +129,72 @@ export interface LayerScores {
   /** Entries kept before any score is looked at, `[kvHeads, L]`, 1 = protected. */
   readonly protectedEntries?: Uint8Array;
   /**
-   * Entries of each KV head, `[kvHeads]`. Scope `head`: absent means `budget.perHead` each. Scope `layer`: the heads
-   * share the sum; absent means `budget.perLayer`. Not for scope `model`.
+   * Entries of each KV head, `[kvHeads]`, for {@link Allocation} `head`: absent means `budget.perHead` each; and `layer`:
+   * the heads share the sum, absent means `budget.perLayer`.
    */
   readonly counts?: Int32Array;
-  /** The layer's weight when layers share a budget ({@link Policy.cascade}), ≥ 0. */
+  /** The layer's weight when layers share a budget ({@link Allocation} `cascade`), ≥ 0. */
   readonly preference?: number;
 }
 
 /**
  * Who competes with whom for the budget.
- * `head`: every head has its own count. `layer`: the heads of one layer share `budget.perLayer`.
- * `model`: all layers and heads share `budget.total`.
+ * - `head`: every head has its own count, `budget.perHead` or what {@link LayerScores.counts} says.
+ * - `layer`: the heads of one layer share `budget.perLayer`, or the sum of their counts.
+ * - `model`: all layers and heads share `budget.total`.
+ * - `cascade`: the layers share kvHeads × layers × `perHead` entries by their `preference`, every head of a layer alike.
+ * - `all`: nobody, nothing is evicted whatever the budget.
  */
-export type Scope = "head" | "layer" | "model";
+export type Allocation =
+  | (LayerBudget & { readonly kind: "head" })
+  | (LayerBudget & { readonly kind: "layer" })
+  | { readonly kind: "model" }
+  | { readonly kind: "cascade" }
+  | { readonly kind: "all" };
+
+/** What a layer gets. */
+export interface LayerBudget {
+  /** True when `budget.perLayer` is kvHeads × `perHead` (Ada-KV) instead of being rounded once (DefensiveKV). */
+  readonly fromHeads?: boolean;
+  /** True when counts differ over layers: only their sum over the model is kvHeads × layers × `perHead`. */
+  readonly uneven?: boolean;
+}
+
+/**
+ * What a score says besides the order, so that a fixed threshold on it means something.
+ * - `order`: nothing.
+ * - `importance`: it is a worst-case importance, 0 … 1.
+ * - `foretold`: it is a foretold ln importance, right up to a margin that holds with probability `coverage`, 0 … 1.
+ */
+export type ScoreMeaning =
+  | { readonly kind: "order" }
+  | { readonly kind: "importance" }
+  | { readonly kind: "foretold"; readonly coverage: number };
 
 /** A documented parameter of a policy. Defaults live here and nowhere else. */
-export interface Parameter {
-  readonly name: string;
-  readonly type: "number" | "integer" | "text";
-  readonly default: number | string;
-  /** Inclusive range for numbers. */
+export type Parameter = NumberParameter | TextParameter;
+
+export interface NumberParameter extends ParameterLine {
+  readonly type: "number" | "integer";
+  readonly default: number;
+  /** Inclusive range. */
   readonly min?: number;
   readonly max?: number;
-  /** The allowed words for text. */
+}
+
+export interface TextParameter extends ParameterLine {
+  readonly type: "text";
+  readonly default: string;
+  /** The allowed words; any text without. */
   readonly choices?: readonly string[];
-  /** True when the published code has no such thing: `NAME@reference` refuses it and does not list it. */
+}
+
+interface ParameterLine {
+  readonly name: string;
+  /**
+   * True when the published code has no such thing: `NAME@reference` refuses it and does not list it. There it counts as
+   * 0 if it is a number, as its default if it is a text.
+   */
   readonly oursOnly?: boolean;
   readonly help: string;
 }
@@ -167,29 +207,18 @@ export interface Policy {
   readonly name: string;
   readonly parameters: ParameterValues;
   readonly needs: Needs;
-  readonly scope: Scope;
+  readonly allocate: Allocation;
+  readonly meaning: ScoreMeaning;
+  /**
+   * `late`: a layer evicts when all of it is scored. `early`: while reading, chunk by chunk, which only scores allow that
+   * are known when the key is made.
+   */
+  readonly evicts: "early" | "late";
   /** How budgets are counted: ours, or the published `trunc(L·(1−r)·…)`, left to right in doubles. */
   readonly arithmetic: "floor" | "reference";
-  /** Scope `layer` only: `perLayer` is kvHeads × `perHead` (Ada-KV) instead of being rounded once (DefensiveKV). */
-  readonly perLayerFromHeads?: boolean;
   /** Sinks and window protected (and observed) before shrinking. */
   readonly sinks: number;
   readonly window: number;
-  /** True when `counts` differ over layers: only their sum over the model is kvHeads × layers × `perHead`. */
-  readonly uneven?: boolean;
-  /**
-   * True when the layers share kvHeads × layers × `perHead` entries by their `preference`, every head of a layer alike:
-   * decided by `CascadeSelection`. Scope `head`.
-   */
-  readonly cascade?: boolean;
-  /** True when nothing is evicted whatever the budget (`full`). */
-  readonly keepsAll?: boolean;
-  /** True when a score is a worst-case importance, 0 … 1, so that a fixed threshold on it means something. */
-  readonly importance?: boolean;
-  /** Its score is a foretold ln importance, right up to a margin that holds with this probability, 0 … 1. */
-  readonly foretold?: { readonly coverage: number };
-  /** True when it evicts while reading, chunk by chunk: only for scores that are known when the key is made. */
-  readonly streams?: boolean;
   /** Pure: reads the observation, returns new arrays. */
   score(observation: Observation, budget: Budget): LayerScores;
 }

@@ -104,11 +104,12 @@ function findEntry({ name, at }: PolicyText, text: string): PolicyEntry {
 }
 
 function checkScorer(entry: PolicyEntry, scorer: Policy, { at }: { at: number }, text: string): void {
+  const { kind } = scorer.allocate;
   const twice = Object.keys(scorer.parameters).find((name) => entry.parameters.some((own) => own.name === name));
-  if (scorer.keepsAll || scorer.cascade || twice) {
+  if (kind === "all" || kind === "cascade" || twice) {
     const reason = twice
       ? `both have a parameter ${twice}`
-      : scorer.cascade
+      : kind === "cascade"
       ? "its layers share a budget that is split last"
       : "it scores nothing";
     throw policyError("policy.scorer", `${entry.name} can't work on ${scorer.name}: ${reason}`, text, at);
@@ -140,11 +141,13 @@ function readSettings(
 }
 
 function readValue(parameter: Parameter, { value, at }: Setting, text: string): number | string {
-  const { name, type, min = -Infinity, max = Infinity, choices } = parameter;
-  if (type === "text") {
+  const { name } = parameter;
+  if (parameter.type === "text") {
+    const { choices } = parameter;
     if (!choices || choices.includes(value)) return value;
     throw policyError("policy.value", `${name}=${value}: want one of ${choices.join(", ")}`, text, at);
   }
+  const { type, min = -Infinity, max = Infinity } = parameter;
   const number = /^[+-]?(\d+\.?\d*|\.\d+)$/.test(value) ? Number(value) : NaN;
   const odd = name !== "kernel" || number % 2 === 1;
   if (number >= min && number <= max && odd && (type === "number" || Number.isInteger(number))) return number;

@@ -24,25 +24,31 @@ export function segmentsOf(layer: LayerScores, kvHeads: number, length: number):
 }
 
 /**
- * The selections that decide one layer on its own, for any backend's `select`: one per KV head (scope `head`) or one
- * over all heads (scope `layer`). Their results, one after the other, are the kept positions of the heads in order.
- * What is decided over layers (scope `model`, `cascade`) goes through `streamingSelection`.
+ * The selections that decide one layer on its own, for any backend's `select`: one per KV head ({@link Allocation}
+ * `head`) or one over all heads (`layer`). Their results, one after the other, are the kept positions of the heads in order.
+ * What is decided over layers (`model`, `cascade`) goes through `streamingSelection`.
  */
-export function layerSelections(policy: Pick<Policy, "scope">, budget: Budget, layer: LayerScores): SelectionInput[] {
+export function layerSelections(
+  policy: Pick<Policy, "allocate">,
+  budget: Budget,
+  layer: LayerScores,
+): SelectionInput[] {
   const segments = segmentsOf(layer, budget.model.kvHeads, budget.length);
-  switch (policy.scope) {
+  switch (policy.allocate.kind) {
+    case "all":
     case "head":
       return segments.map((segment, head) => ({ segments: [segment], count: layer.counts?.[head] ?? budget.perHead }));
     case "layer":
       return [{ segments, count: layer.counts?.reduce((sum, count) => sum + count, 0) ?? budget.perLayer }];
     case "model":
-      throw new RangeError("A layer of a policy that competes over the model can't be decided alone");
+    case "cascade":
+      throw new RangeError("A layer can't be decided alone where layers share a budget");
     default:
-      throw new TypeError(`Unknown scope ${policy.scope satisfies never}`);
+      throw new TypeError(`Unknown allocation ${policy.allocate satisfies never}`);
   }
 }
 
-/** Kept positions of one layer, per KV head, for scope `head` and `layer`. */
-export function selectLayer(policy: Pick<Policy, "scope">, budget: Budget, layer: LayerScores): Int32Array[] {
+/** Kept positions of one layer, per KV head, for `head` and `layer`. */
+export function selectLayer(policy: Pick<Policy, "allocate">, budget: Budget, layer: LayerScores): Int32Array[] {
   return layerSelections(policy, budget, layer).flatMap(selectTop);
 }

@@ -4,6 +4,7 @@
  * Keep is what STAYS; the papers' compression ratio r is what goes. All products are taken in doubles, left to right.
  */
 import { inputError } from "../errors.ts";
+import { layerBudgetOf } from "../policy/define.ts";
 import type { Budget, Policy } from "../policy/policy.ts";
 import type { ModelShape } from "../shape.ts";
 
@@ -65,14 +66,14 @@ export function checkKeep(keep: Keep, text: string = JSON.stringify(keep)): Keep
  * code (`@reference`) is asked to evict from a context no longer than its window.
  */
 export function resolveBudget(
-  policy: Pick<Policy, "name" | "arithmetic" | "perLayerFromHeads" | "sinks" | "window" | "keepsAll">,
+  policy: Pick<Policy, "name" | "arithmetic" | "allocate" | "sinks" | "window">,
   keep: Keep,
   length: number,
   model: ModelShape,
 ): Budget {
   if (!(length > 0)) throw inputError("context.empty", "The context has no tokens: nothing to keep", "--context");
   checkKeep(keep);
-  const counts = policy.keepsAll || keepsEverything(keep, length)
+  const counts = policy.allocate.kind === "all" || keepsEverything(keep, length)
     ? exactCounts(length, length, model)
     : "tokens" in keep
     ? exactCounts(keep.tokens, length, model)
@@ -83,7 +84,7 @@ export function resolveBudget(
     const share = `${Number((100 * counts.fraction).toPrecision(6))} %`;
     throw inputError("keep.nothing", `Keeping ${share} of ${length} tokens leaves none: want at least one`, "--keep");
   }
-  if (policy.perLayerFromHeads) counts.perLayer = model.kvHeads * counts.perHead;
+  if (layerBudgetOf(policy.allocate).fromHeads) counts.perLayer = model.kvHeads * counts.perHead;
   return { length, model, ...counts, ...protectedSpan(policy, counts.perHead, length), windowAsked: policy.window };
 }
 

@@ -27,7 +27,7 @@ export interface EvictionRule {
 
 /** True when nothing is evicted, so that nothing need be observed. */
 export function keepsAll({ policy, budget, threshold }: EvictionRule): boolean {
-  return policy.keepsAll === true || (threshold === undefined && budget.perHead >= budget.length);
+  return policy.allocate.kind === "all" || (threshold === undefined && budget.perHead >= budget.length);
 }
 
 export class Eviction {

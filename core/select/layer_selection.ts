@@ -15,9 +15,9 @@ export interface StreamingSelection {
 
 /** For policies whose layers compete or share; `undefined` for those that decide each layer alone (`layerSelections`). */
 export function streamingSelection(
-  { scope, cascade }: Pick<Policy, "scope" | "cascade">,
+  { allocate: { kind } }: Pick<Policy, "allocate">,
   budget: Budget,
 ): StreamingSelection | undefined {
-  if (scope === "model") return new JointSelection(budget);
-  return cascade ? new CascadeSelection(budget) : undefined;
+  if (kind === "model") return new JointSelection(budget);
+  return kind === "cascade" ? new CascadeSelection(budget) : undefined;
 }

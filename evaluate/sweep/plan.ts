@@ -58,13 +58,14 @@ export function parseCases(policies: string, keeps: string, sources: PolicySourc
   refuseRepeated(keepList, { key: ({ keep }) => JSON.stringify(keep), name: ({ text }) => text, where: "--keep" });
   const cases = nonEmpty(splitList(policies, "--policies"), "--policies").flatMap((text): AskedCase[] => {
     const policy = resolvePolicy(text, sources);
-    if (!policy.keepsAll) {
+    if (policy.allocate.kind !== "all") {
       return keepList.map(({ text: keep, ...rest }) => ({ policy, ...rest, asked: { policy: text, keep } }));
     }
     return [{ policy, keep: checkKeep({ fraction: 1 }), asked: { policy: text, keep: "100%" } }];
   });
   refuseRepeatedCases(cases);
-  return cases.sort((a, b) => Number(b.policy.keepsAll ?? false) - Number(a.policy.keepsAll ?? false));
+  const whole = ({ policy }: AskedCase) => Number(policy.allocate.kind === "all");
+  return cases.sort((a, b) => whole(b) - whole(a));
 }
 
 /** `1k,2k,512`; k is 1024. @throws PalisadeError `length.syntax`, `list.*`. */

@@ -68,12 +68,12 @@ const REPEAT = resolvePolicy("kvzip").needs.reconstruction!;
 const STATISTICS = resolvePolicy("expected-attention").needs.queryStatistics!;
 
 /** False for policies that must read the context in their own way: those go through `openContext`, one by one. */
-export function sharesPrefill({ needs: { reconstruction, queryStatistics, ...needs }, streams }: Policy): boolean {
+export function sharesPrefill({ needs: { reconstruction, queryStatistics, ...needs }, evicts }: Policy): boolean {
   const repeats = !reconstruction ||
     (reconstruction.chunk === REPEAT.chunk && reconstruction.postfix === REPEAT.postfix);
   const foresees = !queryStatistics ||
     (queryStatistics.sinks === STATISTICS.sinks && queryStatistics.future === STATISTICS.future);
-  return !streams && repeats && foresees &&
+  return evicts === "late" && repeats && foresees &&
     Object.entries(needs).every(([name, wanted]) => !wanted || SHARED.includes(name));
 }
 

@@ -61,7 +61,7 @@ export function budgetUnderCap(policy: Policy, asked: Budget, tokens: number): B
   ) {
     return asked;
   }
-  if (policy.keepsAll) {
+  if (policy.allocate.kind === "all") {
     throw inputError(
       "max-cache.policy",
       `${policy.name} evicts nothing, and a context of ${length} tokens has no room below --max-cache ${tokens}`,

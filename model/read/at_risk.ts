@@ -102,7 +102,7 @@ class RiskSearch implements Disposable {
     const most = this.#ids.length, least = Math.min(most, Math.max(1, policy.sinks + policy.window));
     const overLayers = streamingSelection(policy, this.#budget(least)) !== undefined;
     if (overLayers && least < most) await this.#each(({ layer, seen }) => this.#remember(layer, seen));
-    const found = policy.keepsAll ? { tokens: most, risk: 0 } : await smallestBudget(
+    const found = policy.allocate.kind === "all" ? { tokens: most, risk: 0 } : await smallestBudget(
       { least, most },
       limit,
       (tokens) => this.#risks(tokens.map((n) => this.#budget(n)), overLayers),

@@ -51,9 +51,9 @@ export function planReading(model: PlannedModel, ids: readonly number[], options
   if (exceeds && !closesUp(model.config, budget, options)) {
     throw contextTooLong(model.config, ids.length, policy, budget, positions === "rerotate");
   }
-  if (exceeds || policy.streams) refuseHindsight(policy, risk, options);
+  if (exceeds || policy.evicts === "early") refuseHindsight(policy, risk, options);
   const planned = { policy, budget, keepCapped, cacheType }, foretell = maxCache?.foretell ?? false;
-  if (policy.streams) return { way: "streaming", ...planned, realign: exceeds };
+  if (policy.evicts === "early") return { way: "streaming", ...planned, realign: exceeds };
   if (exceeds) return { way: "rolling", ...planned, foretell };
   const { reconstruction } = policy.needs;
   const prompts = reconstruction && repeatPrompts(model, ids, reconstruction, options.beyondTrained);
@@ -88,7 +88,7 @@ function rivals({ keep, maxCache }: PlanOptions): string[] {
 
 /** No position reaches the trained length, because the policy evicts on the way and gaps close up. */
 function closesUp({ contextLength }: ModelConfig, { perHead }: Budget, { policy, positions }: PlanOptions): boolean {
-  return positions === "rerotate" && (policy.streams || rolls(policy)) && perHead < contextLength;
+  return positions === "rerotate" && (policy.evicts === "early" || rolls(policy)) && perHead < contextLength;
 }
 
 /** What is judged by the last queries can't be known by a reading that evicts before they come. */

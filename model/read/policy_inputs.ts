@@ -33,14 +33,12 @@ export async function scoreFiles(
   tokens: number,
   options: SourceOptions = {},
 ): Promise<ScoreFiles> {
-  const { policy: { needs, foretold }, budget } = reading;
+  const { policy: { needs, meaning }, budget } = reading;
   const foretell = "foretell" in reading && reading.foretell;
   const files = await neededFiles(model, foretell ? { ...needs, gate: true } : needs, tokens, options);
-  if (reading.way !== "threshold" || !foretold) return files;
-  return {
-    ...files,
-    worstCase: worstCaseOf(options.gate ?? await model.gate(), reading.limit, { ...foretold, budget }),
-  };
+  if (reading.way !== "threshold" || meaning.kind !== "foretold") return files;
+  const promise = { coverage: meaning.coverage, budget };
+  return { ...files, worstCase: worstCaseOf(options.gate ?? await model.gate(), reading.limit, promise) };
 }
 
 /**

@@ -51,7 +51,7 @@ export function resolveRisk(settings: RiskSettings, policy: Policy, others: read
     throw inputError("risk.range", `Can't bound the risk by ${limit}: want a number above 0 and below 1`, name);
   }
   if (risk !== undefined) return { kind: "mean", limit, maxCacheBytes };
-  if (!policy.importance && !policy.foretold) {
+  if (policy.meaning.kind === "order") {
     const message = `${policy.name} has no importance to compare with a threshold: use defensive-risk, or plain gate`;
     throw inputError("risk.policy", message, name);
   }

@@ -17,9 +17,10 @@ import { CHUNK, stepBytes } from "../decode/layer.ts";
 import type { ReadOptions, ReadResult, RollingReading } from "./reading.ts";
 
 /** Whether a policy can be read with in this way: it looks at keys and values alone, and decides head by head. */
-export function rolls(policy: Pick<Policy, "needs" | "scope">): boolean {
+export function rolls(policy: Pick<Policy, "needs" | "allocate">): boolean {
   const measured = Object.keys(policy.needs).filter((name) => policy.needs[name as keyof Needs]);
-  return policy.scope === "head" && measured.every((name) => name === "rows");
+  const { kind } = policy.allocate;
+  return (kind === "head" || kind === "all") && measured.every((name) => name === "rows");
 }
 
 /**

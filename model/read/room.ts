@@ -17,12 +17,12 @@ export function contextTooLong(
   budget: Budget,
   rerotates: boolean,
 ): PalisadeError {
-  const onTheWay = policy.streams || rolls(policy);
+  const onTheWay = policy.evicts === "early" || rolls(policy);
   const way = !rerotates
     ? "pass --beyond-trained to read it all the same"
     : onTheWay
     ? `keep fewer than ${trained} tokens per head instead of ${budget.perHead}`
-    : policy.foretold
+    : policy.meaning.kind === "foretold"
     ? `evict while reading, with gate(read=stream): ${policy.name} as it is scores all of it first`
     : `name a policy that scores a key when it is made, such as streaming-llm: ${policy.name} needs all of it`;
   return tooLong(

@@ -48,7 +48,7 @@ export async function readStreaming(
       const some = Array.from({ length: count }, (_, i) => ids[start + i]);
       const hidden = await readChunk(dense, cache, some, scores, { ...options, gate });
       const read = now();
-      if (options.policy.keepsAll !== true && budget.perHead < budget.length) {
+      if (options.policy.allocate.kind !== "all" && budget.perHead < budget.length) {
         await evict(cache, scores, options);
         if (options.realign) await cache.realign(config.rope);
       }
@@ -116,18 +116,21 @@ async function evict(cache: RaggedCache, scores: ScoreLists, { policy, budget }:
 }
 
 /** Who competes: runs of `size` (layer, head) segments for `count` entries each. */
-function pools({ scope }: Pick<Policy, "scope">, { model, total, perLayer, perHead }: Budget) {
+function pools({ allocate }: Pick<Policy, "allocate">, { model, total, perLayer, perHead }: Budget) {
   const { layers, kvHeads } = model;
   const repeated = (times: number, size: number, count: number) =>
     Array.from({ length: times }, () => ({ size, count }));
-  switch (scope) {
+  switch (allocate.kind) {
     case "model":
       return repeated(1, layers * kvHeads, total);
     case "layer":
       return repeated(layers, kvHeads, perLayer);
     case "head":
       return repeated(layers * kvHeads, 1, perHead);
+    case "cascade":
+    case "all":
+      throw new RangeError(`Can't evict early where ${allocate.kind} is the allocation`);
     default:
-      throw new TypeError(`Unknown scope ${scope satisfies never}`);
+      throw new TypeError(`Unknown allocation ${allocate satisfies never}`);
   }
 }

@@ -5,6 +5,7 @@
 import assert from "node:assert/strict";
 import type { Keep } from "../../core/select/budget.ts";
 import { type DumpEviction, evictDump, type LayerDump } from "../../core/dump/evict.ts";
+import { layerBudgetOf } from "../../core/policy/define.ts";
 import type { PolicyEntry } from "../../core/policy/policy.ts";
 import { policies, resolvePolicy } from "../../core/policy/registry.ts";
 import type { DumpCase } from "./dumps.ts";
@@ -34,9 +35,9 @@ export const SMALL_POLICIES: readonly SmallPolicy[] = policies.flatMap((entry) =
 
 function smallForm(entry: PolicyEntry, settings: Readonly<Record<string, number>>): string {
   const over = entry.over && policies.find(({ name }) => name === entry.over)!;
-  const own = entry.parameters.filter(({ name, min = 0 }) => settings[name] >= min).map(({ name }) =>
-    `${name}=${settings[name]}`
-  );
+  const own = entry.parameters
+    .filter((each) => each.type !== "text" && settings[each.name] >= (each.min ?? 0))
+    .map(({ name }) => `${name}=${settings[name]}`);
   const inside = [...(over ? [smallForm(over, settings)] : []), ...own].join(", ");
   return inside === "" ? entry.name : `${entry.name}(${inside})`;
 }
@@ -55,16 +56,17 @@ export function keepsItsBudget(small: Named, each: Dump, keep: Keep): void {
   for (const head of kept.flat()) {
     head.forEach((index, i) => assert.ok(index > (head[i - 1] ?? -1) && index < each.length, small.text));
   }
-  if (policy.scope === "model") return assert.equal(size(kept.flat()), budget.total, small.text);
-  if (policy.cascade || policy.uneven) {
+  const { allocate } = policy, { fromHeads, uneven } = layerBudgetOf(allocate);
+  if (allocate.kind === "model") return assert.equal(size(kept.flat()), budget.total, small.text);
+  if (allocate.kind === "cascade" || uneven) {
     // Published uneven budgets need not add up.
     if (policy.arithmetic === "floor") assert.equal(size(kept.flat()), budget.perHead * kept.flat().length, small.text);
     return;
   }
   for (const heads of kept) {
-    const rounded: boolean = policy.scope === "layer" && !policy.perLayerFromHeads;
+    const rounded: boolean = allocate.kind === "layer" && !fromHeads;
     assert.equal(size(heads), rounded ? budget.perLayer : heads.length * budget.perHead, small.text);
-    if (policy.scope === "layer" || policy.perLayerFromHeads) continue;
+    if (allocate.kind === "layer" || fromHeads) continue;
     for (const head of heads) assert.equal(head.length, budget.perHead, small.text);
   }
 }
@@ -72,7 +74,7 @@ export function keepsItsBudget(small: Named, each: Dump, keep: Keep): void {
 /** Sinks and window of every head are kept. */
 export function keepsTheProtected(small: Named, each: Dump, keep: Keep): void {
   const { policy, budget: { sinks, window, length }, kept } = evict(small, each, keep);
-  if (policy.keepsAll) return;
+  if (policy.allocate.kind === "all") return;
   for (const head of kept.flat()) {
     const has = new Set(head);
     for (let i = 0; i < sinks; i++) assert.ok(has.has(i), `${small.text} lost sink ${i}`);

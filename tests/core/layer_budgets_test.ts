@@ -120,7 +120,7 @@ Deno.test("cake gives layers of a dump unequal shares that meet the budget", () 
   const sizes = kept.map(([head]) => head.length);
   assert.ok(new Set(sizes).size > 1, `layers keep ${sizes}`);
   assert.equal(sizes.reduce((a, b) => a + b, 0), 6 * budget.perHead);
-  assert.ok(policy.cascade);
+  assert.equal(policy.allocate.kind, "cascade");
 });
 
 Deno.test("critical keeps half by score and half by score and value norm", () => {

@@ -215,7 +215,7 @@ Deno.test("the defensive policies rank floored entries by their risk before the 
     const policy = resolvePolicy(`${name}(norm=off, forced=none, window=1, sinks=0)`);
     const budget = resolveBudget(policy, { tokens: 3 }, 5, { ...shape, layers: 1 });
     const scores = policy.score({ layer: 0, shape, length: 5, window: 1, pooledMax, mean }, budget);
-    assert.deepEqual([...selectLayer({ scope: "layer" }, budget, scores)[0]], [1, 3, 4], name);
+    assert.deepEqual([...selectLayer({ allocate: { kind: "layer" } }, budget, scores)[0]], [1, 3, 4], name);
   }
 });
 
@@ -257,8 +257,8 @@ Deno.test("gate(combine=risk) is never below what the gate or the risk says", ()
 });
 
 Deno.test("gate refuses to stream what needs the whole context", () => {
-  assert.equal(resolvePolicy("gate(read=stream)").streams, true);
-  assert.equal(resolvePolicy("gate").streams, undefined);
+  assert.equal(resolvePolicy("gate(read=stream)").evicts, "early");
+  assert.equal(resolvePolicy("gate").evicts, "late");
   for (const late of ["combine=risk", "norm=plain"]) {
     assert.throws(() => resolvePolicy(`gate(read=stream, ${late})`), { code: "policy.value" });
   }

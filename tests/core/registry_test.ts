@@ -19,10 +19,10 @@ for (const { name, reference, paper, source, summary, parameters } of policies) 
   Deno.test(`policies has a complete line for ${name}`, () => {
     assert.ok(summary && paper && source);
     assert.doesNotMatch(summary, /\.$/);
-    for (const { help, type, choices, min, max, default: value } of parameters) {
-      assert.ok(help);
-      if (type === "text") assert.ok(!choices || choices.includes(String(value)));
-      else assert.ok(Number(value) >= (min ?? -Infinity) && Number(value) <= (max ?? Infinity));
+    for (const each of parameters) {
+      assert.ok(each.help);
+      if (each.type === "text") assert.ok(!each.choices || each.choices.includes(each.default));
+      else assert.ok(each.default >= (each.min ?? -Infinity) && each.default <= (each.max ?? Infinity));
     }
     assert.equal(resolvePolicy(name).name, name);
     if (reference) assert.equal(resolvePolicy(`${name}@reference`).name, `${name}@reference`);
@@ -50,7 +50,7 @@ Deno.test("resolvePolicy() reads parameters, with blanks anywhere", () => {
 
 Deno.test("resolvePolicy() puts a scorer into another policy", () => {
   const policy = resolvePolicy("adakv(defensive(window=8), safeguard=0.5)");
-  assert.deepEqual([policy.name, policy.scope, policy.window], ["adakv(defensive)", "layer", 8]);
+  assert.deepEqual([policy.name, policy.allocate.kind, policy.window], ["adakv(defensive)", "layer", 8]);
   assert.deepEqual([policy.parameters.scorer, policy.parameters.safeguard, policy.parameters.norm], [
     "defensive",
     0.5,

@@ -82,12 +82,9 @@ for (const { name } of policies) {
     using context = await openContext(model, TEXT, { ...scorers(model), policy: name, keep: "30%" });
     const { layers, kvHeads } = model.config;
     const { budget, cache, tokens } = context;
-    const expected = resolvePolicy(name).keepsAll
-      ? tokens * layers * kvHeads
-      : { head: budget.perHead * kvHeads * layers, layer: budget.perLayer * layers, model: budget.total }[
-        resolvePolicy(name).scope
-      ];
-    assert.equal(cache.entries(), expected);
+    const even = budget.perHead * kvHeads * layers, all = tokens * layers * kvHeads;
+    const expected = { head: even, cascade: even, layer: budget.perLayer * layers, model: budget.total, all };
+    assert.equal(cache.entries(), expected[resolvePolicy(name).allocate.kind]);
     for (let layer = 0; layer < layers; layer++) {
       for (let head = 0; head < kvHeads; head++) {
         const positions = cache.positions(layer, head);

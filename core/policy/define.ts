@@ -1,0 +1,224 @@
+/**
+ * From what a policy's file says to a line of the registry: {@link definePolicy}, {@link defineOver}.
+ *
+ * The file's declarations are its types. `score` gets the values that `parameters` declares, a number or one of the
+ * choices each, and of the observation what `needs` asks for, a field that is asked for under a condition being optional.
+ * What is alike in all policies is filled in here: name, mode, sinks and window, protected ends, budget arithmetic.
+ */
+import { protectEnds } from "../select/protect.ts";
+import type {
+  Allocation,
+  Budget,
+  LayerBudget,
+  LayerScores,
+  Needs,
+  Observation,
+  Parameter,
+  ParameterValues,
+  Policy,
+  PolicyEntry,
+  PolicyMode,
+  PolicySources,
+  Reduction,
+  ScoreMeaning,
+} from "./policy.ts";
+
+/** Where each need but `window` and `kernel` is found in the observation. */
+const FIELDS = {
+  valueNorms: ["valueNorms"],
+  columnSum: ["columnSum"],
+  columnMax: ["columnMax"],
+  reconstruction: ["reconstruction"],
+  gate: ["gate"],
+  softTokens: ["softTokens"],
+  rows: ["keys", "values"],
+  queryStatistics: ["queryMean", "queryCovariance"],
+} as const satisfies { readonly [need in Exclude<keyof Needs, "window" | "kernel">]: readonly (keyof Observation)[] };
+
+/** What is known of a layer without measuring. */
+type Place = Pick<Observation, "layer" | "shape" | "length" | "window">;
+type Measured = Exclude<keyof Observation, keyof Place>;
+
+/** An observation that has these fields for sure: `Observed<"mean" | "variance">`. */
+export type Observed<F extends Measured = never> = Place & { readonly [field in F]: NonNullable<Observation[field]> };
+
+type FieldsOf<Need, Wanted> = Need extends keyof typeof FIELDS ? (typeof FIELDS)[Need][number]
+  : Need extends "window" ? (Wanted extends readonly (infer R extends Reduction)[] ? R : never)
+  : never;
+type Certain<N> = {
+  [need in keyof N]-?: Extract<N[need], undefined | false> extends never ? FieldsOf<need, N[need]> : never;
+}[keyof N];
+type Possible<N> = { [need in keyof N]-?: FieldsOf<need, NonNullable<N[need]>> }[keyof N];
+
+/** What of the observation a policy of these needs may look at. */
+export type ObservationOf<N extends Needs> =
+  & Observed<Certain<N>>
+  & { readonly [field in Exclude<Possible<N>, Certain<N>>]?: Observation[field] };
+
+type ValueOf<P extends Parameter> = P extends { readonly type: "text" }
+  ? P extends { readonly choices: readonly (infer Choice)[] } ? Choice : string
+  : number;
+
+/** The values of declared parameters by name. */
+export type ValuesOf<P extends readonly Parameter[]> = {
+  readonly [each in P[number] as each["name"]]: ValueOf<each>;
+};
+
+/** What every policy says of itself; see {@link PolicyEntry}. */
+interface Line<P extends readonly Parameter[]> {
+  readonly name: string;
+  readonly summary: string;
+  readonly paper: string;
+  readonly source: string;
+  readonly parameters: P;
+  readonly reference?: string;
+}
+
+/** A policy with scores of its own. Functions of `values` are asked once, when the policy is made. */
+export interface PolicyLine<P extends readonly Parameter[], N extends Needs> extends Line<P> {
+  readonly needs: N | ((values: ValuesOf<P>) => N);
+  readonly allocate: Allocation | ((values: ValuesOf<P>) => Allocation);
+  /** Default: `order`. */
+  readonly meaning?: ScoreMeaning | ((values: ValuesOf<P>) => ScoreMeaning);
+  /** Default: `late`. */
+  readonly evicts?: (values: ValuesOf<P>) => Policy["evicts"];
+  /** First and last tokens to protect. Default: the parameters `sinks` and `window`, 0 where there is none. */
+  readonly ends?: (values: ValuesOf<P>, mode: PolicyMode) => Ends;
+  /** Throws where the values don't go together, or what they name is not given. */
+  readonly check?: (values: ValuesOf<P>, sources: PolicySources) => void;
+  /** Pure. In our mode the ends are protected if it protects nothing. */
+  readonly score: (
+    observation: ObservationOf<N>,
+    budget: Budget,
+    values: ValuesOf<P>,
+    mode: PolicyMode,
+    sources: PolicySources,
+  ) => LayerScores;
+}
+
+/** A policy that works on another's scores. */
+export interface OverLine<P extends readonly Parameter[], N extends Needs> extends Line<P> {
+  /** The scorer taken when none is named. */
+  readonly over: string;
+  /** Beyond what the scorer needs. */
+  readonly needs?: N;
+  /** Its counts are uneven where the scorer's are. */
+  readonly allocate: Allocation;
+  /** Pure: `layer` is what the scorer says, not to be changed. Nothing is protected beyond what it protects. */
+  readonly rescore: (
+    layer: LayerScores,
+    observation: ObservationOf<N>,
+    budget: Budget,
+    values: ValuesOf<P>,
+    mode: PolicyMode,
+  ) => LayerScores;
+}
+
+interface Ends {
+  readonly sinks: number;
+  readonly window: number;
+}
+
+/** A policy with scores of its own, for the registry. */
+export function definePolicy<const P extends readonly Parameter[], const N extends Needs>(
+  line: PolicyLine<P, N>,
+): PolicyEntry {
+  return entryOf(line, undefined, (given, values, mode, _, sources = {}) => {
+    const { meaning = { kind: "order" }, ends = endsOf } = line;
+    line.check?.(values, sources);
+    const needs = typeof line.needs === "function" ? line.needs(values) : line.needs;
+    return {
+      ...given,
+      needs,
+      allocate: typeof line.allocate === "function" ? line.allocate(values) : line.allocate,
+      meaning: typeof meaning === "function" ? meaning(values) : meaning,
+      evicts: line.evicts?.(values) ?? "late",
+      ...ends(values, mode),
+      score(observation, budget) {
+        checkObserved(observation, needs, line.name);
+        const layer = line.score(observation, budget, values, mode, sources);
+        if (mode === "reference" || layer.protectedEntries) return layer;
+        return { ...layer, protectedEntries: protectEnds(budget) };
+      },
+    };
+  });
+}
+
+/** A policy that works on another's scores, for the registry. */
+export function defineOver<const P extends readonly Parameter[], const N extends Needs>(
+  line: OverLine<P, N>,
+): PolicyEntry {
+  return entryOf(line, line.over, (given, values, mode, scorer) => {
+    if (!scorer) throw new RangeError(`Cannot make ${line.name} without a scorer`);
+    const { needs, allocate } = line;
+    return {
+      ...given,
+      needs: { ...scorer.needs, ...needs },
+      allocate: layerBudgetOf(scorer.allocate).uneven ? { ...allocate, uneven: true } : allocate,
+      meaning: { kind: "order" },
+      evicts: "late",
+      sinks: scorer.sinks,
+      window: scorer.window,
+      score(observation, budget) {
+        checkObserved(observation, needs, line.name);
+        return line.rescore(scorer.score(observation, budget), observation, budget, values, mode);
+      },
+    };
+  });
+}
+
+/** What a layer gets under an allocation; nothing is said where layers don't have budgets of their own. */
+export function layerBudgetOf(allocate: Allocation): LayerBudget {
+  return allocate.kind === "head" || allocate.kind === "layer" ? allocate : {};
+}
+
+type Filled = Pick<Policy, "name" | "parameters" | "arithmetic">;
+type Make<P extends readonly Parameter[]> = (
+  filled: Filled,
+  values: ValuesOf<P>,
+  mode: PolicyMode,
+  scorer: Policy | undefined,
+  sources: PolicySources | undefined,
+) => Policy;
+
+function entryOf<P extends readonly Parameter[]>(line: Line<P>, over: string | undefined, make: Make<P>): PolicyEntry {
+  const { name, summary, paper, source, parameters, reference } = line;
+  return {
+    ...{ name, summary, paper, source, parameters, reference, over },
+    create(given, asked, scorer, sources) {
+      // Inside another policy's published form, one without such a form is as it always is.
+      const mode = reference === undefined ? "ours" : asked, ours = mode === "ours";
+      const filled: Filled = {
+        name: ours ? name : `${name}@reference`,
+        parameters: given,
+        arithmetic: ours ? "floor" : "reference",
+      };
+      return make(filled, valuesOf(parameters, given), mode, scorer, sources);
+    },
+  };
+}
+
+/** The values given, and what those count as that the published code lacks. */
+function valuesOf<P extends readonly Parameter[]>(parameters: P, given: ParameterValues): ValuesOf<P> {
+  const values: Record<string, number | string> = { ...given };
+  for (const { name, type, default: usual } of parameters) values[name] ??= type === "text" ? usual : 0;
+  return values as ValuesOf<P>;
+}
+
+function endsOf({ sinks = 0, window = 0 }: { readonly sinks?: unknown; readonly window?: unknown }): Ends {
+  return { sinks: Number(sinks), window: Number(window) };
+}
+
+/** @throws RangeError when something asked for was not measured. */
+function checkObserved<N extends Needs>(
+  observation: Observation,
+  needs: N | undefined,
+  name: string,
+): asserts observation is Observation & ObservationOf<N> {
+  for (const [need, wanted] of Object.entries(needs ?? {})) {
+    if (!wanted || need === "kernel") continue;
+    const fields: readonly string[] = need === "window" ? wanted : FIELDS[need as keyof typeof FIELDS];
+    const missing = fields.find((field) => observation[field as Measured] === undefined);
+    if (missing) throw new RangeError(`Cannot score for ${name}: ${missing} was not measured`);
+  }
+}
