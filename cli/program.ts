@@ -73,6 +73,7 @@ export function buildProgram(io: Io, all: boolean, done: (code: number) => void)
     .option("--json", "as JSON, with every parameter, its default and its range")
     .action((options) => done(listPolicies(options, io)));
   program.command("doctor").description("what this machine offers, what is missing and why")
+    .option("--model <file>", "instead: what a model file is, and what is odd in it")
     .option("--json", "as JSON")
     .action(async (options) => done(await doctor(options, io)));
   return program;

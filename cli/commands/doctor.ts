@@ -1,5 +1,11 @@
 /** `palisade doctor`: what is there, what isn't, and why. */
+import { PalisadeError } from "../../core/errors.ts";
 import { pickBackend } from "../../model/device.ts";
+import { configOf } from "../../model/file/gguf/config.ts";
+import { openGgufFile } from "../../model/file/gguf/split.ts";
+import { type ChatFrame, chatFrame } from "../../model/text/prompt.ts";
+import { tokenizerOf } from "../../model/text/tokenizer.ts";
+import { obtainModel } from "../obtain.ts";
 import { access, constants, stat } from "node:fs/promises";
 import { dirname } from "node:path";
 import { probeNode } from "../../model/dense/ort/node.ts";
@@ -10,6 +16,7 @@ import { cacheFolder, listModels } from "../../model/store/store.ts";
 import { hasRelaxedSimd, hasSimd128 } from "../../runtime/features.ts";
 import { packageData } from "../../runtime/package_data.ts";
 import { formatBytes } from "../print/format.ts";
+import { createProgress } from "../print/progress.ts";
 import { EXIT, type Io } from "../io.ts";
 import { VERSION } from "../version.ts";
 
@@ -21,14 +28,64 @@ interface Finding {
 }
 
 /** Prints the findings; always exit code 0, a missing thing is a normal answer. */
-export async function doctor(options: { json?: boolean }, io: Io): Promise<number> {
-  const findings = await examine(io);
+export async function doctor(options: { json?: boolean; model?: string }, io: Io): Promise<number> {
+  const findings = options.model === undefined ? await examine(io) : await examineModel(options.model, io);
   if (options.json) {
     io.out(`${JSON.stringify({ version: VERSION, findings }, null, 2)}\n`);
     return EXIT.ok;
   }
   for (const { name, ok, text } of findings) io.out(`${ok ? "yes" : "no "}  ${name.padEnd(14)} ${text}\n`);
   return EXIT.ok;
+}
+
+/** What a model file is, what is odd in it and changes no answer, or why it can't be used. Its tensors are not read. */
+async function examineModel(nameOrPath: string, io: Io): Promise<Finding[]> {
+  using progress = createProgress(false);
+  try {
+    const path = await obtainModel(nameOrPath, io, progress, { offline: true, quiet: true });
+    await using file = await openGgufFile(path, io.runtime);
+    const config = await configOf(file);
+    const base = tokenizerOf(file.metadata);
+    const frame = await chatFrame(file.metadata, base, io.runtime, { signal: io.signal });
+    const tokenizer = base.endingAt(frame.ends);
+    const ends = [...tokenizer.endIds].map((id) => `${tokenizer.decode([id])} (${id})`).join(", ");
+    const notices = [...file.notices, ...tokenizer.notices];
+    return [
+      {
+        name: "model",
+        ok: true,
+        text:
+          `${config.name}: ${config.architecture}, ${config.layers} layers, ${config.contextLength} tokens of context`,
+      },
+      { name: "tokens", ok: true, text: `${tokenizer.vocabulary} in the vocabulary` },
+      { name: "end tokens", ok: ends !== "", text: ends || "none: answers end at --max-tokens" },
+      {
+        name: "template",
+        ok: file.metadata.has(TEMPLATE_KEY),
+        text: templateText(file.metadata.has(TEMPLATE_KEY), frame),
+      },
+      ...notices.slice(0, MOST_NOTICES).map(({ where, text }) => ({
+        name: "odd",
+        ok: true,
+        text: `${where}: ${text}`,
+      })),
+      ...(notices.length > MOST_NOTICES
+        ? [{ name: "odd", ok: true, text: `${notices.length - MOST_NOTICES} more of these` }]
+        : []),
+    ];
+  } catch (error) {
+    if (!(error instanceof PalisadeError)) throw error;
+    return [{ name: "model", ok: false, text: error.message }];
+  }
+}
+
+const TEMPLATE_KEY = "tokenizer.chat_template";
+/** A vocabulary may have thousands of empty tokens. */
+const MOST_NOTICES = 20;
+
+function templateText(present: boolean, { date }: ChatFrame): string {
+  if (!present) return "none: the answer begins on the line after the question";
+  return date === undefined ? "renders" : `renders, and is told the date (${date})`;
 }
 
 async function examine({ runtime }: Io): Promise<Finding[]> {

@@ -4,6 +4,7 @@ import { readFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { VERSION } from "../../cli/version.ts";
+import { type ChainEntry, chainModel, type ChainToken, CHATML } from "../_helper/chain_model.ts";
 import { palisade } from "../_helper/io.ts";
 
 const folder = await mkdtemp(join(tmpdir(), "palisade-cli-"));
@@ -106,6 +107,38 @@ Deno.test("policies --json lists every policy with parameters and sources", asyn
     assert.ok(list.some((entry) => entry.name === name), name);
   }
   for (const { summary, paper, source } of list) assert.ok(summary && paper && source);
+});
+
+Deno.test("doctor --model says what a file is, and what is odd in it", async () => {
+  const special: ChainToken[] = [["<|im_start|>", 3], ["<|im_end|>", 1], ["", 5], [Uint8Array.of(0xff, 0x41), 5]];
+  const options = { chain: ["\n", "42"], special, template: CHATML, eosId: 99_999 };
+  const path = join(folder, "odd.gguf");
+  const extra: ChainEntry[] = [["general.author", "str", Uint8Array.of(0xc3)], ["general.url", "u32", 1], [
+    "general.url",
+    "u32",
+    2,
+  ]];
+  await writeFile(path, chainModel({ ...options, extra }));
+  const { code, out } = await palisade(["doctor", "--model", path]);
+  assert.equal(code, 0);
+  assert.match(out, /yes {2}model .*tiny chain: llama, 1 layers, 512 tokens/);
+  assert.match(out, /yes {2}end tokens .*<\|im_end\|> \(257\)/);
+  for (
+    const odd of [
+      /author.*not UTF-8/,
+      /"general.url" is there twice/,
+      /token 258 is empty/,
+      /no token 99999/,
+      /value\[259\]/,
+    ]
+  ) {
+    assert.match(out, odd);
+  }
+  const plain = join(folder, "plain.gguf");
+  await writeFile(plain, chainModel({ chain: ["\n", "42", "<|im_end|>"], template: CHATML }));
+  assert.doesNotMatch((await palisade(["doctor", "--model", plain])).out, /odd/);
+  await writeFile(plain, chainModel({ chain: ["\n", "42"], template: "{{ raise_exception('never') }}" }));
+  assert.match((await palisade(["doctor", "--model", plain])).out, /^no {3}model .*never/);
 });
 
 Deno.test("doctor says what is there and why something isn't", async () => {

@@ -177,8 +177,8 @@ Deno.test("openGguf() throws RangeError for a window that is none", async () => 
 });
 
 Deno.test("openGguf() escapes and shortens names in messages", async () => {
-  const key = "\x1b[2J" + "x".repeat(500);
-  const twice: Entry[] = [{ key, type: "uint8", value: 1 }, { key, type: "uint8", value: 1 }];
+  const key = "tokenizer.\x1b[2J" + "x".repeat(500);
+  const twice: Entry[] = [{ key, type: "uint8", value: 1 }, { key, type: "uint8", value: 2 }];
   await assert.rejects(open(twice), (error: PalisadeError) => {
     assert.equal(error.code, "gguf.duplicate");
     assert.ok(!error.message.includes("\x1b") && error.message.length < 200, error.message);

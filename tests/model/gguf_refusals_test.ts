@@ -5,6 +5,8 @@
 import assert from "node:assert/strict";
 import type { ArrayItems, Built, Entry, FileSpec, TensorSpec, ValueType } from "../_helper/gguf_builder.ts";
 import { build, integer, overwrite, VALUE_TYPE } from "../_helper/gguf_builder.ts";
+import { openGguf } from "../../model/file/gguf/reader.ts";
+import { CountingSource } from "../_helper/counting_source.ts";
 import { GgufOpener, type Outcome } from "../_helper/gguf_opener.ts";
 
 /** No read and no buffer may be larger. */
@@ -113,6 +115,18 @@ function headerCases(): Case[] {
   ];
 }
 
+/** Of these something is computed: which of two values would be right? */
+const TWICE: readonly (readonly Entry[])[] = [
+  [{ key: "general.architecture", type: "string", value: "qwen2" }],
+  [{ key: "llama.block_count", type: "uint32", value: 1 }, { key: "llama.block_count", type: "uint32", value: 2 }],
+  [{ key: "llama.block_count", type: "uint32", value: 1 }, { key: "llama.block_count", type: "uint64", value: 1 }],
+  ["a", "b"].map((item): Entry => ({
+    key: "tokenizer.ggml.tokens",
+    type: "array",
+    value: { of: "string", items: [item] },
+  })),
+];
+
 function keyCases(): Case[] {
   const key = "metadata[1].key";
   return [
@@ -120,13 +134,12 @@ function keyCases(): Case[] {
     wrongNumber(`${key}.length`, 65536, 8, "gguf.name"),
     wrongNumber(`${key}.length`, 65535, 8, "gguf.truncated", key),
     withEntry("an empty key", { key: "", type: "uint8", value: 1 }, "gguf.name", "metadata[0].key"),
-    withEntry(
-      "a key that is there twice",
-      { key: "the.last", type: "uint8", value: 1 },
-      "gguf.duplicate",
-      "metadata[26].key",
-    ),
-    ...NOT_UTF8.map(([what, ...bytes]) => wrong(key, what, Uint8Array.from(bytes), "gguf.utf8")),
+    ...TWICE.map((entries): Case => ({
+      name: `${entries[0].key} is there twice with two values`,
+      bytes: build({ ...GOOD, metadata: [...METADATA, ...entries] }).bytes,
+      code: "gguf.duplicate",
+      where: `metadata[${METADATA.length + entries.length - 1}].key`,
+    })),
     {
       name: "a key of 65536 bytes that is all there",
       bytes: build({ ...GOOD, metadata: [{ key: "k".repeat(65536), type: "uint8", value: 1 }] }).bytes,
@@ -154,7 +167,16 @@ function valueCases(): Case[] {
     ...NOT_UTF8.map(([what, ...bytes]) =>
       wrong('metadata["general.architecture"].value', what, Uint8Array.from(bytes), "gguf.utf8")
     ),
-    ...NOT_UTF8.map(([what, ...bytes]) => wrong(`${texts}.value[2]`, what, Uint8Array.from(bytes), "gguf.utf8")),
+    ...["tokenizer.chat_template", "tokenizer.ggml.pre", "general.type", "llama.rope.scaling.type"].flatMap((key) =>
+      NOT_UTF8.map(([what, ...bytes]) =>
+        withEntry(
+          `${key} with ${what}`,
+          { key, type: "string", value: Uint8Array.from(bytes) },
+          "gguf.utf8",
+          `metadata["${key}"].value`,
+        )
+      )
+    ),
     ...HUGE.map((n) => wrongNumber(`${texts}.value[1].length`, n, 8, "gguf.string")),
     wrongNumber(`${texts}.value[1].length`, 5000, 8, "gguf.truncated", `${texts}.value[1]`),
   ];
@@ -420,6 +442,49 @@ Deno.test("openGguf() accepts the well-formed small file behind the refusals, th
     assert.deepEqual([outcome.code, outcome.closed], ["ok", false], outcome.message);
   }
 });
+
+/** What nothing is computed from may be odd: the file opens and says so. */
+const ODD: readonly (readonly [name: string, bytes: Uint8Array<ArrayBuffer>, where: string])[] = [
+  ...NOT_UTF8.flatMap(([what, ...bytes]) =>
+    ["metadata[1].key", 'metadata["b.texts"].value[2]'].map((where) =>
+      [`${where} with ${what}`, overwrite(good, where, Uint8Array.from(bytes)), where] as const
+    )
+  ),
+  [
+    "a name that is not UTF-8",
+    odd({ key: "general.name", type: "string", value: Uint8Array.of(0x61, 0xff) }),
+    named("general.name"),
+  ],
+  ["a key that nothing reads, twice", odd({ key: "the.last", type: "uint8", value: 9 }), "metadata[27].key"],
+  [
+    "a key that counts, twice the same",
+    odd({ key: "general.architecture", type: "string", value: "llama" }),
+    "metadata[27].key",
+  ],
+  [
+    "a token that is not UTF-8",
+    odd({ key: "tokenizer.ggml.tokens", type: "array", value: { of: "string", items: [Uint8Array.of(0xff)] } }),
+    'metadata["tokenizer.ggml.tokens"].value[0]',
+  ],
+];
+
+function odd(entry: Entry): Uint8Array<ArrayBuffer> {
+  return build({ ...GOOD, metadata: [...METADATA, entry] }).bytes;
+}
+
+function named(key: string): string {
+  return `metadata["${key}"].value`;
+}
+
+for (const [name, bytes, where] of ODD) {
+  Deno.test(`openGguf() opens a file with ${name}, and says so`, async () => {
+    await using file = await openGguf(new CountingSource(bytes));
+    assert.deepEqual(file.notices.map((notice) => notice.where), [where]);
+    assert.equal(file.metadata.get("general.architecture"), "llama");
+    assert.equal(file.metadata.get("the.last") ?? 0, 0);
+    assert.equal(file.tensors.size, TENSORS.length);
+  });
+}
 
 Deno.test("the watchdog of the refusal tests stops a reader that hangs", async () => {
   await using opener = new GgufOpener();

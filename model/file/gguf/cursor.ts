@@ -1,6 +1,7 @@
 import { inputError } from "../../../core/errors.ts";
 import type { PalisadeError } from "../../../core/errors.ts";
 import type { ByteSource } from "../../../runtime/interface.ts";
+import type { Notice } from "../notice.ts";
 
 /**
  * What header, metadata and tensor table together may take: eight times the largest vocabularies we know of, and little
@@ -13,6 +14,7 @@ const MAX_WINDOW = 16 * 2 ** 20;
 
 /** `ignoreBOM` keeps a leading U+FEFF: it can be part of a token. */
 const STRICT_UTF8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+const LOOSE_UTF8 = new TextDecoder("utf-8", { ignoreBOM: true });
 
 /** A name from a file as it may appear in a message: escaped, and cut at 80 characters. */
 export function quoted(name: string): string {
@@ -90,12 +92,20 @@ export class Cursor {
     return out;
   }
 
-  /** A strict UTF-8 text of `length` bytes. */
-  async text(length: number, where: string): Promise<string> {
+  /** A UTF-8 text of `length` bytes. What is not UTF-8 is refused, or read as U+FFFD and told to `odd`. */
+  async text(length: number, where: string, odd?: (notice: Notice) => void): Promise<string> {
     const at = await this.#take(length, where);
+    const bytes = this.#window.subarray(at, at + length);
     try {
-      return STRICT_UTF8.decode(this.#window.subarray(at, at + length));
+      return STRICT_UTF8.decode(bytes);
     } catch {
+      if (odd) {
+        odd({
+          where,
+          text: `bytes ${this.position - length} to ${this.position} are not UTF-8; they are read as U+FFFD`,
+        });
+        return LOOSE_UTF8.decode(bytes);
+      }
       throw this.refuse("gguf.utf8", where, `bytes ${this.position - length} to ${this.position} are not UTF-8`);
     }
   }

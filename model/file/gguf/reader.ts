@@ -1,5 +1,6 @@
 import { inputError } from "../../../core/errors.ts";
 import type { ByteSource } from "../../../runtime/interface.ts";
+import type { Notice } from "../notice.ts";
 import { Cursor, quoted } from "./cursor.ts";
 import { dequantise, readableTypes } from "../tensor_types.ts";
 import { readTensorTable } from "./tensor_table.ts";
@@ -60,7 +61,7 @@ async function readGguf(source: ByteSource, options: OpenGgufOptions): Promise<G
   const { metadata, types } = await readMetadata(cursor, values, metadataCount);
   const alignment = alignmentOf(cursor, metadata, types);
   const tensors = await readTensorTable(cursor, values, tensorCount, alignment);
-  return new OpenGguf(source, { version, alignment, metadata, tensors });
+  return new OpenGguf(source, { version, alignment, metadata, tensors, notices: values.notices });
 }
 
 async function checkMagic(cursor: Cursor): Promise<void> {
@@ -98,17 +99,47 @@ async function readCount(cursor: Cursor, where: string, minimumBytes: number): P
 async function readMetadata(cursor: Cursor, values: ValueReader, count: number) {
   const metadata = new Map<string, GgufValue>();
   const types = new Map<string, ValueTypeName>();
+  const twice: Repeat[] = [];
   for (let i = 0; i < count; i++) {
     const field = `metadata[${i}].key`;
-    const key = await values.string(field, MAX_KEY_BYTES, "gguf.name");
+    const key = await values.key(field, MAX_KEY_BYTES);
     if (key === "") throw cursor.refuse("gguf.name", field, "an empty key");
-    if (metadata.has(key)) throw cursor.refuse("gguf.duplicate", field, `${quoted(key)} is there twice`);
     const path = `metadata[${quoted(key)}]`;
     const type = await values.type(`${path}.type`);
-    metadata.set(key, await values.value(type, path));
-    types.set(key, type);
+    const value = await values.value(type, path, !TEXT_COUNTS.test(key));
+    if (metadata.has(key)) twice.push({ key, field, same: type === types.get(key) && same(metadata.get(key)!, value) });
+    else {
+      metadata.set(key, value);
+      types.set(key, type);
+    }
   }
+  for (const each of twice) values.notices.push(repeated(cursor, each, metadata));
   return { metadata, types };
+}
+
+/** Keys whose text decides what is computed. A token may be any bytes, and so may what only people read. */
+const TEXT_COUNTS = /^(?:tokenizer\.(?!ggml\.tokens$)|split\.|general\.(?:architecture|type|alignment)$|[^.]+\.rope\.)/;
+
+/** A key that is there again. */
+interface Repeat {
+  readonly key: string;
+  readonly field: string;
+  /** Whether it says the same again. */
+  readonly same: boolean;
+}
+
+/** What a repeated key is worth saying; refused where its two values differ and something is computed from them. */
+function repeated(cursor: Cursor, { key, field, same }: Repeat, metadata: ReadonlyMap<string, GgufValue>): Notice {
+  const counts = TEXT_COUNTS.test(key) || key === "tokenizer.ggml.tokens" ||
+    key.startsWith(`${metadata.get("general.architecture")}.`);
+  if (counts && !same) throw cursor.refuse("gguf.duplicate", field, `${quoted(key)} is there twice, with two values`);
+  return { where: field, text: `${quoted(key)} is there twice${same ? "" : ", with two values; the first is taken"}` };
+}
+
+function same(a: GgufValue, b: GgufValue): boolean {
+  if (typeof a !== "object" || typeof b !== "object") return Object.is(a, b);
+  const left = Array.from<GgufValue>(a), right = Array.from<GgufValue>(b);
+  return left.length === right.length && left.every((item, i) => same(item, right[i]));
 }
 
 function alignmentOf(
@@ -138,6 +169,7 @@ interface Contents {
   readonly alignment: number;
   readonly metadata: ReadonlyMap<string, GgufValue>;
   readonly tensors: ReadonlyMap<string, GgufTensor>;
+  readonly notices: readonly Notice[];
 }
 
 class OpenGguf implements GgufFile {
@@ -147,6 +179,7 @@ class OpenGguf implements GgufFile {
   readonly alignment: number;
   readonly metadata: ReadonlyMap<string, GgufValue>;
   readonly tensors: ReadonlyMap<string, GgufTensor>;
+  readonly notices: readonly Notice[];
   readonly #source: ByteSource;
 
   constructor(source: ByteSource, contents: Contents) {
@@ -157,6 +190,7 @@ class OpenGguf implements GgufFile {
     this.alignment = contents.alignment;
     this.metadata = contents.metadata;
     this.tensors = contents.tensors;
+    this.notices = contents.notices;
   }
 
   async readRaw(name: string, range: { readonly offset?: number; readonly length?: number } = {}): Promise<Uint8Array> {

@@ -5,6 +5,7 @@
  */
 import { inputError, type PalisadeError } from "../../../core/errors.ts";
 import type { Runtime } from "../../../runtime/interface.ts";
+import type { Notice } from "../notice.ts";
 import { quoted } from "./cursor.ts";
 import { openGguf } from "./reader.ts";
 import type { GgufFile, GgufTensor, GgufValue } from "./types.ts";
@@ -89,6 +90,7 @@ class SplitGguf implements GgufFile {
   readonly alignment: number;
   readonly metadata: ReadonlyMap<string, GgufValue>;
   readonly tensors: ReadonlyMap<string, GgufTensor>;
+  readonly notices: readonly Notice[];
   readonly #parts: readonly GgufFile[];
   readonly #places: ReadonlyMap<string, Place>;
 
@@ -100,6 +102,7 @@ class SplitGguf implements GgufFile {
     this.size = parts.reduce((sum, { size }) => sum + size, 0);
     this.version = first.version;
     this.alignment = first.alignment;
+    this.notices = parts.flatMap(({ notices }) => notices);
     this.metadata = new Map([...first.metadata].filter(([key]) => !key.startsWith("split.")));
     this.tensors = new Map([...places].map(([name, { tensor }]) => [name, tensor]));
   }

@@ -6,6 +6,7 @@
  *
  * Source: the GGUF specification in ggml-org/ggml, `docs/gguf.md`.
  */
+import type { Notice } from "../notice.ts";
 import type { TensorType } from "../tensor_types.ts";
 
 /** An array in the metadata. 64-bit integers keep their typed array; an array of arrays is a plain array. */
@@ -54,6 +55,8 @@ export interface GgufFile extends AsyncDisposable {
   readonly metadata: ReadonlyMap<string, GgufValue>;
   /** By name, in the order of the file. */
   readonly tensors: ReadonlyMap<string, GgufTensor>;
+  /** What is odd in the file and changes no answer. */
+  readonly notices: readonly Notice[];
   /**
    * Bytes of a tensor as they are in the file; by default all of them. Read in slices of at most 16 MiB into one
    * buffer of the length asked for. PalisadeError `gguf.missing` for an unknown name, RangeError for a range that is

@@ -1,3 +1,4 @@
+import type { Notice } from "../notice.ts";
 import type { Cursor } from "./cursor.ts";
 import type { GgufArray, GgufValue } from "./types.ts";
 
@@ -27,6 +28,8 @@ const MAX_STRING_BYTES = 16 * 2 ** 20;
 const MAX_ARRAY_ELEMENTS = 2 ** 22;
 /** What a nested array costs of that besides its elements, since every array is an object in memory. */
 const NESTED_ARRAY_COST = 64;
+/** Nobody reads more. */
+const MAX_NOTICES = 1000;
 /** An array may hold arrays, to this depth in all. */
 const MAX_ARRAY_DEPTH = 4;
 
@@ -53,7 +56,14 @@ type NumericArray = InstanceType<typeof TYPED_ARRAYS[NumericTypeName]>;
  */
 export class ValueReader {
   readonly #cursor: Cursor;
+  /** What was odd in texts that nothing is computed from. */
+  readonly notices: Notice[] = [];
   #elementsLeft = MAX_ARRAY_ELEMENTS;
+  readonly #note = (notice: Notice) => {
+    if (this.notices.length < MAX_NOTICES) this.notices.push(notice);
+  };
+  /** Whether the value that is read may hold texts that are not UTF-8. */
+  #loose = false;
 
   constructor(cursor: Cursor) {
     this.#cursor = cursor;
@@ -72,23 +82,35 @@ export class ValueReader {
     return VALUE_TYPES[id];
   }
 
-  /** A value of `type`; `path` is the entry's, `metadata["…"]`. */
-  value(type: ValueTypeName, path: string): Promise<GgufValue> {
+  /** A value of `type`; `path` is the entry's, `metadata["…"]`. In a `loose` one texts need not be UTF-8. */
+  value(type: ValueTypeName, path: string, loose = false): Promise<GgufValue> {
+    this.#loose = loose;
     if (type === "array") return this.#array(path, 1);
     return this.#scalar(type, `${path}.value`);
   }
 
+  /** A key of the metadata. Those that matter are ASCII, so one that is not UTF-8 is only odd. */
+  key(where: string, maxBytes: number): Promise<string> {
+    this.#loose = true;
+    return this.#text(where, maxBytes, "gguf.name");
+  }
+
   /** A length, then that many bytes of UTF-8. */
-  async string(where: string, maxBytes: number = MAX_STRING_BYTES, code = "gguf.string"): Promise<string> {
+  string(where: string, maxBytes: number = MAX_STRING_BYTES, code = "gguf.string"): Promise<string> {
+    this.#loose = false;
+    return this.#text(where, maxBytes, code);
+  }
+
+  async #text(where: string, maxBytes: number, code: string): Promise<string> {
     const length = await this.#cursor.u64(`${where}.length`);
     if (length > BigInt(maxBytes)) {
       throw this.#cursor.refuse(code, `${where}.length`, `a text of ${length} bytes; at most ${maxBytes} are read`);
     }
-    return this.#cursor.text(Number(length), where);
+    return this.#cursor.text(Number(length), where, this.#loose ? this.#note : undefined);
   }
 
   async #scalar(type: Exclude<ValueTypeName, "array">, where: string): Promise<number | bigint | string | boolean> {
-    if (type === "string") return this.string(where);
+    if (type === "string") return this.#text(where, MAX_STRING_BYTES, "gguf.string");
     if (type === "bool") return this.#bool(where);
     const [value] = await this.#numbers(type, 1, where);
     return typeof value === "bigint" && Number.isSafeInteger(Number(value)) ? Number(value) : value;
@@ -112,7 +134,9 @@ export class ValueReader {
       throw this.#cursor.refuse("gguf.depth", `${path}.elementType`, `arrays nest deeper than ${MAX_ARRAY_DEPTH}`);
     }
     const count = await this.#count(type, `${path}.count`);
-    if (type === "string") return this.#list(count, (i) => this.string(`${path}.value[${i}]`));
+    if (type === "string") {
+      return this.#list(count, (i) => this.#text(`${path}.value[${i}]`, MAX_STRING_BYTES, "gguf.string"));
+    }
     if (type === "bool") return this.#list(count, (i) => this.#bool(`${path}.value[${i}]`));
     if (type === "array") return this.#list(count, (i) => this.#array(`${path}.value[${i}]`, depth + 1));
     return this.#numbers(type, count, `${path}.value`);

@@ -1,7 +1,7 @@
 /** The tokenizer's part of a GGUF's metadata, checked: what is wrong is named by its key. */
 import { inputError, type PalisadeError } from "../../../core/errors.ts";
 import type { Notice } from "../../file/notice.ts";
-import { byteCharacters } from "./byte_alphabet.ts";
+import { byteCharacters, bytesOfToken } from "./byte_alphabet.ts";
 import { type PreTokenizer, preTokenizer } from "./pretokenizers.ts";
 import { SentencePieceModel } from "./sentencepiece.ts";
 import { type SpecialTokens, specialTokens, TOKEN_TYPE } from "./special_tokens.ts";
@@ -144,7 +144,8 @@ function piecesOf(metadata: Metadata, tokens: readonly string[], types: ArrayLik
 /** Whether plain text may become a token that no joining makes. */
 function isWord(words: BpeWords | PieceWords, text: string, type: number): boolean {
   if (words.kind === "pieces") return type === TOKEN_TYPE.normal || type === TOKEN_TYPE.byte;
-  return BYTES.has(text) || (words.preTokenizer.wholeWords && type === TOKEN_TYPE.normal);
+  const whole = words.preTokenizer.wholeWords && type === TOKEN_TYPE.normal && bytesOfToken(text) !== undefined;
+  return BYTES.has(text) || whole;
 }
 
 function scoresOf(metadata: Metadata, count: number): Float32Array {
