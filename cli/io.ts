@@ -9,7 +9,7 @@ export interface Io {
   err(text: string): void;
   /** Whether standard error is a terminal: without one, progress and reports stay silent. */
   readonly interactive: boolean;
-  /** Aborted by Ctrl-C. */
+  /** Aborted by Ctrl-C or SIGTERM. */
   readonly signal: AbortSignal;
 }
 

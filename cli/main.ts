@@ -4,6 +4,7 @@ import process from "node:process";
 import { writeSync } from "node:fs";
 import { resourceError } from "../core/errors.ts";
 import { currentRuntime } from "../runtime/mod.ts";
+import { Interrupt } from "./interrupt.ts";
 import { EXIT, type Io } from "./io.ts";
 import { run } from "./program.ts";
 
@@ -29,12 +30,7 @@ function writer(descriptor: 1 | 2): (text: string) => void {
   };
 }
 
-const interrupt = new AbortController();
-process.on("SIGINT", () => {
-  // A second Ctrl-C doesn't wait for the running step.
-  if (interrupt.signal.aborted) process.exit(EXIT.interrupted);
-  interrupt.abort(new DOMException("Interrupted", "AbortError"));
-});
+const interrupt = new Interrupt(() => io.err("palisade: interrupted\n"));
 
 const io: Io = {
   runtime: await currentRuntime(),
@@ -43,4 +39,4 @@ const io: Io = {
   interactive: process.stderr.isTTY === true,
   signal: interrupt.signal,
 };
-process.exit(await run(process.argv.slice(2), io));
+interrupt.exit(await run(process.argv.slice(2), io));

@@ -99,6 +99,8 @@ export interface Host {
   rename(from: string, to: string): Promise<boolean>;
   /** Removes a file, or a folder with all that is in it; nothing there is fine. */
   remove(path: string): Promise<void>;
+  /** Has the file or folder at `path` removed should the process end, other than by being killed, before that is done. */
+  temporary(path: string): void;
   /**
    * Equal for two paths exactly when they lead to the same file, through links of either kind; `undefined` when there is
    * nothing at `path`.
@@ -183,9 +185,10 @@ export interface Runtime {
   /**
    * The text of a file, or of standard input for `-`. Strict UTF-8: invalid bytes are refused with their offset
    * (`text.not-utf8`), NUL characters too (`text.binary`), a leading byte order mark is dropped, more than `maxBytes`
-   * (default 64 MiB) is refused (`text.too-large`). File errors as in `openFile`.
+   * (default 64 MiB) is refused (`text.too-large`). File errors as in `openFile`. Rejects with `signal.reason` when
+   * aborted, at once even where nobody writes to a pipe.
    */
-  readText(path: string, options?: { readonly maxBytes?: number }): Promise<string>;
+  readText(path: string, options?: { readonly maxBytes?: number; readonly signal?: AbortSignal }): Promise<string>;
 
   cores(): Cores;
   memory(): MemoryUse;

@@ -155,8 +155,32 @@ export function checkRange(source: ByteSource, offset: number, length: number): 
   }
 }
 
+interface TextOptions {
+  readonly maxBytes?: number;
+  readonly signal?: AbortSignal;
+}
+
 /** The text of a file (pipes too) or of standard input for `-`; see `Runtime.readText`. */
-export async function readText(path: string, options: { readonly maxBytes?: number } = {}): Promise<string> {
+export async function readText(path: string, options: TextOptions = {}): Promise<string> {
+  const { signal } = options;
+  signal?.throwIfAborted();
+  if (!signal) return await readWhole(path, options);
+  let abort: (() => void) | undefined;
+  const aborted = new Promise<never>((_, reject) => {
+    abort = () => reject(signal.reason);
+    signal.addEventListener("abort", abort, { once: true });
+  });
+  // Reading a pipe can't be called off: what waits there is left behind.
+  const text = readWhole(path, options);
+  text.catch(() => {});
+  try {
+    return await Promise.race([text, aborted]);
+  } finally {
+    signal.removeEventListener("abort", abort!);
+  }
+}
+
+async function readWhole(path: string, options: TextOptions): Promise<string> {
   const maxBytes = options.maxBytes ?? MAX_TEXT_BYTES;
   const where = path === "-" ? "standard input" : path;
   const chunks: Uint8Array[] = [];

@@ -1,7 +1,6 @@
 /** Files, hashes and processes through Node's modules, which Deno and Bun implement too. */
 import { type ChildProcess, spawn } from "node:child_process";
 import { createHash } from "node:crypto";
-import { rmSync } from "node:fs";
 import { chmod, mkdir, open, readdir, readlink, realpath, rename, rm, stat } from "node:fs/promises";
 import { constants, homedir } from "node:os";
 import { basename, dirname, join, resolve } from "node:path";
@@ -10,6 +9,7 @@ import { fileURLToPath } from "node:url";
 import { PalisadeError } from "../core/errors.ts";
 import type { ByteSink, CreateOptions, FileInfo, Hasher, Host, ProcessOptions, ProcessResult } from "./interface.ts";
 import { createError, fileError } from "./node_files.ts";
+import { forgetTemporary, noteTemporary } from "./node_leftovers.ts";
 import { lock } from "./node_lock.ts";
 
 /** How much of a program's output is kept for messages. */
@@ -101,22 +101,6 @@ async function realPath(path: string, links = 0): Promise<string> {
   } catch (error) {
     throw createError(error, path);
   }
-}
-
-/** Files that end with the process: whole ones have another name by then. */
-const temporary = new Set<string>();
-
-function removeTemporary(): void {
-  for (const path of temporary) rmSync(path, { force: true });
-}
-
-function noteTemporary(path: string): void {
-  if (temporary.size === 0) process.once("exit", removeTemporary);
-  temporary.add(path);
-}
-
-function forgetTemporary(path: string): void {
-  if (temporary.delete(path) && temporary.size === 0) process.removeListener("exit", removeTemporary);
 }
 
 async function create(path: string, options: CreateOptions = {}): Promise<ByteSink> {
@@ -228,6 +212,7 @@ export const nodeHost: Host = {
   },
   identity,
   realPath,
+  temporary: noteTemporary,
   create,
   syncFolder,
   lock,

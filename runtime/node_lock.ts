@@ -7,6 +7,7 @@ import { hostname } from "node:os";
 import process from "node:process";
 import { inputError, resourceError } from "../core/errors.ts";
 import { createError } from "./node_files.ts";
+import { forgetTemporary, noteTemporary } from "./node_leftovers.ts";
 
 interface Holder {
   readonly host: string;
@@ -41,7 +42,13 @@ export async function lock(path: string): Promise<AsyncDisposable> {
     held.delete(mine.token);
     throw error;
   }
-  return { [Symbol.asyncDispose]: () => release(file, mine) };
+  noteTemporary(file);
+  return {
+    [Symbol.asyncDispose]: async () => {
+      await release(file, mine);
+      forgetTemporary(file);
+    },
+  };
 }
 
 /** Undefined once `mine` stands in `file`; otherwise who holds it. */

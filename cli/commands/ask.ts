@@ -63,7 +63,7 @@ export async function ask(command: AskCommand, io: Io): Promise<number> {
   for (const question of command.question) {
     if (question.trim() === "") throw inputError("question.empty", "The question has no text in it", "--question");
   }
-  const text = await io.runtime.readText(command.context);
+  const text = await io.runtime.readText(command.context, { signal: io.signal });
   if (text.trim() === "") {
     const where = command.context === "-" ? "standard input" : command.context;
     throw inputError("context.empty", `There is no text in ${where}`, "--context");

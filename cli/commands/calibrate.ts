@@ -105,14 +105,15 @@ function stateOf(out: string): string {
 }
 
 /** Texts by their names; by their paths where two have one name. */
-async function readTexts(paths: readonly string[], { runtime }: Io): Promise<{ name: string; text: string }[]> {
+async function readTexts(paths: readonly string[], { runtime, signal }: Io): Promise<{ name: string; text: string }[]> {
   const files = await Promise.all(
     paths.map(async (path) => ({ path, id: await runtime.host!.identity(path) ?? path })),
   );
   refuseRepeated(files, { key: ({ id }) => id, name: ({ path }) => path, where: "--text" });
   const names = paths.map(baseName);
   const nameOf = (i: number) => names.indexOf(names[i]) === names.lastIndexOf(names[i]) ? names[i] : paths[i];
-  return await Promise.all(paths.map(async (path, i) => ({ name: nameOf(i), text: await runtime.readText(path) })));
+  const read = (path: string) => runtime.readText(path, { signal });
+  return await Promise.all(paths.map(async (path, i) => ({ name: nameOf(i), text: await read(path) })));
 }
 
 function parseKinds(text: string): typeof KINDS[number][] {

@@ -2,7 +2,7 @@
 import cliProgress from "cli-progress";
 import process from "node:process";
 
-/** Moves one bar at a time: calling it with a new label starts a new bar. Dispose of it, or the cursor stays hidden. */
+/** Moves one bar at a time: calling it with a new label starts a new bar. */
 export interface Progress extends Disposable {
   update(label: string, done: number, total: number, unit?: "bytes" | "steps"): void;
   /** Takes the bar away. */
@@ -29,7 +29,8 @@ export function createProgress(visible: boolean): Progress {
           format: unit === "bytes" ? `${label} [{bar}] {percentage}% of {size}` : `${label} [{bar}] {value}/{total}`,
           stream: process.stderr,
           clearOnComplete: true,
-          hideCursor: true,
+          // Left as it is: a process that is killed could not give it back.
+          hideCursor: false,
           barsize: 30,
           gracefulExit: false,
         }, cliProgress.Presets.rect);

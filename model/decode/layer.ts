@@ -1,6 +1,7 @@
 /** One layer of the decoder over a chunk of tokens: the step that every way of reading, and answering, takes. */
 import type { LayerRows } from "../../core/backend/interface.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
+import { breathe } from "../../runtime/breathe.ts";
 import type { ModelConfig } from "../config.ts";
 import type { DenseEngine } from "../dense/interface.ts";
 import { project, type Projected } from "./project.ts";
@@ -36,6 +37,7 @@ export async function layerStep(
   attend: (at: AtAttention) => Promise<Float32Array>,
 ): Promise<Float32Array> {
   const output = await layerAttention(dense, cache, { layer, hidden, count, first }, attend);
+  await breathe();
   return await dense.finish(layer, hidden, output, count);
 }
 
@@ -46,6 +48,7 @@ export async function layerAttention(
   { layer, hidden, count, first }: LayerInput,
   attend: (at: AtAttention) => Promise<Float32Array>,
 ): Promise<Float32Array> {
+  await breathe();
   const qkv = await dense.qkv(layer, hidden, count);
   const projected = project(dense.config, qkv, count, first);
   cache.append(layer, projected.keys, projected.values, count, first);

@@ -13,6 +13,7 @@ import type { Budget, Needs, Observation } from "../../core/policy/policy.ts";
 import { QueryStatistics, type QueryStatisticsResult } from "../../core/measure/query_statistics.ts";
 import { Eviction, keepsAll } from "../../core/select/eviction.ts";
 import { type AtAttention, CHUNK, layerAttention, type LayerInput, layerStep, stepBytes } from "../decode/layer.ts";
+import { hold } from "../../runtime/breathe.ts";
 import type { ModelConfig } from "../config.ts";
 import type { DenseEngine } from "../dense/interface.ts";
 import type { Device } from "../device.ts";
@@ -116,6 +117,9 @@ export interface SeenOptions extends ScoreSources {
   readonly signal?: AbortSignal;
 }
 
+/** Tokens from which on looking up their embeddings takes more than a tenth of a second. */
+const MANY_TOKENS = 10_000;
+
 /**
  * The forward half: hidden states of the whole context, one layer at a time, each layer once and in order. Appends to
  * `cache` and evicts nothing.
@@ -140,7 +144,7 @@ export class LayerReader {
     this.#needs = options.needs;
     this.#window = options.window;
     this.#options = options;
-    this.#hidden = dense.embed(ids);
+    this.#hidden = ids.length < MANY_TOKENS ? dense.embed(ids) : hold(() => dense.embed(ids));
     const { needs, prompts, gate, softTokens, signal } = options;
     if (needs.gate && !gate) throw new RangeError("Cannot read for a policy that needs a gate without one");
     if (needs.softTokens && !softTokens) {

