@@ -6,6 +6,7 @@ import type { Policy } from "../../core/policy/policy.ts";
 import { resolveStepRule } from "../../core/rules/registry.ts";
 import type { BackendChoice } from "../../model/device.ts";
 import type { DenseChoice } from "../../model/dense/pick.ts";
+import { checkQuestions } from "../../model/decode/questions.ts";
 import { loadModel, type Model } from "../../model/model.ts";
 import { reportOf } from "../../model/report.ts";
 import { loadPolicy } from "../../model/policy_files/policy_files.ts";
@@ -73,6 +74,8 @@ export async function ask(command: AskCommand, io: Io): Promise<number> {
   const start = performance.now();
   await using model = await startModel(command, io, progress);
   const loadMs = performance.now() - start;
+  const { answerPrefix, positions, beyondTrained } = command;
+  checkQuestions(model, text, command.question, { answerPrefix, positions, beyondTrained, capped: !!maxCache });
   using context = await openContext(model, text, {
     policy,
     keep,

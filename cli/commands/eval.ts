@@ -2,7 +2,7 @@
 import type { CacheType } from "../../core/cache/entry_type.ts";
 import { PalisadeError } from "../../core/errors.ts";
 import { loadModel } from "../../model/model.ts";
-import { type GroupOptions, runGroup, type Subject } from "../../evaluate/sweep/sweep.ts";
+import { type GroupOptions, measureSample, runGroup, type Subject } from "../../evaluate/sweep/sweep.ts";
 import { NO_HAYSTACK, openHaystack } from "../../evaluate/tasks/haystack.ts";
 import {
   type AskedCase,
@@ -83,23 +83,23 @@ async function evaluateHere(command: EvalCommand, io: Io): Promise<number> {
     for (const file of await findModels(models, command, io, sweep.progress)) {
       await using subject = await openSubject(file, command, io, sweep.progress);
       sweep.expect(subject, groups, cases);
-      for (const group of groups) {
-        await sweep.run(subject, group, cases, {
-          seed: command.seed,
-          protocol: command.queryAware ? "query-aware" : "context-first",
-          haystack,
-          cacheType: command.cacheType,
-          isDone: (id) => results.has(id),
-          beyondTrained: command.beyondTrained,
-          signal: io.signal,
-        });
-      }
+      const options: GroupOptions = {
+        seed: command.seed,
+        protocol: command.queryAware ? "query-aware" : "context-first",
+        haystack,
+        cacheType: command.cacheType,
+        isDone: (id) => results.has(id),
+        beyondTrained: command.beyondTrained,
+        signal: io.signal,
+      };
+      const bad = sweep.measure(subject, groups, options);
+      for (const group of groups) if (!bad.has(group)) await sweep.run(subject, group, cases, options);
     }
   } finally {
     sweep.progress.clear();
   }
   if (!command.quiet) io.err(`${sweep.summary()}\n`);
-  return EXIT.ok;
+  return sweep.end();
 }
 
 /** A model's file, and its hash: the model's identity. */
@@ -146,6 +146,9 @@ async function openSubject(
   };
 }
 
+/** Samples named behind one reason. */
+const MOST_LABELS = 10;
+
 /** Counts cells and tells how it goes. The remaining time is what this run's cells took, times the cells to come. */
 class Sweep {
   readonly progress: Progress;
@@ -160,6 +163,8 @@ class Sweep {
   #expected = 0;
   readonly #expectedByGroup = new Map<Group, number>();
   #computeMs = 0;
+  /** Groups that couldn't be measured, by the reason. */
+  readonly #bad = new Map<string, string[]>();
 
   constructor(io: Io, command: EvalCommand, results: ResultsFile, total: number) {
     this.#io = io;
@@ -186,18 +191,72 @@ class Sweep {
     const label = labelOf(group);
     const onStep = (step: string, done: number, total: number) =>
       this.progress.update(`${label} · ${this.#remaining()} · ${step}`, done, total);
-    for await (const line of runGroup(subject, group, cases, { ...options, onStep })) {
-      await this.#results.append(line);
+    const lines = runGroup(subject, group, cases, { ...options, onStep });
+    let whole = true;
+    while (true) {
+      const next = await this.#refused(group, () => lines.next());
+      whole = next !== undefined;
+      if (!next || next.done) break;
+      await this.#results.append(next.value);
       computed++;
       options.signal?.throwIfAborted();
     }
     this.#computed += computed;
-    this.#found += cases.length - computed;
+    this.#found += whole ? cases.length - computed : 0;
     this.#expected -= this.#expectedByGroup.get(group) ?? 0;
     this.#computeMs += performance.now() - start;
     if (computed > 0 && !this.#io.interactive && !this.#quiet) {
       this.#io.err(`${label}: ${this.#computed + this.#found} of ${this.#total} cells, ${this.#remaining()}\n`);
     }
+  }
+
+  /**
+   * Counts the tokens of the samples whose length isn't chosen, and makes one of each length that is, before anything is
+   * read; returns those that can't be measured.
+   */
+  measure(subject: Subject, groups: readonly Group[], options: GroupOptions): Set<Group> {
+    const bad = new Set<Group>();
+    for (const group of groups) {
+      if (group.length !== null && group.sample > 0) continue;
+      options.signal?.throwIfAborted();
+      try {
+        measureSample(subject, group, options);
+      } catch (error) {
+        this.#note(group, error);
+        bad.add(group);
+      }
+    }
+    return bad;
+  }
+
+  /** The result of `work`; undefined when the group was refused, which the others don't pay for. */
+  async #refused<T>(group: Group, work: () => Promise<T>): Promise<T | undefined> {
+    try {
+      return await work();
+    } catch (error) {
+      this.#note(group, error);
+      return undefined;
+    }
+  }
+
+  /** Notes a refusal, and says so at its first time; anything else is thrown. */
+  #note(group: Group, error: unknown): void {
+    if (!(error instanceof PalisadeError) || error.kind !== "input") throw error;
+    const place = error.message.includes(error.where) ? "" : `${error.where}: `;
+    const reason = `${place}${error.message}`.replace(/--policy\b/g, "--policies");
+    const labels = this.#bad.get(reason) ?? [];
+    this.#bad.set(reason, [...labels, labelOf(group)]);
+    this.progress.clear();
+    if (labels.length === 0 && !this.#quiet) this.#io.err(`palisade: ${labelOf(group)} can't be measured: ${reason}\n`);
+  }
+
+  /** Names what couldn't be measured; the exit code. */
+  end(): number {
+    for (const [reason, labels] of this.#bad) {
+      const more = labels.length > MOST_LABELS ? ` and ${labels.length - MOST_LABELS} more` : "";
+      this.#io.err(`palisade: not measured: ${labels.slice(0, MOST_LABELS).join(", ")}${more}: ${reason}\n`);
+    }
+    return this.#bad.size > 0 ? EXIT.input : EXIT.ok;
   }
 
   #remaining(): string {
@@ -213,5 +272,6 @@ class Sweep {
 }
 
 function labelOf({ task, length, sample }: Group): string {
-  return `${task.name}${length === null ? "" : ` ${length}`} #${sample + 1}`;
+  const name = task.file === undefined ? task.name : `${task.name.split(":")[0]}:${task.file}`;
+  return `${name}${length === null ? "" : ` ${length}`} #${sample + 1}`;
 }

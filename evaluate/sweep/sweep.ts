@@ -4,7 +4,7 @@
  */
 import { resolveBudget } from "../../core/select/budget.ts";
 import type { CacheType } from "../../core/cache/entry_type.ts";
-import { inputError } from "../../core/errors.ts";
+import { inputError, PalisadeError } from "../../core/errors.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
 import { type Gate, writeGate } from "../../model/gate/file.ts";
 import type { Model } from "../../model/model.ts";
@@ -15,6 +15,7 @@ import { answerBeside, answerFully, type ComparedAnswer, type FullAnswer } from 
 import { collect, type Collected, forkCache, sharesPrefill } from "./read_cells.ts";
 import type { Haystack } from "../tasks/haystack.ts";
 import { scoreAnswer } from "../tasks/metrics.ts";
+import { refuseRepeated } from "./lists.ts";
 import type { AskedCase, Group } from "./plan.ts";
 import { cellId, type CellInputs, hashOf, type Protocol, RESULT_FORMAT, type ResultLine } from "../results/results.ts";
 import { shadingOf } from "../report/shading.ts";
@@ -54,9 +55,40 @@ interface Cell extends AskedCase {
   readonly id: string;
 }
 
+/** A sample as its model sees it. */
+export interface MeasuredSample {
+  readonly sample: Sample;
+  /** Text to be read and compressed. */
+  readonly context: string;
+  /** Token ids of context and question. */
+  readonly ids: readonly number[];
+  readonly asked: readonly number[];
+}
+
 /**
- * Computes the group's missing cells and yields each as soon as it is there, policies in the order given.
- * @throws PalisadeError `context.too-long`, `keep.*`, `length.*`, `haystack.*`.
+ * Makes a group's sample and counts its tokens; nothing is read.
+ * @throws PalisadeError (input) `context.too-long`, `length.*`, `haystack.*`, with the sample's place in its file.
+ */
+export function measureSample(
+  { model }: Pick<Subject, "model">,
+  group: Group,
+  options: Pick<GroupOptions, "seed" | "haystack" | "protocol" | "beyondTrained">,
+): MeasuredSample {
+  const { beyondTrained = false } = options, { contextLength } = model.config;
+  // Not made at all: it may be longer than memory.
+  if (group.length !== null && group.length > 2 * contextLength) refuseTooLong(model, group.length, beyondTrained);
+  const sample = makeSample(model, group, options);
+  const prompt = promptFor(sample, options.protocol);
+  const ids = contextIds(model.frame, model.tokenizer, prompt.context);
+  const asked = questionIds(model.frame, model.tokenizer, prompt.question, prompt.answerPrefix);
+  refuseTooLong(model, ids.length + asked.length + sample.maxNewTokens, beyondTrained, sample.where);
+  return { sample, context: prompt.context, ids, asked };
+}
+
+/**
+ * Computes the group's missing cells and yields each as soon as it is there, policies in the order given. A cell that
+ * can't be computed doesn't cost the others: they come first, then the refusal.
+ * @throws PalisadeError as {@link measureSample}; `keep.*`, `context.*`, `policy.*` and the like for single cells.
  */
 export async function* runGroup(
   subject: Subject,
@@ -65,46 +97,113 @@ export async function* runGroup(
   options: GroupOptions,
 ): AsyncGenerator<ResultLine> {
   const { model } = subject;
-  const sample = makeSample(model, group, options);
-  const prompt = promptFor(sample, options.protocol);
-  const ids = contextIds(model.frame, model.tokenizer, prompt.context);
-  const asked = questionIds(model.frame, model.tokenizer, prompt.question, prompt.answerPrefix);
-  refuseTooLong(model, ids.length + asked.length + sample.maxNewTokens, options.beyondTrained ?? false);
+  const { sample, context, ids, asked } = measureSample(subject, group, options);
+  const refused = new Refusals();
   const cells: Cell[] = [];
   for (const each of cases) {
-    cells.push(cellOf(subject, group, sample, ids.length, await named(subject, each), options));
+    const cell = await refused.unless(
+      each,
+      async () => cellOf(subject, group, sample, ids.length, await named(subject, each), options),
+    );
+    if (cell) cells.push(cell);
   }
+  refuseRepeated(cells, { key: ({ id }) => id, name: ({ asked: { policy } }) => policy, where: "--policies" });
   const missing = cells.filter(({ id }) => !options.isDone(id));
-  if (missing.length === 0) return;
+  if (missing.length === 0) return refused.end();
 
   const answering = {
     maxNewTokens: sample.maxNewTokens,
     contextLength: options.beyondTrained ? Infinity : model.config.contextLength,
     signal: options.signal,
   };
-  const shared = missing.filter(({ policy }) => sharesPrefill(policy));
-  using collected = await collect(model, ids, shared, {
-    beyondTrained: options.beyondTrained,
-    cacheType: options.cacheType,
-    signal: options.signal,
-    onLayer: (done, layers) => options.onStep?.("reading, layer", done, layers),
-  });
+  const { shared, collected } = await collectAllowed(model, ids, missing, refused, options);
+  using _ = collected;
   const full = await answerFully(model, collected.cache, asked, answering);
   for (const [i, cell] of missing.entries()) {
+    if (sharesPrefill(cell.policy) && !shared.includes(cell)) continue;
     options.onStep?.("answering, cell", i, missing.length);
-    const evicted = sharesPrefill(cell.policy)
-      ? await fork(collected, shared.indexOf(cell))
-      : await readAlone(model, prompt.context, cell, options);
+    const line = await refused.unless(cell, async () => {
+      const evicted = sharesPrefill(cell.policy)
+        ? await fork(collected, shared.indexOf(cell))
+        : await readAlone(model, context, cell, options);
+      try {
+        const answer = evicted.cache === collected.cache
+          ? sameAnswer(full)
+          : await answerBeside(model, evicted.cache, asked, full, answering);
+        const tokens = {
+          context: ids.length,
+          question: asked.length,
+          answer: answer.ids.length,
+          full: full.ids.length,
+        };
+        const shading = shade(group, model, ids, evicted.cache, options);
+        return lineOf(subject, cell, group, sample, { evicted, collected, full, answer, tokens, shading });
+      } finally {
+        if (evicted.cache !== collected.cache) evicted.cache[Symbol.dispose]();
+      }
+    });
+    if (line) yield line;
+  }
+  refused.end();
+}
+
+/** Reads once for all cells that share a prefill and can be computed; for the full answer, when there is none. */
+async function collectAllowed(
+  model: Model,
+  ids: readonly number[],
+  missing: readonly Cell[],
+  refused: Refusals,
+  options: GroupOptions,
+): Promise<{ shared: readonly Cell[]; collected: Collected }> {
+  const read = (cells: readonly Cell[]) =>
+    collect(model, ids, cells, {
+      beyondTrained: options.beyondTrained,
+      cacheType: options.cacheType,
+      signal: options.signal,
+      onLayer: (done, layers) => options.onStep?.("reading, layer", done, layers),
+    });
+  const all = missing.filter(({ policy }) => sharesPrefill(policy));
+  try {
+    return { shared: all, collected: await read(all) };
+  } catch (error) {
+    if (!isRefusal(error) || all.length === 0) throw error;
+  }
+  // One of them spoils the reading for all: each by itself says which.
+  const shared: Cell[] = [];
+  for (const cell of all) {
+    const alone = await refused.unless(cell, () => read([cell]));
+    alone?.[Symbol.dispose]();
+    if (alone) shared.push(cell);
+  }
+  return { shared, collected: await read(shared) };
+}
+
+function isRefusal(error: unknown): error is PalisadeError {
+  return error instanceof PalisadeError && error.kind === "input";
+}
+
+/** Cells of a group that can't be computed. */
+class Refusals {
+  readonly #all: { readonly asked: AskedCase["asked"]; readonly error: PalisadeError }[] = [];
+
+  /** The result of `work`; undefined, and noted, when it was refused. */
+  async unless<T>({ asked }: AskedCase, work: () => Promise<T>): Promise<T | undefined> {
     try {
-      const answer = evicted.cache === collected.cache
-        ? sameAnswer(full)
-        : await answerBeside(model, evicted.cache, asked, full, answering);
-      const tokens = { context: ids.length, question: asked.length, answer: answer.ids.length, full: full.ids.length };
-      const shading = shade(group, model, ids, evicted.cache, options);
-      yield lineOf(subject, cell, group, sample, { evicted, collected, full, answer, tokens, shading });
-    } finally {
-      if (evicted.cache !== collected.cache) evicted.cache[Symbol.dispose]();
+      return await work();
+    } catch (error) {
+      if (!isRefusal(error)) throw error;
+      this.#all.push({ asked, error });
+      return undefined;
     }
+  }
+
+  /** Throws what there was; the first reason stands for all, every cell is named. */
+  end(): void {
+    const [first] = this.#all;
+    if (!first) return;
+    const { kind, code, message, where } = first.error;
+    const cells = this.#all.map(({ asked: { policy, keep } }) => `${policy} at ${keep}`).join(", ");
+    throw new PalisadeError(kind, code, `${message} (${cells})`, { where, cause: first.error });
   }
 }
 
@@ -141,12 +240,13 @@ function promptFor(sample: Sample, protocol: Protocol): Omit<Prompt, "question">
   return { context: `${sample.context}\n${sample.question}`, answerPrefix: sample.answerPrefix };
 }
 
-function refuseTooLong(model: Model, tokens: number, allowed: boolean): void {
+function refuseTooLong(model: Pick<Model, "config">, tokens: number, allowed: boolean, where?: string): void {
   const { contextLength, name } = model.config;
   if (allowed || tokens <= contextLength) return;
-  const message = `A sample takes ${tokens} tokens, but ${name} was trained on ${contextLength}: ` +
-    "ask for a shorter --length, or pass --beyond-trained";
-  throw inputError("context.too-long", message, "--length");
+  const [what, advice] = where ? [`The case in ${where}`, "shorten it"] : ["A sample", "ask for a shorter --length"];
+  const message = `${what} takes ${tokens} tokens, answer included, but ${name} was trained on ${contextLength}: ` +
+    `${advice}, or pass --beyond-trained`;
+  throw inputError("context.too-long", message, where ?? "--length");
 }
 
 function cellOf(
