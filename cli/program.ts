@@ -55,6 +55,7 @@ export function buildProgram(io: Io, all: boolean, done: (code: number) => void)
     })
     .configureHelp({ optionDescription: describe })
     .showHelpAfterError("(--help lists what can be said here)");
+  program.hook("preAction", (_, command) => refuseUndecodable(command));
   addAsk(program, io, all, done);
   addDemo(program, io, done);
   addShow(program, io, done);
@@ -77,6 +78,26 @@ export function buildProgram(io: Io, all: boolean, done: (code: number) => void)
     .option("--json", "as JSON")
     .action(async (options) => done(await doctor(options, io)));
   return program;
+}
+
+/**
+ * Values that no file name, no text and no number can have: they would fail somewhere deep below.
+ * @throws PalisadeError usage `option.text`, naming the option.
+ */
+function refuseUndecodable(command: Command): void {
+  const values = [
+    ...command.options.map((option) => [option.long ?? option.flags, command.getOptionValue(option.attributeName())]),
+    ...command.registeredArguments.map((argument, i) => [`<${argument.name()}>`, command.processedArgs[i]]),
+  ];
+  for (const [name, value] of values) {
+    for (const text of [value].flat()) {
+      if (typeof text !== "string" || (text.isWellFormed() && !text.includes("\0"))) continue;
+      const what = text.includes("\0") ? "a NUL character" : "half a surrogate pair";
+      throw new PalisadeError("usage", "option.text", `Can't read the value of ${name}: it has ${what} in it`, {
+        where: String(name),
+      });
+    }
+  }
 }
 
 function addAsk(program: Command, io: Io, all: boolean, done: (code: number) => void): void {

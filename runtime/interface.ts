@@ -173,7 +173,10 @@ export interface Runtime {
   /** Files and processes; `undefined` in a browser. */
   readonly host?: Host;
 
-  /** An environment variable; `undefined` when unset, empty, or where there are none. */
+  /**
+   * An environment variable; `undefined` when unset, empty, or where there are none. PalisadeError input
+   * `environment.text` for one that is no UTF-8.
+   */
   environment(name: string): string | undefined;
 
   /**

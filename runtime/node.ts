@@ -5,19 +5,32 @@ import process from "node:process";
 import { isatty } from "node:tty";
 import { probeGpu } from "./gpu_probe.ts";
 import type { Cores, MemoryUse, Runtime } from "./interface.ts";
+import { inputError, type PalisadeError } from "../core/errors.ts";
 import { openFile, readText } from "./node_files.ts";
 import { nodeHost } from "./node_host.ts";
 import { runSandboxed } from "./node_sandbox.ts";
 import { startThread } from "./node_thread.ts";
 import { hasThreads } from "./features.ts";
 
-/** An unset, empty or (in Deno, without permission) unreadable variable is `undefined`. */
+/**
+ * An unset, empty or (in Deno, without permission) unreadable variable is `undefined`. One that is no UTF-8 is refused:
+ * Node hands it out damaged, Deno not at all.
+ */
 function environment(name: string): string | undefined {
+  let value: string | undefined;
   try {
-    return process.env[name] || undefined;
-  } catch {
+    value = process.env[name] || undefined;
+  } catch (error) {
+    if ((error as Error).name === "InvalidData") throw notText(name, error);
     return undefined;
   }
+  if (value?.includes("\ufffd")) throw notText(name);
+  return value;
+}
+
+function notText(name: string, cause?: unknown): PalisadeError {
+  const message = `Can't read the environment variable ${name}: its value is not UTF-8; set it to another, or unset it`;
+  return inputError("environment.text", message, name, cause);
 }
 
 function cores(): Cores {

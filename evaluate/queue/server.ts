@@ -23,13 +23,22 @@ export interface QueueAddress {
   readonly shown: string;
 }
 
-/** `redis://[user[:password]@]host[:port][/database]`; `rediss:` is TLS. @throws PalisadeError usage `queue.url`. */
+/**
+ * `redis://[user[:password]@]host[:port][/database]`; `rediss:` is TLS. Marks of their own in user and password are
+ * written as in any URL: `%40` for an @. @throws PalisadeError usage `queue.url`.
+ */
 export function parseQueueUrl(text: string): QueueAddress {
   const url = URL.canParse(text) ? new URL(text) : undefined;
   const database = /^\/?(\d{0,4})$/.exec(url?.pathname ?? "");
-  if (!url || !/^rediss?:$/.test(url.protocol) || url.hostname === "" || !database) {
+  const problem = url ? problemOf(url, text) : /^rediss?:/.test(text) ? "it is no URL; ports end at 65535" : undefined;
+  if (!url || !database || problem) {
     const wanted = "redis://HOST:PORT/DATABASE, or rediss:// for TLS; port and database may be left out";
-    throw usageError("queue.url", `Can't use ${shownRefused(text, url)} as --queue: want ${wanted}`, "--queue");
+    const reason = problem ? `: ${problem}` : "";
+    throw usageError(
+      "queue.url",
+      `Can't use ${shownRefused(text, url)} as --queue${reason}: want ${wanted}`,
+      "--queue",
+    );
   }
   return {
     shown: withoutPassword(url),
@@ -37,12 +46,35 @@ export function parseQueueUrl(text: string): QueueAddress {
       // Square brackets of IPv6 addresses belong to the URL only.
       host: url.hostname.replace(/^\[(.*)\]$/, "$1"),
       port: Number(url.port || 6379),
-      username: decodeURIComponent(url.username) || undefined,
-      password: decodeURIComponent(url.password) || undefined,
+      username: decoded(url.username) || undefined,
+      password: decoded(url.password) || undefined,
       db: Number(database[1] || 0),
       ...(url.protocol === "rediss:" && { tls: {} }),
     },
   };
+}
+
+/** What of an address can't be meant, or would be ignored; empty for another scheme, which says enough. */
+function problemOf(url: URL, text: string): string | undefined {
+  if (!/^rediss?:$/.test(url.protocol)) return "another scheme";
+  if (!/^(\[[0-9a-f:.]+\]|[a-z0-9._-]+)$/i.test(url.hostname)) return "its host is no name in ASCII (xn--… for others)";
+  if (url.port === "0") return "there is no port 0";
+  if (url.search !== "" || url.hash !== "" || /[?#]/.test(text)) return "nothing may follow the database";
+  for (const part of ["username", "password"] as const) {
+    const value = decoded(url[part]);
+    if (value === undefined) return `its ${part} has a % that begins no escape: write %25 for it`;
+    if (value.includes("\0")) return `its ${part} has a NUL character`;
+  }
+  return undefined;
+}
+
+/** Undefined when the escapes are none, or are no UTF-8. */
+function decoded(text: string): string | undefined {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return undefined;
+  }
 }
 
 /** What was given, as far as it can't be a password: after an @ or a colon there may be one. */

@@ -63,10 +63,13 @@ function isDiskError(error: unknown): boolean {
   return (error as Error)?.name === "PalisadeError";
 }
 
-/** Throws PalisadeError input `hub.endpoint` for something that is no http(s) URL. */
+/** Throws PalisadeError input `hub.endpoint` for something that is no http(s) URL, or that fetch refuses. */
 function checkedEndpoint(endpoint: string): string {
-  if (!URL.canParse(endpoint) || !/^https?:$/.test(new URL(endpoint).protocol)) {
-    const given = JSON.stringify(endpoint);
+  const url = URL.canParse(endpoint) ? new URL(endpoint) : undefined;
+  const fine = url && /^https?:$/.test(url.protocol) && url.username === "" && url.password === "";
+  if (!fine) {
+    // It may hold a password.
+    const given = /@/.test(endpoint) ? "an address with a user in it" : JSON.stringify(endpoint);
     throw inputError("hub.endpoint", `HF_ENDPOINT is ${given}, an http or https URL is wanted`, "HF_ENDPOINT");
   }
   return endpoint.replace(/\/+$/, "");
