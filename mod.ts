@@ -17,7 +17,8 @@ export { type BackendChoice, type Device, pickBackend } from "./model/device.ts"
 export { type Health, healthOf } from "./core/cache/health.ts";
 export { CacheLimit, type Foretold, type LimitFigures, type LimitOptions } from "./core/cache/limit.ts";
 export { type CacheBytes, type CacheMark, RaggedCache } from "./core/cache/ragged.ts";
-export type { Architecture, ModelConfig, Rope } from "./model/config.ts";
+export { type Architecture, ARCHITECTURES } from "./model/architecture.ts";
+export type { ModelConfig, Rope } from "./model/config.ts";
 export type { DenseEngine, DenseName } from "./model/dense/interface.ts";
 export { type DenseChoice, pickDense } from "./model/dense/pick.ts";
 export { configOf } from "./model/file/gguf/config.ts";

@@ -1,7 +1,6 @@
 /** What a decoder must know of a model, read from the GGUF's metadata and nowhere else. */
 import type { ModelShape } from "../core/shape.ts";
-
-export type Architecture = "llama" | "qwen2";
+import type { DecoderOperations } from "./architecture.ts";
 
 /** How a position turns into angles. Frequencies are per pair, `[headDim / 2]` (or `rotated / 2`). */
 export interface Rope {
@@ -16,7 +15,8 @@ export interface Rope {
 }
 
 export interface ModelConfig extends ModelShape {
-  readonly architecture: Architecture;
+  /** Its entry's name (`model/architecture.ts`). */
+  readonly architecture: string;
   /** `general.name`, or the file's name. */
   readonly name: string;
   /** Hidden size. */
@@ -29,6 +29,6 @@ export interface ModelConfig extends ModelShape {
   readonly rope: Rope;
   /** True when the output head shares the embedding's weights. */
   readonly tiedHead: boolean;
-  /** True when q, k and v have biases (qwen2). */
-  readonly qkvBias: boolean;
+  /** What the dense engines run. */
+  readonly decoder: DecoderOperations;
 }

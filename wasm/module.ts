@@ -209,6 +209,12 @@ export class Buffers {
     return numbers;
   }
 
+  /** The `count` floats at the front of a buffer, valid until the memory grows. */
+  floats(handle: number, count: number): Float32Array {
+    const { buffer, byteOffset } = this.#view(handle, 4 * count);
+    return new Float32Array(buffer, byteOffset, count);
+  }
+
   free(): void {
     for (const handle of this.#handles.splice(0)) this.#kernels.call.buffer_free(handle);
   }

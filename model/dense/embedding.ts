@@ -4,7 +4,7 @@ import { dequantise, type TensorType } from "../file/tensor_types.ts";
 
 const NAME = "token_embd.weight";
 
-/** The token embeddings, held as the file's bytes and dequantised row by row. */
+/** The token embeddings, held as the file's bytes, dequantised and scaled row by row. */
 export class Embedding {
   /** Bytes held. */
   readonly byteLength: number;
@@ -12,8 +12,10 @@ export class Embedding {
   readonly #type: TensorType;
   readonly #width: number;
   readonly #rows: number;
+  readonly #scale: number;
 
-  constructor(raw: Uint8Array, type: TensorType, rows: number, width: number) {
+  constructor(raw: Uint8Array, type: TensorType, rows: number, width: number, scale: number) {
+    this.#scale = scale;
     this.byteLength = raw.byteLength;
     this.#raw = raw;
     this.#type = type;
@@ -33,12 +35,18 @@ export class Embedding {
       const row = this.#raw.subarray(id * rowBytes, (id + 1) * rowBytes);
       dequantise(this.#type, row, out.subarray(i * this.#width, (i + 1) * this.#width));
     }
-    return out;
+    return scaled(out, this.#scale);
   }
+}
+
+/** The numbers times `factor`, in place. */
+export function scaled(numbers: Float32Array, factor: number): Float32Array {
+  if (factor !== 1) { for (let i = 0; i < numbers.length; i++) numbers[i] *= factor; }
+  return numbers;
 }
 
 /** Reads the embeddings of a file that `configOf` has checked. */
 export async function readEmbedding(file: GgufFile, config: ModelConfig): Promise<Embedding> {
   const { type } = file.tensors.get(NAME)!;
-  return new Embedding(await file.readRaw(NAME), type, config.vocabulary, config.width);
+  return new Embedding(await file.readRaw(NAME), type, config.vocabulary, config.width, config.decoder.embeddingScale);
 }

@@ -1,4 +1,6 @@
 /** The one place where an engine and its precision are chosen. */
+import { multiplyAddsOf } from "../../core/dense/operations.ts";
+import { inputsOf } from "../architecture.ts";
 import type { ModelConfig } from "../config.ts";
 import type { GgufFile } from "../file/gguf/reader.ts";
 import { hasSimd128 } from "../../runtime/features.ts";
@@ -150,7 +152,7 @@ export function weightForm(engine: "web" | "node", precision: DensePrecision, co
 
 /** Bytes of all segments' weights in float32. */
 export function float32Bytes(config: ModelConfig): number {
-  const { width, heads, kvHeads, headDim, feedForward, layers, vocabulary } = config;
-  const attention = width * headDim * (2 * heads + 2 * kvHeads);
-  return 4 * (layers * (attention + 3 * width * feedForward) + vocabulary * width);
+  const { layers: [{ project, finish }], head } = config.decoder, inputs = inputsOf(config);
+  const layer = multiplyAddsOf(project, inputs) + multiplyAddsOf(finish, inputs);
+  return 4 * (config.layers * layer + multiplyAddsOf(head, inputs));
 }

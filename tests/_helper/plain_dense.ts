@@ -1,4 +1,6 @@
 /** The dense engines' oracle: every weight in float32, every sum a plain loop in double precision. For tiny models. */
+import { type Operation, resultOf } from "../../core/dense/operations.ts";
+import type { DenseOperation, TensorRows } from "../../model/architecture.ts";
 import type { ModelConfig } from "../../model/config.ts";
 import type { DenseEngine } from "../../model/dense/interface.ts";
 import type { GgufFile } from "../../model/file/gguf/reader.ts";
@@ -10,25 +12,16 @@ interface Layer {
   readonly bias?: Float32Array;
 }
 
-interface Block {
-  readonly attentionNorm: Float32Array;
-  /** Query, key, value. */
-  readonly projections: readonly Layer[];
-  readonly output: Layer;
-  readonly feedForwardNorm: Float32Array;
-  readonly gate: Layer;
-  readonly up: Layer;
-  readonly down: Layer;
-}
+type Step = Operation<Float32Array, readonly Layer[]>;
 
 /** Reads a whole model as float32. Its `name` is `web`, since the contract knows no name for an oracle. */
 export async function plainDense(file: GgufFile, config: ModelConfig, layers = config.layers): Promise<DenseEngine> {
-  const blocks: Block[] = [];
-  for (let i = 0; i < layers; i++) blocks.push(await readBlock(file, config, i));
-  const embedding = await file.readFloat32("token_embd.weight");
-  const norm = await file.readFloat32("output_norm.weight");
-  const head = config.tiedHead ? { inputs: config.width, matrix: embedding } : await readLayer(file, "output");
-  const { width, normEpsilon } = config;
+  const { decoder, width, normEpsilon } = config;
+  const blocks: { readonly project: readonly Step[]; readonly finish: readonly Step[] }[] = [];
+  for (const { project, finish } of decoder.layers.slice(0, layers)) {
+    blocks.push({ project: await readAll(file, project), finish: await readAll(file, finish) });
+  }
+  const embedding = await file.readFloat32("token_embd.weight"), head = await readAll(file, decoder.head);
   return {
     name: "web",
     detail: "plain TypeScript, the oracle",
@@ -37,55 +30,81 @@ export async function plainDense(file: GgufFile, config: ModelConfig, layers = c
     embed(ids) {
       return Float32Array.from(
         { length: ids.length * width },
-        (_, i) => embedding[ids[Math.floor(i / width)] * width + i % width],
+        (_, i) => embedding[ids[Math.floor(i / width)] * width + i % width] * decoder.embeddingScale,
       );
     },
-    qkv(layer, hidden, count) {
-      const block = blocks[layer];
-      return perRow(count, { hidden }, ({ hidden }) => {
-        const normed = rmsNorm(hidden, block.attentionNorm, normEpsilon);
-        return block.projections.flatMap((projection) => multiply(projection, normed));
-      });
-    },
-    finish(layer, hidden, attention, count) {
-      const block = blocks[layer];
-      return perRow(count, { hidden, attention }, ({ hidden, attention }) => {
-        const residual = add(hidden, multiply(block.output, attention));
-        const normed = rmsNorm(residual, block.feedForwardNorm, normEpsilon);
-        const up = multiply(block.up, normed);
-        const gated = multiply(block.gate, normed).map((gate, i) => gate / (1 + Math.exp(-gate)) * up[i]);
-        return add(residual, multiply(block.down, gated));
-      });
-    },
-    logits(hidden, count) {
-      return perRow(count, { hidden }, ({ hidden }) => multiply(head, rmsNorm(hidden, norm, normEpsilon)));
-    },
+    qkv: (layer, hidden, count) => perRow(count, { hidden }, (row) => run(blocks[layer].project, row, normEpsilon)),
+    finish: (layer, hidden, attention, count) =>
+      perRow(count, { hidden, attention }, (row) => run(blocks[layer].finish, row, normEpsilon)),
+    logits: (hidden, count) => perRow(count, { hidden }, (row) => run(head, row, normEpsilon)),
     [Symbol.asyncDispose]: () => Promise.resolve(),
   };
 }
 
-async function readBlock(file: GgufFile, config: ModelConfig, index: number): Promise<Block> {
-  const name = (part: string) => `blk.${index}.${part}`;
-  const projections = [];
-  for (const part of ["attn_q", "attn_k", "attn_v"]) {
-    projections.push(await readLayer(file, name(part), config.qkvBias));
+async function readAll(file: GgufFile, operations: readonly DenseOperation[]): Promise<Step[]> {
+  const steps: Step[] = [];
+  for (const operation of operations) {
+    if (operation.op === "norm" || operation.op === "headNorm") {
+      steps.push({ ...operation, gains: await file.readFloat32(operation.gains) });
+    } else if (operation.op === "multiply") {
+      const weights: Layer[] = [];
+      for (const rows of operation.weights) weights.push(await readLayer(file, rows));
+      steps.push({ ...operation, weights });
+    } else steps.push(operation);
   }
-  return {
-    attentionNorm: await file.readFloat32(name("attn_norm.weight")),
-    projections,
-    output: await readLayer(file, name("attn_output")),
-    feedForwardNorm: await file.readFloat32(name("ffn_norm.weight")),
-    gate: await readLayer(file, name("ffn_gate")),
-    up: await readLayer(file, name("ffn_up")),
-    down: await readLayer(file, name("ffn_down")),
-  };
+  return steps;
 }
 
-async function readLayer(file: GgufFile, name: string, hasBias = false): Promise<Layer> {
-  const inputs = file.tensors.get(`${name}.weight`)!.shape[0];
-  const matrix = await file.readFloat32(`${name}.weight`);
-  return { inputs, matrix, bias: hasBias ? await file.readFloat32(`${name}.bias`) : undefined };
+async function readLayer(file: GgufFile, { tensor, first, rows, bias }: TensorRows): Promise<Layer> {
+  const inputs = file.tensors.get(`${tensor}.weight`)!.shape[0];
+  const matrix = (await file.readFloat32(`${tensor}.weight`)).subarray(first * inputs, (first + rows) * inputs);
+  if (!bias) return { inputs, matrix };
+  return { inputs, matrix, bias: (await file.readFloat32(`${tensor}.bias`)).subarray(first, first + rows) };
 }
+
+/** A list over one row of each input. */
+function run(steps: readonly Step[], inputs: Readonly<Record<string, number[]>>, epsilon: number): number[] {
+  const values = new Map(Object.entries(inputs));
+  for (const step of steps) {
+    const from = (name: string) => values.get(name)!;
+    values.set(step.to, apply(step, from, epsilon));
+  }
+  return values.get(resultOf(steps))!;
+}
+
+function apply(step: Step, from: (name: string) => number[], epsilon: number): number[] {
+  switch (step.op) {
+    case "norm":
+      return rmsNorm(from(step.from), step.gains, epsilon);
+    case "headNorm": {
+      const row = from(step.from).slice();
+      for (let head = 0; head < step.heads; head++) {
+        const at = step.first + head * step.width;
+        row.splice(at, step.width, ...rmsNorm(row.slice(at, at + step.width), step.gains, epsilon));
+      }
+      return row;
+    }
+    case "multiply":
+      return step.weights.flatMap((layer) => multiply(layer, from(step.from)));
+    case "gate": {
+      const both = from(step.from), half = both.length / 2;
+      return both.slice(0, half).map((x, i) => ACTIVATIONS[step.activation](x) * both[half + i]);
+    }
+    case "add":
+      return from(step.from[0]).map((x, i) => x + from(step.from[1])[i]);
+    case "scale":
+      return from(step.from).map((x, i) => i >= step.first && i < step.first + step.width ? x * step.factor : x);
+    case "cap":
+      return from(step.from).map((x) => step.cap * Math.tanh(x / step.cap));
+    default:
+      throw new TypeError(`Unknown operation ${step satisfies never}`);
+  }
+}
+
+const ACTIVATIONS = {
+  silu: (x: number) => x / (1 + Math.exp(-x)),
+  gelu: (x: number) => 0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3))),
+};
 
 /** Applies `step` to every row of the inputs and joins the rows it gives. */
 function perRow<Names extends string>(
@@ -114,8 +133,4 @@ function multiply({ inputs, matrix, bias }: Layer, x: readonly number[]): number
 function rmsNorm(x: readonly number[], gains: Float32Array, epsilon: number): number[] {
   const meanSquare = x.reduce((sum, value) => sum + value * value, 0) / x.length;
   return x.map((value, i) => value / Math.sqrt(meanSquare + epsilon) * gains[i]);
-}
-
-function add(a: readonly number[], b: readonly number[]): number[] {
-  return a.map((value, i) => value + b[i]);
 }

@@ -5,12 +5,13 @@ import { CACHE_TYPES, type CacheType } from "../../core/cache/entry_type.ts";
 import { PalisadeError } from "../../core/errors.ts";
 import { randomSource } from "../../core/measure/random.ts";
 import type { AttentionShape } from "../../core/shape.ts";
+import { ARCHITECTURES, decoderOf, inputsOf } from "../../model/architecture.ts";
 import { createWasmEngine, type WasmDenseOptions } from "../../model/dense/wasm/engine.ts";
 import { autoThreads, startCrew } from "../../model/threads.ts";
 import { currentRuntime, type Runtime, type Thread } from "../../runtime/mod.ts";
 import { shareHeads } from "../../wasm/threads/rows.ts";
 import { Crew } from "../../wasm/threads/pool.ts";
-import { shareRows, STEP, worthSharing } from "../../wasm/dense/part.ts";
+import { shareRows, workOf, worthSharing } from "../../wasm/dense/part.ts";
 import { createWasmBackend } from "../../wasm/backend.ts";
 import { createThreadedBackend } from "../../wasm/threads/backend.ts";
 import { startThreaded } from "../_helper/backends.ts";
@@ -208,15 +209,23 @@ Deno.test("a step that is not worth sharing out asks no other thread, and its we
 });
 
 Deno.test("worthSharing() grows with the rows and the model, and wants more of a step with more waits", () => {
-  const sizes = { width: 576, attention: 576, projected: 960, feedForward: 1536, vocabulary: 49152 };
-  const from = (step: typeof STEP[keyof typeof STEP], scale: number) => {
+  const lists = (scale: number) => {
+    const shape = { layers: 1, heads: 9, kvHeads: 3, headDim: 64, width: scale * 576, feedForward: 1536 };
+    const model = { ...shape, vocabulary: 49152, tiedHead: true };
+    const { layers: [{ project, finish }], head } = decoderOf(ARCHITECTURES.get("llama")!, model);
+    return { work: (list: typeof head) => workOf(list, inputsOf(model)), project, finish, head };
+  };
+  const from = (list: "project" | "finish" | "head", scale: number) => {
+    const { work, [list]: operations } = lists(scale);
     let count = 1;
-    while (!worthSharing({ ...sizes, width: scale * sizes.width }, step, count)) count++;
+    while (!worthSharing(work(operations), count)) count++;
     return count;
   };
-  assert.equal(from(STEP.logits, 1), 1);
-  assert.ok(from(STEP.qkv, 1) > 1 && from(STEP.finish, 1) > 1);
-  assert.equal(from(STEP.qkv, 8), 1);
+  assert.equal(from("head", 1), 1);
+  assert.ok(from("project", 1) > 1 && from("finish", 1) > 1);
+  assert.equal(from("project", 8), 1);
+  const { work, project, finish, head } = lists(1);
+  assert.deepEqual([project, finish, head].map((list) => work(list).waits), [2, 4, 2]);
 });
 
 Deno.test("shareHeads() and shareRows() give every head and row to one thread", () => {

@@ -3,10 +3,13 @@
  * that all threads see; between two phases of a step they wait for each other. One thread alone never waits: for steps
  * that are too small to be shared out ({@link worthSharing}) the first thread holds all rows.
  */
-import type { Board } from "../threads/barrier.ts";
-import { multiply, type Stored, type StoredMatrix, type Target } from "./products.ts";
+import { multiplyAddsOf, type Operation } from "../../core/dense/operations.ts";
 import { Buffers, type Kernels } from "../module.ts";
+import type { Board } from "../threads/barrier.ts";
 import { WORK_PER_WAIT } from "../threads/cost.ts";
+import { Execution, type HeldOperation } from "./execution.ts";
+import type { Stored } from "./products.ts";
+import { type Schedule, scheduleOf } from "./schedule.ts";
 
 /** Some rows of a matrix. Weights by id, so that a plan can be sent to another thread. */
 export interface MatrixPlan {
@@ -21,49 +24,46 @@ export interface MatrixPlan {
   readonly column: number;
 }
 
-export interface LayerPlan {
-  readonly attentionNorm: number;
-  /** Query, key, value; one matrix where they have one type. */
-  readonly projections: readonly MatrixPlan[];
-  readonly output: MatrixPlan;
-  readonly feedForwardNorm: number;
-  /** Gate, up, the same rows of both; one matrix, gates first, where they have one type. */
-  readonly gateUp: readonly MatrixPlan[];
-  /** The same rows as `output`. */
-  readonly down: MatrixPlan;
-}
+/** An operation with ids: gains, and matrices side by side. */
+export type PlanOperation = Operation<number, readonly MatrixPlan[]>;
 
 export interface DensePlan {
-  readonly width: number;
-  /** heads · headDim */
-  readonly attention: number;
-  /** (heads + 2 · kvHeads) · headDim */
-  readonly projected: number;
-  readonly feedForward: number;
-  readonly vocabulary: number;
+  /** Widths of what the lists begin with. */
+  readonly inputs: { readonly hidden: number; readonly attention: number };
   readonly normEpsilon: number;
   /** Float32 arithmetic instead of int16 inputs. */
   readonly exact: boolean;
-  readonly layers: readonly LayerPlan[];
-  readonly norm: number;
-  readonly head: MatrixPlan;
+  /** Whether one thread has all columns of everything. */
+  readonly alone: boolean;
+  /** Whether this thread puts results on the board that all threads have. */
+  readonly first: boolean;
+  readonly layers: readonly { readonly project: readonly PlanOperation[]; readonly finish: readonly PlanOperation[] }[];
+  readonly head: readonly PlanOperation[];
 }
 
-/** The steps. The board holds, one after another, for `qkv`: hidden, projections; `finish`: hidden, attention, gated; `logits`: hidden, logits. */
+/** The steps, which are the lists of a decoder. */
 export const STEP = { qkv: 0, finish: 1, logits: 2 } as const;
 export type Step = typeof STEP[keyof typeof STEP];
 
-/** Times that threads wait for one another in a step, at its start and between its phases; the board costs one more. */
-const WAITS: Readonly<Record<Step, number>> = [2, 4, 2];
+/** What a list costs several threads. */
+export interface Work {
+  /** For one token. */
+  readonly multiplyAdds: number;
+  /** Times that threads wait for one another: at the start and after each phase; the board costs as much as one. */
+  readonly waits: number;
+}
 
-/** Sizes of a model's steps. */
-export type StepSizes = Pick<DensePlan, "width" | "attention" | "projected" | "feedForward" | "vocabulary">;
+export function workOf(
+  operations: readonly Operation<unknown, unknown>[],
+  inputs: Readonly<Record<string, number>>,
+): Work {
+  const { phases } = scheduleOf(operations, inputs, false);
+  return { multiplyAdds: multiplyAddsOf(operations, inputs), waits: phases.length + 1 };
+}
 
-/** Whether a step over `count` rows has `workPerWait` multiply-adds for every wait, or is better left to one thread. */
-export function worthSharing(sizes: StepSizes, step: Step, count: number, workPerWait = WORK_PER_WAIT): boolean {
-  const { width, attention, projected, feedForward, vocabulary } = sizes;
-  const work = [width * projected, width * attention + 3 * width * feedForward, width * vocabulary][step];
-  return count * work >= workPerWait * WAITS[step];
+/** Whether a list over `count` tokens has `workPerWait` multiply-adds for every wait, or is better left to one thread. */
+export function worthSharing({ multiplyAdds, waits }: Work, count: number, workPerWait = WORK_PER_WAIT): boolean {
+  return count * multiplyAdds >= workPerWait * waits;
 }
 
 /** Rows of a matrix are shared out in runs of this many, which the kernels take together. */
@@ -76,52 +76,39 @@ export function shareRows(outputs: number, threads: number, rank: number): { fro
   return { from: start(rank), to: start(rank + 1) };
 }
 
-/** Floats on the board for a step over `count` rows. */
-export function boardFloats(plan: DensePlan, step: Step, count: number): number {
-  const { width, attention, projected, feedForward, vocabulary } = plan;
-  return count * (width + [projected, attention + feedForward, vocabulary][step]);
-}
-
-type Phase = (buffers: Buffers) => void;
-type Matrix = StoredMatrix & { readonly column: number };
-
-interface Layer {
-  readonly attentionNorm: Stored;
-  readonly projections: readonly Matrix[];
-  readonly output: Matrix;
-  readonly feedForwardNorm: Stored;
-  readonly gateUp: readonly Matrix[];
-  readonly down: Matrix;
-}
+/** A list with this thread's part of its weights. */
+type Held = Schedule<HeldOperation>;
 
 export class DenseShare {
   readonly #kernels: Kernels;
   readonly #board: Board;
   readonly #plan: DensePlan;
-  readonly #layers: readonly Layer[];
-  readonly #norm: Stored;
-  readonly #head: Matrix;
+  readonly #layers: readonly { readonly project: Held; readonly finish: Held }[];
+  readonly #head: Held;
 
   /** `stored`: the weights by id. */
   constructor(kernels: Kernels, board: Board, plan: DensePlan, stored: ReadonlyMap<number, Stored>) {
-    const matrix = (part: MatrixPlan): Matrix => ({
-      ...part,
-      weights: stored.get(part.weights)!,
-      bias: part.bias === undefined ? undefined : stored.get(part.bias)!,
-    });
+    const held = (operations: readonly PlanOperation[]): Held =>
+      scheduleOf(operations.map((operation) => holding(operation, stored)), plan.inputs, plan.alone);
     this.#kernels = kernels;
     this.#board = board;
     this.#plan = plan;
-    this.#layers = plan.layers.map((layer) => ({
-      attentionNorm: stored.get(layer.attentionNorm)!,
-      projections: layer.projections.map(matrix),
-      output: matrix(layer.output),
-      feedForwardNorm: stored.get(layer.feedForwardNorm)!,
-      gateUp: layer.gateUp.map(matrix),
-      down: matrix(layer.down),
-    }));
-    this.#norm = stored.get(plan.norm)!;
-    this.#head = matrix(plan.head);
+    this.#layers = plan.layers.map(({ project, finish }) => ({ project: held(project), finish: held(finish) }));
+    this.#head = held(plan.head);
+  }
+
+  /** Where a step has its inputs and its result on the board, in floats a token. */
+  schedule(step: Step, layer: number): Held {
+    switch (step) {
+      case STEP.qkv:
+        return this.#layers[layer].project;
+      case STEP.finish:
+        return this.#layers[layer].finish;
+      case STEP.logits:
+        return this.#head;
+      default:
+        return step satisfies never;
+    }
   }
 
   /** Carries out a step over `count` rows on the board; `meet` waits for the other threads, failed or not. */
@@ -132,122 +119,41 @@ export class DenseShare {
 
   /** The same, phase by phase: after each `next()` that is not the last one the threads must meet. */
   start(step: Step, layer: number, count: number): Running {
-    return new Running(this.#kernels, this.#phases(step, layer, count));
+    const schedule = this.schedule(step, layer), buffers = new Buffers(this.#kernels);
+    const execution = new Execution(this.#kernels, buffers, this.#board, this.#plan, schedule, count);
+    return new Running(buffers, schedule.phases.map((phase) => () => execution.phase(phase)));
   }
+}
 
-  #phases(step: Step, layer: number, count: number): Phase[] {
-    switch (step) {
-      case STEP.qkv:
-        return [this.#qkv(this.#layers[layer], count)];
-      case STEP.finish:
-        return this.#finish(this.#layers[layer], count);
-      case STEP.logits:
-        return [this.#logits(count)];
-      default:
-        return step satisfies never;
-    }
-  }
-
-  #qkv({ attentionNorm, projections }: Layer, count: number): Phase {
-    const { width, projected } = this.#plan;
-    return (buffers) => {
-      const normed = this.#normed(buffers, attentionNorm, count);
-      for (const matrix of projections) this.#product(buffers, matrix, normed, count, count * width, projected);
-    };
-  }
-
-  #finish({ output, feedForwardNorm, gateUp, down }: Layer, count: number): Phase[] {
-    const { width, attention, feedForward } = this.#plan, board = this.#board;
-    const gates = count * (width + attention);
-    const mine = gateUp[0].outputs * gateUp.length / 2, residual = { stride: output.outputs, add: true };
-    let hidden = -1;
-    return [
-      (buffers) => {
-        if (output.outputs === 0) return;
-        hidden = buffers.from(this.#columns(output, count));
-        const inputs = buffers.from(board.floats(count * width, count * attention));
-        this.#multiply(output, inputs, count, { ...residual, buffer: hidden });
-        this.#publish(buffers, hidden, output, output.outputs, count, 0, width);
-      },
-      (buffers) => {
-        if (mine === 0) return;
-        const normed = this.#normed(buffers, feedForwardNorm, count);
-        const both = buffers.zeros(count * 2 * mine * 4);
-        gateUp.forEach((matrix, i) =>
-          this.#multiply(matrix, normed, count, { buffer: both, stride: 2 * mine, offset: i * mine })
-        );
-        const gated = buffers.zeros(count * mine * 4);
-        this.#kernels.check(this.#kernels.call.dense_swiglu(both, mine, count, gated), "gate");
-        this.#publish(buffers, gated, gateUp[0], mine, count, gates, feedForward);
-      },
-      (buffers) => {
-        if (output.outputs === 0) return;
-        const inputs = buffers.from(board.floats(gates, count * feedForward));
-        this.#multiply(down, inputs, count, { ...residual, buffer: hidden });
-        this.#publish(buffers, hidden, down, down.outputs, count, 0, width);
-      },
-    ];
-  }
-
-  #logits(count: number): Phase {
-    const { width, vocabulary } = this.#plan;
-    return (buffers) => {
-      const normed = this.#normed(buffers, this.#norm, count);
-      this.#product(buffers, this.#head, normed, count, count * width, vocabulary);
-    };
-  }
-
-  /** The hidden states on the board after their norm. */
-  #normed(buffers: Buffers, gains: Stored, count: number): number {
-    const { width, normEpsilon } = this.#plan;
-    const x = buffers.from(this.#board.floats(0, count * width)), out = buffers.zeros(count * width * 4);
-    this.#kernels.check(this.#kernels.call.dense_norm(x, gains.handle, width, count, normEpsilon, out), "norm");
-    return out;
-  }
-
-  #multiply(matrix: Matrix, inputs: number, count: number, target: Target): void {
-    multiply(this.#kernels, matrix, inputs, count, target, this.#plan.exact);
-  }
-
-  /** Products of the matrix onto the board, where whole rows of `stride` begin at `at`. */
-  #product(buffers: Buffers, matrix: Matrix, inputs: number, count: number, at: number, stride: number): void {
-    if (matrix.outputs === 0) return;
-    const buffer = buffers.zeros(count * matrix.outputs * 4);
-    this.#multiply(matrix, inputs, count, { buffer, stride: matrix.outputs });
-    this.#publish(buffers, buffer, matrix, matrix.outputs, count, at, stride);
-  }
-
-  #publish(buffers: Buffers, from: number, { column }: Matrix, own: number, count: number, at: number, stride: number) {
-    if (count === 1 || own === stride) {
-      buffers.read(from, this.#board.floats(at + column, count * own));
-      return;
-    }
-    const floats = buffers.read(from, new Float32Array(count * own));
-    const all = this.#board.floats(at, count * stride);
-    for (let t = 0; t < count; t++) all.set(floats.subarray(t * own, (t + 1) * own), t * stride + column);
-  }
-
-  /** The hidden states' columns that a matrix adds to. */
-  #columns({ column, outputs }: Matrix, count: number): Float32Array {
-    const { width } = this.#plan;
-    if (count === 1 || outputs === width) return this.#board.floats(column, count * outputs);
-    const all = this.#board.floats(0, count * width), mine = new Float32Array(count * outputs);
-    for (let t = 0; t < count; t++) {
-      mine.set(all.subarray(t * width + column, t * width + column + outputs), t * outputs);
-    }
-    return mine;
+function holding(operation: PlanOperation, stored: ReadonlyMap<number, Stored>): HeldOperation {
+  switch (operation.op) {
+    case "norm":
+    case "headNorm":
+      return { ...operation, gains: stored.get(operation.gains)! };
+    case "multiply":
+      return {
+        ...operation,
+        weights: operation.weights.map((part) => ({
+          ...part,
+          weights: stored.get(part.weights)!,
+          bias: part.bias === undefined ? undefined : stored.get(part.bias)!,
+        })),
+      };
+    default:
+      return operation;
   }
 }
 
 /** A step under way. */
 export class Running {
   readonly #buffers: Buffers;
-  readonly #phases: readonly Phase[];
+  readonly #phases: readonly (() => void)[];
   #done = 0;
   #failed?: { readonly error: unknown };
 
-  constructor(kernels: Kernels, phases: readonly Phase[]) {
-    this.#buffers = new Buffers(kernels);
+  /** `buffers` are given back at the end. */
+  constructor(buffers: Buffers, phases: readonly (() => void)[]) {
+    this.#buffers = buffers;
     this.#phases = phases;
   }
 
@@ -258,7 +164,7 @@ export class Running {
   next(): boolean {
     if (!this.#failed) {
       try {
-        this.#phases[this.#done](this.#buffers);
+        this.#phases[this.#done]();
       } catch (error) {
         this.#failed = { error };
       }

@@ -2,12 +2,13 @@
 import type { InferenceSession, Tensor } from "onnxruntime-web";
 import { PalisadeError, resourceError } from "../../../core/errors.ts";
 import { breathe } from "../../../runtime/breathe.ts";
+import { type DenseOperation, inputsOf } from "../../architecture.ts";
 import type { ModelConfig } from "../../config.ts";
 import type { GgufFile } from "../../file/gguf/reader.ts";
 import { type Embedding, readEmbedding } from "../embedding.ts";
 import type { DenseEngine, DenseLayers, DenseName } from "../interface.ts";
 import { encodeModel, type Graph } from "./onnx.ts";
-import { finishGraph, type LinearStyle, logitsGraph, qkvGraph } from "./segments.ts";
+import { type LinearStyle, segmentGraph } from "./segments.ts";
 import { describeWeights, type WeightForm, WeightReader } from "./weights.ts";
 
 /** What both onnxruntime packages offer of the common interface. */
@@ -49,12 +50,11 @@ export async function createSegmentEngine(
   plan: SegmentPlan,
   options: DenseOptions = {},
 ): Promise<DenseEngine> {
-  const weights = new WeightReader(file, config, plan.form);
   const sessions = new Sessions(plan, 2 * config.layers + 1, options);
   try {
     const embedding = await readEmbedding(file, config);
-    await sessions.add("logits", async () => logitsGraph(config, await weights.head(), plan.style));
-    await addLayers(sessions, weights, config, plan.style);
+    await addSegment(sessions, "logits", config.decoder.head, file, config, plan);
+    await addLayers(sessions, file, config, plan);
     return new SegmentEngine(plan.name, detailOf(file, plan, options), config, sessions, embedding);
   } catch (error) {
     await sessions.release();
@@ -71,7 +71,7 @@ export async function createSegmentLayers(
 ): Promise<DenseLayers> {
   const sessions = new Sessions(plan, 2 * config.layers, options);
   try {
-    await addLayers(sessions, new WeightReader(file, config, plan.form), config, plan.style);
+    await addLayers(sessions, file, config, plan);
     return new SegmentLayers(plan.name, detailOf(file, plan, options), config, sessions);
   } catch (error) {
     await sessions.release();
@@ -79,11 +79,26 @@ export async function createSegmentLayers(
   }
 }
 
-async function addLayers(sessions: Sessions, weights: WeightReader, config: ModelConfig, style: LinearStyle) {
+async function addLayers(sessions: Sessions, file: GgufFile, config: ModelConfig, plan: SegmentPlan) {
   for (let layer = 0; layer < config.layers; layer++) {
-    await sessions.add(`qkv.${layer}`, async () => qkvGraph(config, await weights.qkv(layer), style));
-    await sessions.add(`finish.${layer}`, async () => finishGraph(config, await weights.finish(layer), style));
+    const { project, finish } = config.decoder.layers[layer];
+    await addSegment(sessions, `qkv.${layer}`, project, file, config, plan);
+    await addSegment(sessions, `finish.${layer}`, finish, file, config, plan);
   }
+}
+
+async function addSegment(
+  sessions: Sessions,
+  name: string,
+  operations: readonly DenseOperation[],
+  file: GgufFile,
+  config: ModelConfig,
+  { form, style }: SegmentPlan,
+) {
+  await sessions.add(name, async () => {
+    const read = await new WeightReader(file, form).operations(operations);
+    return segmentGraph(name, read, inputsOf(config), config.normEpsilon, style);
+  });
 }
 
 function detailOf(file: GgufFile, { library, form }: SegmentPlan, { threads = 1 }: DenseOptions): string {

@@ -1,11 +1,19 @@
 /**
- * The ONNX graphs of a decoder cut at attention: `qkv` and `finish` of one layer, and `logits`. Layer i's `finish` and
- * layer i+1's `qkv` stay apart, because layer-major prefill keeps nothing but hidden states between layers.
+ * The ONNX graphs of a decoder's lists of operations: `project` and `finish` of one layer, and the head. Layer i's
+ * `finish` and layer i+1's `project` stay apart, because layer-major prefill keeps nothing but hidden states between
+ * layers.
  *
  * All activations are float32 `[T, width]`; T is free. Operators without a page in the ONNX standard are described in
  * microsoft/onnxruntime `docs/ContribOperators.md`.
  */
-import type { ModelConfig } from "../../config.ts";
+import {
+  type HeadNorm,
+  type Operation,
+  readsOf,
+  resultOf,
+  type Scale,
+  widthsOf,
+} from "../../../core/dense/operations.ts";
 import { type BlockWeights, inHalves, withZeroPoints } from "./blocks.ts";
 import type { Graph, Initializer, OnnxNode } from "./onnx.ts";
 
@@ -25,30 +33,8 @@ export interface FloatWeights {
   readonly values: Float32Array;
 }
 
-/** A layer up to attention. */
-export interface QkvWeights {
-  /** Gains of the norm before attention, `[width]`. */
-  readonly norm: Float32Array;
-  /** Query, key and value rows in this order, in one or several layers. */
-  readonly qkv: readonly Linear[];
-}
-
-/** A layer from attention on. */
-export interface FinishWeights {
-  readonly output: Linear;
-  /** Gains of the norm before the feed-forward part, `[width]`. */
-  readonly norm: Float32Array;
-  /** Gate rows, then up rows, in one or two layers. */
-  readonly gateUp: readonly Linear[];
-  readonly down: Linear;
-}
-
-/** Final norm and output head. */
-export interface HeadWeights {
-  /** `[width]`. */
-  readonly norm: Float32Array;
-  readonly head: Linear;
-}
+/** An operation with its gains, and its weights in layers side by side. */
+export type SegmentOperation = Operation<Float32Array, readonly Linear[]>;
 
 /**
  * How block weights are multiplied, always in float32. `web`: onnxruntime-web unpacks a whole matrix at every call, so
@@ -64,42 +50,70 @@ interface Piece {
   readonly result: string;
 }
 
-/** `hidden [T, width]` → norm → q, k and v in one product → `qkv [T, (heads + 2·kvHeads)·headDim]`. */
-export function qkvGraph(config: ModelConfig, { norm: gains, qkv }: QkvWeights, style: LinearStyle): Graph {
-  const norm = rmsNorm("norm", "hidden", gains, config.normEpsilon);
-  const product = linears("qkv", norm.result, qkv, style);
-  return graph(
-    "qkv",
-    { hidden: config.width },
-    { [product.result]: qkv.reduce((sum, part) => sum + part.outputs, 0) },
-    [norm, product],
-  );
-}
-
 /**
- * `hidden [T, width]`, `attention [T, heads·headDim]` → output projection, residual, norm, SwiGLU, residual →
- * `next [T, width]`.
+ * The graph of a list of operations, from those of its `inputs` (widths by name) that it reads to its last result. Names
+ * in the graph are the list's.
  */
-export function finishGraph(config: ModelConfig, layer: FinishWeights, style: LinearStyle): Graph {
-  const output = linear("output", "attention", layer.output, style);
-  const norm = residualNorm("norm", "hidden", output.result, layer.norm, config.normEpsilon);
-  const gateUp = linears("gateUp", "norm", layer.gateUp, style);
-  const gated = swiglu("gated", gateUp.result);
-  const down = linear("down", gated.result, layer.down, style);
-  const next: Piece = {
-    nodes: [{ op: "Add", inputs: ["norm.sum", down.result], outputs: ["next"] }],
-    initializers: [],
-    result: "next",
-  };
-  const inputs = { hidden: config.width, attention: config.heads * config.headDim };
-  return graph("finish", inputs, { next: config.width }, [output, norm, gateUp, gated, down, next]);
+export function segmentGraph(
+  name: string,
+  operations: readonly SegmentOperation[],
+  inputs: Readonly<Record<string, number>>,
+  epsilon: number,
+  style: LinearStyle,
+): Graph {
+  const pieces: Piece[] = [], widths = widthsOf(operations, inputs);
+  /** Where each value is in the graph. */
+  const places = new Map(Object.keys(inputs).map((input) => [input, input]));
+  const place = (value: string) => places.get(value)!;
+  for (let i = 0; i < operations.length; i++) {
+    const operation = operations[i], next = operations[i + 1];
+    if (operation.op === "add" && next?.op === "norm" && next.from === operation.to) {
+      const [a, b] = operation.from.map(place);
+      const piece = residualNorm(next.to, a, b, next.gains, epsilon);
+      pieces.push(piece);
+      places.set(operation.to, `${next.to}.sum`).set(next.to, piece.result);
+      i++;
+      continue;
+    }
+    const piece = pieceOf(operation, place, widths, epsilon, style);
+    pieces.push(piece);
+    places.set(operation.to, piece.result);
+  }
+  const result = resultOf(operations), read = new Set(operations.flatMap(readsOf));
+  const ports = Object.entries(inputs).filter(([input]) => read.has(input));
+  return graph(name, Object.fromEntries(ports), { [place(result)]: widths.get(result)! }, pieces);
 }
 
-/** `hidden [T, width]` → final norm → head rows in `head` → `logits [T, head.outputs]`. */
-export function logitsGraph(config: ModelConfig, { norm: gains, head }: HeadWeights, style: LinearStyle): Graph {
-  const norm = rmsNorm("norm", "hidden", gains, config.normEpsilon);
-  const product = linear("logits", norm.result, head, style);
-  return graph("logits", { hidden: config.width }, { [product.result]: head.outputs }, [norm, product]);
+function pieceOf(
+  operation: SegmentOperation,
+  place: (value: string) => string,
+  widths: ReadonlyMap<string, number>,
+  epsilon: number,
+  style: LinearStyle,
+): Piece {
+  const { to } = operation;
+  switch (operation.op) {
+    case "norm":
+      return rmsNorm(to, place(operation.from), operation.gains, epsilon);
+    case "headNorm":
+      return headNorm(operation, place(operation.from), widths.get(operation.from)!, epsilon);
+    case "multiply":
+      return linears(to, place(operation.from), operation.weights, style);
+    case "gate":
+      return gate(to, place(operation.from), operation.activation);
+    case "add":
+      return piece(to, [{ op: "Add", inputs: operation.from.map(place), outputs: [to] }]);
+    case "scale":
+      return scale(operation, place(operation.from), widths.get(operation.from)!);
+    case "cap":
+      return cap(to, place(operation.from), operation.cap);
+    default:
+      throw new TypeError(`Unknown operation ${operation satisfies never}`);
+  }
+}
+
+function piece(result: string, nodes: readonly OnnxNode[], initializers: readonly Initializer[] = []): Piece {
+  return { nodes, initializers, result };
 }
 
 function graph(
@@ -138,18 +152,63 @@ function residualNorm(name: string, a: string, b: string, gains: Float32Array, e
   return { nodes: [node], initializers: [gain], result: name };
 }
 
-/** `silu(gate) · up` of an input that holds both halves side by side. */
-function swiglu(name: string, input: string): Piece {
-  const halves = [`${name}.gate`, `${name}.up`];
-  const split = { axis: { int: 1 }, num_outputs: { int: 2 } };
-  // QuickGelu with alpha 1 is x·sigmoid(x), which is SiLU.
-  const alpha = { alpha: { float: 1 } };
-  const nodes: OnnxNode[] = [
-    { op: "Split", inputs: [input], outputs: halves, attributes: split },
-    { op: "QuickGelu", domain: "com.microsoft", inputs: [halves[0]], outputs: [`${name}.silu`], attributes: alpha },
-    { op: "Mul", inputs: [`${name}.silu`, halves[1]], outputs: [name] },
+/** The norm of each head in the middle columns of an input of `width`. */
+function headNorm(operation: HeadNorm<Float32Array>, input: string, width: number, epsilon: number): Piece {
+  const { to, gains, first, heads, width: headWidth } = operation;
+  const sizes = [first, heads * headWidth, width - first - heads * headWidth];
+  const parts = ["before", "heads", "after"].map((part, i) => ({ name: `${to}.${part}`, size: sizes[i] }))
+    .filter(({ size }) => size > 0);
+  const constants: Initializer[] = [
+    { name: `${to}.sizes`, dims: [parts.length], data: BigInt64Array.from(parts, ({ size }) => BigInt(size)) },
+    { name: `${to}.perHead`, dims: [2], data: BigInt64Array.of(-1n, BigInt(headWidth)) },
+    { name: `${to}.perToken`, dims: [2], data: BigInt64Array.of(-1n, BigInt(heads * headWidth)) },
   ];
-  return { nodes, initializers: [], result: name };
+  const norm = rmsNorm(`${to}.normed`, `${to}.rows`, gains, epsilon), axis = { axis: { int: 1 } };
+  return piece(to, [
+    { op: "Split", inputs: [input, `${to}.sizes`], outputs: parts.map(({ name }) => name), attributes: axis },
+    { op: "Reshape", inputs: [`${to}.heads`, `${to}.perHead`], outputs: [`${to}.rows`] },
+    ...norm.nodes,
+    { op: "Reshape", inputs: [norm.result, `${to}.perToken`], outputs: [`${to}.done`] },
+    {
+      op: "Concat",
+      inputs: parts.map(({ name }) => name === `${to}.heads` ? `${to}.done` : name),
+      outputs: [to],
+      attributes: axis,
+    },
+  ], [...constants, ...norm.initializers]);
+}
+
+/** `activation(a) · b` of an input that holds both halves side by side. */
+function gate(name: string, input: string, activation: "silu" | "gelu"): Piece {
+  const halves = [`${name}.gate`, `${name}.up`], active = `${name}.${activation}`;
+  const split = { axis: { int: 1 }, num_outputs: { int: 2 } };
+  // QuickGelu with alpha 1 is x·sigmoid(x), which is SiLU; FastGelu is GELU's tanh form.
+  const node: OnnxNode = activation === "silu"
+    ? { op: "QuickGelu", domain: "com.microsoft", inputs: [halves[0]], outputs: [active], attributes: ALPHA_1 }
+    : { op: "FastGelu", domain: "com.microsoft", inputs: [halves[0]], outputs: [active] };
+  return piece(name, [
+    { op: "Split", inputs: [input], outputs: halves, attributes: split },
+    node,
+    { op: "Mul", inputs: [active, halves[1]], outputs: [name] },
+  ]);
+}
+
+const ALPHA_1 = { alpha: { float: 1 } };
+
+/** Each column times its factor, which is 1 outside the operation's. */
+function scale({ to, factor, first, width: scaled }: Scale, input: string, width: number): Piece {
+  const factors = new Float32Array(width).fill(1).fill(factor, first, first + scaled);
+  const constant = { name: `${to}.factors`, dims: [width], data: factors };
+  return piece(to, [{ op: "Mul", inputs: [input, constant.name], outputs: [to] }], [constant]);
+}
+
+function cap(name: string, input: string, most: number): Piece {
+  const constant = { name: `${name}.cap`, dims: [1], data: Float32Array.of(most) };
+  return piece(name, [
+    { op: "Div", inputs: [input, constant.name], outputs: [`${name}.share`] },
+    { op: "Tanh", inputs: [`${name}.share`], outputs: [`${name}.tanh`] },
+    { op: "Mul", inputs: [`${name}.tanh`, constant.name], outputs: [name] },
+  ], [constant]);
 }
 
 /** Layers over the same input, their outputs side by side. */

@@ -1,11 +1,11 @@
 /**
- * Reads the tensors of a llama or qwen2 GGUF as the weights of the segments. That all are there with the right shapes
- * was checked when the configuration was made (`configOf`).
+ * Reads the tensors of a GGUF as the weights of the segments. That all are there with the right shapes was checked when
+ * the configuration was made (`configOf`).
  */
-import type { ModelConfig } from "../../config.ts";
-import type { GgufFile } from "../../file/gguf/reader.ts";
-import { type TensorType, toBlocks } from "../../file/tensor_types.ts";
-import type { FinishWeights, HeadWeights, Linear, QkvWeights } from "./segments.ts";
+import type { DenseOperation, TensorRows } from "../../architecture.ts";
+import type { GgufFile, GgufTensor } from "../../file/gguf/reader.ts";
+import { rowBytesOf, type TensorType, toBlocks } from "../../file/tensor_types.ts";
+import type { Linear, SegmentOperation } from "./segments.ts";
 
 /** How weights are held: all in float32, or in the file's blocks where they are quantised. */
 export type WeightForm = "float32" | "blocks";
@@ -16,99 +16,96 @@ export function describeWeights(file: GgufFile, form: WeightForm): string {
   return quantised ? "quantised weights" : "float32 weights";
 }
 
-/** Some rows of a layer: the tensor's name without its `.weight`, and its rows. */
-interface Part {
-  readonly name: string;
-  readonly outputs: number;
-}
-
 /** Weights of a model, read from the file when asked for and not kept here. */
 export class WeightReader {
   readonly #file: GgufFile;
-  readonly #config: ModelConfig;
   readonly #form: WeightForm;
 
-  constructor(file: GgufFile, config: ModelConfig, form: WeightForm) {
+  constructor(file: GgufFile, form: WeightForm) {
     this.#file = file;
-    this.#config = config;
     this.#form = form;
   }
 
-  /** Norm and the three projections of a layer. */
-  async qkv(layer: number): Promise<QkvWeights> {
-    const { width, heads, kvHeads, headDim, qkvBias } = this.#config;
-    const parts = (["q", "k", "v"] as const).map((part) => ({
-      name: `blk.${layer}.attn_${part}`,
-      outputs: (part === "q" ? heads : kvHeads) * headDim,
-    }));
-    return {
-      norm: await this.#file.readFloat32(`blk.${layer}.attn_norm.weight`),
-      qkv: await this.#linears(parts, width, qkvBias),
-    };
+  /** The same operations with what they need of the file. */
+  async operations(operations: readonly DenseOperation[]): Promise<SegmentOperation[]> {
+    const read: SegmentOperation[] = [];
+    for (const operation of operations) read.push(await this.#operation(operation));
+    return read;
   }
 
-  /** The rest of a layer. */
-  async finish(layer: number): Promise<FinishWeights> {
-    const { width, heads, headDim, feedForward } = this.#config;
-    const name = (part: string) => `blk.${layer}.${part}`;
-    return {
-      output: await this.#linear([{ name: name("attn_output"), outputs: width }], heads * headDim),
-      norm: await this.#file.readFloat32(name("ffn_norm.weight")),
-      gateUp: await this.#linears(
-        [{ name: name("ffn_gate"), outputs: feedForward }, { name: name("ffn_up"), outputs: feedForward }],
-        width,
-      ),
-      down: await this.#linear([{ name: name("ffn_down"), outputs: width }], feedForward),
-    };
-  }
-
-  /** Final norm and head. */
-  async head(): Promise<HeadWeights> {
-    const { width, vocabulary, tiedHead } = this.#config;
-    const name = tiedHead ? "token_embd" : "output";
-    return {
-      norm: await this.#file.readFloat32("output_norm.weight"),
-      head: await this.#linear([{ name, outputs: vocabulary }], width),
-    };
+  async #operation(operation: DenseOperation): Promise<SegmentOperation> {
+    switch (operation.op) {
+      case "norm":
+      case "headNorm":
+        return { ...operation, gains: await this.#file.readFloat32(operation.gains) };
+      case "multiply":
+        return { ...operation, weights: await this.#linears(operation.weights) };
+      default:
+        return operation;
+    }
   }
 
   /**
    * Layers over the same input whose outputs lie side by side: one layer of all rows where they can be held alike,
    * else one each.
    */
-  async #linears(parts: readonly Part[], inputs: number, hasBias = false): Promise<Linear[]> {
+  async #linears(parts: readonly TensorRows[]): Promise<Linear[]> {
     const types = new Set(parts.map((part) => this.#typeOf(part)));
-    if (this.#form === "float32" || types.size === 1) return [await this.#linear(parts, inputs, hasBias)];
+    if (this.#form === "float32" || types.size === 1) return [await this.#linear(parts)];
     const linears = [];
-    for (const part of parts) linears.push(await this.#linear([part], inputs, hasBias));
+    for (const part of parts) linears.push(await this.#linear([part]));
     return linears;
   }
 
   /** One layer of the rows of all `parts`, which have one type where weights are held as blocks. */
-  async #linear(parts: readonly Part[], inputs: number, hasBias = false): Promise<Linear> {
-    const outputs = parts.reduce((sum, part) => sum + part.outputs, 0);
-    const names = parts.map((part) => `${part.name}.weight`);
-    const type = this.#typeOf(parts[0]);
+  async #linear(parts: readonly TensorRows[]): Promise<Linear> {
+    const outputs = parts.reduce((sum, part) => sum + part.rows, 0);
+    const inputs = this.#tensor(parts[0]).shape[0], type = this.#typeOf(parts[0]);
     const weights = this.#form === "blocks" && type.blocks
-      ? toBlocks(type, joined(await this.#read(names, (name) => this.#file.readRaw(name)), Uint8Array))
-      : { kind: "float32" as const, values: await this.#floats(names) };
-    if (!hasBias) return { inputs, outputs, weights };
-    return { inputs, outputs, weights, bias: await this.#floats(parts.map((part) => `${part.name}.bias`)) };
+      ? toBlocks(type, joined(await this.#each(parts, (part) => this.#raw(part)), Uint8Array))
+      : {
+        kind: "float32" as const,
+        values: joined(await this.#each(parts, (part) => this.#floats(part)), Float32Array),
+      };
+    if (!parts.some(({ bias }) => bias)) return { inputs, outputs, weights };
+    return {
+      inputs,
+      outputs,
+      weights,
+      bias: joined(await this.#each(parts, (part) => this.#bias(part)), Float32Array),
+    };
   }
 
-  /** The tensors one after another. */
-  async #floats(names: readonly string[]): Promise<Float32Array> {
-    return joined(await this.#read(names, (name) => this.#file.readFloat32(name)), Float32Array);
+  #raw(part: TensorRows): Promise<Uint8Array> {
+    const { type, shape } = this.#tensor(part), rowBytes = rowBytesOf(type, shape[0]);
+    return this.#file.readRaw(`${part.tensor}.weight`, {
+      offset: part.first * rowBytes,
+      length: part.rows * rowBytes,
+    });
   }
 
-  async #read<T>(names: readonly string[], read: (name: string) => Promise<T>): Promise<T[]> {
+  #floats({ tensor, first, rows }: TensorRows): Promise<Float32Array> {
+    return this.#file.readFloat32(`${tensor}.weight`, { firstRow: first, rows });
+  }
+
+  /** `[rows]`, 0 where there is none. */
+  async #bias({ tensor, first, rows, bias }: TensorRows): Promise<Float32Array> {
+    if (!bias) return new Float32Array(rows);
+    return (await this.#file.readFloat32(`${tensor}.bias`)).subarray(first, first + rows);
+  }
+
+  async #each<T>(parts: readonly TensorRows[], read: (part: TensorRows) => Promise<T>): Promise<T[]> {
     const all = [];
-    for (const name of names) all.push(await read(name));
+    for (const part of parts) all.push(await read(part));
     return all;
   }
 
-  #typeOf(part: Part): TensorType {
-    return this.#file.tensors.get(`${part.name}.weight`)!.type;
+  #tensor({ tensor }: TensorRows): GgufTensor {
+    return this.#file.tensors.get(`${tensor}.weight`)!;
+  }
+
+  #typeOf(part: TensorRows): TensorType {
+    return this.#tensor(part).type;
   }
 }
 

@@ -6,21 +6,25 @@ import type { Crew } from "../../../wasm/threads/pool.ts";
 import { type Board, OwnBoard } from "../../../wasm/threads/barrier.ts";
 import { DENSE } from "../../../wasm/dense/service.ts";
 import {
-  boardFloats,
   type DensePlan,
   DenseShare,
   type MatrixPlan,
+  type PlanOperation,
   STEP,
   type Step,
+  type Work,
+  workOf,
   worthSharing,
 } from "../../../wasm/dense/part.ts";
 import { Kernels, type WasmOptions } from "../../../wasm/module.ts";
 import { breathe } from "../../../runtime/breathe.ts";
+import { inputsOf } from "../../architecture.ts";
 import type { ModelConfig } from "../../config.ts";
 import type { GgufFile } from "../../file/gguf/reader.ts";
 import { dequantise, rowBytesOf, TENSOR_TYPES } from "../../file/tensor_types.ts";
+import { scaled } from "../embedding.ts";
 import type { DenseEngine } from "../interface.ts";
-import { WeightLoader, WeightMemory } from "./weights.ts";
+import { type PerThread, WeightLoader, WeightMemory } from "./weights.ts";
 
 export interface WasmDenseOptions {
   /**
@@ -63,24 +67,24 @@ export async function createWasmEngine(
   const memory = new WeightMemory(await Kernels.start(options.kernels ?? crew?.kernels), crew);
   const id = memory.newId();
   try {
-    const sizes = sizesOf(config), alone = (step: Step) => !worthSharing(sizes, step, 1, workPerWait);
-    const loader = new WeightLoader(memory, file, alone);
-    const layers: Awaited<ReturnType<WeightLoader["layer"]>>[] = [];
-    for (let index = 0; index < config.layers; index++) {
+    const inputs = inputsOf(config), { decoder, width, vocabulary, normEpsilon } = config;
+    const loader = new WeightLoader(memory, file, (list) => !worthSharing(workOf(list, inputs), 1, workPerWait));
+    const layers: { project: PerThread<PlanOperation[]>; finish: PerThread<PlanOperation[]> }[] = [];
+    for (const [index, { project, finish }] of decoder.layers.slice(0, config.layers).entries()) {
       await breathe(signal);
-      layers.push(await loader.layer(config, index));
+      layers.push({ project: await loader.operations(project), finish: await loader.operations(finish) });
       onProgress?.(index + 1, config.layers + 1);
     }
-    const { width, vocabulary, tiedHead } = config;
-    const norm = await loader.floats("output_norm.weight");
-    const embedding = await loader.matrix("token_embd", vocabulary, width, tiedHead ? STEP.logits : "here");
-    const head = tiedHead ? embedding : await loader.matrix("output", vocabulary, width, STEP.logits);
+    const head = await loader.operations(decoder.head);
+    const embedding = await loader.embedding("token_embd", vocabulary, width);
     const exact = options.precision === "float32";
     const plans = head.map((own, part): DensePlan => ({
-      ...sizes,
+      inputs,
+      normEpsilon,
       exact,
-      layers: layers.map((layer) => layer[part]),
-      norm: norm[part],
+      alone: part === memory.threads || memory.threads === 1,
+      first: part === 0 || part === memory.threads,
+      layers: layers.map(({ project, finish }) => ({ project: project[part], finish: finish[part] })),
       head: own,
     }));
     await memory.finish(id, plans);
@@ -90,11 +94,6 @@ export async function createWasmEngine(
     memory.free(id);
     throw error;
   }
-}
-
-function sizesOf({ width, heads, kvHeads, headDim, feedForward, vocabulary, normEpsilon }: ModelConfig) {
-  const attention = heads * headDim, projected = (heads + 2 * kvHeads) * headDim;
-  return { width, attention, projected, feedForward, vocabulary, normEpsilon };
 }
 
 class WasmEngine implements DenseEngine {
@@ -113,6 +112,8 @@ class WasmEngine implements DenseEngine {
   #alone: DenseShare | undefined;
   /** With a crew only. */
   #share: DenseShare | undefined;
+  /** What each list costs. */
+  readonly #work = new Map<unknown, Work>();
   /** Ends when the calls so far have: they share the board. */
   #last: Promise<unknown> = Promise.resolve();
 
@@ -163,29 +164,29 @@ class WasmEngine implements DenseEngine {
         });
       }
     });
-    return out;
+    return scaled(out, this.config.decoder.embeddingScale);
   }
 
   // deno-lint-ignore require-await -- a bad shape must reject, not throw
   async qkv(layer: number, hidden: Float32Array, count: number): Promise<Float32Array> {
     this.#checkLayer("qkv()", layer);
     checkRows("qkv() hidden", hidden, count, this.config.width);
-    return this.#inChunks(STEP.qkv, layer, count, [hidden], this.#plan.projected);
+    return this.#inChunks(STEP.qkv, layer, count, { hidden });
   }
 
   // deno-lint-ignore require-await -- a bad shape must reject, not throw
   async finish(layer: number, hidden: Float32Array, attention: Float32Array, count: number): Promise<Float32Array> {
     this.#checkLayer("finish()", layer);
     checkRows("finish() hidden", hidden, count, this.config.width);
-    checkRows("finish() attention", attention, count, this.#plan.attention);
-    return this.#inChunks(STEP.finish, layer, count, [hidden, attention], this.config.width);
+    checkRows("finish() attention", attention, count, this.#plan.inputs.attention);
+    return this.#inChunks(STEP.finish, layer, count, { hidden, attention });
   }
 
   // deno-lint-ignore require-await -- a bad shape must reject, not throw
   async logits(hidden: Float32Array, count: number): Promise<Float32Array> {
     this.#alive("logits()");
     checkRows("logits() hidden", hidden, count, this.config.width);
-    return this.#inChunks(STEP.logits, 0, count, [hidden], this.config.vocabulary);
+    return this.#inChunks(STEP.logits, 0, count, { hidden });
   }
 
   [Symbol.asyncDispose](): Promise<void> {
@@ -208,40 +209,47 @@ class WasmEngine implements DenseEngine {
     }
   }
 
-  /** Runs a step over chunks of the rows; `width`: numbers of a row of the result. */
+  /** Runs a step over chunks of the rows. */
   async #inChunks(
     step: Step,
     layer: number,
     count: number,
-    inputs: readonly Float32Array[],
-    width: number,
+    inputs: Readonly<Record<string, Float32Array>>,
   ): Promise<Float32Array> {
-    const out = new Float32Array(count * width);
+    const { widths, result } = this.#alone!.schedule(step, layer), out = new Float32Array(count * widths.get(result)!);
+    const names = Object.keys(inputs);
     for (let first = 0; first < count; first += ROWS) {
       if (first > 0) await breathe();
       const rows = Math.min(ROWS, count - first), part = (all: Float32Array) => chunk(all, first, rows, count);
-      const turn = this.#last.then(() => this.#step(step, layer, rows, inputs.map(part), part(out)));
+      const some = names.map((name) => [name, part(inputs[name])] as const);
+      const turn = this.#last.then(() => this.#step(step, layer, rows, some, part(out)));
       this.#last = turn.catch(() => {});
       await turn;
     }
     return out;
   }
 
-  async #step(step: Step, layer: number, count: number, inputs: readonly Float32Array[], out: Float32Array) {
+  async #step(
+    step: Step,
+    layer: number,
+    count: number,
+    inputs: readonly (readonly [name: string, Float32Array])[],
+    out: Float32Array,
+  ) {
     const memory = this.#alive("a step");
-    const crew = worthSharing(this.#plan, step, count, this.#workPerWait) ? memory.crew : undefined;
-    const board = crew?.board ?? this.#board;
-    board.reserve(boardFloats(this.#plan, step, count));
-    let at = 0;
-    for (const input of inputs) {
-      board.floats(at, input.length).set(input);
-      at += input.length;
+    const crew = memory.crew && this.#isWorthSharing(step, layer, count) ? memory.crew : undefined;
+    const board = crew?.board ?? this.#board, share = (crew ? this.#share : this.#alone)!;
+    const { places, size, result } = share.schedule(step, layer);
+    board.reserve(count * size);
+    for (const [name, input] of inputs) {
+      const at = places.get(name);
+      if (at !== undefined) board.floats(count * at, input.length).set(input);
     }
     const asks = [];
     for (let rank = 1; rank < (crew?.size ?? 1); rank++) {
       asks.push(crew!.ask(rank, { operation: DENSE.step, numbers: [this.#id, step, layer, count], arrays: [] }));
     }
-    const running = (crew ? this.#share : this.#alone)!.start(step, layer, count);
+    const running = share.start(step, layer, count);
     try {
       while (!running.next()) await crew?.meet();
     } finally {
@@ -249,7 +257,15 @@ class WasmEngine implements DenseEngine {
       // Failed or not: until all have answered, they may write to the board.
       for (const [i, ask] of asks.entries()) await crew!.answer(i + 1, ask);
     }
-    out.set(board.floats(step === STEP.finish ? 0 : count * this.config.width, out.length));
+    out.set(board.floats(count * places.get(result)!, out.length));
+  }
+
+  #isWorthSharing(step: Step, layer: number, count: number): boolean {
+    const { layers, head } = this.config.decoder;
+    const list = [layers[layer].project, layers[layer].finish, head][step];
+    let work = this.#work.get(list);
+    if (!work) this.#work.set(list, work = workOf(list, this.#plan.inputs));
+    return worthSharing(work, count, this.#workPerWait);
   }
 }
 

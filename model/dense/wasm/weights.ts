@@ -3,17 +3,10 @@ import { inputError } from "../../../core/errors.ts";
 import type { Ask, Crew } from "../../../wasm/threads/pool.ts";
 import { Stored } from "../../../wasm/dense/products.ts";
 import { DENSE, rowsOf } from "../../../wasm/dense/service.ts";
-import {
-  type DensePlan,
-  type LayerPlan,
-  type MatrixPlan,
-  shareRows,
-  STEP,
-  type Step,
-} from "../../../wasm/dense/part.ts";
+import { type DensePlan, type MatrixPlan, type PlanOperation, shareRows } from "../../../wasm/dense/part.ts";
 import type { Kernels } from "../../../wasm/module.ts";
-import type { ModelConfig } from "../../config.ts";
-import type { GgufFile } from "../../file/gguf/reader.ts";
+import type { DenseOperation, TensorRows } from "../../architecture.ts";
+import type { GgufFile, GgufTensor } from "../../file/gguf/reader.ts";
 import { rowBytesOf, type TensorType, typeNamed } from "../../file/tensor_types.ts";
 
 /** Bytes read from the file at a time. */
@@ -110,108 +103,124 @@ interface Piece extends Rows {
   readonly at: number;
 }
 
-/** A matrix in the file: tensors one below the other, with the rows each must have. */
-interface Source {
-  readonly names: readonly string[];
-  readonly sizes: readonly number[];
-  readonly inputs: number;
-  readonly hasBias?: boolean;
-}
-
 /** Each thread's part of something; after them what this thread takes where it works alone. */
-type PerThread<T> = readonly T[];
+export type PerThread<T> = readonly T[];
+
+/** Which threads hold a matrix: all of them some rows, and this one all where it works alone; or this one alone. */
+type Holders = "shared" | "alone" | "here";
 
 /** Reads a model's tensors into a {@link WeightMemory}. */
 export class WeightLoader {
   readonly #memory: WeightMemory;
   readonly #file: GgufFile;
-  readonly #alone: (step: Step) => boolean;
+  readonly #alone: (operations: readonly DenseOperation[]) => boolean;
+  /** Matrices of whole tensors. */
+  readonly #whole = new Map<string, PerThread<MatrixPlan>>();
 
-  /** `alone`: whether this thread works alone at steps over few rows, and so holds all rows of their matrices. */
-  constructor(memory: WeightMemory, file: GgufFile, alone: (step: Step) => boolean) {
+  /**
+   * `alone`: whether this thread works alone at a list over few rows, and so holds all rows of its matrices.
+   */
+  constructor(memory: WeightMemory, file: GgufFile, alone: (operations: readonly DenseOperation[]) => boolean) {
     this.#memory = memory;
     this.#file = file;
     this.#alone = alone;
   }
 
-  async layer(config: ModelConfig, index: number): Promise<PerThread<LayerPlan>> {
-    const { width, heads, kvHeads, headDim, feedForward, qkvBias } = config;
-    const named = (tensor: string) => `blk.${index}.${tensor}`;
-    const sizes = [heads * headDim, kvHeads * headDim, kvHeads * headDim];
-    const attentionNorm = await this.floats(named("attn_norm.weight"));
-    const projections = await this.#beside(["attn_q", "attn_k", "attn_v"].map(named), sizes, width, qkvBias);
-    const output = await this.matrix(named("attn_output"), width, heads * headDim, STEP.finish);
-    const feedForwardNorm = await this.floats(named("ffn_norm.weight"));
-    const gateUp = await this.#gateUp(["ffn_gate", "ffn_up"].map(named), feedForward, width);
-    const down = await this.matrix(named("ffn_down"), width, feedForward, STEP.finish);
-    return output.map((_, part) => ({
-      attentionNorm: attentionNorm[part],
-      projections: projections.map((matrix) => matrix[part]),
-      output: output[part],
-      feedForwardNorm: feedForwardNorm[part],
-      gateUp: gateUp.map((matrix) => matrix[part]),
-      down: down[part],
-    }));
+  /** A list with each thread's part of its weights. */
+  async operations(operations: readonly DenseOperation[]): Promise<PerThread<PlanOperation[]>> {
+    const holders = this.#alone(operations) ? "alone" : "shared";
+    const gated = new Set(operations.flatMap((each) => each.op === "gate" ? [each.from] : []));
+    const parts: PlanOperation[][] = Array.from({ length: this.#memory.threads + 1 }, () => []);
+    for (const operation of operations) {
+      const held = await this.#operation(operation, holders, gated);
+      parts.forEach((part, i) => part.push(held(i)));
+    }
+    return parts;
+  }
+
+  /** The embeddings: as the head has them, where it has them, else in this thread. */
+  async embedding(tensor: string, rows: number, inputs: number): Promise<PerThread<MatrixPlan>> {
+    const whole = { tensor, first: 0, rows, bias: false };
+    return this.#whole.get(tensor) ?? await this.#matrix([whole], inputs, "here", 0);
+  }
+
+  /** What an operation becomes for part `i`. */
+  async #operation(
+    operation: DenseOperation,
+    holders: Holders,
+    gated: ReadonlySet<string>,
+  ): Promise<(i: number) => PlanOperation> {
+    switch (operation.op) {
+      case "norm":
+      case "headNorm": {
+        const gains = await this.#floats(operation.gains);
+        return (i) => ({ ...operation, gains: gains[i] });
+      }
+      case "multiply": {
+        const weights = await this.#beside(operation.weights, holders, gated.has(operation.to));
+        return (i) => ({ ...operation, weights: weights.map((matrix) => matrix[i]) });
+      }
+      default:
+        return () => operation;
+    }
   }
 
   /** A tensor as float32, whole in every thread. */
-  async floats(name: string): Promise<PerThread<number>> {
+  async #floats(name: string): Promise<PerThread<number>> {
     const all = asBytes(await this.#file.readFloat32(name)), ids = this.#ranks().map((rank) => this.#hold(rank, all));
     return [...ids, ids[0]];
   }
 
-  /** A matrix of a step with its rows shared out, or all in this thread `here`. */
-  async matrix(tensor: string, outputs: number, inputs: number, step: Step | "here"): Promise<PerThread<MatrixPlan>> {
-    return await this.#matrix({ names: [tensor], sizes: [outputs], inputs }, step, 0);
-  }
-
-  /** Matrices over one input, their results one beside the other: one of all rows where the types are alike. */
-  async #beside(names: readonly string[], sizes: readonly number[], inputs: number, hasBias: boolean) {
-    const all = this.#alike(names) ? [{ names, sizes, inputs, hasBias }] : names.map((name, i) => {
-      return { names: [name], sizes: [sizes[i]], inputs, hasBias };
-    });
+  /**
+   * Matrices over one input, their results one beside the other: one of all rows where the types are alike. `gated`: every
+   * thread of several gets the same rows of each.
+   */
+  async #beside(
+    parts: readonly TensorRows[],
+    holders: Holders,
+    gated: boolean,
+  ): Promise<PerThread<MatrixPlan>[]> {
+    const inputs = this.#tensor(parts[0]).shape[0],
+      together = this.#alike(parts) && !(gated && this.#memory.threads > 1);
     const matrices: PerThread<MatrixPlan>[] = [];
     let column = 0;
-    for (const source of all) {
-      matrices.push(await this.#matrix(source, STEP.qkv, column));
-      column += source.sizes.reduce((a, b) => a + b);
+    for (const some of together ? [parts] : parts.map((part) => [part])) {
+      matrices.push(await this.#matrix(some, inputs, holders, column));
+      column += rowsIn(some);
+    }
+    const [{ tensor, first, rows }] = parts;
+    if (parts.length === 1 && first === 0 && rows === this.#tensor(parts[0]).shape[1]) {
+      this.#whole.set(tensor, matrices[0]);
     }
     return matrices;
   }
 
-  /** Gate and up: every thread of a crew gets the same rows of both; one alone has one below the other. */
-  async #gateUp(names: readonly string[], outputs: number, inputs: number): Promise<PerThread<MatrixPlan>[]> {
-    if (this.#memory.threads === 1 && this.#alike(names)) {
-      return [await this.#matrix({ names, sizes: [outputs, outputs], inputs }, STEP.finish, 0)];
-    }
-    const matrices = [];
-    for (const name of names) matrices.push(await this.matrix(name, outputs, inputs, STEP.finish));
-    return matrices;
-  }
-
-  /** Copies a matrix of a step; `column`: where its results begin. */
-  async #matrix(source: Source, step: Step | "here", column: number): Promise<PerThread<MatrixPlan>> {
-    const { names, sizes, inputs, hasBias } = source, all = sizes.reduce((a, b) => a + b);
-    const type = heldAs(this.#typeOf(names[0])), rowBytes = rowBytesOf(type, inputs);
-    const own = this.#ranks().map((rank) => this.#share(all, rank, step));
-    const whole = { from: 0, to: step !== "here" && this.#alone(step) ? all : own[0].to };
+  /** Copies a matrix of these rows; `column`: where its results begin. */
+  async #matrix(
+    parts: readonly TensorRows[],
+    inputs: number,
+    holders: Holders,
+    column: number,
+  ): Promise<PerThread<MatrixPlan>> {
+    const all = rowsIn(parts), type = heldAs(this.#tensor(parts[0]).type), rowBytes = rowBytesOf(type, inputs);
+    const own = this.#ranks().map((rank) => this.#share(all, rank, holders));
+    const whole = { from: 0, to: holders === "alone" ? all : own[0].to };
     // What this thread owns are the first of its rows.
     const held = [whole, ...own.slice(1)];
     const ids = held.map(({ from, to }, rank) => this.#memory.store(rank, (to - from) * rowBytes));
     const biases: number[][] = held.map(() => []);
     let above = 0;
-    for (const [i, name] of names.entries()) {
+    for (const part of parts) {
       const pieces = held.map((rows, rank): Piece => {
-        const from = clamp(rows.from - above, sizes[i]), to = clamp(rows.to - above, sizes[i]);
+        const from = clamp(rows.from - above, part.rows), to = clamp(rows.to - above, part.rows);
         return { rank, id: ids[rank], from, to, at: (above + from - rows.from) * rowBytes };
       });
-      await this.#copy(`${name}.weight`, type, inputs, sizes[i], pieces);
-      if (hasBias) {
-        const bias = await this.#file.readFloat32(`${name}.bias`);
-        for (const { rank, from, to } of pieces) biases[rank].push(...bias.subarray(from, to));
-      }
-      above += sizes[i];
+      await this.#copy(part, type, inputs, pieces);
+      const bias = await this.#bias(part);
+      if (bias) { for (const { rank, from, to } of pieces) biases[rank].push(...bias.subarray(from, to)); }
+      above += part.rows;
     }
+    const hasBias = parts.some(({ bias }) => bias);
     const bias = biases.map((each, rank) => hasBias ? this.#hold(rank, asBytes(Float32Array.from(each))) : undefined);
     const plan = ({ from, to }: Rows, rank: number): MatrixPlan => ({
       kernel: type.id,
@@ -224,23 +233,25 @@ export class WeightLoader {
     return [...own.map(plan), plan(whole, 0)];
   }
 
-  #share(outputs: number, rank: number, step: Step | "here"): Rows {
-    if (step === "here") return { from: 0, to: rank ? 0 : outputs };
+  async #bias({ tensor, first, rows, bias }: TensorRows): Promise<Float32Array | undefined> {
+    return bias ? (await this.#file.readFloat32(`${tensor}.bias`)).subarray(first, first + rows) : undefined;
+  }
+
+  #share(outputs: number, rank: number, holders: Holders): Rows {
+    if (holders === "here") return { from: 0, to: rank ? 0 : outputs };
     return shareRows(outputs, this.#memory.threads, rank);
   }
 
-  /** Copies a tensor's rows to the threads that own them, a slice of whole rows at a time. */
-  async #copy(name: string, type: TensorType, inputs: number, rows: number, pieces: readonly Piece[]) {
-    const { shape, byteLength, type: held } = this.#file.tensors.get(name)!;
-    const there = shape.slice(1).reduce((a, b) => a * b, 1);
-    if (shape[0] !== inputs || there !== rows) {
+  /** Copies rows of a tensor to the threads that own them, a slice of whole rows at a time. */
+  async #copy(part: TensorRows, type: TensorType, inputs: number, pieces: readonly Piece[]) {
+    const { rows } = part, { shape, name } = this.#tensor(part), there = shape.slice(1).reduce((a, b) => a * b, 1);
+    if (shape[0] !== inputs || there < part.first + rows) {
       throw inputError("gguf.shape", `${name}: ${there} rows of ${shape[0]} weights, want ${rows} of ${inputs}`, name);
     }
-    const read = this.#reader(name, held, type, byteLength / rows);
-    const rowBytes = rowBytesOf(type, inputs);
+    const read = this.#reader(part, type), rowBytes = rowBytesOf(type, inputs);
     const step = Math.max(1, Math.floor(SLICE_BYTES / rowBytes));
     for (let first = 0; first < rows; first += step) {
-      const count = Math.min(step, rows - first), bytes = await read(first, count);
+      const count = Math.min(step, rows - first), bytes = await read(part.first + first, count);
       for (const { rank, id, from, to, at } of pieces) {
         const [start, end] = [Math.max(from, first), Math.min(to, first + count)];
         if (start >= end) continue;
@@ -251,9 +262,10 @@ export class WeightLoader {
   }
 
   /** Reads rows as they are to be held. */
-  #reader(name: string, held: TensorType, type: TensorType, fileRowBytes: number) {
+  #reader(part: TensorRows, type: TensorType) {
+    const { name, type: held, shape } = this.#tensor(part), rowBytes = rowBytesOf(held, shape[0]);
     const raw = (first: number, count: number) =>
-      this.#file.readRaw(name, { offset: first * fileRowBytes, length: count * fileRowBytes });
+      this.#file.readRaw(name, { offset: first * rowBytes, length: count * rowBytes });
     if (type === held) return raw;
     return async (firstRow: number, rows: number) => asBytes(await this.#file.readFloat32(name, { firstRow, rows }));
   }
@@ -268,13 +280,17 @@ export class WeightLoader {
     return Array.from({ length: this.#memory.threads }, (_, rank) => rank);
   }
 
-  #alike(names: readonly string[]): boolean {
-    return new Set(names.map((name) => this.#typeOf(name))).size === 1;
+  #alike(parts: readonly TensorRows[]): boolean {
+    return new Set(parts.map((part) => this.#tensor(part).type)).size === 1;
   }
 
-  #typeOf(name: string): TensorType {
-    return this.#file.tensors.get(`${name}.weight`)!.type;
+  #tensor({ tensor }: TensorRows): GgufTensor {
+    return this.#file.tensors.get(`${tensor}.weight`)!;
   }
+}
+
+function rowsIn(parts: readonly TensorRows[]): number {
+  return parts.reduce((sum, { rows }) => sum + rows, 0);
 }
 
 function clamp(row: number, most: number): number {

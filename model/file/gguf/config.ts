@@ -1,5 +1,16 @@
 import { inputError } from "../../../core/errors.ts";
-import type { Architecture, ModelConfig } from "../../config.ts";
+import { widthsOf } from "../../../core/dense/operations.ts";
+import {
+  type Architecture,
+  ARCHITECTURES,
+  decoderOf,
+  type DenseOperation,
+  type Dimensions,
+  headOf,
+  inputsOf,
+  type TensorRows,
+} from "../../architecture.ts";
+import type { ModelConfig } from "../../config.ts";
 import { quoted } from "./cursor.ts";
 import {
   optionalNumber,
@@ -13,12 +24,6 @@ import { ropeOf } from "./rope.ts";
 import { readableTypes } from "../tensor_types.ts";
 import type { GgufFile, GgufValue } from "./types.ts";
 
-/** How the pairs of RoPE lie in the q and k rows of a GGUF, by architecture. */
-const PAIRS = { llama: "interleaved", qwen2: "half" } as const satisfies Record<Architecture, string>;
-
-/** Tensors a file may have without the metadata saying so. */
-const OPTIONAL_TENSORS = { llama: ["rope_freqs.weight"], qwen2: [] } as const satisfies Record<Architecture, string[]>;
-
 const COUNT = { min: 1, max: 2 ** 31 - 1, integer: true };
 
 /**
@@ -30,7 +35,7 @@ const COUNT = { min: 1, max: 2 ** 31 - 1, integer: true };
  * Reads nothing of the tensor data except `rope_freqs.weight`.
  */
 export async function configOf(gguf: GgufFile): Promise<ModelConfig> {
-  const architecture = architectureOf(gguf);
+  const entry = architectureOf(gguf), architecture = entry.name;
   refuseUnsupported(gguf, architecture);
   const layers = requireNumber(gguf, `${architecture}.block_count`, COUNT);
   const width = requireNumber(gguf, `${architecture}.embedding_length`, COUNT);
@@ -43,25 +48,26 @@ export async function configOf(gguf: GgufFile): Promise<ModelConfig> {
     feedForward: requireNumber(gguf, `${architecture}.feed_forward_length`, COUNT),
     vocabulary: vocabularyOf(gguf),
     tiedHead: !gguf.tensors.has("output.weight"),
-    qkvBias: architecture === "qwen2",
   };
   checkSlidingWindow(gguf, architecture, contextLength);
-  checkTensors(gguf, dimensions, OPTIONAL_TENSORS[architecture]);
+  checkTensors(gguf, entry, dimensions);
   return {
     ...dimensions,
     architecture,
     name: optionalString(gguf, "general.name") ?? gguf.name,
     normEpsilon: requireNumber(gguf, `${architecture}.attention.layer_norm_rms_epsilon`, { min: 0, max: 1 }),
     contextLength,
-    rope: await ropeOf(gguf, { architecture, pairs: PAIRS[architecture], headDim: shape.headDim, contextLength }),
+    rope: await ropeOf(gguf, { architecture, pairs: entry.pairs, headDim: shape.headDim, contextLength }),
+    decoder: decoderOf(entry, dimensions),
   };
 }
 
 function architectureOf(gguf: GgufFile): Architecture {
   const name = requireString(gguf, "general.architecture");
-  if (Object.hasOwn(PAIRS, name)) return name as Architecture;
-  const supported = Object.keys(PAIRS).join(" and ");
-  throw refuseField(gguf, "general.architecture", "gguf.architecture", `${quoted(name)}; ${supported} are supported`);
+  const entry = ARCHITECTURES.get(name);
+  if (entry !== undefined) return entry;
+  const known = [...ARCHITECTURES.keys()].join(", ");
+  throw refuseField(gguf, "general.architecture", "gguf.architecture", `${quoted(name)}; supported are ${known}`);
 }
 
 /** Keys that change what a model computes, and the values that mean "not used". `%` stands for the architecture. */
@@ -83,7 +89,7 @@ const UNSUPPORTED: readonly (readonly [key: string, ...inert: GgufValue[]])[] = 
   ["%.pooling_type", 0],
 ];
 
-function refuseUnsupported(gguf: GgufFile, architecture: Architecture): void {
+function refuseUnsupported(gguf: GgufFile, architecture: string): void {
   for (const [pattern, ...inert] of UNSUPPORTED) {
     const key = pattern.replace("%", architecture);
     const value = gguf.metadata.get(key);
@@ -94,14 +100,14 @@ function refuseUnsupported(gguf: GgufFile, architecture: Architecture): void {
 }
 
 /** A window at least as long as the context hides nothing. */
-function checkSlidingWindow(gguf: GgufFile, architecture: Architecture, contextLength: number): void {
+function checkSlidingWindow(gguf: GgufFile, architecture: string, contextLength: number): void {
   const key = `${architecture}.attention.sliding_window`;
   const window = optionalNumber(gguf, key, { min: 0, integer: true }) ?? 0;
   if (window === 0 || window >= contextLength) return;
   throw refuseField(gguf, key, "gguf.unsupported", `sliding-window attention (${window} tokens) is not supported`);
 }
 
-function attentionOf(gguf: GgufFile, architecture: Architecture, width: number) {
+function attentionOf(gguf: GgufFile, architecture: string, width: number) {
   const prefix = `${architecture}.attention`;
   const heads = requireNumber(gguf, `${prefix}.head_count`, COUNT);
   const kvKey = `${prefix}.head_count_kv`;
@@ -129,7 +135,7 @@ function attentionOf(gguf: GgufFile, architecture: Architecture, width: number) 
 /** Rows of the embedding, which must be as many as the tokens. */
 function vocabularyOf(gguf: GgufFile): number {
   const embedding = gguf.tensors.get("token_embd.weight");
-  if (embedding === undefined) throw missingTensor(gguf, "token_embd.weight");
+  if (embedding === undefined) throw missingTensor(gguf, "token_embd.weight", "every decoder has its embeddings");
   const vocabulary = embedding.shape.length === 2 ? embedding.shape[1] : 0;
   const tokens = optionalStrings(gguf, "tokenizer.ggml.tokens")?.length ?? vocabulary;
   if (vocabulary > 0 && tokens !== vocabulary) {
@@ -143,31 +149,33 @@ function vocabularyOf(gguf: GgufFile): number {
   return vocabulary;
 }
 
-type Dimensions = Pick<
-  ModelConfig,
-  "layers" | "width" | "heads" | "kvHeads" | "headDim" | "feedForward" | "vocabulary" | "tiedHead" | "qkvBias"
->;
-
 /** Every tensor the decoder reads is there, with its shape and a type we know; and there is none it doesn't read. */
-function checkTensors(gguf: GgufFile, dimensions: Dimensions, optional: readonly string[]): void {
-  const known = new Set(optional);
-  for (const [name, shape] of neededTensors(dimensions)) {
-    checkTensor(gguf, name, shape);
+function checkTensors(gguf: GgufFile, entry: Architecture, dimensions: Dimensions): void {
+  const known = new Set(entry.optional);
+  for (const [name, shape] of neededTensors(entry, dimensions)) {
+    if (known.has(name)) continue;
+    checkTensor(gguf, entry, name, shape, dimensions);
     known.add(name);
   }
   for (const name of gguf.tensors.keys()) {
     if (known.has(name)) continue;
     throw inputError(
       "gguf.unsupported",
-      `${gguf.name}: tensor ${quoted(name)} is not part of a supported decoder`,
+      `${gguf.name}: tensor ${quoted(name)} is not part of a supported decoder; ${needs(entry, dimensions)}`,
       `tensor[${quoted(name)}]`,
     );
   }
 }
 
-function checkTensor(gguf: GgufFile, name: string, shape: readonly number[]): void {
+function checkTensor(
+  gguf: GgufFile,
+  entry: Architecture,
+  name: string,
+  shape: readonly number[],
+  dimensions: Dimensions,
+): void {
   const tensor = gguf.tensors.get(name);
-  if (tensor === undefined) throw missingTensor(gguf, name);
+  if (tensor === undefined) throw missingTensor(gguf, name, needs(entry, dimensions));
   const path = `tensor[${quoted(name)}]`;
   if (tensor.shape.length !== shape.length || tensor.shape.some((size, d) => size !== shape[d])) {
     throw inputError(
@@ -185,32 +193,57 @@ function checkTensor(gguf: GgufFile, name: string, shape: readonly number[]): vo
   }
 }
 
-function missingTensor(gguf: GgufFile, name: string) {
-  return inputError("gguf.missing", `${gguf.name}: there is no tensor ${name}`, `tensor[${quoted(name)}]`);
+function missingTensor(gguf: GgufFile, name: string, needed: string) {
+  return inputError("gguf.missing", `${gguf.name}: there is no tensor ${name}; ${needed}`, `tensor[${quoted(name)}]`);
 }
 
-/** Names and stored shapes, `[K, N]` with K the length of a row. Lazy: a wrong layer count stops at the first gap. */
-function* neededTensors(d: Dimensions): Generator<readonly [name: string, shape: readonly number[]]> {
-  const queries = d.heads * d.headDim;
-  const keys = d.kvHeads * d.headDim;
-  yield ["token_embd.weight", [d.width, d.vocabulary]];
-  yield ["output_norm.weight", [d.width]];
-  if (!d.tiedHead) yield ["output.weight", [d.width, d.vocabulary]];
-  for (let layer = 0; layer < d.layers; layer++) {
-    const block = `blk.${layer}`;
-    yield [`${block}.attn_norm.weight`, [d.width]];
-    yield [`${block}.attn_q.weight`, [d.width, queries]];
-    yield [`${block}.attn_k.weight`, [d.width, keys]];
-    yield [`${block}.attn_v.weight`, [d.width, keys]];
-    if (d.qkvBias) {
-      yield [`${block}.attn_q.bias`, [queries]];
-      yield [`${block}.attn_k.bias`, [keys]];
-      yield [`${block}.attn_v.bias`, [keys]];
-    }
-    yield [`${block}.attn_output.weight`, [queries, d.width]];
-    yield [`${block}.ffn_norm.weight`, [d.width]];
-    yield [`${block}.ffn_gate.weight`, [d.width, d.feedForward]];
-    yield [`${block}.ffn_up.weight`, [d.width, d.feedForward]];
-    yield [`${block}.ffn_down.weight`, [d.feedForward, d.width]];
+/** What an architecture's files hold, for people. */
+function needs(entry: Architecture, dimensions: Dimensions): string {
+  const block = "blk.0.";
+  const names = [...neededTensors(entry, { ...dimensions, layers: 1 })].map(([name]) => name);
+  const inBlocks = names.filter((name) => name.startsWith(block)).map((name) => name.slice(block.length));
+  const others = names.filter((name) => !name.startsWith(block));
+  return `${entry.name} has ${[...new Set(others)].join(", ")} and in each layer ${[...new Set(inBlocks)].join(", ")}`;
+}
+
+/**
+ * Names and stored shapes, `[K, N]` with K the length of a row, from the operations. Lazy: a wrong layer count stops at
+ * the first gap.
+ */
+function* neededTensors(
+  entry: Architecture,
+  dimensions: Dimensions,
+): Generator<readonly [name: string, shape: readonly number[]]> {
+  const { vocabulary, width, layers } = dimensions, inputs = inputsOf(dimensions);
+  yield ["token_embd.weight", [width, vocabulary]];
+  yield* tensorsOf(headOf(entry, dimensions), inputs);
+  for (let index = 0; index < layers; index++) {
+    const { project, finish } = entry.layer(dimensions, index);
+    yield* tensorsOf(project, inputs);
+    yield* tensorsOf(finish, inputs);
   }
+}
+
+function* tensorsOf(
+  operations: readonly DenseOperation[],
+  inputs: Readonly<Record<string, number>>,
+): Generator<readonly [name: string, shape: readonly number[]]> {
+  const widths = widthsOf(operations, inputs);
+  for (const operation of operations) {
+    if (operation.op === "norm") yield [operation.gains, [widths.get(operation.from)!]];
+    if (operation.op === "headNorm") yield [operation.gains, [operation.width]];
+    if (operation.op !== "multiply") continue;
+    const rows = rowsOf(operation.weights);
+    for (const { tensor, bias } of operation.weights) {
+      yield [`${tensor}.weight`, [widths.get(operation.from)!, rows.get(tensor)!]];
+      if (bias) yield [`${tensor}.bias`, [rows.get(tensor)!]];
+    }
+  }
+}
+
+/** Rows of each tensor; several parts of one tensor fill it. */
+function rowsOf(weights: readonly TensorRows[]): ReadonlyMap<string, number> {
+  const rows = new Map<string, number>();
+  for (const each of weights) rows.set(each.tensor, Math.max(rows.get(each.tensor) ?? 0, each.first + each.rows));
+  return rows;
 }

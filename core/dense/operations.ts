@@ -1,0 +1,137 @@
+/**
+ * What a decoder does besides attention, as lists of operations. Each reads named values and gives a new one; a value has
+ * a row of float32 for every token, `[count, width]`. A list begins with its inputs, and its last operation gives its
+ * result. Architectures are written down as such lists, and every dense engine runs them.
+ *
+ * Threads are not in the lists: a product needs whole rows and gives a thread some columns of the result, so an engine
+ * with several threads sees by itself where they must meet.
+ */
+
+/** `Gains` and `Weights` are how the reader of a list holds them: names in a file, arrays, numbers of buffers. */
+export type Operation<Gains, Weights> =
+  | Norm<Gains>
+  | HeadNorm<Gains>
+  | Multiply<Weights>
+  | Gate
+  | Add
+  | Scale
+  | Cap;
+
+/** RMS norm of the row: `from / √(mean from² + ε) · gains`, gains `[width]`. */
+export interface Norm<Gains> {
+  readonly op: "norm";
+  readonly from: string;
+  readonly to: string;
+  readonly gains: Gains;
+}
+
+/** The same for each of `heads` runs of `width` columns from column `first` on, gains `[width]`. The rest stays. */
+export interface HeadNorm<Gains> {
+  readonly op: "headNorm";
+  readonly from: string;
+  readonly to: string;
+  readonly gains: Gains;
+  readonly first: number;
+  readonly heads: number;
+  readonly width: number;
+}
+
+/** `from · weightsᵀ` and a bias where the weights have one; `rows`: those of the weights, the result's width. */
+export interface Multiply<Weights> {
+  readonly op: "multiply";
+  readonly from: string;
+  readonly to: string;
+  readonly weights: Weights;
+  readonly rows: number;
+}
+
+/** `activation(a) · b` of a row that holds a and b side by side. `gelu` is the tanh form. */
+export interface Gate {
+  readonly op: "gate";
+  readonly from: string;
+  readonly to: string;
+  readonly activation: "silu" | "gelu";
+}
+
+/** The sum of two values of one width. */
+export interface Add {
+  readonly op: "add";
+  readonly from: readonly [string, string];
+  readonly to: string;
+}
+
+/** `factor` times `width` columns from `first` on. The rest stays. */
+export interface Scale {
+  readonly op: "scale";
+  readonly from: string;
+  readonly to: string;
+  readonly factor: number;
+  readonly first: number;
+  readonly width: number;
+}
+
+/** `cap · tanh(from / cap)`. */
+export interface Cap {
+  readonly op: "cap";
+  readonly from: string;
+  readonly to: string;
+  readonly cap: number;
+}
+
+/** Width of every value of a list, its inputs first. RangeError for a value that is read before it is there, or given twice. */
+export function widthsOf(
+  operations: readonly Operation<unknown, unknown>[],
+  inputs: Readonly<Record<string, number>>,
+): ReadonlyMap<string, number> {
+  const widths = new Map(Object.entries(inputs));
+  const width = (name: string) => {
+    const found = widths.get(name);
+    if (found === undefined) throw new RangeError(`No operation gives ${name} before it is read`);
+    return found;
+  };
+  for (const operation of operations) {
+    if (widths.has(operation.to)) throw new RangeError(`Two operations give ${operation.to}`);
+    widths.set(operation.to, resultWidth(operation, width));
+  }
+  return widths;
+}
+
+function resultWidth(operation: Operation<unknown, unknown>, width: (name: string) => number): number {
+  switch (operation.op) {
+    case "multiply":
+      width(operation.from);
+      return operation.rows;
+    case "gate":
+      return width(operation.from) / 2;
+    case "add":
+      return Math.max(...operation.from.map(width));
+    case "norm":
+    case "headNorm":
+    case "scale":
+    case "cap":
+      return width(operation.from);
+    default:
+      throw new TypeError(`Unknown operation ${operation satisfies never}`);
+  }
+}
+
+/** Multiply-adds of a list's products for one token, which are the weights they read. */
+export function multiplyAddsOf(
+  operations: readonly Operation<unknown, unknown>[],
+  inputs: Readonly<Record<string, number>>,
+): number {
+  const widths = widthsOf(operations, inputs);
+  return operations.reduce((sum, operation) => {
+    return operation.op === "multiply" ? sum + widths.get(operation.from)! * operation.rows : sum;
+  }, 0);
+}
+
+/** Names of the values that an operation reads. */
+export function readsOf(operation: Operation<unknown, unknown>): readonly string[] {
+  return operation.op === "add" ? operation.from : [operation.from];
+}
+
+/** The name of a list's result. */
+export function resultOf(operations: readonly Operation<unknown, unknown>[]): string {
+  return operations[operations.length - 1].to;
+}

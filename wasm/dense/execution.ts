@@ -1,0 +1,313 @@
+/** One run of a list of operations by one thread: where its values are, and the kernels that make them. */
+import type { Add, Gate, HeadNorm, Norm, Operation, Scale } from "../../core/dense/operations.ts";
+import type { Buffers, Kernels } from "../module.ts";
+import type { Board } from "../threads/barrier.ts";
+import { multiply, type Stored, type StoredMatrix } from "./products.ts";
+import type { Phase, Schedule } from "./schedule.ts";
+
+/** A thread's rows of a matrix; `column`: where their products stand in the whole result. */
+export type HeldMatrix = StoredMatrix & { readonly column: number };
+export type HeldOperation = Operation<Stored, readonly HeldMatrix[]>;
+type HeldMultiply = Extract<HeldOperation, { op: "multiply" }>;
+
+/** Columns `[column, column + columns)`. */
+interface Range {
+  readonly column: number;
+  readonly columns: number;
+}
+
+/** This thread's columns of a value, `[count, total]`, its ranges side by side. */
+interface Own {
+  readonly buffer: number;
+  readonly ranges: readonly Range[];
+  readonly total: number;
+}
+
+/** Whole rows `[count, width]` in a buffer, or on the board from `at` on, or else this thread's columns alone. */
+interface Value {
+  readonly width: number;
+  readonly at?: number;
+  readonly buffer?: number;
+  readonly own?: Own;
+}
+
+interface How {
+  readonly normEpsilon: number;
+  readonly exact: boolean;
+  readonly alone: boolean;
+  readonly first: boolean;
+}
+
+/** √(8/π) and its product with 0.044715: GELU's tanh form is x · σ(a·x + b·x³). */
+const GELU_LINEAR = Math.sqrt(8 / Math.PI), GELU_CUBIC = 0.044715 * GELU_LINEAR;
+
+export class Execution {
+  readonly #kernels: Kernels;
+  readonly #buffers: Buffers;
+  readonly #board: Board;
+  readonly #how: How;
+  readonly #schedule: Schedule<HeldOperation>;
+  readonly #count: number;
+  readonly #values = new Map<string, Value>();
+
+  /** Over `count` tokens, whose inputs are on the board. The caller gives the buffers back. */
+  constructor(
+    kernels: Kernels,
+    buffers: Buffers,
+    board: Board,
+    how: How,
+    schedule: Schedule<HeldOperation>,
+    count: number,
+  ) {
+    this.#kernels = kernels;
+    this.#buffers = buffers;
+    this.#board = board;
+    this.#how = how;
+    this.#schedule = schedule;
+    this.#count = count;
+    const { places, widths, phases } = schedule, published = new Set(phases.map(({ publishes }) => publishes));
+    for (const [name, at] of places) {
+      if (!published.has(name)) this.#values.set(name, { width: widths.get(name)!, at });
+    }
+  }
+
+  /** All operations up to the next meeting of the threads. */
+  phase({ steps, publishes }: Phase<HeldOperation>): void {
+    for (let i = 0; i < steps.length; i++) {
+      const { index, operation } = steps[i], next = steps[i + 1]?.operation;
+      if (operation.op === "multiply" && next?.op === "add" && this.#isAddedTo(operation, next, index + 1)) {
+        this.#multiply(operation, { add: next, index: index + 1 });
+        i++;
+      } else this.#step(operation);
+    }
+    this.#publish(publishes);
+  }
+
+  #step(operation: HeldOperation): void {
+    switch (operation.op) {
+      case "norm":
+        return this.#norm(operation);
+      case "headNorm":
+        return this.#headNorm(operation);
+      case "multiply":
+        return this.#multiply(operation);
+      case "gate":
+        return this.#gate(operation);
+      case "add":
+        return this.#add(operation);
+      case "scale":
+        return this.#map(operation, scaling(operation));
+      case "cap": {
+        const { cap } = operation;
+        return this.#map(operation, (x) => cap * Math.tanh(x / cap));
+      }
+      default:
+        throw new TypeError(`Unknown operation ${operation satisfies never}`);
+    }
+  }
+
+  /** Whether a product is wanted for this sum alone, so that it can be added as it is made. */
+  #isAddedTo({ to }: HeldMultiply, { from: [a, b] }: Add, index: number): boolean {
+    return a !== b && (a === to || b === to) && this.#schedule.lastRead.get(to) === index;
+  }
+
+  #norm({ from, to, gains }: Norm<Stored>): void {
+    const x = this.#rows(from), { width } = this.#value(from);
+    this.#setRows(to, width, this.#normed(x, gains, width, this.#count));
+  }
+
+  /** The norms of `count` rows of `width` in a buffer. */
+  #normed(x: number, gains: Stored, width: number, count: number): number {
+    const out = this.#buffers.zeros(count * width * 4);
+    const done = this.#kernels.call.dense_norm(x, gains.handle, width, count, this.#how.normEpsilon, out);
+    this.#kernels.check(done, "norm");
+    return out;
+  }
+
+  #headNorm({ from, to, gains, first, heads, width }: HeadNorm<Stored>): void {
+    const { width: all } = this.#value(from), count = this.#count, mine = heads * width;
+    const copy = this.#buffers.from(this.#wholeFloats(from).slice());
+    const inHeads = new Float32Array(count * mine), range = { column: first, columns: mine };
+    gather(this.#buffers.floats(copy, count * all), all, [range], inHeads);
+    const normed = this.#normed(this.#buffers.from(inHeads), gains, width, count * heads);
+    const floats = this.#buffers.floats(normed, count * mine);
+    scatter(floats, [range], this.#buffers.floats(copy, count * all), all);
+    this.#setRows(to, all, copy);
+  }
+
+  #multiply({ from, to, weights, rows }: HeldMultiply, sum?: { readonly add: Add; readonly index: number }): void {
+    const ranges = weights.map(({ column, outputs }) => ({ column, columns: outputs }));
+    const total = ranges.reduce((all, { columns }) => all + columns, 0), name = sum?.add.to ?? to;
+    if (total === 0) return this.#setOwn(name, rows, { buffer: -1, ranges, total });
+    const inputs = this.#rows(from);
+    const buffer = sum ? this.#base(sum.add, sum.index, to, ranges, total) : this.#zeros(total);
+    let offset = 0;
+    for (const matrix of weights) {
+      const target = { buffer, stride: total, offset, add: sum !== undefined };
+      if (matrix.outputs > 0) multiply(this.#kernels, matrix, inputs, this.#count, target, this.#how.exact);
+      offset += matrix.outputs;
+    }
+    this.#setOwn(name, rows, { buffer, ranges, total });
+  }
+
+  /** A buffer with these columns of what `product` is added to: its own where nobody reads it again. */
+  #base({ from }: Add, index: number, product: string, ranges: readonly Range[], total: number): number {
+    const name = from[0] === product ? from[1] : from[0], { own } = this.#value(name);
+    const last = this.#schedule.lastRead.get(name) === index;
+    if (own && last && sameRanges(own.ranges, ranges)) return own.buffer;
+    const buffer = this.#zeros(total);
+    this.#buffers.write(buffer, this.#columns(name, ranges, total));
+    return buffer;
+  }
+
+  #gate({ from, to, activation }: Gate): void {
+    const value = this.#value(from), width = value.width / 2, own = value.own ?? this.#asOwn(from);
+    const mine = own.total / 2, result = { ranges: [{ column: own.ranges[0].column, columns: mine }], total: mine };
+    if (mine === 0) return this.#setOwn(to, width, { ...result, buffer: -1 });
+    const both = activation === "gelu" ? this.#geluAsSilu(own) : own.buffer, buffer = this.#zeros(mine);
+    this.#kernels.check(this.#kernels.call.dense_swiglu(both, mine, this.#count, buffer), "gate");
+    if (isWhole(value)) this.#setRows(to, width, buffer);
+    else this.#setOwn(to, width, { ...result, buffer });
+  }
+
+  /**
+   * Gates and ups whose SiLU-gated product is the GELU-gated one of those given: with s = a·g + b·g³, g · σ(s) · up is
+   * s · σ(s) · (up · g/s), and g/s = 1 / (a + b·g²).
+   */
+  #geluAsSilu({ buffer, total }: Own): number {
+    const floats = this.#buffers.read(buffer, new Float32Array(this.#count * total)), half = total / 2;
+    for (let row = 0; row < floats.length; row += total) {
+      for (let i = row; i < row + half; i++) {
+        const slope = GELU_LINEAR + GELU_CUBIC * floats[i] * floats[i];
+        floats[i] *= slope;
+        floats[i + half] /= slope;
+      }
+    }
+    return this.#buffers.from(floats);
+  }
+
+  #add({ from: [a, b], to }: Add): void {
+    const { width } = this.#value(a);
+    const own = [a, b].map((name) => this.#value(name)).find((value) => !isWhole(value))?.own;
+    const { ranges, total } = own ?? { ranges: [{ column: 0, columns: width }], total: width };
+    const sum = this.#columns(a, ranges, total).slice(), other = this.#columns(b, ranges, total);
+    for (let i = 0; i < sum.length; i++) sum[i] += other[i];
+    const buffer = total > 0 ? this.#buffers.from(sum) : -1;
+    if (own) this.#setOwn(to, width, { buffer, ranges, total });
+    else this.#setRows(to, width, buffer);
+  }
+
+  /** `change(x, column)` of every number. */
+  #map({ from, to }: { from: string; to: string }, change: (x: number, column: number) => number): void {
+    const value = this.#value(from), own = value.own ?? this.#asOwn(from), { ranges, total } = own;
+    if (total === 0) return this.#setOwn(to, value.width, own);
+    const floats = this.#buffers.read(own.buffer, new Float32Array(this.#count * total));
+    for (let t = 0, i = 0; t < this.#count; t++) {
+      for (const { column, columns } of ranges) {
+        for (let c = 0; c < columns; c++, i++) floats[i] = change(floats[i], column + c);
+      }
+    }
+    const buffer = this.#buffers.from(floats);
+    if (isWhole(value)) this.#setRows(to, value.width, buffer);
+    else this.#setOwn(to, value.width, { ...own, buffer });
+  }
+
+  /** Puts a value on the board: every thread its columns, or the first one all of them. */
+  #publish(name: string): void {
+    const value = this.#value(name), { width } = value, at = this.#schedule.places.get(name)!;
+    const all = this.#board.floats(this.#count * at, this.#count * width);
+    if (isWhole(value)) {
+      if (this.#how.first) all.set(this.#wholeFloats(name));
+    } else if (value.own!.total > 0) {
+      const { buffer, ranges, total } = value.own!;
+      scatter(this.#buffers.floats(buffer, this.#count * total), ranges, all, width);
+    }
+    this.#values.set(name, { ...value, at });
+  }
+
+  #value(name: string): Value {
+    return this.#values.get(name)!;
+  }
+
+  #setRows(name: string, width: number, buffer: number): void {
+    this.#values.set(name, { width, buffer });
+  }
+
+  /** One thread alone has whole rows in its columns. */
+  #setOwn(name: string, width: number, own: Own): void {
+    this.#values.set(name, { width, own, buffer: this.#how.alone ? own.buffer : undefined });
+  }
+
+  #zeros(columns: number): number {
+    return this.#buffers.zeros(this.#count * columns * 4);
+  }
+
+  /** A buffer with whole rows, not to be written to. */
+  #rows(name: string): number {
+    const value = this.#value(name);
+    const buffer = value.buffer ?? this.#buffers.from(this.#wholeFloats(name));
+    if (value.buffer === undefined) this.#values.set(name, { ...value, buffer });
+    return buffer;
+  }
+
+  /** Whole rows as this thread's columns. */
+  #asOwn(name: string): Own {
+    const { width } = this.#value(name);
+    return { buffer: this.#rows(name), ranges: [{ column: 0, columns: width }], total: width };
+  }
+
+  /** Whole rows where they are, valid until the memory or the board grows. */
+  #wholeFloats(name: string): Float32Array {
+    const { buffer, at, width } = this.#value(name), count = this.#count;
+    if (buffer !== undefined) return this.#buffers.floats(buffer, count * width);
+    if (at === undefined) throw new RangeError(`No thread has whole rows of ${name} here`);
+    return this.#board.floats(count * at, count * width);
+  }
+
+  /** Columns of a value, `[count, total]`, valid until the memory or the board grows. */
+  #columns(name: string, ranges: readonly Range[], total: number): Float32Array {
+    const { own, width } = this.#value(name), count = this.#count;
+    if (total === 0) return new Float32Array(0);
+    if (own && sameRanges(own.ranges, ranges)) return this.#buffers.floats(own.buffer, count * total);
+    const all = this.#wholeFloats(name);
+    if (total === width) return all;
+    if (count === 1 && ranges.length === 1) return all.subarray(ranges[0].column, ranges[0].column + total);
+    const mine = new Float32Array(count * total);
+    gather(all, width, ranges, mine);
+    return mine;
+  }
+}
+
+function isWhole({ at, buffer }: Value): boolean {
+  return at !== undefined || buffer !== undefined;
+}
+
+function sameRanges(a: readonly Range[], b: readonly Range[]): boolean {
+  return a.length === b.length &&
+    a.every(({ column, columns }, i) => column === b[i].column && columns === b[i].columns);
+}
+
+function scaling({ factor, first, width }: Scale): (x: number, column: number) => number {
+  return (x, column) => column >= first && column < first + width ? factor * x : x;
+}
+
+/** Columns of rows of `width` into rows of those columns alone. */
+function gather(all: Float32Array, width: number, ranges: readonly Range[], mine: Float32Array): void {
+  for (let row = 0, at = 0; row < all.length; row += width) {
+    for (const { column, columns } of ranges) {
+      mine.set(all.subarray(row + column, row + column + columns), at);
+      at += columns;
+    }
+  }
+}
+
+/** The other way. */
+function scatter(mine: Float32Array, ranges: readonly Range[], all: Float32Array, width: number): void {
+  if (mine.length === all.length) return all.set(mine);
+  for (let row = 0, at = 0; row < all.length; row += width) {
+    for (const { column, columns } of ranges) {
+      all.set(mine.subarray(at, at + columns), row + column);
+      at += columns;
+    }
+  }
+}
