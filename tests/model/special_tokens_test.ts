@@ -77,6 +77,15 @@ Deno.test("the token that the template writes after an assistant's turn ends the
   assert.deepEqual([report.answer, report.answers[0].finish], ["42", "stop"]);
 });
 
+Deno.test("a marker that the template puts together from a role is one token", async () => {
+  const special: ChainToken[] = [["<user>", 1], ["<assistant>", 1], ["<|endoftext|>", 3]];
+  const template = "{% for m in messages %}{{ '<' + m.role + '>' }}{{ m.content }}{% endfor %}{{ '<assistant>' }}";
+  const { file, tokenizer, frame } = await opened({ chain: ["\n", "42"], special, template });
+  await using _ = file;
+  assert.deepEqual(contextIds(frame, tokenizer, "a<user>b").filter((id) => id >= 256), [256]);
+  assert.equal(contextIds(frame, tokenizer, "a<user>b")[0], 256);
+});
+
 for (const type of [1, 3, 4]) {
   Deno.test(`a control token of type ${type} that ends nothing is left out and counted`, async () => {
     const { report } = await ask({

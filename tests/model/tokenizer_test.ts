@@ -287,11 +287,22 @@ function extended(more: readonly (readonly [string, number])[], changes: Record<
 }
 
 Deno.test("tokenizerOf() takes empty and repeated tokens that no text becomes, and says so", () => {
-  const tokenizer = extended([["", 5], ["", 1], ["[PAD]", 5], ["[PAD]", 5], ["a", 5], ["an", 2], ["<x>", 5], [
-    "<x>",
-    3,
-  ]]);
-  assert.equal(tokenizer.notices.length, 6);
+  const tokenizer = extended([
+    ["", 5],
+    ["", 1],
+    ["[PAD]", 5],
+    ["[PAD]", 5],
+    ["[OLD]", 1],
+    ["[OLD]", 1],
+    ["a", 5],
+    ["an", 2],
+    ["<x>", 5],
+    [
+      "<x>",
+      3,
+    ],
+  ]);
+  assert.equal(tokenizer.notices.length, 7);
   for (const { where } of tokenizer.notices) assert.equal(where, "tokenizer.ggml.tokens");
   assert.deepEqual(tokenizer.encode("an a"), tiny({ merges: ["a n"] }).encode("an a"));
   assert.deepEqual(tokenizer.encode("<x>", { special: true }), [tokenizer.vocabulary - 1]);

@@ -75,13 +75,17 @@ export function specialTokens(facts: TokenFacts): SpecialTokens {
 /** `text` may come from anyone, `marker` from a template and from the model as text, `control` is never text. */
 function kindOf(text: string, id: number, facts: TokenFacts): "text" | "marker" | "control" {
   const type = Number(facts.types[id]);
-  if (text === "") return "text";
+  if (text === "" || type === TOKEN_TYPE.byte) return "text";
   if (type === TOKEN_TYPE.control) return "control";
   // A single character may be a byte of any text.
   if ([...text].length === 1) return "text";
   if (facts.named.has(id) || BARRED.test(text)) return "control";
   const steers = END_TEXTS.has(text) || START_TEXTS.has(text);
-  if (!steers && !(BRACKETED.test(text) && facts.template.includes(text))) return "text";
-  if (type === TOKEN_TYPE.normal && facts.made.has(text)) return "text";
+  if (!steers && !BRACKETED.test(text)) return "text";
+  const written = steers || facts.template.includes(text);
+  // User-defined ones come from any text and unused ones from none, unless a template needs them; the others come
+  // from where joining makes them.
+  const asWritten = type === TOKEN_TYPE.userDefined || type === TOKEN_TYPE.unused;
+  if (asWritten ? !written : facts.made.has(text)) return "text";
   return steers ? "control" : "marker";
 }

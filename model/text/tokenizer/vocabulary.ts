@@ -72,12 +72,13 @@ export function vocabularyOf(metadata: Metadata): Vocabulary {
   const types = typesOf(metadata, tokens.length);
   const { made, addBos, wordsOf } = model === "gpt2" ? bpeOf(metadata, tokens) : piecesOf(metadata, tokens, types);
   const named = namedIds(metadata, tokens.length);
+  const template = String(metadata.get("tokenizer.chat_template") ?? "");
   const special = specialTokens({
     tokens,
     types,
     made,
     named: new Set(Object.values(named).filter((id) => typeof id === "number")),
-    template: String(metadata.get("tokenizer.chat_template") ?? ""),
+    template,
   });
   const userDefined = new Set(
     tokens.filter((text, id) =>
@@ -86,7 +87,8 @@ export function vocabularyOf(metadata: Metadata): Vocabulary {
   );
   const words = wordsOf(special.control);
   const read = (text: string, type: number) =>
-    special.control.has(text) || userDefined.has(text) || isWord(words, text, type) || made.has(text);
+    special.silent.has(text) || (special.control.has(text) && template.includes(text)) || userDefined.has(text) ||
+    isWord(words, text, type) || made.has(text);
   const { ids, notices } = idsOf(tokens, types, read);
   const beginsWithBos = optional(metadata, "tokenizer.ggml.add_bos_token", "boolean") ?? addBos;
   const ends = endIdsOf(ids, special, named);
