@@ -3,9 +3,11 @@ import type { Runtime } from "../runtime/interface.ts";
 
 export interface Io {
   readonly runtime: Runtime;
-  /** The answer, or the JSON object; nothing else. */
+  /** The answer, or the JSON object; nothing else. On a terminal, what it would obey is shown as `·`. */
   out(text: string): void;
-  /** Progress and reports. */
+  /** The same with colours of our own: what comes from a model or a file must have been made harmless in it. */
+  paint(text: string): void;
+  /** Progress and reports; on a terminal as {@link out}. */
   err(text: string): void;
   /** Whether standard error is a terminal: without one, progress and reports stay silent. */
   readonly interactive: boolean;

@@ -6,6 +6,7 @@ import { resourceError } from "../core/errors.ts";
 import { currentRuntime } from "../runtime/mod.ts";
 import { Interrupt } from "./interrupt.ts";
 import { EXIT, type Io } from "./io.ts";
+import { guarded } from "./print/terminal.ts";
 import { run } from "./program.ts";
 
 /**
@@ -34,8 +35,9 @@ const interrupt = new Interrupt(() => io.err("palisade: interrupted\n"));
 
 const io: Io = {
   runtime: await currentRuntime(),
-  out: writer(1),
-  err: writer(2),
+  out: guarded(writer(1), process.stdout.isTTY === true),
+  paint: writer(1),
+  err: guarded(writer(2), process.stderr.isTTY === true),
   interactive: process.stderr.isTTY === true,
   signal: interrupt.signal,
 };

@@ -14,6 +14,7 @@ import { type Answer, openContext } from "../../model/session.ts";
 import { type EngineOptions, startModel } from "./ask.ts";
 import { formatBytes, formatCount, formatMs, formatShare } from "../print/format.ts";
 import { EXIT, type Io } from "../io.ts";
+import { padRight } from "../print/terminal.ts";
 import { createProgress, type Progress } from "../print/progress.ts";
 import { tableText } from "../print/table.ts";
 
@@ -137,7 +138,7 @@ function summaryOf(runs: readonly Run[]): string {
     const hits = mine.reduce((sum, run) => sum + hitsOf(run), 0);
     const asked = mine.reduce((sum, run) => sum + run.facts.length, 0);
     const kept = mine.reduce((sum, run) => sum + run.report.cache.bytes, 0);
-    return `${label.padEnd(22)} ${hits} of ${asked} answers, ${formatBytes(kept / mine.length)} of cache per text`;
+    return `${padRight(label, 22)} ${hits} of ${asked} answers, ${formatBytes(kept / mine.length)} of cache per text`;
   });
   return `${
     lines.join("\n")

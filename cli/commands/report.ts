@@ -15,6 +15,7 @@ import {
 import { inputError } from "../../core/errors.ts";
 import { checkOutputs } from "../../runtime/output.ts";
 import { EXIT, type Io } from "../io.ts";
+import { columns, padLeft, padRight } from "../print/terminal.ts";
 import { outputsOf, writeText } from "../outputs.ts";
 
 export interface ReportCommand {
@@ -113,8 +114,8 @@ function blockOf(setting: string, task: string, rows: readonly Row[]): string {
 const WIDTHS = [6, 5, 6, 6, 14, 5, 5, 5];
 
 function rowText(name: string, cells: readonly string[]): string {
-  const own = name.length > NAME ? `${name}\n${" ".repeat(NAME)}` : name.padEnd(NAME);
-  return `${own}${cells.map((cell, i) => cell.padStart(WIDTHS[i])).join("")}\n`;
+  const own = columns(name) > NAME ? `${name}\n${" ".repeat(NAME)}` : padRight(name, NAME);
+  return `${own}${cells.map((cell, i) => padLeft(cell, WIDTHS[i])).join("")}\n`;
 }
 
 /** `--against`: every other policy on the samples that both have. */

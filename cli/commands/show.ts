@@ -61,7 +61,8 @@ export async function show(command: ShowCommand, io: Io): Promise<number> {
     await writeText(io, command.html, page("what is kept", body));
   }
   const colours = command.color === "auto" ? coloursOf(io) : command.color;
-  io.out(`${shadingText(shading, colours)}${legendText(shading.heads, colours)}${title}\n`);
+  io.paint(`${shadingText(shading, colours)}${legendText(shading.heads, colours)}`);
+  io.out(`${title}\n`);
   return EXIT.ok;
 }
 

@@ -1,6 +1,7 @@
 /** A progress bar on standard error, silent where nobody looks. */
 import cliProgress from "cli-progress";
 import process from "node:process";
+import { shown } from "./terminal.ts";
 
 /** Moves one bar at a time: calling it with a new label starts a new bar. */
 export interface Progress extends Disposable {
@@ -21,7 +22,9 @@ export function createProgress(visible: boolean): Progress {
     current = "";
   };
   return {
-    update(label, done, total, unit = "steps") {
+    update(text, done, total, unit = "steps") {
+      // The bar writes by itself, and with sequences of its own. Braces would be fields of its.
+      const label = shown(text).replace(/[{}\n]/g, "·");
       if (label !== current) {
         clear();
         current = label;

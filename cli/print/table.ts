@@ -1,5 +1,6 @@
 /** Tables for people. */
 import Table from "cli-table3";
+import { laidOut } from "./terminal.ts";
 
 export interface TableOptions {
   /** Column widths in characters; longer cells wrap. Default: as wide as the widest cell. */
@@ -15,9 +16,12 @@ export function tableText(
   { widths, rules = false }: TableOptions = {},
 ): string {
   const layout = widths ? { colWidths: [...widths], wordWrap: true } : {};
-  const table = new Table({ head: [...head], style: { head: [], border: [] }, ...layout });
-  table.push(...rows.map((row) => [...row]));
-  const lines = table.toString().split("\n");
+  const text = laidOut([...head, ...rows.flat()], (cells) => {
+    const table = new Table({ head: cells.splice(0, head.length), style: { head: [], border: [] }, ...layout });
+    table.push(...rows.map((row) => cells.splice(0, row.length)));
+    return table.toString();
+  });
+  const lines = text.split("\n");
   const underHeader = lines.findIndex(isRule);
   return (rules ? lines : lines.filter((line, i) => i === underHeader || !isRule(line))).join("\n");
 }

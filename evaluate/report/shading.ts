@@ -1,4 +1,5 @@
 /** Which tokens of a context are kept, by how many heads: the numbers, and their picture in HTML and in a terminal. */
+import stringWidth from "string-width";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
 import type { TextTokenizer } from "../../model/text/tokenizer.ts";
 import { escapeHtml } from "./escape.ts";
@@ -94,7 +95,7 @@ export function legendText(heads: number, colours: Colours): string {
 
 function harmless(text: string): string {
   // deno-lint-ignore no-control-regex
-  return text.replace(/\r\n/g, "\n").replace(/[\x00-\x09\x0b-\x1f\x7f-\x9f]/g, "·");
+  return text.replace(/\r\n/g, "\n").replace(/[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]/g, "·");
 }
 
 /** Colours are set anew on every line, so that a line break doesn't paint the rest of the screen. */
@@ -116,10 +117,11 @@ function markedLines(runs: readonly Run[], width: number): string {
   };
   for (const { shade, text } of runs) {
     for (const letter of text) {
-      if (letter === "\n" || line.length >= width) flush();
+      const columns = stringWidth(letter);
+      if (letter === "\n" || marks.length + columns > width) flush();
       if (letter === "\n") continue;
       line += letter;
-      marks += MARKS[shade].repeat(letter.length);
+      marks += MARKS[shade].repeat(columns);
     }
   }
   flush();

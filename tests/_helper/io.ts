@@ -1,5 +1,6 @@
 /** A command line without a process: what a command writes, and the exit code. */
 import type { Io } from "../../cli/io.ts";
+import { guarded } from "../../cli/print/terminal.ts";
 import { run } from "../../cli/program.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
 import type { Runtime } from "../../runtime/interface.ts";
@@ -13,6 +14,8 @@ export interface CliResult {
 export interface CliOptions {
   /** Whether standard error is a terminal. Default false. */
   readonly interactive?: boolean;
+  /** Whether standard output is one. Default false. */
+  readonly terminal?: boolean;
   readonly signal?: AbortSignal;
   /** Replaces parts of the runtime, e.g. standard input. */
   readonly runtime?: Partial<Runtime>;
@@ -26,13 +29,14 @@ export async function palisade(parameters: readonly string[], options: CliOption
   const base = await currentRuntime();
   const io: Io = {
     runtime: options.runtime ? Object.assign(Object.create(base) as Runtime, options.runtime) : base,
-    out(text) {
+    out: guarded((text) => {
       out += text;
       options.onOut?.(text);
+    }, options.terminal ?? false),
+    paint(text) {
+      out += text;
     },
-    err(text) {
-      err += text;
-    },
+    err: guarded((text) => err += text, options.interactive ?? false),
     interactive: options.interactive ?? false,
     signal: options.signal ?? new AbortController().signal,
   };

@@ -88,7 +88,7 @@ function optionsOf(command: Command, path: readonly string[] = []): { name: stri
 Deno.test("every option that takes a file is known as an input or tested here as an output", () => {
   const io = {
     ...{ runtime, interactive: false, signal: new AbortController().signal },
-    ...{ out: () => {}, err: () => {} },
+    ...{ out: () => {}, err: () => {}, paint: () => {} },
   };
   const files = optionsOf(buildProgram(io, true, () => {})).filter(({ value }) => !NO_FILE.has(value));
   for (const { name, value } of files) {
