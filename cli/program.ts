@@ -20,6 +20,9 @@ import { work, type WorkerCommand } from "./commands/worker.ts";
 
 const EXIT_CODES = "Exit: 0 ok, 1 failed, 2 usage, 3 bad input, 4 no resources, 130 interrupted";
 
+/** How a name with a comma is said. */
+const LISTS = `Lists: parts between commas, or repeat the option; jsonl:"a, b.jsonl" is one.`;
+
 /** Help with the options that `--help` leaves out to fit a screen. */
 const HELP_ALL = "--help-all";
 
@@ -188,6 +191,7 @@ function addEval(program: Command, io: Io, all: boolean, done: (code: number) =>
     .option("--beyond-trained", "allow more tokens than the model was trained on")
     .option("--queue <url>", "let palisade worker compute: redis://HOST:PORT");
   addEngineOptions(command, { model: false })
+    .addHelpText("after", LISTS)
     .addHelpText("after", all ? EXIT_CODES : `More options: palisade eval ${HELP_ALL}\n${EXIT_CODES}`)
     .action(async (options: EvalCommand) => done(await evaluate(options, io)));
 }

@@ -69,7 +69,14 @@ const OUTPUTS: Record<string, OutputCase> = {
 const READ = new Set([
   ...["ask --context", "ask --model", "ask --gate", "demo --model", "show --context", "show --model"],
   ...["eval --tasks", "eval --length", "eval --policies", "eval --keep", "eval --models", "eval --gate"],
-  ...["eval --haystack", "worker --model", "calibrate --text", "calibrate --model", "calibrate --kinds"],
+  ...[
+    "eval --haystack",
+    "worker --model",
+    "doctor --model",
+    "calibrate --text",
+    "calibrate --model",
+    "calibrate --kinds",
+  ],
 ]);
 
 /** What the value of an option is called when it is no file. */
