@@ -338,6 +338,7 @@ case("trimming blocks", "a\n  {% if true %}\n  b\n  {% endif %}\nc\n  {{ 'd' }} 
 case("trimming by signs", "a \n {%- if true -%} \n b \n {%- endif +%}\n c {{- 'd' -}} \n e\n   {%+ if true %}\nf\n{% endif %}\n{#- g -#}\n h")
 case("line breaks of Windows", "a\r\n{% if true %}\r\nb\r\n{% endif %}\r\nc\r\n")
 case("ending in line breaks", "a\n\n")
+case("braces of the text before a tag", "{ {%- if true %}a{ {{- 'b' -}} }{% endif %}{ {#- c #}{ {%- generation %}d{% endgeneration %}{\n")
 case("raw", "{% raw %}{{ not }} {% if %}{% endraw %}\nx {%- raw -%}  y {{ }}  {%- endraw -%}  z")
 case("comments", "a{# {{ nothing.x.y }} {% if %} #}b{#- x -#}  c")
 case("strings", "{{ 'a\\n\\t\\'b\\\\ \\u00e9 \\x41' }}{{ \"it's\" }}{{ 'a' 'b' }}{{ '{{ x }}' }}{{ '%}' }}{{ \"\\d\" }}")

@@ -41,7 +41,8 @@ function trimmed(template: string): string {
     else if (tag.kind !== "{" && tag.before !== "+") {
       text = stripLine(text, out === "" && at === 0 || endsLine(source, at, after));
     }
-    out += text;
+    // Before a tag, a brace of the text would seem to be the tag's.
+    out += text.replace(/\{$/, '{{ "{" }}');
     const raw = tag.kind === "%" && tag.inner.trim() === "raw";
     if (raw) {
       RAW_END.lastIndex = tag.end;
