@@ -262,7 +262,8 @@ function cellOf(
   const inputs: CellInputs = {
     format: RESULT_FORMAT,
     model: { name: model.config.name, sha256 },
-    frame: hashOf(model.frame, runtime),
+    // What is written around the texts; what ends an answer is no part of it.
+    frame: hashOf({ prefix: model.frame.prefix, suffix: model.frame.suffix }, runtime),
     sampleHash: hashOf({ context, question, answerPrefix, answers, metric, source: task.source }, runtime),
     task: task.name,
     length,
