@@ -43,6 +43,8 @@ export type {
   ParameterValues,
   Policy,
   PolicyEntry,
+  PolicyFileKind,
+  PolicyFileNeed,
   PolicyMode,
   PolicySources,
   Reduction,

@@ -1,5 +1,6 @@
 /** A loaded model: the file, its configuration, its tokenizer, its chat frame, and the two engines that run it. */
 import type { Backend } from "../core/backend/interface.ts";
+import type { Policy } from "../core/policy/policy.ts";
 import { type BackendChoice, type Device, pickBackend } from "./device.ts";
 import type { Runtime } from "../runtime/interface.ts";
 import type { Crew } from "../wasm/threads/pool.ts";
@@ -10,6 +11,7 @@ import { findGate } from "./gate/find.ts";
 import { configOf } from "./file/gguf/config.ts";
 import type { GgufFile } from "./file/gguf/reader.ts";
 import { openGgufFile } from "./file/gguf/split.ts";
+import { loadPolicy } from "./policy_files/policy_files.ts";
 import { loadSoftTokens, type SoftTokens } from "./policy_files/soft_tokens.ts";
 import { type ChatFrame, chatFrame } from "./text/prompt.ts";
 import { startCrew, type ThreadChoice } from "./threads.ts";
@@ -42,6 +44,11 @@ export interface Model extends Device, AsyncDisposable {
    * @throws PalisadeError `gate.*`, `safetensors.*`, `file.*`.
    */
   gate(): Promise<Gate>;
+  /**
+   * The policy that a text names, with the file it names: the same texts as `--policy`.
+   * @throws PalisadeError as `loadPolicy`.
+   */
+  policy(text: string): Promise<Policy>;
   /**
    * Soft tokens trained for this model, from a file.
    * @throws PalisadeError `soft-tokens.*`, `safetensors.*`, `file.*`.
@@ -78,6 +85,7 @@ export async function loadModel(path: string, runtime: Runtime, options: LoadOpt
       dense,
       backend,
       gate: () => gate ??= findGate({ path, config }, runtime, options.gate),
+      policy: (text) => loadPolicy(text, runtime),
       softTokens: (from) => loadSoftTokens(from, runtime, { path, config }),
       async [Symbol.asyncDispose]() {
         await dense[Symbol.asyncDispose]();

@@ -12,7 +12,6 @@ import type { RaggedCache } from "../core/cache/ragged.ts";
 import type { LayerCertificate } from "../core/worst_case/certificate.ts";
 import { inputError, PalisadeError, resourceError } from "../core/errors.ts";
 import type { Budget, Policy } from "../core/policy/policy.ts";
-import { resolvePolicy } from "../core/policy/registry.ts";
 import { type Answer, answer, type AskOptions, type DecodePlan } from "./decode/answer.ts";
 import type { GateScorer } from "./gate/scorer.ts";
 import type { WorstCase } from "./gate/worst_case.ts";
@@ -32,7 +31,7 @@ export type { MaxCache } from "./decode/max_cache.ts";
 
 export interface ContextOptions extends Omit<PlanOptions, "policy" | "maxCache">, SourceOptions {
   /**
-   * A policy, or its name with parameters. Default: `gate(combine=risk)` where the model has a gate, else `kvzip`
+   * A policy, or its text as for `--policy`, files included. Default: `gate(combine=risk)` where the model has a gate, else `kvzip`
    * (`model/default_policy.ts`); with `riskWorst` `defensive-risk`.
    */
   readonly policy?: Policy | string;
@@ -75,7 +74,7 @@ export async function openContext(model: Model, text: string, options: ContextOp
   if (typeof text !== "string") throw new TypeError(`openContext() wants a text, not ${typeof text}`);
   if (text.trim() === "") throw inputError("context.empty", "The context has no text in it", "--context");
   const ids = contextIds(model.frame, model.tokenizer, text);
-  const policy = policyNamed(options) ?? await defaultFor(model, ids, options);
+  const policy = await policyNamed(model, options) ?? await defaultFor(model, ids, options);
   const decoding = planDecoding(model, ids, options), { maxCache } = decoding;
   const cap = maxCache && { tokens: maxCache.tokens, foretell: maxCache.rule.foretold ?? false };
   const reading = planReading(model, ids, { ...options, policy, maxCache: cap });
@@ -101,10 +100,10 @@ export async function openContext(model: Model, text: string, options: ContextOp
 }
 
 /** The policy asked for; undefined when the model and the context decide. */
-function policyNamed({ policy, riskWorst }: ContextOptions): Policy | undefined {
+async function policyNamed(model: Model, { policy, riskWorst }: ContextOptions): Promise<Policy | undefined> {
   if (typeof policy === "object") return policy;
   const name = policy ?? (riskWorst === undefined ? undefined : "defensive-risk");
-  return name === undefined ? undefined : resolvePolicy(name);
+  return name === undefined ? undefined : await model.policy(name);
 }
 
 function defaultFor(model: Model, ids: readonly number[], options: ContextOptions): Promise<Policy> {

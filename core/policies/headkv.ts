@@ -12,11 +12,14 @@
 import { inputError } from "../errors.ts";
 import { definePolicy } from "../policy/define.ts";
 import { KERNEL, SINKS, WINDOW } from "../policy/parameters.ts";
-import type { HeadScores } from "../policy/policy.ts";
+import type { HeadScores, PolicySources } from "../policy/policy.ts";
 import { shareOut } from "../select/share_out.ts";
 import type { ModelShape } from "../shape.ts";
 import { oncePerBudget } from "./per_budget.ts";
 import { snapScores } from "./snapkv.ts";
+
+/** What `file` is when all heads are alike. */
+const EVEN = "even";
 
 export const headkv = definePolicy({
   name: "headkv",
@@ -24,7 +27,7 @@ export const headkv = definePolicy({
   paper: "Fu et al. 2024, arXiv 2410.19258",
   source: "FYYFU/HeadKV, headkv/snapkv_utils.py",
   parameters: [
-    { name: "file", type: "text", default: "even", help: "JSON file of head scores, [layers][heads]; even: all alike" },
+    { name: "file", type: "text", default: EVEN, help: "JSON file of head scores, [layers][heads]; even: all alike" },
     {
       name: "beta",
       type: "number",
@@ -37,25 +40,24 @@ export const headkv = definePolicy({
     KERNEL,
     SINKS,
   ],
-  needs: { window: ["mean"] },
+  needs: ({ file }) => ({ window: ["mean"], ...(file !== EVEN && { file: { kind: "head-scores", name: file } }) }),
   allocate: { kind: "head", uneven: true },
-  check: ({ file }, sources) => {
-    if (file !== "even" && !sources.headScores?.has(file)) {
-      throw inputError(
-        "policy.file",
-        `headkv(file=${file}): the scores of that file were not given; loadPolicy() reads it`,
-        "--policy",
-      );
-    }
-  },
   score: (observation, budget, values, _, sources) => {
     const { kvHeads } = budget.model, first = observation.layer * kvHeads;
     return {
       scores: snapScores(observation, values.kernel),
-      counts: headCounts(budget, values, sources.headScores?.get(values.file)).slice(first, first + kvHeads),
+      counts: headCounts(budget, values, scoresOf(values.file, sources)).slice(first, first + kvHeads),
     };
   },
 });
+
+/** What stands in the file; undefined when all heads are alike. */
+function scoresOf(file: string, { headScores }: PolicySources): HeadScores | undefined {
+  const given = headScores?.get(file);
+  if (given || file === EVEN) return given;
+  const message = `headkv(file=${file}): nobody has read that file; give the policy as a text, or use loadPolicy()`;
+  throw inputError("policy.file", message, "--policy");
+}
 
 /** Entries of every head, `[layers, kvHeads]`, kvHeads × layers × `perHead` in all. */
 const headCounts = oncePerBudget((budget, { beta }: { readonly beta: number }, given: HeadScores | undefined) => {

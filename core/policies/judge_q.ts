@@ -11,7 +11,7 @@ import { KERNEL, SINKS, WINDOW } from "../policy/parameters.ts";
 import { poolHeads } from "../measure/pool.ts";
 
 /** What `file` is when there is none. */
-export const NO_FILE = "none";
+const NO_FILE = "none";
 
 export const judgeQ = definePolicy({
   name: "judge-q",
@@ -31,7 +31,10 @@ export const judgeQ = definePolicy({
     KERNEL,
     SINKS,
   ],
-  needs: ({ file, reduce }) => ({ softTokens: { file, reduction: reduce } }),
+  needs: ({ file, reduce }) => ({
+    softTokens: { reduction: reduce },
+    ...(file !== NO_FILE && { file: { kind: "soft-tokens", name: file } }),
+  }),
   allocate: { kind: "head" },
   score: ({ softTokens, shape: { kvHeads } }, _, { kernel }) => ({ scores: poolHeads(softTokens, kvHeads, kernel) }),
 });

@@ -23,7 +23,7 @@ import type {
   ScoreMeaning,
 } from "./policy.ts";
 
-/** Where each need but `window` and `kernel` is found in the observation. */
+/** Where each need but `window`, `kernel` and `file` is found in the observation. */
 const FIELDS = {
   valueNorms: ["valueNorms"],
   columnSum: ["columnSum"],
@@ -33,7 +33,9 @@ const FIELDS = {
   softTokens: ["softTokens"],
   rows: ["keys", "values"],
   queryStatistics: ["queryMean", "queryCovariance"],
-} as const satisfies { readonly [need in Exclude<keyof Needs, "window" | "kernel">]: readonly (keyof Observation)[] };
+} as const satisfies {
+  readonly [need in Exclude<keyof Needs, "window" | "kernel" | "file">]: readonly (keyof Observation)[];
+};
 
 /** What is known of a layer without measuring. */
 type Place = Pick<Observation, "layer" | "shape" | "length" | "window">;
@@ -84,8 +86,8 @@ export interface PolicyLine<P extends readonly Parameter[], N extends Needs> ext
   readonly evicts?: (values: ValuesOf<P>) => Policy["evicts"];
   /** First and last tokens to protect. Default: the parameters `sinks` and `window`, 0 where there is none. */
   readonly ends?: (values: ValuesOf<P>, mode: PolicyMode) => Ends;
-  /** Throws where the values don't go together, or what they name is not given. */
-  readonly check?: (values: ValuesOf<P>, sources: PolicySources) => void;
+  /** Throws where the values don't go together. */
+  readonly check?: (values: ValuesOf<P>) => void;
   /** Pure. In our mode the ends are protected if it protects nothing. */
   readonly score: (
     observation: ObservationOf<N>,
@@ -125,7 +127,7 @@ export function definePolicy<const P extends readonly Parameter[], const N exten
 ): PolicyEntry {
   return entryOf(line, undefined, (given, values, mode, _, sources = {}) => {
     const { meaning = { kind: "order" }, ends = endsOf } = line;
-    line.check?.(values, sources);
+    line.check?.(values);
     const needs = typeof line.needs === "function" ? line.needs(values) : line.needs;
     return {
       ...given,
@@ -216,7 +218,7 @@ function checkObserved<N extends Needs>(
   name: string,
 ): asserts observation is Observation & ObservationOf<N> {
   for (const [need, wanted] of Object.entries(needs ?? {})) {
-    if (!wanted || need === "kernel") continue;
+    if (!wanted || need === "kernel" || need === "file") continue;
     const fields: readonly string[] = need === "window" ? wanted : FIELDS[need as keyof typeof FIELDS];
     const missing = fields.find((field) => observation[field as Measured] === undefined);
     if (missing) throw new RangeError(`Cannot score for ${name}: ${missing} was not measured`);

@@ -42,15 +42,25 @@ export interface Needs {
   readonly gate?: boolean;
   /** Attention of soft tokens behind the context on every entry, `[kvHeads, L]` (Judge Q). */
   readonly softTokens?: SoftTokensNeed;
+  /** A file that the policy names: who makes the policy reads it (`model/policy_files/`). */
+  readonly file?: PolicyFileNeed;
   /** The layer's keys and values themselves: `[kvHeads, L, headDim]` each, keys after RoPE. */
   readonly rows?: boolean;
   /** What queries are like and will be (Expected Attention). */
   readonly queryStatistics?: QueryStatisticsNeed;
 }
 
-/** Which soft tokens, and what becomes of their queries' attention on one entry; over the group too. */
+/** Kinds of files that policies name. `gate` is named beside the policy, by `--gate`. */
+export type PolicyFileKind = "head-scores" | "soft-tokens" | "gate";
+
+export interface PolicyFileNeed {
+  readonly kind: PolicyFileKind;
+  /** As typed. */
+  readonly name: string;
+}
+
+/** What becomes of the attention of all soft tokens on one entry; over the group too. */
 export interface SoftTokensNeed {
-  readonly file: string;
   readonly reduction: "mean" | "max";
 }
 

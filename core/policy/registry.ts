@@ -62,7 +62,7 @@ interface Given {
  * The policy that a text names, with all parameters resolved; the grammar stands in `grammar.ts`. A scorer inside
  * another policy takes its mode: `adakv@reference(snapkv)` runs the published code of both.
  * @throws PalisadeError `policy.syntax`, `policy.unknown`, `policy.reference`, `policy.scorer`, `policy.parameter` or
- * `policy.value`, each pointing at the character; `policy.file` when a file's content is not among `sources`.
+ * `policy.value`, each pointing at the character. What a policy's file holds is looked for among `sources` when it scores.
  */
 export function resolvePolicy(text: string, sources: PolicySources = {}): Policy {
   return build(parsePolicy(text), { text, sources }, undefined);

@@ -1,11 +1,11 @@
 /** What a sweep consists of: lists as typed on the command line, and the groups of cells they make. */
 import { checkKeep, type Keep, parseKeep } from "../../core/select/budget.ts";
 import { inputError } from "../../core/errors.ts";
-import type { Policy, PolicySources } from "../../core/policy/policy.ts";
+import type { Policy } from "../../core/policy/policy.ts";
 import { resolvePolicy } from "../../core/policy/registry.ts";
-import { policySources } from "../../model/policy_files/policy_files.ts";
+import { loadPolicyFile } from "../../model/policy_files/policy_files.ts";
 import type { Runtime } from "../../runtime/interface.ts";
-import { hashOf, type ResultLine } from "../results/results.ts";
+import type { ResultLine } from "../results/results.ts";
 import type { Task } from "../tasks/interface.ts";
 import { nonEmpty, refuseRepeated, splitList } from "./lists.ts";
 
@@ -25,20 +25,24 @@ export interface Group {
 }
 
 /**
- * {@link parseCases} with the files that policies name, each read once. Among such a policy's parameters stands the
+ * {@link parseCases} with the files that policies name, each text's read once. Among such a policy's parameters stands the
  * hash of what its file holds, 16 digits, in place of its name: another content is another cell, another name is not.
- * @throws PalisadeError as `parseCases` and `policySources`.
+ * @throws PalisadeError as `parseCases` and `loadPolicy`.
  */
 export async function loadCases(runtime: Runtime, policies: string, keeps: string): Promise<AskedCase[]> {
-  const sources = await policySources(splitList(policies, "--policies"), runtime);
-  const cases = parseCases(policies, keeps, sources).map((each) => {
-    const { policy } = each, content = sources.headScores?.get(String(policy.parameters.file));
-    if (content === undefined) return each;
-    const file = hashOf(content, runtime).slice(0, 16);
-    return { ...each, policy: { ...policy, parameters: { ...policy.parameters, file } } };
-  });
+  const loaded = new Map<string, Policy>(), cases: AskedCase[] = [];
+  for (const each of parseCases(policies, keeps)) {
+    const text = each.asked.policy, policy = loaded.get(text) ?? await loadHashed(text, runtime);
+    loaded.set(text, policy);
+    cases.push({ ...each, policy });
+  }
   refuseRepeatedCases(cases);
   return cases;
+}
+
+async function loadHashed(text: string, runtime: Runtime): Promise<Policy> {
+  const { policy, hash } = await loadPolicyFile(text, runtime);
+  return hash === undefined ? policy : { ...policy, parameters: { ...policy.parameters, file: hash } };
 }
 
 function refuseRepeatedCases(cases: readonly AskedCase[]): void {
@@ -53,11 +57,11 @@ function refuseRepeatedCases(cases: readonly AskedCase[]): void {
  * Every policy at every budget; policies that keep everything come once, at 100 %, and first.
  * @throws PalisadeError `policy.*`, `keep.*`, `list.*`.
  */
-export function parseCases(policies: string, keeps: string, sources: PolicySources = {}): AskedCase[] {
+export function parseCases(policies: string, keeps: string): AskedCase[] {
   const keepList = nonEmpty(splitList(keeps, "--keep"), "--keep").map((text) => ({ text, keep: parseKeep(text) }));
   refuseRepeated(keepList, { key: ({ keep }) => JSON.stringify(keep), name: ({ text }) => text, where: "--keep" });
   const cases = nonEmpty(splitList(policies, "--policies"), "--policies").flatMap((text): AskedCase[] => {
-    const policy = resolvePolicy(text, sources);
+    const policy = resolvePolicy(text);
     if (policy.allocate.kind !== "all") {
       return keepList.map(({ text: keep, ...rest }) => ({ policy, ...rest, asked: { policy: text, keep } }));
     }

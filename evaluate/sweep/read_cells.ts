@@ -61,6 +61,7 @@ const SHARED: readonly string[] = [
   "columnMax",
   "rows",
   "gate",
+  "file",
 ] satisfies readonly (keyof Needs)[];
 
 /** What kvzip and expected-attention ask for unless told otherwise: one pass can do each in one way only. */

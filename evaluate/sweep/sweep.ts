@@ -6,8 +6,9 @@ import { resolveBudget } from "../../core/select/budget.ts";
 import type { CacheType } from "../../core/cache/entry_type.ts";
 import { inputError, PalisadeError } from "../../core/errors.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
-import { type Gate, writeGate } from "../../model/gate/file.ts";
+import type { Gate } from "../../model/gate/file.ts";
 import type { Model } from "../../model/model.ts";
+import { fileHash } from "../../model/policy_files/policy_files.ts";
 import { contextIds, questionIds } from "../../model/text/prompt.ts";
 import { openContext } from "../../model/session.ts";
 import type { Runtime } from "../../runtime/interface.ts";
@@ -281,33 +282,19 @@ function cellOf(
   return { ...each, inputs, id: cellId(inputs, runtime) };
 }
 
-/** A policy that works with a gate or soft tokens has their hash among its parameters: others make another cell. */
+/** A policy that works with a gate has its hash among its parameters: another gate makes another cell. */
 async function named(subject: Subject, each: AskedCase): Promise<AskedCase> {
-  const { needs: { gate, softTokens } } = each.policy;
-  const hashes = {
-    ...(gate && { gate: await gateHash(subject) }),
-    ...(softTokens && { file: await softTokensHash(subject, softTokens.file) }),
-  };
-  return { ...each, policy: { ...each.policy, parameters: { ...each.policy.parameters, ...hashes } } };
-}
-
-async function softTokensHash({ model, runtime }: Subject, file: string): Promise<string> {
-  const { embeddings: { buffer, byteOffset, byteLength } } = await model.softTokens(file);
-  const hasher = runtime.host!.sha256();
-  hasher.update(new Uint8Array(buffer, byteOffset, byteLength));
-  return hasher.digest().slice(0, 16);
+  if (!each.policy.needs.gate) return each;
+  const parameters = { ...each.policy.parameters, gate: await gateHash(subject) };
+  return { ...each, policy: { ...each.policy, parameters } };
 }
 
 const gateHashes = new WeakMap<Gate, string>();
 
-/** The first 16 digits of the SHA-256 of the model's gate. */
 async function gateHash({ model, runtime }: Subject): Promise<string> {
-  const gate = await model.gate();
-  const known = gateHashes.get(gate);
+  const gate = await model.gate(), known = gateHashes.get(gate);
   if (known) return known;
-  const hasher = runtime.host!.sha256();
-  hasher.update(writeGate(gate.info, gate));
-  const hash = hasher.digest().slice(0, 16);
+  const hash = fileHash("gate", gate, runtime);
   gateHashes.set(gate, hash);
   return hash;
 }

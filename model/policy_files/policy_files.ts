@@ -1,94 +1,90 @@
-/** Policies whose parameters name files: `headkv(file=scores.json)`. `core/` reads none, so they are read here. */
-import { inputError } from "../../core/errors.ts";
+/**
+ * Files that policies name: one table of kinds, for the library, the command line and sweeps alike. `core/` reads none.
+ *
+ * A new kind is a line of {@link POLICY_FILES}, a name in `PolicyFileKind`, and a policy that needs it.
+ */
+import { PalisadeError } from "../../core/errors.ts";
 import { parsePolicy, type PolicyText } from "../../core/policy/grammar.ts";
-import type { HeadScores, Policy, PolicySources } from "../../core/policy/policy.ts";
+import type { HeadScores, Policy, PolicyFileKind, PolicyFileNeed, PolicySources } from "../../core/policy/policy.ts";
 import { resolvePolicy } from "../../core/policy/registry.ts";
 import type { Runtime } from "../../runtime/interface.ts";
+import { type Gate, writeGate } from "../gate/file.ts";
+import { loadGate } from "../gate/find.ts";
+import { readHeadScores } from "./head_scores.ts";
+import { readSoftTokens, type SoftTokens } from "./soft_tokens.ts";
 
-/** Longest file; scores of 1000 layers × 1000 heads need less. */
-const MAX_BYTES = 2 ** 24;
+/** What each kind of file holds. */
+export interface FileContents {
+  readonly "head-scores": HeadScores;
+  readonly "soft-tokens": SoftTokens;
+  readonly gate: Gate;
+}
+
+interface FileKind<Content> {
+  /** Reads and checks what can be checked without a model. Throws PalisadeErrors. */
+  read(path: string, runtime: Runtime): Promise<Content>;
+  /** What makes two of them the same to a policy. */
+  bytes(content: Content): Uint8Array<ArrayBuffer>;
+}
+
+export const POLICY_FILES: { readonly [kind in PolicyFileKind]: FileKind<FileContents[kind]> } = {
+  "head-scores": { read: readHeadScores, bytes: (scores) => new TextEncoder().encode(JSON.stringify(scores)) },
+  "soft-tokens": { read: readSoftTokens, bytes: ({ embeddings }) => new Uint8Array(embeddings.slice().buffer) },
+  gate: { read: loadGate, bytes: (gate) => writeGate(gate.info, gate) },
+};
+
+/** The first 16 digits of the SHA-256 of what counts in a file. */
+export function fileHash<K extends PolicyFileKind>(kind: K, content: FileContents[K], runtime: Runtime): string {
+  const hasher = runtime.host!.sha256();
+  hasher.update(POLICY_FILES[kind].bytes(content));
+  return hasher.digest().slice(0, 16);
+}
+
+/** A policy with the file it names. */
+export interface LoadedPolicy {
+  readonly policy: Policy;
+  /** {@link fileHash} of its file, when it names one. */
+  readonly hash?: string;
+}
 
 /**
- * `resolvePolicy`, reading the files that the text names.
- * @throws PalisadeError `policy.*`, `head-scores.syntax`, `head-scores.shape`, `head-scores.value`, `file.*`, `text.*`.
+ * `resolvePolicy`, reading the file that the text names.
+ * @throws PalisadeError `policy.*`, and as the kind's `read`, pointing at the character.
  */
-export async function loadPolicy(text: string, runtime: Pick<Runtime, "readText">): Promise<Policy> {
-  return resolvePolicy(text, await policySources([text], runtime));
+export async function loadPolicy(text: string, runtime: Runtime): Promise<Policy> {
+  return (await loadPolicyFile(text, runtime)).policy;
 }
 
-/** The contents of all files that the policies name, each read once; throws as {@link loadPolicy}. */
-export async function policySources(
-  texts: readonly string[],
-  runtime: Pick<Runtime, "readText">,
-): Promise<PolicySources> {
-  const headScores = new Map<string, HeadScores>();
-  for (const file of texts.flatMap((text) => headFiles(parsePolicy(text)))) {
-    if (headScores.has(file)) continue;
-    headScores.set(file, parseHeadScores(await runtime.readText(file, { maxBytes: MAX_BYTES }), file));
-  }
-  return { headScores };
-}
-
-function headFiles({ name, settings, scorer }: PolicyText): string[] {
-  const own = name === "headkv" ? settings.filter((each) => each.name === "file" && each.value !== "even") : [];
-  return [...own.map(({ value }) => value), ...(scorer ? headFiles(scorer) : [])];
-}
-
-/**
- * Head scores from JSON: a list of layers, each a list of numbers; or, as published for HeadKV and retrieval heads, an
- * object `{"layer-head": number or list of numbers}`, lists meaned. `file` is its name for messages.
- */
-export function parseHeadScores(text: string, file: string): HeadScores {
-  const scores = rowsOf(parseJson(text, file), file);
-  const width = scores[0]?.length ?? 0;
-  scores.forEach((row, layer) => {
-    if (row.length === 0 || row.length !== width) {
-      throw refuse("shape", file, `layer ${layer} has ${row.length} heads, layer 0 has ${width}`);
-    }
-    row.forEach((score, head) => {
-      if (typeof score !== "number" || !(score >= 0 && score < Infinity)) {
-        throw refuse("value", file, `layer ${layer}, head ${head} is ${JSON.stringify(score)}`);
-      }
-    });
-  });
-  if (!scores.flat().some((score) => Number(score) > 0)) throw refuse("value", file, "no head scores above 0");
-  return scores as HeadScores;
-}
-
-function parseJson(text: string, file: string): unknown {
+/** The same with the file's hash; throws as {@link loadPolicy}. */
+export async function loadPolicyFile(text: string, runtime: Runtime): Promise<LoadedPolicy> {
+  const policy = resolvePolicy(text), { file } = policy.needs;
+  if (!file) return { policy };
   try {
-    return JSON.parse(text);
-  } catch (cause) {
-    throw refuse("syntax", file, `it is no JSON (${cause instanceof Error ? cause.message : cause})`);
+    return await opened(policy, file, text, runtime);
+  } catch (error) {
+    throw error instanceof PalisadeError ? pointed(error, text, file) : error;
   }
 }
 
-function rowsOf(json: unknown, file: string): unknown[][] {
-  if (Array.isArray(json) && json.length > 0 && json.every((row) => Array.isArray(row))) return json;
-  if (typeof json === "object" && json !== null && !Array.isArray(json)) return rowsByName(json, file);
-  throw refuse("shape", file, "it holds no list of layers");
+async function opened(policy: Policy, { kind, name }: PolicyFileNeed, text: string, runtime: Runtime) {
+  const read = async <K extends PolicyFileKind>(kind: K) => {
+    const content = await POLICY_FILES[kind].read(name, runtime);
+    return { content, hash: runtime.host ? fileHash(kind, content, runtime) : undefined };
+  };
+  if (kind !== "head-scores") return { policy, hash: (await read(kind)).hash };
+  const { content, hash } = await read(kind);
+  const sources: PolicySources = { headScores: new Map([[name, content]]) };
+  return { policy: resolvePolicy(text, sources), hash };
 }
 
-/** `{"0-3": [0.1, 0.3]}`: layer 0, head 3, scores to be meaned. */
-function rowsByName(json: object, file: string): unknown[][] {
-  const rows: unknown[][] = [];
-  for (const [name, value] of Object.entries(json)) {
-    const match = /^(\d{1,4})-(\d{1,4})$/.exec(name);
-    if (!match) throw refuse("shape", file, `${JSON.stringify(name)} is no "layer-head"`);
-    const layer = Number(match[1]);
-    while (rows.length <= layer) rows.push([]);
-    rows[layer][Number(match[2])] = Array.isArray(value) ? meanOf(value) : value;
-  }
-  if (rows.length === 0) throw refuse("shape", file, "it holds no heads");
-  return rows.map((row) => Array.from(row));
+/** The error with the place in the text where the file is named. */
+function pointed(error: PalisadeError, text: string, { name }: PolicyFileNeed): PalisadeError {
+  const { kind, code, message, where } = error;
+  const place = `(character ${placeOf(parsePolicy(text), name)} of "${text}")`;
+  return new PalisadeError(kind, code, `${message} ${place}`, { where, cause: error });
 }
 
-/** NaN, which is refused later, when anything in it is no number. */
-function meanOf(values: readonly unknown[]): number {
-  return values.reduce<number>((sum, value) => sum + (typeof value === "number" ? value : NaN), 0) / values.length;
-}
-
-function refuse(what: "syntax" | "shape" | "value", file: string, found: string) {
-  const wanted = "want [layers][heads] of numbers that are not negative, not all 0";
-  return inputError(`head-scores.${what}`, `Cannot take head scores from ${file}: ${found}; ${wanted}`, file);
+function placeOf({ settings, scorer, at }: PolicyText, file: string): number {
+  const setting = settings.find(({ name, value }) => name === "file" && value === file);
+  return setting?.at ?? (scorer ? placeOf(scorer, file) : at);
 }

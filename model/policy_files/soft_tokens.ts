@@ -81,22 +81,26 @@ export function checkSoftTokens({ name, info: { model } }: SoftTokens, config: M
   throw refuse("model", name, reason);
 }
 
-/** Reads and checks one file. PalisadeErrors: `file.*`, `soft-tokens.large`, and those of parsing and checking. */
+/** Reads one file. PalisadeErrors: `file.*`, `soft-tokens.large`, and those of {@link parseSoftTokens}. */
+export async function readSoftTokens(path: string, runtime: Runtime): Promise<SoftTokens> {
+  const source = await runtime.openFile(path);
+  try {
+    if (source.size > MAX_BYTES) {
+      throw refuse("large", path, `the file has ${source.size} bytes; want at most ${MAX_BYTES}`);
+    }
+    return parseSoftTokens(await source.read(0, source.size), path);
+  } finally {
+    await source.close();
+  }
+}
+
+/** Reads one file and checks that it is this model's. */
 export async function loadSoftTokens(
   path: string,
   runtime: Runtime,
   model: { readonly path: string; readonly config: ModelConfig },
 ): Promise<SoftTokens> {
-  const source = await runtime.openFile(path);
-  let tokens: SoftTokens;
-  try {
-    if (source.size > MAX_BYTES) {
-      throw refuse("large", path, `the file has ${source.size} bytes; want at most ${MAX_BYTES}`);
-    }
-    tokens = parseSoftTokens(await source.read(0, source.size), path);
-  } finally {
-    await source.close();
-  }
+  const tokens = await readSoftTokens(path, runtime);
   checkSoftTokens(tokens, model.config, await modelHash(model.path, runtime));
   return tokens;
 }

@@ -1,7 +1,6 @@
 /** What a policy needs beyond the layers themselves: prompts that repeat the context, a gate. */
 import { inputError } from "../../core/errors.ts";
-import { NO_FILE } from "../../core/policies/judge_q.ts";
-import type { Needs, Policy, SoftTokensNeed } from "../../core/policy/policy.ts";
+import type { Needs, Policy } from "../../core/policy/policy.ts";
 import type { Gate } from "../gate/file.ts";
 import { GateScorer, readGains } from "../gate/scorer.ts";
 import type { SoftTokens } from "../policy_files/soft_tokens.ts";
@@ -64,7 +63,7 @@ async function neededFiles(
   options: SourceOptions,
 ): Promise<ScoreFiles> {
   return {
-    ...(needs.softTokens && { softTokens: await softEmbeddings(model, needs.softTokens, tokens, options) }),
+    ...(needs.softTokens && { softTokens: await softEmbeddings(model, needs, tokens, options) }),
     ...(needs.gate && { gate: await gateScorer(model, options.gate) }),
   };
 }
@@ -87,15 +86,18 @@ export async function gateScorer(
 /** Embeddings of the soft tokens, with room for them behind a context of `length` tokens. */
 async function softEmbeddings(
   { config, softTokens }: Pick<Model, "config" | "softTokens">,
-  { file }: SoftTokensNeed,
+  { file }: Needs,
   length: number,
   { softTokens: given, beyondTrained }: SourceOptions,
 ): Promise<Float32Array> {
-  if (!given && file === NO_FILE) {
-    const message = "judge-q has no soft tokens: name a file of them, --policy judge-q(file=FILE)";
-    throw inputError("soft-tokens.none", message, "--policy");
-  }
-  const { embeddings } = given ?? await softTokens(file);
+  const { embeddings } = given ?? await softTokens(named(file));
   if (!beyondTrained) checkProbeRoom(config, length, embeddings.length / config.width);
   return embeddings;
+}
+
+/** @throws PalisadeError `soft-tokens.none`. */
+function named(file: Needs["file"]): string {
+  if (file?.kind === "soft-tokens") return file.name;
+  const message = "judge-q has no soft tokens: name a file of them, --policy judge-q(file=FILE)";
+  throw inputError("soft-tokens.none", message, "--policy");
 }

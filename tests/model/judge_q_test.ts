@@ -45,7 +45,7 @@ for (const architecture of ["llama-plain", "qwen2-plain"]) {
         words = tokenizer.encode(" How many stakes did the keeper count?");
       assert.ok(ids.length > 256 && words.length > 4);
 
-      const needs = { softTokens: { file: "x", reduction } };
+      const needs = { softTokens: { reduction } };
       using judged = new RaggedCache(backend, config);
       const softTokens = dense.embed(words);
       const reader = new LayerReader(dense, judged, ids, { needs, window: 0, softTokens });
