@@ -255,16 +255,31 @@ export class WasmRows implements TrustingRows {
     const { heads, kvHeads } = this.shape, kernel = needs.kernel ?? 5;
     const columns = kvHeads * (this.#lengths[0] - window), rows = heads * window;
     return this.#kernels.withBuffers((buffers) => {
-      const outputs = (Object.keys(REDUCTIONS) as Reduction[]).map((name) => {
-        const floats = REDUCTIONS[name] === "columns" ? columns : rows;
-        return { name, floats, handle: buffers.zeros(floats * 4, needs.window?.includes(name) ?? false) };
-      });
-      const [a, b, c, d, e, f, g] = outputs.map(({ handle }) => handle);
+      const sizes = { column: columns, row: rows }, wanted = needs.window ?? [];
+      // One number per column of a KV head, or per row of a query head.
+      const out = (name: Reduction) => buffers.zeros(sizes[PER[name]] * 4, wanted.includes(name));
+      const [mean, variance, entropy] = [out("mean"), out("variance"), out("entropy")];
+      const [pooledMean, pooledMax] = [out("pooledMean"), out("pooledMax")];
+      const [mass, logSumExp] = [out("mass"), out("logSumExp")];
+      const handles = { mean, variance, entropy, pooledMean, pooledMax, mass, logSumExp };
       const q = buffers.from(queries);
-      this.#do("observe", (call) => call.rows_observe(this.#handle, q, window, kernel, a, b, c, d, e, f, g));
-      const given = outputs.filter(({ handle }) => handle >= 0);
+      this.#do("observe", (call) =>
+        call.rows_observe(
+          this.#handle,
+          q,
+          window,
+          kernel,
+          mean,
+          variance,
+          entropy,
+          pooledMean,
+          pooledMax,
+          mass,
+          logSumExp,
+        ));
+      const given = REDUCTIONS.filter((name) => wanted.includes(name));
       return Object.fromEntries(
-        given.map(({ name, floats, handle }) => [name, buffers.read(handle, new Float32Array(floats))]),
+        given.map((name) => [name, buffers.read(handles[name], new Float32Array(sizes[PER[name]]))]),
       );
     });
   }
@@ -322,16 +337,19 @@ interface Chunk {
   readonly arguments: [number, number, number, number, number];
 }
 
-/** The reductions in the order of `rows_observe`: one number per column of a KV head, or per row of a query head. */
-const REDUCTIONS = {
-  mean: "columns",
-  variance: "columns",
-  entropy: "rows",
-  pooledMean: "columns",
-  pooledMax: "columns",
-  mass: "rows",
-  logSumExp: "rows",
-} as const satisfies Record<Reduction, "columns" | "rows">;
+/** Of what each reduction has one number: a column of a KV head, or a row of a query head. */
+const PER = {
+  mean: "column",
+  variance: "column",
+  entropy: "row",
+  pooledMean: "column",
+  pooledMax: "column",
+  mass: "row",
+  logSumExp: "row",
+} as const satisfies Record<Reduction, "column" | "row">;
+
+/** All reductions, each once. */
+export const REDUCTIONS = Object.keys(PER) as Reduction[];
 
 /** `(heads, pitch)` → `(heads, rows)`. */
 function unpad(padded: Float32Array, heads: number, rows: number): Float32Array {

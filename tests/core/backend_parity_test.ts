@@ -8,9 +8,10 @@ import { scoreByGate } from "../../core/backend/gate.ts";
 import type { Backend, LayerRows } from "../../core/backend/interface.ts";
 import { createReferenceBackend } from "../../core/backend/reference.ts";
 import { CACHE_TYPES, type CacheType } from "../../core/cache/entry_type.ts";
-import type { Needs, Reduction } from "../../core/policy/policy.ts";
+import type { Needs } from "../../core/policy/policy.ts";
 import { randomSource } from "../../core/measure/random.ts";
 import type { AttentionShape } from "../../core/shape.ts";
+import { REDUCTIONS } from "../../wasm/rows.ts";
 import { KERNEL_BACKENDS } from "../_helper/backends.ts";
 import { assertClose } from "../_helper/close.ts";
 import { readJson, readSafetensors } from "../_helper/golden.ts";
@@ -25,16 +26,6 @@ const DECODE_TOLERANCE: Readonly<Record<CacheType, number>> = { f32: TOLERANCE, 
 const TYPE_TOLERANCE: Readonly<Record<CacheType, number>> = { f32: TOLERANCE, f16: 1e-3, int8: 2e-2 };
 const SEED = 41;
 console.log(`backend parity seed ${SEED}`);
-
-const REDUCTIONS: readonly Reduction[] = [
-  "mean",
-  "variance",
-  "entropy",
-  "pooledMean",
-  "pooledMax",
-  "mass",
-  "logSumExp",
-];
 
 /** Around the vector width (4), the tile (16, 32, 64) and the page (64). */
 const LENGTHS = [1, 2, 3, 4, 5, 31, 32, 33, 63, 64, 65, 127, 129, 200];

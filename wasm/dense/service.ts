@@ -1,75 +1,76 @@
-/** A thread's share of the dense weights: the commands of the dense engine carried out on `DenseShare`. */
-import { answer } from "../threads/rows_service.ts";
+/** A thread's part of the dense weights, and the commands that other threads have for it. */
+import { bytes, commandsFrom, json, list, number } from "../threads/command.ts";
 import type { SharedBoard } from "../threads/barrier.ts";
 import { Stored } from "./products.ts";
 import { type DensePlan, DenseShare, type Step } from "./part.ts";
 import type { Kernels } from "../module.ts";
-import { type Parcel, parsed } from "../threads/message.ts";
 
-/** Commands; the first number is the id of the weights or of the engine. */
-export const DENSE = {
-  /** bytes */
-  store: 32,
-  /** first byte; bytes */
-  write: 33,
-  /** row bytes, rows … → bytes of those rows */
-  rows: 34,
-  /** the plan as JSON */
-  plan: 35,
-  /** step, layer, count */
-  step: 36,
-  /** ids of all its weights … */
-  free: 37,
-} as const;
-
-export class DenseDesk {
+/** The weights and the parts of engines that one thread holds, by id. */
+export class DenseService {
   readonly #kernels: Kernels;
   readonly #board: SharedBoard;
   readonly #stored = new Map<number, Stored>();
-  readonly #shares = new Map<number, DenseShare>();
+  readonly #parts = new Map<number, DenseShare>();
 
   constructor(kernels: Kernels, board: SharedBoard) {
     this.#kernels = kernels;
     this.#board = board;
   }
 
-  /** Carries out a command; `undefined` when it is none of {@link DENSE}. */
-  do({ operation, numbers: [id, ...rest], arrays }: Parcel): Parcel | undefined {
-    switch (operation) {
-      case DENSE.store:
-        this.#stored.set(id, new Stored(this.#kernels, rest[0]));
-        return answer();
-      case DENSE.write:
-        this.#weights(id).view(rest[0], arrays[0]!.length).set(arrays[0] as Uint8Array);
-        return answer();
-      case DENSE.rows:
-        return answer([rowsOf(this.#weights(id), rest[0], rest.slice(1))]);
-      case DENSE.plan:
-        this.#shares.set(id, new DenseShare(this.#kernels, this.#board, parsed(arrays[0]!) as DensePlan, this.#stored));
-        return answer();
-      case DENSE.step: {
-        const [step, layer, count] = rest;
-        this.#shares.get(id)!.run(step as Step, layer, count, () => this.#board.meet());
-        return answer();
-      }
-      case DENSE.free:
-        this.#shares.delete(id);
-        for (const each of rest) {
-          this.#stored.get(each)?.free();
-          this.#stored.delete(each);
-        }
-        return answer();
-      default:
-        return undefined;
-    }
+  store(id: number, bytes: number): void {
+    this.#stored.set(id, new Stored(this.#kernels, bytes));
   }
 
-  #weights(id: number): Stored {
+  weights(id: number): Stored {
     const stored = this.#stored.get(id);
     if (!stored) throw new RangeError(`No weights ${id} in this thread`);
     return stored;
   }
+
+  plan(id: number, plan: DensePlan): void {
+    this.#parts.set(id, new DenseShare(this.#kernels, this.#board, plan, this.#stored));
+  }
+
+  step(id: number, step: Step, layer: number, count: number): void {
+    this.#parts.get(id)!.run(step, layer, count, () => this.#board.meet());
+  }
+
+  free(id: number, weights: readonly number[]): void {
+    this.#parts.delete(id);
+    for (const each of weights) {
+      this.#stored.get(each)?.free();
+      this.#stored.delete(each);
+    }
+  }
 }
+
+const command = commandsFrom<DenseService>(32);
+const id = number;
+
+/** On weights, by their id, and on a thread's part of an engine, by the engine's. */
+export const DENSE = {
+  /** Makes room for weights. */
+  store: command({ id, bytes: number }, {}, (service, { id, bytes }) => service.store(id, bytes)),
+  /** Puts bytes of weights where they belong. */
+  write: command({ id, at: number, bytes }, {}, (service, { id, at, bytes }) => {
+    service.weights(id).view(at, bytes.length).set(bytes);
+  }),
+  /** Copies of rows of a matrix, one after another. */
+  rows: command(
+    { id, rowBytes: number, rows: list(number) },
+    { bytes },
+    (service, { id, rowBytes, rows }) => ({ bytes: rowsOf(service.weights(id), rowBytes, rows) }),
+  ),
+  plan: command({ id, plan: json<DensePlan>() }, {}, (service, { id, plan }) => service.plan(id, plan)),
+  /** Runs with the other threads at the board. */
+  step: command(
+    { id, step: number, layer: number, count: number },
+    {},
+    (service, { id, step, layer, count }) => service.step(id, step as Step, layer, count),
+  ),
+  /** An engine, and all weights that it has in this thread. */
+  free: command({ id, weights: list(number) }, {}, (service, { id, weights }) => service.free(id, weights)),
+};
 
 /** Copies of rows of a matrix, one after another. */
 export function rowsOf(weights: Stored, rowBytes: number, rows: readonly number[]): Uint8Array {

@@ -38,11 +38,10 @@ export async function createThreadedBackend(crew: Crew, worth: Worth = WORTH): P
 function memory(own: BackendMemory, crew: Crew): BackendMemory {
   let { allocatedBytes, highWaterBytes, wasmBytes } = own;
   for (let rank = 1; rank < crew.size; rank++) {
-    const ask = crew.ask(rank, { operation: ROWS.memory, numbers: [], arrays: [] });
-    const [allocated, highWater, all] = crew.answerNow(rank, ask).numbers;
-    allocatedBytes += allocated;
-    highWaterBytes += highWater;
-    wasmBytes += all;
+    const other = crew.answerNow(rank, crew.ask(rank, ROWS.memory, {}));
+    allocatedBytes += other.allocatedBytes;
+    highWaterBytes += other.highWaterBytes;
+    wasmBytes += other.wasmBytes;
   }
   return { allocatedBytes, highWaterBytes, wasmBytes };
 }

@@ -10,6 +10,7 @@ import type { Thread } from "../../runtime/interface.ts";
 import { siblingModule } from "../../runtime/sibling_module.ts";
 import { SharedBoard } from "./barrier.ts";
 import type { WasmOptions } from "../module.ts";
+import type { Asked } from "./command.ts";
 import { errorOf, FAILURE, type Parcel, parcelBytes, ParcelMemory } from "./message.ts";
 
 /** How a thread is started: `Runtime.startThread`. */
@@ -57,14 +58,15 @@ export function mayWait(): boolean {
 }
 
 /** A command under way. */
-export interface Ask {
+export interface Ask<Output> {
   answer?: Parcel;
   error?: Error;
+  readonly unpack: (answer: Parcel) => Output;
 }
 
 interface Queued {
   readonly parcel: Parcel;
-  readonly ask?: Ask;
+  readonly ask?: Ask<unknown>;
   readonly onFailure?: (error: Error) => void;
 }
 
@@ -115,35 +117,37 @@ export class Crew implements Disposable {
   }
 
   /** A command whose answer nobody waits for. `onFailure` is called at the latest when a later answer comes. */
-  tell(rank: number, parcel: Parcel, onFailure?: (error: Error) => void): void {
-    this.#mates[rank - 1].tell({ parcel, onFailure });
+  tell<I>(rank: number, command: Asked<I, unknown>, input: I, onFailure?: (error: Error) => void): void {
+    this.#mates[rank - 1].tell({ parcel: command.pack(input), onFailure });
   }
 
   /** Sends a command at once. */
-  ask(rank: number, parcel: Parcel): Ask {
-    return this.#mates[rank - 1].ask(parcel);
+  ask<I, O>(rank: number, command: Asked<I, O>, input: I): Ask<O> {
+    const ask: Ask<O> = { unpack: (answer) => command.unpack(answer) };
+    this.#mates[rank - 1].ask(command.pack(input), ask);
+    return ask;
   }
 
-  /** The answer to a command. @throws as the command; PalisadeError `threads.ended`. */
-  async answer(rank: number, ask: Ask): Promise<Parcel> {
+  /** What a command gives. @throws as the command; PalisadeError `threads.ended`. */
+  async answer<O>(rank: number, ask: Ask<O>): Promise<O> {
     while (!ask.answer) {
       if (ask.error) throw ask.error;
       this.#mates[rank - 1].advance(SLICE_MS);
       // A turn of the event loop, which hears of a thread that has ended.
       if (!ask.answer && !ask.error) await new Promise((resolve) => setTimeout(resolve, 0));
     }
-    return ask.answer;
+    return ask.unpack(ask.answer);
   }
 
   /** The same without the event loop. @throws PalisadeError `threads.ended` when no answer comes. */
-  answerNow(rank: number, ask: Ask): Parcel {
+  answerNow<O>(rank: number, ask: Ask<O>): O {
     const end = Date.now() + PATIENCE_MS;
     while (!ask.answer) {
       if (!ask.error && Date.now() > end) throw ended(`no answer in ${PATIENCE_MS / 1000} s`);
       if (ask.error) throw ask.error;
       this.#mates[rank - 1].advance(SLICE_MS);
     }
-    return ask.answer;
+    return ask.unpack(ask.answer);
   }
 
   /** Waits at the board until every thread does. @throws PalisadeError `threads.ended`. */
@@ -201,13 +205,11 @@ class Mate {
     if (this.#heldBytes > HELD_BYTES) this.#flush();
   }
 
-  ask(parcel: Parcel): Ask {
-    const ask: Ask = {};
+  ask(parcel: Parcel, ask: Ask<unknown>): void {
     if (this.gone) throw this.gone;
     this.#held.push({ parcel, ask });
     this.#heldBytes += parcelBytes(parcel);
     if (this.#flying.length === 0) this.#post();
-    return ask;
   }
 
   /** Sleeps until what is under way is done, at most `ms`; then sends what was held back. */

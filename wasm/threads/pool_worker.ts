@@ -2,21 +2,23 @@
 import type { ThreadPort } from "../../runtime/interface.ts";
 import { type CrewData, PARCELS, WORD } from "./pool.ts";
 import { SharedBoard } from "./barrier.ts";
-import { RowsDesk } from "./rows_service.ts";
-import { DenseDesk } from "../dense/service.ts";
+import { serve } from "./command.ts";
+import { ROWS, RowsService } from "./rows_service.ts";
+import { DENSE, DenseService } from "../dense/service.ts";
 import { createWasmBackend } from "../backend.ts";
 import { Kernels } from "../module.ts";
 import { failure, type Parcel, parcelBytes, ParcelMemory } from "./message.ts";
 
 /** Runs until it is told to stop. */
 export default async function crewWorker(data: CrewData, port: ThreadPort): Promise<void> {
-  let rows: RowsDesk, dense: DenseDesk;
+  let rows: RowsService, dense: DenseService;
   try {
-    rows = new RowsDesk(await createWasmBackend(data.kernels));
-    dense = new DenseDesk(await Kernels.start(data.kernels), new SharedBoard(data.board, data.size));
+    rows = new RowsService(await createWasmBackend(data.kernels));
+    dense = new DenseService(await Kernels.start(data.kernels), new SharedBoard(data.board, data.size));
   } catch (error) {
     return port.post(error instanceof Error ? error.message : String(error));
   }
+  const [onRows, onDense] = [serve(ROWS, rows), serve(DENSE, dense)];
   const memory = new ParcelMemory(data.mailbox);
   const control = new Int32Array(data.mailbox, 0, PARCELS / 4);
   port.post("ready");
@@ -32,7 +34,7 @@ export default async function crewWorker(data: CrewData, port: ThreadPort): Prom
     for (const command of commands) {
       try {
         answers.push(
-          await rows.do(command) ?? dense.do(command) ?? failure(new RangeError(`No command ${command.operation}`)),
+          await (onRows(command) ?? onDense(command)) ?? failure(new RangeError(`No command ${command.operation}`)),
         );
       } catch (error) {
         answers.push(failure(error));

@@ -9,15 +9,15 @@ import type {
   DecodeOutputs,
   TrustingRows,
 } from "../../core/backend/interface.ts";
-import { CACHE_TYPES, type CacheType } from "../../core/cache/entry_type.ts";
+import type { CacheType } from "../../core/cache/entry_type.ts";
 import type { Needs, NormKind, Observation } from "../../core/policy/policy.ts";
 import type { KeyRotation } from "../../core/measure/rotation.ts";
 import type { AttentionShape } from "../../core/shape.ts";
 import type { Ask, Crew } from "./pool.ts";
 import { PalisadeError } from "../../core/errors.ts";
-import { REDUCTIONS, ROWS } from "./rows_service.ts";
+import { ROWS } from "./rows_service.ts";
 import type { WasmBackend } from "../backend.ts";
-import type { NumberArray, Parcel } from "./message.ts";
+import type { Asked } from "./command.ts";
 import type { WasmRows } from "../rows.ts";
 import type { Worth } from "./cost.ts";
 
@@ -34,9 +34,6 @@ export interface Place {
   readonly crew: Crew;
   readonly worth: Worth;
 }
-
-/** What each of a layer's threads gave for a call, in the order of their heads. */
-type Parts = readonly (readonly (NumberArray | undefined)[])[];
 
 /** Runs of KV heads, as even as they come, the longer ones first; threads without heads are left out. */
 export function shareHeads(kvHeads: number, threads: number): Share[] {
@@ -88,21 +85,20 @@ export class CrewRows implements TrustingRows {
     const group = heads / kvHeads, mine = shareHeads(kvHeads, crew.size)[0].kvHeads;
     const own = backend.createPart({ heads: mine * group, kvHeads: mine, headDim }, reserve, type, shape);
     const rows = new CrewRows(place, own, shape, new Int32Array(kvHeads));
-    for (const share of rows.#others) rows.#tell(share, ROWS.create, rows.#creation(share, reserve), []);
+    for (const share of rows.#others) rows.#tell(share, ROWS.create, rows.#creation(share, reserve));
     return rows;
   }
 
-  /** Numbers of {@link ROWS.create}. */
-  #creation({ kvHeads: mine }: Share, reserve: number): number[] {
-    const { heads, kvHeads, headDim } = this.#shape;
-    return [mine * heads / kvHeads, mine, headDim, reserve, CACHE_TYPES.indexOf(this.#own.type), heads, kvHeads];
+  /** What {@link ROWS.create} takes. */
+  #creation({ kvHeads }: Share, reserve: number) {
+    return { id: this.#id, kvHeads, reserve, type: this.#own.type, whole: this.#shape };
   }
 
   get allocatedBytes(): number {
     this.#alive();
-    const asks = this.#askAll(ROWS.bytes, () => [[], []]);
+    const asks = this.#askAll(ROWS.bytes, () => ({ id: this.#id }));
     return this.#others.reduce(
-      (sum, { rank }, i) => sum + this.#now(rank, asks[i]).numbers[0],
+      (sum, { rank }, i) => sum + this.#now(rank, asks[i]).allocated,
       this.#own.allocatedBytes,
     );
   }
@@ -112,7 +108,8 @@ export class CrewRows implements TrustingRows {
     const { kvHeads, headDim } = this.#shape, each = kvHeads * headDim;
     this.#own.append(this.#mine(keys, each), this.#mine(values, each), count);
     for (const share of this.#others) {
-      this.#tell(share, ROWS.append, [count], [this.#part(keys, each, share), this.#part(values, each, share)]);
+      const part = { keys: this.#part(keys, each, share), values: this.#part(values, each, share) };
+      this.#tell(share, ROWS.append, { id: this.#id, ...part, count });
     }
     this.#lengths.forEach((length, h) => this.#lengths[h] = length + count);
   }
@@ -125,20 +122,21 @@ export class CrewRows implements TrustingRows {
     this.#alive();
     this.#settle(count);
     const { heads, headDim } = this.#shape, each = heads * headDim;
-    const wanted = [want.columnSum, want.columnMax, want.logSumExp].map(Number).map((x) => x || 0);
+    const { columnSum = false, columnMax = false, logSumExp = false } = want;
+    const wanted = { columnSum, columnMax, logSumExp };
     const parts = await this.#all(
       ROWS.prefill,
-      (share) => [[count, ...wanted], [this.#part(queries, each, share)]],
+      (share) => ({ id: this.#id, queries: this.#part(queries, each, share), count, want: wanted }),
       async () => {
-        const own = await this.#own.prefillAttention(this.#mine(queries, each), count, want);
-        return [own.output, own.columnSum, own.columnMax, own.logSumExp];
+        const { output, ...extras } = await this.#own.prefillAttention(this.#mine(queries, each), count, want);
+        return { output, extras };
       },
     );
     return {
-      output: this.#interleaved(parts, 0, each)!,
-      columnSum: joined(parts, 1),
-      columnMax: joined(parts, 2),
-      logSumExp: this.#interleaved(parts, 3, heads),
+      output: this.#interleaved(parts.map(({ output }) => output), each),
+      columnSum: columnSum ? joined(parts.map(({ extras }) => extras.columnSum!)) : undefined,
+      columnMax: columnMax ? joined(parts.map(({ extras }) => extras.columnMax!)) : undefined,
+      logSumExp: logSumExp ? this.#interleaved(parts.map(({ extras }) => extras.logSumExp!), heads) : undefined,
     };
   }
 
@@ -151,35 +149,32 @@ export class CrewRows implements TrustingRows {
     this.#settle(count);
     if (this.#others.length === 0) return this.#own.decodeAttention(queries, count, want);
     const { heads, headDim } = this.#shape, each = heads * headDim;
+    const wanted = want.probabilities === true;
     const parts = await this.#all(
       ROWS.decode,
-      (share) => [[count, want.probabilities ? 1 : 0], [this.#part(queries, each, share)]],
+      (share) => ({ id: this.#id, queries: this.#part(queries, each, share), count, probabilities: wanted }),
       async () => {
-        const own = await this.#own.decodeAttention(this.#mine(queries, each), count, want);
-        return [own.output, ...own.probabilities ?? []];
+        const { output, probabilities = [] } = await this.#own
+          .decodeAttention(this.#mine(queries, each), count, want);
+        return { output, probabilities };
       },
     );
-    const output = this.#interleaved(parts, 0, each)!;
-    if (!want.probabilities) return { output };
-    return { output, probabilities: parts.flatMap((part) => part.slice(1) as Float32Array[]) };
+    const output = this.#interleaved(parts.map(({ output }) => output), each);
+    return wanted ? { output, probabilities: parts.flatMap(({ probabilities }) => probabilities) } : { output };
   }
 
   async observe(queries: Float32Array, window: number, needs: Needs): Promise<Partial<Observation>> {
     this.#alive();
     const { heads, headDim } = this.#shape, each = heads * headDim;
-    const { window: reductions = [], kernel, rows } = needs;
-    const text = new TextEncoder().encode(JSON.stringify({ window: reductions, kernel, rows }));
-    const asked = reductions.length > 0;
+    const { window: reductions = [], kernel, rows } = needs, asked = reductions.length > 0;
     const part = (share: Share) => asked ? this.#part(queries, each, share) : new Float32Array(0);
-    const parts = await this.#all(ROWS.observe, (share) => [[window], [part(share), text]], async () => {
-      const seen = await this.#own.observe(asked ? this.#mine(queries, each) : queries, window, needs);
-      return [...REDUCTIONS.map((name) => seen[name]), seen.keys, seen.values];
-    });
-    const names = [...REDUCTIONS, "keys", "values"] as const;
-    const given = names.map((name, i) => [name, joined(parts, i)] as const).filter(([, floats]) =>
-      floats !== undefined
+    const parts = await this.#all(
+      ROWS.observe,
+      (share) => ({ id: this.#id, queries: part(share), window, needs: { window: reductions, kernel, rows } }),
+      async () => ({ seen: await this.#own.observe(asked ? this.#mine(queries, each) : queries, window, needs) }),
     );
-    return Object.fromEntries(given);
+    const names = [...reductions, ...rows ? ["keys", "values"] as const : []];
+    return Object.fromEntries(names.map((name) => [name, joined(parts.map(({ seen }) => seen[name]!))]));
   }
 
   async valueNorms(wo: Float32Array, width: number, kind: NormKind = "l1"): Promise<Float32Array> {
@@ -187,16 +182,18 @@ export class CrewRows implements TrustingRows {
     const each = this.#shape.heads * this.#shape.headDim;
     const parts = await this.#all(
       ROWS.norms,
-      (share) => [[width, Number(kind === "l2")], [this.#part(wo, each, share)]],
-      async () => [await this.#own.valueNorms(this.#mine(wo, each), width, kind)],
+      (share) => ({ id: this.#id, wo: this.#part(wo, each, share), width, kind }),
+      async () => ({ norms: await this.#own.valueNorms(this.#mine(wo, each), width, kind) }),
     );
-    return joined(parts, 0)!;
+    return joined(parts.map(({ norms }) => norms));
   }
 
   compact(kept: readonly Int32Array[]): void {
     this.#alive();
     this.#own.compact(kept.slice(0, this.#mineHeads));
-    for (const share of this.#others) this.#tell(share, ROWS.compact, [], ofHeads(kept, share).map((l) => l.slice()));
+    for (const share of this.#others) {
+      this.#tell(share, ROWS.compact, { id: this.#id, kept: ofHeads(kept, share).map((rows) => rows.slice()) });
+    }
     kept.forEach((rows, h) => this.#lengths[h] = rows.length);
   }
 
@@ -204,21 +201,26 @@ export class CrewRows implements TrustingRows {
     this.#alive();
     const wanted = Array.from(lengths);
     this.#own.truncate(wanted.slice(0, this.#mineHeads));
-    for (const share of this.#others) this.#tell(share, ROWS.truncate, ofHeads(wanted, share), []);
+    for (const share of this.#others) {
+      this.#tell(share, ROWS.truncate, { id: this.#id, lengths: ofHeads(wanted, share) });
+    }
     this.#lengths.set(wanted);
   }
 
   async rotateKeys(moves: readonly Int32Array[], rotation: KeyRotation): Promise<void> {
     this.#alive();
-    const { pairs, rotated, frequencies } = rotation;
-    const numbers = [pairs === "interleaved" ? 1 : 0, rotated, ...frequencies];
+    const turns = { ...rotation, frequencies: Array.from(rotation.frequencies) };
     try {
       await this.#all(
         ROWS.rotate,
-        (share) => [numbers, ofHeads(moves, share).map((list) => list.slice())],
+        (share) => ({
+          id: this.#id,
+          moves: ofHeads(moves, share).map((list) => list.slice()),
+          rotation: turns,
+        }),
         async () => {
           await this.#own.rotateKeys(moves.slice(0, this.#mineHeads), rotation);
-          return [];
+          return {};
         },
       );
     } catch (error) {
@@ -233,9 +235,9 @@ export class CrewRows implements TrustingRows {
     const lengths = this.#lengths.slice(), others = this.#others, id = this.#crew.newId();
     let own: WasmRows | undefined;
     try {
-      await this.#all(ROWS.clone, () => [[id], []], async () => {
+      await this.#all(ROWS.clone, () => ({ id: this.#id, twin: id }), async () => {
         own = await this.#own.clone();
-        return [];
+        return {};
       });
       return new CrewRows(this.#place, own!, this.#shape, lengths, id);
     } catch (error) {
@@ -249,7 +251,7 @@ export class CrewRows implements TrustingRows {
     this.#alive();
     if (kvHead < this.#mineHeads) return this.#own.copyNow(kvHead, wanted);
     const { rank, ask } = this.#askForCopy(kvHead, wanted);
-    return copied(await this.#later(rank, ask));
+    return (await this.#later(rank, ask)).rows;
   }
 
   /** All heads as `copyRows` gives them, without the event loop, so that no other call comes between. */
@@ -257,15 +259,14 @@ export class CrewRows implements TrustingRows {
     return Array.from(this.#lengths, (_, kvHead) => {
       if (kvHead < this.#mineHeads) return this.#own.copyNow(kvHead);
       const { rank, ask } = this.#askForCopy(kvHead);
-      return copied(this.#now(rank, ask));
+      return this.#now(rank, ask).rows;
     });
   }
 
   /** Asks the thread that has the head. */
-  #askForCopy(kvHead: number, wanted?: Int32Array): { rank: number; ask: Ask } {
+  #askForCopy(kvHead: number, wanted?: Int32Array) {
     const { rank, first } = this.#others.find((share) => kvHead < share.first + share.kvHeads)!;
-    const numbers = [this.#id, kvHead - first];
-    return { rank, ask: this.#crew.ask(rank, { operation: ROWS.copy, numbers, arrays: [wanted] }) };
+    return { rank, ask: this.#crew.ask(rank, ROWS.copy, { id: this.#id, kvHead: kvHead - first, wanted }) };
   }
 
   free(): void {
@@ -276,7 +277,7 @@ export class CrewRows implements TrustingRows {
   #freeAt(shares: readonly Share[], id = this.#id): void {
     for (const { rank } of shares) {
       try {
-        this.#crew.tell(rank, { operation: ROWS.free, numbers: [id], arrays: [] });
+        this.#crew.tell(rank, ROWS.free, { id });
       } catch {
         // The thread has ended and its memory with it.
       }
@@ -303,13 +304,14 @@ export class CrewRows implements TrustingRows {
   #move(): void {
     const to = this.#others.length > 0 ? [{ rank: 0, first: 0, kvHeads: this.#shape.kvHeads }] : this.#shares;
     const [here, ...others] = to, before = { own: this.#own, others: this.#others };
-    const mine = { ...this.#shape, kvHeads: here.kvHeads, heads: this.#creation(here, 0)[0] };
+    const { heads, kvHeads } = this.#shape;
+    const mine = { ...this.#shape, kvHeads: here.kvHeads, heads: here.kvHeads * heads / kvHeads };
     let own: WasmRows | undefined;
     try {
-      const heads = this.#copyAllNow();
+      const rows = this.#copyAllNow();
       own = this.#place.backend.createPart(mine, Math.min(...this.#lengths), this.#own.type, this.#shape);
-      own.fill(ofHeads(heads, here));
-      for (const share of others) this.#giveTo(share, ofHeads(heads, share));
+      own.fill(ofHeads(rows, here));
+      for (const share of others) this.#giveTo(share, ofHeads(rows, share));
     } catch (error) {
       own?.free();
       this.#freeAt(others);
@@ -324,59 +326,53 @@ export class CrewRows implements TrustingRows {
   }
 
   #giveTo(share: Share, heads: readonly CopiedRows[]): void {
-    const arrays = heads.flatMap(({ keys, values }) => [keys, values]);
-    const commands = [[ROWS.create, this.#creation(share, 0), []], [ROWS.fill, [], arrays]] as const;
-    const asks = commands.map(([operation, numbers, arrays]) =>
-      this.#crew.ask(share.rank, { operation, numbers: [this.#id, ...numbers], arrays })
-    );
-    for (const ask of asks) this.#now(share.rank, ask);
+    const { rank } = share, id = this.#id;
+    const made = this.#crew.ask(rank, ROWS.create, this.#creation(share, 0));
+    const filled = this.#crew.ask(rank, ROWS.fill, { id, heads });
+    this.#now(rank, made);
+    this.#now(rank, filled);
   }
 
   get #mineHeads(): number {
     return this.#own.shape.kvHeads;
   }
 
-  #tell({ rank }: Share, operation: number, numbers: readonly number[], arrays: Parcel["arrays"]): void {
-    const parcel = { operation, numbers: [this.#id, ...numbers], arrays };
-    this.#crew.tell(rank, parcel, (error) => this.#broken ??= error);
+  #tell<I>({ rank }: Share, command: Asked<I, unknown>, input: I): void {
+    this.#crew.tell(rank, command, input, (error) => this.#broken ??= error);
   }
 
-  #askAll(operation: number, parcel: (share: Share) => [number[], Parcel["arrays"]]): Ask[] {
-    return this.#others.map((share) => {
-      const [numbers, arrays] = parcel(share);
-      return this.#crew.ask(share.rank, { operation, numbers: [this.#id, ...numbers], arrays });
-    });
+  #askAll<I, O>(command: Asked<I, O>, input: (share: Share) => I): Ask<O>[] {
+    return this.#others.map((share) => this.#crew.ask(share.rank, command, input(share)));
   }
 
-  #now(rank: number, ask: Ask): Parcel {
+  #now<O>(rank: number, ask: Ask<O>): O {
     try {
-      const parcel = this.#crew.answerNow(rank, ask);
-      if (!this.#broken) return parcel;
+      const given = this.#crew.answerNow(rank, ask);
+      if (!this.#broken) return given;
     } catch (error) {
       throw this.#broken ?? error;
     }
     throw this.#broken;
   }
 
-  async #later(rank: number, ask: Ask): Promise<Parcel> {
+  async #later<O>(rank: number, ask: Ask<O>): Promise<O> {
     try {
-      const parcel = await this.#crew.answer(rank, ask);
-      if (!this.#broken) return parcel;
+      const given = await this.#crew.answer(rank, ask);
+      if (!this.#broken) return given;
     } catch (error) {
       throw this.#broken ?? error;
     }
     throw this.#broken;
   }
 
-  /** Has the others at work, does this thread's share meanwhile, and waits for the others. */
-  async #all(
-    operation: number,
-    parcel: (share: Share) => [number[], Parcel["arrays"]],
-    own: () => Promise<(Float32Array | undefined)[]>,
-  ): Promise<Parts> {
-    const others = this.#others, asks = this.#askAll(operation, parcel);
-    const parts: (readonly (NumberArray | undefined)[])[] = [await own()];
-    for (const [i, { rank }] of others.entries()) parts.push((await this.#later(rank, asks[i])).arrays);
+  /**
+   * Has the others at work, does this thread's share meanwhile, and waits for the others. What each gave, in the order of
+   * their heads, this thread's first.
+   */
+  async #all<I, O>(command: Asked<I, O>, input: (share: Share) => I, own: () => Promise<O>): Promise<O[]> {
+    const others = this.#others, asks = this.#askAll(command, input);
+    const parts = [await own()];
+    for (const [i, { rank }] of others.entries()) parts.push(await this.#later(rank, asks[i]));
     return parts;
   }
 
@@ -396,15 +392,15 @@ export class CrewRows implements TrustingRows {
   }
 
   /** `[count, heads of a thread …]` of each → `[count, heads …]`, `each` numbers a row. */
-  #interleaved(parts: Parts, index: number, each: number): Float32Array | undefined {
-    const first = parts[0][index] as Float32Array | undefined;
-    if (!first || parts.length === 1) return first;
+  #interleaved(parts: readonly Float32Array[], each: number): Float32Array {
+    const [first] = parts;
+    if (parts.length === 1) return first;
     const rows = first.length / (each / this.#shape.kvHeads * this.#mineHeads);
     const all = new Float32Array(rows * each);
     let column = 0;
     for (const part of parts) {
-      const mine = part[index] as Float32Array, width = mine.length / rows;
-      for (let t = 0; t < rows; t++) all.set(mine.subarray(t * width, (t + 1) * width), t * each + column);
+      const width = part.length / rows;
+      for (let t = 0; t < rows; t++) all.set(part.subarray(t * width, (t + 1) * width), t * each + column);
       column += width;
     }
     return all;
@@ -415,24 +411,18 @@ export class CrewRows implements TrustingRows {
   }
 }
 
-/** What {@link ROWS.copy} answers. */
-function copied({ arrays: [keys, values] }: Parcel): CopiedRows {
-  return { keys: keys as Float32Array, values: values as Float32Array };
-}
-
 function ofHeads<T>(lists: readonly T[], { first, kvHeads }: Share): T[] {
   return lists.slice(first, first + kvHeads);
 }
 
 /** One result of all threads, head after head. */
-function joined(parts: Parts, index: number): Float32Array | undefined {
-  const first = parts[0][index] as Float32Array | undefined;
-  if (!first || parts.length === 1) return first;
-  const all = new Float32Array(parts.reduce((sum, part) => sum + part[index]!.length, 0));
+function joined(parts: readonly Float32Array[]): Float32Array {
+  if (parts.length === 1) return parts[0];
+  const all = new Float32Array(parts.reduce((sum, { length }) => sum + length, 0));
   let at = 0;
   for (const part of parts) {
-    all.set(part[index]!, at);
-    at += part[index]!.length;
+    all.set(part, at);
+    at += part.length;
   }
   return all;
 }

@@ -1,165 +1,130 @@
-/** A thread's share of the rows of every layer: the commands of `crew_rows.ts` carried out on `WasmRows`. */
-import { CACHE_TYPES } from "../../core/cache/entry_type.ts";
-import type { Needs, Reduction } from "../../core/policy/policy.ts";
-import type { KeyRotation } from "../../core/measure/rotation.ts";
+/** A thread's part of the rows of every layer, and the commands that other threads have for it. */
+import { CACHE_TYPES, type CacheType } from "../../core/cache/entry_type.ts";
+import type { Needs } from "../../core/policy/policy.ts";
+import type { AttentionShape } from "../../core/shape.ts";
 import type { WasmBackend } from "../backend.ts";
-import { ANSWER, type NumberArray, type Parcel, parsed } from "./message.ts";
-import type { WasmRows } from "../rows.ts";
-
-/** Commands; the first number is the rows' id. Shapes are those of the thread's own heads. */
-export const ROWS = {
-  /** heads, KV heads, head width, reserve, cache type, heads and KV heads of the whole layer */
-  create: 1,
-  /** count; keys, values */
-  append: 2,
-  /** count, column sum?, column maximum?, log-sum-exp?; queries → output, column sum, column maximum, log-sum-exp */
-  prefill: 3,
-  /** count, probabilities?; queries → output, probabilities of each head */
-  decode: 4,
-  /** window; queries, needs as JSON → the reductions in the order of `REDUCTIONS`, keys, values */
-  observe: 5,
-  /** width; wo → norms */
-  norms: 6,
-  /** kept rows of each head */
-  compact: 7,
-  /** lengths */
-  truncate: 8,
-  /** interleaved?, rotated, frequencies …; moves of each head */
-  rotate: 9,
-  /** id of the twin */
-  clone: 10,
-  /** KV head; wanted rows → keys, values */
-  copy: 11,
-  free: 12,
-  /** → bytes with slack */
-  bytes: 13,
-  /** no rows → allocated, most allocated, WebAssembly memory */
-  memory: 14,
-  /** keys, values of each head, which are empty */
-  fill: 15,
-} as const;
-
-/** Outputs of `observe` in the order they travel. */
-export const REDUCTIONS = [
-  "mean",
-  "variance",
-  "entropy",
-  "pooledMean",
-  "pooledMax",
-  "mass",
-  "logSumExp",
-] as const satisfies readonly Reduction[];
-
-/** An answer. */
-export function answer(arrays: readonly (NumberArray | undefined)[] = [], numbers: readonly number[] = []): Parcel {
-  return { operation: ANSWER, numbers, arrays };
-}
+import { REDUCTIONS, type WasmRows } from "../rows.ts";
+import {
+  commandsFrom,
+  flag,
+  floats,
+  ints,
+  json,
+  list,
+  number,
+  oneOf,
+  optionalInts,
+  record,
+  someOf,
+} from "./command.ts";
 
 /** The rows one thread holds, by id. */
-export class RowsDesk {
-  readonly #backend: WasmBackend;
+export class RowsService {
+  readonly backend: WasmBackend;
   readonly #rows = new Map<number, WasmRows>();
 
   constructor(backend: WasmBackend) {
-    this.#backend = backend;
+    this.backend = backend;
   }
 
-  /** Carries out a command; `undefined` when it is none of {@link ROWS}. Throws what the rows throw. */
-  do({ operation, numbers, arrays }: Parcel): Parcel | Promise<Parcel> | undefined {
-    const [id, ...rest] = numbers;
-    switch (operation) {
-      case ROWS.create: {
-        const [heads, kvHeads, headDim, reserve, type, allHeads, allKvHeads] = rest;
-        const whole = { heads: allHeads, kvHeads: allKvHeads, headDim };
-        const rows = this.#backend.createPart({ heads, kvHeads, headDim }, reserve, CACHE_TYPES[type], whole);
-        this.#rows.set(id, rows);
-        return answer();
-      }
-      case ROWS.append:
-        this.#get(id).append(floats(arrays[0]), floats(arrays[1]), rest[0]);
-        return answer();
-      case ROWS.prefill:
-        return this.#prefill(id, rest, arrays);
-      case ROWS.decode:
-        return this.#decode(id, rest, arrays);
-      case ROWS.observe:
-        return this.#observe(id, rest[0], arrays);
-      case ROWS.norms:
-        return this.#get(id).valueNorms(floats(arrays[0]), rest[0], rest[1] ? "l2" : "l1").then((norms) =>
-          answer([norms])
-        );
-      case ROWS.compact:
-        this.#get(id).compact(arrays as Int32Array[]);
-        return answer();
-      case ROWS.truncate:
-        this.#get(id).truncate(rest);
-        return answer();
-      case ROWS.rotate: {
-        const [interleaved, rotated, ...frequencies] = rest;
-        const rotation: KeyRotation = {
-          pairs: interleaved ? "interleaved" : "half",
-          rotated,
-          frequencies: Float64Array.from(frequencies),
-        };
-        return this.#get(id).rotateKeys(arrays as Int32Array[], rotation).then(() => answer());
-      }
-      case ROWS.clone:
-        return this.#get(id).clone().then((twin) => {
-          this.#rows.set(rest[0], twin);
-          return answer();
-        });
-      case ROWS.copy: {
-        const { keys, values } = this.#get(id).copyNow(rest[0], arrays[0] as Int32Array | undefined);
-        return answer([keys, values]);
-      }
-      case ROWS.fill:
-        this.#get(id).fill(
-          Array.from({ length: arrays.length / 2 }, (_, h) => {
-            return { keys: floats(arrays[2 * h]), values: floats(arrays[2 * h + 1]) };
-          }),
-        );
-        return answer();
-      case ROWS.free:
-        // Rows that could not be made have nothing to give back.
-        this.#rows.get(id)?.free();
-        this.#rows.delete(id);
-        return answer();
-      case ROWS.bytes:
-        return answer([], [this.#get(id).allocatedBytes]);
-      case ROWS.memory: {
-        const { allocatedBytes, highWaterBytes, wasmBytes } = this.#backend.memory();
-        return answer([], [allocatedBytes, highWaterBytes, wasmBytes]);
-      }
-      default:
-        return undefined;
-    }
+  /** Makes empty rows for `kvHeads` KV heads of the layer `whole`, with the query heads that read them. */
+  create(id: number, kvHeads: number, reserve: number, type: CacheType, whole: AttentionShape): void {
+    const shape = { heads: kvHeads * whole.heads / whole.kvHeads, kvHeads, headDim: whole.headDim };
+    this.set(id, this.backend.createPart(shape, reserve, type, whole));
   }
 
-  async #prefill(id: number, [count, sum, max, lse]: number[], arrays: Parcel["arrays"]): Promise<Parcel> {
-    const want = { columnSum: sum === 1, columnMax: max === 1, logSumExp: lse === 1 };
-    const { output, columnSum, columnMax, logSumExp } = await this.#get(id)
-      .prefillAttention(floats(arrays[0]), count, want);
-    return answer([output, columnSum, columnMax, logSumExp]);
+  set(id: number, rows: WasmRows): void {
+    this.#rows.set(id, rows);
   }
 
-  async #decode(id: number, [count, wanted]: number[], arrays: Parcel["arrays"]): Promise<Parcel> {
-    const want = { probabilities: wanted === 1 };
-    const { output, probabilities } = await this.#get(id).decodeAttention(floats(arrays[0]), count, want);
-    return answer([output, ...probabilities ?? []]);
-  }
-
-  async #observe(id: number, window: number, [queries, text]: Parcel["arrays"]): Promise<Parcel> {
-    const seen = await this.#get(id).observe(floats(queries), window, parsed(text!) as Needs);
-    return answer([...REDUCTIONS.map((name) => seen[name]), seen.keys, seen.values]);
-  }
-
-  #get(id: number): WasmRows {
+  get(id: number): WasmRows {
     const rows = this.#rows.get(id);
     if (!rows) throw new RangeError(`No rows ${id} in this thread`);
     return rows;
   }
+
+  /** Rows that could not be made have nothing to give back. */
+  free(id: number): void {
+    this.#rows.get(id)?.free();
+    this.#rows.delete(id);
+  }
 }
 
-function floats(array: NumberArray | undefined): Float32Array {
-  return array as Float32Array;
-}
+const command = commandsFrom<RowsService>(1);
+const id = number, count = number;
+const shape = record({ heads: number, kvHeads: number, headDim: number });
+const copied = record({ keys: floats, values: floats });
+
+/** On the heads of one thread; see `LayerRows`. Lists have one entry per head. */
+export const ROWS = {
+  create: command(
+    { id, kvHeads: number, reserve: number, type: oneOf(CACHE_TYPES), whole: shape },
+    {},
+    (service, { id, kvHeads, reserve, type, whole }) => service.create(id, kvHeads, reserve, type, whole),
+  ),
+  append: command(
+    { id, keys: floats, values: floats, count },
+    {},
+    (service, { id, keys, values, count }) => service.get(id).append(keys, values, count),
+  ),
+  prefill: command(
+    { id, queries: floats, count, want: record({ columnSum: flag, columnMax: flag, logSumExp: flag }) },
+    { output: floats, extras: someOf(["columnSum", "columnMax", "logSumExp"]) },
+    async (service, { id, queries, count, want }) => {
+      const { output, ...extras } = await service.get(id).prefillAttention(queries, count, want);
+      return { output, extras };
+    },
+  ),
+  decode: command(
+    { id, queries: floats, count, probabilities: flag },
+    { output: floats, probabilities: list(floats) },
+    async (service, { id, queries, count, probabilities: wanted }) => {
+      const { output, probabilities = [] } = await service.get(id)
+        .decodeAttention(queries, count, { probabilities: wanted });
+      return { output, probabilities };
+    },
+  ),
+  observe: command(
+    { id, queries: floats, window: number, needs: json<Pick<Needs, "window" | "kernel" | "rows">>() },
+    { seen: someOf([...REDUCTIONS, "keys", "values"]) },
+    async (service, { id, queries, window, needs }) => ({
+      seen: await service.get(id).observe(queries, window, needs),
+    }),
+  ),
+  norms: command(
+    { id, wo: floats, width: number, kind: oneOf(["l1", "l2"]) },
+    { norms: floats },
+    async (service, { id, wo, width, kind }) => ({ norms: await service.get(id).valueNorms(wo, width, kind) }),
+  ),
+  compact: command({ id, kept: list(ints) }, {}, (service, { id, kept }) => service.get(id).compact(kept)),
+  truncate: command({ id, lengths: list(number) }, {}, (service, { id, lengths }) => service.get(id).truncate(lengths)),
+  rotate: command(
+    {
+      id,
+      moves: list(ints),
+      rotation: record({ pairs: oneOf(["interleaved", "half"]), rotated: number, frequencies: list(number) }),
+    },
+    {},
+    (service, { id, moves, rotation: { frequencies, ...rotation } }) =>
+      service.get(id).rotateKeys(moves, { ...rotation, frequencies: Float64Array.from(frequencies) }),
+  ),
+  clone: command({ id, twin: number }, {}, async (service, { id, twin }) => {
+    service.set(twin, await service.get(id).clone());
+  }),
+  copy: command(
+    { id, kvHead: number, wanted: optionalInts },
+    { rows: copied },
+    (service, { id, kvHead, wanted }) => ({ rows: service.get(id).copyNow(kvHead, wanted) }),
+  ),
+  /** Rows of each head, all of them empty. */
+  fill: command({ id, heads: list(copied) }, {}, (service, { id, heads }) => service.get(id).fill(heads)),
+  free: command({ id }, {}, (service, { id }) => service.free(id)),
+  /** With capacity slack. */
+  bytes: command({ id }, { allocated: number }, (service, { id }) => ({ allocated: service.get(id).allocatedBytes })),
+  /** Of all rows. */
+  memory: command(
+    {},
+    { allocatedBytes: number, highWaterBytes: number, wasmBytes: number },
+    (service) => service.backend.memory(),
+  ),
+};

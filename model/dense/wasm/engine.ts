@@ -247,7 +247,7 @@ class WasmEngine implements DenseEngine {
     }
     const asks = [];
     for (let rank = 1; rank < (crew?.size ?? 1); rank++) {
-      asks.push(crew!.ask(rank, { operation: DENSE.step, numbers: [this.#id, step, layer, count], arrays: [] }));
+      asks.push(crew!.ask(rank, DENSE.step, { id: this.#id, step, layer, count }));
     }
     const running = share.start(step, layer, count);
     try {

@@ -2,6 +2,7 @@
 import { inputError } from "../../../core/errors.ts";
 import type { Ask, Crew } from "../../../wasm/threads/pool.ts";
 import { Stored } from "../../../wasm/dense/products.ts";
+import type { Asked } from "../../../wasm/threads/command.ts";
 import { DENSE, rowsOf } from "../../../wasm/dense/service.ts";
 import { type DensePlan, type MatrixPlan, type PlanOperation, shareRows } from "../../../wasm/dense/part.ts";
 import type { Kernels } from "../../../wasm/module.ts";
@@ -45,29 +46,28 @@ export class WeightMemory {
     if (rank === 0) this.stored.set(id, new Stored(this.kernels, bytes));
     else {
       this.#others[rank].push(id);
-      this.#tell(rank, DENSE.store, [id, bytes]);
+      this.#tell(rank, DENSE.store, { id, bytes });
     }
     return id;
   }
 
   write(rank: number, id: number, at: number, bytes: Uint8Array): void {
     if (rank === 0) this.stored.get(id)!.view(at, bytes.length).set(bytes);
-    else this.#tell(rank, DENSE.write, [id, at], bytes);
+    else this.#tell(rank, DENSE.write, { id, at, bytes });
   }
 
   /** Copies of rows of `rowBytes` bytes, one after another. */
   rows(rank: number, id: number, rowBytes: number, rows: readonly number[]): Uint8Array {
     if (rank === 0) return rowsOf(this.stored.get(id)!, rowBytes, rows);
-    const ask = this.crew!.ask(rank, { operation: DENSE.rows, numbers: [id, rowBytes, ...rows], arrays: [] });
-    return this.crew!.answerNow(rank, ask).arrays[0] as Uint8Array;
+    const crew = this.crew!;
+    return crew.answerNow(rank, crew.ask(rank, DENSE.rows, { id, rowBytes, rows })).bytes;
   }
 
   /** Gives every other thread its own of the `plans` under `id`; throws what went wrong there so far. */
   async finish(id: number, plans: readonly DensePlan[]): Promise<void> {
-    const asks: Ask[] = [];
+    const asks: Ask<unknown>[] = [];
     for (let rank = 1; rank < this.threads; rank++) {
-      const text = new TextEncoder().encode(JSON.stringify(plans[rank]));
-      asks.push(this.crew!.ask(rank, { operation: DENSE.plan, numbers: [id], arrays: [text] }));
+      asks.push(this.crew!.ask(rank, DENSE.plan, { id, plan: plans[rank] }));
     }
     for (const [i, ask] of asks.entries()) await this.crew!.answer(i + 1, ask);
     if (this.#failed) throw this.#failed;
@@ -77,7 +77,7 @@ export class WeightMemory {
   free(id: number): void {
     for (let rank = 1; rank < this.threads; rank++) {
       try {
-        this.crew!.tell(rank, { operation: DENSE.free, numbers: [id, ...this.#others[rank].splice(0)], arrays: [] });
+        this.crew!.tell(rank, DENSE.free, { id, weights: this.#others[rank].splice(0) });
       } catch {
         // The thread has ended and its memory with it.
       }
@@ -85,8 +85,8 @@ export class WeightMemory {
     this.stored.clear();
   }
 
-  #tell(rank: number, operation: number, numbers: readonly number[], bytes?: Uint8Array): void {
-    this.crew!.tell(rank, { operation, numbers, arrays: [bytes] }, (error) => this.#failed ??= error);
+  #tell<I>(rank: number, command: Asked<I, unknown>, input: I): void {
+    this.crew!.tell(rank, command, input, (error) => this.#failed ??= error);
   }
 }
 
