@@ -28,9 +28,8 @@ export class Interrupt {
     this.#listen();
     whileHeld(() => {
       this.#ignore();
-      return () => {
-        if (this.#came === undefined) this.#listen();
-      };
+      // Not before the event loop turns: until then nothing could be heard, and the next such work would lose it.
+      return () => void setTimeout(() => this.#came === undefined && this.#listen(), 0);
     });
   }
 
@@ -50,6 +49,7 @@ export class Interrupt {
   }
 
   #listen(): void {
+    this.#ignore();
     for (const name of NAMES) process.on(name, this.#hear);
   }
 

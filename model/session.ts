@@ -7,6 +7,7 @@
  * const { answer } = await context.ask("What is the magic number?");
  * ```
  */
+import { breathe } from "../runtime/breathe.ts";
 import type { Foretold } from "../core/cache/limit.ts";
 import type { RaggedCache } from "../core/cache/ragged.ts";
 import type { LayerCertificate } from "../core/worst_case/certificate.ts";
@@ -73,6 +74,7 @@ export interface Context extends Disposable {
 export async function openContext(model: Model, text: string, options: ContextOptions = {}): Promise<Context> {
   if (typeof text !== "string") throw new TypeError(`openContext() wants a text, not ${typeof text}`);
   if (text.trim() === "") throw inputError("context.empty", "The context has no text in it", "--context");
+  await breathe(options.signal);
   const ids = contextIds(model.frame, model.tokenizer, text);
   const policy = await policyNamed(model, options) ?? await defaultFor(model, ids, options);
   const decoding = planDecoding(model, ids, options), { maxCache } = decoding;
