@@ -45,6 +45,8 @@ export interface Dimensions extends ModelShape {
   readonly vocabulary: number;
   /** True when the file has no output head of its own, and the embeddings serve. */
   readonly tiedHead: boolean;
+  /** What the file says for the entry's {@link Architecture.settings}; a key that it lacks is absent. */
+  readonly settings: Readonly<Record<string, number>>;
 }
 
 export interface Architecture {
@@ -54,6 +56,12 @@ export interface Architecture {
   readonly pairs: "interleaved" | "half";
   /** Tensors that its files may have or not, and that no operation names. */
   readonly optional?: readonly string[];
+  /** Keys of numbers that its files may hold beside those of all, without the architecture's name in front. */
+  readonly settings?: readonly string[];
+  /** True where a window that the file names hides nothing. */
+  readonly ignoresWindow?: boolean;
+  /** Factor on the token embeddings; absent: 1. */
+  embeddingScale?(model: Dimensions): number;
   /** Layer `index`. */
   layer(model: Dimensions, index: number): LayerOperations;
   /** From the last layer to the logits; absent: a norm and the output head. */
@@ -66,12 +74,67 @@ const LIST: readonly Architecture[] = [
     pairs: "interleaved",
     // Llama 3's divisors of the frequencies.
     optional: ["rope_freqs.weight"],
-    layer: (model, index) => layerOf(model, `blk.${index}`, { bias: false }),
+    layer: (model, index) => layerOf(model, `blk.${index}`),
   },
   {
     name: "qwen2",
     pairs: "half",
     layer: (model, index) => layerOf(model, `blk.${index}`, { bias: true }),
+  },
+  {
+    name: "qwen3",
+    pairs: "half",
+    layer: (model, index) => {
+      const block = `blk.${index}`, { heads, kvHeads } = model, { project, finish } = layerOf(model, block);
+      return {
+        project: [
+          ...project,
+          headNorm("qkv", model, 0, heads, `${block}.attn_q_norm`, "qNormed"),
+          headNorm("qNormed", model, heads, kvHeads, `${block}.attn_k_norm`, "qkNormed"),
+        ],
+        finish,
+      };
+    },
+  },
+  {
+    name: "granite",
+    pairs: "interleaved",
+    optional: ["rope_freqs.weight"],
+    settings: ["attention.scale", "embedding_scale", "residual_scale", "logit_scale"],
+    embeddingScale: ({ settings }) => settings.embedding_scale || 1,
+    layer: (model, index) => {
+      const { width, settings: { residual_scale: residual = 1 } } = model;
+      const { project, finish } = layerOf(model, `blk.${index}`);
+      return {
+        project: [...project, ...queryScale("qkv", model, model.settings["attention.scale"], "scaled")],
+        finish: finish.flatMap((operation) => {
+          if (operation.op !== "add") return [operation];
+          const [before, part] = operation.from, less = `${part}Scaled`;
+          return [scale(part, residual, 0, width, less), add(before, less, operation.to)];
+        }),
+      };
+    },
+    head: (model) => {
+      const { vocabulary, settings: { logit_scale: divisor = 1 } } = model;
+      return [...plainHead(model), scale("logits", 1 / divisor, 0, vocabulary, "scaled")];
+    },
+  },
+  {
+    name: "phi3",
+    pairs: "half",
+    optional: ["rope_factors_long.weight", "rope_factors_short.weight"],
+    ignoresWindow: true,
+    layer: (model, index) => {
+      const block = `blk.${index}`, { heads, kvHeads, headDim, feedForward } = model;
+      const { project: [norm], finish } = layerOf(model, block), up = `${block}.ffn_up`;
+      return {
+        project: [norm, multiply("x", [all(`${block}.attn_qkv`, (heads + 2 * kvHeads) * headDim)], "qkv")],
+        finish: finish.map((operation) => {
+          if (operation.to !== "gateUp") return operation;
+          return multiply("x", [all(up, feedForward), { ...all(up, feedForward), first: feedForward }], "gateUp");
+        }),
+      };
+    },
   },
 ];
 
@@ -81,7 +144,7 @@ export const ARCHITECTURES: Map<string, Architecture> = new Map(LIST.map((entry)
 /** All operations of a model. */
 export function decoderOf(entry: Architecture, model: Dimensions): DecoderOperations {
   return {
-    embeddingScale: 1,
+    embeddingScale: entry.embeddingScale?.(model) ?? 1,
     layers: Array.from({ length: model.layers }, (_, index) => entry.layer(model, index)),
     head: headOf(entry, model),
   };
@@ -98,7 +161,7 @@ export function inputsOf({ width, heads, headDim }: Pick<Dimensions, "width" | "
 }
 
 /** Pre-norm attention and a SiLU-gated feed-forward part, as most have it; `bias`: on q, k and v. */
-function layerOf(model: Dimensions, block: string, { bias }: { bias: boolean }): LayerOperations {
+function layerOf(model: Dimensions, block: string, { bias = false } = {}): LayerOperations {
   const { width, feedForward } = model;
   return {
     project: [
@@ -145,6 +208,27 @@ function norm(from: string, tensor: string, to: string): DenseOperation {
 
 function multiply(from: string, weights: readonly TensorRows[], to: string): DenseOperation {
   return { op: "multiply", from, to, weights, rows: weights.reduce((sum, { rows }) => sum + rows, 0) };
+}
+
+/** Of `heads` heads from the `first` one on, q's before k's. */
+function headNorm(
+  from: string,
+  { headDim }: Dimensions,
+  first: number,
+  heads: number,
+  tensor: string,
+  to: string,
+): DenseOperation {
+  return { op: "headNorm", from, to, gains: `${tensor}.weight`, first: first * headDim, heads, width: headDim };
+}
+
+/** Queries for attention that divides by the root of the head's width, where the model scales by `factor`, 0 for none. */
+function queryScale(from: string, { heads, headDim }: Dimensions, factor = 0, to: string): DenseOperation[] {
+  return [scale(from, factor === 0 ? 1 : factor * Math.sqrt(headDim), 0, heads * headDim, to)];
+}
+
+function scale(from: string, factor: number, first: number, width: number, to: string): DenseOperation {
+  return { op: "scale", from, to, factor, first, width };
 }
 
 function gate(from: string, activation: "silu" | "gelu", to: string): DenseOperation {

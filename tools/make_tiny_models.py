@@ -1,7 +1,7 @@
 """Writes the small random models that the tests of model/ read.
 
     pip install torch==2.15.0 gguf==0.19.0 transformers==5.23.0 numpy==2.4.6   # in a virtual environment
-    python tools/make_tiny_models.py
+    python tools/make_tiny_models.py [NAME ...]     # these models only; default all
 
 Made with Python 3.11 and the versions above (tokenizers 0.23.3), on CPU, seeds fixed. Result, all under tests/data/:
 
@@ -13,8 +13,8 @@ Together the files hold the common tensor types and every RoPE variant; `MODELS`
 tensor type: make_quants.py.
 """
 
-import base64
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +24,10 @@ import torch
 from gguf import GGMLQuantizationType as T
 from gguf.quants import dequantize, quantize
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen2Config,
+    Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM,
+)
 
 DATA = Path(__file__).resolve().parent.parent / "tests" / "data"
 VOCABULARY = 320
@@ -38,6 +41,8 @@ CORPUS = [
     "What is kept is kept in order; what is lost is counted. There were 17 gates in 1843, and in the end there were 3.",
     "Who keeps the keys of the gate? The keeper's daughter does: she's the one they'll ask when the night is over.",
 ]
+# 96 tokens and more
+LONG_TEXT = " ".join(CORPUS[::-1])
 TEXT = "The keeper counted 17 stakes; she'll keep the gate.\n\nWhat is lost?"
 # the pattern of Qwen2's pre-tokenizer, as in its published tokenizer.json
 QWEN2_PATTERN = (
@@ -62,6 +67,10 @@ class Model:
     context: int = 4096
     layers: int = 2
     alignment: int | None = None
+    # LONG_TEXT instead of TEXT
+    long: bool = False
+    # more of the configuration of transformers
+    more: dict = field(default_factory=dict)
 
 
 MODELS = [
@@ -84,7 +93,23 @@ MODELS = [
     Model("qwen2-yarn", "qwen2", "qwen2", 32, 2, 1, 16, 64, False,
           {"attn_k": T.F16, "token_embd": T.Q4_1, "": T.Q8_0},
           {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 512}, 2048),
+    # heads wider than width / heads
+    Model("qwen3-plain", "qwen3", "qwen2", 64, 4, 2, 32, 96, True,
+          {"attn_q": T.Q8_0, "attn_k": T.Q4_1, "token_embd": T.Q8_0, "": T.Q4_0},
+          {"rope_type": "default", "rope_theta": 1000000.0}, long=True),
+    Model("granite-plain", "granite", "refact", 64, 4, 2, 16, 96, True, {"ffn_up": T.Q5_0, "": T.Q8_0},
+          {"rope_type": "default", "rope_theta": 10000.0}, long=True,
+          more={"embedding_multiplier": 3.0, "residual_multiplier": 0.22, "attention_multiplier": 0.5,
+                "logits_scaling": 4.0}),
+    # half of each head is rotated; 96 tokens are more than the original context
+    Model("phi3-long", "phi3", "gpt-2", 64, 4, 2, 16, 96, False, {"attn_qkv": T.Q5_0, "ffn_up": T.Q4_0, "": T.Q8_0},
+          {"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.5,
+           "short_factor": [1.0, 1.1, 1.2, 1.4],
+           "long_factor": [1.0, 1.5, 4.0, 12.0], "original_max_position_embeddings": 64},
+          1024, long=True),
 ]
+# their files have the pairs of q and k rows side by side
+INTERLEAVED = ("llama", "granite")
 
 
 def make_tokenizer(pre: str) -> Tokenizer:
@@ -96,7 +121,7 @@ def make_tokenizer(pre: str) -> Tokenizer:
             pre_tokenizers.Split(Regex(QWEN2_PATTERN), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ])
-    elif pre == "smollm":
+    elif pre in ("smollm", "refact"):
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
     else:
         tokenizer.pre_tokenizer = byte_level
@@ -160,6 +185,14 @@ def add_metadata(writer: gguf.GGUFWriter, model: Model, tokenizer: Tokenizer) ->
         writer.add_value_length(model.head_dim)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(VOCABULARY)
+    if model.architecture == "granite":
+        writer.add_embedding_scale(model.more["embedding_multiplier"])
+        writer.add_residual_scale(model.more["residual_multiplier"])
+        writer.add_attention_scale(model.more["attention_multiplier"])
+        writer.add_logit_scale(model.more["logits_scaling"])
+    if model.architecture == "phi3":
+        # a window that nobody uses
+        writer.add_sliding_window(32)
     add_rope(writer, model)
     add_tokenizer(writer, model, tokenizer)
 
@@ -167,8 +200,8 @@ def add_metadata(writer: gguf.GGUFWriter, model: Model, tokenizer: Tokenizer) ->
 def add_rope(writer: gguf.GGUFWriter, model: Model) -> None:
     kind = model.rope["rope_type"]
     writer.add_rope_freq_base(model.rope["rope_theta"])
-    if model.architecture == "llama":
-        writer.add_rope_dimension_count(model.head_dim)
+    if model.architecture != "qwen2":
+        writer.add_rope_dimension_count(int(model.head_dim * model.rope.get("partial_rotary_factor", 1)))
     if kind in ("linear", "yarn"):
         writer.add_rope_scaling_type(gguf.RopeScalingType(kind))
         writer.add_rope_scaling_factor(model.rope["factor"])
@@ -176,6 +209,12 @@ def add_rope(writer: gguf.GGUFWriter, model: Model) -> None:
         writer.add_rope_scaling_orig_ctx_len(model.rope["original_max_position_embeddings"])
     if kind == "llama3":
         writer.add_tensor("rope_freqs.weight", llama3_factors(model))
+    if kind == "longrope":
+        original = model.rope["original_max_position_embeddings"]
+        writer.add_rope_scaling_orig_ctx_len(original)
+        writer.add_rope_scaling_attn_factors(float(np.sqrt(1 + np.log(model.context / original) / np.log(original))))
+        for name in ("long", "short"):
+            writer.add_tensor(f"rope_factors_{name}.weight", np.array(model.rope[f"{name}_factor"], np.float32))
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, model: Model, tokenizer: Tokenizer) -> None:
@@ -198,6 +237,14 @@ def matrices(model: Model) -> list[tuple[str, str, tuple[int, int]]]:
     names = [("token_embd", "model.embed_tokens", (VOCABULARY, model.width))]
     for i in range(model.layers):
         attention, mlp = f"model.layers.{i}.self_attn", f"model.layers.{i}.mlp"
+        if model.architecture == "phi3":
+            names += [
+                (f"blk.{i}.attn_qkv", f"{attention}.qkv_proj", (q + 2 * k, model.width)),
+                (f"blk.{i}.attn_output", f"{attention}.o_proj", (model.width, q)),
+                (f"blk.{i}.ffn_up", f"{mlp}.gate_up_proj", (2 * model.feed_forward, model.width)),
+                (f"blk.{i}.ffn_down", f"{mlp}.down_proj", (model.width, model.feed_forward)),
+            ]
+            continue
         names += [
             (f"blk.{i}.attn_q", f"{attention}.q_proj", (q, model.width)),
             (f"blk.{i}.attn_k", f"{attention}.k_proj", (k, model.width)),
@@ -221,6 +268,11 @@ def vectors(model: Model) -> list[tuple[str, str, int]]:
             (f"blk.{i}.attn_norm.weight", f"{layer}.input_layernorm.weight", model.width),
             (f"blk.{i}.ffn_norm.weight", f"{layer}.post_attention_layernorm.weight", model.width),
         ]
+        if model.architecture == "qwen3":
+            names += [
+                (f"blk.{i}.attn_{short}_norm.weight", f"{layer}.self_attn.{short}_norm.weight", model.head_dim)
+                for short in ("q", "k")
+            ]
         if model.architecture == "qwen2":
             names += [
                 (f"blk.{i}.attn_{short}.bias", f"{layer}.self_attn.{short}_proj.bias", heads * model.head_dim)
@@ -243,7 +295,7 @@ def add_weights(writer: gguf.GGUFWriter, model: Model, rng: np.random.Generator)
         else:
             writer.add_tensor(f"{name}.weight", data, raw_dtype=kind)
         rows = dequantize(data, kind).astype(np.float32)
-        if model.architecture == "llama" and name.endswith(("attn_q", "attn_k")):
+        if model.architecture in INTERLEAVED and name.endswith(("attn_q", "attn_k")):
             rows = unpermute(rows, model.heads if name.endswith("attn_q") else model.kv_heads)
         state[f"{theirs}.weight"] = torch.from_numpy(rows.copy())
     for name, theirs, length in vectors(model):
@@ -259,8 +311,14 @@ def reference(model: Model, state: dict[str, torch.Tensor], ids: list[int]) -> t
     kind, build = {
         "llama": (LlamaConfig, LlamaForCausalLM),
         "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+        "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+        "granite": (GraniteConfig, GraniteForCausalLM),
+        "phi3": (Phi3Config, Phi3ForCausalLM),
     }[model.architecture]
-    extra = {"head_dim": model.head_dim} if model.architecture == "llama" else {}
+    extra = {**model.more, **({} if model.architecture == "qwen2" else {"head_dim": model.head_dim})}
+    if model.architecture == "phi3":
+        original = model.rope["original_max_position_embeddings"]
+        extra |= {"pad_token_id": 0, "original_max_position_embeddings": original}
     config = kind(
         vocab_size=VOCABULARY, hidden_size=model.width, intermediate_size=model.feed_forward,
         num_hidden_layers=model.layers, num_attention_heads=model.heads, num_key_value_heads=model.kv_heads,
@@ -289,11 +347,12 @@ def write_model(model: Model, seed: int) -> None:
     writer.write_tensors_to_file()
     writer.close()
 
-    ids = tokenizer.encode(TEXT).ids
+    text = LONG_TEXT if model.long else TEXT
+    ids = tokenizer.encode(text).ids
     logits = reference(model, state, ids)
-    positions = [0, 1, len(ids) // 2, len(ids) - 1]
+    positions = [*range(0, len(ids) - 1, 12), len(ids) - 1] if model.long else [0, 1, len(ids) // 2, len(ids) - 1]
     document = {
-        "text": TEXT,
+        "text": text,
         "ids": ids,
         "positions": positions,
         # nine digits give the float32 back
@@ -307,7 +366,8 @@ def main() -> None:
     (DATA / "models").mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     for seed, model in enumerate(MODELS):
-        write_model(model, seed)
+        if not sys.argv[1:] or model.name in sys.argv[1:]:
+            write_model(model, seed)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import { configOf } from "../../model/file/gguf/config.ts";
 import { type GgufFile, openGguf } from "../../model/file/gguf/reader.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
 
-/** Together they hold every tensor type and both architectures. */
+/** Together they hold every tensor type and every architecture. */
 export const TINY_MODELS = [
   "llama-plain",
   "llama-linear",
@@ -13,6 +13,9 @@ export const TINY_MODELS = [
   "llama3-factors",
   "qwen2-plain",
   "qwen2-yarn",
+  "qwen3-plain",
+  "granite-plain",
+  "phi3-long",
 ] as const;
 
 export interface OpenModel extends AsyncDisposable {

@@ -287,7 +287,7 @@ const METADATA_REFUSALS: Refusal[] = [
     wrongValue(name, { type: "array", value: { of: "uint32", items: [2, 2] } }),
   ]),
   ...UNSUPPORTED.map(([name, entry]) => wrongValue(name, entry, "gguf.unsupported")),
-  ...["gpt2", "Llama", "llama4", "qwen2moe", "qwen3", "", "__proto__", "toString"].map((name) =>
+  ...["gpt2", "Llama", "llama4", "qwen2moe", "qwen4", "", "__proto__", "toString"].map((name) =>
     wrongValue("general.architecture", text(name), "gguf.architecture")
   ),
   wrongValue("general.architecture", u32(1)),
@@ -401,7 +401,58 @@ const TENSOR_REFUSALS: Refusal[] = [
   ]),
 ];
 
-for (const [group, refusals] of Object.entries({ metadata: METADATA_REFUSALS, tensors: TENSOR_REFUSALS })) {
+/** phi3's shapes: q, k and v, gate and up in one tensor each. */
+function phi3(more: Shapes): Shapes {
+  const shapes: Record<string, readonly number[] | undefined> = { ...more };
+  for (const block of ["blk.0", "blk.1"]) {
+    for (const name of ["attn_q", "attn_k", "attn_v", "ffn_gate"]) shapes[`${block}.${name}.weight`] = undefined;
+    shapes[`${block}.attn_qkv.weight`] = [8, 16];
+    shapes[`${block}.ffn_up.weight`] = [8, 24];
+  }
+  return shapes;
+}
+
+const FACTORS = { "rope_factors_long.weight": [1], "rope_factors_short.weight": [1] };
+const original = (tokens: number) => ({ "phi3.rope.scaling.original_context_length": u32(tokens) });
+
+Deno.test("configOf() of a small phi3 takes no notice of the window", async () => {
+  const window = { "phi3.attention.sliding_window": u32(16) };
+  const { decoder, rope } = await config("phi3", { metadata: window, shapes: phi3({}) });
+  assert.equal(decoder.layers.length, 2);
+  assert.deepEqual([rope.pairs, rope.magnitude], ["half", 1]);
+});
+
+const SETTING_REFUSALS: Refusal[] = [
+  ["no original context", "phi3", { shapes: phi3(FACTORS) }, "gguf.missing", key(Object.keys(original(1))[0])],
+  ...([[64, "long", 128], [128, "short", 128]] as const).map(([tokens, lost]): Refusal => [
+    `no ${lost} factors`,
+    "phi3",
+    { metadata: original(tokens), shapes: phi3({ ...FACTORS, [`rope_factors_${lost}.weight`]: undefined }) },
+    "gguf.missing",
+    tensor(`rope_factors_${lost}.weight`),
+  ]),
+  [
+    "gate and up too short",
+    "phi3",
+    { shapes: { ...phi3({}), "blk.1.ffn_up.weight": [8, 12] } },
+    "gguf.shape",
+    tensor("blk.1.ffn_up.weight", ".shape"),
+  ],
+  ...["embedding_scale", "residual_scale", "logit_scale", "attention.scale"].flatMap((name): Refusal[] => [
+    [`a bad ${name}`, "granite", { metadata: { [`granite.${name}`]: f32(-1) } }, "gguf.value", key(`granite.${name}`)],
+    [
+      `${name} of qwen3`,
+      "qwen3",
+      { metadata: { [`qwen3.${name}`]: f32(3) } },
+      "gguf.unsupported",
+      key(`qwen3.${name}`),
+    ],
+  ]),
+  ["qwen3 without norms of its heads", "qwen3", {}, "gguf.missing", tensor("blk.0.attn_q_norm.weight")],
+];
+
+const ALL_REFUSALS = { metadata: METADATA_REFUSALS, tensors: TENSOR_REFUSALS, settings: SETTING_REFUSALS };
+for (const [group, refusals] of Object.entries(ALL_REFUSALS)) {
   Deno.test(`configOf() refuses bad ${group}, naming the key or tensor`, async (t) => {
     for (const [what, architecture, change, code, where] of refusals) {
       await t.step(what, async () => {

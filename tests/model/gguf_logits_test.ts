@@ -1,6 +1,7 @@
 /** The tiny models of `tools/make_tiny_models.py`: configuration and weights give the logits of transformers. */
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
+import type { DenseOperation } from "../../model/architecture.ts";
 import type { ModelConfig, Rope } from "../../model/config.ts";
 import { configOf } from "../../model/file/gguf/config.ts";
 import { openGguf } from "../../model/file/gguf/reader.ts";
@@ -8,9 +9,9 @@ import { readableTypes } from "../../model/file/tensor_types.ts";
 import { CountingSource } from "../_helper/counting_source.ts";
 import { oracleLogits } from "../_helper/oracle.ts";
 import { plainDense } from "../_helper/plain_dense.ts";
+import { TINY_MODELS } from "../_helper/tiny_models.ts";
 
-const MODELS = ["llama-plain", "llama-linear", "llama-yarn", "llama3-factors", "qwen2-plain", "qwen2-yarn"];
-const TOLERANCE = 2e-3;
+const TOLERANCE = 1e-3;
 
 interface Reference {
   readonly ids: number[];
@@ -38,7 +39,7 @@ async function difference(name: string, change: (config: ModelConfig) => ModelCo
   return Math.max(...differences);
 }
 
-for (const name of MODELS) {
+for (const name of TINY_MODELS) {
   Deno.test(`configOf() and readFloat32() of ${name} give the logits of transformers`, async () => {
     const worst = await difference(name);
     assert.ok(worst <= TOLERANCE, `differs by ${worst}`);
@@ -46,7 +47,7 @@ for (const name of MODELS) {
 }
 
 const PLAIN = (rope: Rope) => Float64Array.from(rope.frequencies, (_, j) => 10000 ** (-2 * j / rope.rotated));
-const WRONG: Record<string, [name: string, change: (rope: Rope) => Partial<Rope>]> = {
+const WRONG_ROPE: Record<string, [name: string, change: (rope: Rope) => Partial<Rope>]> = {
   "linear scaling": ["llama-linear", (rope) => ({ frequencies: PLAIN(rope) })],
   "YaRN's frequencies": ["llama-yarn", (rope) => ({ frequencies: PLAIN(rope) })],
   "YaRN's frequencies for qwen2": ["qwen2-yarn", (rope) => ({ frequencies: PLAIN(rope) })],
@@ -54,18 +55,56 @@ const WRONG: Record<string, [name: string, change: (rope: Rope) => Partial<Rope>
   "the llama 3 factors": ["llama3-factors", (rope) => ({ frequencies: PLAIN(rope) })],
   "llama's interleaved pairs": ["llama-plain", () => ({ pairs: "half" })],
   "qwen2's split pairs": ["qwen2-plain", () => ({ pairs: "interleaved" })],
+  "LongRoPE's factors": ["phi3-long", (rope) => ({ frequencies: PLAIN(rope) })],
+  "LongRoPE's attention factor": ["phi3-long", () => ({ magnitude: 1 })],
+  "phi3's unrotated half": ["phi3-long", () => ({ rotated: 16, frequencies: new Float64Array(8).fill(0.1) })],
 };
 
-for (const [what, [name, change]] of Object.entries(WRONG)) {
+for (const [what, [name, change]] of Object.entries(WRONG_ROPE)) {
   Deno.test(`the logits of ${name} notice the loss of ${what}`, async () => {
     const worst = await difference(name, (config) => ({ ...config, rope: { ...config.rope, ...change(config.rope) } }));
     assert.ok(worst > 10 * TOLERANCE, `differs by ${worst} only`);
   });
 }
 
-Deno.test("the tiny models hold every supported tensor type, and heads that are tied and not", async () => {
-  const opened = await Promise.all(MODELS.map(open));
+/** The operations that `lost` picks, of all layers and the head, give what they read. */
+function without(config: ModelConfig, lost: (operation: DenseOperation) => boolean): ModelConfig {
+  const { decoder } = config;
+  const list = (operations: readonly DenseOperation[]) =>
+    operations.map((each): DenseOperation => {
+      if (!lost(each)) return each;
+      const from = typeof each.from === "string" ? each.from : each.from[0];
+      return { op: "scale", from, to: each.to, factor: 1, first: 0, width: 0 };
+    });
+  const layers = decoder.layers.map(({ project, finish }) => ({ project: list(project), finish: list(finish) }));
+  return { ...config, decoder: { ...decoder, layers, head: list(decoder.head) } };
+}
+
+const LOST: Record<string, [name: string, change: (config: ModelConfig) => ModelConfig]> = {
+  "the queries' norms": ["qwen3-plain", (config) => without(config, (each) => each.op === "headNorm" && !each.first)],
+  "the keys' norms": ["qwen3-plain", (config) => without(config, (each) => each.op === "headNorm" && !!each.first)],
+  "the embeddings' scale": ["granite-plain", (c) => ({ ...c, decoder: { ...c.decoder, embeddingScale: 1 } })],
+  "the attention's scale": ["granite-plain", (config) => without(config, scales("qkv"))],
+  "the residual scale": ["granite-plain", (config) => without(config, scales("projected"))],
+  "the residual scale of what was fed forward": ["granite-plain", (config) => without(config, scales("fed"))],
+  "the logits' scale": ["granite-plain", (config) => without(config, scales("logits"))],
+};
+
+function scales(value: string): (operation: DenseOperation) => boolean {
+  return (operation) => operation.op === "scale" && operation.from === value;
+}
+
+for (const [what, [name, change]] of Object.entries(LOST)) {
+  Deno.test(`the logits of ${name} notice the loss of ${what}`, async () => {
+    const worst = await difference(name, change);
+    assert.ok(worst > 10 * TOLERANCE, `differs by ${worst} only`);
+  });
+}
+
+Deno.test("the tiny models hold the types that gguf can write and more, and heads that are tied and not", async () => {
+  const opened = await Promise.all(TINY_MODELS.map(open));
   const types = new Set(opened.flatMap(({ gguf }) => [...gguf.tensors.values()].map((tensor) => tensor.type.name)));
-  assert.deepEqual([...types].sort(), readableTypes().sort());
+  assert.ok([...types].every((type) => readableTypes().includes(type)));
+  assert.deepEqual([...types].sort(), ["BF16", "F16", "F32", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q6_K", "Q8_0"]);
   assert.deepEqual(new Set(opened.map(({ config }) => config.tiedHead)), new Set([true, false]));
 });

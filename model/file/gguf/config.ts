@@ -36,12 +36,12 @@ const COUNT = { min: 1, max: 2 ** 31 - 1, integer: true };
  */
 export async function configOf(gguf: GgufFile): Promise<ModelConfig> {
   const entry = architectureOf(gguf), architecture = entry.name;
-  refuseUnsupported(gguf, architecture);
+  refuseUnsupported(gguf, entry);
   const layers = requireNumber(gguf, `${architecture}.block_count`, COUNT);
   const width = requireNumber(gguf, `${architecture}.embedding_length`, COUNT);
   const contextLength = requireNumber(gguf, `${architecture}.context_length`, COUNT);
   const shape = attentionOf(gguf, architecture, width);
-  const dimensions = {
+  const sizes = {
     ...shape,
     layers,
     width,
@@ -49,10 +49,11 @@ export async function configOf(gguf: GgufFile): Promise<ModelConfig> {
     vocabulary: vocabularyOf(gguf),
     tiedHead: !gguf.tensors.has("output.weight"),
   };
-  checkSlidingWindow(gguf, architecture, contextLength);
+  const dimensions = { ...sizes, settings: settingsOf(gguf, entry) };
+  if (!entry.ignoresWindow) checkSlidingWindow(gguf, architecture, contextLength);
   checkTensors(gguf, entry, dimensions);
   return {
-    ...dimensions,
+    ...sizes,
     architecture,
     name: optionalString(gguf, "general.name") ?? gguf.name,
     normEpsilon: requireNumber(gguf, `${architecture}.attention.layer_norm_rms_epsilon`, { min: 0, max: 1 }),
@@ -89,9 +90,18 @@ const UNSUPPORTED: readonly (readonly [key: string, ...inert: GgufValue[]])[] = 
   ["%.pooling_type", 0],
 ];
 
-function refuseUnsupported(gguf: GgufFile, architecture: string): void {
+/** The numbers that an architecture reads for itself. */
+function settingsOf(gguf: GgufFile, { name, settings = [] }: Architecture): Record<string, number> {
+  return Object.fromEntries(settings.flatMap((setting) => {
+    const value = optionalNumber(gguf, `${name}.${setting}`, { min: 0 });
+    return value === undefined ? [] : [[setting, value]];
+  }));
+}
+
+function refuseUnsupported(gguf: GgufFile, { name, settings = [] }: Architecture): void {
   for (const [pattern, ...inert] of UNSUPPORTED) {
-    const key = pattern.replace("%", architecture);
+    if (settings.some((setting) => pattern === `%.${setting}`)) continue;
+    const key = pattern.replace("%", name);
     const value = gguf.metadata.get(key);
     if (value === undefined || inert.includes(value)) continue;
     const given = typeof value === "string" ? quoted(value) : String(value).slice(0, 80);

@@ -9,6 +9,8 @@ const DEFAULT_BASE = 10000;
 const BETA_FAST = 32;
 const BETA_SLOW = 1;
 const FACTORS = "rope_freqs.weight";
+/** LongRoPE's divisors: for contexts beyond the original one, and within it. */
+const LONG = "rope_factors_long.weight", SHORT = "rope_factors_short.weight";
 
 /** What RoPE's fields depend on besides the file. */
 export interface RopeContext {
@@ -21,7 +23,8 @@ export interface RopeContext {
 }
 
 /**
- * RoPE as the metadata has it: plain, linear or YaRN scaling, and the divisors of `rope_freqs.weight` (llama 3).
+ * RoPE as the metadata has it: plain, linear or YaRN scaling, and the divisors of `rope_freqs.weight` (llama 3) or, by
+ * the trained context, of `rope_factors_long.weight` or `rope_factors_short.weight` (LongRoPE, arXiv 2402.13753).
  * YaRN's frequencies and default attention factor follow transformers (`modeling_rope_utils.py`,
  * `_compute_yarn_parameters`); `rope.scaling.attn_factor` multiplies that factor, as in llama.cpp (`llama-context.cpp`).
  * Errors: `gguf.missing`, `gguf.value`, `gguf.shape`, `gguf.unsupported`.
@@ -33,26 +36,38 @@ export async function ropeOf(gguf: GgufFile, context: RopeContext): Promise<Rope
   if (rotated % 2 !== 0) throw refuseField(gguf, rotatedKey, "gguf.value", `${rotated} dimensions; they go in pairs`);
   const base = optionalNumber(gguf, `${architecture}.rope.freq_base`, { min: 1 }) ?? DEFAULT_BASE;
   const plain = Float64Array.from({ length: rotated / 2 }, (_, j) => base ** (-2 * j / rotated));
-  const divided = await divide(gguf, plain);
+  const divided = await divide(gguf, factorsOf(gguf, context), plain);
   return { pairs: context.pairs, rotated, ...scale(gguf, divided, base, context) };
 }
 
-/** Divides by the factors of llama 3, where the file has them. */
-async function divide(gguf: GgufFile, frequencies: Float64Array): Promise<Float64Array> {
-  const tensor = gguf.tensors.get(FACTORS);
+/**
+ * The tensor of divisors that counts. Of LongRoPE's two it is the one for the trained context, since keys of a cache must
+ * all be turned alike.
+ */
+function factorsOf(gguf: GgufFile, { architecture, contextLength }: RopeContext): string {
+  if (!gguf.tensors.has(LONG) && !gguf.tensors.has(SHORT)) return FACTORS;
+  const key = `${architecture}.rope.scaling.original_context_length`;
+  const original = requireNumber(gguf, key, { min: 1, integer: true }), name = contextLength > original ? LONG : SHORT;
+  if (gguf.tensors.has(name)) return name;
+  throw inputError("gguf.missing", `${gguf.name}: there is no tensor ${name}`, `tensor[${quoted(name)}]`);
+}
+
+/** Divides by the factors of a tensor, where the file has it. */
+async function divide(gguf: GgufFile, name: string, frequencies: Float64Array): Promise<Float64Array> {
+  const tensor = gguf.tensors.get(name);
   if (tensor === undefined) return frequencies;
-  const where = `tensor[${quoted(FACTORS)}]`;
+  const where = `tensor[${quoted(name)}]`;
   if (tensor.shape.length !== 1 || tensor.elements !== frequencies.length) {
     throw inputError(
       "gguf.shape",
-      `${gguf.name}: ${FACTORS} has shape [${tensor.shape}]; [${frequencies.length}] is right`,
+      `${gguf.name}: ${name} has shape [${tensor.shape}]; [${frequencies.length}] is right`,
       `${where}.shape`,
     );
   }
-  const factors = await gguf.readFloat32(FACTORS);
+  const factors = await gguf.readFloat32(name);
   return frequencies.map((frequency, j) => {
     if (Number.isFinite(factors[j]) && factors[j] > 0) return frequency / factors[j];
-    throw inputError("gguf.value", `${gguf.name}: ${FACTORS}[${j}] is ${factors[j]}; positive is right`, where);
+    throw inputError("gguf.value", `${gguf.name}: ${name}[${j}] is ${factors[j]}; positive is right`, where);
   });
 }
 
