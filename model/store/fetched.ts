@@ -4,6 +4,7 @@
  */
 import { PalisadeError } from "../../core/errors.ts";
 import type { Host, Runtime } from "../../runtime/interface.ts";
+import { writeWhole } from "../../runtime/output.ts";
 import type { HubReference } from "./hub_reference.ts";
 import type { NamedModel } from "./registry.ts";
 
@@ -38,18 +39,17 @@ export async function listFetched(runtime: Runtime, host: Host, folder: string):
   return notes.filter((note) => note !== undefined);
 }
 
-/** Written beside its name and renamed, so that a note is whole or not there. */
-export async function writeFetched(reference: HubReference, model: FetchedModel, host: Host, folder: string) {
+/** Written whole: a note is there or not. */
+export async function writeFetched(
+  reference: HubReference,
+  model: FetchedModel,
+  runtime: Runtime,
+  host: Host,
+  folder: string,
+): Promise<void> {
   await host.makeFolder(host.join(folder, FOLDER));
-  const path = notePath(host, folder, reference), beside = `${path}.${crypto.randomUUID()}.part`;
-  const sink = await host.create(beside);
-  try {
-    await sink.write(new TextEncoder().encode(`${JSON.stringify(model, null, 2)}\n`));
-    await sink.sync();
-  } finally {
-    await sink.close();
-  }
-  await host.rename(beside, path);
+  const text = `${JSON.stringify(model, null, 2)}\n`;
+  await writeWhole(runtime, notePath(host, folder, reference), new TextEncoder().encode(text));
 }
 
 /** Forgets what a reference stood for. */

@@ -202,7 +202,7 @@ async function lookUp(
   try {
     const { revision, files } = await listHub(reference.repository, hubOptions(runtime, options));
     const model = { name: text, files: pinned(reference, revision, chooseFiles(reference, files)) };
-    await writeFetched(reference, model, host, folder);
+    await writeFetched(reference, model, runtime, host, folder);
     return model;
   } catch (error) {
     if (options.signal?.aborted) throw interrupted(text, error);
