@@ -4,7 +4,7 @@ import { readFile } from "node:fs/promises";
 import { randomSource } from "../../core/measure/random.ts";
 import { dequantise, rowBytesOf, TENSOR_TYPES, type TensorType, typeNamed } from "../../model/file/tensor_types.ts";
 import { hasRelaxedSimd } from "../../runtime/features.ts";
-import { multiply, Stored } from "../../wasm/dense/products.ts";
+import { BYTE_INPUT_TYPES, multiply, Stored } from "../../wasm/dense/products.ts";
 import { Kernels } from "../../wasm/module.ts";
 
 /** What a file may hold without being widened to float32. */
@@ -84,9 +84,9 @@ for (const simd of BUILDS) {
       assert.ok(compared > 900, `only ${compared} were compared`);
     });
 
-    Deno.test(`${simd}: products with ${type.name} are off by 2⁻¹⁵ of their groups' largest inputs at most`, async () => {
+    Deno.test(`${simd}: products with ${type.name} are off by no more than rounding their inputs explains`, async () => {
       const kernels = await Kernels.start({ simd }), next = randomSource(type.id + 1);
-      const uniform = () => 2 * next() - 1;
+      const uniform = () => 2 * next() - 1, bytes = BYTE_INPUT_TYPES.includes(type.id);
       for (const [blocks, outputs, count] of [[1, 1, 1], [3, 5, 2], [4, 8, 4], [5, 17, 3], [9, 11, 13]]) {
         const width = blocks * Math.max(type.block, 32), rows = randomRows(type, outputs * width, next);
         const x = Float32Array.from({ length: count * width }, (_, i) => uniform() * 10 ** Math.floor(i / width % 3));
@@ -100,8 +100,8 @@ for (const simd of BUILDS) {
               weights.subarray(n * width, (n + 1) * width),
               x.subarray(t * width, (t + 1) * width),
             );
-            // In float32 what is left is the rounding of the sums.
-            const most = bound * (exact ? 2 ** -21 : 2 ** -15);
+            // In float32 what is left is the rounding of the sums; in int16 and int8 half a step of the inputs, and that.
+            const most = bound * (exact ? 2 ** -21 : simd === "relaxed" && bytes ? 1 / 253 : 2 ** -15);
             assert.ok(
               Math.abs(got - sum) <= most,
               `${got}, not ${sum} ± ${most}; ${outputs}×${width}, row ${n} of ${t}`,

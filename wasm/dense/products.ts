@@ -28,6 +28,13 @@ export class Stored {
   }
 }
 
+/**
+ * Tensor types, by number, whose inputs are int8 instead of int16 in the relaxed build: Q5_0, Q5_1, Q2_K to Q6_K, MXFP4
+ * (`MOST` in wasm/kernels/src). There one instruction multiplies sixteen bytes, one factor being below 128, which their
+ * integers are. Q4_0 and Q4_1 keep int16, with which they are as fast as llama.cpp.
+ */
+export const BYTE_INPUT_TYPES: readonly number[] = [6, 7, 10, 11, 12, 13, 14, 39];
+
 /** A weight matrix `[outputs, inputs]` and what is added to its products. */
 export interface StoredMatrix {
   /** Number of its tensor type in GGUF files; the kernels refuse those they don't know. */
@@ -48,7 +55,7 @@ export interface Target {
   readonly add?: boolean;
 }
 
-/** `target[t] = matrix · inputs[t] + bias` for `count` rows; `exact`: float32 arithmetic, else int16 inputs. */
+/** `target[t] = matrix · inputs[t] + bias` for `count` rows; `exact`: float32 arithmetic, else int16 or int8 inputs. */
 export function multiply(
   kernels: Kernels,
   matrix: StoredMatrix,

@@ -29,7 +29,8 @@ import { type PerThread, WeightLoader, WeightMemory } from "./weights.ts";
 export interface WasmDenseOptions {
   /**
    * `float32`: float32 arithmetic, logits as near to the file's weights as the other engines'. `quantised`: inputs of
-   * each product in blocks of int16, off by at most 2⁻¹⁶ of the block's largest; several times as fast. Default
+   * each product in groups of int16, off by at most 2⁻¹⁶ of the group's largest, or, for the types of
+   * `BYTE_INPUT_TYPES` with relaxed SIMD, of int8, off by 2⁻⁸ as in llama.cpp; several times as fast. Default
    * `quantised`.
    */
   readonly precision?: "float32" | "quantised";
@@ -128,7 +129,7 @@ class WasmEngine implements DenseEngine {
   ) {
     const { kernels, crew, threads, stored } = memory, plan = plans[0];
     const simd = kernels.relaxed ? "relaxed SIMD" : "SIMD", count = `${threads} thread${threads > 1 ? "s" : ""}`;
-    const inputs = plan.exact ? "float32 arithmetic" : "16-bit inputs";
+    const inputs = plan.exact ? "float32 arithmetic" : memory.hasByteInputs ? "8-bit inputs" : "16-bit inputs";
     this.detail = `own WebAssembly kernels, ${simd}, ${count}, weights as in the file, ${inputs}`;
     this.config = config;
     this.weightBytes = memory.bytes;

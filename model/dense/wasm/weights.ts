@@ -1,7 +1,7 @@
 /** Copies a model's weights into the kernels' memory: every matrix's rows to the thread that owns them, slice by slice. */
 import { inputError } from "../../../core/errors.ts";
 import type { Ask, Crew } from "../../../wasm/threads/pool.ts";
-import { Stored } from "../../../wasm/dense/products.ts";
+import { BYTE_INPUT_TYPES, Stored } from "../../../wasm/dense/products.ts";
 import type { Asked } from "../../../wasm/threads/command.ts";
 import { DENSE, rowsOf } from "../../../wasm/dense/service.ts";
 import { type DensePlan, type MatrixPlan, type PlanOperation, shareRows } from "../../../wasm/dense/part.ts";
@@ -19,6 +19,8 @@ export class WeightMemory {
   readonly crew?: Crew;
   /** Bytes of weights in all threads. */
   bytes = 0;
+  /** Whether some matrices take int8 inputs. */
+  hasByteInputs = false;
   /** This thread's. */
   readonly stored = new Map<number, Stored>();
   readonly #others: number[][];
@@ -203,6 +205,7 @@ export class WeightLoader {
     column: number,
   ): Promise<PerThread<MatrixPlan>> {
     const all = rowsIn(parts), type = heldAs(this.#tensor(parts[0]).type), rowBytes = rowBytesOf(type, inputs);
+    this.#memory.hasByteInputs ||= this.#memory.kernels.relaxed && BYTE_INPUT_TYPES.includes(type.id);
     const own = this.#ranks().map((rank) => this.#share(all, rank, holders));
     const whole = { from: 0, to: holders === "alone" ? all : own[0].to };
     // What this thread owns are the first of its rows.

@@ -1,7 +1,7 @@
 //! Tensor types in blocks of 32: a scale, for some a minimum, 32 small integers. Two 4-bit q share a byte, the low one
 //! of the block's first half.
 
-use crate::lanes::{B16, F4, I4};
+use crate::lanes::{FixedBytes, B16, F4, I4};
 use crate::weights::{Format, Scales};
 
 /// d, 16 bytes; d · (q − 8).
@@ -16,7 +16,7 @@ pub struct Q5_1;
 pub struct Q8_0;
 /// d, 16 bytes of places in a table of int8; d · q.
 pub struct Iq4Nl;
-/// One byte of exponent, 16 bytes of places in a table of doubled 4-bit floats; 2^(e − 128) · q.
+/// One byte of exponent, 16 bytes of places in a table of doubled 4-bit floats and 12; 2^(e − 128) · (q − 12).
 pub struct Mxfp4;
 
 /// A float16's bits.
@@ -59,10 +59,8 @@ pub unsafe fn nibbles(p: *const u8) -> [B16; 2] {
 /// The same with fifth bits from `p`, then the bytes.
 #[inline(always)]
 unsafe fn fives(p: *const u8) -> [B16; 2] {
-    let bits = word(p) as i32;
-    let [low, high] = nibbles(p.add(4));
-    let sixteen = B16::splat(16);
-    [low.or(B16::from_bits(bits, false).and(sixteen)), high.or(B16::from_bits(bits, true).and(sixteen))]
+    let (fours, bits, sixteen) = (nibbles(p.add(4)), B16::load_bits(p), B16::splat(16));
+    [0, 1].map(|half| fours[half].or(bits[half].and(sixteen)))
 }
 
 impl Format for Q4_0 {
@@ -102,6 +100,7 @@ impl Format for Q5_0 {
     const BYTES: usize = 22;
     const GROUP: usize = 32;
     const ZERO: u8 = 16;
+    const MOST: i32 = 31;
 
     #[inline(always)]
     unsafe fn slice(p: *const u8, _: usize) -> [B16; 2] {
@@ -118,6 +117,7 @@ impl Format for Q5_1 {
     const BYTES: usize = 24;
     const GROUP: usize = 32;
     const MINIMA: bool = true;
+    const MOST: i32 = 31;
 
     #[inline(always)]
     unsafe fn slice(p: *const u8, _: usize) -> [B16; 2] {
@@ -145,15 +145,15 @@ impl Format for Q8_0 {
     }
 }
 
-/// The table of IQ4_NL and IQ4_XS.
-static VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
-/// Twice the 4-bit floats: a sign, two bits of exponent, one of mantissa.
-static DOUBLES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+/// The table of IQ4_NL and IQ4_XS: int8.
+static VALUES: FixedBytes = FixedBytes::new([129, 152, 173, 191, 207, 221, 234, 246, 1, 13, 25, 38, 53, 69, 89, 113]);
+/// Twice the 4-bit floats (a sign, two bits of exponent, one of mantissa), and 12.
+static DOUBLES: FixedBytes = FixedBytes::new([12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0]);
 
 /// The q of 16 bytes of places in [`VALUES`].
 #[inline(always)]
 pub unsafe fn values(p: *const u8) -> [B16; 2] {
-    nibbles(p).map(|places| B16::load(VALUES.as_ptr() as *const u8).look_up(places))
+    nibbles(p).map(|places| B16::fixed(&VALUES).look_up(places))
 }
 
 impl Format for Iq4Nl {
@@ -181,11 +181,12 @@ impl Format for Mxfp4 {
     const BLOCK: usize = 32;
     const BYTES: usize = 17;
     const GROUP: usize = 32;
-    const SIGNED: bool = true;
+    const ZERO: u8 = 12;
+    const MOST: i32 = 24;
 
     #[inline(always)]
     unsafe fn slice(p: *const u8, _: usize) -> [B16; 2] {
-        nibbles(p.add(1)).map(|places| B16::load(DOUBLES.as_ptr() as *const u8).look_up(places))
+        nibbles(p.add(1)).map(|places| B16::fixed(&DOUBLES).look_up(places))
     }
     #[inline(always)]
     unsafe fn scales(blocks: [*const u8; 4]) -> Scales {

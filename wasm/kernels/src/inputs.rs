@@ -1,7 +1,7 @@
-//! Inputs of products with quantised weights, in int16: each group of 16 or 32 gets one scale (off by at most 2⁻¹⁶ of
-//! the group's largest), so that products and sums of a group are whole numbers.
+//! Inputs of products with quantised weights: each group of 16 or 32 gets one scale, so that products and sums of a group
+//! are whole numbers. In int16 they are off by at most 2⁻¹⁶ of the group's largest, in int8 by 2⁻⁸, as in ggml.
 
-use crate::lanes::{F4, I4, S8};
+use crate::lanes::{B16, F4, I4, S8};
 use crate::memory::{Array, Result};
 use crate::weights::WIDEST_UNIT;
 
@@ -23,9 +23,24 @@ pub struct Fours {
     pub sums: Array<f32>,
 }
 
-/// A group of 8 · `V` inputs: its numbers, its scale, their scaled sum.
+/// Inputs of one or more tokens in int8.
+pub struct ByteInputs {
+    /// Inputs of a token, rounded up to whole units.
+    pub width: usize,
+    /// `(tokens, width)`
+    pub values: Array<u8>,
+    /// `(tokens / together, groups, together)`
+    pub scales: Array<f32>,
+    pub sums: Array<f32>,
+}
+
+/// Largest numbers of both kinds.
+const INT16: f32 = 32767.0;
+const INT8: f32 = 127.0;
+
+/// A group of 8 · `V` inputs: its numbers up to `largest`, its scale, their scaled sum.
 #[inline(always)]
-fn quantise<const V: usize>(group: &[f32]) -> ([S8; V], f32, f32) {
+fn quantise<const V: usize>(group: &[f32], largest: f32) -> ([S8; V], f32, f32) {
     let group = &group[..8 * V];
     let four = |i: usize| -> F4 {
         // SAFETY: within the group.
@@ -35,8 +50,8 @@ fn quantise<const V: usize>(group: &[f32]) -> ([S8; V], f32, f32) {
     let most = x.as_flattened().iter().fold(F4::zero(), |most, x| most.max(x.abs())).peak();
     // 0, or NaN where an input is NaN or infinite: then so is what comes of it.
     let poison = x.as_flattened().iter().fold(F4::zero(), |sum, x| sum.madd(*x, F4::zero())).sum();
-    let scale = most / 32767.0 + poison;
-    let inverse = F4::splat(if most > 0.0 { 32767.0 / most } else { 0.0 });
+    let scale = most / largest + poison;
+    let inverse = F4::splat(if most > 0.0 { largest / most } else { 0.0 });
     let eights = x.map(|[a, b]| S8::narrow(a.mul(inverse).round(), b.mul(inverse).round()));
     let ones = S8::narrow(I4::new([1; 4]), I4::new([1; 4]));
     let total = eights.iter().fold(I4::new([0; 4]), |sum, eight| sum.add(eight.dot(ones))).sum();
@@ -62,7 +77,7 @@ impl Single {
     #[inline(never)]
     fn fill<const V: usize>(&mut self, inputs: &[f32]) {
         for (g, group) in inputs.chunks_exact(8 * V).enumerate() {
-            let (eights, scale, sum) = quantise::<V>(group);
+            let (eights, scale, sum) = quantise::<V>(group, INT16);
             (self.scales.as_mut()[g], self.sums.as_mut()[g]) = (scale, sum);
             let to = &mut self.values.as_mut()[g * 8 * V..(g + 1) * 8 * V];
             for (pair, to) in eights.chunks_exact(2).zip(to.chunks_exact_mut(16)) {
@@ -101,7 +116,7 @@ impl Fours {
             let (four, g) = (at / groups, at % groups);
             let each: [_; 4] = core::array::from_fn(|t| {
                 let from = (4 * four + t) * width + g * group;
-                quantise::<V>(inputs.get(from..from + group).unwrap_or(&missing))
+                quantise::<V>(inputs.get(from..from + group).unwrap_or(&missing), INT16)
             });
             for (t, (_, scale, sum)) in each.iter().enumerate() {
                 (self.scales.as_mut()[4 * at + t], self.sums.as_mut()[4 * at + t]) = (*scale, *sum);
@@ -113,6 +128,43 @@ impl Fours {
                     // SAFETY: eight numbers.
                     unsafe { pair.store(to.as_mut_ptr()) };
                 }
+            }
+        }
+    }
+}
+
+impl ByteInputs {
+    /// `inputs`: rows of `width`; `group`: 16 or 32 inputs; scales of `together` tokens are side by side, and tokens are
+    /// whole multiples of that, padded by zeros.
+    pub fn new(inputs: &[f32], width: usize, group: usize, together: usize) -> Result<Self> {
+        let tokens = (inputs.len() / width).next_multiple_of(together);
+        let padded = width.next_multiple_of(WIDEST_UNIT);
+        let mut all = ByteInputs {
+            width: padded,
+            values: Array::zeros(tokens * padded)?,
+            scales: Array::zeros(tokens * padded / group)?,
+            sums: Array::zeros(tokens * padded / group)?,
+        };
+        for (token, row) in inputs.chunks_exact(width).enumerate() {
+            match group {
+                16 => all.fill::<2>(row, token, together),
+                _ => all.fill::<4>(row, token, together),
+            }
+        }
+        Ok(all)
+    }
+
+    #[inline(never)]
+    fn fill<const V: usize>(&mut self, inputs: &[f32], token: usize, together: usize) {
+        let first = token / together * together * (self.width / (8 * V)) + token % together;
+        let values = &mut self.values.as_mut()[token * self.width..][..self.width];
+        for (g, (group, to)) in inputs.chunks_exact(8 * V).zip(values.chunks_exact_mut(8 * V)).enumerate() {
+            let (eights, scale, sum) = quantise::<V>(group, INT8);
+            (self.scales.as_mut()[first + g * together], self.sums.as_mut()[first + g * together]) = (scale, sum);
+            for (pair, to) in eights.chunks_exact(2).zip(to.chunks_exact_mut(16)) {
+                let bytes: B16 = S8::to_bytes(pair[0], pair[1]);
+                // SAFETY: sixteen bytes.
+                unsafe { bytes.store(to.as_mut_ptr()) };
             }
         }
     }

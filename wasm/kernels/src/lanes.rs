@@ -30,6 +30,26 @@ impl Fixed {
     }
 }
 
+/// Sixteen bytes in memory, for the same reason.
+#[repr(align(16))]
+pub struct FixedBytes([u8; 16]);
+
+impl FixedBytes {
+    pub const fn new(bytes: [u8; 16]) -> Self {
+        FixedBytes(bytes)
+    }
+}
+
+/// Which byte of a word holds a number's bit, for the word's first and last 16 bits; and which bit it is.
+static BIT_BYTES: [FixedBytes; 2] = [
+    FixedBytes::new([0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1]),
+    FixedBytes::new([2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3]),
+];
+static EACH_BIT: FixedBytes = FixedBytes::new([1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128]);
+
+/// Whether [`B16::dot`] is fast: with relaxed SIMD. The array form has it, so that it is tested.
+pub const BYTE_DOTS: bool = cfg!(any(target_feature = "relaxed-simd", not(target_feature = "simd128")));
+
 pub use imp::{HalfMask, B16, F4, I4, S8};
 
 impl F4 {

@@ -208,6 +208,20 @@ impl S8 {
         let at = |i: usize| if i < 4 { a.0[i] } else { b.0[i - 4] };
         S8(core::array::from_fn(|i| at(i).clamp(-32768, 32767) as i16))
     }
+    pub fn zero() -> Self {
+        S8([0; 8])
+    }
+    /// Without wrapping: the kernels see to it that sums fit, and tests would hear of it.
+    pub fn add(self, b: Self) -> Self {
+        S8(core::array::from_fn(|i| self.0[i] + b.0[i]))
+    }
+    pub fn pair_sums(self) -> I4 {
+        I4(core::array::from_fn(|i| self.0[2 * i] as i32 + self.0[2 * i + 1] as i32))
+    }
+    pub fn to_bytes(a: Self, b: Self) -> B16 {
+        let at = |i: usize| if i < 8 { a.0[i] } else { b.0[i - 8] };
+        B16(core::array::from_fn(|i| at(i).clamp(-128, 127) as i8 as u8))
+    }
     pub fn dot(self, b: Self) -> I4 {
         let product = |i: usize| self.0[i] as i32 * b.0[i] as i32;
         I4(core::array::from_fn(|i| product(2 * i).wrapping_add(product(2 * i + 1))))
@@ -264,8 +278,24 @@ impl B16 {
     pub fn look_up(self, indices: Self) -> Self {
         B16(indices.0.map(|i| self.0[i as usize]))
     }
-    pub fn from_bits(bits: i32, second: bool) -> Self {
-        B16(core::array::from_fn(|i| if bits >> (i + 16 * second as usize) & 1 == 1 { 255 } else { 0 }))
+    pub fn fixed(x: &'static super::FixedBytes) -> Self {
+        B16(x.0)
+    }
+    /// # Safety
+    /// `p` is readable for four bytes.
+    pub unsafe fn load_bits(p: *const u8) -> [Self; 2] {
+        let (all, each) = (B16((p as *const [u8; 4]).read().repeat(4).try_into().unwrap()), super::EACH_BIT.0);
+        super::BIT_BYTES.each_ref().map(|bytes| {
+            let spread = all.look_up(Self::fixed(bytes));
+            B16(core::array::from_fn(|i| if spread.0[i] & each[i] == 0 { 0 } else { 255 }))
+        })
+    }
+    pub fn dot(self, b: Self) -> S8 {
+        let product = |i: usize| self.0[i] as i16 * b.0[i] as i8 as i16;
+        S8(core::array::from_fn(|i| product(2 * i) + product(2 * i + 1)))
+    }
+    pub fn spread<const I: usize>(self) -> Self {
+        B16(core::array::from_fn(|i| self.0[4 * I + i % 4]))
     }
     pub fn twined(self, signed: bool) -> [S8; 2] {
         let wide = |x: u8| if signed { x as i8 as i16 } else { x as i16 };

@@ -300,6 +300,24 @@ impl S8 {
     pub fn narrow(a: I4, b: I4) -> Self {
         S8(i16x8_narrow_i32x4(a.0, b.0))
     }
+    #[inline(always)]
+    pub fn zero() -> Self {
+        S8(i16x8_splat(0))
+    }
+    #[inline(always)]
+    pub fn add(self, b: Self) -> Self {
+        S8(i16x8_add(self.0, b.0))
+    }
+    /// Sums of neighbours.
+    #[inline(always)]
+    pub fn pair_sums(self) -> I4 {
+        I4(i32x4_extadd_pairwise_i16x8(self.0))
+    }
+    /// Sixteen int8, saturated.
+    #[inline(always)]
+    pub fn to_bytes(a: Self, b: Self) -> B16 {
+        B16(i8x16_narrow_i16x8(a.0, b.0))
+    }
     /// Sums of neighbouring products.
     #[inline(always)]
     pub fn dot(self, b: Self) -> I4 {
@@ -372,22 +390,49 @@ impl B16 {
     pub fn left(self, by: u32) -> Self {
         B16(i16x8_shl(self.0, by))
     }
+    /// See [`super::FixedBytes`].
+    #[inline(always)]
+    pub fn fixed(x: &'static super::FixedBytes) -> Self {
+        // SAFETY: 16 bytes, aligned.
+        B16(unsafe { core::ptr::read_volatile(x.0.as_ptr() as *const v128) })
+    }
     /// `self[i]` for indices below 16.
     #[inline(always)]
     pub fn look_up(self, indices: Self) -> Self {
+        #[cfg(target_feature = "relaxed-simd")]
+        return B16(i8x16_relaxed_swizzle(self.0, indices.0));
+        #[cfg(not(target_feature = "relaxed-simd"))]
         B16(i8x16_swizzle(self.0, indices.0))
     }
-    /// Bits `first …` of four bytes as bytes: 255 where a bit is set.
+    /// The first or the last 16 of a word's bits as bytes: 255 where a bit is set.
+    ///
+    /// # Safety
+    /// `p` is readable for four bytes.
     #[inline(always)]
-    pub fn from_bits(bits: i32, second: bool) -> Self {
-        let all = i32x4_splat(bits);
-        let spread = if second {
-            i8x16_shuffle::<2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3>(all, all)
-        } else {
-            i8x16_shuffle::<0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1>(all, all)
-        };
-        let each = u64x2_splat(0x8040_2010_0804_0201);
-        B16(u8x16_eq(v128_and(spread, each), each))
+    pub unsafe fn load_bits(p: *const u8) -> [Self; 2] {
+        let all = B16(v128_load32_splat(p as *const u32));
+        let each = Self::fixed(&super::EACH_BIT);
+        [0, 1].map(|half| {
+            let spread = all.look_up(Self::fixed(&super::BIT_BYTES[half]));
+            B16(u8x16_eq(spread.and(each).0, each.0))
+        })
+    }
+    /// Sums of neighbouring products of these numbers, below 128, with int8: one instruction on x86 where there is
+    /// relaxed SIMD.
+    #[inline(always)]
+    pub fn dot(self, b: Self) -> S8 {
+        #[cfg(target_feature = "relaxed-simd")]
+        return S8(i16x8_relaxed_dot_i8x16_i7x16(b.0, self.0));
+        #[cfg(not(target_feature = "relaxed-simd"))]
+        {
+            let [even, odd] = [self.twined(false), b.twined(true)];
+            S8(i16x8_add(i16x8_mul(even[0].0, odd[0].0), i16x8_mul(even[1].0, odd[1].0)))
+        }
+    }
+    /// Four bytes, number `I` of four such, four times.
+    #[inline(always)]
+    pub fn spread<const I: usize>(self) -> Self {
+        B16(i32x4_shuffle::<I, I, I, I>(self.0, self.0))
     }
     /// As int16, those at even places, then those at odd ones: no lane has to move. `signed`: int8, else below 256.
     #[inline(always)]

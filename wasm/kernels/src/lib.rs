@@ -9,6 +9,7 @@
 
 mod attention;
 mod blocks;
+mod byte_panels;
 mod dense;
 mod floats;
 mod gate;

@@ -11,20 +11,22 @@ use crate::memory::{Array, Result};
 use crate::weights::{Codec, Unpacked, WIDEST_UNIT};
 
 /// Rows unpacked at a time; with the inputs of four tokens they fit a first-level cache up to 1000 inputs.
-const PANEL_ROWS: usize = 8;
+pub const PANEL_ROWS: usize = 8;
 
 /// Unpacked rows, one after the other.
 pub struct Rows {
     /// Weights of a row, rounded up.
     pub width: usize,
-    group: usize,
-    quants: Array<u8>,
-    scales: Array<f32>,
-    minima: Array<f32>,
+    pub group: usize,
+    pub quants: Array<u8>,
+    pub scales: Array<f32>,
+    pub minima: Array<f32>,
+    raw: bool,
 }
 
 impl Rows {
-    pub fn new(count: usize, inputs: usize, codec: &Codec) -> Result<Self> {
+    /// `raw`: see [`Unpacked`].
+    pub fn new(count: usize, inputs: usize, codec: &Codec, raw: bool) -> Result<Self> {
         let width = inputs.next_multiple_of(WIDEST_UNIT);
         Ok(Rows {
             width,
@@ -32,6 +34,7 @@ impl Rows {
             quants: Array::zeros(count * width)?,
             scales: Array::zeros(count * width / codec.group)?,
             minima: Array::zeros(count * width / codec.group)?,
+            raw,
         })
     }
 
@@ -45,6 +48,7 @@ impl Rows {
             quants: self.quants.as_mut()[to * self.width..][..self.width].as_mut_ptr(),
             scales: self.scales.as_mut()[to * groups..][..groups].as_mut_ptr(),
             minima: self.minima.as_mut()[to * groups..][..groups].as_mut_ptr(),
+            raw: self.raw,
         };
         // SAFETY: a row of the matrix is whole blocks; `width` is whole units.
         unsafe { (codec.unpack)(row.as_ptr(), row_bytes / codec.bytes, out) };
@@ -52,42 +56,91 @@ impl Rows {
     }
 }
 
-/// Eight rows laid out for [`group_sums`], in two halves of four.
-struct Panel {
-    /// `(inputs / 2, 2, 4, 2)`: of each pair of inputs the weights of four rows beside each other, then of the others.
-    values: Array<i16>,
+/// Scales and minima of eight rows.
+pub struct PanelScales {
     /// `(groups, 8)`
     scales: Array<f32>,
     minima: Array<f32>,
 }
 
-impl Panel {
+impl PanelScales {
+    pub fn new(groups: usize) -> Result<Self> {
+        Ok(PanelScales { scales: Array::zeros(PANEL_ROWS * groups)?, minima: Array::zeros(PANEL_ROWS * groups)? })
+    }
+
     /// From eight unpacked rows.
     #[inline(never)]
-    fn fill(&mut self, rows: &Rows) {
-        let (width, groups) = (rows.width, rows.width / rows.group);
+    pub fn fill(&mut self, rows: &Rows) {
         for half in 0..2 {
-            let row = |r: usize| (4 * half + r) * width;
-            for at in (0..width).step_by(8) {
-                let to = &mut self.values.as_mut()[at * PANEL_ROWS..(at + 8) * PANEL_ROWS];
-                let eights = [0, 1, 2, 3].map(|r| {
-                    let from = &rows.quants.as_slice()[row(r) + at..][..8];
-                    // SAFETY: eight bytes.
-                    unsafe { S8::eight(from.as_ptr()) }
-                });
-                for (p, pair) in S8::transpose_pairs(eights).into_iter().enumerate() {
-                    // SAFETY: eight numbers.
-                    unsafe { pair.store(to[(2 * p + half) * 8..][..8].as_mut_ptr()) };
+            columns(rows.scales.as_slice(), rows.width / rows.group, half, self.scales.as_mut());
+            columns(rows.minima.as_slice(), rows.width / rows.group, half, self.minima.as_mut());
+        }
+    }
+
+    /// Products `(4, 8)` of four tokens with the rows, from whole-number products `sums`, `(groups, 4, 8)`. Scales and
+    /// sums of inputs: `(groups, 4)` and more.
+    #[inline(never)]
+    pub fn scaled(
+        &self,
+        input_scales: &[f32],
+        input_sums: &[f32],
+        sums: &[i32],
+        minima: bool,
+    ) -> [f32; 4 * PANEL_ROWS] {
+        let inputs = input_scales.chunks_exact(4).zip(input_sums.chunks_exact(4));
+        let rows = self.scales.as_slice().chunks_exact(PANEL_ROWS).zip(self.minima.as_slice().chunks_exact(PANEL_ROWS));
+        let mut totals = [[F4::zero(); 2]; 4];
+        for ((sums, (scales, own)), (input_scales, input_sums)) in
+            sums.chunks_exact(4 * PANEL_ROWS).zip(rows).zip(inputs)
+        {
+            for half in 0..2 {
+                // SAFETY: four floats or numbers each.
+                unsafe {
+                    let (scale, minimum) = (F4::load(scales[4 * half..].as_ptr()), F4::load(own[4 * half..].as_ptr()));
+                    for t in 0..4 {
+                        let step = scale.mul(F4::splat(input_scales[t]));
+                        let whole = I4::load(sums[t * PANEL_ROWS + 4 * half..].as_ptr()).to_floats();
+                        totals[t][half] = totals[t][half].madd(whole, step);
+                        if minima {
+                            totals[t][half] = totals[t][half].madd(minimum, F4::splat(input_sums[t]));
+                        }
+                    }
                 }
             }
-            columns(rows.scales.as_slice(), groups, half, self.scales.as_mut());
-            columns(rows.minima.as_slice(), groups, half, self.minima.as_mut());
+        }
+        let mut products = [0.0; 4 * PANEL_ROWS];
+        for (i, total) in totals.as_flattened().iter().enumerate() {
+            // SAFETY: eight times four floats.
+            unsafe { total.store(products.as_mut_ptr().add(4 * i)) };
+        }
+        products
+    }
+}
+
+/// Eight rows laid out for [`group_sums`], in two halves of four: `(inputs / 2, 2, 4, 2)`, of each pair of inputs the
+/// weights of four rows beside each other, then of the others.
+#[inline(never)]
+fn fill(rows: &Rows, values: &mut [i16]) {
+    let width = rows.width;
+    for half in 0..2 {
+        let row = |r: usize| (4 * half + r) * width;
+        for at in (0..width).step_by(8) {
+            let to = &mut values[at * PANEL_ROWS..(at + 8) * PANEL_ROWS];
+            let eights = [0, 1, 2, 3].map(|r| {
+                let from = &rows.quants.as_slice()[row(r) + at..][..8];
+                // SAFETY: eight bytes.
+                unsafe { S8::eight(from.as_ptr()) }
+            });
+            for (p, pair) in S8::transpose_pairs(eights).into_iter().enumerate() {
+                // SAFETY: eight numbers.
+                unsafe { pair.store(to[(2 * p + half) * 8..][..8].as_mut_ptr()) };
+            }
         }
     }
 }
 
 /// Four rows of `groups` numbers, of the half, as columns of `(groups, 8)`.
-fn columns(rows: &[f32], groups: usize, half: usize, out: &mut [f32]) {
+pub fn columns(rows: &[f32], groups: usize, half: usize, out: &mut [f32]) {
     for g in (0..groups).step_by(4) {
         let four = [0, 1, 2, 3].map(|r| {
             let from = &rows[(4 * half + r) * groups + g..][..4];
@@ -104,24 +157,24 @@ fn columns(rows: &[f32], groups: usize, half: usize, out: &mut [f32]) {
 /// `target[t] = matrix · inputs[t]` for `count` rows `(count, inputs)`.
 pub fn panels(codec: &Codec, matrix: &Matrix, inputs: &[f32], count: usize, target: &mut Target) -> Result<()> {
     let x = Fours::new(inputs, matrix.inputs, codec.group)?;
-    let mut rows = Rows::new(PANEL_ROWS, matrix.inputs, codec)?;
+    let mut rows = Rows::new(PANEL_ROWS, matrix.inputs, codec, false)?;
     let groups = rows.width / codec.group;
-    let mut panel = Panel {
-        values: Array::zeros(PANEL_ROWS * rows.width)?,
-        scales: Array::zeros(PANEL_ROWS * groups)?,
-        minima: Array::zeros(PANEL_ROWS * groups)?,
-    };
+    let mut values = Array::zeros(PANEL_ROWS * rows.width)?;
+    let mut scales = PanelScales::new(groups)?;
     let mut sums = Array::zeros(4 * PANEL_ROWS * matrix.inputs / codec.group)?;
     for first in (0..matrix.outputs).step_by(PANEL_ROWS) {
         for r in 0..PANEL_ROWS {
             // Beyond the last row, the last one again.
             rows.fill(codec, matrix, (first + r).min(matrix.outputs - 1), r);
         }
-        panel.fill(&rows);
+        fill(&rows, values.as_mut());
+        scales.fill(&rows);
         let columns = PANEL_ROWS.min(matrix.outputs - first);
         for token in (0..count).step_by(4) {
-            group_sums(&panel, &x, matrix.inputs, codec.group, token / 4, sums.as_mut());
-            let products = scaled(&panel, &x, matrix.inputs / codec.group, token / 4, sums.as_slice(), codec.minima);
+            group_sums(values.as_slice(), &x, matrix.inputs, codec.group, token / 4, sums.as_mut());
+            let at = token * matrix.inputs / codec.group;
+            let (input_scales, input_sums) = (&x.scales.as_slice()[at..], &x.sums.as_slice()[at..]);
+            let products = scales.scaled(input_scales, input_sums, sums.as_slice(), codec.minima);
             for (t, row) in products.chunks_exact(PANEL_ROWS).enumerate().take(count - token) {
                 target.put(token + t, first, &row[..columns]);
             }
@@ -133,8 +186,8 @@ pub fn panels(codec: &Codec, matrix: &Matrix, inputs: &[f32], count: usize, targ
 /// Whole-number products of the panel's rows with four tokens, group by group: `sums`, `(groups, 4, 8)`. The lanes of a
 /// vector are rows, so that no sum crosses lanes. Apart from `scaled`, so that eight sums are all that asks for registers.
 #[inline(never)]
-fn group_sums(panel: &Panel, x: &Fours, width: usize, group: usize, four: usize, sums: &mut [i32]) {
-    let mut rows = panel.values.as_slice()[..width * PANEL_ROWS].as_ptr();
+fn group_sums(panel: &[i16], x: &Fours, width: usize, group: usize, four: usize, sums: &mut [i32]) {
+    let mut rows = panel[..width * PANEL_ROWS].as_ptr();
     let mut inputs = x.values.as_slice()[four * width * 4..(four + 1) * width * 4].as_ptr();
     for out in sums[..width / group * 4 * PANEL_ROWS].chunks_exact_mut(4 * PANEL_ROWS) {
         let mut sums = [[I4::new([0; 4]); 2]; 4];
@@ -156,36 +209,4 @@ fn group_sums(panel: &Panel, x: &Fours, width: usize, group: usize, four: usize,
             }
         }
     }
-}
-
-/// Products `(4, 8)` of four tokens with the panel's rows, from what [`group_sums`] gives.
-#[inline(never)]
-fn scaled(panel: &Panel, x: &Fours, groups: usize, four: usize, sums: &[i32], minima: bool) -> [f32; 4 * PANEL_ROWS] {
-    let (first, end) = (4 * four * groups, 4 * (four + 1) * groups);
-    let input_scales = x.scales.as_slice()[first..end].chunks_exact(4);
-    let inputs = input_scales.zip(x.sums.as_slice()[first..end].chunks_exact(4));
-    let rows = panel.scales.as_slice().chunks_exact(PANEL_ROWS).zip(panel.minima.as_slice().chunks_exact(PANEL_ROWS));
-    let mut totals = [[F4::zero(); 2]; 4];
-    for ((sums, (scales, own)), (input_scales, input_sums)) in sums.chunks_exact(4 * PANEL_ROWS).zip(rows).zip(inputs) {
-        for half in 0..2 {
-            // SAFETY: four floats or numbers each.
-            unsafe {
-                let (scale, minimum) = (F4::load(scales[4 * half..].as_ptr()), F4::load(own[4 * half..].as_ptr()));
-                for t in 0..4 {
-                    let step = scale.mul(F4::splat(input_scales[t]));
-                    let whole = I4::load(sums[t * PANEL_ROWS + 4 * half..].as_ptr()).to_floats();
-                    totals[t][half] = totals[t][half].madd(whole, step);
-                    if minima {
-                        totals[t][half] = totals[t][half].madd(minimum, F4::splat(input_sums[t]));
-                    }
-                }
-            }
-        }
-    }
-    let mut products = [0.0; 4 * PANEL_ROWS];
-    for (i, total) in totals.as_flattened().iter().enumerate() {
-        // SAFETY: eight times four floats.
-        unsafe { total.store(products.as_mut_ptr().add(4 * i)) };
-    }
-    products
 }

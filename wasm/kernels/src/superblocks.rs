@@ -77,6 +77,7 @@ impl Format for Q2K {
     const BYTES: usize = 84;
     const GROUP: usize = 16;
     const MINIMA: bool = true;
+    const MOST: i32 = 3;
 
     #[inline(always)]
     unsafe fn slice(p: *const u8, s: usize) -> [B16; 2] {
@@ -96,6 +97,7 @@ impl Format for Q3K {
     const BYTES: usize = 110;
     const GROUP: usize = 16;
     const ZERO: u8 = 4;
+    const MOST: i32 = 7;
 
     #[inline(always)]
     unsafe fn slice(p: *const u8, s: usize) -> [B16; 2] {
@@ -119,6 +121,7 @@ impl Format for Q4K {
     const BYTES: usize = 144;
     const GROUP: usize = 32;
     const MINIMA: bool = true;
+    const MOST: i32 = 15;
 
     #[inline(always)]
     unsafe fn slice(p: *const u8, s: usize) -> [B16; 2] {
@@ -135,6 +138,7 @@ impl Format for Q5K {
     const BYTES: usize = 176;
     const GROUP: usize = 32;
     const MINIMA: bool = true;
+    const MOST: i32 = 31;
 
     #[inline(always)]
     unsafe fn slice(p: *const u8, s: usize) -> [B16; 2] {
@@ -152,6 +156,7 @@ impl Format for Q6K {
     const BYTES: usize = 210;
     const GROUP: usize = 16;
     const ZERO: u8 = 32;
+    const MOST: i32 = 63;
 
     /// Each half of the block has 64 bytes of lower bits (low: its first two slices), and 32 of upper ones.
     #[inline(always)]

@@ -5,9 +5,9 @@
 
 use crate::blocks::{Iq4Nl, Mxfp4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 use crate::dense::Target;
-use crate::inputs::Single;
-use crate::lanes::{B16, F4, I4};
-use crate::stream::stream;
+use crate::inputs::{ByteInputs, Single};
+use crate::lanes::{B16, BYTE_DOTS, F4, I4};
+use crate::stream::{stream, stream_bytes};
 use crate::superblocks::{Iq4Xs, Q2K, Q3K, Q4K, Q5K, Q6K};
 
 /// Weights of a slice.
@@ -33,10 +33,16 @@ pub struct Codec {
     pub group: usize,
     /// Whether groups have minima.
     pub minima: bool,
+    /// Whether inputs are int8 rather than int16.
+    pub bytes_in: bool,
+    /// Inputs after which sums in int16 are full, where inputs are int8.
+    pub full: usize,
     /// `(row, blocks, out)`, see [`unpack`].
     pub unpack: unsafe fn(*const u8, usize, Unpacked),
     /// `(rows, blocks, inputs, token, target)`, see [`stream`].
     pub stream: fn(&[u8], usize, &Single, usize, &mut Target),
+    /// The same with int8 inputs.
+    pub stream_bytes: fn(&[u8], usize, &ByteInputs, usize, &mut Target),
 }
 
 const fn codec<F: Format>() -> Codec {
@@ -45,8 +51,19 @@ const fn codec<F: Format>() -> Codec {
         bytes: F::BYTES,
         group: F::GROUP,
         minima: F::MINIMA,
+        bytes_in: byte_inputs::<F>(),
+        full: const {
+            if F::MOST <= 15 {
+                32
+            } else if F::MOST <= 31 {
+                16
+            } else {
+                8
+            }
+        },
         unpack: unpack::<F>,
         stream: stream::<F>,
+        stream_bytes: stream_bytes::<F>,
     }
 }
 
@@ -102,6 +119,8 @@ pub trait Format {
     const ZERO: u8 = 0;
     const SIGNED: bool = false;
     const MINIMA: bool = false;
+    /// Largest q where inputs may be int8; 0 where they stay int16.
+    const MOST: i32 = 0;
 
     /// The q of slice `s` of the block at `p`.
     ///
@@ -128,6 +147,11 @@ impl Scales {
     pub fn only(scales: [F4; 4]) -> Self {
         Scales { scales, minima: [F4::zero(); 4] }
     }
+}
+
+/// Whether products with one instruction for 16 int8 are there and meant for the format.
+pub const fn byte_inputs<F: Format>() -> bool {
+    BYTE_DOTS && F::MOST > 0
 }
 
 /// Slices of a unit.
@@ -171,13 +195,21 @@ pub unsafe fn unit_slice<F: Format>(blocks: [*const u8; 4], s: usize) -> [B16; 2
     }
 }
 
-/// Where a row goes: `(width)` int8 q − ZERO, `(width / GROUP)` scales and minima; `width` rounded up to a multiple of
+/// Minima for q that ZERO was not taken from.
+#[inline(always)]
+pub fn with_zero<F: Format>(scale: F4, minimum: F4) -> F4 {
+    minimum.madd(scale, F4::splat(-(F::ZERO as f32)))
+}
+
+/// Where a row goes: `(width)` int8 q − ZERO or q, `(width / GROUP)` scales and minima; `width` rounded up to a multiple of
 /// [`WIDEST_UNIT`].
 #[derive(Clone, Copy)]
 pub struct Unpacked {
     pub quants: *mut u8,
     pub scales: *mut f32,
     pub minima: *mut f32,
+    /// q itself, and what ZERO takes off in the minima.
+    pub raw: bool,
 }
 
 /// Unpacks one row of `blocks` blocks. Where they are not whole units the last block is there again.
@@ -187,19 +219,21 @@ pub struct Unpacked {
 #[inline(never)]
 unsafe fn unpack<F: Format>(row: *const u8, blocks: usize, out: Unpacked) {
     let (slices, groups) = (const { slices::<F>() }, const { groups::<F>() });
+    let (zero, minima_too) = (if out.raw { 0 } else { F::ZERO }, F::MINIMA || out.raw && F::ZERO > 0);
     for unit in 0..(blocks * F::BLOCK).div_ceil(slices * SLICE) {
         let from = unit_blocks::<F>(row, unit, blocks);
         let Scales { scales, minima } = F::scales(from);
         for v in 0..groups / 4 {
             scales[v].store(out.scales.add(unit * groups + 4 * v));
-            if F::MINIMA {
-                minima[v].store(out.minima.add(unit * groups + 4 * v));
+            if minima_too {
+                let minimum = if out.raw { with_zero::<F>(scales[v], minima[v]) } else { minima[v] };
+                minimum.store(out.minima.add(unit * groups + 4 * v));
             }
         }
         for s in 0..slices {
             let to = out.quants.add((unit * slices + s) * SLICE);
             for (half, q) in unit_slice::<F>(from, s).into_iter().enumerate() {
-                q.sub(B16::splat(F::ZERO)).store(to.add(16 * half));
+                q.sub(B16::splat(zero)).store(to.add(16 * half));
             }
         }
     }

@@ -1,0 +1,139 @@
+//! Products of quantised weights with the inputs of many tokens in int8, where one instruction multiplies sixteen bytes
+//! and adds neighbours: eight rows are unpacked once and meet four tokens at a time, in sums of int16 that are taken up
+//! before they are full.
+//!
+//! A lane of 32 bits is four inputs of a row. Inputs are spread from registers, because a load costs three instructions
+//! where the engine checks its bounds.
+
+use crate::dense::{Matrix, Target};
+use crate::inputs::ByteInputs;
+use crate::lanes::{B16, F4, I4, S8};
+use crate::memory::{Array, Result};
+use crate::row_panels::{PanelScales, Rows, PANEL_ROWS};
+use crate::weights::Codec;
+
+/// Tokens that meet a panel together.
+const TOKENS: usize = 4;
+
+/// `target[t] = matrix · inputs[t]` for `count` rows `(count, inputs)`.
+pub fn byte_panels(codec: &Codec, matrix: &Matrix, inputs: &[f32], count: usize, target: &mut Target) -> Result<()> {
+    let x = ByteInputs::new(inputs, matrix.inputs, codec.group, TOKENS)?;
+    let mut rows = Rows::new(PANEL_ROWS, matrix.inputs, codec, true)?;
+    let groups = matrix.inputs / codec.group;
+    let mut values = Array::zeros(PANEL_ROWS * rows.width)?;
+    let mut scales = PanelScales::new(rows.width / codec.group)?;
+    let mut sums = Array::zeros(TOKENS * PANEL_ROWS * groups)?;
+    for first in (0..matrix.outputs).step_by(PANEL_ROWS) {
+        for r in 0..PANEL_ROWS {
+            // Beyond the last row, the last one again.
+            rows.fill(codec, matrix, (first + r).min(matrix.outputs - 1), r);
+        }
+        fill(&rows, values.as_mut());
+        scales.fill(&rows);
+        let columns = PANEL_ROWS.min(matrix.outputs - first);
+        for token in (0..count).step_by(TOKENS) {
+            let x_values = &x.values.as_slice()[token * x.width..(token + TOKENS) * x.width];
+            group_sums(codec, values.as_slice(), x_values, x.width, sums.as_mut());
+            let at = token * x.width / codec.group;
+            let (input_scales, input_sums) = (&x.scales.as_slice()[at..], &x.sums.as_slice()[at..]);
+            let products = scales.scaled(input_scales, input_sums, sums.as_slice(), true);
+            for (t, row) in products.chunks_exact(PANEL_ROWS).enumerate().take(count - token) {
+                target.put(token + t, first, &row[..columns]);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Eight rows as `(inputs / 4, 2, 4, 4)`: of each four inputs the weights of four rows, then of the others.
+#[inline(never)]
+fn fill(rows: &Rows, values: &mut [u8]) {
+    for (at, to) in values.chunks_exact_mut(16 * PANEL_ROWS).enumerate() {
+        for half in 0..2 {
+            let four = [0, 1, 2, 3].map(|r| {
+                let from = &rows.quants.as_slice()[(4 * half + r) * rows.width + 16 * at..][..16];
+                // SAFETY: sixteen bytes; only moved.
+                unsafe { F4::load(from.as_ptr() as *const f32) }
+            });
+            for (i, column) in F4::transpose(four).into_iter().enumerate() {
+                // SAFETY: sixteen bytes.
+                unsafe { column.store(to[(2 * i + half) * 16..][..16].as_mut_ptr() as *mut f32) };
+            }
+        }
+    }
+}
+
+/// Whole-number products of the panel's rows with four tokens, group by group: `sums`, `(groups, 4, 8)`.
+fn group_sums(codec: &Codec, panel: &[u8], inputs: &[u8], width: usize, sums: &mut [i32]) {
+    assert!(panel.len() == PANEL_ROWS * width && inputs.len() == TOKENS * width);
+    assert!(sums.len() * codec.group <= panel.len() * TOKENS && sums.len() % (TOKENS * PANEL_ROWS) == 0);
+    // SAFETY: the lengths above.
+    unsafe {
+        let (panel, inputs) = (panel.as_ptr(), inputs.as_ptr());
+        match (codec.full, codec.group) {
+            (8, _) => sums_of::<8, 16>(panel, inputs, width, sums),
+            (_, 16) => sums_of::<16, 16>(panel, inputs, width, sums),
+            (16, _) => sums_of::<16, 32>(panel, inputs, width, sums),
+            _ => sums_of::<32, 32>(panel, inputs, width, sums),
+        }
+    }
+}
+
+/// Sums in int16, `[token][half of the rows]`.
+type Sums = [[S8; 2]; TOKENS];
+
+/// `FULL`: inputs after which sums in int16 are full.
+///
+/// # Safety
+/// `panel`: `(width / 4, 2, 4, 4)`; `inputs`: `(4, width)`; groups of `sums`: `width` / `GROUP` at most.
+#[inline(never)]
+unsafe fn sums_of<const FULL: usize, const GROUP: usize>(
+    mut panel: *const u8,
+    mut inputs: *const u8,
+    width: usize,
+    sums: &mut [i32],
+) {
+    for out in sums.chunks_exact_mut(TOKENS * PANEL_ROWS) {
+        let mut totals = [[I4::new([0; 4]); 2]; TOKENS];
+        let mut part: Sums = [[S8::zero(); 2]; TOKENS];
+        for sixteen in 0..GROUP / 16 {
+            let x = [0, 1, 2, 3].map(|t| B16::load(inputs.add(t * width)));
+            step::<0>(&mut part, panel, &x);
+            step::<1>(&mut part, panel.add(32), &x);
+            if FULL == 8 {
+                take_up(&mut totals, &mut part);
+            }
+            step::<2>(&mut part, panel.add(64), &x);
+            step::<3>(&mut part, panel.add(96), &x);
+            if FULL <= 16 || 16 * (sixteen + 1) == GROUP {
+                take_up(&mut totals, &mut part);
+            }
+            (panel, inputs) = (panel.add(16 * PANEL_ROWS), inputs.add(16));
+        }
+        for (i, total) in totals.as_flattened().iter().enumerate() {
+            total.store(out.as_mut_ptr().add(4 * i));
+        }
+    }
+}
+
+/// Adds the products of four inputs.
+#[inline(always)]
+unsafe fn step<const I: usize>(sums: &mut Sums, panel: *const u8, x: &[B16; TOKENS]) {
+    let rows = [B16::load(panel), B16::load(panel.add(16))];
+    for (sums, x) in sums.iter_mut().zip(x) {
+        let four = x.spread::<I>();
+        for (sum, row) in sums.iter_mut().zip(rows) {
+            *sum = sum.add(row.dot(four));
+        }
+    }
+}
+
+#[inline(always)]
+fn take_up(totals: &mut [[I4; 2]; TOKENS], part: &mut Sums) {
+    for (totals, part) in totals.iter_mut().zip(part) {
+        for (total, part) in totals.iter_mut().zip(part) {
+            *total = total.add(part.pair_sums());
+            *part = S8::zero();
+        }
+    }
+}
