@@ -4,7 +4,7 @@ import type { RaggedCache } from "../../core/cache/ragged.ts";
 import { breathe } from "../../runtime/breathe.ts";
 import type { ModelConfig } from "../config.ts";
 import type { DenseEngine } from "../dense/interface.ts";
-import { project, type Projected } from "./project.ts";
+import { project, type Projected } from "../dense/project.ts";
 
 /** Tokens per dense call: large enough for the matrix kernels, small enough to bound activations. */
 export const CHUNK = 256;

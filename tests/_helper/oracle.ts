@@ -1,6 +1,6 @@
 /** Plain attention over everything, with entries hidden by a mask: what real removal has to equal. */
 import type { DenseEngine } from "../../model/dense/interface.ts";
-import { project } from "../../model/decode/project.ts";
+import { project } from "../../model/dense/project.ts";
 import type { ModelConfig } from "../../model/config.ts";
 
 /** Kept context positions of each layer and KV head; everything after the context is visible. */

@@ -6,7 +6,7 @@ import { StoredRows } from "../../core/backend/stored_rows.ts";
 import { CACHE_TYPES, type CacheType } from "../../core/cache/entry_type.ts";
 import { randomSource } from "../../core/measure/random.ts";
 import { type KeyRotation, rotateRows } from "../../core/measure/rotation.ts";
-import { ropeTable, rotate } from "../../model/decode/rope.ts";
+import { ropeTable, rotate } from "../../model/dense/rope.ts";
 import { ALL_BACKENDS } from "../_helper/backends.ts";
 import { assertClose } from "../_helper/close.ts";
 

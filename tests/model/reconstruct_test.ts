@@ -5,7 +5,7 @@ import { RaggedCache } from "../../core/cache/ragged.ts";
 import { resolveBudget } from "../../core/select/budget.ts";
 import { PalisadeError } from "../../core/errors.ts";
 import { resolvePolicy } from "../../core/policy/registry.ts";
-import { project } from "../../model/decode/project.ts";
+import { project } from "../../model/dense/project.ts";
 import { loadModel, type Model } from "../../model/model.ts";
 import { contextIds } from "../../model/text/prompt.ts";
 import { LayerReader, readContext } from "../../model/read/layers.ts";
