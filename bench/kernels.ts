@@ -100,7 +100,12 @@ class Bench {
 }
 
 /** Rows of a backend, filled alike. */
-function filled(backend: Backend, shape: AttentionShape, length: number, type: CacheType = "f32"): LayerRows {
+function filled(
+  backend: Backend<Float32Array>,
+  shape: AttentionShape,
+  length: number,
+  type: CacheType = "f32",
+): LayerRows<Float32Array> {
   const rows = backend.createRows(shape, length, type), each = shape.kvHeads * shape.headDim;
   rows.append(floats(length * each, 1), floats(length * each, 2), length);
   return rows;
@@ -108,9 +113,9 @@ function filled(backend: Backend, shape: AttentionShape, length: number, type: C
 
 /** Runs one call on both backends and compares what it gives. */
 async function checked(
-  backend: Backend,
+  backend: Backend<Float32Array>,
   shape: AttentionShape,
-  call: (rows: LayerRows) => Promise<Float32Array>,
+  call: (rows: LayerRows<Float32Array>) => Promise<Float32Array>,
   type: CacheType = "f32",
 ): Promise<void> {
   using oracle = createReferenceBackend();
@@ -121,7 +126,7 @@ async function checked(
   got.free();
 }
 
-async function decode(bench: Bench, backend: Backend): Promise<void> {
+async function decode(bench: Bench, backend: Backend<Float32Array>): Promise<void> {
   for (const type of CACHE_TYPES) {
     for (const headDim of type === "f32" ? [64, 128] : [128]) {
       for (const group of type === "int8" ? [1, 4, 8] : [1, 2, 4]) {
@@ -139,7 +144,7 @@ async function decode(bench: Bench, backend: Backend): Promise<void> {
   }
 }
 
-async function prefill(bench: Bench, backend: Backend): Promise<void> {
+async function prefill(bench: Bench, backend: Backend<Float32Array>): Promise<void> {
   const sizes = [[64, 32, 1024], [80, 32, 1024], [96, 32, 1024], [100, 32, 1024], [128, 32, 1024], [256, 32, 512]];
   for (const [headDim, count, length] of [...sizes, [64, 256, 4096], [128, 256, 4096], [64, 2048, 2048]]) {
     const shape = { heads: 3, kvHeads: 1, headDim }, queries = floats(count * 3 * headDim, 3);
@@ -161,7 +166,7 @@ async function prefill(bench: Bench, backend: Backend): Promise<void> {
   }
 }
 
-async function evictions(bench: Bench, backend: Backend): Promise<void> {
+async function evictions(bench: Bench, backend: Backend<Float32Array>): Promise<void> {
   const window = 32, width = 576, shape = { heads: 9, kvHeads: 3, headDim: 64 };
   const queries = floats(window * 576, 3), wo = floats(width * 576, 4);
   const needs = { window: ["pooledMax", "mean", "mass", "logSumExp"] as const };

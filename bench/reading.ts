@@ -75,7 +75,7 @@ const policy = resolvePolicy("gate"), { gate } = await scoreSources(model, polic
 const budget = resolveBudget(policy, keep, ids.length, model.config);
 const now = () => (({ user, system }) => (user + system) / 1000)(process.cpuUsage());
 const outputWeights = () => Promise.reject(new Error("not needed"));
-const hidden = model.dense.embed(ids), parts: { score: number; evict: number; rest: number }[] = [];
+const hidden = await model.dense.embed(ids), parts: { score: number; evict: number; rest: number }[] = [];
 for (let round = 0; round < Math.max(3, rounds); round++) {
   const start = now();
   for (let layer = 0; layer < model.config.layers; layer++) await gate!.score(layer, hidden, ids.length);

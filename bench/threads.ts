@@ -56,7 +56,7 @@ async function row(name: string, calls: readonly (() => Promise<Float32Array>)[]
   console.log(`| ${name} | ${one.toFixed(3)} | ${several.toFixed(3)} | ${(one / several).toFixed(2)}× |`);
 }
 
-async function attention(backends: readonly Backend[]): Promise<void> {
+async function attention(backends: readonly Backend<Float32Array>[]): Promise<void> {
   for (const shape of [{ heads: 9, kvHeads: 3, headDim: 64 }, { heads: 16, kvHeads: 4, headDim: 128 }]) {
     const { heads, kvHeads, headDim } = shape, of = `${heads}/${kvHeads} heads of ${headDim}`;
     for (const length of [512, 1024, 2048, 4096, 16384]) {

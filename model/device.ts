@@ -3,12 +3,13 @@ import { resourceError } from "../core/errors.ts";
 import type { Crew } from "../wasm/threads/pool.ts";
 import type { Backend } from "../core/backend/interface.ts";
 import { createReferenceBackend } from "../core/backend/reference.ts";
-import type { DenseEngine } from "./dense/interface.ts";
+import type { Tensor } from "../core/backend/tensor.ts";
+import type { Dense } from "./dense/dense.ts";
 
-/** One place that computes. */
-export interface Device {
-  readonly backend: Backend;
-  readonly dense: DenseEngine;
+/** One place that computes: its two halves hand each other tensors. */
+export interface Device<T extends Tensor = Tensor> {
+  readonly backend: Backend<T>;
+  readonly dense: Dense<T>;
 }
 
 export const BACKEND_CHOICES = ["auto", "ts", "wasm"] as const;

@@ -5,6 +5,7 @@ import { type BackendChoice, type Device, pickBackend } from "./device.ts";
 import type { Runtime } from "../runtime/interface.ts";
 import type { Crew } from "../wasm/threads/pool.ts";
 import type { ModelConfig } from "./config.ts";
+import { HostDense } from "./dense/host.ts";
 import { type DenseChoice, pickDense } from "./dense/pick.ts";
 import type { Gate } from "./gate/file.ts";
 import { findGate } from "./gate/find.ts";
@@ -74,7 +75,9 @@ export async function loadModel(path: string, runtime: Runtime, options: LoadOpt
     const { threads = 1 } = options;
     crew = await startCrew(runtime, threads);
     backend = await pickBackend(options.backend ?? "auto", { crew });
-    const dense = await pickDense(file, config, { ...options, threads: threads === "auto" ? 1 : threads, crew });
+    const dense = new HostDense(
+      await pickDense(file, config, { ...options, threads: threads === "auto" ? 1 : threads, crew }),
+    );
     const held = { backend, crew };
     let gate: Promise<Gate> | undefined;
     return {

@@ -125,7 +125,7 @@ function besideOf(path: string): string {
 export async function writeWhole(
   runtime: Runtime,
   path: string,
-  content: Uint8Array | readonly Uint8Array[],
+  content: Uint8Array | readonly Uint8Array[] | AsyncIterable<Uint8Array>,
 ): Promise<void> {
   const host = runtime.host!, parts = content instanceof Uint8Array ? [content] : content;
   if ((await host.info(path))?.kind === "other") return await fill(await host.create(path), parts);
@@ -141,9 +141,11 @@ export async function writeWhole(
   await host.syncFolder(real);
 }
 
-async function fill(sink: ByteSink, parts: readonly Uint8Array[], sync = false): Promise<void> {
+type Parts = Iterable<Uint8Array> | AsyncIterable<Uint8Array>;
+
+async function fill(sink: ByteSink, parts: Parts, sync = false): Promise<void> {
   try {
-    for (const part of parts) await sink.write(part);
+    for await (const part of parts) await sink.write(part);
     if (sync) await sink.sync();
   } finally {
     await sink.close();

@@ -1,6 +1,7 @@
 /** The WebAssembly backend: SIMD kernels in Rust (`wasm/kernels/`) behind the backend interface. */
 import { checkedRows } from "../core/backend/checked_rows.ts";
 import type { Backend } from "../core/backend/interface.ts";
+import { HOST_TENSORS } from "../core/backend/tensor.ts";
 import type { CacheType } from "../core/cache/entry_type.ts";
 import { gateWidth, type LinearGate } from "../core/measure/gate_scores.ts";
 import { checkSelection, type Segment, type SelectionInput } from "../core/select/select.ts";
@@ -10,7 +11,7 @@ import { PageMeter, WasmRows } from "./rows.ts";
 
 export type { WasmOptions };
 
-export interface WasmBackend extends Backend {
+export interface WasmBackend extends Backend<Float32Array> {
   /** Rows of some heads, `shape`, of the layer `whole`, where other threads hold the others. They trust their caller. */
   createPart(shape: AttentionShape, reserve: number, type: CacheType, whole: AttentionShape): WasmRows;
 }
@@ -29,6 +30,7 @@ export async function createWasmBackend(options: WasmOptions = {}): Promise<Wasm
     name: "wasm",
     detail: `WebAssembly ${kernels.relaxed ? "relaxed SIMD" : "SIMD"}, one thread`,
     memory: () => meter.memory(kernels.memoryBytes),
+    tensors: HOST_TENSORS,
     createRows: (shape, reserve, type = "f32") =>
       checkedRows(shape, reserve, type, (checked) => new WasmRows(kernels, meter, checked, reserve, type)),
     createPart: (shape, reserve, type, whole) => new WasmRows(kernels, meter, shape, reserve, type, whole),

@@ -33,7 +33,7 @@ export class PageMeter {
 }
 
 /** See `LayerRows` for the meaning of each method, `CheckedRows` for what they may trust. */
-export class WasmRows implements TrustingRows {
+export class WasmRows implements TrustingRows<Float32Array> {
   readonly shape: AttentionShape;
   readonly type: CacheType;
   readonly #kernels: Kernels;
@@ -89,7 +89,7 @@ export class WasmRows implements TrustingRows {
     queries: Float32Array,
     count: number,
     want: AttentionWants = {},
-  ): Promise<AttentionOutputs> {
+  ): Promise<AttentionOutputs<Float32Array>> {
     const { heads } = this.shape, rows = this.#lengths[0];
     const pitch = Math.ceil(rows / ROW_PAGE) * ROW_PAGE;
     const logSumExp = want.logSumExp ? new Float32Array(count * heads) : undefined;
@@ -115,7 +115,7 @@ export class WasmRows implements TrustingRows {
     queries: Float32Array,
     count: number,
     want: { probabilities?: boolean } = {},
-  ): Promise<DecodeOutputs> {
+  ): Promise<DecodeOutputs<Float32Array>> {
     const { heads, kvHeads } = this.shape, lengths = this.#lengths;
     const perHead = Array.from({ length: heads }, (_, h) => lengths[Math.floor(h / (heads / kvHeads))]);
     const all = new Float32Array(want.probabilities ? perHead.reduce((sum, rows) => sum + rows, 0) : 0);

@@ -14,6 +14,7 @@ import type {
   LayerRows,
   TrustingRows,
 } from "./interface.ts";
+import type { Tensor } from "./tensor.ts";
 
 /** Most heads, KV heads, and numbers of a row: models have far fewer, and the kernels' products of them fit 32 bits. */
 const MOST_SIZE = 4096;
@@ -26,12 +27,12 @@ const MOST_KERNEL = 1023;
  * Empty rows for one layer: `create` makes them for a shape that has been checked.
  * @throws RangeError for a shape or a reserve that makes no sense; PalisadeError `cache-type.unknown`; as `create`.
  */
-export function checkedRows(
+export function checkedRows<T extends Tensor>(
   { heads, kvHeads, headDim }: AttentionShape,
   reserve: number,
   type: CacheType,
-  create: (shape: AttentionShape) => TrustingRows,
-): LayerRows {
+  create: (shape: AttentionShape) => TrustingRows<T>,
+): LayerRows<T> {
   const fits = [heads, kvHeads, headDim].every((size) => Number.isInteger(size) && size > 0 && size <= MOST_SIZE);
   if (!fits || heads % kvHeads !== 0) {
     throw new RangeError(`Cannot hold ${heads} heads over ${kvHeads} KV heads of width ${headDim}`);
@@ -61,15 +62,15 @@ export function checkKept(kept: readonly Int32Array[], lengths: ArrayLike<number
   }
 }
 
-class CheckedRows implements LayerRows {
+class CheckedRows<T extends Tensor> implements LayerRows<T> {
   readonly shape: AttentionShape;
   readonly type: CacheType;
-  readonly #rows: TrustingRows;
+  readonly #rows: TrustingRows<T>;
   /** Rows of each KV head. */
   readonly #lengths: Int32Array;
   #freed = false;
 
-  constructor(rows: TrustingRows, shape: AttentionShape, type: CacheType, lengths: Int32Array) {
+  constructor(rows: TrustingRows<T>, shape: AttentionShape, type: CacheType, lengths: Int32Array) {
     this.#rows = rows;
     this.shape = shape;
     this.type = type;
@@ -89,32 +90,35 @@ class CheckedRows implements LayerRows {
     return this.#freed ? 0 : this.#rows.allocatedBytes;
   }
 
-  append(keys: Float32Array, values: Float32Array, count: number): void {
+  append(keys: T, values: T, count: number): void {
     this.#checkAlive();
     const each = this.shape.kvHeads * this.shape.headDim;
     checkFloats("keys", keys, count, each);
     checkFloats("values", values, count, each);
-    if (!storable(keys, this.type) || !storable(values, this.type)) throw unstorable(this.type);
+    // A device looks at its own numbers.
+    for (const numbers of [keys, values]) {
+      if (numbers instanceof Float32Array && !storable(numbers, this.type)) throw unstorable(this.type);
+    }
     this.#rows.append(keys, values, count);
     for (let head = 0; head < this.#lengths.length; head++) this.#lengths[head] += count;
   }
 
-  async prefillAttention(queries: Float32Array, count: number, want?: AttentionWants): Promise<AttentionOutputs> {
+  async prefillAttention(queries: T, count: number, want?: AttentionWants): Promise<AttentionOutputs<T>> {
     this.#checkQueries(queries, count);
     this.#checkLevel("attend causally");
     return await this.#rows.prefillAttention(queries, count, want);
   }
 
   async decodeAttention(
-    queries: Float32Array,
+    queries: T,
     count: number,
     want?: { probabilities?: boolean },
-  ): Promise<DecodeOutputs> {
+  ): Promise<DecodeOutputs<T>> {
     this.#checkQueries(queries, count);
     return await this.#rows.decodeAttention(queries, count, want);
   }
 
-  async observe(queries: Float32Array, window: number, needs: Needs): Promise<Partial<Observation>> {
+  async observe(queries: T, window: number, needs: Needs): Promise<Partial<Observation>> {
     this.#checkAlive();
     this.#checkLevel("observe");
     if (needs.window?.length) this.#checkWindow(queries, window, needs.kernel);
@@ -155,7 +159,7 @@ class CheckedRows implements LayerRows {
     await this.#rows.rotateKeys(moves, rotation);
   }
 
-  async clone(): Promise<LayerRows> {
+  async clone(): Promise<LayerRows<T>> {
     this.#checkAlive();
     const lengths = this.#lengths.slice();
     return new CheckedRows(await this.#rows.clone(), this.shape, this.type, lengths);
@@ -188,7 +192,7 @@ class CheckedRows implements LayerRows {
     }
   }
 
-  #checkQueries(queries: Float32Array, count: number): void {
+  #checkQueries(queries: T, count: number): void {
     this.#checkAlive();
     checkFloats("queries", queries, count, this.shape.heads * this.shape.headDim);
     for (const length of this.#lengths) {
@@ -202,7 +206,7 @@ class CheckedRows implements LayerRows {
     }
   }
 
-  #checkWindow(queries: Float32Array, window: number, kernel?: number): void {
+  #checkWindow(queries: T, window: number, kernel?: number): void {
     const length = this.#lengths[0];
     if (!Number.isInteger(window) || window < 1 || window > length) {
       throw new RangeError(`Cannot observe a window of ${window} queries over ${length} rows`);
@@ -214,7 +218,7 @@ class CheckedRows implements LayerRows {
   }
 }
 
-function checkFloats(name: string, floats: Float32Array, count: number, each: number): void {
+function checkFloats(name: string, floats: Tensor, count: number, each: number): void {
   if (!Number.isInteger(count) || count < 1 || floats.length !== count * each) {
     throw new RangeError(`${name} have ${floats.length} floats: want ${count} × ${each}`);
   }

@@ -3,6 +3,8 @@
  *
  * One backend holds the keys and values of every layer, ragged: each KV head has its own number of rows. Row order
  * is insertion order; positions are the cache's business (`cache/`). All floats are float32 at this border.
+ * What a decoder hands from call to call are tensors (`tensor.ts`), which a device may keep; an observation, and whatever
+ * else is asked for by name, comes as plain arrays.
  *
  * A device answers later, so whatever hands back data, or needs the device to have finished, returns a promise; the
  * plain backends resolve at once. `append`, `compact`, `truncate` and `free` hand nothing back: they refuse a bad input
@@ -16,6 +18,7 @@ import type { Needs, NormKind, Observation } from "../policy/policy.ts";
 import type { KeyRotation } from "../measure/rotation.ts";
 import type { AttentionShape } from "../shape.ts";
 import type { SelectionInput } from "../select/select.ts";
+import type { Tensor, Tensors } from "./tensor.ts";
 
 /** Backends hold rows in pages of this many per head, and so at most this many more than needed. */
 export const ROW_PAGE = 64;
@@ -31,7 +34,7 @@ export interface BackendMemory {
   readonly wasmBytes: number;
 }
 
-export interface Backend extends Disposable {
+export interface Backend<T extends Tensor = Tensor> extends Disposable {
   readonly name: BackendName;
   /** One line for people: instruction set, threads. */
   readonly detail: string;
@@ -40,14 +43,16 @@ export interface Backend extends Disposable {
    * Empty rows for one layer, with room for `reserve` rows per head, stored as `type`. Default `f32`. Made by
    * `checkedRows` (`core/backend/checked_rows.ts`) of what the backend writes, {@link TrustingRows}.
    */
-  createRows(shape: AttentionShape, reserve: number, type?: CacheType): LayerRows;
+  createRows(shape: AttentionShape, reserve: number, type?: CacheType): LayerRows<T>;
+  /** What queries, keys, values and attention outputs pass as. */
+  readonly tensors: Tensors<T>;
   /** The exact top n of one or many segments; semantics in `core/select/select.ts`. */
   select(input: SelectionInput): Promise<Int32Array[]>;
   /**
    * Scores of a linear gate, `[count, heads]`, from `hidden`, `[count, width]`; formula in `core/measure/gate_scores.ts`.
    * Callers go through `scoreByGate` (`core/backend/gate.ts`), which computes them itself where a backend doesn't.
    */
-  gateScores?(gate: LinearGate, hidden: Float32Array, count: number): Promise<Float32Array>;
+  gateScores?(gate: LinearGate, hidden: T, count: number): Promise<Float32Array>;
 }
 
 /** What `prefillAttention` may be asked for beside its output. */
@@ -57,9 +62,9 @@ export interface AttentionWants {
   readonly logSumExp?: boolean;
 }
 
-export interface AttentionOutputs {
-  /** Attention output, `[count, heads, headDim]`. */
-  readonly output: Float32Array;
+export interface AttentionOutputs<T extends Tensor = Tensor> {
+  /** Attention output, `[count, heads, headDim]`; the caller frees it. */
+  readonly output: T;
   /** Softmax column sums over the queries of this call, `[heads, rows]`, when asked. */
   readonly columnSum?: Float32Array;
   /** Softmax column maxima over the queries of this call, `[heads, rows]`, when asked. */
@@ -68,9 +73,9 @@ export interface AttentionOutputs {
   readonly logSumExp?: Float32Array;
 }
 
-export interface DecodeOutputs {
-  /** Attention output, `[count, heads, headDim]`. */
-  readonly output: Float32Array;
+export interface DecodeOutputs<T extends Tensor = Tensor> {
+  /** Attention output, `[count, heads, headDim]`; the caller frees it. */
+  readonly output: T;
   /** Softmax of the LAST query, one array per query head, `[length(kv head)]`, when asked. */
   readonly probabilities?: Float32Array[];
 }
@@ -85,7 +90,7 @@ export interface CopiedRows {
  * Keys and values of one layer. Any shape, length or index that does not fit is a RangeError: thrown where a method hands
  * nothing back, the promise's where it returns one.
  */
-export interface LayerRows {
+export interface LayerRows<T extends Tensor = Tensor> {
   readonly shape: AttentionShape;
   /** What `append` rounds keys and values to; everything else sees them as stored. */
   readonly type: CacheType;
@@ -101,28 +106,28 @@ export interface LayerRows {
    * @throws PalisadeError (input) `cache-type.range`, nothing appended, when a number is not finite or too large for a
    * narrower type than f32.
    */
-  append(keys: Float32Array, values: Float32Array, count: number): void;
+  append(keys: T, values: T, count: number): void;
 
   /**
    * Causal attention of `count` queries that belong to the LAST `count` rows of every head (call it right after
    * appending them; all heads must have the same length). `queries`: `[count, heads, headDim]`, after RoPE; logits
    * are scaled by 1/√headDim.
    */
-  prefillAttention(queries: Float32Array, count: number, want?: AttentionWants): Promise<AttentionOutputs>;
+  prefillAttention(queries: T, count: number, want?: AttentionWants): Promise<AttentionOutputs<T>>;
 
   /**
    * Attention of `count` queries over all rows of each head: query `t` sees rows `0 … length(head) − count + t`.
    * Heads may differ in length. This is the decode path (`count` = 1) and the question path (`count` > 1).
    * `queries`: `[count, heads, headDim]`, after RoPE.
    */
-  decodeAttention(queries: Float32Array, count: number, want?: { probabilities?: boolean }): Promise<DecodeOutputs>;
+  decodeAttention(queries: T, count: number, want?: { probabilities?: boolean }): Promise<DecodeOutputs<T>>;
 
   /**
    * Softmax of the last `window` queries over all rows, reduced as `needs.window` asks, plus keys and values when
    * `needs.rows`. `queries`: `[window, heads, headDim]`. Column sums and value norms are not this call's.
    * Never stores heads × window × rows.
    */
-  observe(queries: Float32Array, window: number, needs: Needs): Promise<Partial<Observation>>;
+  observe(queries: T, window: number, needs: Needs): Promise<Partial<Observation>>;
 
   /**
    * ‖v·Wo_h‖ meaned over the group, `[kvHeads, rows]`, L1 unless `kind` says otherwise. `wo`: `[width, heads · headDim]`,
@@ -144,7 +149,7 @@ export interface LayerRows {
   rotateKeys(moves: readonly Int32Array[], rotation: KeyRotation): Promise<void>;
 
   /** Rows of their own with the same content and type; both go on independently. */
-  clone(): Promise<LayerRows>;
+  clone(): Promise<LayerRows<T>>;
 
   /**
    * One head's rows as stored, in float32, `[length, headDim]` each; or only the `wanted` ones, `[wanted, headDim]`,
@@ -160,6 +165,7 @@ export interface LayerRows {
  * What a backend writes: rows that trust their caller. Shapes, lengths, indices and numbers fit; `free` comes once, and
  * nothing after it. After a failure they hold what they held before, or fail from then on.
  */
-export interface TrustingRows extends Omit<LayerRows, "shape" | "type" | "length" | "liveBytes" | "clone"> {
-  clone(): Promise<TrustingRows>;
+export interface TrustingRows<T extends Tensor = Tensor>
+  extends Omit<LayerRows<T>, "shape" | "type" | "length" | "liveBytes" | "clone"> {
+  clone(): Promise<TrustingRows<T>>;
 }

@@ -23,14 +23,16 @@ import {
   type TrustingRows,
 } from "./interface.ts";
 import { StoredRows } from "./stored_rows.ts";
+import { HOST_TENSORS } from "./tensor.ts";
 
 /** A backend without kernels. */
-export function createReferenceBackend(): Backend {
+export function createReferenceBackend(): Backend<Float32Array> {
   const meter = new Meter();
   return {
     name: "ts",
     detail: "plain TypeScript, double sums, one thread",
     memory: () => meter.memory(),
+    tensors: HOST_TENSORS,
     createRows: (shape, reserve, type = "f32") =>
       checkedRows(shape, reserve, type, (checked) => new ReferenceRows(checked, reserve, type, meter)),
     // deno-lint-ignore require-await -- a bad input must reject, not throw
@@ -133,7 +135,7 @@ class HeadRows {
   }
 }
 
-class ReferenceRows implements TrustingRows {
+class ReferenceRows implements TrustingRows<Float32Array> {
   readonly #shape: AttentionShape;
   readonly #type: CacheType;
   readonly #heads: HeadRows[];
@@ -166,7 +168,7 @@ class ReferenceRows implements TrustingRows {
     queries: Float32Array,
     count: number,
     want: AttentionWants = {},
-  ): Promise<AttentionOutputs> {
+  ): Promise<AttentionOutputs<Float32Array>> {
     const { heads } = this.#shape, rows = this.#heads[0].length;
     const sums = want.columnSum && new Float64Array(heads * rows);
     const columnMax = want.columnMax ? new Float32Array(heads * rows) : undefined;
@@ -188,7 +190,7 @@ class ReferenceRows implements TrustingRows {
     queries: Float32Array,
     count: number,
     want: { probabilities?: boolean } = {},
-  ): Promise<DecodeOutputs> {
+  ): Promise<DecodeOutputs<Float32Array>> {
     const probabilities: Float32Array[] = [];
     const output = this.#attend(queries, count, ({ head, t, row, visible }) => {
       if (want.probabilities && t === count - 1) probabilities[head] = Float32Array.from(row.subarray(0, visible));
@@ -229,7 +231,7 @@ class ReferenceRows implements TrustingRows {
   }
 
   // deno-lint-ignore require-await -- as above
-  async clone(): Promise<TrustingRows> {
+  async clone(): Promise<TrustingRows<Float32Array>> {
     const twin = new ReferenceRows(this.#shape, 0, this.#type, this.#meter);
     twin.#heads.forEach((head, h) => head.copyFrom(this.#heads[h]));
     return twin;

@@ -9,6 +9,7 @@
  *
  * Protected in every head, where they are still there: the sinks, the chat template's markers, the recent window.
  */
+import type { Tensor } from "../backend/tensor.ts";
 import { inputError } from "../errors.ts";
 import { SINKS, WINDOW } from "../policy/parameters.ts";
 import type { KeyRotation } from "../measure/rotation.ts";
@@ -21,7 +22,7 @@ export interface Foretold {
   /** Of the entries that are there, row by row, `[layers · kvHeads][entries]`. */
   readonly known: readonly Float32Array[];
   /** Of `count` new ones, `[count, kvHeads]`, from what goes into their layer, `[count, width]`. */
-  score(layer: number, hidden: Float32Array, count: number): Promise<Float32Array>;
+  score(layer: number, hidden: Tensor, count: number): Promise<Float32Array>;
 }
 
 export interface LimitOptions {
@@ -132,7 +133,7 @@ export class CacheLimit {
   }
 
   /** Call with what goes into each layer, `[count, width]`, once room has been made for `count` tokens. */
-  async foretell(layer: number, hidden: Float32Array, count: number): Promise<void> {
+  async foretell(layer: number, hidden: Tensor, count: number): Promise<void> {
     if (!this.#options.rule.foretold) return;
     const { kvHeads } = this.#cache.shape;
     const scores = await this.#options.foretold!.score(layer, hidden, count);

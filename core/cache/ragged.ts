@@ -10,6 +10,7 @@
  * *logical* one (where attention takes its key to be). Without it the two are the same.
  */
 import type { Backend, LayerRows } from "../backend/interface.ts";
+import { Temporaries, type Tensor } from "../backend/tensor.ts";
 import { type CacheType, entryBytes } from "./entry_type.ts";
 import type { KeyRotation } from "../measure/rotation.ts";
 import type { ModelShape } from "../shape.ts";
@@ -94,7 +95,7 @@ export class RaggedCache implements Disposable {
    * `keys` (after RoPE) and `values`: `[count, kvHeads, headDim]`. Does not move the logical counter: that happens
    * once per token, not once per layer ({@link advance}).
    */
-  append(layer: number, keys: Float32Array, values: Float32Array, count: number, first: number): void {
+  append(layer: number, keys: Tensor, values: Tensor, count: number, first: number): void {
     this.rows(layer).append(keys, values, count);
     for (const list of this.#positions[layer]) list.appendRange(first + this.#shift, count);
     for (const list of this.#logical?.[layer] ?? []) list.appendRange(first, count);
@@ -118,9 +119,16 @@ export class RaggedCache implements Disposable {
         }
       }
     });
-    if (count > 0) this.append(layer, keys, values, count, 0);
+    if (count > 0) this.#appendNumbers(layer, keys, values, count);
     this.compact(layer, heads.map(({ positions }) => positions.map((_, i) => i)));
     heads.forEach(({ positions }, h) => this.#positions[layer][h].set(positions));
+  }
+
+  #appendNumbers(layer: number, keys: Float32Array, values: Float32Array, count: number): void {
+    const { tensors } = this.backend;
+    using temporaries = new Temporaries(tensors);
+    const [k, v] = [keys, values].map((numbers) => temporaries.add(tensors.upload(numbers)));
+    this.append(layer, k, v, count, 0);
   }
 
   /** Moves the logical counter past `count` tokens. */

@@ -8,6 +8,7 @@
  * Memory: the full cache, the kept positions of each case (four bytes an entry), for policies whose layers compete
  * the scores that are still in the race, and in {@link forkCache} one fork and one layer's kept rows. One fork at a time.
  */
+import { Temporaries } from "../../core/backend/tensor.ts";
 import { type HeadRows, RaggedCache } from "../../core/cache/ragged.ts";
 import { Eviction, keepsAll, type Selector } from "../../core/select/eviction.ts";
 import type { CacheType } from "../../core/cache/entry_type.ts";
@@ -98,13 +99,14 @@ export async function collect(
     const observer = new Observer(cache, scoring, (layer) => model.file.readFloat32(`blk.${layer}.attn_output.weight`));
     const { beyondTrained, signal } = options;
     const sources = await scoreSources(model, observer.wanted, ids, { beyondTrained });
-    const reader = new LayerReader(model.dense, cache, ids, { ...observer.wanted, ...sources, signal });
+    using reader = await LayerReader.open(model, cache, ids, { ...observer.wanted, ...sources, signal });
     const ms = { prefill: 0, observe: 0 };
     for (let layer = 0; layer < config.layers; layer++) {
       const start = performance.now();
       const seen = await reader.layer(layer);
       const read = performance.now();
       const observed = await observer.observe(layer, seen);
+      reader.release(seen);
       ms.prefill += read - start;
       ms.observe += performance.now() - read;
       for (const gatherer of scoring) await gatherer.add(observed.get(gatherer)!);
@@ -114,7 +116,7 @@ export async function collect(
     return {
       cache,
       cases: gatherers.map((gatherer) => gatherer.result()),
-      lastHidden: reader.lastHidden(),
+      lastHidden: await reader.lastHidden(),
       ms,
       [Symbol.dispose]: () => cache[Symbol.dispose](),
     };
@@ -217,9 +219,13 @@ class Observer {
       if (kind) norms.set(kind, await this.#valueNorms(layer, kind));
     }
     const observations = new Map<Gatherer, Observation>();
+    const { tensors } = this.#cache.backend;
     for (const { members, needs, window } of this.#groups) {
       const { model: shape, length } = members[0].budget;
-      const queries = windowQueries.subarray(windowQueries.length - window * shape.heads * shape.headDim);
+      using temporaries = new Temporaries(tensors);
+      const count = Math.min(windowQueries.length, window * shape.heads * shape.headDim);
+      const queries = temporaries.add(tensors.zeros(count));
+      tensors.copy(windowQueries, windowQueries.length - count, count, queries, 0);
       const measured = needs.window || needs.rows ? await rows.observe(queries, window, needs) : {};
       const observation = { layer, shape, length, window, ...shared, ...measured };
       for (const member of members) {

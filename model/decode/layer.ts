@@ -1,10 +1,10 @@
 /** One layer of the decoder over a chunk of tokens: the step that every way of reading, and answering, takes. */
 import type { LayerRows } from "../../core/backend/interface.ts";
+import { Temporaries, type Tensor } from "../../core/backend/tensor.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
 import { breathe } from "../../runtime/breathe.ts";
 import type { ModelConfig } from "../config.ts";
-import type { DenseEngine } from "../dense/interface.ts";
-import { project, type Projected } from "../dense/project.ts";
+import type { Dense, Projected } from "../dense/dense.ts";
 
 /** Tokens per dense call: large enough for the matrix kernels, small enough to bound activations. */
 export const CHUNK = 256;
@@ -12,47 +12,55 @@ export const CHUNK = 256;
 /** A chunk on its way through a layer. */
 export interface LayerInput {
   readonly layer: number;
-  /** What goes into the layer, `[count, width]`; left as it is. */
-  readonly hidden: Float32Array;
+  /** What goes into the layer, `[count, width]`; left as it is, and still the caller's. */
+  readonly hidden: Tensor;
   readonly count: number;
   /** Logical position of the chunk's first token. */
   readonly first: number;
+  /** Queries before RoPE are wanted. */
+  readonly unrotated?: boolean;
 }
 
-/** A chunk at the layer's attention: its keys and values are the last rows of every head. */
+/** A chunk at the layer's attention: its keys and values are the last rows of every head. Its tensors end with it. */
 export interface AtAttention extends Projected {
   readonly rows: LayerRows;
-  /** Projections before RoPE, `[count, (heads + 2·kvHeads)·headDim]`, each row q then k then v. */
-  readonly qkv: Float32Array;
+  /** What attention makes goes in here, and ends with the step. */
+  readonly made: Temporaries;
 }
 
+/** Gives the attention of the chunk's queries, `[count, heads, headDim]`. */
+export type Attend = (at: AtAttention) => Promise<Tensor>;
+
 /**
- * Norm, projections, RoPE; the new entries go to the cache; `attend` gives the attention output, `[count, heads, headDim]`;
- * output projection and feed-forward make of it the next layer's input, `[count, width]`.
+ * Norm, projections, RoPE; the new entries go to the cache; `attend` gives the attention output; output projection and
+ * feed-forward make of it the next layer's input, `[count, width]`, which is the caller's.
  */
-export async function layerStep(
-  dense: DenseEngine,
-  cache: RaggedCache,
-  { layer, hidden, count, first }: LayerInput,
-  attend: (at: AtAttention) => Promise<Float32Array>,
-): Promise<Float32Array> {
-  const output = await layerAttention(dense, cache, { layer, hidden, count, first }, attend);
+export async function layerStep(dense: Dense, cache: RaggedCache, input: LayerInput, attend: Attend): Promise<Tensor> {
+  using made = new Temporaries(cache.backend.tensors);
+  const output = await attended(dense, cache, input, made, attend);
   await breathe();
-  return await dense.finish(layer, hidden, output, count);
+  return await dense.finish(input.layer, input.hidden, output, input.count);
 }
 
 /** The first half of {@link layerStep}, for chunks whose hidden states nobody reads after this layer's attention. */
-export async function layerAttention(
-  dense: DenseEngine,
+export async function layerAttention(dense: Dense, cache: RaggedCache, input: LayerInput, attend: Attend) {
+  using made = new Temporaries(cache.backend.tensors);
+  await attended(dense, cache, input, made, attend);
+}
+
+async function attended(
+  dense: Dense,
   cache: RaggedCache,
-  { layer, hidden, count, first }: LayerInput,
-  attend: (at: AtAttention) => Promise<Float32Array>,
-): Promise<Float32Array> {
+  { layer, hidden, count, first, unrotated }: LayerInput,
+  made: Temporaries,
+  attend: Attend,
+): Promise<Tensor> {
+  using held = new Temporaries(cache.backend.tensors);
   await breathe();
-  const qkv = await dense.qkv(layer, hidden, count);
-  const projected = project(dense.config, qkv, count, first);
+  const projected = await dense.project(layer, hidden, count, first, { unrotated });
+  for (const tensor of Object.values<Tensor | undefined>({ ...projected })) if (tensor) held.add(tensor);
   cache.append(layer, projected.keys, projected.values, count, first);
-  return await attend({ ...projected, rows: cache.rows(layer), qkv });
+  return await attend({ ...projected, rows: cache.rows(layer), made });
 }
 
 /** Bytes of a chunk's activations while it is in a layer: hidden states and projections twice, attention output. */

@@ -1,18 +1,16 @@
-/** The step between `qkv` and `finish` that every path shares: split the projections and rotate queries and keys. */
+/** The step between an engine's `qkv` and attention: split the projections, rotate queries and keys. */
 import type { ModelConfig, Rope } from "../config.ts";
+import type { Projected } from "./dense.ts";
 import { type RopeTable, ropeTable, rotate } from "./rope.ts";
 
-export interface Projected {
-  /** `[count, heads, headDim]`, rotated. */
-  readonly queries: Float32Array;
-  /** `[count, kvHeads, headDim]`, rotated. */
-  readonly keys: Float32Array;
-  /** `[count, kvHeads, headDim]`. */
-  readonly values: Float32Array;
-}
-
 /** Splits `qkv`, `[count, (heads + 2·kvHeads)·headDim]`, and rotates q and k to positions `first`, `first + 1`, … */
-export function project(config: ModelConfig, qkv: Float32Array, count: number, first: number): Projected {
+export function project(
+  config: ModelConfig,
+  qkv: Float32Array,
+  count: number,
+  first: number,
+  want: { readonly unrotated?: boolean } = {},
+): Projected<Float32Array> {
   const { heads, kvHeads, headDim, rope } = config;
   const q = heads * headDim, kv = kvHeads * headDim, row = q + 2 * kv;
   const queries = new Float32Array(count * q);
@@ -24,10 +22,11 @@ export function project(config: ModelConfig, qkv: Float32Array, count: number, f
     keys.set(qkv.subarray(at + q, at + q + kv), t * kv);
     values.set(qkv.subarray(at + q + kv, at + row), t * kv);
   }
+  const unrotated = want.unrotated ? { unrotated: queries.slice() } : {};
   const table = tableOf(rope, first, count);
   rotate(queries, heads, headDim, rope, table);
   rotate(keys, kvHeads, headDim, rope, table);
-  return { queries, keys, values };
+  return { queries, keys, values, ...unrotated };
 }
 
 /** The last table of each model: all layers ask for the same positions. */

@@ -1,6 +1,7 @@
 /** Gate scores from hidden states: one small product per token, layer and KV head. */
 import { scoreByGate } from "../../core/backend/gate.ts";
 import type { Backend } from "../../core/backend/interface.ts";
+import type { Tensor } from "../../core/backend/tensor.ts";
 import type { LinearGate } from "../../core/measure/gate_scores.ts";
 import type { ModelConfig } from "../config.ts";
 
@@ -17,7 +18,7 @@ export interface GateWeights {
  * norm(h) = h / √(mean h² + ε) ⊙ gains. The gains are folded into the weights once.
  */
 export class GateScorer {
-  readonly #backend: Pick<Backend, "gateScores">;
+  readonly #backend: Pick<Backend, "gateScores" | "tensors">;
   readonly #layers: readonly LinearGate[];
 
   /**
@@ -25,7 +26,7 @@ export class GateScorer {
    * @throws RangeError when a length does not fit the model.
    */
   constructor(
-    backend: Pick<Backend, "gateScores">,
+    backend: Pick<Backend, "gateScores" | "tensors">,
     { layers, kvHeads, width, normEpsilon: epsilon }: ModelConfig,
     gate: GateWeights,
     gains: Float32Array,
@@ -49,7 +50,7 @@ export class GateScorer {
   }
 
   /** Scores of `count` tokens from `hidden`, `[count, width]`: `[count, kvHeads]`, natural logarithms. */
-  score(layer: number, hidden: Float32Array, count: number): Promise<Float32Array> {
+  score(layer: number, hidden: Tensor, count: number): Promise<Float32Array> {
     return scoreByGate(this.#backend, this.#layers[layer], hidden, count);
   }
 }

@@ -19,7 +19,7 @@ import { largestMasses, smallestBudget } from "../../core/worst_case/risk_budget
 import { Eviction, type EvictionRule, keptOfAll } from "../../core/select/eviction.ts";
 import { entryBytes } from "../../core/cache/entry_type.ts";
 import { streamingSelection } from "../../core/select/layer_selection.ts";
-import type { DenseEngine } from "../dense/interface.ts";
+import type { ModelConfig } from "../config.ts";
 import type { Device } from "../device.ts";
 import { Explainer } from "./explain.ts";
 import { LayerReader, type LayerSeen, observeLayer, readContext } from "./layers.ts";
@@ -50,13 +50,8 @@ export async function readAtRisk(
   ids: ArrayLike<number>,
   options: RiskOptions,
 ): Promise<RiskResult> {
-  const search = new RiskSearch(device, ids, options);
-  try {
-    return await search.run();
-  } catch (error) {
-    search[Symbol.dispose]();
-    throw error;
-  }
+  using search = new RiskSearch(device, ids, options);
+  return await search.run();
 }
 
 /** A layer in the search: everything is still there. */
@@ -67,13 +62,16 @@ interface Visit {
 
 class RiskSearch implements Disposable {
   readonly #device: Device;
-  readonly #dense: DenseEngine;
+  readonly #config: ModelConfig;
   readonly #ids: ArrayLike<number>;
   readonly #options: RiskOptions;
   readonly #window: number;
   readonly #waits: boolean;
+  /** Of the pass that runs, or that waits; a cache that is handed out is no longer here. */
   #cache?: RaggedCache;
-  #waiting?: { reader: LayerReader; seen: LayerSeen[] };
+  #reader?: LayerReader;
+  /** Set while layers wait. */
+  #seen?: LayerSeen[];
   readonly #observations: Observation[] = [];
   #passes = 0;
   #peak = 0;
@@ -84,7 +82,7 @@ class RiskSearch implements Disposable {
   constructor(device: Device, ids: ArrayLike<number>, options: RiskOptions) {
     const { kvHeads, headDim, layers } = device.dense.config;
     this.#device = device;
-    this.#dense = device.dense;
+    this.#config = device.dense.config;
     this.#ids = ids;
     this.#options = options;
     this.#window = observationFor(options.policy, this.#budget(ids.length)).window;
@@ -94,7 +92,9 @@ class RiskSearch implements Disposable {
   }
 
   [Symbol.dispose](): void {
+    this.#reader?.[Symbol.dispose]();
     this.#cache?.[Symbol.dispose]();
+    this.#reader = this.#cache = undefined;
   }
 
   async run(): Promise<RiskResult> {
@@ -108,13 +108,13 @@ class RiskSearch implements Disposable {
       (tokens) => this.#risks(tokens.map((n) => this.#budget(n)), overLayers),
     );
     const budget = this.#budget(found.tokens);
-    const read = this.#waiting ? await this.#evictInPlace(budget, overLayers) : await this.#readAgain(budget);
+    const read = this.#seen ? await this.#evictInPlace(budget, overLayers) : await this.#readAgain(budget);
     const peakBytes = Math.max(this.#peak, read.cache.bytes().peak);
     return { ...read, budget, figures: { asked: limit, reached: found.risk, passes: this.#passes, peakBytes } };
   }
 
   #budget(tokens: number): Budget {
-    return resolveBudget(this.#options.policy, { tokens }, this.#ids.length, this.#dense.config);
+    return resolveBudget(this.#options.policy, { tokens }, this.#ids.length, this.#config);
   }
 
   async #remember(layer: number, seen: LayerSeen): Promise<void> {
@@ -133,7 +133,7 @@ class RiskSearch implements Disposable {
 
   /** The risk of each budget, in one round over the layers. */
   async #risks(budgets: readonly Budget[], overLayers: boolean): Promise<Float64Array> {
-    const { policy } = this.#options, { heads, layers } = this.#dense.config;
+    const { policy } = this.#options, { heads, layers } = this.#config;
     const sums = new Float64Array(budgets.length);
     const chosen = overLayers ? new KeptSets(this.#budget(this.#ids.length)) : undefined;
     if (chosen) {
@@ -147,10 +147,10 @@ class RiskSearch implements Disposable {
         ? budgets.map((_, c) => chosen.of(c, layer))
         : await this.#keptAlone(await this.#observe(layer, seen), budgets);
       const masses = largestMasses({
-        shape: this.#dense.config,
+        shape: this.#config,
         length: this.#ids.length,
         window: this.#window,
-        queries: seen.windowQueries,
+        queries: await this.#device.backend.tensors.read(seen.windowQueries),
         keys: (await copyHeads(this.#cache!.rows(layer))).map(({ keys }) => keys),
       }, candidates);
       masses.forEach((mass, c) => sums[c] += mass / (heads * layers));
@@ -175,10 +175,8 @@ class RiskSearch implements Disposable {
 
   /** One visit to every layer, whole: read for the first time, waiting since then, or read anew. */
   async #each(visit: (each: Visit) => Promise<void>): Promise<void> {
-    const { onLayer } = this.#options, { layers } = this.#dense.config;
-    const known = this.#waiting;
-    const reader = known?.reader ?? this.#newReader();
-    const seen: LayerSeen[] = known?.seen ?? [];
+    const { onLayer } = this.#options, { layers } = this.#config;
+    const seen = this.#seen ?? [], reader = this.#seen ? this.#reader! : await this.#newReader();
     for (let layer = 0; layer < layers; layer++) {
       const start = this.#now();
       seen[layer] ??= await reader.layer(layer);
@@ -188,31 +186,32 @@ class RiskSearch implements Disposable {
       this.#ms.evict += this.#now() - middle;
       this.#peak = Math.max(this.#peak, this.#cache!.bytes().peak);
       if (this.#waits) continue;
-      seen[layer] = { windowQueries: new Float32Array(0) };
-      this.#cache!.compact(layer, Array.from({ length: this.#dense.config.kvHeads }, () => new Int32Array(0)));
+      reader.release(seen[layer]);
+      delete seen[layer];
+      this.#cache!.compact(layer, Array.from({ length: this.#config.kvHeads }, () => new Int32Array(0)));
       onLayer?.(layer + 1, layers);
     }
     this.#activationBytes = Math.max(this.#activationBytes, reader.activationBytes);
-    if (this.#waits) this.#waiting = { reader, seen };
+    if (this.#waits) this.#seen = seen;
   }
 
   /** Starts the context from its first layer, in a cache of its own. */
-  #newReader(): LayerReader {
+  async #newReader(): Promise<LayerReader> {
     const { policy: { needs }, signal, prompts, gate, softTokens } = this.#options;
-    this.#cache?.[Symbol.dispose]();
-    this.#cache = new RaggedCache(this.#device.backend, this.#dense.config, this.#options.cacheType);
+    this[Symbol.dispose]();
+    const cache = this.#cache = new RaggedCache(this.#device.backend, this.#config, this.#options.cacheType);
     this.#passes++;
     const seen = { needs, window: this.#window, signal, prompts, gate, softTokens };
-    return new LayerReader(this.#dense, this.#cache, this.#ids, seen);
+    return this.#reader = await LayerReader.open(this.#device, cache, this.#ids, seen);
   }
 
   async #evictInPlace(budget: Budget, overLayers: boolean): Promise<ReadResult> {
     const { policy, outputWeights, explain } = this.#options;
-    const cache = this.#cache!, { reader, seen } = this.#waiting!;
+    const cache = this.#cache!, reader = this.#reader!;
     const explainer = explain ? new Explainer(cache, { policy, budget, outputWeights }) : undefined;
     const start = this.#now();
     const chosen = overLayers ? await this.#keptOfAll({ policy, budget }) : undefined;
-    for (const [layer, each] of seen.entries()) {
+    for (const [layer, each] of this.#seen!.entries()) {
       await explainer?.add(layer, each.windowQueries);
       const kept = chosen?.[layer] ??
         (await this.#keptAlone(await this.#observe(layer, each), [budget]))[0];
@@ -222,19 +221,14 @@ class RiskSearch implements Disposable {
     this.#ms.evict += this.#now() - start;
     cache.setScoreBytes(0);
     cache.advance(this.#ids.length);
-    return {
-      cache,
-      lastHidden: reader.lastHidden(),
-      activationBytes: this.#activationBytes,
-      ms: this.#ms,
-      certificates: await explainer?.certificates(),
-    };
+    const [lastHidden, certificates] = [await reader.lastHidden(), await explainer?.certificates()];
+    this.#cache = undefined;
+    return { cache, lastHidden, activationBytes: this.#activationBytes, ms: this.#ms, certificates };
   }
 
   /** Nothing waits: one more reading, with the budget. */
   async #readAgain(budget: Budget): Promise<ReadResult> {
-    this.#cache?.[Symbol.dispose]();
-    this.#cache = undefined;
+    this[Symbol.dispose]();
     this.#observations.length = 0;
     this.#passes++;
     const read = await readContext(this.#device, this.#ids, { ...this.#options, budget });

@@ -1,5 +1,6 @@
 /** Certificates of a reading: the evidence is taken layer by layer, before anything of the layer is evicted. */
 import { copyHeads } from "../../core/backend/copy_heads.ts";
+import type { Tensor } from "../../core/backend/tensor.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
 import type { LayerCertificate } from "../../core/worst_case/certificate.ts";
 import { CertificateTracker } from "../../core/worst_case/certificate_tracker.ts";
@@ -33,7 +34,7 @@ export class Explainer {
    * Takes the evidence of a layer that is whole. `queries`: its last `window` queries, `[window, heads, headDim]`. Copies
    * the layer's values for a moment, and weighs them once per query head of a group.
    */
-  async add(layer: number, queries: Float32Array): Promise<void> {
+  async add(layer: number, queries: Tensor): Promise<void> {
     const { model: shape, length } = this.#options.budget;
     const rows = this.#cache.rows(layer);
     const { pooledMax, logSumExp } = await rows.observe(queries, this.window, this.#needs);
@@ -46,7 +47,7 @@ export class Explainer {
       shape,
       length,
       window: this.window,
-      queries,
+      queries: await this.#cache.backend.tensors.read(queries),
       logSumExp: logSumExp!,
       importance: pooledMax!,
       values: (await copyHeads(rows)).map(({ values }) => values),

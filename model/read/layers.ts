@@ -5,6 +5,7 @@
  * For policies whose layers compete or share, an entry that a later layer can only push further down is dropped at
  * once, and the streaming selection stays exact (`core/select/joint.ts`, `core/select/cascade.ts`).
  */
+import type { Tensor, Tensors } from "../../core/backend/tensor.ts";
 import { RaggedCache } from "../../core/cache/ragged.ts";
 import { ScoreLists } from "../../core/cache/score_lists.ts";
 import type { AttentionOutputs, LayerRows } from "../../core/backend/interface.ts";
@@ -12,12 +13,12 @@ import type { LayerChange } from "../../core/select/candidates.ts";
 import type { Budget, Needs, Observation } from "../../core/policy/policy.ts";
 import { QueryStatistics, type QueryStatisticsResult } from "../../core/measure/query_statistics.ts";
 import { Eviction, keepsAll } from "../../core/select/eviction.ts";
-import { type AtAttention, CHUNK, layerAttention, type LayerInput, layerStep, stepBytes } from "../decode/layer.ts";
-import { hold } from "../../runtime/breathe.ts";
-import type { ModelConfig } from "../config.ts";
-import type { DenseEngine } from "../dense/interface.ts";
+import { type AtAttention, layerAttention, layerStep, stepBytes } from "../decode/layer.ts";
+import type { Rope } from "../config.ts";
+import type { Dense } from "../dense/dense.ts";
 import type { Device } from "../device.ts";
 import { Explainer } from "./explain.ts";
+import { type Chunk, HiddenStates } from "./hidden_states.ts";
 import type { LayersReading, Reader, ReadOptions, ReadResult, ScoreFiles, ThresholdReading } from "./reading.ts";
 import { Probe } from "./soft_tokens.ts";
 import { Reconstruction, type RepeatPrompt } from "./reconstruct.ts";
@@ -39,7 +40,7 @@ export async function readContext(
   ids: ArrayLike<number>,
   options: LayersOptions,
 ): Promise<ReadResult> {
-  const { dense, backend } = device, { config } = dense;
+  const { backend, dense: { config } } = device;
   const now = options.now ?? (() => performance.now());
   const cache = new RaggedCache(backend, config, options.cacheType);
   try {
@@ -48,7 +49,7 @@ export async function readContext(
     const explainer = options.explain ? new Explainer(cache, options) : undefined;
     const window = Math.max(needs.window ? options.budget.window : 0, explainer?.window ?? 0);
     const { signal, prompts, gate, softTokens } = options;
-    const reader = new LayerReader(dense, cache, ids, { needs, window, signal, prompts, gate, softTokens });
+    using reader = await LayerReader.open(device, cache, ids, { needs, window, signal, prompts, gate, softTokens });
     const eviction = new LayerEviction(cache, options, explainer);
     let prefill = 0, evict = 0;
     for (let layer = 0; layer < config.layers; layer++) {
@@ -57,6 +58,7 @@ export async function readContext(
       const middle = now();
       await explainer?.add(layer, seen.windowQueries);
       await eviction.layer(layer, seen);
+      reader.release(seen);
       prefill += middle - start;
       evict += now() - middle;
       options.onLayer?.(layer + 1, config.layers);
@@ -64,7 +66,7 @@ export async function readContext(
     cache.advance(ids.length);
     return {
       cache,
-      lastHidden: reader.lastHidden(),
+      lastHidden: await reader.lastHidden(),
       activationBytes: reader.activationBytes,
       ms: { prefill, evict },
       certificates: await explainer?.certificates(),
@@ -97,8 +99,8 @@ function budgetKept(whole: Budget, entries: number): Budget {
 
 /** What the forward pass leaves behind for the policy. */
 export interface LayerSeen extends Partial<QueryStatisticsResult> {
-  /** Queries of the window, `[window, heads, headDim]`, after RoPE. */
-  readonly windowQueries: Float32Array;
+  /** Queries of the window, `[window, heads, headDim]`, after RoPE; until they are released. */
+  readonly windowQueries: Tensor;
   readonly columnSum?: Float32Array;
   readonly columnMax?: Float32Array;
   readonly reconstruction?: Float32Array;
@@ -112,136 +114,180 @@ export interface SeenOptions extends ScoreSources {
   /** Queries to keep, from the end. */
   readonly window: number;
   /** Called with the input of each layer before its norm, `[count, width]`, tokens from `first` on. Not to be changed. */
-  readonly onInput?: (layer: number, hidden: Float32Array, first: number, count: number) => void;
+  readonly onInput?: (layer: number, hidden: Tensor, first: number, count: number) => Promise<void> | void;
   /** Checked between chunks. */
   readonly signal?: AbortSignal;
 }
-
-/** Tokens from which on looking up their embeddings takes more than a tenth of a second. */
-const MANY_TOKENS = 10_000;
 
 /**
  * The forward half: hidden states of the whole context, one layer at a time, each layer once and in order. Appends to
  * `cache` and evicts nothing.
  */
-export class LayerReader {
-  readonly #dense: DenseEngine;
+export class LayerReader implements Disposable {
+  readonly #dense: Dense;
   readonly #cache: RaggedCache;
   readonly #length: number;
-  readonly #window: number;
-  readonly #needs: Needs;
   readonly #options: SeenOptions;
-  readonly #reconstruction?: Reconstruction;
-  readonly #probe?: Probe;
-  /** `[length, width]`, overwritten layer by layer. */
-  readonly #hidden: Float32Array;
+  readonly #parts: ReaderParts;
+  /** Queries that were given out and not released. */
+  readonly #given = new Set<Tensor>();
   activationBytes = 0;
 
-  constructor(dense: DenseEngine, cache: RaggedCache, ids: ArrayLike<number>, options: SeenOptions) {
-    this.#dense = dense;
+  private constructor(device: Device, cache: RaggedCache, length: number, options: SeenOptions, parts: ReaderParts) {
+    this.#dense = device.dense;
     this.#cache = cache;
-    this.#length = ids.length;
-    this.#needs = options.needs;
-    this.#window = options.window;
+    this.#length = length;
     this.#options = options;
-    this.#hidden = ids.length < MANY_TOKENS ? dense.embed(ids) : hold(() => dense.embed(ids));
+    this.#parts = parts;
+  }
+
+  /**
+   * Embeds `ids`, and what goes beside them. `cache` is empty, and the device's.
+   * @throws RangeError when `needs` ask for a source that isn't there.
+   */
+  static async open(device: Device, cache: RaggedCache, ids: ArrayLike<number>, options: SeenOptions) {
     const { needs, prompts, gate, softTokens, signal } = options;
     if (needs.gate && !gate) throw new RangeError("Cannot read for a policy that needs a gate without one");
     if (needs.softTokens && !softTokens) {
       throw new RangeError("Cannot read for a policy that needs soft tokens without");
     }
-    if (needs.softTokens) this.#probe = new Probe(dense, cache, ids.length, softTokens!);
-    if (!needs.reconstruction) return;
-    if (!prompts) throw new RangeError("Cannot read for a policy that needs reconstruction without prompts");
-    this.#reconstruction = new Reconstruction(dense, cache, ids.length, prompts, signal);
+    if (needs.reconstruction && !prompts) {
+      throw new RangeError("Cannot read for a policy that needs reconstruction without prompts");
+    }
+    const parts: ReaderParts = { hidden: await HiddenStates.embed(device, ids) };
+    const reader = new LayerReader(device, cache, ids.length, options, parts);
+    try {
+      if (needs.softTokens) parts.probe = new Probe(device, cache, ids.length, softTokens!);
+      if (needs.reconstruction) {
+        parts.reconstruction = await Reconstruction.open(device, cache, ids.length, prompts!, signal);
+      }
+      return reader;
+    } catch (error) {
+      reader[Symbol.dispose]();
+      throw error;
+    }
   }
 
   /** Everything that goes from one layer to the next: hidden states of the context, then of each prompt. */
-  states(): Float32Array[] {
-    return [this.#hidden, ...this.#reconstruction?.hidden ?? []];
+  states(): HiddenStates[] {
+    return [this.#parts.hidden, ...this.#parts.reconstruction?.hidden ?? []];
   }
 
-  lastHidden(): Float32Array {
-    const { width } = this.#dense.config;
-    return this.#hidden.slice((this.#length - 1) * width);
+  /** `[width]`. */
+  lastHidden(): Promise<Float32Array> {
+    return this.#parts.hidden.last();
+  }
+
+  /** Gives a layer's window queries back. */
+  release({ windowQueries }: LayerSeen): void {
+    if (this.#given.delete(windowQueries)) this.#cache.backend.tensors.free(windowQueries);
+  }
+
+  [Symbol.dispose](): void {
+    for (const windowQueries of this.#given) this.#cache.backend.tensors.free(windowQueries);
+    this.#given.clear();
+    const { hidden, probe, reconstruction } = this.#parts;
+    for (const part of [hidden, probe, reconstruction]) part?.[Symbol.dispose]();
   }
 
   async layer(layer: number): Promise<LayerSeen> {
-    const { config } = this.#dense;
+    const { needs, window, signal, onInput } = this.#options, { hidden, probe, reconstruction } = this.#parts;
+    const { kvHeads, heads, headDim } = this.#dense.config;
     this.#cache.rows(layer, this.#length);
-    const seen = new SeenQueries(config, this.#length, this.#window, this.#needs);
-    const gate = this.#needs.gate ? new Float32Array(config.kvHeads * this.#length) : undefined;
-    for (let start = 0; start < this.#length; start += CHUNK) {
-      this.#options.signal?.throwIfAborted();
-      const count = Math.min(CHUNK, this.#length - start);
-      const hidden = this.#hidden.subarray(start * config.width, (start + count) * config.width);
-      this.#options.onInput?.(layer, hidden, start, count);
-      if (gate) await this.#foretell(gate, layer, hidden, start, count);
-      await this.#step({ layer, hidden, count, first: start }, seen);
+    const windowQueries = this.#cache.backend.tensors.zeros(window * heads * headDim);
+    this.#given.add(windowQueries);
+    const seen = new SeenQueries(this.#cache, this.#length, windowQueries, needs);
+    const gate = needs.gate ? new Float32Array(kvHeads * this.#length) : undefined;
+    for (const chunk of hidden.chunks()) {
+      signal?.throwIfAborted();
+      await onInput?.(layer, chunk.hidden, chunk.first, chunk.count);
+      if (gate) await this.#foretell(gate, layer, chunk);
+      await this.#step(layer, chunk, seen);
     }
-    const reconstruction = await this.#reconstruction?.layer(layer);
-    const softTokens = await this.#probe?.layer(layer, this.#needs.softTokens!.reduction);
-    return { ...seen.result(), reconstruction, gate, softTokens };
+    const repeated = await reconstruction?.layer(layer);
+    const softTokens = await probe?.layer(layer, needs.softTokens!.reduction);
+    return { ...seen.result(this.#dense.config.rope), reconstruction: repeated, gate, softTokens };
   }
 
   /** One chunk. The last layer's hidden states are only read at the last token, so its other chunks end at attention. */
-  async #step(input: LayerInput, seen: SeenQueries): Promise<void> {
-    const { layer, hidden, count, first } = input, { config } = this.#dense;
+  async #step(layer: number, chunk: Chunk, seen: SeenQueries): Promise<void> {
+    const { hidden, count, first } = chunk, { config } = this.#dense, states = this.#parts.hidden;
+    const input = { layer, hidden, count, first, unrotated: seen.unrotated };
     const attend = async (at: AtAttention) => {
       const attended = await at.rows.prefillAttention(at.queries, count, seen.want);
-      seen.add(at, attended, first, count);
+      at.made.add(attended.output);
+      await seen.add(at, attended, first, count);
       return attended.output;
     };
-    const waiting = (this.#reconstruction?.hiddenBytes ?? 0) + (this.#probe?.hiddenBytes ?? 0);
-    const bytes = this.#hidden.byteLength + waiting + stepBytes(config, count);
-    this.activationBytes = Math.max(this.activationBytes, bytes);
+    const waiting = (this.#parts.reconstruction?.hiddenBytes ?? 0) + (this.#parts.probe?.hiddenBytes ?? 0);
+    this.activationBytes = Math.max(this.activationBytes, states.byteLength + waiting + stepBytes(config, count));
     if (layer === config.layers - 1 && first + count < this.#length) {
       await layerAttention(this.#dense, this.#cache, input, attend);
-    } else hidden.set(await layerStep(this.#dense, this.#cache, input, attend));
+    } else states.replace(chunk, await layerStep(this.#dense, this.#cache, input, attend));
   }
 
-  /** Fills `gate`, `[kvHeads, length]`, for the tokens from `start` on. */
-  async #foretell(gate: Float32Array, layer: number, hidden: Float32Array, start: number, count: number) {
+  /** Fills `gate`, `[kvHeads, length]`, for a chunk's tokens. */
+  async #foretell(gate: Float32Array, layer: number, { hidden, first, count }: Chunk) {
     const { kvHeads } = this.#dense.config;
     const scores = await this.#options.gate!.score(layer, hidden, count);
     for (let head = 0; head < kvHeads; head++) {
-      const to = head * this.#length + start;
+      const to = head * this.#length + first;
       for (let t = 0; t < count; t++) gate[to + t] = scores[t * kvHeads + head];
     }
   }
 }
 
+/** What goes from layer to layer. */
+interface ReaderParts {
+  readonly hidden: HiddenStates;
+  probe?: Probe;
+  reconstruction?: Reconstruction;
+}
+
 /** What the queries of one layer tell: those of the window, their columns, their statistics. */
 class SeenQueries {
   readonly want: { columnSum?: boolean; columnMax?: boolean };
-  readonly #config: ModelConfig;
+  readonly #tensors: Tensors;
+  /** Numbers of a token's queries. */
+  readonly #row: number;
   readonly #length: number;
   /** `[window, heads, headDim]`. */
-  readonly #window: Float32Array;
+  readonly #window: Tensor;
   readonly #columns: Columns;
   readonly #statistics?: QueryStatistics;
 
-  constructor(config: ModelConfig, length: number, window: number, needs: Needs) {
-    const { heads, headDim } = config, { queryStatistics } = needs;
-    this.#config = config;
+  constructor({ backend, shape }: RaggedCache, length: number, window: Tensor, needs: Needs) {
+    const { heads, headDim } = shape, { queryStatistics } = needs;
+    this.#tensors = backend.tensors;
+    this.#row = heads * headDim;
     this.#length = length;
-    this.#window = new Float32Array(window * heads * headDim);
+    this.#window = window;
     this.#columns = new Columns(needs, heads, length);
     this.want = this.#columns.want;
-    if (queryStatistics) this.#statistics = new QueryStatistics(config, length, queryStatistics);
+    if (queryStatistics) this.#statistics = new QueryStatistics(shape, length, queryStatistics);
+  }
+
+  /** Whether queries before RoPE are wanted. */
+  get unrotated(): boolean {
+    return this.#statistics !== undefined;
   }
 
   /** Takes the chunk of `count` tokens from `first` on. */
-  add({ qkv, queries }: AtAttention, columns: AttentionOutputs, first: number, count: number): void {
-    this.#statistics?.add(qkv, first, count, qkv.length / count);
+  async add({ queries, unrotated }: AtAttention, columns: AttentionOutputs, first: number, count: number) {
+    this.#statistics?.add(await this.#tensors.read(unrotated!), first, count, this.#row);
     this.#columns.add(columns, first + count);
-    const { heads, headDim } = this.#config, row = heads * headDim;
-    const start = this.#length - this.#window.length / row, from = Math.max(start, first);
-    if (from < first + count) this.#window.set(queries.subarray((from - first) * row), (from - start) * row);
+    const start = this.#length - this.#window.length / this.#row, from = Math.max(start, first), end = first + count;
+    if (from >= end) return;
+    this.#tensors.copy(
+      queries,
+      (from - first) * this.#row,
+      (end - from) * this.#row,
+      this.#window,
+      (from - start) * this.#row,
+    );
   }
 
-  result(): LayerSeen {
-    const { rope } = this.#config;
+  result(rope: Rope): LayerSeen {
     const foreseen = this.#statistics?.result(rope, rope.magnitude);
     return { windowQueries: this.#window, ...this.#columns.result(), ...foreseen };
   }

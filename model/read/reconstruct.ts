@@ -18,13 +18,16 @@
  */
 import { copyHeads } from "../../core/backend/copy_heads.ts";
 import type { CopiedRows, LayerRows } from "../../core/backend/interface.ts";
+import { Temporaries, type Tensor, type Tensors } from "../../core/backend/tensor.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
 import type { Reconstruction as ReconstructionNeeds } from "../../core/policy/policy.ts";
-import { type AtAttention, CHUNK, layerAttention, layerStep } from "../decode/layer.ts";
+import { type AtAttention, layerAttention, layerStep } from "../decode/layer.ts";
 import type { ModelConfig } from "../config.ts";
-import type { DenseEngine } from "../dense/interface.ts";
+import type { Dense } from "../dense/dense.ts";
+import type { Device } from "../device.ts";
 import { type ChatFrame, contextIds } from "../text/prompt.ts";
 import type { TextTokenizer } from "../text/tokenizer.ts";
+import { HiddenStates } from "./hidden_states.ts";
 import { checkRepeatRoom } from "./room.ts";
 
 /** First tokens that every subset holds, as the published code's. */
@@ -76,21 +79,21 @@ function sameBeginning(a: readonly number[], b: readonly number[]): number {
 }
 
 /** The prompts' way through the layers. Call `layer` for each layer in turn, when the context's rows are complete. */
-export class Reconstruction {
-  readonly #dense: DenseEngine;
+export class Reconstruction implements Disposable {
+  readonly #dense: Dense;
   readonly #cache: RaggedCache;
   readonly #length: number;
   readonly #prompts: readonly RepeatPrompt[];
   readonly #signal?: AbortSignal;
-  /** `[prompt ids, width]` each, overwritten layer by layer. */
-  readonly hidden: Float32Array[];
+  /** Of each prompt. */
+  readonly hidden: readonly HiddenStates[];
 
-  /** `cache` holds the context of `length` tokens, layer by layer complete before {@link layer} is called. */
-  constructor(
-    dense: DenseEngine,
+  private constructor(
+    { dense }: Device,
     cache: RaggedCache,
     length: number,
     prompts: readonly RepeatPrompt[],
+    hidden: readonly HiddenStates[],
     signal?: AbortSignal,
   ) {
     this.#dense = dense;
@@ -98,12 +101,35 @@ export class Reconstruction {
     this.#length = length;
     this.#prompts = prompts;
     this.#signal = signal;
-    this.hidden = prompts.map(({ ids }) => dense.embed(ids));
+    this.hidden = hidden;
+  }
+
+  /** `cache` holds the context of `length` tokens, layer by layer complete before {@link layer} is called. */
+  static async open(
+    device: Device,
+    cache: RaggedCache,
+    length: number,
+    prompts: readonly RepeatPrompt[],
+    signal?: AbortSignal,
+  ): Promise<Reconstruction> {
+    const hidden: HiddenStates[] = [];
+    const opened = new Reconstruction(device, cache, length, prompts, hidden, signal);
+    try {
+      for (const { ids } of prompts) hidden.push(await HiddenStates.embed(device, ids));
+      return opened;
+    } catch (error) {
+      opened[Symbol.dispose]();
+      throw error;
+    }
   }
 
   /** Bytes of the prompts' hidden states. */
   get hiddenBytes(): number {
     return this.hidden.reduce((sum, { byteLength }) => sum + byteLength, 0);
+  }
+
+  [Symbol.dispose](): void {
+    for (const states of this.hidden) states[Symbol.dispose]();
   }
 
   /** Importance of the context's entries in this layer, `[kvHeads, length]`, 0 … 1; the sinks have 1. */
@@ -125,22 +151,20 @@ export class Reconstruction {
 
   /** Runs one prompt through the layer; its rows stay behind the context's until the caller trims them. */
   async #prompt(layer: number, index: number, { subset, importance }: { subset?: Subset; importance: Float32Array }) {
-    const { config } = this.#dense;
-    const hidden = this.hidden[index], tokens = this.#prompts[index].ids.length;
-    for (let start = 0; start < tokens; start += CHUNK) {
+    const { config } = this.#dense, states = this.hidden[index];
+    for (const chunk of states.chunks()) {
       this.#signal?.throwIfAborted();
-      const count = Math.min(CHUNK, tokens - start), first = this.#length + start;
-      const part = hidden.subarray(start * config.width, (start + count) * config.width);
-      const input = { layer, hidden: part, count, first };
+      const { hidden, count } = chunk, input = { layer, hidden, count, first: this.#length + chunk.first };
       const attend = async (at: AtAttention) => {
         const { output, columnMax } = await at.rows.prefillAttention(at.queries, count, { columnMax: !subset });
+        at.made.add(output);
         if (subset) await subset.add(at, count, importance);
         else raise(importance, columnMax!, config, { at: 0, from: 0, count: this.#length, length: this.#length });
         return output;
       };
       // After the last layer's attention nobody reads a prompt's hidden states.
       if (layer === config.layers - 1) await layerAttention(this.#dense, this.#cache, input, attend);
-      else part.set(await layerStep(this.#dense, this.#cache, input, attend));
+      else states.replace(chunk, await layerStep(this.#dense, this.#cache, input, attend));
     }
   }
 }
@@ -174,19 +198,33 @@ class SubsetRows {
         keys.set(row, (i * kvHeads + g) * headDim);
       }
     }
-    rows.append(keys, new Float32Array(keys.length), count);
-    return new Subset(rows, { sinks, first, count: end - first, length: this.#length });
+    const subset = new Subset(rows, backend.tensors, { sinks, first, count: end - first, length: this.#length });
+    using temporaries = new Temporaries(backend.tensors);
+    subset.append(temporaries.add(backend.tensors.upload(keys)), count);
+    return subset;
   }
 }
 
 /** Sinks, one chunk and the prompt so far: keys only, values are zero. */
 class Subset implements Disposable {
   readonly #rows: LayerRows;
+  readonly #tensors: Tensors;
   readonly #span: { sinks: number; first: number; count: number; length: number };
 
-  constructor(rows: LayerRows, span: { sinks: number; first: number; count: number; length: number }) {
+  constructor(
+    rows: LayerRows,
+    tensors: Tensors,
+    span: { sinks: number; first: number; count: number; length: number },
+  ) {
     this.#rows = rows;
+    this.#tensors = tensors;
     this.#span = span;
+  }
+
+  /** Appends keys, `[count, kvHeads, headDim]`. */
+  append(keys: Tensor, count: number): void {
+    using temporaries = new Temporaries(this.#tensors);
+    this.#rows.append(keys, temporaries.add(this.#tensors.zeros(keys.length)), count);
   }
 
   /** Appends the prompt's next tokens and raises the chunk's importance by what they look at. */
@@ -195,8 +233,9 @@ class Subset implements Disposable {
     count: number,
     importance: Float32Array,
   ): Promise<void> {
-    this.#rows.append(keys, new Float32Array(keys.length), count);
-    const { columnMax } = await this.#rows.prefillAttention(queries, count, { columnMax: true });
+    this.append(keys, count);
+    const { output, columnMax } = await this.#rows.prefillAttention(queries, count, { columnMax: true });
+    this.#tensors.free(output);
     const { sinks, first, count: entries, length } = this.#span;
     raise(importance, columnMax!, this.#rows.shape, { at: first, from: sinks, count: entries, length });
   }

@@ -6,6 +6,7 @@
  * For early policies: the score of a key is known when the key is made. Tokens see what was kept so far, not the whole
  * context; a policy scores the rows it kept and the new ones, as if they were a context.
  */
+import { readPart, Temporaries, type Tensor } from "../../core/backend/tensor.ts";
 import { RaggedCache } from "../../core/cache/ragged.ts";
 import { ScoreLists } from "../../core/cache/score_lists.ts";
 import { Eviction } from "../../core/select/eviction.ts";
@@ -32,19 +33,25 @@ export async function readRolling(
   ids: readonly number[],
   options: Omit<RollingReading, "way"> & Omit<ReadOptions, "outputWeights">,
 ): Promise<ReadResult> {
-  const { config } = dense, { policy, budget, signal, gate, now = () => performance.now() } = options;
+  const { config } = dense,
+    { width } = config,
+    { policy, budget, signal, gate, now = () => performance.now() } = options;
   const cache = new RaggedCache(backend, config, options.cacheType);
   const scores = options.foretell ? new ScoreLists(config) : undefined;
   const ms = { prefill: 0, evict: 0 };
-  let lastHidden = new Float32Array(0), activationBytes = 0;
+  let lastHidden = new Float32Array(0) as Float32Array, activationBytes = 0;
   try {
     for (let start = 0, count = 0; start < ids.length; start += count) {
       signal?.throwIfAborted();
       count = Math.min(CHUNK, ids.length - start, config.contextLength - cache.position);
       const began = now();
-      const hidden = await forward(dense, cache, ids.slice(start, start + count), {
-        onInput: async (layer, input) => scores?.append(layer, await gate!.score(layer, input, count), count),
-      });
+      using temporaries = new Temporaries(backend.tensors);
+      const onInput = async (layer: number, input: Tensor) =>
+        scores?.append(layer, await gate!.score(layer, input, count), count);
+      const hidden = temporaries.add(await forward(dense, cache, ids.slice(start, start + count), { onInput }));
+      if (start + count === ids.length) {
+        lastHidden = await readPart(backend.tensors, hidden, (count - 1) * width, width);
+      }
       const read = now();
       if (cache.length(0, 0) > budget.perHead) {
         await evict(cache, policy, budget.perHead, scores);
@@ -52,7 +59,6 @@ export async function readRolling(
       }
       ms.prefill += read - began;
       ms.evict += now() - read;
-      lastHidden = hidden.slice((count - 1) * config.width);
       activationBytes = Math.max(activationBytes, stepBytes(config, count));
       options.onLayer?.(Math.floor((start + count) / ids.length * config.layers), config.layers);
     }
@@ -68,8 +74,10 @@ async function evict(cache: RaggedCache, policy: Policy, perHead: number, foreto
   const { backend, shape } = cache, length = cache.length(0, 0);
   const budget = resolveBudget(policy, { tokens: perHead }, length, shape);
   const eviction = new Eviction({ policy, budget }, backend);
+  using temporaries = new Temporaries(backend.tensors);
+  const noQueries = temporaries.add(backend.tensors.zeros(0));
   for (let layer = 0; layer < shape.layers; layer++) {
-    const rows = await cache.rows(layer).observe(new Float32Array(0), budget.window, policy.needs);
+    const rows = await cache.rows(layer).observe(noQueries, budget.window, policy.needs);
     const [{ kept }] = await eviction.add({ layer, shape, length, window: budget.window, ...rows });
     cache.compact(layer, kept);
     foretold?.compact(layer, kept);

@@ -5,24 +5,28 @@
  * Layer-major: their hidden states, `count × width`, wait beside the context's; their rows are behind the context's rows
  * while one layer is observed.
  */
+import type { Tensor } from "../../core/backend/tensor.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
 import type { Needs, Observation } from "../../core/policy/policy.ts";
 import { type AtAttention, layerAttention, layerStep } from "../decode/layer.ts";
-import type { DenseEngine } from "../dense/interface.ts";
+import type { Dense } from "../dense/dense.ts";
+import type { Device } from "../device.ts";
 
-export class Probe {
-  readonly #dense: DenseEngine;
+export class Probe implements Disposable {
+  readonly #dense: Dense;
   readonly #cache: RaggedCache;
   readonly #length: number;
-  /** `[count, width]`, overwritten layer by layer. */
-  #hidden: Float32Array;
+  readonly #count: number;
+  /** `[count, width]`, replaced layer by layer. */
+  #hidden: Tensor;
 
   /** `cache` holds the context of `length` tokens, layer by layer complete before {@link layer} is called. */
-  constructor(dense: DenseEngine, cache: RaggedCache, length: number, embeddings: Float32Array) {
+  constructor({ dense, backend }: Device, cache: RaggedCache, length: number, embeddings: Float32Array) {
     this.#dense = dense;
     this.#cache = cache;
     this.#length = length;
-    this.#hidden = embeddings.slice();
+    this.#count = embeddings.length / dense.config.width;
+    this.#hidden = backend.tensors.upload(embeddings.slice());
   }
 
   /** Bytes of the hidden states. */
@@ -32,13 +36,13 @@ export class Probe {
 
   /** Mean or largest attention on the context's entries over the group and all probes, `[kvHeads, length]`. */
   async layer(layer: number, reduction: "mean" | "max"): Promise<Float32Array> {
-    const { config } = this.#dense, count = this.#hidden.length / config.width;
+    const { config } = this.#dense, count = this.#count;
     const mark = this.#cache.mark();
     // Pooling over one entry changes nothing.
     const needs: Needs = reduction === "mean" ? { window: ["mean"] } : { window: ["pooledMax"], kernel: 1 };
     let observed: Pick<Observation, "mean" | "pooledMax"> = {};
-    const attend = async ({ rows, queries }: AtAttention) => {
-      const { output } = await rows.prefillAttention(queries, count);
+    const attend = async ({ rows, queries, made }: AtAttention) => {
+      const output = made.add((await rows.prefillAttention(queries, count)).output);
       observed = await rows.observe(queries, count, needs);
       this.#cache.trim(mark);
       return output;
@@ -46,7 +50,15 @@ export class Probe {
     const input = { layer, hidden: this.#hidden, count, first: this.#length };
     // After the last layer's attention nobody reads them.
     if (layer === config.layers - 1) await layerAttention(this.#dense, this.#cache, input, attend);
-    else this.#hidden = await layerStep(this.#dense, this.#cache, input, attend);
+    else {
+      const next = await layerStep(this.#dense, this.#cache, input, attend);
+      this[Symbol.dispose]();
+      this.#hidden = next;
+    }
     return observed.mean ?? observed.pooledMax!;
+  }
+
+  [Symbol.dispose](): void {
+    this.#cache.backend.tensors.free(this.#hidden);
   }
 }

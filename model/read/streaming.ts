@@ -8,12 +8,14 @@
  * later only add rivals. The kept set equals one selection over all scores that were produced. Never more entries than
  * the budget and one chunk are held, counted over all layers and heads.
  */
+import { readPart, Temporaries, type Tensor } from "../../core/backend/tensor.ts";
 import { RaggedCache } from "../../core/cache/ragged.ts";
 import { ScoreLists } from "../../core/cache/score_lists.ts";
 import type { Budget, Policy } from "../../core/policy/policy.ts";
 import type { SelectionInput } from "../../core/select/select.ts";
-import { CHUNK, layerStep, stepBytes } from "../decode/layer.ts";
-import type { DenseEngine } from "../dense/interface.ts";
+import { forward } from "../decode/extend.ts";
+import { CHUNK, stepBytes } from "../decode/layer.ts";
+import type { Dense } from "../dense/dense.ts";
 import type { Device } from "../device.ts";
 import type { GateScorer } from "../gate/scorer.ts";
 import type { ReadOptions, ReadResult, StreamingReading } from "./reading.ts";
@@ -34,11 +36,11 @@ export async function readStreaming(
   ids: ArrayLike<number>,
   options: StreamOptions,
 ): Promise<ReadResult> {
-  const { config } = dense, { budget, gate, signal, now = () => performance.now() } = options;
+  const { config } = dense, { width } = config, { budget, gate, signal, now = () => performance.now() } = options;
   if (!gate) throw new RangeError("Cannot read in a stream without a gate");
   const cache = new RaggedCache(backend, config, options.cacheType);
   const ms = { prefill: 0, evict: 0 };
-  let last = new Float32Array(0) as Float32Array, activationBytes = 0;
+  let lastHidden = new Float32Array(0) as Float32Array, activationBytes = 0;
   try {
     const scores = new ScoreLists(config);
     for (let start = 0, count = 0; start < ids.length; start += count) {
@@ -46,7 +48,11 @@ export async function readStreaming(
       const room = options.realign ? roomBelow(config, cache.position) : CHUNK, began = now();
       count = Math.min(CHUNK, room, ids.length - start);
       const some = Array.from({ length: count }, (_, i) => ids[start + i]);
-      const hidden = await readChunk(dense, cache, some, scores, { ...options, gate });
+      using temporaries = new Temporaries(backend.tensors);
+      const hidden = temporaries.add(await readChunk(dense, cache, some, scores, { ...options, gate }));
+      if (start + count === ids.length) {
+        lastHidden = await readPart(backend.tensors, hidden, (count - 1) * width, width);
+      }
       const read = now();
       if (options.policy.allocate.kind !== "all" && budget.perHead < budget.length) {
         await evict(cache, scores, options);
@@ -54,39 +60,33 @@ export async function readStreaming(
       }
       ms.prefill += read - began;
       ms.evict += now() - read;
-      last = hidden.slice((count - 1) * config.width);
       activationBytes = Math.max(activationBytes, stepBytes(config, count));
       options.onLayer?.(Math.floor((start + count) / ids.length * config.layers), config.layers);
     }
     cache.setScoreBytes(0);
-    return { cache, lastHidden: last, activationBytes, ms, foretold: scores.lists };
+    return { cache, lastHidden, activationBytes, ms, foretold: scores.lists };
   } catch (error) {
     cache[Symbol.dispose]();
     throw error;
   }
 }
 
-/** All layers over one chunk, scored by the way. */
+/** All layers over one chunk, scored by the way; the hidden states are the caller's. */
 async function readChunk(
-  dense: DenseEngine,
+  dense: Dense,
   cache: RaggedCache,
   ids: readonly number[],
   scores: ScoreLists,
   { gate, onScores }: { readonly gate: GateScorer } & Pick<StreamOptions, "onScores">,
-): Promise<Float32Array> {
-  const { config } = dense, count = ids.length, first = cache.position, token = cache.seen;
-  let hidden = dense.embed(ids);
-  for (let layer = 0; layer < config.layers; layer++) {
+): Promise<Tensor> {
+  const count = ids.length, token = cache.seen;
+  const onInput = async (layer: number, hidden: Tensor) => {
     const chunkScores = await gate.score(layer, hidden, count);
     scores.append(layer, chunkScores, count);
+    cache.setScoreBytes(scores.byteLength);
     onScores?.(layer, chunkScores, token);
-    hidden = await layerStep(dense, cache, { layer, hidden, count, first }, async ({ rows, queries }) => {
-      cache.setScoreBytes(scores.byteLength);
-      return (await rows.decodeAttention(queries, count)).output;
-    });
-  }
-  cache.advance(count);
-  return hidden;
+  };
+  return await forward(dense, cache, ids, { onInput });
 }
 
 /** Keeps what may still be in the final set. */

@@ -15,7 +15,7 @@ export interface NamedBackend {
   readonly name: string;
   /** True where every type of rows goes through the same code as another backend's, so that one is enough. */
   readonly oneType?: boolean;
-  start(): Promise<Backend>;
+  start(): Promise<Backend<Float32Array>>;
 }
 
 /** The kernels with bounds, overflow and debug checks on. */
@@ -25,7 +25,7 @@ export async function checkedModule(): Promise<Uint8Array<ArrayBuffer>> {
 }
 
 /** The kernels over several threads, which end with the backend. */
-export async function startThreaded(threads: number, worth?: Worth): Promise<Backend> {
+export async function startThreaded(threads: number, worth?: Worth): Promise<Backend<Float32Array>> {
   const { startThread } = await currentRuntime();
   const crew = await Crew.start({ threads, startThread });
   const backend = await createThreadedBackend(crew, worth);

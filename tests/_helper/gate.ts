@@ -48,7 +48,7 @@ export interface Foretold {
 export async function foretoldAndMeasured(model: Model, ids: readonly number[], gate: Gate): Promise<Foretold[]> {
   const needs = { gate: true, reconstruction: { chunk: ids.length, postfix: 0 } }, seen: Foretold[] = [];
   using cache = new RaggedCache(model.backend, model.config);
-  const reader = new LayerReader(model.dense, cache, ids, {
+  using reader = await LayerReader.open(model, cache, ids, {
     needs,
     window: 0,
     ...await scoreSources(model, { needs }, ids, { gate }),

@@ -20,7 +20,7 @@ const RATIOS = [0.5, 0.8, 0.9];
  */
 export async function keptHashes(
   read: (name: string) => Promise<Uint8Array>,
-  backend: Backend = createReferenceBackend(),
+  backend: Backend<Float32Array> = createReferenceBackend(),
 ): Promise<KeptHashes> {
   const texts = policies.flatMap(({ name, reference }) => reference ? [name, `${name}@reference`] : [name]);
   const byCore: Uint8Array[] = [], byBackend: Uint8Array[] = [];

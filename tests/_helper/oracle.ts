@@ -1,7 +1,9 @@
 /** Plain attention over everything, with entries hidden by a mask: what real removal has to equal. */
+import type { Dense } from "../../model/dense/dense.ts";
 import type { DenseEngine } from "../../model/dense/interface.ts";
 import { project } from "../../model/dense/project.ts";
 import type { ModelConfig } from "../../model/config.ts";
+import { engineOf } from "./host.ts";
 
 /** Kept context positions of each layer and KV head; everything after the context is visible. */
 export type KeptSets = readonly (readonly ArrayLike<number>[])[];
@@ -13,14 +15,14 @@ export type KeptSets = readonly (readonly ArrayLike<number>[])[];
  * themselves at `next`, `next` + 1, …; absent: everything stands where it was.
  */
 export async function oracleLogits(
-  dense: DenseEngine,
+  of: Dense | DenseEngine,
   ids: readonly number[],
   rows: number,
   contextLength = ids.length,
   kept?: KeptSets,
   next?: number,
 ): Promise<Float32Array> {
-  const { config } = dense;
+  const dense = engineOf(of), { config } = of;
   let hidden = dense.embed(ids);
   for (let layer = 0; layer < config.layers; layer++) {
     const qkv = await dense.qkv(layer, hidden, ids.length);

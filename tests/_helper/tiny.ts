@@ -75,7 +75,12 @@ export function byToken(all: Float32Array, heads: number, headDim: number, first
 }
 
 /** A dump's keys and values appended to a backend in chunks of `chunk` tokens. */
-export function appendDump(backend: Backend, dump: LayerDump, shape: AttentionShape, chunk = 50): LayerRows {
+export function appendDump(
+  backend: Backend<Float32Array>,
+  dump: LayerDump,
+  shape: AttentionShape,
+  chunk = 50,
+): LayerRows<Float32Array> {
   const { kvHeads, headDim } = shape;
   const rows = backend.createRows(shape, 0);
   const length = dump.keys.length / (kvHeads * headDim);
@@ -96,7 +101,7 @@ export interface BackendEviction {
 
 /** `evictDump` with everything measured and selected by a backend, as a decoder does it. */
 export async function evictThrough(
-  backend: Backend,
+  backend: Backend<Float32Array>,
   text: string,
   keep: Keep,
   shape: AttentionShape,
@@ -114,7 +119,7 @@ export async function evictThrough(
 }
 
 async function observeThrough(
-  backend: Backend,
+  backend: Backend<Float32Array>,
   policy: Policy,
   budget: Budget,
   dump: LayerDump,
@@ -142,7 +147,12 @@ async function observeThrough(
 }
 
 /** All queries in one call, right after the last row was appended. */
-async function columnsThrough(rows: LayerRows, dump: LayerDump, { heads, headDim }: AttentionShape, needs: Needs) {
+async function columnsThrough(
+  rows: LayerRows<Float32Array>,
+  dump: LayerDump,
+  { heads, headDim }: AttentionShape,
+  needs: Needs,
+) {
   const { queryRows, queries } = dump;
   const all = byToken(queries, heads, headDim, 0, queryRows);
   const { columnSum, columnMax } = await rows.prefillAttention(all, queryRows, needs);

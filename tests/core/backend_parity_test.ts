@@ -53,15 +53,15 @@ function wholes(count: number, seed: number, largest: number): Float32Array {
 }
 
 interface Pair {
-  readonly oracle: Backend;
-  readonly backend: Backend;
+  readonly oracle: Backend<Float32Array>;
+  readonly backend: Backend<Float32Array>;
   readonly type: CacheType;
 }
 
 /** The same rows on the oracle and on the backend under test. */
 class Twins implements Disposable {
-  readonly want: LayerRows;
-  readonly got: LayerRows;
+  readonly want: LayerRows<Float32Array>;
+  readonly got: LayerRows<Float32Array>;
   constructor({ oracle, backend, type }: Pair, shape: AttentionShape) {
     this.want = oracle.createRows(shape, 0, type);
     this.got = backend.createRows(shape, 0, type);

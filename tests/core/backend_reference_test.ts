@@ -18,7 +18,7 @@ function floats(next: () => number, count: number): Float32Array {
 }
 
 /** Rows with `count` random entries per head. */
-function filled(backend: Backend, count: number, seed = 1): LayerRows {
+function filled(backend: Backend<Float32Array>, count: number, seed = 1): LayerRows<Float32Array> {
   const next = randomSource(seed);
   const rows = backend.createRows(SHAPE, 0);
   rows.append(floats(next, count * ROW), floats(next, count * ROW), count);

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { scoreByGate } from "../../core/backend/gate.ts";
+import { HOST_TENSORS } from "../../core/backend/tensor.ts";
 import { gateScores } from "../../core/measure/gate_scores.ts";
 
 Deno.test("gateScores() norms each row, multiplies and adds the bias", () => {
@@ -23,8 +24,8 @@ Deno.test("gateScores() refuses lengths that don't fit, and says which", () => {
 
 Deno.test("scoreByGate() takes the backend's product where it has one, else core's own", async () => {
   const gate = { weights: Float32Array.of(1, 2, 3, 4), bias: Float32Array.of(0.5, -1), epsilon: 1e-6 };
-  const hidden = Float32Array.of(1, -1), own = Float32Array.of(7, 8);
-  assert.deepEqual(await scoreByGate({}, gate, hidden, 1), gateScores(gate, hidden, 1));
-  assert.equal(await scoreByGate({ gateScores: () => Promise.resolve(own) }, gate, hidden, 1), own);
-  await assert.rejects(scoreByGate({}, gate, hidden, 2), RangeError);
+  const tensors = HOST_TENSORS, hidden = Float32Array.of(1, -1), own = Float32Array.of(7, 8);
+  assert.deepEqual(await scoreByGate({ tensors }, gate, hidden, 1), gateScores(gate, hidden, 1));
+  assert.equal(await scoreByGate({ tensors, gateScores: () => Promise.resolve(own) }, gate, hidden, 1), own);
+  await assert.rejects(scoreByGate({ tensors }, gate, hidden, 2), RangeError);
 });

@@ -1,5 +1,4 @@
 import assert from "node:assert/strict";
-import type { Backend } from "../../core/backend/interface.ts";
 import { createReferenceBackend } from "../../core/backend/reference.ts";
 import { evictDump } from "../../core/dump/evict.ts";
 import { readJson, readSafetensors } from "../_helper/golden.ts";
@@ -35,7 +34,7 @@ for (const length of TINY_LENGTHS) {
   });
 
   Deno.test(`the ts backend measures and selects the published sets of tiny-L${length}`, async () => {
-    using backend: Backend = createReferenceBackend();
+    using backend = createReferenceBackend();
     for (const r of Object.keys(kept)) {
       for (const [name, policy] of Object.entries(GOLDEN_POLICIES)) {
         const evicted = await evictThrough(backend, policy, { ratio: Number(r) }, TINY_SHAPE, layers);

@@ -54,7 +54,7 @@ Deno.test("the shipped gate foretells what SmolLM2 needs to repeat a text", asyn
     const needs = { gate: true, reconstruction: { chunk: 2048, postfix: 8 } };
     using cache = new RaggedCache(model.backend, model.config);
     const sources = await scoreSources(model, { needs }, ids);
-    const reader = new LayerReader(model.dense, cache, ids, { needs, window: 0, ...sources });
+    using reader = await LayerReader.open(model, cache, ids, { needs, window: 0, ...sources });
     let sum = 0;
     const { layers, kvHeads } = model.config;
     for (let layer = 0; layer < layers; layer++) {

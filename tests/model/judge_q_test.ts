@@ -15,6 +15,7 @@ import {
 } from "../../model/policy_files/soft_tokens.ts";
 import { loadModel, type Model } from "../../model/model.ts";
 import { contextIds } from "../../model/text/prompt.ts";
+import { numbersOf } from "../_helper/host.ts";
 import { LayerReader } from "../../model/read/layers.ts";
 import { writeSafetensors } from "../../model/file/safetensors.ts";
 import { type ContextOptions, openContext } from "../../model/session.ts";
@@ -47,13 +48,13 @@ for (const architecture of ["llama-plain", "qwen2-plain"]) {
 
       const needs = { softTokens: { reduction } };
       using judged = new RaggedCache(backend, config);
-      const softTokens = dense.embed(words);
-      const reader = new LayerReader(dense, judged, ids, { needs, window: 0, softTokens });
+      const softTokens = numbersOf(await dense.embed(words));
+      using reader = await LayerReader.open(model, judged, ids, { needs, window: 0, softTokens });
       using plain = new RaggedCache(backend, config);
       const window = words.length;
-      const oracle = new LayerReader(dense, plain, [...ids, ...words], { needs: { window: ["mean"] }, window });
+      using oracle = await LayerReader.open(model, plain, [...ids, ...words], { needs: { window: ["mean"] }, window });
       using alone = new RaggedCache(backend, config);
-      const undisturbed = new LayerReader(dense, alone, ids, { needs: {}, window: 0 });
+      using undisturbed = await LayerReader.open(model, alone, ids, { needs: {}, window: 0 });
       for (let layer = 0; layer < config.layers; layer++) {
         const { softTokens: got } = await reader.layer(layer);
         const { windowQueries } = await oracle.layer(layer);
@@ -70,7 +71,7 @@ for (const architecture of ["llama-plain", "qwen2-plain"]) {
           assert.deepEqual(await judged.rows(layer).copyRows(head), await alone.rows(layer).copyRows(head));
         }
       }
-      assert.deepEqual(reader.lastHidden(), undisturbed.lastHidden());
+      assert.deepEqual(await reader.lastHidden(), await undisturbed.lastHidden());
       assert.ok(reader.activationBytes >= undisturbed.activationBytes + softTokens.byteLength);
     });
   }

@@ -8,6 +8,7 @@ import { resolvePolicy } from "../../core/policy/registry.ts";
 import { project } from "../../model/dense/project.ts";
 import { loadModel, type Model } from "../../model/model.ts";
 import { contextIds } from "../../model/text/prompt.ts";
+import { engineOf } from "../_helper/host.ts";
 import { LayerReader, readContext } from "../../model/read/layers.ts";
 import { type RepeatPrompt, repeatPrompts } from "../../model/read/reconstruct.ts";
 import { openContext } from "../../model/session.ts";
@@ -26,7 +27,7 @@ async function tiny(name: string, backend: "ts" | "wasm" = "ts"): Promise<Model>
 async function measured(model: Model, ids: readonly number[], prompts: readonly RepeatPrompt[]) {
   using cache = new RaggedCache(model.backend, model.config);
   const needs = { reconstruction: { chunk: 1, postfix: 1 } };
-  const reader = new LayerReader(model.dense, cache, ids, { needs, window: 0, prompts });
+  using reader = await LayerReader.open(model, cache, ids, { needs, window: 0, prompts });
   const layers: Float32Array[] = [];
   for (let layer = 0; layer < model.config.layers; layer++) layers.push((await reader.layer(layer)).reconstruction!);
   const { kvHeads } = model.config;
@@ -40,7 +41,8 @@ async function measured(model: Model, ids: readonly number[], prompts: readonly 
  * The same by brute force: for each prompt a whole forward pass over context and prompt with plain attention, and at
  * every layer the softmax over the allowed subset, written out.
  */
-async function bruteForce({ dense, config }: Model, ids: readonly number[], prompts: readonly RepeatPrompt[]) {
+async function bruteForce(model: Model, ids: readonly number[], prompts: readonly RepeatPrompt[]) {
+  const { config } = model, dense = engineOf(model.dense);
   const { heads, kvHeads, headDim, layers, width } = config, L = ids.length, group = heads / kvHeads;
   const importance = Array.from({ length: layers }, () => new Float32Array(kvHeads * L));
   for (const prompt of prompts) {
@@ -135,9 +137,9 @@ Deno.test("repeatPrompts() refuses what would leave the trained context, with th
 Deno.test("LayerReader refuses needs it has no sources for", async () => {
   await using model = await tiny("llama-plain");
   using cache = new RaggedCache(model.backend, model.config);
-  const read = (needs: object) => () => new LayerReader(model.dense, cache, [1, 2], { needs, window: 0 });
-  assert.throws(read({ gate: true }), /without one/);
-  assert.throws(read({ reconstruction: { chunk: 9, postfix: 0 } }), /without prompts/);
+  const read = (needs: object) => LayerReader.open(model, cache, [1, 2], { needs, window: 0 });
+  await assert.rejects(read({ gate: true }), /without one/);
+  await assert.rejects(read({ reconstruction: { chunk: 9, postfix: 0 } }), /without prompts/);
 });
 
 Deno.test("kvzip holds at most the budget, one layer with one prompt behind it, and the scores", async () => {
@@ -154,13 +156,13 @@ Deno.test("readContext() with kvzip stops when it is aborted in the middle of re
   await using model = await tiny("llama-plain");
   const ids = contextIds(model.frame, model.tokenizer, TEXT);
   const policy = resolvePolicy("kvzip"), controller = new AbortController();
-  const qkv = model.dense.qkv.bind(model.dense);
+  const project = model.dense.project.bind(model.dense);
   let calls = 0;
   const dense = Object.assign(Object.create(model.dense), {
     config: model.config,
-    qkv: (...call: Parameters<typeof qkv>) => {
+    project: (...call: Parameters<typeof project>) => {
       if (++calls === 2) controller.abort();
-      return qkv(...call);
+      return project(...call);
     },
     embed: model.dense.embed.bind(model.dense),
     finish: model.dense.finish.bind(model.dense),

@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { resolveBudget } from "../../core/select/budget.ts";
 import { resolvePolicy } from "../../core/policy/registry.ts";
+import { HostDense } from "../../model/dense/host.ts";
 import type { DenseEngine } from "../../model/dense/interface.ts";
 import { probeNode } from "../../model/dense/ort/node.ts";
 import { pickDense } from "../../model/dense/pick.ts";
@@ -60,7 +61,7 @@ for (const [what, { tolerance, make }] of Object.entries(CASES)) {
     const expected = await readSafetensors("smollm2-logits.safetensors");
     await using open = await openModel(await smollm2());
     const { config, file } = open;
-    await using dense = await make(file, config);
+    await using dense = new HostDense(await make(file, config));
     assert.ok(what.startsWith(dense.name));
     using backend = await createWasmBackend();
     const policy = resolvePolicy("full"), ids = golden.context_ids;

@@ -18,13 +18,14 @@ import { WORTH, type Worth } from "./cost.ts";
  * rows; those rows then refuse everything but `free`, and the backend goes on.
  * @throws PalisadeError `wasm.start`. Its calls throw `threads.ended` when a thread has died.
  */
-export async function createThreadedBackend(crew: Crew, worth: Worth = WORTH): Promise<Backend> {
+export async function createThreadedBackend(crew: Crew, worth: Worth = WORTH): Promise<Backend<Float32Array>> {
   const own = await createWasmBackend(crew.kernels);
   const place = { backend: own, crew, worth };
   return {
     name: "wasm",
     detail: own.detail.replace("one thread", `${crew.size} threads`),
     memory: () => memory(own.memory(), crew),
+    tensors: own.tensors,
     createRows: (shape, reserve, type = "f32") =>
       checkedRows(shape, reserve, type, (checked) => CrewRows.create(place, checked, reserve, type)),
     // One list of all heads' scores, and little work: nothing to share out.

@@ -44,7 +44,7 @@ export function shareHeads(kvHeads: number, threads: number): Share[] {
 }
 
 /** See `LayerRows` for the meaning of each method, `CheckedRows` for what they may trust. */
-export class CrewRows implements TrustingRows {
+export class CrewRows implements TrustingRows<Float32Array> {
   readonly #shape: AttentionShape;
   readonly #place: Place;
   readonly #crew: Crew;
@@ -118,7 +118,7 @@ export class CrewRows implements TrustingRows {
     queries: Float32Array,
     count: number,
     want: AttentionWants = {},
-  ): Promise<AttentionOutputs> {
+  ): Promise<AttentionOutputs<Float32Array>> {
     this.#alive();
     this.#settle(count);
     const { heads, headDim } = this.#shape, each = heads * headDim;
@@ -144,7 +144,7 @@ export class CrewRows implements TrustingRows {
     queries: Float32Array,
     count: number,
     want: { probabilities?: boolean } = {},
-  ): Promise<DecodeOutputs> {
+  ): Promise<DecodeOutputs<Float32Array>> {
     this.#alive();
     this.#settle(count);
     if (this.#others.length === 0) return this.#own.decodeAttention(queries, count, want);
@@ -230,7 +230,7 @@ export class CrewRows implements TrustingRows {
     }
   }
 
-  async clone(): Promise<TrustingRows> {
+  async clone(): Promise<TrustingRows<Float32Array>> {
     this.#alive();
     const lengths = this.#lengths.slice(), others = this.#others, id = this.#crew.newId();
     let own: WasmRows | undefined;

@@ -6,12 +6,14 @@
  * layer to layer is the hidden states of the texts and of the prompts that repeat them, about 2 × tokens × width
  * floats; they are saved so that a calibration goes on where it was stopped.
  */
+import type { Tensor } from "../../../core/backend/tensor.ts";
 import { RaggedCache } from "../../../core/cache/ragged.ts";
 import { conformalQuantile } from "../../../core/worst_case/conformal.ts";
 import type { Runtime } from "../../../runtime/interface.ts";
 import { GATE_FORMAT, type GateInfo } from "../file.ts";
 import type { GateWeights } from "../scorer.ts";
 import type { Model } from "../../model.ts";
+import type { HiddenStates } from "../../read/hidden_states.ts";
 import { LayerReader } from "../../read/layers.ts";
 import { repeatPrompts } from "../../read/reconstruct.ts";
 import { FLOOR, LayerCalibration, type LayerFit, type LayerText, RECENT, SKIPPED } from "./layer.ts";
@@ -64,8 +66,11 @@ export async function calibrate(
   options: CalibrateOptions,
 ): Promise<Calibration> {
   const { config } = model, { statePath, signal, onProgress } = options;
-  const texts = [...plan.fit, ...plan.heldOut, ...plan.shifted].map((ids) => new TextReader(model, ids, signal));
+  const texts: TextReader[] = [];
   try {
+    for (const ids of [...plan.fit, ...plan.heldOut, ...plan.shifted]) {
+      texts.push(await TextReader.open(model, ids, signal));
+    }
     const states = texts.flatMap((text) => text.states());
     const fingerprint = fingerprintOf(model, runtime, plan, options.sha256);
     const layers = statePath ? await restore(statePath, runtime, fingerprint, states) : [];
@@ -106,41 +111,53 @@ function fingerprintOf(model: Model, runtime: Runtime, plan: CalibrationPlan, sh
 class TextReader implements Disposable {
   readonly #cache: RaggedCache;
   readonly #reader: LayerReader;
-  readonly #tokens: number;
-  readonly #width: number;
-  /** The layer's input, copied while it is read. */
-  #input = new Float32Array(0);
+  readonly #input: LayerInputs;
 
-  constructor(model: Model, ids: readonly number[], signal?: AbortSignal) {
-    const { width } = model.config;
-    this.#tokens = ids.length;
-    this.#width = width;
-    this.#cache = new RaggedCache(model.backend, model.config);
-    const reconstruction = { chunk: ids.length, postfix: 0 };
-    this.#reader = new LayerReader(model.dense, this.#cache, ids, {
-      needs: { reconstruction },
-      window: 0,
-      prompts: repeatPrompts(model, ids, reconstruction),
-      onInput: (_, hidden, first) => this.#input.set(hidden, first * width),
-      signal,
-    });
+  private constructor(cache: RaggedCache, reader: LayerReader, input: LayerInputs) {
+    this.#cache = cache;
+    this.#reader = reader;
+    this.#input = input;
   }
 
-  states(): Float32Array[] {
+  static async open(model: Model, ids: readonly number[], signal?: AbortSignal): Promise<TextReader> {
+    const { width } = model.config, { tensors } = model.backend;
+    const reconstruction = { chunk: ids.length, postfix: 0 }, prompts = repeatPrompts(model, ids, reconstruction);
+    const cache = new RaggedCache(model.backend, model.config);
+    const input: LayerInputs = { tokens: ids.length, width, numbers: new Float32Array(0) };
+    const onInput = async (_layer: number, hidden: Tensor, first: number) => {
+      input.numbers.set(await tensors.read(hidden), first * width);
+    };
+    const needs = { reconstruction };
+    const reader = await LayerReader.open(model, cache, ids, { needs, window: 0, prompts, onInput, signal });
+    return new TextReader(cache, reader, input);
+  }
+
+  states(): HiddenStates[] {
     return this.#reader.states();
   }
 
   async layer(layer: number): Promise<LayerText> {
-    const input = this.#input = new Float32Array(this.#tokens * this.#width);
-    const { reconstruction } = await this.#reader.layer(layer);
+    const { tokens, width } = this.#input, hidden = new Float32Array(tokens * width);
+    this.#input.numbers = hidden;
+    const seen = await this.#reader.layer(layer);
+    this.#reader.release(seen);
     this.#cache.compact(layer, Array.from({ length: this.#cache.shape.kvHeads }, () => new Int32Array(0)));
-    this.#input = new Float32Array(0);
-    return { hidden: input, importance: reconstruction!, tokens: this.#tokens };
+    this.#input.numbers = new Float32Array(0);
+    return { hidden, importance: seen.reconstruction!, tokens };
   }
 
   [Symbol.dispose](): void {
+    this.#reader[Symbol.dispose]();
     this.#cache[Symbol.dispose]();
   }
+}
+
+/** The input of the layer that is being read. */
+interface LayerInputs {
+  readonly tokens: number;
+  readonly width: number;
+  /** `[tokens, width]`; empty between layers. */
+  numbers: Float32Array;
 }
 
 function assemble({ config }: Model, plan: CalibrationPlan, layers: readonly LayerFit[], sha256: string): Calibration {

@@ -4,6 +4,7 @@
  */
 import type { Runtime } from "../../../runtime/interface.ts";
 import { type OutputKind, writeWhole } from "../../../runtime/output.ts";
+import type { HiddenStates } from "../../read/hidden_states.ts";
 import type { LayerFit } from "./layer.ts";
 
 /** Eight bytes: the length of the JSON head that follows; then the hidden states as float32, one after another. */
@@ -33,7 +34,7 @@ export async function restore(
   path: string,
   runtime: Runtime,
   fingerprint: string,
-  states: readonly Float32Array[],
+  states: readonly HiddenStates[],
 ): Promise<LayerFit[]> {
   if ((await runtime.host!.info(path))?.kind !== "file") return [];
   const source = await runtime.openFile(path);
@@ -44,10 +45,12 @@ export async function restore(
     const total = lengths.reduce((sum, length) => sum + length, 0);
     if (lengths.join() !== states.map(({ length }) => length).join() || source.size !== head.end + 4 * total) return [];
     let at = head.end;
-    for (const state of states) {
-      state.set(new Float32Array((await source.read(at, 4 * state.length)).buffer));
-      at += 4 * state.length;
-    }
+    const next = async (length: number) => {
+      const numbers = new Float32Array((await source.read(at, 4 * length)).buffer);
+      at += 4 * length;
+      return numbers;
+    };
+    for (const state of states) await state.fill(next);
     return [...layers];
   } finally {
     await source.close();
@@ -72,11 +75,19 @@ export async function save(
   path: string,
   runtime: Runtime,
   head: { readonly fingerprint: string; readonly layers: readonly LayerFit[] },
-  states: readonly Float32Array[],
+  states: readonly HiddenStates[],
 ): Promise<void> {
   const text = new TextEncoder().encode(JSON.stringify({ ...head, lengths: states.map(({ length }) => length) }));
   const length = new Uint8Array(8);
   new DataView(length.buffer).setBigUint64(0, BigInt(text.length), true);
-  const floats = states.map(({ buffer, byteOffset, byteLength }) => new Uint8Array(buffer, byteOffset, byteLength));
-  await writeWhole(runtime, path, [length, text, ...floats]);
+  await writeWhole(runtime, path, parts([length, text], states));
+}
+
+async function* parts(head: readonly Uint8Array[], states: readonly HiddenStates[]): AsyncGenerator<Uint8Array> {
+  yield* head;
+  for (const state of states) {
+    for await (const { buffer, byteOffset, byteLength } of state.read()) {
+      yield new Uint8Array(buffer, byteOffset, byteLength);
+    }
+  }
 }

@@ -1,0 +1,49 @@
+/**
+ * The dense part of a decoder as a device runs it, cut at attention: what goes in and out stays on the device. Everything
+ * that waits for it returns a promise, and results belong to the caller, who frees them (`Tensors.free`).
+ */
+import type { Tensor } from "../../core/backend/tensor.ts";
+import type { ModelConfig } from "../config.ts";
+import type { DenseName } from "./interface.ts";
+
+/** A chunk of tokens at a layer's attention. */
+export interface Projected<T extends Tensor = Tensor> {
+  /** `[count, heads, headDim]`, rotated. */
+  readonly queries: T;
+  /** `[count, kvHeads, headDim]`, rotated. */
+  readonly keys: T;
+  /** `[count, kvHeads, headDim]`. */
+  readonly values: T;
+  /** Queries before RoPE, `[count, heads, headDim]`, when asked. */
+  readonly unrotated?: T;
+}
+
+export interface Dense<T extends Tensor = Tensor> extends AsyncDisposable {
+  readonly name: DenseName;
+  /** One line for people: engine, version, threads, how the weights are held. */
+  readonly detail: string;
+  readonly config: ModelConfig;
+  /** Bytes of weights this engine holds. */
+  readonly weightBytes: number;
+  /** Token embeddings, `[ids, width]`. RangeError for an id outside the vocabulary. */
+  embed(ids: ArrayLike<number>): Promise<T>;
+  /**
+   * Norm, the three projections of `layer`, and RoPE to positions `first`, `first` + 1, …
+   * `hidden`: `[count, width]`, left as it is.
+   */
+  project(
+    layer: number,
+    hidden: T,
+    count: number,
+    first: number,
+    want?: { readonly unrotated?: boolean },
+  ): Promise<Projected<T>>;
+  /**
+   * Output projection, residual, norm, feed-forward, residual.
+   * `hidden`: `[count, width]`, `attention`: `[count, heads, headDim]`, both left as they are → the next layer's input,
+   * `[count, width]`.
+   */
+  finish(layer: number, hidden: T, attention: T, count: number): Promise<T>;
+  /** Final norm and output head: `[count, width]` → `[count, vocabulary]`. Call it for the rows that need logits. */
+  logits(hidden: T, count: number): Promise<T>;
+}

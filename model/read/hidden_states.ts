@@ -1,0 +1,85 @@
+/** Hidden states of a run of tokens that go through the layers together, held in chunks on the device. */
+import { readPart, type Tensor, type Tensors } from "../../core/backend/tensor.ts";
+import { breathe } from "../../runtime/breathe.ts";
+import { CHUNK } from "../decode/layer.ts";
+import type { Device } from "../device.ts";
+
+/** Some of the tokens: `first … first + count − 1`. */
+export interface Chunk {
+  readonly index: number;
+  readonly first: number;
+  readonly count: number;
+  /** `[count, width]`. */
+  readonly hidden: Tensor;
+}
+
+export class HiddenStates implements Disposable {
+  readonly #tensors: Tensors;
+  readonly #width: number;
+  readonly #chunks: Tensor[] = [];
+
+  private constructor(tensors: Tensors, width: number) {
+    this.#tensors = tensors;
+    this.#width = width;
+  }
+
+  /** Embeds `ids`. */
+  static async embed({ dense, backend }: Device, ids: ArrayLike<number>): Promise<HiddenStates> {
+    const states = new HiddenStates(backend.tensors, dense.config.width);
+    try {
+      for (let first = 0; first < ids.length; first += CHUNK) {
+        await breathe();
+        const count = Math.min(CHUNK, ids.length - first);
+        states.#chunks.push(await dense.embed(Array.from({ length: count }, (_, i) => ids[first + i])));
+      }
+      return states;
+    } catch (error) {
+      states[Symbol.dispose]();
+      throw error;
+    }
+  }
+
+  /** Numbers in all of them. */
+  get length(): number {
+    return this.#chunks.reduce((sum, { length }) => sum + length, 0);
+  }
+
+  get byteLength(): number {
+    return this.#chunks.reduce((sum, { byteLength }) => sum + byteLength, 0);
+  }
+
+  /** In order; chunks may be replaced on the way. */
+  *chunks(): Generator<Chunk> {
+    for (let index = 0; index < this.#chunks.length; index++) {
+      const hidden = this.#chunks[index];
+      yield { index, first: index * CHUNK, count: hidden.length / this.#width, hidden };
+    }
+  }
+
+  /** Puts the next layer's input in a chunk's place. */
+  replace({ index }: Chunk, hidden: Tensor): void {
+    this.#tensors.free(this.#chunks[index]);
+    this.#chunks[index] = hidden;
+  }
+
+  /** The last token's, `[width]`. */
+  last(): Promise<Float32Array> {
+    const hidden = this.#chunks.at(-1)!;
+    return readPart(this.#tensors, hidden, hidden.length - this.#width, this.#width);
+  }
+
+  /** The numbers, part by part; not to be written to. */
+  async *read(): AsyncGenerator<Float32Array> {
+    for (const hidden of this.#chunks) yield await this.#tensors.read(hidden);
+  }
+
+  /** Takes other numbers, part by part: `next` gives as many as it is asked for. */
+  async fill(next: (length: number) => Promise<Float32Array>): Promise<void> {
+    for (const chunk of this.chunks()) this.replace(chunk, this.#tensors.upload(await next(chunk.hidden.length)));
+  }
+
+  [Symbol.dispose](): void {
+    for (const hidden of this.#chunks) this.#tensors.free(hidden);
+    this.#chunks.length = 0;
+  }
+}
