@@ -68,8 +68,8 @@ async function neededFiles(
   };
 }
 
-/** A gate's scorer is made once for a model's file. */
-const scorers = new WeakMap<Gate, { readonly file: Model["file"]; readonly scorer: GateScorer }>();
+/** A gate's scorer is made once for a model's file and backend. */
+const scorers = new WeakMap<Gate, Pick<Model, "file" | "backend"> & { readonly scorer: GateScorer }>();
 
 /** A scorer of `gate`, or of the gate that belongs to the model. */
 export async function gateScorer(
@@ -77,9 +77,9 @@ export async function gateScorer(
   gate?: Gate,
 ): Promise<GateScorer> {
   const chosen = gate ?? await own(), known = scorers.get(chosen);
-  if (known?.file === file) return known.scorer;
+  if (known?.file === file && known.backend === backend) return known.scorer;
   const scorer = new GateScorer(backend, config, chosen, await readGains(file, config));
-  scorers.set(chosen, { file, scorer });
+  scorers.set(chosen, { file, backend, scorer });
   return scorer;
 }
 
