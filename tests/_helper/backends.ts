@@ -9,6 +9,7 @@ import { Crew } from "../../wasm/threads/pool.ts";
 import { createWasmBackend } from "../../wasm/backend.ts";
 import { createThreadedBackend } from "../../wasm/threads/backend.ts";
 import type { Worth } from "../../wasm/threads/cost.ts";
+import { AwkwardMemory, createAwkwardBackend, onThisSide } from "./awkward_device.ts";
 import { skipped } from "./skip.ts";
 
 export interface NamedBackend {
@@ -42,7 +43,17 @@ export const KERNEL_BACKENDS: readonly NamedBackend[] = [
 
 if (!hasRelaxedSimd()) skipped("the relaxed kernels equal the plain backend", "no relaxed SIMD here", "device");
 
+/** The plain backend behind handles, its tensors counted. */
+export const AWKWARD_BACKEND: NamedBackend = {
+  name: "awkward, behind handles",
+  start() {
+    const memory = new AwkwardMemory();
+    return Promise.resolve(onThisSide(createAwkwardBackend(memory), memory));
+  },
+};
+
 export const ALL_BACKENDS: readonly NamedBackend[] = [
   { name: "ts", start: () => Promise.resolve(createReferenceBackend()) },
   ...KERNEL_BACKENDS,
+  AWKWARD_BACKEND,
 ];
