@@ -19,6 +19,9 @@ export { CacheLimit, type Foretold, type LimitFigures, type LimitOptions } from 
 export { type CacheBytes, type CacheMark, RaggedCache } from "./core/cache/ragged.ts";
 export { type Architecture, ARCHITECTURES } from "./model/architecture.ts";
 export type { ModelConfig, Rope } from "./model/config.ts";
+export type { Tensor, Tensors } from "./core/backend/tensor.ts";
+export type { Dense, Projected } from "./model/dense/dense.ts";
+export { HostDense } from "./model/dense/host.ts";
 export type { DenseEngine, DenseName } from "./model/dense/interface.ts";
 export { type DenseChoice, pickDense } from "./model/dense/pick.ts";
 export { configOf } from "./model/file/gguf/config.ts";
