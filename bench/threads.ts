@@ -14,7 +14,7 @@ import { configOf } from "../model/file/gguf/config.ts";
 import { openGguf } from "../model/file/gguf/reader.ts";
 import { modelPath } from "../model/store/store.ts";
 import { currentRuntime } from "../runtime/mod.ts";
-import { Crew } from "../wasm/threads/pool.ts";
+import { ThreadPool } from "../wasm/threads/pool.ts";
 import { createWasmBackend } from "../wasm/backend.ts";
 import { createThreadedBackend } from "../wasm/threads/backend.ts";
 
@@ -74,11 +74,11 @@ async function attention(backends: readonly Backend<Float32Array>[]): Promise<vo
   }
 }
 
-async function dense(crew: Crew): Promise<void> {
+async function dense(pool: ThreadPool): Promise<void> {
   const runtime = await currentRuntime();
   const file = await openGguf(await runtime.openFile(await modelPath("smollm2-135m", runtime)));
   const config = await configOf(file);
-  const engines = [await createWasmEngine(file, config), await createWasmEngine(file, config, { crew })];
+  const engines = [await createWasmEngine(file, config), await createWasmEngine(file, config, { pool })];
   for (const count of [1, 2, 4, 8, 64, 256]) {
     const hidden = floats(count * config.width, 4), attention = floats(count * config.heads * config.headDim, 5);
     await row(`dense qkv, ${count} rows`, engines.map((e) => () => e.qkv(3, hidden, count)));
@@ -106,9 +106,9 @@ const { logical, physical = "unknown" } = runtime.cores();
 console.log(`${new Date().toISOString().slice(0, 10)}, ${runtime.name} ${runtime.version}, ${cpus()[0].model}, `);
 console.log(`${logical} hardware threads, ${physical} physical cores as told, load ${loadavg()[0].toFixed(1)}`);
 console.log(`deno task bench threads --threads ${threads} --seconds ${seconds}\n`);
-using crew = await Crew.start({ threads, startThread: runtime.startThread });
+using pool = await ThreadPool.start({ threads, startThread: runtime.startThread });
 using one = await createWasmBackend();
-using several = await createThreadedBackend(crew);
+using several = await createThreadedBackend(pool);
 console.log(`| what | 1 thread, ms | ${threads} threads, ms | faster |`);
 console.log("| --- | --- | --- | --- |");
 const empty = several.createRows({ heads: threads, kvHeads: threads, headDim: 4 }, 0);
@@ -120,5 +120,5 @@ for (let i = 0; i < 500; i++) {
   wake.push(performance.now() - start);
 }
 await attention([one, several]);
-await dense(crew);
+await dense(pool);
 console.log(`\nAn attention call with next to nothing to do: ${(median(wake) * 1000).toFixed(0)} µs.`);

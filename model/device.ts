@@ -1,6 +1,6 @@
 /** What runs a model: attention, cache and selection on the one side, the dense layers on the other. */
 import { resourceError } from "../core/errors.ts";
-import type { Crew } from "../wasm/threads/pool.ts";
+import type { ThreadPool } from "../wasm/threads/pool.ts";
 import type { Backend } from "../core/backend/interface.ts";
 import { createReferenceBackend } from "../core/backend/reference.ts";
 import type { Tensor } from "../core/backend/tensor.ts";
@@ -17,7 +17,7 @@ export type BackendChoice = typeof BACKEND_CHOICES[number];
 
 export interface PickOptions {
   /** Threads for the kernels (`model/threads.ts` starts them); without them one. The caller ends them. */
-  readonly crew?: Crew;
+  readonly pool?: ThreadPool;
 }
 
 /**
@@ -29,7 +29,7 @@ export async function pickBackend(choice: BackendChoice, options: PickOptions = 
   if (choice === "ts") return createReferenceBackend();
   try {
     // Loaded only when wanted: the kernels are a quarter of a megabyte of text.
-    if (options.crew) return await (await import("../wasm/threads/backend.ts")).createThreadedBackend(options.crew);
+    if (options.pool) return await (await import("../wasm/threads/backend.ts")).createThreadedBackend(options.pool);
     return await (await import("../wasm/backend.ts")).createWasmBackend();
   } catch (cause) {
     const reason = cause instanceof Error ? cause.message : String(cause);

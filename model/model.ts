@@ -3,7 +3,7 @@ import type { Backend } from "../core/backend/interface.ts";
 import type { Policy } from "../core/policy/policy.ts";
 import { type BackendChoice, type Device, pickBackend } from "./device.ts";
 import type { Runtime } from "../runtime/interface.ts";
-import type { Crew } from "../wasm/threads/pool.ts";
+import type { ThreadPool } from "../wasm/threads/pool.ts";
 import type { ModelConfig } from "./config.ts";
 import { HostDense } from "./dense/host.ts";
 import { type DenseChoice, pickDense } from "./dense/pick.ts";
@@ -15,7 +15,7 @@ import { openGgufFile } from "./file/gguf/split.ts";
 import { loadPolicy } from "./policy_files/policy_files.ts";
 import { loadSoftTokens, type SoftTokens } from "./policy_files/soft_tokens.ts";
 import { type ChatFrame, chatFrame } from "./text/prompt.ts";
-import { startCrew, type ThreadChoice } from "./threads.ts";
+import { startPool, type ThreadChoice } from "./threads.ts";
 import { type TextTokenizer, tokenizerOf } from "./text/tokenizer.ts";
 
 export interface LoadOptions {
@@ -63,7 +63,7 @@ export interface Model extends Device, AsyncDisposable {
  */
 export async function loadModel(path: string, runtime: Runtime, options: LoadOptions = {}): Promise<Model> {
   const file = await openGgufFile(path, runtime);
-  let backend: Backend | undefined, crew: Crew | undefined;
+  let backend: Backend | undefined, pool: ThreadPool | undefined;
   try {
     const config = await configOf(file);
     const base = tokenizerOf(file.metadata);
@@ -73,12 +73,12 @@ export async function loadModel(path: string, runtime: Runtime, options: LoadOpt
     });
     const tokenizer = base.endingAt(frame.ends);
     const { threads = 1 } = options;
-    crew = await startCrew(runtime, threads);
-    backend = await pickBackend(options.backend ?? "auto", { crew });
+    pool = await startPool(runtime, threads);
+    backend = await pickBackend(options.backend ?? "auto", { pool });
     const dense = new HostDense(
-      await pickDense(file, config, { ...options, threads: threads === "auto" ? 1 : threads, crew }),
+      await pickDense(file, config, { ...options, threads: threads === "auto" ? 1 : threads, pool }),
     );
-    const held = { backend, crew };
+    const held = { backend, pool };
     let gate: Promise<Gate> | undefined;
     return {
       file,
@@ -93,13 +93,13 @@ export async function loadModel(path: string, runtime: Runtime, options: LoadOpt
       async [Symbol.asyncDispose]() {
         await dense[Symbol.asyncDispose]();
         held.backend[Symbol.dispose]();
-        held.crew?.[Symbol.dispose]();
+        held.pool?.[Symbol.dispose]();
         await file.close();
       },
     };
   } catch (error) {
     backend?.[Symbol.dispose]();
-    crew?.[Symbol.dispose]();
+    pool?.[Symbol.dispose]();
     await file.close();
     throw error;
   }

@@ -1,7 +1,7 @@
 /** How many threads the kernels run on, and starting them. */
 import { PalisadeError } from "../core/errors.ts";
 import type { Runtime } from "../runtime/interface.ts";
-import { Crew, mayWait } from "../wasm/threads/pool.ts";
+import { mayWait, ThreadPool } from "../wasm/threads/pool.ts";
 
 /** `auto`: {@link autoThreads}, and one where threads can't be started. */
 export type ThreadChoice = number | "auto";
@@ -28,14 +28,14 @@ export function whyOneThread({ threads }: Pick<Runtime, "threads">): string | un
 }
 
 /**
- * The crew for `threads`, or none for one thread. The caller disposes of it after what runs on it.
+ * The pool for `threads`, or none for one thread. The caller disposes of it after what runs on it.
  * @throws PalisadeError usage `threads.count` for another number than 1 to 64; resources `threads.unavailable` when a
  * number above 1 can't be had, never silently fewer.
  */
-export async function startCrew(
+export async function startPool(
   runtime: Pick<Runtime, "threads" | "cores" | "startThread">,
   threads: ThreadChoice,
-): Promise<Crew | undefined> {
+): Promise<ThreadPool | undefined> {
   const count = threads === "auto" ? autoThreads(runtime) : threads;
   if (!Number.isInteger(count) || count < 1 || count > MOST_THREADS) {
     const message = `Cannot run on ${count} threads: want a whole number from 1 to ${MOST_THREADS}`;
@@ -48,7 +48,7 @@ export async function startCrew(
     throw new PalisadeError("resources", "threads.unavailable", message, { where: "--threads" });
   }
   try {
-    return await Crew.start({ threads: count, startThread: runtime.startThread });
+    return await ThreadPool.start({ threads: count, startThread: runtime.startThread });
   } catch (error) {
     if (threads === "auto") return undefined;
     throw error;

@@ -11,7 +11,7 @@ import { dirname } from "node:path";
 import { probeNode } from "../../model/dense/ort/node.ts";
 import { describeAuto } from "../../model/dense/pick.ts";
 import { GATE_SUFFIX } from "../../model/gate/find.ts";
-import { autoThreads, startCrew, whyOneThread } from "../../model/threads.ts";
+import { autoThreads, startPool, whyOneThread } from "../../model/threads.ts";
 import { cacheFolder, listModels } from "../../model/store/store.ts";
 import { hasRelaxedSimd, hasSimd128 } from "../../runtime/features.ts";
 import { packageData } from "../../runtime/package_data.ts";
@@ -132,8 +132,8 @@ async function examine({ runtime }: Io): Promise<Finding[]> {
 
 async function probeWasm(runtime: Io["runtime"]): Promise<{ available: boolean; reason: string }> {
   try {
-    using crew = await startCrew(runtime, "auto");
-    using backend = await pickBackend("wasm", { crew });
+    using pool = await startPool(runtime, "auto");
+    using backend = await pickBackend("wasm", { pool });
     return { available: true, reason: backend.detail };
   } catch (error) {
     return { available: false, reason: error instanceof Error ? error.message : String(error) };

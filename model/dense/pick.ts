@@ -4,7 +4,7 @@ import { inputsOf } from "../architecture.ts";
 import type { ModelConfig } from "../config.ts";
 import type { GgufFile } from "../file/gguf/reader.ts";
 import { hasSimd128 } from "../../runtime/features.ts";
-import type { Crew } from "../../wasm/threads/pool.ts";
+import type { ThreadPool } from "../../wasm/threads/pool.ts";
 import type { DenseEngine, DenseName } from "./interface.ts";
 import { MixedEngine } from "./by_rows.ts";
 import { createNodeEngine, createNodeLayers, probeNode } from "./ort/node.ts";
@@ -35,7 +35,7 @@ export interface PickDenseOptions extends DenseOptions {
   /** `auto` takes one engine for any number of rows, `node` where it can: for results to be set beside earlier ones. */
   readonly oneEngine?: boolean;
   /** Threads for our own kernels. The caller ends them, after the engine. */
-  readonly crew?: Crew;
+  readonly pool?: ThreadPool;
 }
 
 /**
@@ -55,9 +55,9 @@ export async function pickDense(
   config: ModelConfig,
   options: PickDenseOptions = {},
 ): Promise<DenseEngine> {
-  const { threads = 1, precision = "auto", onProgress, signal, crew } = options;
+  const { threads = 1, precision = "auto", onProgress, signal, pool } = options;
   if (!Number.isInteger(threads) || threads < 1) throw new RangeError(`pickDense() wants threads ≥ 1, not ${threads}`);
-  const wasm = { precision: precision === "float32" ? precision : "quantised", onProgress, signal, crew } as const;
+  const wasm = { precision: precision === "float32" ? precision : "quantised", onProgress, signal, pool } as const;
   const name = await chooseEngine(file, options);
   switch (name) {
     case "node":

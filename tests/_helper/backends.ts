@@ -5,7 +5,7 @@ import type { Backend } from "../../core/backend/interface.ts";
 import { createReferenceBackend } from "../../core/backend/reference.ts";
 import { hasRelaxedSimd } from "../../runtime/features.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
-import { Crew } from "../../wasm/threads/pool.ts";
+import { ThreadPool } from "../../wasm/threads/pool.ts";
 import { createWasmBackend } from "../../wasm/backend.ts";
 import { createThreadedBackend } from "../../wasm/threads/backend.ts";
 import type { Worth } from "../../wasm/threads/cost.ts";
@@ -28,9 +28,9 @@ export async function checkedModule(): Promise<Uint8Array<ArrayBuffer>> {
 /** The kernels over several threads, which end with the backend. */
 export async function startThreaded(threads: number, worth?: Worth): Promise<Backend<Float32Array>> {
   const { startThread } = await currentRuntime();
-  const crew = await Crew.start({ threads, startThread });
-  const backend = await createThreadedBackend(crew, worth);
-  return { ...backend, [Symbol.dispose]: () => crew[Symbol.dispose]() };
+  const pool = await ThreadPool.start({ threads, startThread });
+  const backend = await createThreadedBackend(pool, worth);
+  return { ...backend, [Symbol.dispose]: () => pool[Symbol.dispose]() };
 }
 
 export const KERNEL_BACKENDS: readonly NamedBackend[] = [

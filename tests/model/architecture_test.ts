@@ -11,7 +11,7 @@ import { Q8_0 } from "../../model/file/block_weights.ts";
 import { configOf } from "../../model/file/gguf/config.ts";
 import { openGguf } from "../../model/file/gguf/reader.ts";
 import { TENSOR_TYPES, type TensorType, typeNamed } from "../../model/file/tensor_types.ts";
-import { startCrew } from "../../model/threads.ts";
+import { startPool } from "../../model/threads.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
 import { assertClose } from "../_helper/close.ts";
 import { CountingSource } from "../_helper/counting_source.ts";
@@ -226,9 +226,9 @@ Deno.test("a made-up architecture over threads has the bits of one thread", () =
     await using file = await zigzagFile();
     const config = await configOf(file);
     for (const threads of [2, 3]) {
-      using crew = await startCrew(await currentRuntime(), threads);
+      using pool = await startPool(await currentRuntime(), threads);
       await using one = await createWasmEngine(file, config);
-      await using several = await createWasmEngine(file, config, { crew, workPerWait: 0 });
+      await using several = await createWasmEngine(file, config, { pool, workPerWait: 0 });
       for (const count of [1, 5, 70]) assert.deepEqual(await pieces(several, count), await pieces(one, count));
     }
   }));

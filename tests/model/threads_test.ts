@@ -7,10 +7,10 @@ import { randomSource } from "../../core/measure/random.ts";
 import type { AttentionShape } from "../../core/shape.ts";
 import { ARCHITECTURES, decoderOf, inputsOf } from "../../model/architecture.ts";
 import { createWasmEngine, type WasmDenseOptions } from "../../model/dense/wasm/engine.ts";
-import { autoThreads, startCrew } from "../../model/threads.ts";
+import { autoThreads, startPool } from "../../model/threads.ts";
 import { currentRuntime, type Runtime, type Thread } from "../../runtime/mod.ts";
 import { shareHeads } from "../../wasm/threads/rows.ts";
-import { Crew } from "../../wasm/threads/pool.ts";
+import { ThreadPool } from "../../wasm/threads/pool.ts";
 import { shareRows, workOf, worthSharing } from "../../wasm/dense/part.ts";
 import { createWasmBackend } from "../../wasm/backend.ts";
 import { createThreadedBackend } from "../../wasm/threads/backend.ts";
@@ -84,10 +84,10 @@ for (const shape of [{ heads: 9, kvHeads: 3, headDim: 64 }, { heads: 10, kvHeads
   });
 }
 
-/** A crew, and the ranks it was asked since the last look. */
-function watched(crew: Crew): { crew: Crew; asked: () => number[] } {
+/** A pool, and the ranks it was asked since the last look. */
+function watched(pool: ThreadPool): { pool: ThreadPool; asked: () => number[] } {
   const asked: number[] = [];
-  const proxy = new Proxy(crew, {
+  const proxy = new Proxy(pool, {
     get(target, name) {
       const value = Reflect.get(target, name, target);
       if (typeof value !== "function") return value;
@@ -97,13 +97,13 @@ function watched(crew: Crew): { crew: Crew; asked: () => number[] } {
       };
     },
   });
-  return { crew: proxy, asked: () => asked.splice(0) };
+  return { pool: proxy, asked: () => asked.splice(0) };
 }
 
 Deno.test("rows move to one thread while attention has little to do, and out again, and keep their bits", async () => {
   const shape = { heads: 6, kvHeads: 3, headDim: 64 }, each = 192, few = 50, many = 400;
-  using crew = await Crew.start({ threads: 2, startThread });
-  const { crew: seen, asked } = watched(crew);
+  using pool = await ThreadPool.start({ threads: 2, startThread });
+  const { pool: seen, asked } = watched(pool);
   // A third of 2 · rows · 6 · 64 multiply-adds are another thread's: enough for it from 118 rows on.
   const worth = { perWait: 6e4, perMovedFloat: 0 };
   const backends = [await createWasmBackend(), await createThreadedBackend(seen, worth)];
@@ -142,9 +142,9 @@ Deno.test("rows move to one thread while attention has little to do, and out aga
 
 Deno.test("rows for which one thread has no room stay shared out, and go on", async () => {
   const shape = { heads: 4, kvHeads: 4, headDim: 64 }, count = 6000, block = noise(count * 256, 1);
-  using crew = await Crew.start({ threads: 4, startThread, kernels: { maximumBytes: 8 << 20 } });
+  using pool = await ThreadPool.start({ threads: 4, startThread, kernels: { maximumBytes: 8 << 20 } });
   using own = await createWasmBackend();
-  const backend = await createThreadedBackend(crew, HOMING);
+  const backend = await createThreadedBackend(pool, HOMING);
   const [want, got] = await Promise.all([own, backend].map(async (each) => {
     const rows = each.createRows(shape, 0);
     rows.append(block, block, count);
@@ -179,14 +179,14 @@ async function steps(
 Deno.test("the dense engine over any number of threads gives the bits of one", async () => {
   const precisions = ["float32", "quantised"] as const;
   for (const threads of THREADS) {
-    using crew = await Crew.start({ threads, startThread });
+    using pool = await ThreadPool.start({ threads, startThread });
     for (const model of TINY_MODELS) {
       for (const precision of precisions) {
         const want = await steps(model, { precision });
         // Every step shared out; some; none.
         for (const workPerWait of [0, 2e4, Infinity]) {
           const what = `${model}, ${precision}, ${threads} threads, shared from ${workPerWait} multiply-adds on`;
-          assert.deepEqual(await steps(model, { precision, crew, workPerWait }), want, what);
+          assert.deepEqual(await steps(model, { precision, pool, workPerWait }), want, what);
         }
       }
     }
@@ -195,11 +195,11 @@ Deno.test("the dense engine over any number of threads gives the bits of one", a
 
 Deno.test("a step that is not worth sharing out asks no other thread, and its weights are held twice", async () => {
   await using open = await openTiny(TINY_MODELS[0]);
-  using crew = await Crew.start({ threads: 2, startThread });
-  const { crew: seen, asked } = watched(crew);
+  using pool = await ThreadPool.start({ threads: 2, startThread });
+  const { pool: seen, asked } = watched(pool);
   const hidden = noise(open.config.width, 1);
-  await using alone = await createWasmEngine(open.file, open.config, { crew: seen, workPerWait: Infinity });
-  await using shared = await createWasmEngine(open.file, open.config, { crew: seen, workPerWait: 0 });
+  await using alone = await createWasmEngine(open.file, open.config, { pool: seen, workPerWait: Infinity });
+  await using shared = await createWasmEngine(open.file, open.config, { pool: seen, workPerWait: 0 });
   assert.ok(alone.weightBytes > shared.weightBytes);
   asked();
   const logits = await alone.logits(hidden, 1);
@@ -249,8 +249,8 @@ Deno.test("shareHeads() and shareRows() give every head and row to one thread", 
 Deno.test("a full memory in another thread is a typed error of the next answer, and other rows go on", async () => {
   const shape = { heads: 2, kvHeads: 2, headDim: 64 }, count = 12000;
   using own = await createWasmBackend();
-  using crew = await Crew.start({ threads: 2, startThread, kernels: { maximumBytes: 4 << 20 } });
-  const backend = await createThreadedBackend({ ...crewOf(crew), kernels: {} } as Crew);
+  using pool = await ThreadPool.start({ threads: 2, startThread, kernels: { maximumBytes: 4 << 20 } });
+  const backend = await createThreadedBackend({ ...poolOf(pool), kernels: {} } as ThreadPool);
   const rows = backend.createRows(shape, 0), block = noise(count * 128, 1);
   rows.append(block, block, count);
   await assert.rejects(() => rows.decodeAttention(noise(128, 2), 1), code("wasm.memory"));
@@ -263,15 +263,15 @@ Deno.test("a full memory in another thread is a typed error of the next answer, 
   assert.deepEqual(got, want);
 });
 
-/** The crew's methods under its own `this`, so that a property can be replaced. */
-function crewOf(crew: Crew) {
+/** The pool's methods under its own `this`, so that a property can be replaced. */
+function poolOf(pool: ThreadPool) {
   return {
-    size: crew.size,
-    newId: () => crew.newId(),
-    tell: crew.tell.bind(crew),
-    ask: crew.ask.bind(crew),
-    answer: crew.answer.bind(crew),
-    answerNow: crew.answerNow.bind(crew),
+    size: pool.size,
+    newId: () => pool.newId(),
+    tell: pool.tell.bind(pool),
+    ask: pool.ask.bind(pool),
+    answer: pool.answer.bind(pool),
+    answerNow: pool.answerNow.bind(pool),
   };
 }
 
@@ -283,9 +283,9 @@ Deno.test("a thread that dies is a typed error of every later call, also of a ca
     return threads.at(-1)!;
   };
   await using open = await openTiny(TINY_MODELS[0]);
-  using crew = await Crew.start({ threads: 3, startThread: watched });
-  const backend = await createThreadedBackend(crew);
-  const engine = await createWasmEngine(open.file, open.config, { crew, workPerWait: 0 });
+  using pool = await ThreadPool.start({ threads: 3, startThread: watched });
+  const backend = await createThreadedBackend(pool);
+  const engine = await createWasmEngine(open.file, open.config, { pool, workPerWait: 0 });
   const rows = backend.createRows(shape, 0), block = noise(count * 256, 1);
   rows.append(block, block, count);
   const call = rows.prefillAttention(block, count);
@@ -300,14 +300,14 @@ Deno.test("a thread that dies is a typed error of every later call, also of a ca
   await engine[Symbol.asyncDispose]();
 });
 
-Deno.test("startCrew() refuses numbers of threads that make no sense, and threads where there are none", async () => {
+Deno.test("startPool() refuses numbers of threads that make no sense, and threads where there are none", async () => {
   for (const threads of [0, -1, 1.5, NaN, 1000]) {
-    await assert.rejects(() => startCrew(runtime, threads), code("threads.count"));
+    await assert.rejects(() => startPool(runtime, threads), code("threads.count"));
   }
   const alone: Runtime = { ...runtime, threads: false };
-  await assert.rejects(() => startCrew(alone, 2), code("threads.unavailable"));
-  assert.equal(await startCrew(alone, "auto"), undefined);
-  assert.equal(await startCrew(runtime, 1), undefined);
+  await assert.rejects(() => startPool(alone, 2), code("threads.unavailable"));
+  assert.equal(await startPool(alone, "auto"), undefined);
+  assert.equal(await startPool(runtime, 1), undefined);
   assert.equal(autoThreads(alone), 1);
 });
 

@@ -1,4 +1,4 @@
-/** Numbers that all threads of a crew see at once, and where they wait for each other. */
+/** Numbers that all threads of a pool see at once, and where they wait for each other. */
 
 export interface Board {
   /** Makes room for `count` floats; what was there may be lost. */

@@ -2,7 +2,7 @@
  * Threads that run kernels beside this one, which is rank 0. Each has module instances of its own. Commands and answers
  * go through one stretch of shared memory per thread; who waits sleeps in `Atomics.wait`, nobody spins.
  *
- * Commands that need no answer are held back and go along with the next one that does. The thread that starts a crew
+ * Commands that need no answer are held back and go along with the next one that does. The thread that starts a pool
  * must be allowed to wait: a web page's own thread is not, its workers are.
  */
 import { type PalisadeError, resourceError } from "../../core/errors.ts";
@@ -16,7 +16,7 @@ import { errorOf, FAILURE, type Parcel, parcelBytes, ParcelMemory } from "./mess
 /** How a thread is started: `Runtime.startThread`. */
 export type StartThread = (moduleUrl: URL, data: unknown, listener: (message: unknown) => void) => Thread;
 
-export interface CrewOptions {
+export interface PoolOptions {
   /** Threads with this one, 2 … 64. */
   readonly threads: number;
   readonly startThread: StartThread;
@@ -24,8 +24,8 @@ export interface CrewOptions {
   readonly kernels?: WasmOptions;
 }
 
-/** What a thread of a crew is started with. */
-export interface CrewData {
+/** What a thread of a pool is started with. */
+export interface PoolData {
   readonly mailbox: SharedArrayBuffer;
   readonly board: SharedArrayBuffer;
   readonly rank: number;
@@ -70,43 +70,43 @@ interface Queued {
   readonly onFailure?: (error: Error) => void;
 }
 
-export class Crew implements Disposable {
+export class ThreadPool implements Disposable {
   /** Threads, this one included. */
   readonly size: number;
   readonly kernels: WasmOptions;
   /** What all threads see at once. */
   readonly board: SharedBoard;
-  readonly #mates: readonly Mate[];
+  readonly #others: readonly OtherThread[];
   #next = 1;
 
-  private constructor(kernels: WasmOptions, board: SharedBoard, mates: readonly Mate[]) {
-    this.size = mates.length + 1;
+  private constructor(kernels: WasmOptions, board: SharedBoard, others: readonly OtherThread[]) {
+    this.size = others.length + 1;
     this.kernels = kernels;
     this.board = board;
-    this.#mates = mates;
+    this.#others = others;
   }
 
   /**
    * @throws PalisadeError (resources) `threads.unavailable` when this thread may not wait or none can be started,
    * `wasm.start`. RangeError for another number of threads than 2 to 64.
    */
-  static async start({ threads, startThread, kernels = {} }: CrewOptions): Promise<Crew> {
+  static async start({ threads, startThread, kernels = {} }: PoolOptions): Promise<ThreadPool> {
     if (!Number.isInteger(threads) || threads < 2 || threads > 64) {
-      throw new RangeError(`Cannot start a crew of ${threads} threads: want 2 to 64`);
+      throw new RangeError(`Cannot start a pool of ${threads} threads: want 2 to 64`);
     }
     if (!mayWait()) throw unavailable("this thread may not wait for another");
-    const mates: Mate[] = [];
+    const others: OtherThread[] = [];
     try {
       const board = SharedBoard.create(threads, BOARD_LIMIT);
       // Who lost one thread may wait for it forever, so all are lost.
-      const onEnd = (reason: PalisadeError) => mates.forEach((mate) => mate.end(reason));
+      const onEnd = (reason: PalisadeError) => others.forEach((other) => other.end(reason));
       for (let rank = 1; rank < threads; rank++) {
-        mates.push(new Mate({ rank, size: threads, kernels }, board, startThread, onEnd));
+        others.push(new OtherThread({ rank, size: threads, kernels }, board, startThread, onEnd));
       }
-      await Promise.all(mates.map((mate) => mate.ready));
-      return new Crew(kernels, board, mates);
+      await Promise.all(others.map((other) => other.ready));
+      return new ThreadPool(kernels, board, others);
     } catch (error) {
-      for (const mate of mates) mate.stop();
+      for (const other of others) other.stop();
       throw error;
     }
   }
@@ -118,13 +118,13 @@ export class Crew implements Disposable {
 
   /** A command whose answer nobody waits for. `onFailure` is called at the latest when a later answer comes. */
   tell<I>(rank: number, command: Asked<I, unknown>, input: I, onFailure?: (error: Error) => void): void {
-    this.#mates[rank - 1].tell({ parcel: command.pack(input), onFailure });
+    this.#others[rank - 1].tell({ parcel: command.pack(input), onFailure });
   }
 
   /** Sends a command at once. */
   ask<I, O>(rank: number, command: Asked<I, O>, input: I): Ask<O> {
     const ask: Ask<O> = { unpack: (answer) => command.unpack(answer) };
-    this.#mates[rank - 1].ask(command.pack(input), ask);
+    this.#others[rank - 1].ask(command.pack(input), ask);
     return ask;
   }
 
@@ -132,7 +132,7 @@ export class Crew implements Disposable {
   async answer<O>(rank: number, ask: Ask<O>): Promise<O> {
     while (!ask.answer) {
       if (ask.error) throw ask.error;
-      this.#mates[rank - 1].advance(SLICE_MS);
+      this.#others[rank - 1].advance(SLICE_MS);
       // A turn of the event loop, which hears of a thread that has ended.
       if (!ask.answer && !ask.error) await new Promise((resolve) => setTimeout(resolve, 0));
     }
@@ -145,7 +145,7 @@ export class Crew implements Disposable {
     while (!ask.answer) {
       if (!ask.error && Date.now() > end) throw ended(`no answer in ${PATIENCE_MS / 1000} s`);
       if (ask.error) throw ask.error;
-      this.#mates[rank - 1].advance(SLICE_MS);
+      this.#others[rank - 1].advance(SLICE_MS);
     }
     return ask.unpack(ask.answer);
   }
@@ -155,18 +155,18 @@ export class Crew implements Disposable {
     const generation = this.board.arrive();
     while (!this.board.met(generation, SLICE_MS)) {
       await new Promise((resolve) => setTimeout(resolve, 0));
-      const { gone } = this.#mates[0];
+      const { gone } = this.#others[0];
       if (gone) throw gone;
     }
   }
 
   [Symbol.dispose](): void {
-    for (const mate of this.#mates) mate.stop();
+    for (const other of this.#others) other.stop();
   }
 }
 
 /** One other thread, as seen from here. */
-class Mate {
+class OtherThread {
   /** Resolves when its kernels run. */
   readonly ready: Promise<void>;
   /** Why it is no more. */
@@ -179,7 +179,7 @@ class Mate {
   #flying: Queued[] = [];
 
   constructor(
-    place: Pick<CrewData, "rank" | "size" | "kernels">,
+    place: Pick<PoolData, "rank" | "size" | "kernels">,
     board: SharedBoard,
     start: StartThread,
     onEnd: (reason: PalisadeError) => void,
@@ -187,7 +187,7 @@ class Mate {
     const mailbox = new SharedArrayBuffer(MAILBOX_BYTES, { maxByteLength: MAILBOX_LIMIT });
     this.#memory = new ParcelMemory(mailbox);
     this.#control = new Int32Array(mailbox, 0, PARCELS / 4);
-    const data: CrewData = { ...place, mailbox, board: board.buffer };
+    const data: PoolData = { ...place, mailbox, board: board.buffer };
     let started: (message: unknown) => void;
     const first = new Promise<unknown>((resolve) => started = resolve);
     this.#thread = start(siblingModule("./pool_worker", import.meta.url), data, (message) => started(message));

@@ -1,6 +1,6 @@
-/** What each thread of a crew runs: it sleeps until commands come, carries them out in order, and leaves the answers. */
+/** What each thread of a pool runs: it sleeps until commands come, carries them out in order, and leaves the answers. */
 import type { ThreadPort } from "../../runtime/interface.ts";
-import { type CrewData, PARCELS, WORD } from "./pool.ts";
+import { PARCELS, type PoolData, WORD } from "./pool.ts";
 import { SharedBoard } from "./barrier.ts";
 import { serve } from "./command.ts";
 import { ROWS, RowsService } from "./rows_service.ts";
@@ -10,7 +10,7 @@ import { Kernels } from "../module.ts";
 import { failure, type Parcel, parcelBytes, ParcelMemory } from "./message.ts";
 
 /** Runs until it is told to stop. */
-export default async function crewWorker(data: CrewData, port: ThreadPort): Promise<void> {
+export default async function poolWorker(data: PoolData, port: ThreadPort): Promise<void> {
   let rows: RowsService, dense: DenseService;
   try {
     rows = new RowsService(await createWasmBackend(data.kernels));

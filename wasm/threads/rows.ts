@@ -1,5 +1,5 @@
 /**
- * Keys and values of one layer, its KV heads shared out over the threads of a crew. Where attention has too little to do
+ * Keys and values of one layer, its KV heads shared out over the threads of a pool. Where attention has too little to do
  * for that, all heads move to this thread, and out again when it has more.
  */
 import type {
@@ -13,7 +13,7 @@ import type { CacheType } from "../../core/cache/entry_type.ts";
 import type { Needs, NormKind, Observation } from "../../core/policy/policy.ts";
 import type { KeyRotation } from "../../core/measure/rotation.ts";
 import type { AttentionShape } from "../../core/shape.ts";
-import type { Ask, Crew } from "./pool.ts";
+import type { Ask, ThreadPool } from "./pool.ts";
 import { PalisadeError } from "../../core/errors.ts";
 import { ROWS } from "./rows_service.ts";
 import type { WasmBackend } from "../backend.ts";
@@ -31,7 +31,7 @@ interface Share {
 /** Where rows may be, and what it costs that they are elsewhere. */
 export interface Place {
   readonly backend: WasmBackend;
-  readonly crew: Crew;
+  readonly pool: ThreadPool;
   readonly worth: Worth;
 }
 
@@ -44,10 +44,10 @@ export function shareHeads(kvHeads: number, threads: number): Share[] {
 }
 
 /** See `LayerRows` for the meaning of each method, `CheckedRows` for what they may trust. */
-export class CrewRows implements TrustingRows<Float32Array> {
+export class ThreadedRows implements TrustingRows<Float32Array> {
   readonly #shape: AttentionShape;
   readonly #place: Place;
-  readonly #crew: Crew;
+  readonly #pool: ThreadPool;
   readonly #id: number;
   /** Shares of all threads when the heads are shared out, this thread's first. */
   readonly #shares: readonly Share[];
@@ -67,24 +67,24 @@ export class CrewRows implements TrustingRows<Float32Array> {
     own: WasmRows,
     shape: AttentionShape,
     lengths: Int32Array,
-    id = place.crew.newId(),
+    id = place.pool.newId(),
   ) {
     this.#shape = shape;
     this.#place = place;
-    this.#crew = place.crew;
+    this.#pool = place.pool;
     this.#id = id;
     this.#own = own;
-    this.#shares = shareHeads(shape.kvHeads, place.crew.size);
+    this.#shares = shareHeads(shape.kvHeads, place.pool.size);
     this.#others = own.shape.kvHeads === shape.kvHeads ? [] : this.#shares.slice(1);
     this.#lengths = lengths;
   }
 
-  static create(place: Place, shape: AttentionShape, reserve: number, type: CacheType): CrewRows {
-    const { backend, crew } = place;
+  static create(place: Place, shape: AttentionShape, reserve: number, type: CacheType): ThreadedRows {
+    const { backend, pool } = place;
     const { heads, kvHeads, headDim } = shape;
-    const group = heads / kvHeads, mine = shareHeads(kvHeads, crew.size)[0].kvHeads;
+    const group = heads / kvHeads, mine = shareHeads(kvHeads, pool.size)[0].kvHeads;
     const own = backend.createPart({ heads: mine * group, kvHeads: mine, headDim }, reserve, type, shape);
-    const rows = new CrewRows(place, own, shape, new Int32Array(kvHeads));
+    const rows = new ThreadedRows(place, own, shape, new Int32Array(kvHeads));
     for (const share of rows.#others) rows.#tell(share, ROWS.create, rows.#creation(share, reserve));
     return rows;
   }
@@ -232,14 +232,14 @@ export class CrewRows implements TrustingRows<Float32Array> {
 
   async clone(): Promise<TrustingRows<Float32Array>> {
     this.#alive();
-    const lengths = this.#lengths.slice(), others = this.#others, id = this.#crew.newId();
+    const lengths = this.#lengths.slice(), others = this.#others, id = this.#pool.newId();
     let own: WasmRows | undefined;
     try {
       await this.#all(ROWS.clone, () => ({ id: this.#id, twin: id }), async () => {
         own = await this.#own.clone();
         return {};
       });
-      return new CrewRows(this.#place, own!, this.#shape, lengths, id);
+      return new ThreadedRows(this.#place, own!, this.#shape, lengths, id);
     } catch (error) {
       own?.free();
       this.#freeAt(others, id);
@@ -266,7 +266,7 @@ export class CrewRows implements TrustingRows<Float32Array> {
   /** Asks the thread that has the head. */
   #askForCopy(kvHead: number, wanted?: Int32Array) {
     const { rank, first } = this.#others.find((share) => kvHead < share.first + share.kvHeads)!;
-    return { rank, ask: this.#crew.ask(rank, ROWS.copy, { id: this.#id, kvHead: kvHead - first, wanted }) };
+    return { rank, ask: this.#pool.ask(rank, ROWS.copy, { id: this.#id, kvHead: kvHead - first, wanted }) };
   }
 
   free(): void {
@@ -277,7 +277,7 @@ export class CrewRows implements TrustingRows<Float32Array> {
   #freeAt(shares: readonly Share[], id = this.#id): void {
     for (const { rank } of shares) {
       try {
-        this.#crew.tell(rank, ROWS.free, { id });
+        this.#pool.tell(rank, ROWS.free, { id });
       } catch {
         // The thread has ended and its memory with it.
       }
@@ -327,8 +327,8 @@ export class CrewRows implements TrustingRows<Float32Array> {
 
   #giveTo(share: Share, heads: readonly CopiedRows[]): void {
     const { rank } = share, id = this.#id;
-    const made = this.#crew.ask(rank, ROWS.create, this.#creation(share, 0));
-    const filled = this.#crew.ask(rank, ROWS.fill, { id, heads });
+    const made = this.#pool.ask(rank, ROWS.create, this.#creation(share, 0));
+    const filled = this.#pool.ask(rank, ROWS.fill, { id, heads });
     this.#now(rank, made);
     this.#now(rank, filled);
   }
@@ -338,16 +338,16 @@ export class CrewRows implements TrustingRows<Float32Array> {
   }
 
   #tell<I>({ rank }: Share, command: Asked<I, unknown>, input: I): void {
-    this.#crew.tell(rank, command, input, (error) => this.#broken ??= error);
+    this.#pool.tell(rank, command, input, (error) => this.#broken ??= error);
   }
 
   #askAll<I, O>(command: Asked<I, O>, input: (share: Share) => I): Ask<O>[] {
-    return this.#others.map((share) => this.#crew.ask(share.rank, command, input(share)));
+    return this.#others.map((share) => this.#pool.ask(share.rank, command, input(share)));
   }
 
   #now<O>(rank: number, ask: Ask<O>): O {
     try {
-      const given = this.#crew.answerNow(rank, ask);
+      const given = this.#pool.answerNow(rank, ask);
       if (!this.#broken) return given;
     } catch (error) {
       throw this.#broken ?? error;
@@ -357,7 +357,7 @@ export class CrewRows implements TrustingRows<Float32Array> {
 
   async #later<O>(rank: number, ask: Ask<O>): Promise<O> {
     try {
-      const given = await this.#crew.answer(rank, ask);
+      const given = await this.#pool.answer(rank, ask);
       if (!this.#broken) return given;
     } catch (error) {
       throw this.#broken ?? error;

@@ -1,8 +1,8 @@
 /**
  * Dense engine on the project's own kernels: the weights are held once, as they stand in the GGUF, and multiplied there,
- * over the threads of a crew where there is one. Types that the kernels don't multiply become float32.
+ * over the threads of a pool where there is one. Types that the kernels don't multiply become float32.
  */
-import type { Crew } from "../../../wasm/threads/pool.ts";
+import type { ThreadPool } from "../../../wasm/threads/pool.ts";
 import { type Board, OwnBoard } from "../../../wasm/threads/barrier.ts";
 import { DENSE } from "../../../wasm/dense/service.ts";
 import {
@@ -38,13 +38,13 @@ export interface WasmDenseOptions {
   readonly onProgress?: (done: number, total: number) => void;
   /** Stops between layers. */
   readonly signal?: AbortSignal;
-  /** Which build of the kernels, how much memory; with a crew, of its threads. */
+  /** Which build of the kernels, how much memory; with a pool, of its threads. */
   readonly kernels?: WasmOptions;
   /**
    * Threads that own some rows of every matrix. Results have the bits of one thread's. Steps that are too small to be
    * shared out (`worthSharing`) run on this thread, which then holds all their rows.
    */
-  readonly crew?: Crew;
+  readonly pool?: ThreadPool;
   /** For tests: another threshold than `WORK_PER_WAIT`. */
   readonly workPerWait?: number;
 }
@@ -64,8 +64,8 @@ export async function createWasmEngine(
   config: ModelConfig,
   options: WasmDenseOptions = {},
 ): Promise<DenseEngine> {
-  const { crew, signal, onProgress, workPerWait } = options;
-  const memory = new WeightMemory(await Kernels.start(options.kernels ?? crew?.kernels), crew);
+  const { pool, signal, onProgress, workPerWait } = options;
+  const memory = new WeightMemory(await Kernels.start(options.kernels ?? pool?.kernels), pool);
   const id = memory.newId();
   try {
     const inputs = inputsOf(config), { decoder, width, vocabulary, normEpsilon } = config;
@@ -111,7 +111,7 @@ class WasmEngine implements DenseEngine {
   readonly #embedding: readonly MatrixPlan[];
   #memory: WeightMemory | undefined;
   #alone: DenseShare | undefined;
-  /** With a crew only. */
+  /** With a pool only. */
   #share: DenseShare | undefined;
   /** What each list costs. */
   readonly #work = new Map<unknown, Work>();
@@ -127,7 +127,7 @@ class WasmEngine implements DenseEngine {
     embedding: readonly MatrixPlan[],
     workPerWait?: number,
   ) {
-    const { kernels, crew, threads, stored } = memory, plan = plans[0];
+    const { kernels, pool, threads, stored } = memory, plan = plans[0];
     const simd = kernels.relaxed ? "relaxed SIMD" : "SIMD", count = `${threads} thread${threads > 1 ? "s" : ""}`;
     const inputs = plan.exact ? "float32 arithmetic" : memory.hasByteInputs ? "8-bit inputs" : "16-bit inputs";
     this.detail = `own WebAssembly kernels, ${simd}, ${count}, weights as in the file, ${inputs}`;
@@ -140,7 +140,7 @@ class WasmEngine implements DenseEngine {
     this.#embedding = here.outputs === config.vocabulary ? [here] : embedding.slice(0, threads);
     this.#memory = memory;
     this.#alone = new DenseShare(kernels, this.#board, plans[threads], stored);
-    this.#share = crew && new DenseShare(kernels, crew.board, plan, stored);
+    this.#share = pool && new DenseShare(kernels, pool.board, plan, stored);
   }
 
   embed(ids: ArrayLike<number>): Float32Array {
@@ -238,8 +238,8 @@ class WasmEngine implements DenseEngine {
     out: Float32Array,
   ) {
     const memory = this.#alive("a step");
-    const crew = memory.crew && this.#isWorthSharing(step, layer, count) ? memory.crew : undefined;
-    const board = crew?.board ?? this.#board, share = (crew ? this.#share : this.#alone)!;
+    const pool = memory.pool && this.#isWorthSharing(step, layer, count) ? memory.pool : undefined;
+    const board = pool?.board ?? this.#board, share = (pool ? this.#share : this.#alone)!;
     const { places, size, result } = share.schedule(step, layer);
     board.reserve(count * size);
     for (const [name, input] of inputs) {
@@ -247,16 +247,16 @@ class WasmEngine implements DenseEngine {
       if (at !== undefined) board.floats(count * at, input.length).set(input);
     }
     const asks = [];
-    for (let rank = 1; rank < (crew?.size ?? 1); rank++) {
-      asks.push(crew!.ask(rank, DENSE.step, { id: this.#id, step, layer, count }));
+    for (let rank = 1; rank < (pool?.size ?? 1); rank++) {
+      asks.push(pool!.ask(rank, DENSE.step, { id: this.#id, step, layer, count }));
     }
     const running = share.start(step, layer, count);
     try {
-      while (!running.next()) await crew?.meet();
+      while (!running.next()) await pool?.meet();
     } finally {
       running.stop();
       // Failed or not: until all have answered, they may write to the board.
-      for (const [i, ask] of asks.entries()) await crew!.answer(i + 1, ask);
+      for (const [i, ask] of asks.entries()) await pool!.answer(i + 1, ask);
     }
     out.set(board.floats(count * places.get(result)!, out.length));
   }

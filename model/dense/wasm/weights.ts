@@ -1,6 +1,6 @@
 /** Copies a model's weights into the kernels' memory: every matrix's rows to the thread that owns them, slice by slice. */
 import { inputError } from "../../../core/errors.ts";
-import type { Ask, Crew } from "../../../wasm/threads/pool.ts";
+import type { Ask, ThreadPool } from "../../../wasm/threads/pool.ts";
 import { BYTE_INPUT_TYPES, Stored } from "../../../wasm/dense/products.ts";
 import type { Asked } from "../../../wasm/threads/command.ts";
 import { DENSE, rowsOf } from "../../../wasm/dense/service.ts";
@@ -13,10 +13,10 @@ import { rowBytesOf, type TensorType, typeNamed } from "../../file/tensor_types.
 /** Bytes read from the file at a time. */
 const SLICE_BYTES = 1 << 22;
 
-/** Weights in the memory of this thread and its crew. */
+/** Weights in the memory of this thread and its pool. */
 export class WeightMemory {
   readonly kernels: Kernels;
-  readonly crew?: Crew;
+  readonly pool?: ThreadPool;
   /** Bytes of weights in all threads. */
   bytes = 0;
   /** Whether some matrices take int8 inputs. */
@@ -27,18 +27,18 @@ export class WeightMemory {
   #failed?: Error;
   #next = 1;
 
-  constructor(kernels: Kernels, crew?: Crew) {
+  constructor(kernels: Kernels, pool?: ThreadPool) {
     this.kernels = kernels;
-    this.crew = crew;
+    this.pool = pool;
     this.#others = Array.from({ length: this.threads }, () => []);
   }
 
   get threads(): number {
-    return this.crew?.size ?? 1;
+    return this.pool?.size ?? 1;
   }
 
   newId(): number {
-    return this.crew?.newId() ?? this.#next++;
+    return this.pool?.newId() ?? this.#next++;
   }
 
   /** Throws PalisadeError `wasm.memory` when there is no room; for another thread at the latest in {@link finish}. */
@@ -61,17 +61,17 @@ export class WeightMemory {
   /** Copies of rows of `rowBytes` bytes, one after another. */
   rows(rank: number, id: number, rowBytes: number, rows: readonly number[]): Uint8Array {
     if (rank === 0) return rowsOf(this.stored.get(id)!, rowBytes, rows);
-    const crew = this.crew!;
-    return crew.answerNow(rank, crew.ask(rank, DENSE.rows, { id, rowBytes, rows })).bytes;
+    const pool = this.pool!;
+    return pool.answerNow(rank, pool.ask(rank, DENSE.rows, { id, rowBytes, rows })).bytes;
   }
 
   /** Gives every other thread its own of the `plans` under `id`; throws what went wrong there so far. */
   async finish(id: number, plans: readonly DensePlan[]): Promise<void> {
     const asks: Ask<unknown>[] = [];
     for (let rank = 1; rank < this.threads; rank++) {
-      asks.push(this.crew!.ask(rank, DENSE.plan, { id, plan: plans[rank] }));
+      asks.push(this.pool!.ask(rank, DENSE.plan, { id, plan: plans[rank] }));
     }
-    for (const [i, ask] of asks.entries()) await this.crew!.answer(i + 1, ask);
+    for (const [i, ask] of asks.entries()) await this.pool!.answer(i + 1, ask);
     if (this.#failed) throw this.#failed;
   }
 
@@ -79,7 +79,7 @@ export class WeightMemory {
   free(id: number): void {
     for (let rank = 1; rank < this.threads; rank++) {
       try {
-        this.crew!.tell(rank, DENSE.free, { id, weights: this.#others[rank].splice(0) });
+        this.pool!.tell(rank, DENSE.free, { id, weights: this.#others[rank].splice(0) });
       } catch {
         // The thread has ended and its memory with it.
       }
@@ -88,7 +88,7 @@ export class WeightMemory {
   }
 
   #tell<I>(rank: number, command: Asked<I, unknown>, input: I): void {
-    this.crew!.tell(rank, command, input, (error) => this.#failed ??= error);
+    this.pool!.tell(rank, command, input, (error) => this.#failed ??= error);
   }
 }
 
