@@ -18,17 +18,17 @@ import {
   type Served,
   someOf,
 } from "../../wasm/threads/command.ts";
-import { errorOf, failure, type Parcel, parcelBytes, ParcelMemory } from "../../wasm/threads/message.ts";
+import { errorOf, failure, type Message, messageBytes, MessageMemory } from "../../wasm/threads/message.ts";
 import { DENSE } from "../../wasm/dense/service.ts";
 import { ROWS } from "../../wasm/threads/rows_service.ts";
 
-const memory = new ParcelMemory(new SharedArrayBuffer(64, { maxByteLength: 1 << 20 }));
+const memory = new MessageMemory(new SharedArrayBuffer(64, { maxByteLength: 1 << 20 }));
 
 /** As the other side reads it. */
-function passed(parcel: Parcel): Parcel {
-  memory.reserve(parcelBytes(parcel));
-  memory.write(0, parcel);
-  const { parcel: read } = memory.read(0);
+function passed(message: Message): Message {
+  memory.reserve(messageBytes(message));
+  memory.write(0, message);
+  const { message: read } = memory.read(0);
   return { ...read, arrays: read.arrays.map((array) => array?.slice()) };
 }
 

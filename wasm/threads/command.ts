@@ -2,7 +2,7 @@
  * Commands to another thread, each declared once: what it takes, what it gives, and what the thread does. From that both
  * sides derive: the asking thread packs the input and unpacks the answer, the other one unpacks, runs, and packs.
  */
-import { ANSWER, type NumberArray, type Parcel, parsed } from "./message.ts";
+import { ANSWER, type Message, type NumberArray, parsed } from "./message.ts";
 
 /** What a message holds beside its operation. */
 interface Contents {
@@ -17,7 +17,7 @@ class Cursor {
   #number = 0;
   #array = 0;
 
-  constructor({ numbers, arrays }: Parcel) {
+  constructor({ numbers, arrays }: Message) {
     this.#numbers = numbers;
     this.#arrays = arrays;
   }
@@ -117,14 +117,14 @@ export function record<F extends Fields>(fields: F): Field<Values<F>> {
 
 /** A command as the asking thread sees it. */
 export interface Asked<Input, Output> {
-  pack(input: Input): Parcel;
-  unpack(answer: Parcel): Output;
+  pack(input: Input): Message;
+  unpack(answer: Message): Output;
 }
 
 /** A command as the thread that carries it out sees it, on what it holds. */
 export interface Served<Host> {
   readonly operation: number;
-  run(host: Host, command: Parcel): Promise<Parcel>;
+  run(host: Host, command: Message): Promise<Message>;
 }
 
 export interface Command<Host, Input, Output> extends Asked<Input, Output>, Served<Host> {}
@@ -150,7 +150,7 @@ export function commandsFrom<Host>(first: number) {
   };
 }
 
-function packed<T>(operation: number, field: Field<T>, values: T): Parcel {
+function packed<T>(operation: number, field: Field<T>, values: T): Message {
   const contents: Contents = { numbers: [], arrays: [] };
   field.write(values, contents);
   return { operation, ...contents };
@@ -160,7 +160,7 @@ function packed<T>(operation: number, field: Field<T>, values: T): Parcel {
 export function serve<Host>(
   table: Readonly<Record<string, Served<Host>>>,
   host: Host,
-): (command: Parcel) => Promise<Parcel> | undefined {
+): (command: Message) => Promise<Message> | undefined {
   const commands = new Map(Object.values(table).map((command) => [command.operation, command]));
   return (command) => commands.get(command.operation)?.run(host, command);
 }

@@ -1,5 +1,5 @@
 /**
- * What goes through the memory that threads share: parcels of numbers and arrays, one after another, written by one
+ * What goes through the memory that threads share: messages of numbers and arrays, one after another, written by one
  * side while the other waits.
  */
 import { PalisadeError } from "../../core/errors.ts";
@@ -7,7 +7,7 @@ import { PalisadeError } from "../../core/errors.ts";
 export type NumberArray = Float32Array | Int32Array | Uint8Array;
 
 /** A command and what it needs, or an answer. */
-export interface Parcel {
+export interface Message {
   /** What to do; in an answer {@link ANSWER} or {@link FAILURE}. */
   readonly operation: number;
   readonly numbers: readonly number[];
@@ -29,16 +29,16 @@ function padded(bytes: number): number {
   return Math.ceil(bytes / 8) * 8;
 }
 
-/** Bytes a parcel takes; a multiple of 8. */
-export function parcelBytes({ numbers, arrays }: Parcel): number {
+/** Bytes a message takes; a multiple of 8. */
+export function messageBytes({ numbers, arrays }: Message): number {
   return arrays.reduce(
     (sum, array) => sum + 8 + padded(array?.byteLength ?? 0),
     HEADER_BYTES + 8 * numbers.length,
   );
 }
 
-/** A stretch of shared memory that grows and is read and written by parcels. Addresses are multiples of 8. */
-export class ParcelMemory {
+/** A stretch of shared memory that grows and is read and written by messages. Addresses are multiples of 8. */
+export class MessageMemory {
   readonly buffer: SharedArrayBuffer;
   #words: Int32Array;
   #doubles: Float64Array;
@@ -68,8 +68,8 @@ export class ParcelMemory {
     this.refresh();
   }
 
-  /** Writes a parcel for which there is room; returns where it ends. */
-  write(at: number, { operation, numbers, arrays }: Parcel): number {
+  /** Writes a message for which there is room; returns where it ends. */
+  write(at: number, { operation, numbers, arrays }: Message): number {
     const words = this.#words;
     words.set([operation, numbers.length, arrays.length, 0], at / 4);
     at += HEADER_BYTES;
@@ -89,8 +89,8 @@ export class ParcelMemory {
     return at;
   }
 
-  /** Reads a parcel and where it ends. Its arrays are views: valid until the memory is written again. */
-  read(at: number): { parcel: Parcel; end: number } {
+  /** Reads a message and where it ends. Its arrays are views: valid until the memory is written again. */
+  read(at: number): { message: Message; end: number } {
     const words = this.#words;
     const [operation, numberCount, arrayCount] = words.subarray(at / 4, at / 4 + 3);
     at += HEADER_BYTES;
@@ -104,12 +104,12 @@ export class ParcelMemory {
       arrays.push(array);
       at += padded(array?.byteLength ?? 0);
     }
-    return { parcel: { operation, numbers, arrays }, end: at };
+    return { message: { operation, numbers, arrays }, end: at };
   }
 }
 
 /** An error as an answer. */
-export function failure(error: unknown): Parcel {
+export function failure(error: unknown): Message {
   const plain = error instanceof PalisadeError
     ? { kind: error.kind, code: error.code, where: error.where, message: error.message }
     : { message: error instanceof Error ? error.message : String(error), range: error instanceof RangeError };
@@ -117,7 +117,7 @@ export function failure(error: unknown): Parcel {
 }
 
 /** The error that {@link failure} was made of. */
-export function errorOf({ arrays: [text] }: Parcel): Error {
+export function errorOf({ arrays: [text] }: Message): Error {
   const plain = parsed(text!) as Record<string, string>;
   if (plain.kind) {
     return new PalisadeError(plain.kind as PalisadeError["kind"], plain.code, plain.message, { where: plain.where });

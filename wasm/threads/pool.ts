@@ -11,7 +11,7 @@ import { siblingModule } from "../../runtime/sibling_module.ts";
 import { SharedBoard } from "./barrier.ts";
 import type { WasmOptions } from "../module.ts";
 import type { Asked } from "./command.ts";
-import { errorOf, FAILURE, type Parcel, parcelBytes, ParcelMemory } from "./message.ts";
+import { errorOf, FAILURE, type Message, messageBytes, MessageMemory } from "./message.ts";
 
 /** How a thread is started: `Runtime.startThread`. */
 export type StartThread = (moduleUrl: URL, data: unknown, listener: (message: unknown) => void) => Thread;
@@ -35,8 +35,8 @@ export interface PoolData {
 
 /** Words at the front of a mailbox, a cache line apart. */
 export const WORD = { request: 0, count: 1, reply: 16, stop: 32 } as const;
-/** Where its parcels begin. */
-export const PARCELS = 256;
+/** Where its messages begin. */
+export const MESSAGES = 256;
 const MAILBOX_BYTES = 1 << 16;
 /** Most bytes of commands and inputs, or of answers, at a time. Address space, not memory. */
 const MAILBOX_LIMIT = 2 ** 30;
@@ -59,13 +59,13 @@ export function mayWait(): boolean {
 
 /** A command under way. */
 export interface Ask<Output> {
-  answer?: Parcel;
+  answer?: Message;
   error?: Error;
-  readonly unpack: (answer: Parcel) => Output;
+  readonly unpack: (answer: Message) => Output;
 }
 
 interface Queued {
-  readonly parcel: Parcel;
+  readonly message: Message;
   readonly ask?: Ask<unknown>;
   readonly onFailure?: (error: Error) => void;
 }
@@ -118,7 +118,7 @@ export class ThreadPool implements Disposable {
 
   /** A command whose answer nobody waits for. `onFailure` is called at the latest when a later answer comes. */
   tell<I>(rank: number, command: Asked<I, unknown>, input: I, onFailure?: (error: Error) => void): void {
-    this.#others[rank - 1].tell({ parcel: command.pack(input), onFailure });
+    this.#others[rank - 1].tell({ message: command.pack(input), onFailure });
   }
 
   /** Sends a command at once. */
@@ -172,7 +172,7 @@ class OtherThread {
   /** Why it is no more. */
   gone?: PalisadeError;
   readonly #thread: Thread;
-  readonly #memory: ParcelMemory;
+  readonly #memory: MessageMemory;
   readonly #control: Int32Array;
   #held: Queued[] = [];
   #heldBytes = 0;
@@ -185,8 +185,8 @@ class OtherThread {
     onEnd: (reason: PalisadeError) => void,
   ) {
     const mailbox = new SharedArrayBuffer(MAILBOX_BYTES, { maxByteLength: MAILBOX_LIMIT });
-    this.#memory = new ParcelMemory(mailbox);
-    this.#control = new Int32Array(mailbox, 0, PARCELS / 4);
+    this.#memory = new MessageMemory(mailbox);
+    this.#control = new Int32Array(mailbox, 0, MESSAGES / 4);
     const data: PoolData = { ...place, mailbox, board: board.buffer };
     let started: (message: unknown) => void;
     const first = new Promise<unknown>((resolve) => started = resolve);
@@ -201,14 +201,14 @@ class OtherThread {
   tell(queued: Queued): void {
     if (this.gone) throw this.gone;
     this.#held.push(queued);
-    this.#heldBytes += parcelBytes(queued.parcel);
+    this.#heldBytes += messageBytes(queued.message);
     if (this.#heldBytes > HELD_BYTES) this.#flush();
   }
 
-  ask(parcel: Parcel, ask: Ask<unknown>): void {
+  ask(message: Message, ask: Ask<unknown>): void {
     if (this.gone) throw this.gone;
-    this.#held.push({ parcel, ask });
-    this.#heldBytes += parcelBytes(parcel);
+    this.#held.push({ message, ask });
+    this.#heldBytes += messageBytes(message);
     if (this.#flying.length === 0) this.#post();
   }
 
@@ -243,13 +243,13 @@ class OtherThread {
 
   #post(): void {
     try {
-      this.#memory.reserve(PARCELS + this.#heldBytes);
+      this.#memory.reserve(MESSAGES + this.#heldBytes);
     } catch (cause) {
       const message = `Cannot pass ${this.#heldBytes} bytes to another thread: want at most ${MAILBOX_LIMIT}`;
       return this.#fail(this.#held.splice(0), resourceError("threads.memory", message, "--threads", cause));
     }
-    let at = PARCELS;
-    for (const { parcel } of this.#held) at = this.#memory.write(at, parcel);
+    let at = MESSAGES;
+    for (const { message } of this.#held) at = this.#memory.write(at, message);
     this.#control[WORD.count] = this.#held.length;
     this.#flying = this.#held;
     this.#held = [];
@@ -260,15 +260,15 @@ class OtherThread {
 
   #receive(): void {
     this.#memory.refresh();
-    let at = PARCELS;
+    let at = MESSAGES;
     for (const { ask, onFailure } of this.#flying.splice(0)) {
-      const { parcel, end } = this.#memory.read(at);
+      const { message, end } = this.#memory.read(at);
       at = end;
-      const error = parcel.operation === FAILURE ? errorOf(parcel) : undefined;
+      const error = message.operation === FAILURE ? errorOf(message) : undefined;
       if (error) onFailure?.(error);
       if (!ask) continue;
       if (error) ask.error = error;
-      else ask.answer = { ...parcel, arrays: parcel.arrays.map((array) => array?.slice()) };
+      else ask.answer = { ...message, arrays: message.arrays.map((array) => array?.slice()) };
     }
   }
 

@@ -1,13 +1,13 @@
 /** What each thread of a pool runs: it sleeps until commands come, carries them out in order, and leaves the answers. */
 import type { ThreadPort } from "../../runtime/interface.ts";
-import { PARCELS, type PoolData, WORD } from "./pool.ts";
+import { MESSAGES, type PoolData, WORD } from "./pool.ts";
 import { SharedBoard } from "./barrier.ts";
 import { serve } from "./command.ts";
 import { ROWS, RowsService } from "./rows_service.ts";
 import { DENSE, DenseService } from "../dense/service.ts";
 import { createWasmBackend } from "../backend.ts";
 import { Kernels } from "../module.ts";
-import { failure, type Parcel, parcelBytes, ParcelMemory } from "./message.ts";
+import { failure, type Message, messageBytes, MessageMemory } from "./message.ts";
 
 /** Runs until it is told to stop. */
 export default async function poolWorker(data: PoolData, port: ThreadPort): Promise<void> {
@@ -19,8 +19,8 @@ export default async function poolWorker(data: PoolData, port: ThreadPort): Prom
     return port.post(error instanceof Error ? error.message : String(error));
   }
   const [onRows, onDense] = [serve(ROWS, rows), serve(DENSE, dense)];
-  const memory = new ParcelMemory(data.mailbox);
-  const control = new Int32Array(data.mailbox, 0, PARCELS / 4);
+  const memory = new MessageMemory(data.mailbox);
+  const control = new Int32Array(data.mailbox, 0, MESSAGES / 4);
   port.post("ready");
   for (let seen = 0;;) {
     while (Atomics.load(control, WORD.request) === seen && !Atomics.load(control, WORD.stop)) {
@@ -30,7 +30,7 @@ export default async function poolWorker(data: PoolData, port: ThreadPort): Prom
     seen = Atomics.load(control, WORD.request);
     memory.refresh();
     const commands = read(memory, control[WORD.count]);
-    const answers: Parcel[] = [];
+    const answers: Message[] = [];
     for (const command of commands) {
       try {
         answers.push(
@@ -46,27 +46,27 @@ export default async function poolWorker(data: PoolData, port: ThreadPort): Prom
   }
 }
 
-function read(memory: ParcelMemory, count: number): Parcel[] {
-  const parcels: Parcel[] = [];
-  for (let at = PARCELS; parcels.length < count;) {
-    const { parcel, end } = memory.read(at);
-    parcels.push(parcel);
+function read(memory: MessageMemory, count: number): Message[] {
+  const messages: Message[] = [];
+  for (let at = MESSAGES; messages.length < count;) {
+    const { message, end } = memory.read(at);
+    messages.push(message);
     at = end;
   }
-  return parcels;
+  return messages;
 }
 
 /** Writes the answers over the commands, which are done with. */
-function leave(memory: ParcelMemory, answers: Parcel[]): void {
+function leave(memory: MessageMemory, answers: Message[]): void {
   const most = memory.buffer.maxByteLength;
-  let end = PARCELS;
+  let end = MESSAGES;
   answers.forEach((answer, i) => {
-    if (end + parcelBytes(answer) > most - 2 ** 20) {
+    if (end + messageBytes(answer) > most - 2 ** 20) {
       answers[i] = failure(new RangeError(`An answer beyond ${most} bytes`));
     }
-    end += parcelBytes(answers[i]);
+    end += messageBytes(answers[i]);
   });
   memory.reserve(end);
-  let at = PARCELS;
+  let at = MESSAGES;
   for (const answer of answers) at = memory.write(at, answer);
 }
