@@ -8,7 +8,7 @@ import { currentRuntime } from "../../runtime/mod.ts";
 import { ThreadPool } from "../../wasm/threads/pool.ts";
 import { createWasmBackend } from "../../wasm/backend.ts";
 import { createThreadedBackend } from "../../wasm/threads/backend.ts";
-import type { Worth } from "../../wasm/threads/cost.ts";
+import type { ThreadCost } from "../../wasm/threads/cost.ts";
 import { AwkwardMemory, createAwkwardBackend, onThisSide } from "./awkward_device.ts";
 import { skipped } from "./skip.ts";
 
@@ -26,10 +26,10 @@ export async function checkedModule(): Promise<Uint8Array<ArrayBuffer>> {
 }
 
 /** The kernels over several threads, which end with the backend. */
-export async function startThreaded(threads: number, worth?: Worth): Promise<Backend<Float32Array>> {
+export async function startThreaded(threads: number, cost?: ThreadCost): Promise<Backend<Float32Array>> {
   const { startThread } = await currentRuntime();
   const pool = await ThreadPool.start({ threads, startThread });
-  const backend = await createThreadedBackend(pool, worth);
+  const backend = await createThreadedBackend(pool, cost);
   return { ...backend, [Symbol.dispose]: () => pool[Symbol.dispose]() };
 }
 

@@ -75,10 +75,10 @@ for (const shape of [{ heads: 9, kvHeads: 3, headDim: 64 }, { heads: 10, kvHeads
     };
     const want = await every(one);
     for (const threads of THREADS) {
-      for (const worth of [STAYING, HOMING]) {
-        using backend = await startThreaded(threads, worth);
+      for (const cost of [STAYING, HOMING]) {
+        using backend = await startThreaded(threads, cost);
         assert.match(backend.detail, new RegExp(`${threads} threads`));
-        assert.deepEqual(await every(backend), want, `${threads} threads, ${JSON.stringify(worth)}`);
+        assert.deepEqual(await every(backend), want, `${threads} threads, ${JSON.stringify(cost)}`);
       }
     }
   });
@@ -105,8 +105,8 @@ Deno.test("rows move to one thread while attention has little to do, and out aga
   using pool = await ThreadPool.start({ threads: 2, startThread });
   const { pool: seen, asked } = watched(pool);
   // A third of 2 · rows · 6 · 64 multiply-adds are another thread's: enough for it from 118 rows on.
-  const worth = { perWait: 6e4, perMovedFloat: 0 };
-  const backends = [await createWasmBackend(), await createThreadedBackend(seen, worth)];
+  const cost = { perWait: 6e4, perMovedFloat: 0 };
+  const backends = [await createWasmBackend(), await createThreadedBackend(seen, cost)];
   for (const type of CACHE_TYPES) {
     const [one, several] = backends.map((backend) => backend.createRows(shape, 0, type));
     const same = async (threads: number) => {

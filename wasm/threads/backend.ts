@@ -9,7 +9,7 @@ import { ThreadedRows } from "./rows.ts";
 import type { ThreadPool } from "./pool.ts";
 import { ROWS } from "./rows_service.ts";
 import { createWasmBackend } from "../backend.ts";
-import { WORTH, type Worth } from "./cost.ts";
+import { THREAD_COST, type ThreadCost } from "./cost.ts";
 
 /**
  * Backend over a pool, which it doesn't own. Results have the bits of one thread's, whatever the number of threads.
@@ -18,9 +18,12 @@ import { WORTH, type Worth } from "./cost.ts";
  * rows; those rows then refuse everything but `free`, and the backend goes on.
  * @throws PalisadeError `wasm.start`. Its calls throw `threads.ended` when a thread has died.
  */
-export async function createThreadedBackend(pool: ThreadPool, worth: Worth = WORTH): Promise<Backend<Float32Array>> {
+export async function createThreadedBackend(
+  pool: ThreadPool,
+  cost: ThreadCost = THREAD_COST,
+): Promise<Backend<Float32Array>> {
   const own = await createWasmBackend(pool.kernels);
-  const place = { backend: own, pool, worth };
+  const place = { backend: own, pool, cost };
   return {
     name: "wasm",
     detail: own.detail.replace("one thread", `${pool.size} threads`),

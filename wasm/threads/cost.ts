@@ -9,10 +9,10 @@ export const WORK_PER_WAIT = 1.2e6;
 /** Multiply-adds that take as long as moving one float of a row from one thread's memory to another's. */
 export const WORK_PER_MOVED_FLOAT = 60;
 
-/** The same, for tests to set otherwise. */
-export interface Worth {
+/** Both, for tests to set otherwise. */
+export interface ThreadCost {
   readonly perWait: number;
   readonly perMovedFloat: number;
 }
 
-export const WORTH: Worth = { perWait: WORK_PER_WAIT, perMovedFloat: WORK_PER_MOVED_FLOAT };
+export const THREAD_COST: ThreadCost = { perWait: WORK_PER_WAIT, perMovedFloat: WORK_PER_MOVED_FLOAT };

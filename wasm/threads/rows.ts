@@ -19,7 +19,7 @@ import { ROWS } from "./rows_service.ts";
 import type { WasmBackend } from "../backend.ts";
 import type { Asked } from "./command.ts";
 import type { WasmRows } from "../rows.ts";
-import type { Worth } from "./cost.ts";
+import type { ThreadCost } from "./cost.ts";
 
 /** The heads of one thread. */
 interface Share {
@@ -32,7 +32,7 @@ interface Share {
 export interface Place {
   readonly backend: WasmBackend;
   readonly pool: ThreadPool;
-  readonly worth: Worth;
+  readonly cost: ThreadCost;
 }
 
 /** Runs of KV heads, as even as they come, the longer ones first; threads without heads are left out. */
@@ -290,7 +290,7 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
    */
   #settle(queries: number): void {
     if (this.#shares.length === 1 || this.#stays) return;
-    const { heads, kvHeads, headDim } = this.#shape, { perWait, perMovedFloat } = this.#place.worth;
+    const { heads, kvHeads, headDim } = this.#shape, { perWait, perMovedFloat } = this.#place.cost;
     const floats = 2 * headDim * this.#lengths.reduce((sum, rows) => sum + rows, 0);
     const work = queries * floats * heads / kvHeads;
     const savedByThreads = work * (1 - this.#shares[0].kvHeads / kvHeads) - perWait / 2;
