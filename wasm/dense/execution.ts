@@ -1,7 +1,7 @@
 /** One run of a list of operations by one thread: where its values are, and the kernels that make them. */
 import type { Add, Gate, HeadNorm, Norm, Operation, Scale } from "../../core/dense/operations.ts";
 import type { Buffers, Kernels } from "../module.ts";
-import type { Board } from "../threads/barrier.ts";
+import type { Workspace } from "../threads/barrier.ts";
 import { multiply, type Stored, type StoredMatrix } from "./products.ts";
 import type { Phase, Schedule } from "./schedule.ts";
 
@@ -23,7 +23,7 @@ interface Own {
   readonly total: number;
 }
 
-/** Whole rows `[count, width]` in a buffer, or on the board from `at` on, or else this thread's columns alone. */
+/** Whole rows `[count, width]` in a buffer, or in the workspace from `at` on, or else this thread's columns alone. */
 interface Value {
   readonly width: number;
   readonly at?: number;
@@ -44,24 +44,24 @@ const GELU_LINEAR = Math.sqrt(8 / Math.PI), GELU_CUBIC = 0.044715 * GELU_LINEAR;
 export class Execution {
   readonly #kernels: Kernels;
   readonly #buffers: Buffers;
-  readonly #board: Board;
+  readonly #workspace: Workspace;
   readonly #how: How;
   readonly #schedule: Schedule<HeldOperation>;
   readonly #count: number;
   readonly #values = new Map<string, Value>();
 
-  /** Over `count` tokens, whose inputs are on the board. The caller gives the buffers back. */
+  /** Over `count` tokens, whose inputs are in the workspace. The caller gives the buffers back. */
   constructor(
     kernels: Kernels,
     buffers: Buffers,
-    board: Board,
+    workspace: Workspace,
     how: How,
     schedule: Schedule<HeldOperation>,
     count: number,
   ) {
     this.#kernels = kernels;
     this.#buffers = buffers;
-    this.#board = board;
+    this.#workspace = workspace;
     this.#how = how;
     this.#schedule = schedule;
     this.#count = count;
@@ -212,10 +212,10 @@ export class Execution {
     else this.#setOwn(to, value.width, { ...own, buffer });
   }
 
-  /** Puts a value on the board: every thread its columns, or the first one all of them. */
+  /** Puts a value in the workspace: every thread its columns, or the first one all of them. */
   #publish(name: string): void {
     const value = this.#value(name), { width } = value, at = this.#schedule.places.get(name)!;
-    const all = this.#board.floats(this.#count * at, this.#count * width);
+    const all = this.#workspace.floats(this.#count * at, this.#count * width);
     if (isWhole(value)) {
       if (this.#how.first) all.set(this.#wholeFloats(name));
     } else if (value.own!.total > 0) {
@@ -256,15 +256,15 @@ export class Execution {
     return { buffer: this.#rows(name), ranges: [{ column: 0, columns: width }], total: width };
   }
 
-  /** Whole rows where they are, valid until the memory or the board grows. */
+  /** Whole rows where they are, valid until the memory or the workspace grows. */
   #wholeFloats(name: string): Float32Array {
     const { buffer, at, width } = this.#value(name), count = this.#count;
     if (buffer !== undefined) return this.#buffers.floats(buffer, count * width);
     if (at === undefined) throw new RangeError(`No thread has whole rows of ${name} here`);
-    return this.#board.floats(count * at, count * width);
+    return this.#workspace.floats(count * at, count * width);
   }
 
-  /** Columns of a value, `[count, total]`, valid until the memory or the board grows. */
+  /** Columns of a value, `[count, total]`, valid until the memory or the workspace grows. */
   #columns(name: string, ranges: readonly Range[], total: number): Float32Array {
     const { own, width } = this.#value(name), count = this.#count;
     if (total === 0) return new Float32Array(0);

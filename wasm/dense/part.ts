@@ -1,11 +1,11 @@
 /**
- * One thread's part of the dense layers: some rows of every matrix. Inputs and outputs of each step are on the board
+ * One thread's part of the dense layers: some rows of every matrix. Inputs and outputs of each step are in the workspace
  * that all threads see; between two phases of a step they wait for each other. One thread alone never waits: for steps
  * that are too small to be shared out ({@link worthSharing}) the first thread holds all rows.
  */
 import { multiplyAddsOf, type Operation } from "../../core/dense/operations.ts";
 import { Buffers, type Kernels } from "../module.ts";
-import type { Board } from "../threads/barrier.ts";
+import type { Workspace } from "../threads/barrier.ts";
 import { WORK_PER_WAIT } from "../threads/cost.ts";
 import { Execution, type HeldOperation } from "./execution.ts";
 import type { Stored } from "./products.ts";
@@ -35,7 +35,7 @@ export interface DensePlan {
   readonly exact: boolean;
   /** Whether one thread has all columns of everything. */
   readonly alone: boolean;
-  /** Whether this thread puts results on the board that all threads have. */
+  /** Whether this thread puts results in the workspace that all threads have. */
   readonly first: boolean;
   readonly layers: readonly { readonly project: readonly PlanOperation[]; readonly finish: readonly PlanOperation[] }[];
   readonly head: readonly PlanOperation[];
@@ -49,7 +49,7 @@ export type Step = typeof STEP[keyof typeof STEP];
 export interface Work {
   /** For one token. */
   readonly multiplyAdds: number;
-  /** Times that threads wait for one another: at the start and after each phase; the board costs as much as one. */
+  /** Times that threads wait for one another: at the start and after each phase; the workspace costs as much as one. */
   readonly waits: number;
 }
 
@@ -81,23 +81,23 @@ type Held = Schedule<HeldOperation>;
 
 export class DenseShare {
   readonly #kernels: Kernels;
-  readonly #board: Board;
+  readonly #workspace: Workspace;
   readonly #plan: DensePlan;
   readonly #layers: readonly { readonly project: Held; readonly finish: Held }[];
   readonly #head: Held;
 
   /** `stored`: the weights by id. */
-  constructor(kernels: Kernels, board: Board, plan: DensePlan, stored: ReadonlyMap<number, Stored>) {
+  constructor(kernels: Kernels, workspace: Workspace, plan: DensePlan, stored: ReadonlyMap<number, Stored>) {
     const held = (operations: readonly PlanOperation[]): Held =>
       scheduleOf(operations.map((operation) => holding(operation, stored)), plan.inputs, plan.alone);
     this.#kernels = kernels;
-    this.#board = board;
+    this.#workspace = workspace;
     this.#plan = plan;
     this.#layers = plan.layers.map(({ project, finish }) => ({ project: held(project), finish: held(finish) }));
     this.#head = held(plan.head);
   }
 
-  /** Where a step has its inputs and its result on the board, in floats a token. */
+  /** Where a step has its inputs and its result in the workspace, in floats a token. */
   schedule(step: Step, layer: number): Held {
     switch (step) {
       case STEP.qkv:
@@ -111,7 +111,7 @@ export class DenseShare {
     }
   }
 
-  /** Carries out a step over `count` rows on the board; `meet` waits for the other threads, failed or not. */
+  /** Carries out a step over `count` rows in the workspace; `meet` waits for the other threads, failed or not. */
   run(step: Step, layer: number, count: number, meet: () => void): void {
     const running = this.start(step, layer, count);
     while (!running.next()) meet();
@@ -120,7 +120,7 @@ export class DenseShare {
   /** The same, phase by phase: after each `next()` that is not the last one the threads must meet. */
   start(step: Step, layer: number, count: number): Running {
     const schedule = this.schedule(step, layer), buffers = new Buffers(this.#kernels);
-    const execution = new Execution(this.#kernels, buffers, this.#board, this.#plan, schedule, count);
+    const execution = new Execution(this.#kernels, buffers, this.#workspace, this.#plan, schedule, count);
     return new Running(buffers, schedule.phases.map((phase) => () => execution.phase(phase)));
   }
 }

@@ -1,16 +1,16 @@
 /**
  * A list of operations as threads carry it out together. A product needs whole rows and gives each thread the columns
  * whose weights it holds; what is done column by column stays in the thread. Where whole rows are wanted again, all
- * threads put their columns on the board and meet.
+ * threads put their columns in the workspace and meet.
  */
 import { type Operation, readsOf, resultOf, widthsOf } from "../../core/dense/operations.ts";
 
 export interface Schedule<Step> {
   /** Between two phases the threads meet. */
   readonly phases: readonly Phase<Step>[];
-  /** Where values are on the board, in numbers a token: the inputs, and what is put there. */
+  /** Where values are in the workspace, in numbers a token: the inputs, and what is put there. */
   readonly places: ReadonlyMap<string, number>;
-  /** Numbers a token on the board. */
+  /** Numbers a token in the workspace. */
   readonly size: number;
   readonly widths: ReadonlyMap<string, number>;
   readonly result: string;
@@ -20,7 +20,7 @@ export interface Schedule<Step> {
 
 export interface Phase<Step> {
   readonly steps: readonly { readonly index: number; readonly operation: Step }[];
-  /** The value put on the board at its end. */
+  /** The value put in the workspace at its end. */
   readonly publishes: string;
 }
 

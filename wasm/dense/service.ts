@@ -1,6 +1,6 @@
 /** A thread's part of the dense weights, and the commands that other threads have for it. */
 import { bytes, commandsFrom, json, list, number } from "../threads/command.ts";
-import type { SharedBoard } from "../threads/barrier.ts";
+import type { Barrier } from "../threads/barrier.ts";
 import { Stored } from "./products.ts";
 import { type DensePlan, DenseShare, type Step } from "./part.ts";
 import type { Kernels } from "../module.ts";
@@ -8,13 +8,13 @@ import type { Kernels } from "../module.ts";
 /** The weights and the parts of engines that one thread holds, by id. */
 export class DenseService {
   readonly #kernels: Kernels;
-  readonly #board: SharedBoard;
+  readonly #barrier: Barrier;
   readonly #stored = new Map<number, Stored>();
   readonly #parts = new Map<number, DenseShare>();
 
-  constructor(kernels: Kernels, board: SharedBoard) {
+  constructor(kernels: Kernels, barrier: Barrier) {
     this.#kernels = kernels;
-    this.#board = board;
+    this.#barrier = barrier;
   }
 
   store(id: number, bytes: number): void {
@@ -28,11 +28,11 @@ export class DenseService {
   }
 
   plan(id: number, plan: DensePlan): void {
-    this.#parts.set(id, new DenseShare(this.#kernels, this.#board, plan, this.#stored));
+    this.#parts.set(id, new DenseShare(this.#kernels, this.#barrier, plan, this.#stored));
   }
 
   step(id: number, step: Step, layer: number, count: number): void {
-    this.#parts.get(id)!.run(step, layer, count, () => this.#board.meet());
+    this.#parts.get(id)!.run(step, layer, count, () => this.#barrier.meet());
   }
 
   free(id: number, weights: readonly number[]): void {
@@ -62,7 +62,7 @@ export const DENSE = {
     (service, { id, rowBytes, rows }) => ({ bytes: rowsOf(service.weights(id), rowBytes, rows) }),
   ),
   plan: command({ id, plan: json<DensePlan>() }, {}, (service, { id, plan }) => service.plan(id, plan)),
-  /** Runs with the other threads at the board. */
+  /** Runs with the other threads at the barrier. */
   step: command(
     { id, step: number, layer: number, count: number },
     {},

@@ -1,14 +1,14 @@
 /** Numbers that all threads of a pool see at once, and where they wait for each other. */
 
-export interface Board {
+export interface Workspace {
   /** Makes room for `count` floats; what was there may be lost. */
   reserve(count: number): void;
   /** `count` floats from `first` on, valid until the next `reserve`. */
   floats(first: number, count: number): Float32Array;
 }
 
-/** A board for one thread. */
-export class OwnBoard implements Board {
+/** A workspace for one thread. */
+export class OwnWorkspace implements Workspace {
   #floats = new Float32Array(0);
 
   reserve(count: number): void {
@@ -23,8 +23,8 @@ export class OwnBoard implements Board {
 /** Words at the front, a cache line apart. */
 const ARRIVED = 0, GENERATION = 16, FLOATS = 256;
 
-/** A board in shared memory. */
-export class SharedBoard implements Board {
+/** A workspace in shared memory, where its threads wait until all have arrived. */
+export class Barrier implements Workspace {
   readonly buffer: SharedArrayBuffer;
   readonly #control: Int32Array;
   readonly #size: number;
@@ -36,11 +36,11 @@ export class SharedBoard implements Board {
     this.#size = size;
   }
 
-  static create(size: number, mostBytes: number): SharedBoard {
-    return new SharedBoard(new SharedArrayBuffer(FLOATS, { maxByteLength: mostBytes }), size);
+  static create(size: number, mostBytes: number): Barrier {
+    return new Barrier(new SharedArrayBuffer(FLOATS, { maxByteLength: mostBytes }), size);
   }
 
-  /** Only while no other thread uses the board. @throws RangeError beyond its maximum. */
+  /** Only while no other thread uses the workspace. @throws RangeError beyond its maximum. */
   reserve(count: number): void {
     const bytes = FLOATS + 4 * count;
     if (bytes > this.buffer.byteLength) this.buffer.grow(bytes);

@@ -8,7 +8,7 @@
 import { type PalisadeError, resourceError } from "../../core/errors.ts";
 import type { Thread } from "../../runtime/interface.ts";
 import { siblingModule } from "../../runtime/sibling_module.ts";
-import { SharedBoard } from "./barrier.ts";
+import { Barrier } from "./barrier.ts";
 import type { WasmOptions } from "../module.ts";
 import type { Asked } from "./command.ts";
 import { errorOf, FAILURE, type Message, messageBytes, MessageMemory } from "./message.ts";
@@ -27,7 +27,7 @@ export interface PoolOptions {
 /** What a thread of a pool is started with. */
 export interface PoolData {
   readonly mailbox: SharedArrayBuffer;
-  readonly board: SharedArrayBuffer;
+  readonly barrier: SharedArrayBuffer;
   readonly rank: number;
   readonly size: number;
   readonly kernels: WasmOptions;
@@ -40,7 +40,7 @@ export const MESSAGES = 256;
 const MAILBOX_BYTES = 1 << 16;
 /** Most bytes of commands and inputs, or of answers, at a time. Address space, not memory. */
 const MAILBOX_LIMIT = 2 ** 30;
-const BOARD_LIMIT = 2 ** 29;
+const BARRIER_LIMIT = 2 ** 29;
 /** Commands without an answer wait for company up to about this many bytes. */
 const HELD_BYTES = 1 << 22;
 /** How long this thread sleeps before it looks at its event loop, milliseconds. */
@@ -75,14 +75,14 @@ export class ThreadPool implements Disposable {
   readonly size: number;
   readonly kernels: WasmOptions;
   /** What all threads see at once. */
-  readonly board: SharedBoard;
+  readonly barrier: Barrier;
   readonly #others: readonly OtherThread[];
   #next = 1;
 
-  private constructor(kernels: WasmOptions, board: SharedBoard, others: readonly OtherThread[]) {
+  private constructor(kernels: WasmOptions, barrier: Barrier, others: readonly OtherThread[]) {
     this.size = others.length + 1;
     this.kernels = kernels;
-    this.board = board;
+    this.barrier = barrier;
     this.#others = others;
   }
 
@@ -97,14 +97,14 @@ export class ThreadPool implements Disposable {
     if (!mayWait()) throw unavailable("this thread may not wait for another");
     const others: OtherThread[] = [];
     try {
-      const board = SharedBoard.create(threads, BOARD_LIMIT);
+      const barrier = Barrier.create(threads, BARRIER_LIMIT);
       // Who lost one thread may wait for it forever, so all are lost.
       const onEnd = (reason: PalisadeError) => others.forEach((other) => other.end(reason));
       for (let rank = 1; rank < threads; rank++) {
-        others.push(new OtherThread({ rank, size: threads, kernels }, board, startThread, onEnd));
+        others.push(new OtherThread({ rank, size: threads, kernels }, barrier, startThread, onEnd));
       }
       await Promise.all(others.map((other) => other.ready));
-      return new ThreadPool(kernels, board, others);
+      return new ThreadPool(kernels, barrier, others);
     } catch (error) {
       for (const other of others) other.stop();
       throw error;
@@ -150,10 +150,10 @@ export class ThreadPool implements Disposable {
     return ask.unpack(ask.answer);
   }
 
-  /** Waits at the board until every thread does. @throws PalisadeError `threads.ended`. */
+  /** Waits at the barrier until every thread does. @throws PalisadeError `threads.ended`. */
   async meet(): Promise<void> {
-    const generation = this.board.arrive();
-    while (!this.board.met(generation, SLICE_MS)) {
+    const generation = this.barrier.arrive();
+    while (!this.barrier.met(generation, SLICE_MS)) {
       await new Promise((resolve) => setTimeout(resolve, 0));
       const { gone } = this.#others[0];
       if (gone) throw gone;
@@ -180,14 +180,14 @@ class OtherThread {
 
   constructor(
     place: Pick<PoolData, "rank" | "size" | "kernels">,
-    board: SharedBoard,
+    barrier: Barrier,
     start: StartThread,
     onEnd: (reason: PalisadeError) => void,
   ) {
     const mailbox = new SharedArrayBuffer(MAILBOX_BYTES, { maxByteLength: MAILBOX_LIMIT });
     this.#memory = new MessageMemory(mailbox);
     this.#control = new Int32Array(mailbox, 0, MESSAGES / 4);
-    const data: PoolData = { ...place, mailbox, board: board.buffer };
+    const data: PoolData = { ...place, mailbox, barrier: barrier.buffer };
     let started: (message: unknown) => void;
     const first = new Promise<unknown>((resolve) => started = resolve);
     this.#thread = start(siblingModule("./pool_worker", import.meta.url), data, (message) => started(message));

@@ -1,7 +1,7 @@
 /** What each thread of a pool runs: it sleeps until commands come, carries them out in order, and leaves the answers. */
 import type { ThreadPort } from "../../runtime/interface.ts";
 import { MESSAGES, type PoolData, WORD } from "./pool.ts";
-import { SharedBoard } from "./barrier.ts";
+import { Barrier } from "./barrier.ts";
 import { serve } from "./command.ts";
 import { ROWS, RowsService } from "./rows_service.ts";
 import { DENSE, DenseService } from "../dense/service.ts";
@@ -14,7 +14,7 @@ export default async function poolWorker(data: PoolData, port: ThreadPort): Prom
   let rows: RowsService, dense: DenseService;
   try {
     rows = new RowsService(await createWasmBackend(data.kernels));
-    dense = new DenseService(await Kernels.start(data.kernels), new SharedBoard(data.board, data.size));
+    dense = new DenseService(await Kernels.start(data.kernels), new Barrier(data.barrier, data.size));
   } catch (error) {
     return port.post(error instanceof Error ? error.message : String(error));
   }

@@ -3,7 +3,7 @@
  * over the threads of a pool where there is one. Types that the kernels don't multiply become float32.
  */
 import type { ThreadPool } from "../../../wasm/threads/pool.ts";
-import { type Board, OwnBoard } from "../../../wasm/threads/barrier.ts";
+import { OwnWorkspace, type Workspace } from "../../../wasm/threads/barrier.ts";
 import { DENSE } from "../../../wasm/dense/service.ts";
 import {
   type DensePlan,
@@ -105,7 +105,7 @@ class WasmEngine implements DenseEngine {
   readonly #id: number;
   readonly #plan: DensePlan;
   /** For steps that this thread takes alone. */
-  readonly #board: Board = new OwnBoard();
+  readonly #workspace: Workspace = new OwnWorkspace();
   readonly #workPerWait?: number;
   /** Each thread's rows of the embeddings. */
   readonly #embedding: readonly MatrixPlan[];
@@ -115,7 +115,7 @@ class WasmEngine implements DenseEngine {
   #share: DenseShare | undefined;
   /** What each list costs. */
   readonly #work = new Map<unknown, Work>();
-  /** Ends when the calls so far have: they share the board. */
+  /** Ends when the calls so far have: they share the workspace. */
   #last: Promise<unknown> = Promise.resolve();
 
   /** `plans`, `embedding`: each thread's, and what this one takes alone. */
@@ -139,8 +139,8 @@ class WasmEngine implements DenseEngine {
     const here = embedding[threads];
     this.#embedding = here.outputs === config.vocabulary ? [here] : embedding.slice(0, threads);
     this.#memory = memory;
-    this.#alone = new DenseShare(kernels, this.#board, plans[threads], stored);
-    this.#share = pool && new DenseShare(kernels, pool.board, plan, stored);
+    this.#alone = new DenseShare(kernels, this.#workspace, plans[threads], stored);
+    this.#share = pool && new DenseShare(kernels, pool.barrier, plan, stored);
   }
 
   embed(ids: ArrayLike<number>): Float32Array {
@@ -239,12 +239,12 @@ class WasmEngine implements DenseEngine {
   ) {
     const memory = this.#alive("a step");
     const pool = memory.pool && this.#isWorthSharing(step, layer, count) ? memory.pool : undefined;
-    const board = pool?.board ?? this.#board, share = (pool ? this.#share : this.#alone)!;
+    const workspace = pool?.barrier ?? this.#workspace, share = (pool ? this.#share : this.#alone)!;
     const { places, size, result } = share.schedule(step, layer);
-    board.reserve(count * size);
+    workspace.reserve(count * size);
     for (const [name, input] of inputs) {
       const at = places.get(name);
-      if (at !== undefined) board.floats(count * at, input.length).set(input);
+      if (at !== undefined) workspace.floats(count * at, input.length).set(input);
     }
     const asks = [];
     for (let rank = 1; rank < (pool?.size ?? 1); rank++) {
@@ -255,10 +255,10 @@ class WasmEngine implements DenseEngine {
       while (!running.next()) await pool?.meet();
     } finally {
       running.stop();
-      // Failed or not: until all have answered, they may write to the board.
+      // Failed or not: until all have answered, they may write to the workspace.
       for (const [i, ask] of asks.entries()) await pool!.answer(i + 1, ask);
     }
-    out.set(board.floats(count * places.get(result)!, out.length));
+    out.set(workspace.floats(count * places.get(result)!, out.length));
   }
 
   #isWorthSharing(step: Step, layer: number, count: number): boolean {
