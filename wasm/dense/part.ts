@@ -79,7 +79,7 @@ export function shareRows(outputs: number, threads: number, rank: number): { fro
 /** A list with this thread's part of its weights. */
 type Held = Schedule<HeldOperation>;
 
-export class DenseShare {
+export class DensePart {
   readonly #kernels: Kernels;
   readonly #workspace: Workspace;
   readonly #plan: DensePlan;

@@ -2,7 +2,7 @@
 import { bytes, commandsFrom, json, list, number } from "../threads/command.ts";
 import type { Barrier } from "../threads/barrier.ts";
 import { Stored } from "./products.ts";
-import { type DensePlan, DenseShare, type Step } from "./part.ts";
+import { DensePart, type DensePlan, type Step } from "./part.ts";
 import type { Kernels } from "../module.ts";
 
 /** The weights and the parts of engines that one thread holds, by id. */
@@ -10,7 +10,7 @@ export class DenseService {
   readonly #kernels: Kernels;
   readonly #barrier: Barrier;
   readonly #stored = new Map<number, Stored>();
-  readonly #parts = new Map<number, DenseShare>();
+  readonly #parts = new Map<number, DensePart>();
 
   constructor(kernels: Kernels, barrier: Barrier) {
     this.#kernels = kernels;
@@ -28,7 +28,7 @@ export class DenseService {
   }
 
   plan(id: number, plan: DensePlan): void {
-    this.#parts.set(id, new DenseShare(this.#kernels, this.#barrier, plan, this.#stored));
+    this.#parts.set(id, new DensePart(this.#kernels, this.#barrier, plan, this.#stored));
   }
 
   step(id: number, step: Step, layer: number, count: number): void {

@@ -22,7 +22,7 @@ import type { WasmRows } from "../rows.ts";
 import type { ThreadCost } from "./cost.ts";
 
 /** The heads of one thread. */
-interface Share {
+interface Part {
   readonly rank: number;
   readonly first: number;
   readonly kvHeads: number;
@@ -36,11 +36,11 @@ export interface Place {
 }
 
 /** Runs of KV heads, as even as they come, the longer ones first; threads without heads are left out. */
-export function shareHeads(kvHeads: number, threads: number): Share[] {
+export function shareHeads(kvHeads: number, threads: number): Part[] {
   const start = (rank: number) => Math.ceil(rank * kvHeads / threads);
   return Array.from({ length: threads }, (_, rank) => {
     return { rank, first: start(rank), kvHeads: start(rank + 1) - start(rank) };
-  }).filter((share) => share.kvHeads > 0);
+  }).filter((part) => part.kvHeads > 0);
 }
 
 /** See `LayerRows` for the meaning of each method, `CheckedRows` for what they may trust. */
@@ -49,13 +49,13 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
   readonly #place: Place;
   readonly #pool: ThreadPool;
   readonly #id: number;
-  /** Shares of all threads when the heads are shared out, this thread's first. */
-  readonly #shares: readonly Share[];
+  /** Parts of all threads when the heads are shared out, this thread's first. */
+  readonly #parts: readonly Part[];
   /** Rows of each KV head. */
   readonly #lengths: Int32Array;
   #own: WasmRows;
-  /** The other threads' shares; none while all heads are here. */
-  #others: readonly Share[];
+  /** The other threads' parts; none while all heads are here. */
+  #others: readonly Part[];
   /** Multiply-adds that calls since the last move could have saved with the rows elsewhere. */
   #lost = 0;
   /** Whether there was no room for a move. */
@@ -74,8 +74,8 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
     this.#pool = place.pool;
     this.#id = id;
     this.#own = own;
-    this.#shares = shareHeads(shape.kvHeads, place.pool.size);
-    this.#others = own.shape.kvHeads === shape.kvHeads ? [] : this.#shares.slice(1);
+    this.#parts = shareHeads(shape.kvHeads, place.pool.size);
+    this.#others = own.shape.kvHeads === shape.kvHeads ? [] : this.#parts.slice(1);
     this.#lengths = lengths;
   }
 
@@ -85,12 +85,12 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
     const group = heads / kvHeads, mine = shareHeads(kvHeads, pool.size)[0].kvHeads;
     const own = backend.createPart({ heads: mine * group, kvHeads: mine, headDim }, reserve, type, shape);
     const rows = new ThreadedRows(place, own, shape, new Int32Array(kvHeads));
-    for (const share of rows.#others) rows.#tell(share, ROWS.create, rows.#creation(share, reserve));
+    for (const part of rows.#others) rows.#tell(part, ROWS.create, rows.#creation(part, reserve));
     return rows;
   }
 
   /** What {@link ROWS.create} takes. */
-  #creation({ kvHeads }: Share, reserve: number) {
+  #creation({ kvHeads }: Part, reserve: number) {
     return { id: this.#id, kvHeads, reserve, type: this.#own.type, whole: this.#shape };
   }
 
@@ -107,9 +107,9 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
     this.#alive();
     const { kvHeads, headDim } = this.#shape, each = kvHeads * headDim;
     this.#own.append(this.#mine(keys, each), this.#mine(values, each), count);
-    for (const share of this.#others) {
-      const part = { keys: this.#part(keys, each, share), values: this.#part(values, each, share) };
-      this.#tell(share, ROWS.append, { id: this.#id, ...part, count });
+    for (const part of this.#others) {
+      const piece = { keys: this.#cut(keys, each, part), values: this.#cut(values, each, part) };
+      this.#tell(part, ROWS.append, { id: this.#id, ...piece, count });
     }
     this.#lengths.forEach((length, h) => this.#lengths[h] = length + count);
   }
@@ -124,19 +124,19 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
     const { heads, headDim } = this.#shape, each = heads * headDim;
     const { columnSum = false, columnMax = false, logSumExp = false } = want;
     const wanted = { columnSum, columnMax, logSumExp };
-    const parts = await this.#all(
+    const given = await this.#all(
       ROWS.prefill,
-      (share) => ({ id: this.#id, queries: this.#part(queries, each, share), count, want: wanted }),
+      (part) => ({ id: this.#id, queries: this.#cut(queries, each, part), count, want: wanted }),
       async () => {
         const { output, ...extras } = await this.#own.prefillAttention(this.#mine(queries, each), count, want);
         return { output, extras };
       },
     );
     return {
-      output: this.#interleaved(parts.map(({ output }) => output), each),
-      columnSum: columnSum ? joined(parts.map(({ extras }) => extras.columnSum!)) : undefined,
-      columnMax: columnMax ? joined(parts.map(({ extras }) => extras.columnMax!)) : undefined,
-      logSumExp: logSumExp ? this.#interleaved(parts.map(({ extras }) => extras.logSumExp!), heads) : undefined,
+      output: this.#interleaved(given.map(({ output }) => output), each),
+      columnSum: columnSum ? joined(given.map(({ extras }) => extras.columnSum!)) : undefined,
+      columnMax: columnMax ? joined(given.map(({ extras }) => extras.columnMax!)) : undefined,
+      logSumExp: logSumExp ? this.#interleaved(given.map(({ extras }) => extras.logSumExp!), heads) : undefined,
     };
   }
 
@@ -150,49 +150,49 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
     if (this.#others.length === 0) return this.#own.decodeAttention(queries, count, want);
     const { heads, headDim } = this.#shape, each = heads * headDim;
     const wanted = want.probabilities === true;
-    const parts = await this.#all(
+    const given = await this.#all(
       ROWS.decode,
-      (share) => ({ id: this.#id, queries: this.#part(queries, each, share), count, probabilities: wanted }),
+      (part) => ({ id: this.#id, queries: this.#cut(queries, each, part), count, probabilities: wanted }),
       async () => {
         const { output, probabilities = [] } = await this.#own
           .decodeAttention(this.#mine(queries, each), count, want);
         return { output, probabilities };
       },
     );
-    const output = this.#interleaved(parts.map(({ output }) => output), each);
-    return wanted ? { output, probabilities: parts.flatMap(({ probabilities }) => probabilities) } : { output };
+    const output = this.#interleaved(given.map(({ output }) => output), each);
+    return wanted ? { output, probabilities: given.flatMap(({ probabilities }) => probabilities) } : { output };
   }
 
   async observe(queries: Float32Array, window: number, needs: Needs): Promise<Partial<Observation>> {
     this.#alive();
     const { heads, headDim } = this.#shape, each = heads * headDim;
     const { window: reductions = [], kernel, rows } = needs, asked = reductions.length > 0;
-    const part = (share: Share) => asked ? this.#part(queries, each, share) : new Float32Array(0);
-    const parts = await this.#all(
+    const piece = (part: Part) => asked ? this.#cut(queries, each, part) : new Float32Array(0);
+    const given = await this.#all(
       ROWS.observe,
-      (share) => ({ id: this.#id, queries: part(share), window, needs: { window: reductions, kernel, rows } }),
+      (part) => ({ id: this.#id, queries: piece(part), window, needs: { window: reductions, kernel, rows } }),
       async () => ({ seen: await this.#own.observe(asked ? this.#mine(queries, each) : queries, window, needs) }),
     );
     const names = [...reductions, ...rows ? ["keys", "values"] as const : []];
-    return Object.fromEntries(names.map((name) => [name, joined(parts.map(({ seen }) => seen[name]!))]));
+    return Object.fromEntries(names.map((name) => [name, joined(given.map(({ seen }) => seen[name]!))]));
   }
 
   async valueNorms(wo: Float32Array, width: number, kind: NormKind = "l1"): Promise<Float32Array> {
     this.#alive();
     const each = this.#shape.heads * this.#shape.headDim;
-    const parts = await this.#all(
+    const given = await this.#all(
       ROWS.norms,
-      (share) => ({ id: this.#id, wo: this.#part(wo, each, share), width, kind }),
+      (part) => ({ id: this.#id, wo: this.#cut(wo, each, part), width, kind }),
       async () => ({ norms: await this.#own.valueNorms(this.#mine(wo, each), width, kind) }),
     );
-    return joined(parts.map(({ norms }) => norms));
+    return joined(given.map(({ norms }) => norms));
   }
 
   compact(kept: readonly Int32Array[]): void {
     this.#alive();
     this.#own.compact(kept.slice(0, this.#mineHeads));
-    for (const share of this.#others) {
-      this.#tell(share, ROWS.compact, { id: this.#id, kept: ofHeads(kept, share).map((rows) => rows.slice()) });
+    for (const part of this.#others) {
+      this.#tell(part, ROWS.compact, { id: this.#id, kept: ofHeads(kept, part).map((rows) => rows.slice()) });
     }
     kept.forEach((rows, h) => this.#lengths[h] = rows.length);
   }
@@ -201,8 +201,8 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
     this.#alive();
     const wanted = Array.from(lengths);
     this.#own.truncate(wanted.slice(0, this.#mineHeads));
-    for (const share of this.#others) {
-      this.#tell(share, ROWS.truncate, { id: this.#id, lengths: ofHeads(wanted, share) });
+    for (const part of this.#others) {
+      this.#tell(part, ROWS.truncate, { id: this.#id, lengths: ofHeads(wanted, part) });
     }
     this.#lengths.set(wanted);
   }
@@ -213,9 +213,9 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
     try {
       await this.#all(
         ROWS.rotate,
-        (share) => ({
+        (part) => ({
           id: this.#id,
-          moves: ofHeads(moves, share).map((list) => list.slice()),
+          moves: ofHeads(moves, part).map((list) => list.slice()),
           rotation: turns,
         }),
         async () => {
@@ -265,7 +265,7 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
 
   /** Asks the thread that has the head. */
   #askForCopy(kvHead: number, wanted?: Int32Array) {
-    const { rank, first } = this.#others.find((share) => kvHead < share.first + share.kvHeads)!;
+    const { rank, first } = this.#others.find((part) => kvHead < part.first + part.kvHeads)!;
     return { rank, ask: this.#pool.ask(rank, ROWS.copy, { id: this.#id, kvHead: kvHead - first, wanted }) };
   }
 
@@ -274,8 +274,8 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
     this.#freeAt(this.#others);
   }
 
-  #freeAt(shares: readonly Share[], id = this.#id): void {
-    for (const { rank } of shares) {
+  #freeAt(parts: readonly Part[], id = this.#id): void {
+    for (const { rank } of parts) {
       try {
         this.#pool.tell(rank, ROWS.free, { id });
       } catch {
@@ -289,11 +289,11 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
    * sequence of calls takes more than about twice the time it would take with the best moves.
    */
   #settle(queries: number): void {
-    if (this.#shares.length === 1 || this.#stays) return;
+    if (this.#parts.length === 1 || this.#stays) return;
     const { heads, kvHeads, headDim } = this.#shape, { perWait, perMovedFloat } = this.#place.cost;
     const floats = 2 * headDim * this.#lengths.reduce((sum, rows) => sum + rows, 0);
     const work = queries * floats * heads / kvHeads;
-    const savedByThreads = work * (1 - this.#shares[0].kvHeads / kvHeads) - perWait / 2;
+    const savedByThreads = work * (1 - this.#parts[0].kvHeads / kvHeads) - perWait / 2;
     this.#lost = Math.max(0, this.#lost + (this.#others.length === 0 ? savedByThreads : -savedByThreads));
     if (this.#lost <= perMovedFloat * floats) return;
     this.#lost = 0;
@@ -302,7 +302,7 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
 
   /** All rows to this thread, or to their owners. Where there is no room they stay for good. */
   #move(): void {
-    const to = this.#others.length > 0 ? [{ rank: 0, first: 0, kvHeads: this.#shape.kvHeads }] : this.#shares;
+    const to = this.#others.length > 0 ? [{ rank: 0, first: 0, kvHeads: this.#shape.kvHeads }] : this.#parts;
     const [here, ...others] = to, before = { own: this.#own, others: this.#others };
     const { heads, kvHeads } = this.#shape;
     const mine = { ...this.#shape, kvHeads: here.kvHeads, heads: here.kvHeads * heads / kvHeads };
@@ -311,7 +311,7 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
       const rows = this.#copyAllNow();
       own = this.#place.backend.createPart(mine, Math.min(...this.#lengths), this.#own.type, this.#shape);
       own.fill(ofHeads(rows, here));
-      for (const share of others) this.#giveTo(share, ofHeads(rows, share));
+      for (const part of others) this.#giveTo(part, ofHeads(rows, part));
     } catch (error) {
       own?.free();
       this.#freeAt(others);
@@ -325,9 +325,9 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
     this.#others = others;
   }
 
-  #giveTo(share: Share, heads: readonly CopiedRows[]): void {
-    const { rank } = share, id = this.#id;
-    const made = this.#pool.ask(rank, ROWS.create, this.#creation(share, 0));
+  #giveTo(part: Part, heads: readonly CopiedRows[]): void {
+    const { rank } = part, id = this.#id;
+    const made = this.#pool.ask(rank, ROWS.create, this.#creation(part, 0));
     const filled = this.#pool.ask(rank, ROWS.fill, { id, heads });
     this.#now(rank, made);
     this.#now(rank, filled);
@@ -337,12 +337,12 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
     return this.#own.shape.kvHeads;
   }
 
-  #tell<I>({ rank }: Share, command: Asked<I, unknown>, input: I): void {
+  #tell<I>({ rank }: Part, command: Asked<I, unknown>, input: I): void {
     this.#pool.tell(rank, command, input, (error) => this.#broken ??= error);
   }
 
-  #askAll<I, O>(command: Asked<I, O>, input: (share: Share) => I): Ask<O>[] {
-    return this.#others.map((share) => this.#pool.ask(share.rank, command, input(share)));
+  #askAll<I, O>(command: Asked<I, O>, input: (part: Part) => I): Ask<O>[] {
+    return this.#others.map((part) => this.#pool.ask(part.rank, command, input(part)));
   }
 
   #now<O>(rank: number, ask: Ask<O>): O {
@@ -366,41 +366,41 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
   }
 
   /**
-   * Has the others at work, does this thread's share meanwhile, and waits for the others. What each gave, in the order of
+   * Has the others at work, does this thread's part meanwhile, and waits for the others. What each gave, in the order of
    * their heads, this thread's first.
    */
-  async #all<I, O>(command: Asked<I, O>, input: (share: Share) => I, own: () => Promise<O>): Promise<O[]> {
+  async #all<I, O>(command: Asked<I, O>, input: (part: Part) => I, own: () => Promise<O>): Promise<O[]> {
     const others = this.#others, asks = this.#askAll(command, input);
-    const parts = [await own()];
-    for (const [i, { rank }] of others.entries()) parts.push(await this.#later(rank, asks[i]));
-    return parts;
+    const given = [await own()];
+    for (const [i, { rank }] of others.entries()) given.push(await this.#later(rank, asks[i]));
+    return given;
   }
 
   /** This thread's heads of `[count, heads …]`, `each` floats a row. */
   #mine(all: Float32Array, each: number): Float32Array {
-    return this.#others.length === 0 ? all : this.#part(all, each, { rank: 0, first: 0, kvHeads: this.#mineHeads });
+    return this.#others.length === 0 ? all : this.#cut(all, each, { rank: 0, first: 0, kvHeads: this.#mineHeads });
   }
 
-  #part(all: Float32Array, each: number, { first, kvHeads }: Share): Float32Array {
+  #cut(all: Float32Array, each: number, { first, kvHeads }: Part): Float32Array {
     const perHead = each / this.#shape.kvHeads, width = kvHeads * perHead, rows = all.length / each;
-    const part = new Float32Array(rows * width);
+    const piece = new Float32Array(rows * width);
     for (let t = 0; t < rows; t++) {
       const from = t * each + first * perHead;
-      part.set(all.subarray(from, from + width), t * width);
+      piece.set(all.subarray(from, from + width), t * width);
     }
-    return part;
+    return piece;
   }
 
   /** `[count, heads of a thread …]` of each → `[count, heads …]`, `each` numbers a row. */
-  #interleaved(parts: readonly Float32Array[], each: number): Float32Array {
-    const [first] = parts;
-    if (parts.length === 1) return first;
+  #interleaved(given: readonly Float32Array[], each: number): Float32Array {
+    const [first] = given;
+    if (given.length === 1) return first;
     const rows = first.length / (each / this.#shape.kvHeads * this.#mineHeads);
     const all = new Float32Array(rows * each);
     let column = 0;
-    for (const part of parts) {
-      const width = part.length / rows;
-      for (let t = 0; t < rows; t++) all.set(part.subarray(t * width, (t + 1) * width), t * each + column);
+    for (const piece of given) {
+      const width = piece.length / rows;
+      for (let t = 0; t < rows; t++) all.set(piece.subarray(t * width, (t + 1) * width), t * each + column);
       column += width;
     }
     return all;
@@ -411,18 +411,18 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
   }
 }
 
-function ofHeads<T>(lists: readonly T[], { first, kvHeads }: Share): T[] {
+function ofHeads<T>(lists: readonly T[], { first, kvHeads }: Part): T[] {
   return lists.slice(first, first + kvHeads);
 }
 
 /** One result of all threads, head after head. */
-function joined(parts: readonly Float32Array[]): Float32Array {
-  if (parts.length === 1) return parts[0];
-  const all = new Float32Array(parts.reduce((sum, { length }) => sum + length, 0));
+function joined(given: readonly Float32Array[]): Float32Array {
+  if (given.length === 1) return given[0];
+  const all = new Float32Array(given.reduce((sum, { length }) => sum + length, 0));
   let at = 0;
-  for (const part of parts) {
-    all.set(part, at);
-    at += part.length;
+  for (const piece of given) {
+    all.set(piece, at);
+    at += piece.length;
   }
   return all;
 }

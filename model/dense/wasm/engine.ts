@@ -6,8 +6,8 @@ import type { ThreadPool } from "../../../wasm/threads/pool.ts";
 import { OwnWorkspace, type Workspace } from "../../../wasm/threads/barrier.ts";
 import { DENSE } from "../../../wasm/dense/service.ts";
 import {
+  DensePart,
   type DensePlan,
-  DenseShare,
   type MatrixPlan,
   type PlanOperation,
   STEP,
@@ -110,9 +110,9 @@ class WasmEngine implements DenseEngine {
   /** Each thread's rows of the embeddings. */
   readonly #embedding: readonly MatrixPlan[];
   #memory: WeightMemory | undefined;
-  #alone: DenseShare | undefined;
+  #alone: DensePart | undefined;
   /** With a pool only. */
-  #share: DenseShare | undefined;
+  #part: DensePart | undefined;
   /** What each list costs. */
   readonly #work = new Map<unknown, Work>();
   /** Ends when the calls so far have: they share the workspace. */
@@ -139,8 +139,8 @@ class WasmEngine implements DenseEngine {
     const here = embedding[threads];
     this.#embedding = here.outputs === config.vocabulary ? [here] : embedding.slice(0, threads);
     this.#memory = memory;
-    this.#alone = new DenseShare(kernels, this.#workspace, plans[threads], stored);
-    this.#share = pool && new DenseShare(kernels, pool.barrier, plan, stored);
+    this.#alone = new DensePart(kernels, this.#workspace, plans[threads], stored);
+    this.#part = pool && new DensePart(kernels, pool.barrier, plan, stored);
   }
 
   embed(ids: ArrayLike<number>): Float32Array {
@@ -193,7 +193,7 @@ class WasmEngine implements DenseEngine {
   [Symbol.asyncDispose](): Promise<void> {
     // This thread's memory goes with the instance.
     this.#memory?.free(this.#id);
-    this.#memory = this.#share = this.#alone = undefined;
+    this.#memory = this.#part = this.#alone = undefined;
     return Promise.resolve();
   }
 
@@ -239,8 +239,8 @@ class WasmEngine implements DenseEngine {
   ) {
     const memory = this.#alive("a step");
     const pool = memory.pool && this.#isWorthSharing(step, layer, count) ? memory.pool : undefined;
-    const workspace = pool?.barrier ?? this.#workspace, share = (pool ? this.#share : this.#alone)!;
-    const { places, size, result } = share.schedule(step, layer);
+    const workspace = pool?.barrier ?? this.#workspace, part = (pool ? this.#part : this.#alone)!;
+    const { places, size, result } = part.schedule(step, layer);
     workspace.reserve(count * size);
     for (const [name, input] of inputs) {
       const at = places.get(name);
@@ -250,7 +250,7 @@ class WasmEngine implements DenseEngine {
     for (let rank = 1; rank < (pool?.size ?? 1); rank++) {
       asks.push(pool!.ask(rank, DENSE.step, { id: this.#id, step, layer, count }));
     }
-    const running = share.start(step, layer, count);
+    const running = part.start(step, layer, count);
     try {
       while (!running.next()) await pool?.meet();
     } finally {
