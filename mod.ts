@@ -15,7 +15,7 @@ export * from "./core/mod.ts";
 export type { Backend, BackendName, LayerRows } from "./core/backend/interface.ts";
 export { type BackendChoice, type Device, pickBackend } from "./model/device.ts";
 export { type Health, healthOf } from "./core/cache/health.ts";
-export { CacheLimit, type Foretold, type LimitFigures, type LimitOptions } from "./core/cache/limit.ts";
+export { CacheLimit, type LimitFigures, type LimitOptions, type PredictedScores } from "./core/cache/limit.ts";
 export { type CacheBytes, type CacheMark, RaggedCache } from "./core/cache/ragged.ts";
 export { type Architecture, ARCHITECTURES } from "./model/architecture.ts";
 export type { ModelConfig, Rope } from "./model/config.ts";

@@ -98,7 +98,7 @@ export interface RiskReport {
   readonly reached: number | null;
   /** Times the context was read. */
   readonly passes: number;
-  /** What is promised where importance is foretold by a gate: for texts like those held out, of at most their length. */
+  /** What is promised where importance is predicted by a gate: for texts like those held out, of at most their length. */
   readonly worstCase: (WorstCase & { readonly longer: boolean }) | null;
 }
 

@@ -8,7 +8,7 @@
  * ```
  */
 import { breathe } from "../runtime/breathe.ts";
-import type { Foretold } from "../core/cache/limit.ts";
+import type { PredictedScores } from "../core/cache/limit.ts";
 import type { RaggedCache } from "../core/cache/ragged.ts";
 import type { LayerCertificate } from "../core/worst_case/certificate.ts";
 import { inputError, PalisadeError, resourceError } from "../core/errors.ts";
@@ -78,11 +78,11 @@ export async function openContext(model: Model, text: string, options: ContextOp
   const ids = contextIds(model.frame, model.tokenizer, text);
   const policy = await policyNamed(model, options) ?? await defaultFor(model, ids, options);
   const decoding = planDecoding(model, ids, options), { maxCache } = decoding;
-  const cap = maxCache && { tokens: maxCache.tokens, foretell: maxCache.rule.foretold ?? false };
+  const cap = maxCache && { tokens: maxCache.tokens, predict: maxCache.rule.predicted ?? false };
   const reading = planReading(model, ids, { ...options, policy, maxCache: cap });
   const { files, result } = await refuseOutOfMemory(() => carryOut(model, ids, reading, options));
   const { cache, budget = reading.budget } = result;
-  const plan = cap?.foretell ? withForetold(decoding, files.gate!, result) : decoding;
+  const plan = cap?.predict ? withPredictions(decoding, files.gate!, result) : decoding;
   if (plan.positions === "rerotate") await cache.realign(model.config.rope);
   return {
     cache,
@@ -122,9 +122,9 @@ function planDecoding(model: Model, ids: readonly number[], options: ContextOpti
   };
 }
 
-function withForetold(plan: DecodePlan, gate: GateScorer, { foretold }: ReadResult): DecodePlan {
-  const known: Foretold = { known: foretold!, score: gate.score.bind(gate) };
-  return { ...plan, maxCache: plan.maxCache && { ...plan.maxCache, foretold: known } };
+function withPredictions(plan: DecodePlan, gate: GateScorer, { predicted }: ReadResult): DecodePlan {
+  const known: PredictedScores = { known: predicted!, score: gate.score.bind(gate) };
+  return { ...plan, maxCache: plan.maxCache && { ...plan.maxCache, predicted: known } };
 }
 
 /** Opens the files that the scores come from, and reads. */

@@ -283,10 +283,10 @@ export const MUTANTS: readonly Mutant[] = [
     tests: ["core/conformal"],
   },
   {
-    name: "foretold scores overwrite the first entries",
+    name: "predicted scores overwrite the first entries",
     file: "core/rules/state.ts",
-    find: "this.#columns[0].set(foretold, known);",
-    replace: "this.#columns[0].set(foretold, 0);",
+    find: "this.#columns[0].set(predicted, known);",
+    replace: "this.#columns[0].set(predicted, 0);",
     tests: ["core/steps"],
   },
   {

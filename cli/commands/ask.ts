@@ -123,7 +123,7 @@ function maxCacheOf({ maxCache, stepPolicy }: AskCommand): MaxCache | undefined 
 /** Refuses options that would be read and then do nothing. */
 function refuseIdle({ risk, maxCacheBytes, gate }: AskCommand, policy?: Policy, maxCache?: MaxCache): void {
   if (maxCacheBytes !== undefined && risk === undefined) throw idle("max-cache-bytes", "Nothing waits without --risk");
-  const rule = maxCache?.rule, asks = !policy || policy.needs.gate || (typeof rule === "object" && rule.foretold);
+  const rule = maxCache?.rule, asks = !policy || policy.needs.gate || (typeof rule === "object" && rule.predicted);
   if (gate !== undefined && !asks) throw idle("gate", "Nothing asks a gate: add --policy gate or --step-policy gate");
 }
 

@@ -60,13 +60,13 @@ export function reportText(report: Report): string {
 function riskText(risk: NonNullable<Report["risk"]>, tokensPerHead: number): string {
   const { kind, asked, reached, passes, worstCase } = risk;
   const budget = `${formatCount(tokensPerHead)} tokens per head`;
-  if (worstCase) return `${foretoldText(asked, worstCase)}, which left ${budget} on average`;
+  if (worstCase) return `${predictedText(asked, worstCase)}, which left ${budget} on average`;
   if (kind === "worst") return `evicted what is less important than ${asked}, which left ${budget} on average`;
   return `${reached!.toPrecision(3)} of at most ${asked}, at ${budget}` +
     (passes > 1 ? `; the context was read ${passes} times (--max-cache-bytes)` : "");
 }
 
-function foretoldText(asked: number, worst: NonNullable<NonNullable<Report["risk"]>["worstCase"]>): string {
+function predictedText(asked: number, worst: NonNullable<NonNullable<Report["risk"]>["worstCase"]>): string {
   return `evicted what scores below ${worst.threshold.toFixed(2)}: nothing of importance ${asked} or more, in ` +
     `${formatShare(worst.coverage, 1)} of texts like the ${worst.texts} held out` +
     (worst.longer ? ` (this one is longer than their ${worst.textTokens} tokens: no promise)` : "");

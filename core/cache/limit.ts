@@ -18,7 +18,7 @@ import { StepState } from "../rules/state.ts";
 import type { RaggedCache } from "./ragged.ts";
 
 /** Scores that are known when a key is made, for rules that go by them. */
-export interface Foretold {
+export interface PredictedScores {
   /** Of the entries that are there, row by row, `[layers · kvHeads][entries]`. */
   readonly known: readonly Float32Array[];
   /** Of `count` new ones, `[count, kvHeads]`, from what goes into their layer, `[count, width]`. */
@@ -29,8 +29,8 @@ export interface LimitOptions {
   /** N, entries per head on average, ≥ 1. */
   readonly tokens: number;
   readonly rule: StepRule;
-  /** For a rule that is `foretold`. */
-  readonly foretold?: Foretold;
+  /** For a rule that is `predicted`. */
+  readonly predicted?: PredictedScores;
   /** True positions of the chat template's control tokens, of those read and of those to come. */
   readonly markers?: ReadonlySet<number>;
   /** Close the gaps after each eviction ({@link RaggedCache.realign}), for keys that turn like this. */
@@ -83,7 +83,7 @@ export class CacheLimit {
   /**
    * Caps `cache` from here on, with what it holds as the context.
    * @throws PalisadeError `max-cache.small` when no token would fit beside the context's entries and the protected ones;
-   * RangeError when the rule is foretold and `foretold` does not know every entry.
+   * RangeError when the rule is predicted and `predicted` does not know every entry.
    */
   constructor(cache: RaggedCache, options: LimitOptions) {
     this.#cache = cache;
@@ -101,7 +101,7 @@ export class CacheLimit {
     const shortest = Math.min(...this.#caps) - this.#step;
     this.#window = Math.min(WINDOW_ASKED, Math.max(1, shortest - marked));
     this.#states = Array.from(shares, () => new StepState(options.rule));
-    if (options.rule.foretold) this.#remember(options.foretold?.known ?? []);
+    if (options.rule.predicted) this.#remember(options.predicted?.known ?? []);
     else this.#states.forEach((state, i) => state.fit(this.#length(i)));
   }
 
@@ -133,10 +133,10 @@ export class CacheLimit {
   }
 
   /** Call with what goes into each layer, `[count, width]`, once room has been made for `count` tokens. */
-  async foretell(layer: number, hidden: Tensor, count: number): Promise<void> {
-    if (!this.#options.rule.foretold) return;
+  async predict(layer: number, hidden: Tensor, count: number): Promise<void> {
+    if (!this.#options.rule.predicted) return;
     const { kvHeads } = this.#cache.shape;
-    const scores = await this.#options.foretold!.score(layer, hidden, count);
+    const scores = await this.#options.predicted!.score(layer, hidden, count);
     for (let head = 0; head < kvHeads; head++) {
       const own = Float32Array.from({ length: count }, (_, t) => scores[t * kvHeads + head]);
       this.#states[layer * kvHeads + head].remember(own);
@@ -185,7 +185,7 @@ export class CacheLimit {
   #remember(known: readonly Float32Array[]): void {
     this.#states.forEach((state, i) => {
       if (known[i]?.length !== this.#length(i)) {
-        throw new RangeError(`Cannot cap by foretold scores: ${known[i]?.length} known of ${this.#length(i)} entries`);
+        throw new RangeError(`Cannot cap by predicted scores: ${known[i]?.length} known of ${this.#length(i)} entries`);
       }
       state.remember(known[i]);
     });

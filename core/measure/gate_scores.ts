@@ -1,4 +1,4 @@
-/** What a linear gate over a layer's input foretells of each token: one small product per KV head. */
+/** What a linear gate over a layer's input predicts of each token: one small product per KV head. */
 
 /** The gate of one layer. Shapes: `weights` `[heads, width]`, `bias` `[heads]`. */
 export interface LinearGate {

@@ -3,9 +3,9 @@
  * calibrate`): per layer a ridge regression from the attention layer's input to the logarithm of KVzip's importance.
  * After Fast KVzip, arXiv 2601.17668, whose gates are trained networks.
  *
- * score[g, i] = the foretold ln importance: known when the key is made, for one small product per token, so that
+ * score[g, i] = the predicted ln importance: known when the key is made, for one small product per token, so that
  * `read=stream` can evict while reading (`model/read/streaming.ts`). Variants: `combine=risk` takes the maximum of
- * foretold importance and defensive risk; `norm` weighs by value norms. Both need the whole context.
+ * predicted importance and defensive risk; `norm` weighs by value norms. Both need the whole context.
  */
 import { inputError } from "../errors.ts";
 import { definePolicy, type ValuesOf } from "../policy/define.ts";
@@ -63,7 +63,7 @@ export const gate = definePolicy({
     ...(norm !== "off" && { valueNorms: "l1" }),
   }),
   allocate: ({ compete }) => ({ kind: compete }),
-  meaning: (values) => isPlain(values) ? { kind: "foretold", coverage: values.coverage } : { kind: "order" },
+  meaning: (values) => isPlain(values) ? { kind: "predicted", coverage: values.coverage } : { kind: "order" },
   evicts: ({ read }) => read === "stream" ? "early" : "late",
   score: ({ gate, pooledMax, valueNorms, window, length, shape: { kvHeads } }, _, values) => {
     if (isPlain(values)) return { scores: gate.slice() };

@@ -38,7 +38,7 @@ export interface Needs {
   readonly columnMax?: boolean;
   /** Largest attention on every entry while the model repeats the context, `[kvHeads, L]` (KVzip). */
   readonly reconstruction?: Reconstruction;
-  /** Logarithm of that attention as a gate foretells it when the key is made, `[kvHeads, L]`. */
+  /** Logarithm of that attention as a gate predicts it when the key is made, `[kvHeads, L]`. */
   readonly gate?: boolean;
   /** Attention of soft tokens behind the context on every entry, `[kvHeads, L]` (Judge Q). */
   readonly softTokens?: SoftTokensNeed;
@@ -174,12 +174,12 @@ export interface LayerBudget {
  * What a score says besides the order, so that a fixed threshold on it means something.
  * - `order`: nothing.
  * - `importance`: it is a worst-case importance, 0 … 1.
- * - `foretold`: it is a foretold ln importance, right up to a margin that holds with probability `coverage`, 0 … 1.
+ * - `predicted`: it is a predicted ln importance, right up to a margin that holds with probability `coverage`, 0 … 1.
  */
 export type ScoreMeaning =
   | { readonly kind: "order" }
   | { readonly kind: "importance" }
-  | { readonly kind: "foretold"; readonly coverage: number };
+  | { readonly kind: "predicted"; readonly coverage: number };
 
 /** A documented parameter of a policy. Defaults live here and nowhere else. */
 export type Parameter = NumberParameter | TextParameter;

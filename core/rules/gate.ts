@@ -1,5 +1,5 @@
 /**
- * What a gate foretold when the key was made, once and for all: it looks at no attention, so tokens need not come one by
+ * What a gate predicted when the key was made, once and for all: it looks at no attention, so tokens need not come one by
  * one. Needs a gate fitted for the model (`model/gate/`); the context's entries are scored while they are read, whatever
  * policy reads them.
  */
@@ -11,8 +11,8 @@ export const gateStep: StepRule = {
   paper: "after Fast KVzip, Kim et al. 2026, arXiv 2601.17668",
   difference: "a ridge regression on KVzip's importance instead of trained gates; evicts to 90 % instead of one a step",
   group: "none",
-  foretold: true,
+  predicted: true,
   columns: 1,
   update() {},
-  scores: ([foretold], entries) => Float32Array.from(foretold.subarray(0, entries)),
+  scores: ([predicted], entries) => Float32Array.from(predicted.subarray(0, entries)),
 };

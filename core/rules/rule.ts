@@ -18,7 +18,7 @@ export interface StepRule {
   /** How the query heads of a group become one probability; `none`: the rule looks at no attention. */
   readonly group: "mean" | "max" | "none";
   /** The rule goes by scores that are known when a key is made: they are its first column, and `group` is `none`. */
-  readonly foretold?: true;
+  readonly predicted?: true;
   /** Numbers remembered per entry. */
   readonly columns: number;
   /**

@@ -38,11 +38,11 @@ export class StepState {
     if (this.#rule.group !== "none") this.#rule.update(this.#columns, reduced(group, this.#rule.group));
   }
 
-  /** Takes in new entries with scores that were known when their keys were made; for rules that are `foretold`. */
-  remember(foretold: Float32Array): void {
+  /** Takes in new entries with scores that were known when their keys were made; for rules that are `predicted`. */
+  remember(predicted: Float32Array): void {
     const known = this.#length;
-    this.fit(known + foretold.length);
-    this.#columns[0].set(foretold, known);
+    this.fit(known + predicted.length);
+    this.#columns[0].set(predicted, known);
   }
 
   /** `[length]`, higher = keep. */

@@ -1,6 +1,6 @@
 /** One question over the kept entries. */
 import { type Health, healthOf } from "../../core/cache/health.ts";
-import { CacheLimit, type Foretold, type LimitFigures } from "../../core/cache/limit.ts";
+import { CacheLimit, type LimitFigures, type PredictedScores } from "../../core/cache/limit.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
 import { inputError } from "../../core/errors.ts";
 import type { StepRule } from "../../core/rules/rule.ts";
@@ -60,7 +60,7 @@ export interface DecodePlan {
   /** Goes on beyond the trained context. */
   readonly beyondTrained: boolean;
   /** The cap: entries per head on average, and the rule that evicts. */
-  readonly maxCache?: { readonly tokens: number; readonly rule: StepRule; readonly foretold?: Foretold };
+  readonly maxCache?: { readonly tokens: number; readonly rule: StepRule; readonly predicted?: PredictedScores };
   /** Positions of the chat template's control tokens in the context. */
   readonly markers: readonly number[];
 }

@@ -28,7 +28,7 @@ export async function extend(
     count = Math.min(limit?.chunk ?? CHUNK, CHUNK, ids.length - start);
     await limit?.makeRoom(count);
     const hidden = await forward(dense, cache, Array.from(ids).slice(start, start + count), {
-      onInput: (layer, input) => limit?.foretell(layer, input, count),
+      onInput: (layer, input) => limit?.predict(layer, input, count),
       limit,
     });
     const first = start - (ids.length - rows), from = Math.max(0, -first);

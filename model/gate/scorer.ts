@@ -14,7 +14,7 @@ export interface GateWeights {
 }
 
 /**
- * ln importance of every token's entry as the gate foretells it: w · norm(h) + b with RMS norm
+ * ln importance of every token's entry as the gate predicts it: w · norm(h) + b with RMS norm
  * norm(h) = h / √(mean h² + ε) ⊙ gains. The gains are folded into the weights once.
  */
 export class GateScorer {

@@ -45,7 +45,7 @@ export async function readContext(
   const cache = new RaggedCache(backend, config, options.cacheType);
   try {
     const wanted = keepsAll(options) ? {} : options.policy.needs;
-    const needs = options.foretell ? { ...wanted, gate: true } : wanted;
+    const needs = options.predict ? { ...wanted, gate: true } : wanted;
     const explainer = options.explain ? new Explainer(cache, options) : undefined;
     const window = Math.max(needs.window ? options.budget.window : 0, explainer?.window ?? 0);
     const { signal, prompts, gate, softTokens } = options;
@@ -70,7 +70,7 @@ export async function readContext(
       activationBytes: reader.activationBytes,
       ms: { prefill, evict },
       certificates: await explainer?.certificates(),
-      foretold: eviction.foretold?.lists,
+      predicted: eviction.predicted?.lists,
     };
   } catch (error) {
     cache[Symbol.dispose]();
@@ -78,7 +78,7 @@ export async function readContext(
   }
 }
 
-/** Reads `ids` and evicts what scores below the limit, or, where scores are foretold, below what its margins make of it. */
+/** Reads `ids` and evicts what scores below the limit, or, where scores are predicted, below what its margins make of it. */
 export const readThreshold: Reader<ThresholdReading> = async (device, ids, options) => {
   const threshold = options.worstCase?.threshold ?? options.limit;
   const read = await readContext(device, ids, { ...options, threshold });
@@ -201,7 +201,7 @@ export class LayerReader implements Disposable {
     for (const chunk of hidden.chunks()) {
       signal?.throwIfAborted();
       await onInput?.(layer, chunk.hidden, chunk.first, chunk.count);
-      if (gate) await this.#foretell(gate, layer, chunk);
+      if (gate) await this.#predict(gate, layer, chunk);
       await this.#step(layer, chunk, seen);
     }
     const repeated = await reconstruction?.layer(layer);
@@ -227,7 +227,7 @@ export class LayerReader implements Disposable {
   }
 
   /** Fills `gate`, `[kvHeads, length]`, for a chunk's tokens. */
-  async #foretell(gate: Float32Array, layer: number, { hidden, first, count }: Chunk) {
+  async #predict(gate: Float32Array, layer: number, { hidden, first, count }: Chunk) {
     const { kvHeads } = this.#dense.config;
     const scores = await this.#options.gate!.score(layer, hidden, count);
     for (let head = 0; head < kvHeads; head++) {
@@ -357,18 +357,18 @@ class LayerEviction {
   readonly #options: LayersOptions;
   readonly #explainer?: Explainer;
   readonly #eviction?: Eviction;
-  readonly foretold?: ScoreLists;
+  readonly predicted?: ScoreLists;
 
   constructor(cache: RaggedCache, options: LayersOptions, explainer?: Explainer) {
     this.#cache = cache;
     this.#options = options;
     this.#explainer = explainer;
     if (!keepsAll(options)) this.#eviction = new Eviction(options, cache.backend);
-    if (options.foretell) this.foretold = new ScoreLists(cache.shape);
+    if (options.predict) this.predicted = new ScoreLists(cache.shape);
   }
 
   async layer(layer: number, seen: LayerSeen): Promise<void> {
-    this.foretold?.fill(layer, seen.gate!);
+    this.predicted?.fill(layer, seen.gate!);
     const eviction = this.#eviction;
     if (!eviction) return;
     const observation = await observeLayer(this.#cache.rows(layer), layer, seen, this.#options);
@@ -376,12 +376,12 @@ class LayerEviction {
     if (!eviction.overLayers) return;
     const last = layer === this.#cache.shape.layers - 1;
     if (last) this.#cache.settle();
-    this.#cache.setScoreBytes((last ? 0 : eviction.scoreBytes) + (this.foretold?.byteLength ?? 0));
+    this.#cache.setScoreBytes((last ? 0 : eviction.scoreBytes) + (this.predicted?.byteLength ?? 0));
   }
 
   #compact({ layer, kept }: LayerChange): void {
     this.#cache.compact(layer, kept);
-    this.foretold?.compact(layer, kept);
+    this.predicted?.compact(layer, kept);
     this.#explainer?.compact(layer, kept);
   }
 }

@@ -33,8 +33,8 @@ export interface PlanOptions extends RiskSettings {
   readonly positions?: Positions;
   /** Certificates are wanted. */
   readonly explain?: boolean;
-  /** The cap from the end of reading on; `foretell`: its rule goes by the gate's scores of what was kept. */
-  readonly maxCache?: { readonly tokens: number; readonly foretell: boolean };
+  /** The cap from the end of reading on; `predict`: its rule goes by the gate's scores of what was kept. */
+  readonly maxCache?: { readonly tokens: number; readonly predict: boolean };
 }
 
 /**
@@ -52,13 +52,13 @@ export function planReading(model: PlannedModel, ids: readonly number[], options
     throw contextTooLong(model.config, ids.length, policy, budget, positions === "rerotate");
   }
   if (exceeds || policy.evicts === "early") refuseHindsight(policy, risk, options);
-  const planned = { policy, budget, keepCapped, cacheType }, foretell = maxCache?.foretell ?? false;
+  const planned = { policy, budget, keepCapped, cacheType }, predict = maxCache?.predict ?? false;
   if (policy.evicts === "early") return { way: "streaming", ...planned, realign: exceeds };
-  if (exceeds) return { way: "rolling", ...planned, foretell };
+  if (exceeds) return { way: "rolling", ...planned, predict };
   const { reconstruction } = policy.needs;
   const prompts = reconstruction && repeatPrompts(model, ids, reconstruction, options.beyondTrained);
   const whole = { ...planned, explain, ...(prompts && { prompts }) };
-  if (!risk) return { way: "layers", ...whole, foretell };
+  if (!risk) return { way: "layers", ...whole, predict };
   if (risk.kind === "worst") return { way: "threshold", ...whole, limit: risk.limit };
   return { way: "risk", ...whole, limit: risk.limit, maxCacheBytes: risk.maxCacheBytes };
 }

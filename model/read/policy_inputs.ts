@@ -33,9 +33,9 @@ export async function scoreFiles(
   options: SourceOptions = {},
 ): Promise<ScoreFiles> {
   const { policy: { needs, meaning }, budget } = reading;
-  const foretell = "foretell" in reading && reading.foretell;
-  const files = await neededFiles(model, foretell ? { ...needs, gate: true } : needs, tokens, options);
-  if (reading.way !== "threshold" || meaning.kind !== "foretold") return files;
+  const predict = "predict" in reading && reading.predict;
+  const files = await neededFiles(model, predict ? { ...needs, gate: true } : needs, tokens, options);
+  if (reading.way !== "threshold" || meaning.kind !== "predicted") return files;
   const promise = { coverage: meaning.coverage, budget };
   return { ...files, worstCase: worstCaseOf(options.gate ?? await model.gate(), reading.limit, promise) };
 }

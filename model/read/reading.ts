@@ -4,7 +4,7 @@
  * - `layers`: the whole context layer by layer, down to a budget (`layers.ts`).
  * - `threshold`: the same, but what scores below a threshold goes, whatever the budget.
  * - `risk`: the smallest budget that holds a risk is searched first (`at_risk.ts`).
- * - `streaming`: chunk by chunk through all layers, evicting by scores that were foretold (`streaming.ts`).
+ * - `streaming`: chunk by chunk through all layers, evicting by scores that were predicted (`streaming.ts`).
  * - `rolling`: the same by keys and values alone, for contexts beyond the trained length (`rolling.ts`).
  */
 import type { CacheType } from "../../core/cache/entry_type.ts";
@@ -37,13 +37,13 @@ interface Whole extends Planned {
 
 export interface LayersReading extends Whole {
   readonly way: "layers";
-  /** The gate's scores of what is kept are wanted, whatever the policy: {@link ReadResult.foretold}. */
-  readonly foretell?: boolean;
+  /** The gate's scores of what is kept are wanted, whatever the policy: {@link ReadResult.predicted}. */
+  readonly predict?: boolean;
 }
 
 export interface ThresholdReading extends Whole {
   readonly way: "threshold";
-  /** The importance, 0 … 1, that may not be lost; the threshold, unless the policy's scores are foretold. */
+  /** The importance, 0 … 1, that may not be lost; the threshold, unless the policy's scores are predicted. */
   readonly limit: number;
 }
 
@@ -63,18 +63,18 @@ export interface StreamingReading extends Planned {
 
 export interface RollingReading extends Planned {
   readonly way: "rolling";
-  readonly foretell?: boolean;
+  readonly predict?: boolean;
 }
 
 export type Reading = LayersReading | ThresholdReading | RiskReading | StreamingReading | RollingReading;
 
 /** What a policy's scores come from besides the layers: files, opened once the plan stands. */
 export interface ScoreFiles {
-  /** For `needs.gate` and `foretell`. */
+  /** For `needs.gate` and `predict`. */
   readonly gate?: GateScorer;
   /** For `needs.softTokens`: embeddings, `[count, width]`. */
   readonly softTokens?: Float32Array;
-  /** For a threshold on foretold scores: where the gate's margins put it. */
+  /** For a threshold on predicted scores: where the gate's margins put it. */
   readonly worstCase?: WorstCase;
 }
 
@@ -102,7 +102,7 @@ export interface ReadResult {
   /** One per layer, when asked. */
   readonly certificates?: readonly LayerCertificate[];
   /** The gate's scores of the entries in the cache, row by row, `[layers · kvHeads][entries]`, when asked. */
-  readonly foretold?: readonly Float32Array[];
+  readonly predicted?: readonly Float32Array[];
   /** What a limit came to, where it took the place of a budget. */
   readonly budget?: Budget;
   /** What a search did. */

@@ -13,7 +13,7 @@ export interface RiskSettings {
   readonly risk?: number;
   /**
    * Instead of `keep`: evicts only entries whose worst-case importance is below this; 0 < riskWorst < 1. With a gate
-   * that importance is foretold, and holds with a stated probability (`model/gate/worst_case.ts`).
+   * that importance is predicted, and holds with a stated probability (`model/gate/worst_case.ts`).
    */
   readonly riskWorst?: number;
   /** Bytes of keys and values that may wait for `risk`, an integer ≥ 1. Beyond it the context is read several times. */

@@ -37,7 +37,7 @@ export async function readRolling(
     { width } = config,
     { policy, budget, signal, gate, now = () => performance.now() } = options;
   const cache = new RaggedCache(backend, config, options.cacheType);
-  const scores = options.foretell ? new ScoreLists(config) : undefined;
+  const scores = options.predict ? new ScoreLists(config) : undefined;
   const ms = { prefill: 0, evict: 0 };
   let lastHidden = new Float32Array(0) as Float32Array, activationBytes = 0;
   try {
@@ -62,7 +62,7 @@ export async function readRolling(
       activationBytes = Math.max(activationBytes, stepBytes(config, count));
       options.onLayer?.(Math.floor((start + count) / ids.length * config.layers), config.layers);
     }
-    return { cache, lastHidden, activationBytes, ms, foretold: scores?.lists };
+    return { cache, lastHidden, activationBytes, ms, predicted: scores?.lists };
   } catch (error) {
     cache[Symbol.dispose]();
     throw error;
@@ -70,7 +70,7 @@ export async function readRolling(
 }
 
 /** Down to `perHead` entries in every head of every layer. */
-async function evict(cache: RaggedCache, policy: Policy, perHead: number, foretold?: ScoreLists): Promise<void> {
+async function evict(cache: RaggedCache, policy: Policy, perHead: number, predicted?: ScoreLists): Promise<void> {
   const { backend, shape } = cache, length = cache.length(0, 0);
   const budget = resolveBudget(policy, { tokens: perHead }, length, shape);
   const eviction = new Eviction({ policy, budget }, backend);
@@ -80,6 +80,6 @@ async function evict(cache: RaggedCache, policy: Policy, perHead: number, foreto
     const rows = await cache.rows(layer).observe(noQueries, budget.window, policy.needs);
     const [{ kept }] = await eviction.add({ layer, shape, length, window: budget.window, ...rows });
     cache.compact(layer, kept);
-    foretold?.compact(layer, kept);
+    predicted?.compact(layer, kept);
   }
 }

@@ -22,7 +22,7 @@ export function contextTooLong(
     ? "pass --beyond-trained to read it all the same"
     : onTheWay
     ? `keep fewer than ${trained} tokens per head instead of ${budget.perHead}`
-    : policy.meaning.kind === "foretold"
+    : policy.meaning.kind === "predicted"
     ? `evict while reading, with gate(read=stream): ${policy.name} as it is scores all of it first`
     : `name a policy that scores a key when it is made, such as streaming-llm: ${policy.name} needs all of it`;
   return tooLong(

@@ -64,7 +64,7 @@ export async function readStreaming(
       options.onLayer?.(Math.floor((start + count) / ids.length * config.layers), config.layers);
     }
     cache.setScoreBytes(0);
-    return { cache, lastHidden, activationBytes, ms, foretold: scores.lists };
+    return { cache, lastHidden, activationBytes, ms, predicted: scores.lists };
   } catch (error) {
     cache[Symbol.dispose]();
     throw error;

@@ -25,7 +25,7 @@ export function gateInfo(
   };
 }
 
-/** A gate that foretells at random. */
+/** A gate that predicts at random. */
 export function randomGate(config: ModelConfig, seed = 5): Gate {
   const { layers, kvHeads, width } = config;
   const next = randomSource(seed);
@@ -38,15 +38,19 @@ export function randomGate(config: ModelConfig, seed = 5): Gate {
   };
 }
 
-/** One layer: ln importance as a gate foretells it, and importance as the model repeats the text, `[kvHeads, length]`. */
-export interface Foretold {
-  readonly foretold: Float32Array;
+/** One layer: ln importance as a gate predicts it, and importance as the model repeats the text, `[kvHeads, length]`. */
+export interface PredictedLayer {
+  readonly predicted: Float32Array;
   readonly measured: Float32Array;
 }
 
 /** Both for every layer of a text, nothing evicted. */
-export async function foretoldAndMeasured(model: Model, ids: readonly number[], gate: Gate): Promise<Foretold[]> {
-  const needs = { gate: true, reconstruction: { chunk: ids.length, postfix: 0 } }, seen: Foretold[] = [];
+export async function predictedAndMeasured(
+  model: Model,
+  ids: readonly number[],
+  gate: Gate,
+): Promise<PredictedLayer[]> {
+  const needs = { gate: true, reconstruction: { chunk: ids.length, postfix: 0 } }, seen: PredictedLayer[] = [];
   using cache = new RaggedCache(model.backend, model.config);
   using reader = await LayerReader.open(model, cache, ids, {
     needs,
@@ -54,8 +58,8 @@ export async function foretoldAndMeasured(model: Model, ids: readonly number[], 
     ...await scoreSources(model, { needs }, ids, { gate }),
   });
   for (let layer = 0; layer < model.config.layers; layer++) {
-    const { gate: foretold, reconstruction } = await reader.layer(layer);
-    seen.push({ foretold: foretold!, measured: reconstruction! });
+    const { gate: predicted, reconstruction } = await reader.layer(layer);
+    seen.push({ predicted: predicted!, measured: reconstruction! });
   }
   return seen;
 }
@@ -84,7 +88,7 @@ export async function losses(
       outputWeights,
     });
     using _ = cache;
-    const seen = await foretoldAndMeasured(model, ids, gate);
+    const seen = await predictedAndMeasured(model, ids, gate);
     let important = 0;
     seen.forEach(({ measured }, layer) => {
       for (let head = 0; head < model.config.kvHeads; head++) {

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import fc from "fast-check";
 import { createReferenceBackend } from "../../core/backend/reference.ts";
-import { CacheLimit, type Foretold, type LimitOptions, lowWater } from "../../core/cache/limit.ts";
+import { CacheLimit, type LimitOptions, lowWater, type PredictedScores } from "../../core/cache/limit.ts";
 import { RaggedCache } from "../../core/cache/ragged.ts";
 import { randomSource } from "../../core/measure/random.ts";
 import { selectTop } from "../../core/select/select.ts";
@@ -38,20 +38,20 @@ function positionsOf(cache: RaggedCache): Int32Array[] {
   return Array.from({ length: HEADS }, (_, i) => cache.positions(Math.floor(i / 2), i % 2));
 }
 
-/** Foretold scores that are a function of layer and true position alone, so that a test can say them again. */
-function foretoldOf(layer: number, head: number, position: number): number {
+/** Predicted scores that are a function of layer and true position alone, so that a test can say them again. */
+function predictedOf(layer: number, head: number, position: number): number {
   return Math.fround(Math.sin((layer * SHAPE.kvHeads + head + 1) * 12.9898 + position * 78.233) * 43758.5453 % 1);
 }
 
 /** A gate for `cache`: `hidden` is not looked at, the next tokens' positions are. */
-function foretold(cache: RaggedCache): Foretold {
+function predicted(cache: RaggedCache): PredictedScores {
   return {
     known: positionsOf(cache).map((positions, i) =>
-      Float32Array.from(positions, (at) => foretoldOf(Math.floor(i / 2), i % 2, at))
+      Float32Array.from(positions, (at) => predictedOf(Math.floor(i / 2), i % 2, at))
     ),
     score: (layer, _, count) =>
       Promise.resolve(Float32Array.from({ length: count * SHAPE.kvHeads }, (_, i) => {
-        return foretoldOf(layer, i % SHAPE.kvHeads, cache.seen + Math.floor(i / SHAPE.kvHeads));
+        return predictedOf(layer, i % SHAPE.kvHeads, cache.seen + Math.floor(i / SHAPE.kvHeads));
       })),
   };
 }
@@ -61,7 +61,7 @@ async function pass(cache: RaggedCache, limit: CacheLimit, count: number, random
   await limit.makeRoom(count);
   const floats = new Float32Array(count * SHAPE.kvHeads * SHAPE.headDim);
   for (let layer = 0; layer < SHAPE.layers; layer++) {
-    await limit.foretell(layer, floats, count);
+    await limit.predict(layer, floats, count);
     cache.append(layer, floats, floats, count, cache.position);
     if (!limit.wantsProbabilities) continue;
     const rows = Array.from(
@@ -97,7 +97,7 @@ Deno.test("CacheLimit holds the cap after every append, evicts to 90 %, and prot
       const options: LimitOptions = {
         tokens,
         rule,
-        foretold: foretold(cache),
+        predicted: predicted(cache),
         markers: new Set(marker === undefined ? [] : [marker]),
         ...(realign && { realign: ROTATION }),
       };
@@ -234,7 +234,7 @@ Deno.test("CacheLimit with gate keeps what one selection over all scores keeps, 
   const kept = new Set<string>();
   for (const chunks of [[1], [7], [10, 3]]) {
     const cache = contextOf([50, 20, 30, 40], 60), context = positionsOf(cache);
-    const limit = new CacheLimit(cache, { tokens: 50, rule, foretold: foretold(cache), markers: new Set([55]) });
+    const limit = new CacheLimit(cache, { tokens: 50, rule, predicted: predicted(cache), markers: new Set([55]) });
     assert.equal(limit.chunk, 5);
     for (let fed = 0, i = 0; fed < 200; i++) {
       const count = Math.min(chunks[i % chunks.length], limit.chunk, 200 - fed);
@@ -247,7 +247,7 @@ Deno.test("CacheLimit with gate keeps what one selection over all scores keeps, 
     positionsOf(cache).forEach((positions, i) => {
       const all = [...context[i], ...Array.from({ length: last - 60 }, (_, t) => 60 + t)];
       const recent = new Set(all.slice(-limit.figures().window.used));
-      const scores = Float32Array.from(all, (at) => foretoldOf(Math.floor(i / 2), i % 2, at));
+      const scores = Float32Array.from(all, (at) => predictedOf(Math.floor(i / 2), i % 2, at));
       const ends = Uint8Array.from(all, (at) => Number(at < 4 || at === 55 || recent.has(at)));
       const [rows] = selectTop({ segments: [{ scores, protectedEntries: ends }], count: positions.length });
       assert.deepEqual([...positions], [...rows].map((row) => all[row]), `chunks of ${chunks}, head ${i}`);
@@ -259,9 +259,12 @@ Deno.test("CacheLimit with gate keeps what one selection over all scores keeps, 
 });
 
 Deno.test("CacheLimit with gate refuses to begin without the scores of what is there", () => {
-  const cache = contextOf([10, 10, 10, 10], 10), rule = resolveStepRule("gate"), given = foretold(cache);
+  const cache = contextOf([10, 10, 10, 10], 10), rule = resolveStepRule("gate"), given = predicted(cache);
   const start = (more: Partial<LimitOptions>) => () => new CacheLimit(cache, { tokens: 60, rule, ...more });
-  start({ foretold: given })();
-  assert.throws(start({}), /Cannot cap by foretold scores: undefined known of 10/);
-  assert.throws(start({ foretold: { ...given, known: given.known.map((each) => each.subarray(1)) } }), /9 known of 10/);
+  start({ predicted: given })();
+  assert.throws(start({}), /Cannot cap by predicted scores: undefined known of 10/);
+  assert.throws(
+    start({ predicted: { ...given, known: given.known.map((each) => each.subarray(1)) } }),
+    /9 known of 10/,
+  );
 });

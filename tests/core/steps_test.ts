@@ -11,8 +11,8 @@ import { holds } from "../_helper/property.ts";
 /** All an entry ever received: one list per query head of the group. */
 interface History {
   readonly received: number[][];
-  /** What was foretold when it came. */
-  readonly foretold: number;
+  /** What was predicted when it came. */
+  readonly predicted: number;
 }
 
 /** What a rule's score should be, from the history alone. */
@@ -31,7 +31,7 @@ const TWINS: Record<string, (entries: readonly History[]) => number[]> = {
     );
     return means.map((each, i) => spared.has(i) ? each + 1 : each);
   },
-  gate: (entries) => entries.map((each) => each.foretold),
+  gate: (entries) => entries.map((each) => each.predicted),
   defensive: (entries) => entries.map((each) => Math.max(0, ...each.received.flat())),
 };
 
@@ -57,12 +57,12 @@ function row(entries: number, random: () => number): Float32Array {
 /** Some steps, some evictions: the state and the history beside it. */
 function play(rule: StepRule, seed: number, steps: number, group: number) {
   const random = randomSource(seed), state = new StepState(rule);
-  const foretell = () => Math.fround(random() * 10 - 8);
-  let entries: History[] = Array.from({ length: 5 }, () => ({ received: [], foretold: foretell() }));
-  if (rule.foretold) state.remember(Float32Array.from(entries, (each) => each.foretold));
+  const predict = () => Math.fround(random() * 10 - 8);
+  let entries: History[] = Array.from({ length: 5 }, () => ({ received: [], predicted: predict() }));
+  if (rule.predicted) state.remember(Float32Array.from(entries, (each) => each.predicted));
   for (let step = 0; step < steps; step++) {
-    entries.push({ received: [], foretold: foretell() });
-    if (rule.foretold) state.remember(Float32Array.of(entries.at(-1)!.foretold));
+    entries.push({ received: [], predicted: predict() });
+    if (rule.predicted) state.remember(Float32Array.of(entries.at(-1)!.predicted));
     const rows = Array.from({ length: group }, () => row(entries.length, random));
     state.update(rows);
     entries.forEach(({ received }, i) => received.push(rows.map((each) => each[i])));

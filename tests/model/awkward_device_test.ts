@@ -125,7 +125,7 @@ Deno.test("the cases take the ways they are named after", async () => {
   const ids = contextIds(here.frame, here.tokenizer, TEXT);
   assert.ok(ids.length > CHUNK && ids.length < 2 * CHUNK, `${ids.length} tokens`);
   for (const { way, options: { policy, maxCache, ...options }, trained } of CASES) {
-    const cap = maxCache && { tokens: maxCache.tokens, foretell: maxCache.rule === "gate" };
+    const cap = maxCache && { tokens: maxCache.tokens, predict: maxCache.rule === "gate" };
     const resolved = resolvePolicy(policy as string);
     const reading = planReading(trainedOn(here, trained), ids, { ...options, policy: resolved, maxCache: cap });
     assert.equal(reading.way, way, `${policy}`);

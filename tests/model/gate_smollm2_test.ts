@@ -39,7 +39,7 @@ async function keptOf(model: Model, policy: string): Promise<Set<string>> {
   return kept;
 }
 
-Deno.test("the shipped gate foretells what SmolLM2 needs to repeat a text", async (t) => {
+Deno.test("the shipped gate predicts what SmolLM2 needs to repeat a text", async (t) => {
   await using model = await loadModel(await smollm2(), await currentRuntime(), { precision: "float32" });
   const { info } = await model.gate();
 

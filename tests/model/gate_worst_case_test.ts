@@ -12,7 +12,7 @@ import { contextIds } from "../../model/text/prompt.ts";
 import { reportOf } from "../../model/report.ts";
 import { type ContextOptions, openContext } from "../../model/session.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
-import { foretoldAndMeasured, losses, randomGate } from "../_helper/gate.ts";
+import { losses, predictedAndMeasured, randomGate } from "../_helper/gate.ts";
 
 const TEXT = "The keeper counted seventeen stakes, and then she counted them again before the gate was shut. ".repeat(
   6,
@@ -60,12 +60,12 @@ Deno.test("worstCaseOf() refuses what the margins can't promise, and says what w
   }
 });
 
-Deno.test("openContext() with gate and riskWorst evicts exactly what is foretold below the threshold", async () => {
+Deno.test("openContext() with gate and riskWorst evicts exactly what is predicted below the threshold", async () => {
   await using model = await tiny();
   const gate = withErrors(randomGate(model.config), [1, 1, 1, 1, 1, 1, 1, 1, 1]);
   const { kvHeads, layers } = model.config;
   const ids = contextIds(model.frame, model.tokenizer, TEXT);
-  const seen = await foretoldAndMeasured(model, ids, gate);
+  const seen = await predictedAndMeasured(model, ids, gate);
   for (const riskWorst of [0.05, 0.5, 0.999]) {
     using context = await openContext(model, TEXT, { policy: "gate", gate, riskWorst });
     const threshold = Math.log(riskWorst) - 1;
@@ -73,7 +73,7 @@ Deno.test("openContext() with gate and riskWorst evicts exactly what is foretold
     for (let layer = 0; layer < layers; layer++) {
       for (let head = 0; head < kvHeads; head++) {
         const kept = ids.map((_, i) => i).filter((i) =>
-          i < 4 || i >= ids.length - 8 || seen[layer].foretold[head * ids.length + i] >= threshold
+          i < 4 || i >= ids.length - 8 || seen[layer].predicted[head * ids.length + i] >= threshold
         );
         assert.deepEqual([...context.cache.positions(layer, head)], kept);
         evicted += ids.length - kept.length;
@@ -86,7 +86,7 @@ Deno.test("openContext() with gate and riskWorst evicts exactly what is foretold
   }
 });
 
-Deno.test("openContext() refuses riskWorst for gates whose score is no foretold importance, or too soon", async () => {
+Deno.test("openContext() refuses riskWorst for gates whose score is no predicted importance, or too soon", async () => {
   await using model = await tiny();
   const gate = withErrors(randomGate(model.config), [1, 2, 3, 4, 5, 6, 7, 8, 9]);
   const code = async (options: ContextOptions) => {
@@ -123,8 +123,8 @@ Deno.test("gate with riskWorst holds in new texts as often as promised, against 
   const worst = async (texts: CalibrationPlan["heldOut"]) => {
     const errors: number[] = [];
     for (const ids of texts) {
-      const seen = await foretoldAndMeasured(model, ids, gate), n = ids.length;
-      const error = (i: number, layer: typeof seen[number]) => Math.log(layer.measured[i] + 1e-5) - layer.foretold[i];
+      const seen = await predictedAndMeasured(model, ids, gate), n = ids.length;
+      const error = (i: number, layer: typeof seen[number]) => Math.log(layer.measured[i] + 1e-5) - layer.predicted[i];
       const inside = (i: number) => i % n >= 4 && i % n < n - 8;
       errors.push(
         Math.max(

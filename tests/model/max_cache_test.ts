@@ -14,7 +14,7 @@ import { reportOf } from "../../model/report.ts";
 import { type ContextOptions, openContext } from "../../model/session.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
 import { assertClose } from "../_helper/close.ts";
-import { foretoldAndMeasured, randomGate } from "../_helper/gate.ts";
+import { predictedAndMeasured, randomGate } from "../_helper/gate.ts";
 import { oracleLogits } from "../_helper/oracle.ts";
 
 const FOLDER = fileURLToPath(new URL("../data/models/", import.meta.url));
@@ -272,19 +272,19 @@ for (
     "kvzip",
   ]
 ) {
-  Deno.test(`a context read with ${policy} knows what the gate foretold of all it kept`, async () => {
+  Deno.test(`a context read with ${policy} knows what the gate predicted of all it kept`, async () => {
     await using model = await tiny();
     const { kvHeads, layers } = model.config, gate = randomGate(model.config);
     const maxCache = { tokens: policy === "full" ? 400 : 60, rule: "gate" };
     using context = await openContext(changed(model, 4096, true), TEXT, { policy, keep: "40%", maxCache, gate });
-    const ids = contextIds(model.frame, model.tokenizer, TEXT), known = context.plan.maxCache!.foretold!.known;
-    const seen = await foretoldAndMeasured(model, ids, gate);
+    const ids = contextIds(model.frame, model.tokenizer, TEXT), known = context.plan.maxCache!.predicted!.known;
+    const seen = await predictedAndMeasured(model, ids, gate);
     for (let i = 0; i < layers * kvHeads; i++) {
       const positions = context.cache.positions(Math.floor(i / kvHeads), i % kvHeads),
-        { foretold } = seen[
+        { predicted } = seen[
           Math.floor(i / kvHeads)
         ];
-      const whole = Float32Array.from(positions, (at) => foretold[i % kvHeads * ids.length + at]);
+      const whole = Float32Array.from(positions, (at) => predicted[i % kvHeads * ids.length + at]);
       assertClose(known[i], whole, 1e-4, `layer and head ${i}`);
     }
     const { maxCache: cap, ids: answer } = await context.ask(QUESTIONS[0], { maxTokens: 60 });
@@ -293,7 +293,7 @@ for (
   });
 }
 
-Deno.test("a context rolled beyond the trained length knows what the gate foretold of all it kept", async () => {
+Deno.test("a context rolled beyond the trained length knows what the gate predicted of all it kept", async () => {
   await using model = await tiny();
   const gate = randomGate(model.config), short = changed(model, 96, true);
   for (const policy of ["streaming-llm", "keydiff", "gate(read=stream, window=8)"]) {
@@ -305,7 +305,7 @@ Deno.test("a context rolled beyond the trained length knows what the gate foreto
       gate,
     } as const;
     using context = await openContext(short, TEXT, options);
-    const { known } = context.plan.maxCache!.foretold!;
+    const { known } = context.plan.maxCache!.predicted!;
     known.forEach((scores, i) => assert.equal(scores.length, context.cache.length(i >> 1, i & 1)));
     assert.ok(new Set(known.flatMap((scores) => [...scores])).size > context.cache.entries() / 2);
     const { finish, maxCache, health } = await context.ask(QUESTIONS[0], { maxTokens: 200 });

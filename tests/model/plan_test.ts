@@ -15,18 +15,18 @@ type Options = Omit<PlanOptions, "policy">;
 
 /** [policy, options, trained context, what the reading says]. The context has 150 to 300 tokens. */
 const PLANNED: readonly [string, Options, number, Partial<Reading> & Pick<Reading, "way">][] = [
-  ["snapkv", {}, 2048, { way: "layers", foretell: false, cacheType: "f32", keepCapped: false }],
+  ["snapkv", {}, 2048, { way: "layers", predict: false, cacheType: "f32", keepCapped: false }],
   ["snapkv", { explain: true, cacheType: "int8" }, 2048, { way: "layers", explain: true, cacheType: "int8" }],
   ["snapkv", { beyondTrained: true }, 64, { way: "layers" }],
   ["kvzip", { beyondTrained: true }, 64, { way: "layers" }],
   ["gate", {}, 2048, { way: "layers" }],
   ["knorm", { positions: "rerotate" }, 2048, { way: "layers" }],
-  ["snapkv", { keep: "90%", maxCache: { tokens: 40, foretell: true } }, 2048, {
+  ["snapkv", { keep: "90%", maxCache: { tokens: 40, predict: true } }, 2048, {
     way: "layers",
     keepCapped: true,
-    foretell: true,
+    predict: true,
   }],
-  ["snapkv", { keep: { tokens: 20 }, maxCache: { tokens: 40, foretell: false } }, 2048, {
+  ["snapkv", { keep: { tokens: 20 }, maxCache: { tokens: 40, predict: false } }, 2048, {
     way: "layers",
     keepCapped: false,
   }],
@@ -41,10 +41,10 @@ const PLANNED: readonly [string, Options, number, Partial<Reading> & Pick<Readin
   ["gate(read=stream)", {}, 2048, { way: "streaming", realign: false }],
   ["gate(read=stream)", { beyondTrained: true }, 64, { way: "streaming", realign: false }],
   ["gate(read=stream)", { positions: "rerotate", keep: "20" }, 64, { way: "streaming", realign: true }],
-  ["streaming-llm", { positions: "rerotate", keep: "20" }, 64, { way: "rolling", foretell: false }],
-  ["knorm", { positions: "rerotate", keep: "63", maxCache: { tokens: 90, foretell: true } }, 64, {
+  ["streaming-llm", { positions: "rerotate", keep: "20" }, 64, { way: "rolling", predict: false }],
+  ["knorm", { positions: "rerotate", keep: "63", maxCache: { tokens: 90, predict: true } }, 64, {
     way: "rolling",
-    foretell: true,
+    predict: true,
   }],
 ];
 
@@ -61,13 +61,13 @@ const REFUSED: readonly [string, Options, number, string, string, string][] = [
   ["gate(read=stream)", { risk: 0.1 }, 2048, "input", "risk.early", "--risk"],
   ["streaming-llm", { positions: "rerotate", keep: "20", explain: true }, 64, "input", "explain.early", "--explain"],
   ["snapkv", { risk: 0.1, keep: "20%" }, 2048, "usage", "risk.exclusive", "--risk"],
-  ["snapkv", { risk: 0.1, maxCache: { tokens: 40, foretell: false } }, 2048, "usage", "risk.exclusive", "--risk"],
+  ["snapkv", { risk: 0.1, maxCache: { tokens: 40, predict: false } }, 2048, "usage", "risk.exclusive", "--risk"],
   ["defensive-risk", { riskWorst: 0.1, keep: "20%" }, 2048, "usage", "risk.exclusive", "--risk-worst"],
   ["snapkv", { riskWorst: 0.1 }, 2048, "input", "risk.policy", "--risk-worst"],
   ["snapkv", { risk: 1 }, 2048, "input", "risk.range", "--risk"],
   ["snapkv", { keep: "0%" }, 2048, "input", "keep.range", "--keep"],
   ["snapkv", { keep: "a lot" }, 2048, "input", "keep.syntax", "--keep"],
-  ["full", { maxCache: { tokens: 40, foretell: false } }, 2048, "input", "max-cache.policy", "--policy"],
+  ["full", { maxCache: { tokens: 40, predict: false } }, 2048, "input", "max-cache.policy", "--policy"],
 ];
 
 /** Nothing that a plan goes by needs the engines. */
@@ -113,7 +113,7 @@ Deno.test("planReading() gives the budget: of keep, under a cap, or all of it wh
   const whole = perHead({ keep: "100%" });
   assert.equal(perHead({}), Math.floor(whole * 0.2 + 1e-9));
   assert.equal(perHead({ keep: { tokens: 30 } }), 30);
-  assert.equal(perHead({ keep: "90%", maxCache: { tokens: 40, foretell: false } }), 36);
+  assert.equal(perHead({ keep: "90%", maxCache: { tokens: 40, predict: false } }), 36);
   assert.equal(perHead({ risk: 0.5 }), whole);
 });
 
