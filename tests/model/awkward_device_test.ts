@@ -3,9 +3,16 @@
  * entries, the same report as on this side, by every way of reading, and nothing left when it is over.
  */
 import assert from "node:assert/strict";
+import { rm } from "node:fs/promises";
+import { join } from "node:path";
 import { CACHE_TYPES, type CacheType } from "../../core/cache/entry_type.ts";
 import { resolvePolicy } from "../../core/policy/registry.ts";
+import { collect, forkCache } from "../../evaluate/sweep/read_cells.ts";
+import { extend } from "../../model/decode/extend.ts";
 import { CHUNK } from "../../model/decode/layer.ts";
+import { calibrate } from "../../model/gate/fit/calibrate.ts";
+import { planCalibration } from "../../model/gate/fit/plan.ts";
+import { currentRuntime } from "../../runtime/mod.ts";
 import type { Model } from "../../model/model.ts";
 import { planReading } from "../../model/read/plan.ts";
 import type { Reading } from "../../model/read/reading.ts";
@@ -15,7 +22,7 @@ import { contextIds } from "../../model/text/prompt.ts";
 import { AwkwardMemory, createAwkwardBackend, onAwkwardDevice } from "../_helper/awkward_device.ts";
 import { randomGate } from "../_helper/gate.ts";
 import { randomSoftTokens } from "../_helper/soft_tokens.ts";
-import { tinyModel } from "../_helper/workbench.ts";
+import { testFolder, tinyModel } from "../_helper/workbench.ts";
 
 /** More than one chunk. */
 const TEXT = "The keeper counted seventeen stakes, and then she counted them again before the gate was shut. ".repeat(
@@ -163,6 +170,56 @@ Deno.test("reading that is aborted on an awkward device leaves nothing", async (
     const options = { policy, gate, onLayer: () => controller.abort(), signal: controller.signal };
     await assert.rejects(openContext(there, TEXT, options), { name: "AbortError" });
     assert.deepEqual([held.alive, there.backend.memory().allocatedBytes], [0, 0], policy);
+  }
+});
+
+Deno.test("a sweep's one prefill on an awkward device keeps what it keeps on this side, and answers from forks", async () => {
+  const { here, there, held } = await pair();
+  await using _ = here;
+  const ids = contextIds(here.frame, here.tokenizer, TEXT);
+  const cases = ["snapkv(window=8)", "layer-defensive(window=16)", "critical-adakv", "h2o", "keydiff", "kvzip"]
+    .map((text) => ({ policy: resolvePolicy(text), keep: { fraction: 0.2 } }));
+  const gathered = async (model: Model) => {
+    using collected = await collect(model, ids, cases);
+    using fork = await forkCache(collected.cache, collected.cases[0].kept!);
+    const logits = await extend(model.dense, fork, [5, 6, 7]);
+    return { kept: collected.cases.map(({ kept }) => kept), logits, lastHidden: collected.lastHidden };
+  };
+  assert.deepEqual(await gathered(there), await gathered(here));
+  assert.deepEqual([held.alive, there.backend.memory().allocatedBytes], [0, 0]);
+});
+
+Deno.test("a calibration on an awkward device goes on where it was stopped, to the gate of this side", async () => {
+  const { here, there, held } = await pair();
+  await using _ = here;
+  const folder = await testFolder("awkward"), runtime = await currentRuntime();
+  try {
+    const planned = await planCalibration(here, runtime, { tokens: 1000, seed: 2 });
+    const cut = (texts: readonly (readonly number[])[], count: number) =>
+      texts.slice(0, count).map((ids) => ids.slice(0, 60));
+    const plan = {
+      ...planned,
+      fit: planned.fit.map((ids) => ids.slice(0, 270)),
+      heldOut: cut(planned.heldOut, 3),
+      shifted: cut(planned.shifted, 1),
+    };
+    const sha256 = "c".repeat(64), statePath = join(folder, "x.state"), controller = new AbortController();
+    const texts = plan.fit.length + plan.heldOut.length + plan.shifted.length, { signal } = controller;
+    const onProgress = (done: number) => done === texts + 1 && controller.abort();
+    const stopped = calibrate(there, runtime, plan, { sha256, statePath, saveEveryMs: 0, signal, onProgress });
+    await assert.rejects(stopped, { name: "AbortError" });
+    assert.deepEqual([held.alive, there.backend.memory().allocatedBytes], [0, 0]);
+    const steps: number[] = [];
+    const resumed = await calibrate(there, runtime, plan, {
+      sha256,
+      statePath,
+      onProgress: (done) => steps.push(done),
+    });
+    assert.equal(steps[0], texts + 1, "the first layer is not done again");
+    assert.deepEqual(resumed, await calibrate(here, runtime, plan, { sha256 }));
+    assert.deepEqual([held.alive, there.backend.memory().allocatedBytes], [0, 0]);
+  } finally {
+    await rm(folder, { recursive: true });
   }
 });
 
