@@ -58,6 +58,8 @@ export interface Architecture {
   readonly optional?: readonly string[];
   /** Keys of numbers that its files may hold beside those of all, without the architecture's name in front. */
   readonly settings?: readonly string[];
+  /** What layer `index` turns queries and keys by; absent: the file's rotation in every layer. */
+  rotation?(index: number): "rope" | "none";
   /** True where a window that the file names hides nothing. */
   readonly ignoresWindow?: boolean;
   /** Factor on the token embeddings; absent: 1. */
@@ -135,6 +137,20 @@ const LIST: readonly Architecture[] = [
         }),
       };
     },
+  },
+  {
+    name: "smollm3",
+    pairs: "interleaved",
+    optional: ["rope_freqs.weight"],
+    layer: (model, index) => layerOf(model, `blk.${index}`),
+    // Every fourth layer turns nothing, and no key of its files says so.
+    rotation: (index) => (index + 1) % 4 === 0 ? "none" : "rope",
+  },
+  {
+    name: "mistral3",
+    pairs: "interleaved",
+    optional: ["rope_freqs.weight"],
+    layer: (model, index) => layerOf(model, `blk.${index}`),
   },
 ];
 

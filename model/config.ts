@@ -12,6 +12,8 @@ export interface Rope {
   readonly frequencies: Float64Array;
   /** Factor on the rotated q and k (YaRN's attention factor); 1 otherwise. */
   readonly magnitude: number;
+  /** Queries grow with the position p, by 1 + scale · ln(1 + ⌊p / length⌋). */
+  readonly growth?: { readonly scale: number; readonly length: number };
 }
 
 export interface ModelConfig extends ModelShape {
@@ -26,7 +28,8 @@ export interface ModelConfig extends ModelShape {
   readonly normEpsilon: number;
   /** Trained context in tokens. */
   readonly contextLength: number;
-  readonly rope: Rope;
+  /** Rotation of each layer, `[layers]`; layers that turn alike share it, one that doesn't turn has 0 dimensions. */
+  readonly ropes: readonly Rope[];
   /** True when the output head shares the embedding's weights. */
   readonly tiedHead: boolean;
   /** What the dense engines run. */

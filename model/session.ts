@@ -83,7 +83,7 @@ export async function openContext(model: Model, text: string, options: ContextOp
   const { files, result } = await refuseOutOfMemory(() => carryOut(model, ids, reading, options));
   const { cache, budget = reading.budget } = result;
   const plan = cap?.predict ? withPredictions(decoding, files.gate!, result) : decoding;
-  if (plan.positions === "rerotate") await cache.realign(model.config.rope);
+  if (plan.positions === "rerotate") await cache.realign(model.config.ropes);
   return {
     cache,
     policy,

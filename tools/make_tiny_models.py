@@ -25,8 +25,9 @@ from gguf import GGMLQuantizationType as T
 from gguf.quants import dequantize, quantize
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import (
-    GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen2Config,
-    Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM,
+    GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM, Ministral3Config, Ministral3ForCausalLM,
+    Phi3Config, Phi3ForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM, SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 DATA = Path(__file__).resolve().parent.parent / "tests" / "data"
@@ -47,6 +48,12 @@ TEXT = "The keeper counted 17 stakes; she'll keep the gate.\n\nWhat is lost?"
 # the pattern of Qwen2's pre-tokenizer, as in its published tokenizer.json
 QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# the pattern of Mistral's tekken
+TEKKEN_PATTERN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
@@ -107,9 +114,17 @@ MODELS = [
            "short_factor": [1.0, 1.1, 1.2, 1.4],
            "long_factor": [1.0, 1.5, 4.0, 12.0], "original_max_position_embeddings": 64},
           1024, long=True),
+    # five layers, of which the fourth turns nothing
+    Model("smollm3-plain", "smollm3", "smollm", 32, 2, 1, 16, 64, True, {"ffn_down": T.Q4_1, "": T.Q8_0},
+          {"rope_type": "default", "rope_theta": 10000.0}, layers=5, long=True),
+    # three steps of growing queries in 143 tokens
+    Model("mistral3-yarn", "mistral3", "tekken", 64, 4, 2, 32, 96, False, {"attn_v": T.Q5_0, "": T.Q8_0},
+          {"rope_type": "yarn", "factor": 16.0, "rope_theta": 10000.0, "original_max_position_embeddings": 48,
+           "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 0.5, "llama_4_scaling_beta": 0.3},
+          768, long=True),
 ]
 # their files have the pairs of q and k rows side by side
-INTERLEAVED = ("llama", "granite")
+INTERLEAVED = ("llama", "granite", "smollm3", "mistral3")
 
 
 def make_tokenizer(pre: str) -> Tokenizer:
@@ -119,6 +134,11 @@ def make_tokenizer(pre: str) -> Tokenizer:
         tokenizer.normalizer = normalizers.NFC()
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
             pre_tokenizers.Split(Regex(QWEN2_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ])
+    elif pre == "tekken":
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+            pre_tokenizers.Split(Regex(TEKKEN_PATTERN), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ])
     elif pre in ("smollm", "refact"):
@@ -207,6 +227,11 @@ def add_rope(writer: gguf.GGUFWriter, model: Model) -> None:
         writer.add_rope_scaling_factor(model.rope["factor"])
     if kind == "yarn":
         writer.add_rope_scaling_orig_ctx_len(model.rope["original_max_position_embeddings"])
+    if "mscale_all_dim" in model.rope:
+        writer.add_rope_scaling_yarn_log_mul(model.rope["mscale_all_dim"])
+        writer.add_rope_scaling_yarn_beta_fast(model.rope["beta_fast"])
+        writer.add_rope_scaling_yarn_beta_slow(model.rope["beta_slow"])
+        writer.add_attn_temperature_scale(model.rope["llama_4_scaling_beta"])
     if kind == "llama3":
         writer.add_tensor("rope_freqs.weight", llama3_factors(model))
     if kind == "longrope":
@@ -314,8 +339,12 @@ def reference(model: Model, state: dict[str, torch.Tensor], ids: list[int]) -> t
         "qwen3": (Qwen3Config, Qwen3ForCausalLM),
         "granite": (GraniteConfig, GraniteForCausalLM),
         "phi3": (Phi3Config, Phi3ForCausalLM),
+        "smollm3": (SmolLM3Config, SmolLM3ForCausalLM),
+        "mistral3": (Ministral3Config, Ministral3ForCausalLM),
     }[model.architecture]
     extra = {**model.more, **({} if model.architecture == "qwen2" else {"head_dim": model.head_dim})}
+    if model.architecture == "smollm3":
+        extra |= {"pad_token_id": 0}
     if model.architecture == "phi3":
         original = model.rope["original_max_position_embeddings"]
         extra |= {"pad_token_id": 0, "original_max_position_embeddings": original}

@@ -34,7 +34,7 @@ export interface LimitOptions {
   /** True positions of the chat template's control tokens, of those read and of those to come. */
   readonly markers?: ReadonlySet<number>;
   /** Close the gaps after each eviction ({@link RaggedCache.realign}), for keys that turn like this. */
-  readonly realign?: KeyRotation;
+  readonly realign?: KeyRotation | readonly KeyRotation[];
   /** Most entries of any head; with `realign` the trained context, which no position may then reach. */
   readonly longest?: number;
 }

@@ -154,15 +154,18 @@ export class RaggedCache implements Disposable {
 
   /**
    * Closes the gaps: every head's entries move to the logical positions that end at P − 1, in order and without a gap,
-   * P being the longest head's entries; the next token is at P. Keys turn with them. True positions stay.
+   * P being the longest head's entries; the next token is at P. Keys turn with them, in all layers alike or in each by
+   * its own rotation. True positions stay.
    * A cache whose backend fails on the way must be disposed of.
    */
-  async realign(rotation: KeyRotation): Promise<void> {
+  async realign(rotation: KeyRotation | readonly KeyRotation[]): Promise<void> {
     const next = Math.max(...this.#positions.flat().map(({ length }) => length));
     this.#logical ??= this.#positions.map((heads) => heads.map((list) => list.copy()));
     for (const [layer, heads] of this.#logical.entries()) {
       const moves = heads.map((list) => list.moveTo(next - list.length));
-      if (moves.some((list) => list.some((move) => move !== 0))) await this.rows(layer).rotateKeys(moves, rotation);
+      if (moves.some((list) => list.some((move) => move !== 0))) {
+        await this.rows(layer).rotateKeys(moves, "pairs" in rotation ? rotation : rotation[layer]);
+      }
     }
     this.#shift += this.position - next;
     this.position = next;

@@ -167,14 +167,14 @@ async function openTurn(
     const mark = context.mark();
     return { cache: context, [Symbol.dispose]: () => context.trim(mark) };
   }
-  const { contextLength, rope } = model.config;
+  const { contextLength, ropes } = model.config;
   const ahead = controlPositions(asked, model.tokenizer).map((at) => context.seen + at);
   const cache = await context.fork();
   try {
     const limit = new CacheLimit(cache, {
       ...maxCache,
       markers: new Set([...plan.markers, ...ahead]),
-      ...(positions === "rerotate" && { realign: rope, ...(!plan.beyondTrained && { longest: contextLength }) }),
+      ...(positions === "rerotate" && { realign: ropes, ...(!plan.beyondTrained && { longest: contextLength }) }),
     });
     return { cache, limit, [Symbol.dispose]: () => cache[Symbol.dispose]() };
   } catch (error) {

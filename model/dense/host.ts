@@ -32,7 +32,7 @@ export class HostDense implements Dense<Float32Array> {
     first: number,
     want?: { readonly unrotated?: boolean },
   ): Promise<Projected<Float32Array>> {
-    return project(this.config, await this.engine.qkv(layer, hidden, count), count, first, want);
+    return project(this.config, layer, await this.engine.qkv(layer, hidden, count), count, first, want);
   }
 
   finish(layer: number, hidden: Float32Array, attention: Float32Array, count: number): Promise<Float32Array> {

@@ -1,17 +1,18 @@
 /** The step between an engine's `qkv` and attention: split the projections, rotate queries and keys. */
 import type { ModelConfig, Rope } from "../config.ts";
 import type { Projected } from "./dense.ts";
-import { type RopeTable, ropeTable, rotate } from "./rope.ts";
+import { growthAt, type RopeTable, ropeTable, rotate } from "./rope.ts";
 
 /** Splits `qkv`, `[count, (heads + 2·kvHeads)·headDim]`, and rotates q and k to positions `first`, `first + 1`, … */
 export function project(
   config: ModelConfig,
+  layer: number,
   qkv: Float32Array,
   count: number,
   first: number,
   want: { readonly unrotated?: boolean } = {},
 ): Projected<Float32Array> {
-  const { heads, kvHeads, headDim, rope } = config;
+  const { heads, kvHeads, headDim } = config, rope = config.ropes[layer];
   const q = heads * headDim, kv = kvHeads * headDim, row = q + 2 * kv;
   const queries = new Float32Array(count * q);
   const keys = new Float32Array(count * kv);
@@ -26,10 +27,19 @@ export function project(
   const table = tableOf(rope, first, count);
   rotate(queries, heads, headDim, rope, table);
   rotate(keys, kvHeads, headDim, rope, table);
+  if (rope.growth) grow(queries, rope, first, q);
   return { queries, keys, values, ...unrotated };
 }
 
-/** The last table of each model: all layers ask for the same positions. */
+/** Queries in rows of `width` from position `first` on, times what they have grown by there. */
+function grow(queries: Float32Array, rope: Rope, first: number, width: number): void {
+  for (let at = 0, position = first; at < queries.length; at += width, position++) {
+    const factor = growthAt(rope, position);
+    if (factor !== 1) { for (let i = at; i < at + width; i++) queries[i] *= factor; }
+  }
+}
+
+/** The last table of each rotation: all its layers ask for the same positions. */
 const lastTables = new WeakMap<Rope, { readonly first: number; readonly count: number; readonly table: RopeTable }>();
 
 function tableOf(rope: Rope, first: number, count: number): RopeTable {

@@ -22,12 +22,17 @@ export function ropeTable(rope: Rope, first: number, count: number): RopeTable {
   return { cos, sin };
 }
 
+/** Factor on the queries at a position. */
+export function growthAt({ growth }: Rope, position: number): number {
+  return growth ? 1 + growth.scale * Math.log(1 + Math.floor(position / growth.length)) : 1;
+}
+
 /** Rotates `x`, `[count, heads, headDim]`, in place by the table's `count` positions. */
 export function rotate(x: Float32Array, heads: number, headDim: number, rope: Rope, table: RopeTable): void {
   const pairs = rope.rotated / 2;
   const step = rope.pairs === "interleaved" ? 2 : 1;
   const partner = rope.pairs === "interleaved" ? 1 : pairs;
-  const count = table.cos.length / pairs;
+  const count = x.length / (heads * headDim);
   for (let t = 0; t < count; t++) {
     for (let h = 0; h < heads; h++) {
       const row = (t * heads + h) * headDim;

@@ -15,6 +15,7 @@ import { QueryStatistics, type QueryStatisticsResult } from "../../core/measure/
 import { Eviction, keepsAll } from "../../core/select/eviction.ts";
 import { type AtAttention, layerAttention, layerStep, stepBytes } from "../decode/layer.ts";
 import type { Rope } from "../config.ts";
+import { growthAt } from "../dense/rope.ts";
 import type { Dense } from "../dense/dense.ts";
 import type { Device } from "../device.ts";
 import { Explainer } from "./explain.ts";
@@ -206,7 +207,7 @@ export class LayerReader implements Disposable {
     }
     const repeated = await reconstruction?.layer(layer);
     const softTokens = await probe?.layer(layer, needs.softTokens!.reduction);
-    return { ...seen.result(this.#dense.config.rope), reconstruction: repeated, gate, softTokens };
+    return { ...seen.result(this.#dense.config.ropes[layer]), reconstruction: repeated, gate, softTokens };
   }
 
   /** One chunk. The last layer's hidden states are only read at the last token, so its other chunks end at attention. */
@@ -288,7 +289,7 @@ class SeenQueries {
   }
 
   result(rope: Rope): LayerSeen {
-    const foreseen = this.#statistics?.result(rope, rope.magnitude);
+    const foreseen = this.#statistics?.result(rope, rope.magnitude * growthAt(rope, this.#length));
     return { windowQueries: this.#window, ...this.#columns.result(), ...foreseen };
   }
 }

@@ -55,7 +55,7 @@ export async function readRolling(
       const read = now();
       if (cache.length(0, 0) > budget.perHead) {
         await evict(cache, policy, budget.perHead, scores);
-        await cache.realign(config.rope);
+        await cache.realign(config.ropes);
       }
       ms.prefill += read - began;
       ms.evict += now() - read;

@@ -56,7 +56,7 @@ export async function readStreaming(
       const read = now();
       if (options.policy.allocate.kind !== "all" && budget.perHead < budget.length) {
         await evict(cache, scores, options);
-        if (options.realign) await cache.realign(config.rope);
+        if (options.realign) await cache.realign(config.ropes);
       }
       ms.prefill += read - began;
       ms.evict += now() - read;

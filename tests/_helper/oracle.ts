@@ -26,7 +26,7 @@ export async function oracleLogits(
   let hidden = dense.embed(ids);
   for (let layer = 0; layer < config.layers; layer++) {
     const qkv = await dense.qkv(layer, hidden, ids.length);
-    const output = attend(config, qkv, ids.length, { contextLength, kept: kept?.[layer], next });
+    const output = attend(config, layer, qkv, ids.length, { contextLength, kept: kept?.[layer], next });
     hidden = await dense.finish(layer, hidden, output, ids.length);
   }
   return await dense.logits(hidden.slice((ids.length - rows) * config.width), rows);
@@ -34,14 +34,16 @@ export async function oracleLogits(
 
 function attend(
   config: ModelConfig,
+  layer: number,
   qkv: Float32Array,
   length: number,
   { contextLength, kept, next }: { contextLength: number; kept?: readonly ArrayLike<number>[]; next?: number },
 ): Float32Array {
   const { heads, kvHeads, headDim } = config;
-  const { queries, keys, values } = project(config, qkv, length, 0);
+  const { queries, keys, values } = project(config, layer, qkv, length, 0);
   const row = qkv.length / length;
-  const moved = (t: number, position: number) => project(config, qkv.subarray(t * row, (t + 1) * row), 1, position);
+  const moved = (t: number, position: number) =>
+    project(config, layer, qkv.subarray(t * row, (t + 1) * row), 1, position);
   const output = new Float32Array(length * heads * headDim);
   for (let h = 0; h < heads; h++) {
     const g = Math.floor(h / (heads / kvHeads));

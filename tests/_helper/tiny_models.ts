@@ -16,6 +16,8 @@ export const TINY_MODELS = [
   "qwen3-plain",
   "granite-plain",
   "phi3-long",
+  "smollm3-plain",
+  "mistral3-yarn",
 ] as const;
 
 export interface OpenModel extends AsyncDisposable {

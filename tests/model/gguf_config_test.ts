@@ -89,11 +89,18 @@ const plain = (rotated: number, base = 10000) =>
 
 for (const architecture of ARCHITECTURES) {
   Deno.test(`configOf() of a small ${architecture}`, async () => {
-    const { decoder, ...rest } = await config(architecture);
+    const { decoder, ropes, ...rest } = await config(architecture);
     const tensors = decoder.layers.flatMap(({ project, finish }) => [...project, ...finish]).concat(decoder.head)
       .flatMap((each) => each.op === "multiply" ? each.weights : []);
     assert.equal(tensors.length, 2 * 7 + 1);
     assert.equal(tensors.filter(({ bias }) => bias).length, architecture === "qwen2" ? 6 : 0);
+    assert.equal(ropes[1], ropes[0]);
+    assert.deepEqual(ropes[0], {
+      pairs: architecture === "llama" ? "interleaved" : "half",
+      rotated: 2,
+      frequencies: Float64Array.of(1),
+      magnitude: 1,
+    });
     assert.deepEqual(rest, {
       architecture,
       name: "test.gguf",
@@ -107,12 +114,6 @@ for (const architecture of ARCHITECTURES) {
       normEpsilon: 0.5,
       contextLength: 128,
       tiedHead: true,
-      rope: {
-        pairs: architecture === "llama" ? "interleaved" : "half",
-        rotated: 2,
-        frequencies: Float64Array.of(1),
-        magnitude: 1,
-      },
     });
   });
 }
@@ -126,7 +127,7 @@ Deno.test("configOf() takes what is optional: name, own head, own lengths of hea
 
   const lengths = { "llama.attention.key_length": u32(6), "llama.attention.value_length": u32(6) };
   const wide = await config("llama", { metadata: lengths, shapes: shapesOf("llama", 24, 12) });
-  assert.deepEqual([wide.headDim, wide.rope.rotated], [6, 6]);
+  assert.deepEqual([wide.headDim, wide.ropes[0].rotated], [6, 6]);
 
   const all = await config("llama", {
     metadata: { "llama.attention.head_count_kv": undefined },
@@ -146,7 +147,7 @@ Deno.test("configOf() accepts fields that say a thing is not used", async () => 
     "llama.rope.scaling.type": text("none"),
     "tokenizer.ggml.tokens": texts(["a", "b", "c", "d", "e"]),
   };
-  assert.equal((await config("llama", { metadata })).rope.magnitude, 1);
+  assert.equal((await config("llama", { metadata })).ropes[0].magnitude, 1);
   await config("llama", { metadata: { "llama.attention.sliding_window": u32(0) } });
 });
 
@@ -157,7 +158,7 @@ const eight = (metadata: Metadata = {}) => ({
 });
 
 Deno.test("configOf() reads RoPE's base and the rotated dimensions", async () => {
-  const { rope } = await config(
+  const { ropes: [rope] } = await config(
     "llama",
     eight({ "llama.rope.freq_base": f32(500), "llama.rope.dimension_count": u32(6) }),
   );
@@ -172,15 +173,15 @@ Deno.test("configOf() divides by linear scaling's factor, under its old name too
     { "llama.rope.scale_linear": f32(4) },
     { "llama.rope.scale_linear": f32(9), "llama.rope.scaling.factor": f32(4) },
   ];
-  for (const way of ways) assert.deepEqual((await config("llama", eight(way))).rope.frequencies, expected);
+  for (const way of ways) assert.deepEqual((await config("llama", eight(way))).ropes[0].frequencies, expected);
 });
 
 Deno.test("configOf() divides by rope_freqs.weight, before other scaling", async () => {
   const factors = [1, 2, 4, 8];
   const expected = plain(8).map((frequency, j) => frequency / factors[j]);
-  assert.deepEqual((await config("llama", { ...eight(), factors })).rope.frequencies, expected);
+  assert.deepEqual((await config("llama", { ...eight(), factors })).ropes[0].frequencies, expected);
   const both = await config("llama", { ...eight({ "llama.rope.scaling.factor": f32(2) }), factors });
-  assert.deepEqual(both.rope.frequencies, expected.map((frequency) => frequency / 2));
+  assert.deepEqual(both.ropes[0].frequencies, expected.map((frequency) => frequency / 2));
 });
 
 Deno.test("configOf() mixes frequencies and sets the magnitude for YaRN", async () => {
@@ -188,30 +189,30 @@ Deno.test("configOf() mixes frequencies and sets the magnitude for YaRN", async 
   const original = { ...yarn, "llama.rope.scaling.original_context_length": u32(4096) };
   // pairs 1.31 and 2.81 turn 32 times and once over 4096 positions: the ramp goes from pair 1 to pair 3
   const mixed = plain(8).map((frequency, j) => frequency * [1, 1, 0.5 + 0.5 / 4, 1 / 4][j]);
-  const { rope } = await config("llama", eight(original));
+  const { ropes: [rope] } = await config("llama", eight(original));
   rope.frequencies.forEach((frequency, j) => assert.ok(Math.abs(frequency - mixed[j]) < 1e-15, `${j}: ${frequency}`));
   assert.equal(rope.magnitude, 0.1 * Math.log(4) + 1);
 
   const multiplied = await config("llama", eight({ ...original, "llama.rope.scaling.attn_factor": f32(0.5) }));
-  assert.equal(multiplied.rope.magnitude, 0.5 * (0.1 * Math.log(4) + 1));
+  assert.equal(multiplied.ropes[0].magnitude, 0.5 * (0.1 * Math.log(4) + 1));
   const shrunk = await config("llama", eight({ ...original, "llama.rope.scaling.factor": f32(0.5) }));
-  assert.equal(shrunk.rope.magnitude, 1);
+  assert.equal(shrunk.ropes[0].magnitude, 1);
 
   // without an original length the trained context of 128 counts: the ramp goes from pair 0 to pair 2
   const trained = await config("llama", eight(yarn));
   const expected = plain(8).map((frequency, j) => frequency * [1, 0.5 + 0.5 / 4, 1 / 4, 1 / 4][j]);
-  trained.rope.frequencies.forEach((frequency, j) => assert.ok(Math.abs(frequency - expected[j]) < 1e-15));
+  trained.ropes[0].frequencies.forEach((frequency, j) => assert.ok(Math.abs(frequency - expected[j]) < 1e-15));
 
   // no pair turns even once: all but the first, where the ramp starts, are slow
   const short = { ...yarn, "llama.rope.scaling.original_context_length": u32(2), "llama.rope.freq_base": f32(2) };
   assert.deepEqual(
-    (await config("llama", eight(short))).rope.frequencies,
+    (await config("llama", eight(short))).ropes[0].frequencies,
     plain(8, 2).map((frequency, j) => j === 0 ? frequency : frequency / 4),
   );
 
   const betas = { "llama.rope.scaling.yarn_beta_fast": f32(8), "llama.rope.scaling.yarn_beta_slow": f32(0.01) };
   const slower = await config("llama", eight({ ...original, ...betas }));
-  assert.notDeepEqual(slower.rope.frequencies, rope.frequencies);
+  assert.notDeepEqual(slower.ropes[0].frequencies, rope.frequencies);
 });
 
 const key = (name: string) => `metadata["${name}"]`;
@@ -316,7 +317,10 @@ const METADATA_REFUSALS: Refusal[] = [
   ...["yarn_beta_fast", "yarn_beta_slow"].map((name) =>
     wrongValue(`llama.rope.scaling.${name}`, f32(0), "gguf.value", YARN)
   ),
-  ...["yarn_ext_factor", "yarn_attn_factor", "yarn_log_multiplier"].map((name) =>
+  wrongValue("llama.rope.scaling.yarn_log_multiplier", f32(-1), "gguf.value", YARN),
+  wrongValue("llama.attention.temperature_scale", f32(-1)),
+  wrongValue("llama.attention.temperature_length", u32(0)),
+  ...["yarn_ext_factor", "yarn_attn_factor"].map((name) =>
     wrongValue(`llama.rope.scaling.${name}`, f32(1), "gguf.unsupported", YARN)
   ),
   ...["linear", "yarn"].map((kind): Refusal => [
@@ -417,7 +421,7 @@ const original = (tokens: number) => ({ "phi3.rope.scaling.original_context_leng
 
 Deno.test("configOf() of a small phi3 takes no notice of the window", async () => {
   const window = { "phi3.attention.sliding_window": u32(16) };
-  const { decoder, rope } = await config("phi3", { metadata: window, shapes: phi3({}) });
+  const { decoder, ropes: [rope] } = await config("phi3", { metadata: window, shapes: phi3({}) });
   assert.equal(decoder.layers.length, 2);
   assert.deepEqual([rope.pairs, rope.magnitude], ["half", 1]);
 });

@@ -55,6 +55,14 @@ const WRONG_ROPE: Record<string, [name: string, change: (rope: Rope) => Partial<
   "the llama 3 factors": ["llama3-factors", (rope) => ({ frequencies: PLAIN(rope) })],
   "llama's interleaved pairs": ["llama-plain", () => ({ pairs: "half" })],
   "qwen2's split pairs": ["qwen2-plain", () => ({ pairs: "interleaved" })],
+  "what is in a layer that doesn't turn": [
+    "smollm3-plain",
+    (rope) => rope.rotated ? {} : { rotated: 2, frequencies: Float64Array.of(1) },
+  ],
+  "growing queries": ["mistral3-yarn", () => ({ growth: undefined })],
+  "the length of their steps": ["mistral3-yarn", (rope) => ({ growth: { ...rope.growth!, length: 96 } })],
+  "YaRN's trained attention factor": ["mistral3-yarn", () => ({ magnitude: 0.1 * Math.log(16) + 1 })],
+  "mistral3's interleaved pairs": ["mistral3-yarn", () => ({ pairs: "half" })],
   "LongRoPE's factors": ["phi3-long", (rope) => ({ frequencies: PLAIN(rope) })],
   "LongRoPE's attention factor": ["phi3-long", () => ({ magnitude: 1 })],
   "phi3's unrotated half": ["phi3-long", () => ({ rotated: 16, frequencies: new Float64Array(8).fill(0.1) })],
@@ -62,7 +70,10 @@ const WRONG_ROPE: Record<string, [name: string, change: (rope: Rope) => Partial<
 
 for (const [what, [name, change]] of Object.entries(WRONG_ROPE)) {
   Deno.test(`the logits of ${name} notice the loss of ${what}`, async () => {
-    const worst = await difference(name, (config) => ({ ...config, rope: { ...config.rope, ...change(config.rope) } }));
+    const worst = await difference(
+      name,
+      (config) => ({ ...config, ropes: config.ropes.map((rope) => ({ ...rope, ...change(rope) })) }),
+    );
     assert.ok(worst > 10 * TOLERANCE, `differs by ${worst} only`);
   });
 }

@@ -180,7 +180,8 @@ Deno.test("openContext() refuses caps that can't hold, before reading", async ()
   assert.ok(maxCache!.peakEntries <= least * model.config.kvHeads * model.config.layers);
 });
 
-for (const name of ["llama-plain.gguf", "qwen2-plain.gguf", "llama-yarn.gguf"]) {
+const TURNING = ["llama-plain", "qwen2-plain", "llama-yarn", "smollm3-plain", "mistral3-yarn"];
+for (const name of TURNING.map((model) => `${model}.gguf`)) {
   for (const policy of ["streaming-llm", "random(window=4)", "snapkv", "layer-defensive"]) {
     Deno.test(`re-rotated ${policy} on ${name} gives the logits of masking at these positions`, async () => {
       await using model = await tiny(name);

@@ -49,7 +49,13 @@ async function bruteForce(model: Model, ids: readonly number[], prompts: readonl
     const all = [...ids, ...prompt.ids];
     let hidden = dense.embed(all);
     for (let layer = 0; layer < layers; layer++) {
-      const { queries, keys, values } = project(config, await dense.qkv(layer, hidden, all.length), all.length, 0);
+      const { queries, keys, values } = project(
+        config,
+        layer,
+        await dense.qkv(layer, hidden, all.length),
+        all.length,
+        0,
+      );
       const output = new Float32Array(all.length * heads * headDim);
       for (let h = 0; h < heads; h++) {
         const g = Math.floor(h / group);

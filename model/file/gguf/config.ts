@@ -10,7 +10,7 @@ import {
   inputsOf,
   type TensorRows,
 } from "../../architecture.ts";
-import type { ModelConfig } from "../../config.ts";
+import type { ModelConfig, Rope } from "../../config.ts";
 import { quoted } from "./cursor.ts";
 import {
   optionalNumber,
@@ -20,7 +20,7 @@ import {
   requireNumber,
   requireString,
 } from "./fields.ts";
-import { ropeOf } from "./rope.ts";
+import { type RopeContext, ropeOf } from "./rope.ts";
 import { readableTypes } from "../tensor_types.ts";
 import type { GgufFile, GgufValue } from "./types.ts";
 
@@ -58,9 +58,21 @@ export async function configOf(gguf: GgufFile): Promise<ModelConfig> {
     name: optionalString(gguf, "general.name") ?? gguf.name,
     normEpsilon: requireNumber(gguf, `${architecture}.attention.layer_norm_rms_epsilon`, { min: 0, max: 1 }),
     contextLength,
-    rope: await ropeOf(gguf, { architecture, pairs: entry.pairs, headDim: shape.headDim, contextLength }),
+    ropes: await ropesOf(
+      gguf,
+      entry,
+      { architecture, pairs: entry.pairs, headDim: shape.headDim, contextLength },
+      layers,
+    ),
     decoder: decoderOf(entry, dimensions),
   };
+}
+
+async function ropesOf(gguf: GgufFile, entry: Architecture, context: RopeContext, layers: number): Promise<Rope[]> {
+  const rope = await ropeOf(gguf, context);
+  const none: Rope = { pairs: context.pairs, rotated: 0, frequencies: new Float64Array(0), magnitude: 1 };
+  const rotations = { rope, none };
+  return Array.from({ length: layers }, (_, index) => rotations[entry.rotation?.(index) ?? "rope"]);
 }
 
 function architectureOf(gguf: GgufFile): Architecture {

@@ -37,7 +37,7 @@ export async function ropeOf(gguf: GgufFile, context: RopeContext): Promise<Rope
   const base = optionalNumber(gguf, `${architecture}.rope.freq_base`, { min: 1 }) ?? DEFAULT_BASE;
   const plain = Float64Array.from({ length: rotated / 2 }, (_, j) => base ** (-2 * j / rotated));
   const divided = await divide(gguf, factorsOf(gguf, context), plain);
-  return { pairs: context.pairs, rotated, ...scale(gguf, divided, base, context) };
+  return { pairs: context.pairs, rotated, ...scale(gguf, divided, base, context), ...growthOf(gguf, context) };
 }
 
 /**
@@ -89,7 +89,7 @@ function scale(
     }
     case "yarn": {
       const factor = scalingFactor(gguf, context.architecture);
-      const magnitude = attention * (factor > 1 ? 0.1 * Math.log(factor) + 1 : 1);
+      const magnitude = attention * attentionFactor(gguf, factor, `${prefix}.yarn_log_multiplier`);
       return { frequencies: yarn(gguf, frequencies, base, factor, context), magnitude };
     }
     default:
@@ -100,6 +100,21 @@ function scale(
         `RoPE scaling ${quoted(type)}; supported are none, linear and yarn`,
       );
   }
+}
+
+/** YaRN's, divided by that of a model that was trained with some of it. */
+function attentionFactor(gguf: GgufFile, factor: number, key: string): number {
+  const trained = optionalNumber(gguf, key, { min: 0 }) ?? 0, logarithm = factor > 1 ? 0.1 * Math.log(factor) : 0;
+  return (logarithm + 1) / (trained * logarithm + 1);
+}
+
+/** How queries grow with their position: in steps of the original context where no other length is given. */
+function growthOf(gguf: GgufFile, { architecture, contextLength }: RopeContext): Pick<Rope, "growth"> {
+  const scale = optionalNumber(gguf, `${architecture}.attention.temperature_scale`, { min: 0 }) ?? 0;
+  const steps = { min: 1, integer: true };
+  const length = optionalNumber(gguf, `${architecture}.attention.temperature_length`, steps) ??
+    optionalNumber(gguf, `${architecture}.rope.scaling.original_context_length`, steps) ?? contextLength;
+  return scale === 0 ? {} : { growth: { scale, length } };
 }
 
 /** A factor without a type means linear, as llama.cpp takes it. */
@@ -127,7 +142,7 @@ function yarn(
   context: RopeContext,
 ): Float64Array {
   const prefix = `${context.architecture}.rope.scaling`;
-  for (const key of ["yarn_ext_factor", "yarn_attn_factor", "yarn_log_multiplier"]) {
+  for (const key of ["yarn_ext_factor", "yarn_attn_factor"]) {
     if (gguf.metadata.has(`${prefix}.${key}`)) {
       throw refuseField(gguf, `${prefix}.${key}`, "gguf.unsupported", "this YaRN setting is not supported");
     }
