@@ -2,9 +2,18 @@
 import type { Device } from "../device.ts";
 import { readAtRisk } from "./at_risk.ts";
 import { readContext, readThreshold } from "./layers.ts";
-import type { Reading, ReadOptions, ReadResult } from "./reading.ts";
+import type { Reader, Reading, ReadOptions, ReadResult } from "./reading.ts";
 import { readRolling } from "./rolling.ts";
 import { readStreaming } from "./streaming.ts";
+
+/** Every way is called alike. */
+const READERS: { readonly [W in Reading["way"]]: Reader<Extract<Reading, { readonly way: W }>> } = {
+  layers: readContext,
+  threshold: readThreshold,
+  risk: readAtRisk,
+  streaming: readStreaming,
+  rolling: readRolling,
+};
 
 /** Reads `ids` (at least one) as planned. The caller owns the cache. */
 export async function read(
@@ -15,15 +24,15 @@ export async function read(
 ): Promise<ReadResult> {
   switch (reading.way) {
     case "layers":
-      return await readContext(device, ids, { ...reading, ...options });
+      return await READERS.layers(device, ids, { ...reading, ...options });
     case "threshold":
-      return await readThreshold(device, ids, { ...reading, ...options });
+      return await READERS.threshold(device, ids, { ...reading, ...options });
     case "risk":
-      return await readAtRisk(device, ids, { ...reading, ...options });
+      return await READERS.risk(device, ids, { ...reading, ...options });
     case "streaming":
-      return await readStreaming(device, ids, { ...reading, ...options });
+      return await READERS.streaming(device, ids, { ...reading, ...options });
     case "rolling":
-      return await readRolling(device, ids, { ...reading, ...options });
+      return await READERS.rolling(device, ids, { ...reading, ...options });
     default:
       throw new TypeError(`Unknown way of reading ${reading satisfies never}`);
   }
