@@ -13,7 +13,7 @@ import { safeguarded } from "../core/policies/adakv.ts";
 import type { Budget, LayerScores } from "../core/policy/policy.ts";
 import { randomSource } from "../core/measure/random.ts";
 import { type Segment, selectTop } from "../core/select/select.ts";
-import { shareOut } from "../core/select/share_out.ts";
+import { apportion } from "../core/select/apportion.ts";
 import { createWasmBackend } from "../wasm/backend.ts";
 
 const SIZES = [10, 12, 14, 16, 18, 20].map((power) => 2 ** power);
@@ -105,10 +105,10 @@ const CASES: readonly Case[] = [
     },
   },
   {
-    name: "shareOut over 32 claimants",
+    name: "apportion over 32 claimants",
     make(entries) {
       const weights = Array.from({ length: 32 }, randomSource(SEED)), rooms = weights.map(() => entries / 32);
-      return () => shareOut(weights, rooms, Math.floor(KEEP * entries)).reduce((sum, seats) => sum + seats, 0);
+      return () => apportion(weights, rooms, Math.floor(KEEP * entries)).reduce((sum, seats) => sum + seats, 0);
     },
   },
 ];

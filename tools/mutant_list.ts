@@ -32,9 +32,9 @@ export const MUTANTS: readonly Mutant[] = [
     name: "the floor is the layer's mean, not the head's",
     file: "core/worst_case/risk.ts",
     find:
-      "const start = head * columns;\n    let sum = 0;\n    for (let i = start; i < start + columns; i++) sum += pooledMax[i];\n    const floor = sum / columns;",
+      "const start = head * prefixLength;\n    let sum = 0;\n    for (let i = start; i < start + prefixLength; i++) sum += pooledMax[i];\n    const floor = sum / prefixLength;",
     replace:
-      "const start = head * columns;\n    let sum = 0;\n    for (let i = 0; i < pooledMax.length; i++) sum += pooledMax[i];\n    const floor = sum / pooledMax.length;",
+      "const start = head * prefixLength;\n    let sum = 0;\n    for (let i = 0; i < pooledMax.length; i++) sum += pooledMax[i];\n    const floor = sum / pooledMax.length;",
     tests: OBSERVE,
   },
   {
@@ -89,15 +89,15 @@ export const MUTANTS: readonly Mutant[] = [
   {
     name: "protected entries are like any other",
     file: "core/select/select.ts",
-    find: "if (protectedEntries) pool.shields!.set(protectedEntries, at);",
+    find: "if (protectedEntries) pool.protectedEntries!.set(protectedEntries, at);",
     replace: "",
     tests: SELECT,
   },
   {
     name: "too many protected entries: the first of them stay",
     file: "core/select/select.ts",
-    find: "protectedEntries <= count ? raised : ",
-    replace: "protectedEntries >= 0 ? raised : ",
+    find: "found <= count ? raised : ",
+    replace: "found >= 0 ? raised : ",
     tests: SELECT,
   },
   {
@@ -285,9 +285,9 @@ export const MUTANTS: readonly Mutant[] = [
   {
     name: "predicted scores overwrite the first entries",
     file: "core/rules/state.ts",
-    find: "this.#columns[0].set(predicted, known);",
-    replace: "this.#columns[0].set(predicted, 0);",
-    tests: ["core/steps"],
+    find: "this.#statistics[0].set(predicted, known);",
+    replace: "this.#statistics[0].set(predicted, 0);",
+    tests: ["core/rules"],
   },
   {
     name: "what soft tokens attend to is not pooled",

@@ -14,7 +14,7 @@ import { inputError } from "../errors.ts";
 import { SINKS, WINDOW } from "../policy/parameters.ts";
 import type { KeyRotation } from "../measure/rotation.ts";
 import type { StepRule } from "../rules/rule.ts";
-import { StepState } from "../rules/state.ts";
+import { RuleState } from "../rules/state.ts";
 import type { RaggedCache } from "./ragged.ts";
 
 /** Scores that are known when a key is made, for rules that go by them. */
@@ -73,7 +73,7 @@ export class CacheLimit {
   /** Entries each head gives up at once, ≥ 1. */
   readonly #step: number;
   readonly #window: number;
-  readonly #states: StepState[];
+  readonly #states: RuleState[];
   readonly #contextEnd: number;
   #evictions = 0;
   #evicted = 0;
@@ -100,7 +100,7 @@ export class CacheLimit {
     this.#step = Math.min(options.tokens - lowWater(options.tokens), room);
     const shortest = Math.min(...this.#caps) - this.#step;
     this.#window = Math.min(WINDOW_ASKED, Math.max(1, shortest - marked));
-    this.#states = Array.from(shares, () => new StepState(options.rule));
+    this.#states = Array.from(shares, () => new RuleState(options.rule));
     if (options.rule.predicted) this.#remember(options.predicted?.known ?? []);
     else this.#states.forEach((state, i) => state.fit(this.#length(i)));
   }
@@ -111,7 +111,7 @@ export class CacheLimit {
   }
 
   get wantsProbabilities(): boolean {
-    return this.#options.rule.group !== "none";
+    return this.#options.rule.headReduction !== "none";
   }
 
   /** Call before appending `count` tokens, 1 … {@link chunk}: evicts when they would not fit. */

@@ -14,7 +14,7 @@ import { Temporaries, type Tensor } from "../backend/tensor.ts";
 import { type CacheType, entryBytes } from "./entry_type.ts";
 import type { KeyRotation } from "../measure/rotation.ts";
 import type { ModelShape } from "../shape.ts";
-import { LateRows } from "./late_rows.ts";
+import { LazyRows } from "./lazy_rows.ts";
 
 /** A point to trim back to: {@link RaggedCache.mark}. */
 export interface CacheMark {
@@ -49,7 +49,7 @@ export class RaggedCache implements Disposable {
   readonly type: CacheType;
   /** Logical position of the next token. */
   position = 0;
-  readonly #rows: (LateRows | undefined)[];
+  readonly #rows: (LazyRows | undefined)[];
   /** True positions, `[layers][kvHeads]`, each as long as that head has rows. */
   #positions: PositionList[][];
   /** Logical positions, as long; made by the first {@link realign}. */
@@ -83,11 +83,11 @@ export class RaggedCache implements Disposable {
    * Rows of one layer, to be asked for anew after each eviction; made on first use with room for `reserve` rows per head.
    */
   rows(layer: number, reserve = 0): LayerRows {
-    return this.#late(layer, reserve).settled();
+    return this.#lazy(layer, reserve).settled();
   }
 
-  #late(layer: number, reserve = 0): LateRows {
-    return this.#rows[layer] ??= new LateRows(this.backend.createRows(this.shape, reserve, this.type));
+  #lazy(layer: number, reserve = 0): LazyRows {
+    return this.#rows[layer] ??= new LazyRows(this.backend.createRows(this.shape, reserve, this.type));
   }
 
   /**
@@ -138,10 +138,10 @@ export class RaggedCache implements Disposable {
 
   /**
    * Keeps only these rows of each head of `layer` (ascending row indices); the pages they leave are freed at once, the
-   * others move up when they must ({@link LateRows}).
+   * others move up when they must ({@link LazyRows}).
    */
   compact(layer: number, kept: readonly Int32Array[]): void {
-    this.#late(layer).compact(kept);
+    this.#lazy(layer).compact(kept);
     this.#positions[layer].forEach((list, head) => list.keep(kept[head]));
     this.#logical?.[layer].forEach((list, head) => list.keep(kept[head]));
     this.#count(layer);
@@ -176,7 +176,7 @@ export class RaggedCache implements Disposable {
     const twin = new RaggedCache(this.backend, this.shape, this.type);
     try {
       for (const [layer, rows] of this.#rows.entries()) {
-        if (rows) twin.#rows[layer] = new LateRows(await rows.settled().clone());
+        if (rows) twin.#rows[layer] = new LazyRows(await rows.settled().clone());
       }
     } catch (error) {
       twin[Symbol.dispose]();

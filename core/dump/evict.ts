@@ -2,7 +2,7 @@
  * Eviction on dumps: queries, keys, values and output projections of any model, as arrays. No model, no backend.
  */
 import { type Keep, resolveBudget } from "../select/budget.ts";
-import { columnsOf } from "../measure/attention_columns.ts";
+import { columnReductions } from "../measure/attention_columns.ts";
 import { observeWindow } from "../measure/observe.ts";
 import type { Budget, Needs, NormKind, Observation, Policy } from "../policy/policy.ts";
 import { queriesBeforeRotation, QueryStatistics, type QueryStatisticsResult } from "../measure/query_statistics.ts";
@@ -83,7 +83,7 @@ export function observeDump(dump: LayerDump, layer: number, budget: Budget, need
     ...(needs.reconstruction && { reconstruction: given(dump.reconstruction, budget, "reconstruction scores") }),
     ...(needs.gate && { gate: given(dump.gate, budget, "gate scores") }),
     ...(needs.softTokens && { softTokens: given(dump.softTokens, budget, "soft token scores") }),
-    ...columns(dump, keys, budget, needs),
+    ...columnsOf(dump, keys, budget, needs),
     ...(needs.queryStatistics && queryStatistics(dump, budget, needs.queryStatistics)),
     ...(needs.rows && { keys: dump.keys, values: dump.values }),
   };
@@ -94,14 +94,14 @@ function given(scores: Float32Array | undefined, { model, length }: Budget, name
   throw new RangeError(`Dump has ${scores?.length ?? 0} ${name}: want ${model.kvHeads} heads × ${length}`);
 }
 
-function columns(
+function columnsOf(
   dump: LayerDump,
   keys: readonly Float32Array[],
   { model: shape, length }: Budget,
   { columnSum, columnMax }: Needs,
 ): Pick<Observation, "columnSum" | "columnMax"> {
   if (!columnSum && !columnMax) return {};
-  const measured = columnsOf({ shape, queries: allQueries(dump, shape, length), keys, length });
+  const measured = columnReductions({ shape, queries: allQueries(dump, shape, length), keys, length });
   return { ...(columnSum && { columnSum: measured.columnSum }), ...(columnMax && { columnMax: measured.columnMax }) };
 }
 

@@ -12,7 +12,7 @@ export interface ColumnInput {
 }
 
 /** Both `[heads, length]`: query t sees keys 0 … t. O(heads · length² · headDim), one row at a time. */
-export function columnsOf({ shape: { heads, kvHeads, headDim }, queries, keys, length }: ColumnInput): {
+export function columnReductions({ shape: { heads, kvHeads, headDim }, queries, keys, length }: ColumnInput): {
   columnSum: Float32Array;
   columnMax: Float32Array;
 } {

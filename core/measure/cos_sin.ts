@@ -4,7 +4,7 @@
  */
 
 /** The point on the unit circle at some angle. */
-export interface Turn {
+export interface CosSin {
   readonly cos: number;
   readonly sin: number;
 }
@@ -15,10 +15,10 @@ INVERSE_FACTORIALS[0] = 1;
 for (let n = 1, product = 1; n < 22; n++) INVERSE_FACTORIALS[n] = 1 / (product *= n);
 
 /** The turn by `angle` radians. Within 1e−15 for |angle| ≤ 1; larger angles are halved and doubled again. */
-export function turnBy(angle: number): Turn {
+export function cosSin(angle: number): CosSin {
   if (Math.abs(angle) > 1) {
-    const half = turnBy(angle / 2);
-    return turned(half, half);
+    const half = cosSin(angle / 2);
+    return sumOfAngles(half, half);
   }
   const square = angle * angle;
   let cos = 0, sin = 0;
@@ -30,15 +30,15 @@ export function turnBy(angle: number): Turn {
 }
 
 /** One turn after the other. */
-export function turned(a: Turn, b: Turn): Turn {
+export function sumOfAngles(a: CosSin, b: CosSin): CosSin {
   return { cos: a.cos * b.cos - a.sin * b.sin, sin: a.sin * b.cos + a.cos * b.sin };
 }
 
 /** `count` turns by `position · angle`, from position `first` on; the error grows by 1e−16 a position. */
-export function* turnsFrom(angle: number, first: number, count: number): Generator<Turn> {
-  const step = turnBy(angle);
-  let turn: Turn = { cos: 1, sin: 0 };
-  for (let position = 0; position < first + count; position++, turn = turned(turn, step)) {
+export function* cosSinsFrom(angle: number, first: number, count: number): Generator<CosSin> {
+  const step = cosSin(angle);
+  let turn: CosSin = { cos: 1, sin: 0 };
+  for (let position = 0; position < first + count; position++, turn = sumOfAngles(turn, step)) {
     if (position >= first) yield turn;
   }
 }

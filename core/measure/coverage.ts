@@ -16,14 +16,14 @@ export interface CoverageOptions {
  * `mean`: `[kvHeads, N]`, un-pooled. O(N log N) per head.
  */
 export function coverageSet(mean: Float32Array, kvHeads: number, { threshold, cap }: CoverageOptions): Uint8Array {
-  const columns = mean.length / kvHeads;
+  const prefixLength = mean.length / kvHeads;
   const covered = new Uint8Array(mean.length);
   for (let head = 0; head < kvHeads; head++) {
-    const row = mean.subarray(head * columns, (head + 1) * columns);
+    const row = mean.subarray(head * prefixLength, (head + 1) * prefixLength);
     const order = Uint32Array.from(row, (_, i) => i).sort((a, b) => row[b] - row[a] || a - b);
     const count = Math.min(crossing(row, order, threshold), cap);
-    const taken = order.subarray(0, count >= 0 ? count : Math.max(0, columns + count));
-    for (const i of taken) covered[head * columns + i] = 1;
+    const taken = order.subarray(0, count >= 0 ? count : Math.max(0, prefixLength + count));
+    for (const i of taken) covered[head * prefixLength + i] = 1;
   }
   return covered;
 }

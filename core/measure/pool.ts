@@ -13,9 +13,9 @@ export function poolRow(from: ArrayLike<number>, to: Float64Array | Float32Array
 
 /** {@link poolRow} of each head's row: `[kvHeads, N]` → `[kvHeads, N]`. */
 export function poolHeads(rows: Float32Array, kvHeads: number, kernel: number): Float32Array {
-  const pooled = new Float32Array(rows.length), columns = rows.length / kvHeads;
+  const pooled = new Float32Array(rows.length), prefixLength = rows.length / kvHeads;
   for (let head = 0; head < kvHeads; head++) {
-    const start = head * columns, end = start + columns;
+    const start = head * prefixLength, end = start + prefixLength;
     poolRow(rows.subarray(start, end), pooled.subarray(start, end), kernel);
   }
   return pooled;

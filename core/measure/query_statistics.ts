@@ -5,7 +5,7 @@
 import type { QueryStatisticsNeed } from "../policy/policy.ts";
 import { checkRotation, type KeyRotation } from "./rotation.ts";
 import type { AttentionShape } from "../shape.ts";
-import { type Turn, turnsFrom } from "./cos_sin.ts";
+import { type CosSin, cosSinsFrom } from "./cos_sin.ts";
 
 export interface QueryStatisticsResult {
   /** `[heads, headDim]`. */
@@ -74,18 +74,18 @@ export class QueryStatistics {
         }
       }
     }
-    this.#turn(mean, covariance, rotation);
+    this.#rotate(mean, covariance, rotation);
     return { queryMean: Float32Array.from(mean), queryCovariance: Float32Array.from(covariance) };
   }
 
   /** μ := R·μ and C := R·C·Rᵀ in place; R is the mean of the rotations to come. */
-  #turn(means: Float64Array, covariance: Float64Array, rotation: KeyRotation): void {
+  #rotate(means: Float64Array, covariance: Float64Array, rotation: KeyRotation): void {
     const { heads, headDim } = this.#shape;
     checkRotation(headDim, rotation);
     rotation.frequencies.forEach((frequency, j) => {
-      const mean = this.#meanTurn(frequency);
+      const mean = this.#meanCosSin(frequency);
       const [a, b] = pairOf(rotation, j);
-      const turn = (values: Float64Array, x: number, y: number) => turnPair(values, x, y, mean);
+      const turn = (values: Float64Array, x: number, y: number) => rotatePair(values, x, y, mean);
       for (let head = 0; head < heads; head++) {
         turn(means, head * headDim + a, head * headDim + b);
         const matrix = head * headDim ** 2;
@@ -95,9 +95,9 @@ export class QueryStatistics {
     });
   }
 
-  #meanTurn(frequency: number): Turn {
+  #meanCosSin(frequency: number): CosSin {
     let cos = 0, sin = 0;
-    for (const turn of turnsFrom(frequency, this.#length, this.#future)) {
+    for (const turn of cosSinsFrom(frequency, this.#length, this.#future)) {
       cos += turn.cos;
       sin += turn.sin;
     }
@@ -126,9 +126,9 @@ export function queriesBeforeRotation(
   rotation.frequencies.forEach((frequency, j) => {
     const [a, b] = pairOf(rotation, j);
     let row = 0;
-    for (const { cos, sin } of turnsFrom(frequency, 0, length)) {
+    for (const { cos, sin } of cosSinsFrom(frequency, 0, length)) {
       for (let head = 0; head < heads; head++, row += headDim) {
-        turnPair(byToken, row + a, row + b, { cos, sin: -sin });
+        rotatePair(byToken, row + a, row + b, { cos, sin: -sin });
       }
     }
   });
@@ -140,6 +140,6 @@ function pairOf({ pairs, rotated }: KeyRotation, j: number): [number, number] {
   return pairs === "interleaved" ? [2 * j, 2 * j + 1] : [j, j + rotated / 2];
 }
 
-function turnPair(values: Float64Array | Float32Array, a: number, b: number, { cos, sin }: Turn): void {
+function rotatePair(values: Float64Array | Float32Array, a: number, b: number, { cos, sin }: CosSin): void {
   [values[a], values[b]] = [values[a] * cos - values[b] * sin, values[a] * sin + values[b] * cos];
 }

@@ -5,7 +5,7 @@
  * The `trunc(n · safeguard)` best entries of every head are safe; the rest of kvHeads × n go by score. The published
  * code sets safe scores to the largest float; a mask says the same without touching the scores.
  */
-import { defineOver } from "../policy/define.ts";
+import { defineWrapper } from "../policy/define.ts";
 import { parameter } from "../policy/parameters.ts";
 import type { Budget, LayerScores } from "../policy/policy.ts";
 import { segmentsOf } from "../select/allocate.ts";
@@ -21,7 +21,7 @@ export const SAFEGUARD = parameter({
   help: "share of its even budget that every head is sure of",
 });
 
-export const adakv = defineOver({
+export const adakv = defineWrapper({
   name: "adakv",
   summary: "Lets the heads of a layer compete over any scorer's scores",
   paper: "Feng et al. 2024, arXiv 2407.11550",

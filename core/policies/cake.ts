@@ -6,7 +6,7 @@
  * gamma · variance over the window, average-pooled, meaned over the group. Layers get their share of what sinks and
  * windows leave, every head of a layer alike.
  *
- * Ours differs from the published code: sinks survive; shares are rounded and capped by `shareOut` instead of cutting
+ * Ours differs from the published code: sinks survive; shares are rounded and capped by `apportion` instead of cutting
  * them, spreading the excess evenly and mending the sum by ±1. Even spreading can give a layer entries back after it
  * lost them; ours can't, so the cascade (layers shrink while later ones arrive, peak = budget + one layer) equals the
  * split after the last layer exactly. No eviction while decoding. tau1, tau2: those of Llama 3.1; the paper tunes them

@@ -8,10 +8,10 @@
  * budget is met exactly, the last chunk being cut to its best entries; the published code keeps whole chunks only, one
  * at least, and so misses its budget by up to a chunk.
  */
-import { defineOver } from "../policy/define.ts";
+import { defineWrapper } from "../policy/define.ts";
 import type { LayerScores } from "../policy/policy.ts";
 
-export const chunkkv = defineOver({
+export const chunkkv = defineWrapper({
   name: "chunkkv",
   summary: "Any scorer's scores, neighbouring tokens kept or evicted together",
   paper: "Liu et al. 2025, arXiv 2502.00299",

@@ -9,12 +9,12 @@
  * precision when it is multiplied.
  */
 import { segmentsOf } from "../select/allocate.ts";
-import { defineOver } from "../policy/define.ts";
+import { defineWrapper } from "../policy/define.ts";
 import type { Budget, LayerScores, PolicyMode } from "../policy/policy.ts";
 import { selectTop } from "../select/select.ts";
 import { CRITICAL_EPSILON, FIRST } from "./critical_adakv.ts";
 
-export const critical = defineOver({
+export const critical = defineWrapper({
   name: "critical",
   summary: "Any scorer's scores, half of each head decided by value norms",
   paper: "Feng et al. 2025, arXiv 2502.03805",

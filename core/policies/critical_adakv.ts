@@ -7,7 +7,7 @@
  * overflows in half precision when multiplied; a mask does not.
  */
 import { segmentsOf, selectLayer } from "../select/allocate.ts";
-import { defineOver } from "../policy/define.ts";
+import { defineWrapper } from "../policy/define.ts";
 import { parameter } from "../policy/parameters.ts";
 import type { Budget, LayerScores } from "../policy/policy.ts";
 import { selectTop } from "../select/select.ts";
@@ -25,7 +25,7 @@ export const FIRST = parameter({
   help: "share of a head's budget decided by score alone",
 });
 
-export const criticalAdakv = defineOver({
+export const criticalAdakv = defineWrapper({
   name: "critical-adakv",
   summary: "Ada-KV head budgets, half of each decided by value norms",
   paper: "Feng et al. 2025, arXiv 2502.03805",

@@ -13,9 +13,9 @@ import { inputError } from "../errors.ts";
 import { definePolicy } from "../policy/define.ts";
 import { KERNEL, SINKS, WINDOW } from "../policy/parameters.ts";
 import type { HeadScores, PolicySources } from "../policy/policy.ts";
-import { shareOut } from "../select/share_out.ts";
+import { apportion } from "../select/apportion.ts";
 import type { ModelShape } from "../shape.ts";
-import { oncePerBudget } from "./per_budget.ts";
+import { memoPerBudget } from "./memo_per_budget.ts";
 import { snapScores } from "./snapkv.ts";
 
 /** What `file` is when all heads are alike. */
@@ -60,13 +60,13 @@ function scoresOf(file: string, { headScores }: PolicySources): HeadScores | und
 }
 
 /** Entries of every head, `[layers, kvHeads]`, kvHeads × layers × `perHead` in all. */
-const headCounts = oncePerBudget((budget, { beta }: { readonly beta: number }, given: HeadScores | undefined) => {
+const headCounts = memoPerBudget((budget, { beta }: { readonly beta: number }, given: HeadScores | undefined) => {
   const { length, perHead, sinks, window, model } = budget;
   const fixed = sinks + window, free = perHead - fixed, heads = model.layers * model.kvHeads;
   const shared = Math.floor(free / beta);
   const weights = kvHeadShares(given, model).map((share) => share * shared * heads + (free - shared));
   const rooms = new Int32Array(heads).fill(length - fixed);
-  return shareOut(weights, rooms, free * heads).map((seats) => seats + fixed);
+  return apportion(weights, rooms, free * heads).map((seats) => seats + fixed);
 });
 
 /** Shares of all KV heads, `[layers, kvHeads]`, summing to 1. */

@@ -4,15 +4,15 @@
  *
  * The free budget of a head, F = n − sinks − window, becomes a line from 2F − F/beta in the first layer to F/beta in
  * the last; where the first would have more than the prefix holds, the line is laid flatter around the same mean. The
- * scores are SnapKV's. Ours differs from the published code: budgets sum to kvHeads × layers × n exactly (`shareOut`),
+ * scores are SnapKV's. Ours differs from the published code: budgets sum to kvHeads × layers × n exactly (`apportion`),
  * one layer is no division by 0, and no budget falls back on SnapKV. The published code leaves the window out of its
  * line and falls back as soon as the last layer would get less than the window.
  */
 import { definePolicy } from "../policy/define.ts";
 import { KERNEL, SINKS, WINDOW } from "../policy/parameters.ts";
 import type { Budget } from "../policy/policy.ts";
-import { shareOut } from "../select/share_out.ts";
-import { oncePerBudget } from "./per_budget.ts";
+import { apportion } from "../select/apportion.ts";
+import { memoPerBudget } from "./memo_per_budget.ts";
 import { snapScores } from "./snapkv.ts";
 
 export const pyramidkv = definePolicy({
@@ -43,8 +43,8 @@ export const pyramidkv = definePolicy({
 });
 
 const layerCounts = {
-  ours: oncePerBudget((budget, { beta }: { readonly beta: number }) => exactCounts(budget, beta)),
-  reference: oncePerBudget((budget, { beta }: { readonly beta: number }) => publishedCounts(budget, beta)),
+  ours: memoPerBudget((budget, { beta }: { readonly beta: number }) => exactCounts(budget, beta)),
+  reference: memoPerBudget((budget, { beta }: { readonly beta: number }) => publishedCounts(budget, beta)),
 };
 
 /** Entries per head of each layer, `[layers]`, layers × `perHead` in all. */
@@ -57,7 +57,7 @@ function exactCounts({ length, perHead, sinks, window, model: { layers } }: Budg
     (_, l) => layers === 1 ? free : first - l * (first - last) / (layers - 1),
   );
   const rooms = new Int32Array(layers).fill(room);
-  return shareOut(line, rooms, free * layers).map((seats) => seats + fixed);
+  return apportion(line, rooms, free * layers).map((seats) => seats + fixed);
 }
 
 /** The same as published, left to right in doubles; with one layer, where that divides by 0, the even budget. */

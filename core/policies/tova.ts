@@ -27,10 +27,10 @@ export const tova = definePolicy({
 
 /** The mean over KV heads, for each of them: `[kvHeads, N]`. */
 function meanOverHeads({ mean, shape: { kvHeads } }: Observed<"mean">): Float32Array {
-  const columns = mean.length / kvHeads;
+  const prefixLength = mean.length / kvHeads;
   return Float32Array.from(mean, (_, at) => {
     let sum = 0;
-    for (let i = at % columns; i < mean.length; i += columns) sum += mean[i];
+    for (let i = at % prefixLength; i < mean.length; i += prefixLength) sum += mean[i];
     return sum / kvHeads;
   });
 }

@@ -1,5 +1,5 @@
 /**
- * From what a policy's file says to a line of the registry: {@link definePolicy}, {@link defineOver}.
+ * From what a policy's file says to a line of the registry: {@link definePolicy}, {@link defineWrapper}.
  *
  * The file's declarations are its types. `score` gets the values that `parameters` declares, a number or one of the
  * choices each, and of the observation what `needs` asks for, a field that is asked for under a condition being optional.
@@ -38,11 +38,13 @@ const FIELDS = {
 };
 
 /** What is known of a layer without measuring. */
-type Place = Pick<Observation, "layer" | "shape" | "length" | "window">;
-type Measured = Exclude<keyof Observation, keyof Place>;
+type Unmeasured = Pick<Observation, "layer" | "shape" | "length" | "window">;
+type Measured = Exclude<keyof Observation, keyof Unmeasured>;
 
 /** An observation that has these fields for sure: `Observed<"mean" | "variance">`. */
-export type Observed<F extends Measured = never> = Place & { readonly [field in F]: NonNullable<Observation[field]> };
+export type Observed<F extends Measured = never> =
+  & Unmeasured
+  & { readonly [field in F]: NonNullable<Observation[field]> };
 
 type FieldsOf<Need, Wanted> = Need extends keyof typeof FIELDS ? (typeof FIELDS)[Need][number]
   : Need extends "window" ? (Wanted extends readonly (infer R extends Reduction)[] ? R : never)
@@ -67,7 +69,7 @@ export type ValuesOf<P extends readonly Parameter[]> = {
 };
 
 /** What every policy says of itself; see {@link PolicyEntry}. */
-interface Line<P extends readonly Parameter[]> {
+interface Definition<P extends readonly Parameter[]> {
   readonly name: string;
   readonly summary: string;
   readonly paper: string;
@@ -77,7 +79,7 @@ interface Line<P extends readonly Parameter[]> {
 }
 
 /** A policy with scores of its own. Functions of `values` are asked once, when the policy is made. */
-export interface PolicyLine<P extends readonly Parameter[], N extends Needs> extends Line<P> {
+export interface PolicyDefinition<P extends readonly Parameter[], N extends Needs> extends Definition<P> {
   readonly needs: N | ((values: ValuesOf<P>) => N);
   readonly allocate: Allocation | ((values: ValuesOf<P>) => Allocation);
   /** Default: `order`. */
@@ -85,7 +87,7 @@ export interface PolicyLine<P extends readonly Parameter[], N extends Needs> ext
   /** Default: `late`. */
   readonly evicts?: (values: ValuesOf<P>) => Policy["evicts"];
   /** First and last tokens to protect. Default: the parameters `sinks` and `window`, 0 where there is none. */
-  readonly ends?: (values: ValuesOf<P>, mode: PolicyMode) => Ends;
+  readonly ends?: (values: ValuesOf<P>, mode: PolicyMode) => ProtectedEnds;
   /** Throws where the values don't go together. */
   readonly check?: (values: ValuesOf<P>) => void;
   /** Pure. In our mode the ends are protected if it protects nothing. */
@@ -99,7 +101,7 @@ export interface PolicyLine<P extends readonly Parameter[], N extends Needs> ext
 }
 
 /** A policy that works on another's scores. */
-export interface OverLine<P extends readonly Parameter[], N extends Needs> extends Line<P> {
+export interface WrapperDefinition<P extends readonly Parameter[], N extends Needs> extends Definition<P> {
   /** The scorer taken when none is named. */
   readonly over: string;
   /** Beyond what the scorer needs. */
@@ -116,14 +118,14 @@ export interface OverLine<P extends readonly Parameter[], N extends Needs> exten
   ) => LayerScores;
 }
 
-interface Ends {
+interface ProtectedEnds {
   readonly sinks: number;
   readonly window: number;
 }
 
 /** A policy with scores of its own, for the registry. */
 export function definePolicy<const P extends readonly Parameter[], const N extends Needs>(
-  line: PolicyLine<P, N>,
+  line: PolicyDefinition<P, N>,
 ): PolicyEntry {
   return entryOf(line, undefined, (given, values, mode, _, sources = {}) => {
     const { meaning = { kind: "order" }, ends = endsOf } = line;
@@ -147,8 +149,8 @@ export function definePolicy<const P extends readonly Parameter[], const N exten
 }
 
 /** A policy that works on another's scores, for the registry. */
-export function defineOver<const P extends readonly Parameter[], const N extends Needs>(
-  line: OverLine<P, N>,
+export function defineWrapper<const P extends readonly Parameter[], const N extends Needs>(
+  line: WrapperDefinition<P, N>,
 ): PolicyEntry {
   return entryOf(line, line.over, (given, values, mode, scorer) => {
     if (!scorer) throw new RangeError(`Cannot make ${line.name} without a scorer`);
@@ -183,7 +185,11 @@ type Make<P extends readonly Parameter[]> = (
   sources: PolicySources | undefined,
 ) => Policy;
 
-function entryOf<P extends readonly Parameter[]>(line: Line<P>, over: string | undefined, make: Make<P>): PolicyEntry {
+function entryOf<P extends readonly Parameter[]>(
+  line: Definition<P>,
+  over: string | undefined,
+  make: Make<P>,
+): PolicyEntry {
   const { name, summary, paper, source, parameters, reference } = line;
   return {
     ...{ name, summary, paper, source, parameters, reference, over },
@@ -207,7 +213,7 @@ function valuesOf<P extends readonly Parameter[]>(parameters: P, given: Paramete
   return values as ValuesOf<P>;
 }
 
-function endsOf({ sinks = 0, window = 0 }: { readonly sinks?: unknown; readonly window?: unknown }): Ends {
+function endsOf({ sinks = 0, window = 0 }: { readonly sinks?: unknown; readonly window?: unknown }): ProtectedEnds {
   return { sinks: Number(sinks), window: Number(window) };
 }
 

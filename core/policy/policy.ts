@@ -184,7 +184,7 @@ export type ScoreMeaning =
 /** A documented parameter of a policy. Defaults live here and nowhere else. */
 export type Parameter = NumberParameter | TextParameter;
 
-export interface NumberParameter extends ParameterLine {
+export interface NumberParameter extends ParameterBase {
   readonly type: "number" | "integer";
   readonly default: number;
   /** Inclusive range. */
@@ -192,14 +192,14 @@ export interface NumberParameter extends ParameterLine {
   readonly max?: number;
 }
 
-export interface TextParameter extends ParameterLine {
+export interface TextParameter extends ParameterBase {
   readonly type: "text";
   readonly default: string;
   /** The allowed words; any text without. */
   readonly choices?: readonly string[];
 }
 
-interface ParameterLine {
+interface ParameterBase {
   readonly name: string;
   /**
    * True when the published code has no such thing: `NAME@reference` refuses it and does not list it. There it counts as

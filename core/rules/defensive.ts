@@ -5,13 +5,13 @@
  */
 import type { StepRule } from "./rule.ts";
 
-export const defensiveStep: StepRule = {
+export const defensiveRule: StepRule = {
   name: "defensive",
   summary: "Keeps what some query of some head has needed most (running maximum)",
   paper: "ours, after Feng et al. 2025, arXiv 2510.13334",
   difference: "the paper evicts before decoding only; no pooling, no value norms, no floor",
-  group: "max",
-  columns: 1,
+  headReduction: "max",
+  statistics: 1,
   update([maxima], probabilities) {
     for (let i = 0; i < probabilities.length; i++) maxima[i] = Math.max(maxima[i], probabilities[i]);
   },

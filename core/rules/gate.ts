@@ -5,14 +5,14 @@
  */
 import type { StepRule } from "./rule.ts";
 
-export const gateStep: StepRule = {
+export const gateRule: StepRule = {
   name: "gate",
   summary: "Keeps what a gate, fitted by palisade calibrate, expects the model to need",
   paper: "after Fast KVzip, Kim et al. 2026, arXiv 2601.17668",
   difference: "a ridge regression on KVzip's importance instead of trained gates; evicts to 90 % instead of one a step",
-  group: "none",
+  headReduction: "none",
   predicted: true,
-  columns: 1,
+  statistics: 1,
   update() {},
   scores: ([predicted], entries) => Float32Array.from(predicted.subarray(0, entries)),
 };

@@ -11,8 +11,8 @@ export const h2o: StepRule = {
   summary: "Keeps what has received the most attention in all",
   paper: "Zhang et al. 2023, arXiv 2306.14048",
   difference: "counts from the question on, the context's own queries left out; evicts to 90 % instead of one a step",
-  group: "mean",
-  columns: 1,
+  headReduction: "mean",
+  statistics: 1,
   update([sums], probabilities) {
     for (let i = 0; i < probabilities.length; i++) sums[i] += probabilities[i];
   },
@@ -23,7 +23,7 @@ export const h2oNormalised: StepRule = {
   ...h2o,
   name: "h2o-normalised",
   summary: "Keeps what has received the most attention per query that could see it",
-  columns: 2,
+  statistics: 2,
   update([sums, counts], probabilities) {
     for (let i = 0; i < probabilities.length; i++) {
       sums[i] += probabilities[i];

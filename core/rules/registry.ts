@@ -2,22 +2,22 @@
 import { inputError } from "../errors.ts";
 import { nearestName } from "../policy/nearest_name.ts";
 import type { StepRule } from "./rule.ts";
-import { defensiveStep } from "./defensive.ts";
-import { gateStep } from "./gate.ts";
+import { defensiveRule } from "./defensive.ts";
+import { gateRule } from "./gate.ts";
 import { h2o, h2oNormalised } from "./h2o.ts";
 import { roco } from "./roco.ts";
-import { streamingLlmStep } from "./streaming_llm.ts";
+import { streamingLlmRule } from "./streaming_llm.ts";
 import { tova } from "./tova.ts";
 
 /** Every rule, in the order lists show them. */
 export const stepRules: readonly StepRule[] = [
-  streamingLlmStep,
+  streamingLlmRule,
   h2o,
   h2oNormalised,
   tova,
   roco,
-  defensiveStep,
-  gateStep,
+  defensiveRule,
+  gateRule,
 ];
 
 /** The rule taken when none is named. */

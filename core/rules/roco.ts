@@ -15,8 +15,8 @@ export const roco: StepRule = {
   summary: "Spares the 30 % whose attention varies most, keeps the rest by mean attention",
   paper: "Ren and Zhu 2024, arXiv 2402.06262",
   difference: "counts the prompt and may evict it outside protected entries; evicts to 90 % instead of one a step",
-  group: "mean",
-  columns: 3,
+  headReduction: "mean",
+  statistics: 3,
   update([sums, squares, counts], probabilities) {
     for (let i = 0; i < probabilities.length; i++) {
       sums[i] += probabilities[i];
@@ -25,9 +25,9 @@ export const roco: StepRule = {
     }
   },
   /** The mean, 0 … 1, plus 1 for the spared: above any mean. */
-  scores(columns, entries) {
-    const scores = Float32Array.from({ length: entries }, (_, i) => average(columns[0], columns[2], i));
-    const deviations = Float64Array.from(scores, (_, i) => deviation(columns, i));
+  scores(statistics, entries) {
+    const scores = Float32Array.from({ length: entries }, (_, i) => average(statistics[0], statistics[2], i));
+    const deviations = Float64Array.from(scores, (_, i) => deviation(statistics, i));
     // Stable, so that among equals the lower position is spared.
     const order = Array.from(scores.keys()).sort((a, b) => deviations[b] - deviations[a]);
     for (const i of order.slice(0, Math.floor(SPARED * entries))) scores[i] += 1;

@@ -4,14 +4,14 @@ import type { StepRule } from "./rule.ts";
 /** Room is made in whole blocks of entries and kept, so that bytes stop moving once a cache has reached its cap. */
 const BLOCK = 64;
 
-export class StepState {
+export class RuleState {
   readonly #rule: StepRule;
-  #columns: Float64Array[];
+  #statistics: Float64Array[];
   #length = 0;
 
   constructor(rule: StepRule) {
     this.#rule = rule;
-    this.#columns = Array.from({ length: rule.columns }, () => new Float64Array(0));
+    this.#statistics = Array.from({ length: rule.statistics }, () => new Float64Array(0));
   }
 
   /** Entries it knows. */
@@ -21,7 +21,7 @@ export class StepState {
 
   /** Bytes held, room included. */
   get byteLength(): number {
-    return this.#columns.reduce((sum, { byteLength }) => sum + byteLength, 0);
+    return this.#statistics.reduce((sum, { byteLength }) => sum + byteLength, 0);
   }
 
   /**
@@ -35,29 +35,31 @@ export class StepState {
       throw new RangeError(`Cannot take in rows of ${group.map(({ length }) => length)}: ${this.#length} are known`);
     }
     this.fit(entries);
-    if (this.#rule.group !== "none") this.#rule.update(this.#columns, reduced(group, this.#rule.group));
+    if (this.#rule.headReduction !== "none") {
+      this.#rule.update(this.#statistics, reduced(group, this.#rule.headReduction));
+    }
   }
 
   /** Takes in new entries with scores that were known when their keys were made; for rules that are `predicted`. */
   remember(predicted: Float32Array): void {
     const known = this.#length;
     this.fit(known + predicted.length);
-    this.#columns[0].set(predicted, known);
+    this.#statistics[0].set(predicted, known);
   }
 
   /** `[length]`, higher = keep. */
   scores(): Float32Array {
-    return this.#rule.scores(this.#columns, this.#length);
+    return this.#rule.scores(this.#statistics, this.#length);
   }
 
   /** Follows the cache to `length` entries: new ones know nothing, dropped ones (from the end) are forgotten. */
   fit(length: number): void {
     if (!Number.isInteger(length) || length < 0) throw new RangeError(`Cannot remember ${length} entries`);
-    if (length < this.#length) { for (const column of this.#columns) column.fill(0, length, this.#length); }
-    if (length > (this.#columns[0]?.length ?? Infinity)) {
-      this.#columns = this.#columns.map((column) => {
+    if (length < this.#length) { for (const each of this.#statistics) each.fill(0, length, this.#length); }
+    if (length > (this.#statistics[0]?.length ?? Infinity)) {
+      this.#statistics = this.#statistics.map((each) => {
         const grown = new Float64Array(Math.ceil(length / BLOCK) * BLOCK);
-        grown.set(column.subarray(0, this.#length));
+        grown.set(each.subarray(0, this.#length));
         return grown;
       });
     }
@@ -68,7 +70,7 @@ export class StepState {
   compact(kept: Int32Array): void {
     kept.forEach((from, to) => {
       if (from >= this.#length || from < to) throw new RangeError(`Cannot keep entry ${from} of ${this.#length}`);
-      for (const column of this.#columns) column[to] = column[from];
+      for (const each of this.#statistics) each[to] = each[from];
     });
     this.fit(kept.length);
   }

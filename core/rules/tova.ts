@@ -6,8 +6,8 @@ export const tova: StepRule = {
   summary: "Keeps what the last query looks at most",
   paper: "Oren et al. 2024, arXiv 2401.06104",
   difference: "mean over the heads of a group instead of all heads of the layer; evicts to 90 % instead of one a step",
-  group: "mean",
-  columns: 1,
+  headReduction: "mean",
+  statistics: 1,
   update([last], probabilities) {
     last.set(probabilities);
   },

@@ -26,7 +26,7 @@ export function segmentsOf(layer: LayerScores, kvHeads: number, length: number):
 /**
  * The selections that decide one layer on its own, for any backend's `select`: one per KV head ({@link Allocation}
  * `head`) or one over all heads (`layer`). Their results, one after the other, are the kept positions of the heads in order.
- * What is decided over layers (`model`, `cascade`) goes through `streamingSelection`.
+ * What is decided over layers (`model`, `cascade`) goes through `crossLayerSelection`.
  */
 export function layerSelections(
   policy: Pick<Policy, "allocate">,

@@ -4,7 +4,7 @@ import type { Budget, LayerScores } from "../policy/policy.ts";
 import type { Segment } from "./select.ts";
 
 /** What the selector needs of them, and their first row numbers. */
-export interface Survivors extends Segment {
+export interface Candidates extends Segment {
   /** Positions in the context, ascending. */
   readonly positions: Int32Array;
 }
@@ -17,13 +17,13 @@ export interface LayerChange {
 }
 
 /** All entries of a layer, one element per KV head; views of `scores`. */
-export function allEntries(scores: LayerScores, { model, length }: Budget): Survivors[] {
+export function allEntries(scores: LayerScores, { model, length }: Budget): Candidates[] {
   const positions = Int32Array.from({ length }, (_, i) => i);
   return segmentsOf(scores, model.kvHeads, length).map((head) => ({ ...head, positions }));
 }
 
-/** The survivors in the given rows, as copies. */
-export function pick({ scores, second, protectedEntries, positions }: Survivors, rows: Int32Array): Survivors {
+/** The candidates in the given rows, as copies. */
+export function pick({ scores, second, protectedEntries, positions }: Candidates, rows: Int32Array): Candidates {
   const count = rows.length;
   return {
     scores: gather(scores, rows, new Float32Array(count)),
@@ -33,14 +33,14 @@ export function pick({ scores, second, protectedEntries, positions }: Survivors,
   };
 }
 
-/** A plain loop: called for every survivor and layer, where `TypedArray.from` with a function takes ten times as long. */
+/** A plain loop: called for every candidate and layer, where `TypedArray.from` with a function takes ten times as long. */
 function gather<T extends Float32Array | Uint8Array | Int32Array>(from: T, rows: Int32Array, to: T): T {
   for (let i = 0; i < rows.length; i++) to[i] = from[rows[i]];
   return to;
 }
 
 /** Bytes of scores, keys and positions. */
-export function bytesOf(heads: readonly Survivors[]): number {
+export function bytesOf(heads: readonly Candidates[]): number {
   return heads.reduce((sum, { scores, second, protectedEntries, positions }) => {
     const keys = (second?.byteLength ?? 0) + (protectedEntries?.byteLength ?? 0);
     return sum + scores.byteLength + keys + positions.byteLength;

@@ -3,20 +3,20 @@
  * 2503.12491, on our own split).
  *
  * Every head of every layer has room for its sinks and window; the rest, layers × (n − sinks − window) entries per head,
- * is split by `shareOut`, in which a new layer only takes from the others. So what a layer loses now it could not have
+ * is split by `apportion`, in which a new layer only takes from the others. So what a layer loses now it could not have
  * kept later, and after the last layer the sets equal one split over all layers.
  */
 import type { Budget, LayerScores } from "../policy/policy.ts";
 import { selectTop } from "./select.ts";
-import { shareOut } from "./share_out.ts";
-import { allEntries, bytesOf, type LayerChange, pick, type Survivors } from "./candidates.ts";
+import { apportion } from "./apportion.ts";
+import { allEntries, bytesOf, type Candidates, type LayerChange, pick } from "./candidates.ts";
 
 interface CascadeLayer {
   readonly layer: number;
   readonly preference: number;
   /** Entries of each head now. */
   count: number;
-  heads: Survivors[];
+  heads: Candidates[];
 }
 
 export class CascadeSelection {
@@ -54,7 +54,7 @@ export class CascadeSelection {
     return found.heads.map(({ positions }) => positions.slice());
   }
 
-  /** Bytes of scores, keys and positions held for the survivors. */
+  /** Bytes of scores, keys and positions held for entries that are still in. */
   get scoreBytes(): number {
     return this.#layers.reduce((sum, { heads }) => sum + bytesOf(heads), 0);
   }
@@ -66,10 +66,10 @@ export class CascadeSelection {
     const rooms = this.#layers.map(({ count }) => count - fixed);
     const total = Math.min((perHead - fixed) * model.layers, rooms.reduce((sum, room) => sum + room, 0));
     const weights = this.#layers.map(({ preference }) => preference);
-    return shareOut(weights, rooms, total).map((seats) => seats + fixed);
+    return apportion(weights, rooms, total).map((seats) => seats + fixed);
   }
 
-  /** `undefined` when the layer loses nothing. `copy` makes survivors independent of the caller's arrays. */
+  /** `undefined` when the layer loses nothing. `copy` makes candidates independent of the caller's arrays. */
   #shrink(each: CascadeLayer, count: number, copy: boolean): LayerChange | undefined {
     const loses = count < each.count;
     if (!loses && !copy) return undefined;

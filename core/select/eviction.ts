@@ -8,7 +8,7 @@
 import type { Budget, LayerScores, Observation, Policy } from "../policy/policy.ts";
 import { layerSelections } from "./allocate.ts";
 import type { LayerChange } from "./candidates.ts";
-import { type StreamingSelection, streamingSelection } from "./layer_selection.ts";
+import { type CrossLayerSelection, crossLayerSelection } from "./cross_layer.ts";
 import type { SelectionInput } from "./select.ts";
 import { keepAbove } from "./threshold.ts";
 
@@ -18,7 +18,7 @@ export interface Selector {
 }
 
 /** What decides. */
-export interface EvictionRule {
+export interface EvictionSettings {
   readonly policy: Policy;
   readonly budget: Budget;
   /** Evicts only what scores below this, whatever the budget; for policies whose scores are importances. */
@@ -26,36 +26,36 @@ export interface EvictionRule {
 }
 
 /** True when nothing is evicted, so that nothing need be observed. */
-export function keepsAll({ policy, budget, threshold }: EvictionRule): boolean {
+export function keepsAll({ policy, budget, threshold }: EvictionSettings): boolean {
   return policy.allocate.kind === "all" || (threshold === undefined && budget.perHead >= budget.length);
 }
 
 export class Eviction {
-  readonly #rule: EvictionRule;
+  readonly #settings: EvictionSettings;
   readonly #selector: Selector;
-  readonly #overLayers?: StreamingSelection;
+  readonly #crossLayer?: CrossLayerSelection;
 
-  constructor(rule: EvictionRule, selector: Selector) {
-    this.#rule = rule;
+  constructor(settings: EvictionSettings, selector: Selector) {
+    this.#settings = settings;
     this.#selector = selector;
-    if (rule.threshold === undefined) this.#overLayers = streamingSelection(rule.policy, rule.budget);
+    if (settings.threshold === undefined) this.#crossLayer = crossLayerSelection(settings.policy, settings.budget);
   }
 
   /** Whether layers compete or share: what is kept of one is final after the last ({@link kept}). */
-  get overLayers(): boolean {
-    return this.#overLayers !== undefined;
+  get crossLayer(): boolean {
+    return this.#crossLayer !== undefined;
   }
 
   /** Bytes held for entries that still compete. */
   get scoreBytes(): number {
-    return this.#overLayers?.scoreBytes ?? 0;
+    return this.#crossLayer?.scoreBytes ?? 0;
   }
 
   /** Takes one layer, each once, and returns the layers that lose entries now, in ascending order. */
   async add(observation: Observation): Promise<LayerChange[]> {
-    const { policy, budget } = this.#rule, { layer } = observation;
+    const { policy, budget } = this.#settings, { layer } = observation;
     const scores = policy.score(observation, budget);
-    if (this.#overLayers) return this.#overLayers.add(layer, scores);
+    if (this.#crossLayer) return this.#crossLayer.add(layer, scores);
     return [{ layer, kept: await this.#alone(scores) }];
   }
 
@@ -64,13 +64,13 @@ export class Eviction {
    * @throws RangeError where they don't, since nothing is remembered then.
    */
   kept(layer: number): Int32Array[] {
-    if (!this.#overLayers) throw new RangeError(`Cannot give layer ${layer}: its kept entries were given when it came`);
-    return this.#overLayers.kept(layer);
+    if (!this.#crossLayer) throw new RangeError(`Cannot give layer ${layer}: its kept entries were given when it came`);
+    return this.#crossLayer.kept(layer);
   }
 
   /** Inside one layer: by the threshold, every head for itself, or the heads against each other. */
   async #alone(scores: LayerScores): Promise<Int32Array[]> {
-    const { policy, budget, threshold } = this.#rule;
+    const { policy, budget, threshold } = this.#settings;
     if (threshold !== undefined) return keepAbove(scores, budget.model.kvHeads, budget.length, threshold);
     const kept: Int32Array[] = [];
     for (const selection of layerSelections(policy, budget, scores)) {
@@ -82,15 +82,15 @@ export class Eviction {
 
 /** Kept positions of all layers, `[layer][kvHead]`, of observations given in order of the layers. */
 export async function keptOfAll(
-  rule: EvictionRule,
+  settings: EvictionSettings,
   observations: readonly Observation[],
   selector: Selector,
 ): Promise<Int32Array[][]> {
-  const eviction = new Eviction(rule, selector);
+  const eviction = new Eviction(settings, selector);
   const alone: Int32Array[][] = [];
   for (const observation of observations) {
     const changes = await eviction.add(observation);
-    if (!eviction.overLayers) alone.push(changes[0].kept);
+    if (!eviction.crossLayer) alone.push(changes[0].kept);
   }
-  return eviction.overLayers ? observations.map(({ layer }) => eviction.kept(layer)) : alone;
+  return eviction.crossLayer ? observations.map(({ layer }) => eviction.kept(layer)) : alone;
 }

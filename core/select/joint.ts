@@ -6,11 +6,11 @@
  */
 import { segmentsOf } from "./allocate.ts";
 import type { Budget, LayerScores } from "../policy/policy.ts";
-import { Cut, type Pool, writeKeys } from "./select.ts";
+import { Cutoff, type SortKeys, writeKeys } from "./select.ts";
 import type { LayerChange } from "./candidates.ts";
 
 /** Entries that are still in, in the selector's order: layer, KV head, position. */
-interface Entries extends Pool {
+interface Entries extends SortKeys {
   /** Positions in the context, `[entries]`. */
   readonly positions: Int32Array;
 }
@@ -21,7 +21,7 @@ export class JointSelection {
   /** Entries of each layer's heads, `[layers][kvHeads]`; none for layers that have not come. */
   readonly #counts: (number[] | undefined)[];
   /** One flat list: hundreds of short arrays per layer would cost more than the selection. */
-  #pool: Entries = { keys: new Int32Array(0), positions: new Int32Array(0) };
+  #entries: Entries = { keys: new Int32Array(0), positions: new Int32Array(0) };
 
   constructor(budget: Budget) {
     this.#budget = budget;
@@ -39,9 +39,9 @@ export class JointSelection {
       throw new RangeError(`Cannot add layer ${layer}: want each of 0 … ${model.layers - 1} once`);
     }
     const added = entriesOf(scores, this.#budget);
-    this.#pool = inserted(this.#pool, added, this.#start(layer));
+    this.#entries = inserted(this.#entries, added, this.#start(layer));
     this.#counts[layer] = new Array(model.kvHeads).fill(length);
-    return this.#pool.keys.length > total ? this.#shrink(total) : [];
+    return this.#entries.keys.length > total ? this.#shrink(total) : [];
   }
 
   /** Positions that are still in, per KV head, ascending. After the last layer: the final kept sets. */
@@ -49,13 +49,13 @@ export class JointSelection {
     const counts = this.#counts[layer];
     if (!counts) throw new RangeError(`Cannot give layer ${layer}: it was not added`);
     let at = this.#start(layer);
-    return counts.map((count) => this.#pool.positions.slice(at, at += count));
+    return counts.map((count) => this.#entries.positions.slice(at, at += count));
   }
 
-  /** Bytes of scores, keys and positions held for the survivors. */
+  /** Bytes of scores, keys and positions held for entries that are still in. */
   get scoreBytes(): number {
-    const { keys, second, shields, positions } = this.#pool;
-    return keys.byteLength + (second?.byteLength ?? 0) + (shields?.byteLength ?? 0) + positions.byteLength;
+    const { keys, second, protectedEntries, positions } = this.#entries;
+    return keys.byteLength + (second?.byteLength ?? 0) + (protectedEntries?.byteLength ?? 0) + positions.byteLength;
   }
 
   /** Where the layer's entries begin. */
@@ -65,7 +65,7 @@ export class JointSelection {
 
   /** Keeps the best `total` entries. */
   #shrink(total: number): LayerChange[] {
-    const cut = new Cut(this.#pool, total), changes: LayerChange[] = [];
+    const cutoff = new Cutoff(this.#entries, total), changes: LayerChange[] = [];
     const rows = new Int32Array(total), places = new Int32Array(total);
     let start = 0, at = 0;
     this.#counts.forEach((counts, layer) => {
@@ -73,7 +73,7 @@ export class JointSelection {
       const [before, first] = [start, at];
       const kept = counts.map((count, head) => {
         const from = at;
-        at = cut.take(start, start + count, rows, at);
+        at = cutoff.take(start, start + count, rows, at);
         for (let i = from; i < at; i++) places[i] = start + rows[i];
         start += count;
         counts[head] = at - from;
@@ -81,7 +81,7 @@ export class JointSelection {
       });
       if (at - first < start - before) changes.push({ layer, kept });
     });
-    this.#pool = picked(this.#pool, places);
+    this.#entries = picked(this.#entries, places);
     return changes;
   }
 }
@@ -92,7 +92,7 @@ function entriesOf(layer: LayerScores, { model, length }: Budget): Entries {
   const { scores, second, protectedEntries } = layer;
   const positions = new Int32Array(scores.length);
   for (let i = 0; i < positions.length; i++) positions[i] = i % length;
-  return { keys: keysOf(scores), second: second && keysOf(second), shields: protectedEntries, positions };
+  return { keys: keysOf(scores), second: second && keysOf(second), protectedEntries, positions };
 }
 
 function keysOf(floats: Float32Array): Int32Array {
@@ -116,16 +116,18 @@ function inserted(pool: Entries, more: Entries, at: number): Entries {
     keys: put(new Int32Array(length), pool.keys, more.keys),
     positions: put(new Int32Array(length), pool.positions, more.positions),
     second: pool.second || more.second ? put(new Int32Array(length), pool.second, more.second) : undefined,
-    shields: pool.shields || more.shields ? put(new Uint8Array(length), pool.shields, more.shields) : undefined,
+    protectedEntries: pool.protectedEntries || more.protectedEntries
+      ? put(new Uint8Array(length), pool.protectedEntries, more.protectedEntries)
+      : undefined,
   };
 }
 
 /** The entries at the given places, as copies. Loops over one type of array each: a shared one would be slower. */
-function picked({ keys, second, shields, positions }: Entries, places: Int32Array): Entries {
+function picked({ keys, second, protectedEntries, positions }: Entries, places: Int32Array): Entries {
   return {
     keys: ints(keys, places),
     second: second && ints(second, places),
-    shields: shields && bytes(shields, places),
+    protectedEntries: protectedEntries && bytes(protectedEntries, places),
     positions: ints(positions, places),
   };
 }

@@ -16,10 +16,10 @@ export function protectEnds({ model, length, sinks, window }: Budget): Uint8Arra
  * `window` entries per head are added.
  */
 export function appendWindow(prefix: Float32Array, kvHeads: number, window: number, value: number): Float32Array {
-  const columns = prefix.length / kvHeads, length = columns + window;
+  const prefixLength = prefix.length / kvHeads, length = prefixLength + window;
   const scores = new Float32Array(kvHeads * length).fill(value);
   for (let head = 0; head < kvHeads; head++) {
-    scores.set(prefix.subarray(head * columns, (head + 1) * columns), head * length);
+    scores.set(prefix.subarray(head * prefixLength, (head + 1) * prefixLength), head * length);
   }
   return scores;
 }

@@ -1,5 +1,5 @@
 /**
- * The selector: the exact top n of one pool of entries.
+ * The selector: the exact top n of a set of entries.
  *
  * Order, best first: protected entries; higher score; higher second key; lower segment; lower index. Scores are
  * float32; −0 counts as +0, NaN as −∞. The order is total, so every backend returns the same set.
@@ -18,7 +18,7 @@ export interface Segment {
 export interface SelectionInput {
   /** In order of layer, then KV head. */
   readonly segments: readonly Segment[];
-  /** How many entries of the whole pool stay, 0 ≤ count ≤ Σ entries. */
+  /** How many entries of all segments stay, 0 ≤ count ≤ Σ entries. */
   readonly count: number;
 }
 
@@ -39,35 +39,35 @@ export function selectTop(input: SelectionInput): Int32Array[] {
   const pool = {
     keys: new Int32Array(total),
     second: segments.some(({ second }) => second) ? new Int32Array(total) : undefined,
-    shields: segments.some(({ protectedEntries }) => protectedEntries) ? new Uint8Array(total) : undefined,
+    protectedEntries: segments.some(({ protectedEntries }) => protectedEntries) ? new Uint8Array(total) : undefined,
   };
   let at = 0;
   for (const { scores, second, protectedEntries } of segments) {
     writeKeys(scores, pool.keys, at);
     if (second) writeKeys(second, pool.second!, at);
-    if (protectedEntries) pool.shields!.set(protectedEntries, at);
+    if (protectedEntries) pool.protectedEntries!.set(protectedEntries, at);
     at += scores.length;
   }
-  const cut = new Cut(pool, count);
+  const cutoff = new Cutoff(pool, count);
   at = 0;
   return segments.map(({ scores: { length } }) => {
-    const rows = new Int32Array(length), kept = cut.take(at, at += length, rows, 0);
+    const rows = new Int32Array(length), kept = cutoff.take(at, at += length, rows, 0);
     return rows.slice(0, kept);
   });
 }
 
 /** Entries of all segments in one row, in the selector's order; each array `[entries]`. */
-export interface Pool {
+export interface SortKeys {
   /** {@link orderedKey} of the scores. */
   readonly keys: Int32Array;
   /** Of the second keys; +0 has 0, so zeros where there are none. */
   readonly second?: Int32Array;
   /** Not 0 = protected. */
-  readonly shields?: Uint8Array;
+  readonly protectedEntries?: Uint8Array;
 }
 
-/** Where a pool is cut: what lies above stays, what lies below leaves, and of the equals the first few stay. */
-export class Cut {
+/** Where entries are cut: what lies above stays, what lies below leaves, and of the equals the first few stay. */
+export class Cutoff {
   readonly #keys: Int32Array;
   readonly #second?: Int32Array;
   #key = STAYS;
@@ -75,17 +75,17 @@ export class Cut {
   /** How many that equal both keys still stay. */
   #ties = 0;
 
-  /** Keeps `count` entries, 0 … all of them. The pool is only read. */
-  constructor({ keys, second, shields }: Pool, count: number) {
-    this.#keys = shields ? shielded(keys, shields, count) : keys;
+  /** Keeps `count` entries, 0 … all of them. They are only read. */
+  constructor({ keys, second, protectedEntries }: SortKeys, count: number) {
+    this.#keys = protectedEntries ? protectedFirst(keys, protectedEntries, count) : keys;
     this.#second = second;
     if (count === 0) return;
     [this.#key, this.#ties] = nthBest(this.#keys, count);
-    if (second) [this.#secondKey, this.#ties] = nthBest(rivals(second, this.#keys, this.#key), this.#ties);
+    if (second) [this.#secondKey, this.#ties] = nthBest(secondKeysAt(second, this.#keys, this.#key), this.#ties);
   }
 
   /**
-   * Which of the pool's entries `start … end − 1` stay: their indices from `start` on, written into `rows` from `at` on.
+   * Which of the entries `start … end − 1` stay: their indices from `start` on, written into `rows` from `at` on.
    * Returns where it stopped writing. To be called once for each run of entries, from the first to the last.
    */
   take(start: number, end: number, rows: Int32Array, at: number): number {
@@ -103,7 +103,7 @@ export class Cut {
 }
 
 /** The second keys of all entries whose first is `key`. */
-function rivals(second: Int32Array, keys: Int32Array, key: number): Int32Array {
+function secondKeysAt(second: Int32Array, keys: Int32Array, key: number): Int32Array {
   const found = new Int32Array(keys.length);
   let count = 0;
   for (let i = 0; i < keys.length; i++) if (keys[i] === key) found[count++] = second[i];
@@ -111,15 +111,15 @@ function rivals(second: Int32Array, keys: Int32Array, key: number): Int32Array {
 }
 
 /** Keys that put protected entries first. When there are too many of them, only they compete. */
-function shielded(keys: Int32Array, shields: Uint8Array, count: number): Int32Array {
+function protectedFirst(keys: Int32Array, protectedEntries: Uint8Array, count: number): Int32Array {
   const raised = keys.slice();
-  let protectedEntries = 0;
+  let found = 0;
   for (let i = 0; i < raised.length; i++) {
-    if (shields[i] === 0) continue;
+    if (protectedEntries[i] === 0) continue;
     raised[i] = STAYS;
-    protectedEntries++;
+    found++;
   }
-  return protectedEntries <= count ? raised : keys.map((key, i) => shields[i] === 0 ? LEAVES : key);
+  return found <= count ? raised : keys.map((key, i) => protectedEntries[i] === 0 ? LEAVES : key);
 }
 
 /**

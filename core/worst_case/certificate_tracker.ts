@@ -27,7 +27,7 @@ export interface LayerEvidence extends WindowRows {
 }
 
 export class CertificateTracker {
-  readonly #layers = new Map<number, { rows: WindowRows; heads: HeadLedger[] }>();
+  readonly #layers = new Map<number, { rows: WindowRows; heads: HeadTracker[] }>();
 
   /**
    * Begins a layer; each once, in any order.
@@ -37,7 +37,7 @@ export class CertificateTracker {
     checkEvidence(evidence);
     if (this.#layers.has(layer)) throw new RangeError(`Cannot add layer ${layer} to the certificates twice`);
     const { shape, length, window, queries, logSumExp } = evidence;
-    const heads = Array.from({ length: shape.kvHeads }, (_, head) => new HeadLedger(evidence, head));
+    const heads = Array.from({ length: shape.kvHeads }, (_, head) => new HeadTracker(evidence, head));
     this.#layers.set(layer, { rows: { shape, length, window, queries, logSumExp }, heads });
   }
 
@@ -87,7 +87,7 @@ export class CertificateTracker {
 }
 
 /** One KV head: what is there, and the worst of what is gone. */
-class HeadLedger {
+class HeadTracker {
   readonly #length: number;
   readonly #prefix: number;
   positions: Int32Array;
@@ -127,7 +127,7 @@ class HeadLedger {
     let next = 0;
     for (let i = 0; i < this.positions.length; i++) {
       if (rows[next] === i) next++;
-      else this.#lose(i);
+      else this.#evict(i);
     }
     if (next !== rows.length) {
       throw new RangeError(`Kept rows ${rows} are not ascending below ${this.positions.length}`);
@@ -139,7 +139,7 @@ class HeadLedger {
   }
 
   /** Math.max passes NaN on, as `worst` does. */
-  #lose(i: number): void {
+  #evict(i: number): void {
     if (this.positions[i] >= this.#prefix) this.#unobserved++;
     this.#largestRisk = Math.max(this.#largestRisk, this.#importance[i]);
     this.#riskSum += this.#importance[i];

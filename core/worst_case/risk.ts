@@ -5,14 +5,14 @@
  * `pooledMax` and the result: `[kvHeads, N]`. arXiv 2510.13334, the worst-case estimate and its prior risk.
  */
 export function defensiveRisk(pooledMax: Float32Array, kvHeads: number): Float32Array {
-  const columns = pooledMax.length / kvHeads;
+  const prefixLength = pooledMax.length / kvHeads;
   const risk = new Float32Array(pooledMax.length);
   for (let head = 0; head < kvHeads; head++) {
-    const start = head * columns;
+    const start = head * prefixLength;
     let sum = 0;
-    for (let i = start; i < start + columns; i++) sum += pooledMax[i];
-    const floor = sum / columns;
-    for (let i = start; i < start + columns; i++) risk[i] = Math.max(pooledMax[i], floor);
+    for (let i = start; i < start + prefixLength; i++) sum += pooledMax[i];
+    const floor = sum / prefixLength;
+    for (let i = start; i < start + prefixLength; i++) risk[i] = Math.max(pooledMax[i], floor);
   }
   return risk;
 }

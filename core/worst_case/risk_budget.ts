@@ -11,7 +11,7 @@ import { softmaxRow } from "../measure/attention.ts";
 import type { AttentionShape } from "../shape.ts";
 
 /** Budgets tried in one round, at most 32 (`KeptSets` in `model/read/at_risk.ts`): three rounds reach 35,000 tokens. */
-const RUNGS = 32;
+const PER_ROUND = 32;
 
 export interface RiskBudget {
   /** Tokens per head. */
@@ -31,18 +31,18 @@ export async function smallestBudget(
 ): Promise<RiskBudget> {
   let below = least - 1, best: RiskBudget = { tokens: most, risk: 0 };
   while (best.tokens - below > 1) {
-    const rungs = spread(below, best.tokens);
-    const risks = Array.from(await riskOf(rungs));
+    const tried = spread(below, best.tokens);
+    const risks = Array.from(await riskOf(tried));
     const first = risks.findIndex((risk) => risk <= limit);
-    below = first === 0 ? below : first < 0 ? rungs.at(-1)! : rungs[first - 1];
-    if (first >= 0) best = { tokens: rungs[first], risk: risks[first] };
+    below = first === 0 ? below : first < 0 ? tried.at(-1)! : tried[first - 1];
+    if (first >= 0) best = { tokens: tried[first], risk: risks[first] };
   }
   return best;
 }
 
-/** At most {@link RUNGS} integers between the two, ends excluded, evenly spread. */
+/** At most {@link PER_ROUND} integers between the two, ends excluded, evenly spread. */
 function spread(low: number, high: number): number[] {
-  const between = high - low - 1, count = Math.min(RUNGS, between);
+  const between = high - low - 1, count = Math.min(PER_ROUND, between);
   return Array.from({ length: count }, (_, i) => low + Math.ceil((i + 1) * between / count));
 }
 

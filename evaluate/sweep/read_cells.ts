@@ -177,14 +177,14 @@ class Gatherer {
   async add(observation: Observation): Promise<void> {
     const start = performance.now();
     const changes = await this.#eviction!.add(observation);
-    if (!this.#eviction!.overLayers) this.#kept.push(changes[0].kept);
+    if (!this.#eviction!.crossLayer) this.#kept.push(changes[0].kept);
     this.#ms += performance.now() - start;
   }
 
   result(): CollectedCase {
     const { layers } = this.budget.model;
     const eviction = this.#eviction;
-    const kept = eviction?.overLayers ? Array.from({ length: layers }, (_, layer) => eviction.kept(layer)) : this.#kept;
+    const kept = eviction?.crossLayer ? Array.from({ length: layers }, (_, layer) => eviction.kept(layer)) : this.#kept;
     return { ...this.case, budget: this.budget, kept: this.keepsAll ? undefined : kept, evictMs: this.#ms };
   }
 }

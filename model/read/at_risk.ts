@@ -16,9 +16,9 @@ import { resolveBudget } from "../../core/select/budget.ts";
 import { observationFor } from "../../core/measure/window.ts";
 import type { Budget, Observation } from "../../core/policy/policy.ts";
 import { largestMasses, smallestBudget } from "../../core/worst_case/risk_budget.ts";
-import { Eviction, type EvictionRule, keptOfAll } from "../../core/select/eviction.ts";
+import { Eviction, type EvictionSettings, keptOfAll } from "../../core/select/eviction.ts";
 import { entryBytes } from "../../core/cache/entry_type.ts";
-import { streamingSelection } from "../../core/select/layer_selection.ts";
+import { crossLayerSelection } from "../../core/select/cross_layer.ts";
 import type { ModelConfig } from "../config.ts";
 import type { Device } from "../device.ts";
 import { Explainer } from "./explain.ts";
@@ -100,15 +100,15 @@ class RiskSearch implements Disposable {
   async run(): Promise<RiskResult> {
     const { policy, limit } = this.#options;
     const most = this.#ids.length, least = Math.min(most, Math.max(1, policy.sinks + policy.window));
-    const overLayers = streamingSelection(policy, this.#budget(least)) !== undefined;
-    if (overLayers && least < most) await this.#each(({ layer, seen }) => this.#remember(layer, seen));
+    const crossLayer = crossLayerSelection(policy, this.#budget(least)) !== undefined;
+    if (crossLayer && least < most) await this.#each(({ layer, seen }) => this.#remember(layer, seen));
     const found = policy.allocate.kind === "all" ? { tokens: most, risk: 0 } : await smallestBudget(
       { least, most },
       limit,
-      (tokens) => this.#risks(tokens.map((n) => this.#budget(n)), overLayers),
+      (tokens) => this.#risks(tokens.map((n) => this.#budget(n)), crossLayer),
     );
     const budget = this.#budget(found.tokens);
-    const read = this.#seen ? await this.#evictInPlace(budget, overLayers) : await this.#readAgain(budget);
+    const read = this.#seen ? await this.#evictInPlace(budget, crossLayer) : await this.#readAgain(budget);
     const peakBytes = Math.max(this.#peak, read.cache.bytes().peak);
     return { ...read, budget, figures: { asked: limit, reached: found.risk, passes: this.#passes, peakBytes } };
   }
@@ -132,10 +132,10 @@ class RiskSearch implements Disposable {
   }
 
   /** The risk of each budget, in one round over the layers. */
-  async #risks(budgets: readonly Budget[], overLayers: boolean): Promise<Float64Array> {
+  async #risks(budgets: readonly Budget[], crossLayer: boolean): Promise<Float64Array> {
     const { policy } = this.#options, { heads, layers } = this.#config;
     const sums = new Float64Array(budgets.length);
-    const chosen = overLayers ? new KeptSets(this.#budget(this.#ids.length)) : undefined;
+    const chosen = crossLayer ? new KeptSets(this.#budget(this.#ids.length)) : undefined;
     if (chosen) {
       for (const [c, budget] of budgets.entries()) {
         chosen.add(c, await this.#keptOfAll({ policy, budget }));
@@ -169,8 +169,8 @@ class RiskSearch implements Disposable {
   }
 
   /** What a budget keeps where layers compete; all have been remembered. */
-  #keptOfAll(rule: EvictionRule): Promise<Int32Array[][]> {
-    return keptOfAll(rule, this.#observations, this.#device.backend);
+  #keptOfAll(settings: EvictionSettings): Promise<Int32Array[][]> {
+    return keptOfAll(settings, this.#observations, this.#device.backend);
   }
 
   /** One visit to every layer, whole: read for the first time, waiting since then, or read anew. */
@@ -205,12 +205,12 @@ class RiskSearch implements Disposable {
     return this.#reader = await LayerReader.open(this.#device, cache, this.#ids, seen);
   }
 
-  async #evictInPlace(budget: Budget, overLayers: boolean): Promise<ReadResult> {
+  async #evictInPlace(budget: Budget, crossLayer: boolean): Promise<ReadResult> {
     const { policy, outputWeights, explain } = this.#options;
     const cache = this.#cache!, reader = this.#reader!;
     const explainer = explain ? new Explainer(cache, { policy, budget, outputWeights }) : undefined;
     const start = this.#now();
-    const chosen = overLayers ? await this.#keptOfAll({ policy, budget }) : undefined;
+    const chosen = crossLayer ? await this.#keptOfAll({ policy, budget }) : undefined;
     for (const [layer, each] of this.#seen!.entries()) {
       await explainer?.add(layer, each.windowQueries);
       const kept = chosen?.[layer] ??

@@ -374,7 +374,7 @@ class LayerEviction {
     if (!eviction) return;
     const observation = await observeLayer(this.#cache.rows(layer), layer, seen, this.#options);
     for (const change of await eviction.add(observation)) this.#compact(change);
-    if (!eviction.overLayers) return;
+    if (!eviction.crossLayer) return;
     const last = layer === this.#cache.shape.layers - 1;
     if (last) this.#cache.settle();
     this.#cache.setScoreBytes((last ? 0 : eviction.scoreBytes) + (this.predicted?.byteLength ?? 0));

@@ -141,7 +141,7 @@ Deno.test("CacheLimit holds the cap after every append, evicts to 90 %, and prot
 
 Deno.test("CacheLimit makes lengths depend on the number of tokens alone, and keeps the context's shares", async () => {
   const seen = new Set<string>();
-  for (const rule of stepRules.filter(({ group }) => group !== "none")) {
+  for (const rule of stepRules.filter(({ headReduction }) => headReduction !== "none")) {
     const cache = contextOf([50, 20, 30, 40], 60);
     const limit = new CacheLimit(cache, { tokens: 50, rule });
     const course: number[][] = [];

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import ts from "typescript";
-import { defineOver, definePolicy } from "../../core/policy/define.ts";
+import { definePolicy, defineWrapper } from "../../core/policy/define.ts";
 import { KERNEL, SINKS, WINDOW } from "../../core/policy/parameters.ts";
 import type { Budget, Observation, PolicyEntry } from "../../core/policy/policy.ts";
 import { ROOT } from "../../tools/repository.ts";
@@ -103,7 +103,7 @@ Deno.test("definePolicy() fills in name, ends, arithmetic and protection by the 
   assert.deepEqual(published.score(observation, BUDGET), { scores: floats(1, 2, 3) });
 });
 
-const doubled = defineOver({
+const doubled = defineWrapper({
   ...ABOUT,
   name: "doubled",
   parameters: [],
@@ -113,7 +113,7 @@ const doubled = defineOver({
   rescore: ({ scores }, { valueNorms }) => ({ scores: scores.map((each, i) => each * valueNorms[i]) }),
 });
 
-Deno.test("defineOver() takes over the scorer's needs, ends and unevenness, and protects nothing", () => {
+Deno.test("defineWrapper() takes over the scorer's needs, ends and unevenness, and protects nothing", () => {
   const policy = doubled.create({}, "reference", plain.create(OURS, "ours"));
   assert.deepEqual(policy.needs, { window: ["mean"], valueNorms: "l1" });
   assert.deepEqual(policy.allocate, { kind: "layer", fromHeads: true, uneven: true });

@@ -51,7 +51,7 @@ for (const name of ["snapkv", "adakv", "layer-defensive", "cake"]) {
 Deno.test("Eviction decides a layer alone when it comes, with the selector it was given", async () => {
   const policy = scoring("snapkv"), budget = resolveBudget(policy, { fraction: 0.5 }, LENGTH, SHAPE);
   const selector = new CountingSelector(), eviction = new Eviction({ policy, budget }, selector);
-  assert.equal(eviction.overLayers, false);
+  assert.equal(eviction.crossLayer, false);
   const changes = await eviction.add(observations(1)[0]);
   assert.deepEqual(changes.map(({ layer }) => layer), [0]);
   assert.deepEqual(changes[0].kept.map(({ length }) => length), [20, 20]);

@@ -7,7 +7,7 @@ import { evictDump, type LayerDump } from "../../core/dump/evict.ts";
 import type { Observation } from "../../core/policy/policy.ts";
 import { randomSource } from "../../core/measure/random.ts";
 import { resolvePolicy } from "../../core/policy/registry.ts";
-import { streamingSelection } from "../../core/select/layer_selection.ts";
+import { crossLayerSelection } from "../../core/select/cross_layer.ts";
 import { attentionRows } from "../_helper/attention.ts";
 import { holds, SEED } from "../_helper/property.ts";
 
@@ -96,7 +96,7 @@ function losses({ rows, stay }: Rows): { worst: number; mean: number } {
   const lost = (text: string) => {
     const policy = resolvePolicy(text);
     const budget = resolveBudget(policy, { tokens: stay + 1 }, entries + 1, { ...shape, layers: 1 });
-    const scores = policy.score(observation, budget), joint = streamingSelection(policy, budget);
+    const scores = policy.score(observation, budget), joint = crossLayerSelection(policy, budget);
     joint?.add(0, scores);
     const stays = new Set((joint ? joint.kept(0) : selectLayer(policy, budget, scores))[0]);
     return Math.max(...rows.map((row) => row.reduce((sum, a, i) => stays.has(i) ? sum : sum + a, 0)));

@@ -5,7 +5,7 @@ import { resolveBudget } from "../../core/select/budget.ts";
 import { evictDump } from "../../core/dump/evict.ts";
 import type { HeadScores, Observation, Policy } from "../../core/policy/policy.ts";
 import { policies, resolvePolicy } from "../../core/policy/registry.ts";
-import { streamingSelection } from "../../core/select/layer_selection.ts";
+import { crossLayerSelection } from "../../core/select/cross_layer.ts";
 import { makeDump } from "../_helper/dumps.ts";
 
 const counts = (text: string, tokens: number, layers: number, length = 100) => {
@@ -77,7 +77,7 @@ function runOn(policy: Policy, observations: readonly Partial<Observation>[], le
   const scores = observations.map((each, layer) =>
     policy.score({ layer, shape, length, window: budget.window, ...each }, budget)
   );
-  const selection = streamingSelection(policy, budget);
+  const selection = crossLayerSelection(policy, budget);
   scores.forEach((each, layer) => selection?.add(layer, each));
   const kept = scores.map((each, layer) => selection?.kept(layer) ?? selectLayer(policy, budget, each));
   return { scores, kept: kept.map(([head]) => [...head]) };

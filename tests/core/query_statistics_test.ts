@@ -1,9 +1,9 @@
 import assert from "node:assert/strict";
-import { columnsOf } from "../../core/measure/attention_columns.ts";
+import { columnReductions } from "../../core/measure/attention_columns.ts";
 import { queriesBeforeRotation, QueryStatistics } from "../../core/measure/query_statistics.ts";
 import { randomSource } from "../../core/measure/random.ts";
 import { rotateRows } from "../../core/measure/rotation.ts";
-import { turnBy, turnsFrom } from "../../core/measure/cos_sin.ts";
+import { cosSin, cosSinsFrom } from "../../core/measure/cos_sin.ts";
 import { assertClose } from "../_helper/close.ts";
 
 const SHAPE = { heads: 2, kvHeads: 1, headDim: 6 };
@@ -18,16 +18,16 @@ function floats(count: number, seed: number): Float32Array {
   return Float32Array.from({ length: count }, () => next() * 4 - 2);
 }
 
-Deno.test("turnBy() is the cosine and sine of any angle", () => {
+Deno.test("cosSin() is the cosine and sine of any angle", () => {
   for (const angle of [0, 1e-9, 0.5, 1, -1, 3.14159, -7, 100]) {
-    const { cos, sin } = turnBy(angle);
+    const { cos, sin } = cosSin(angle);
     assert.ok(Math.abs(cos - Math.cos(angle)) < 1e-13 && Math.abs(sin - Math.sin(angle)) < 1e-13, `${angle}`);
   }
-  assert.ok(Math.abs(turnBy(1).cos - Math.cos(1)) <= 2 ** -52);
+  assert.ok(Math.abs(cosSin(1).cos - Math.cos(1)) <= 2 ** -52);
 });
 
-Deno.test("turnsFrom() gives the turns of positions first … first + count − 1", () => {
-  const turns = [...turnsFrom(0.3, 5000, 3)];
+Deno.test("cosSinsFrom() gives the turns of positions first … first + count − 1", () => {
+  const turns = [...cosSinsFrom(0.3, 5000, 3)];
   assert.equal(turns.length, 3);
   turns.forEach(({ cos, sin }, i) => {
     assert.ok(Math.abs(cos - Math.cos(0.3 * (5000 + i))) < 1e-11 && Math.abs(sin - Math.sin(0.3 * (5000 + i))) < 1e-11);
@@ -109,10 +109,15 @@ Deno.test("QueryStatistics counts the last token of a context that is all sinks"
   assert.ok(queryCovariance.every((value) => Math.abs(value) < 1e-15));
 });
 
-Deno.test("columnsOf() sums and maximises every causal row", () => {
+Deno.test("columnReductions() sums and maximises every causal row", () => {
   const shape = { heads: 1, kvHeads: 1, headDim: 1 };
   // Keys of 0 give every visible key the same share.
-  const { columnSum, columnMax } = columnsOf({ shape, queries: floats(3, 2), keys: [new Float32Array(3)], length: 3 });
+  const { columnSum, columnMax } = columnReductions({
+    shape,
+    queries: floats(3, 2),
+    keys: [new Float32Array(3)],
+    length: 3,
+  });
   assertClose(columnSum, [1 + 1 / 2 + 1 / 3, 1 / 2 + 1 / 3, 1 / 3], 1e-7, "sums");
   assertClose(columnMax, [1, 1 / 2, 1 / 3], 1e-7, "maxima");
 });

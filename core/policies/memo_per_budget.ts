@@ -2,7 +2,7 @@
 import type { Budget } from "../policy/policy.ts";
 
 /** `compute`, run once for the same budget and values, which are objects; its result must not be changed. */
-export function oncePerBudget<V extends object, Rest extends readonly unknown[], T>(
+export function memoPerBudget<V extends object, Rest extends readonly unknown[], T>(
   compute: (budget: Budget, values: V, ...rest: Rest) => T,
 ): (budget: Budget, values: V, ...rest: Rest) => T {
   const results = new WeakMap<V, WeakMap<Budget, { readonly value: T }>>();

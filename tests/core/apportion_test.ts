@@ -4,7 +4,7 @@ import { CascadeSelection } from "../../core/select/cascade.ts";
 import type { Budget, LayerScores } from "../../core/policy/policy.ts";
 import { randomSource } from "../../core/measure/random.ts";
 import { selectTop } from "../../core/select/select.ts";
-import { shareOut } from "../../core/select/share_out.ts";
+import { apportion } from "../../core/select/apportion.ts";
 import { holds } from "../_helper/property.ts";
 
 const claims = fc.array(
@@ -15,12 +15,12 @@ const claims = fc.array(
   { minLength: 1, maxLength: 6 },
 );
 
-Deno.test("shareOut() gives out every seat and no claimant more than it has room for", () => {
+Deno.test("apportion() gives out every seat and no claimant more than it has room for", () => {
   holds(
     fc.property(claims, fc.double({ min: 0, max: 1, noNaN: true }), (claims, part) => {
       const rooms = claims.map(({ room }) => room), all = rooms.reduce((a, b) => a + b, 0);
       const total = Math.floor(all * part);
-      const seats = shareOut(claims.map(({ weight }) => weight), rooms, total);
+      const seats = apportion(claims.map(({ weight }) => weight), rooms, total);
       assert.equal(seats.reduce((a, b) => a + b, 0), total);
       seats.forEach((count, i) => assert.ok(count >= 0 && count <= rooms[i]));
     }),
@@ -28,21 +28,21 @@ Deno.test("shareOut() gives out every seat and no claimant more than it has room
   );
 });
 
-Deno.test("shareOut() rounds to the nearest where that adds up", () => {
-  assert.deepEqual([...shareOut([6.4, 2.6, 1], [20, 20, 20], 10)], [6, 3, 1]);
-  assert.deepEqual([...shareOut([6, 3, 1], [4, 20, 20], 10)], [4, 5, 1]);
-  assert.deepEqual([...shareOut([1, 1, 1], [9, 9, 9], 4)], [2, 1, 1]);
-  assert.deepEqual([...shareOut([0, 0, 0], [9, 9, 9], 5)], [2, 2, 1]);
-  assert.deepEqual([...shareOut([0, NaN, 1e-30], [9, 9, 3], 5)], [1, 1, 3]);
+Deno.test("apportion() rounds to the nearest where that adds up", () => {
+  assert.deepEqual([...apportion([6.4, 2.6, 1], [20, 20, 20], 10)], [6, 3, 1]);
+  assert.deepEqual([...apportion([6, 3, 1], [4, 20, 20], 10)], [4, 5, 1]);
+  assert.deepEqual([...apportion([1, 1, 1], [9, 9, 9], 4)], [2, 1, 1]);
+  assert.deepEqual([...apportion([0, 0, 0], [9, 9, 9], 5)], [2, 2, 1]);
+  assert.deepEqual([...apportion([0, NaN, 1e-30], [9, 9, 3], 5)], [1, 1, 3]);
 });
 
-Deno.test("shareOut() never gives a claimant more because another joins", () => {
+Deno.test("apportion() never gives a claimant more because another joins", () => {
   holds(
     fc.property(claims, fc.integer({ min: 0, max: 60 }), (claims, asked) => {
       const weights = claims.map(({ weight }) => weight), rooms = claims.map(({ room }) => room);
       const share = (count: number) => {
         const some = rooms.slice(0, count);
-        return shareOut(weights.slice(0, count), some, Math.min(asked, some.reduce((a, b) => a + b, 0)));
+        return apportion(weights.slice(0, count), some, Math.min(asked, some.reduce((a, b) => a + b, 0)));
       };
       for (let count = 1; count < claims.length; count++) {
         const before = share(count), after = share(count + 1);
@@ -90,7 +90,7 @@ Deno.test("CascadeSelection keeps what one split after the last layer keeps, in 
   holds(
     fc.property(cascades, fc.integer(), ({ budget, scores }, turn) => {
       const { perHead, sinks, window, model } = budget;
-      const free = shareOut(
+      const free = apportion(
         scores.map(({ preference }) => preference!),
         scores.map(() => LENGTH - sinks - window),
         (perHead - sinks - window) * model.layers,

@@ -4,7 +4,7 @@ import { JointSelection } from "./joint.ts";
 import type { Budget, LayerScores, Policy } from "../policy/policy.ts";
 import type { LayerChange } from "./candidates.ts";
 
-export interface StreamingSelection {
+export interface CrossLayerSelection {
   /** Takes one layer's scores, `[kvHeads, L]`; returns the layers that lose entries now, in ascending order. */
   add(layer: number, scores: LayerScores): LayerChange[];
   /** Positions that are still in, per KV head, ascending. After the last layer: the final kept sets. */
@@ -14,10 +14,10 @@ export interface StreamingSelection {
 }
 
 /** For policies whose layers compete or share; `undefined` for those that decide each layer alone (`layerSelections`). */
-export function streamingSelection(
+export function crossLayerSelection(
   { allocate: { kind } }: Pick<Policy, "allocate">,
   budget: Budget,
-): StreamingSelection | undefined {
+): CrossLayerSelection | undefined {
   if (kind === "model") return new JointSelection(budget);
   return kind === "cascade" ? new CascadeSelection(budget) : undefined;
 }

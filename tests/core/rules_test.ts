@@ -4,7 +4,7 @@ import fc from "fast-check";
 import { randomSource } from "../../core/measure/random.ts";
 import type { StepRule } from "../../core/rules/rule.ts";
 import { DEFAULT_STEP_RULE, resolveStepRule, stepRules } from "../../core/rules/registry.ts";
-import { StepState } from "../../core/rules/state.ts";
+import { RuleState } from "../../core/rules/state.ts";
 import { assertClose } from "../_helper/close.ts";
 import { holds } from "../_helper/property.ts";
 
@@ -56,7 +56,7 @@ function row(entries: number, random: () => number): Float32Array {
 
 /** Some steps, some evictions: the state and the history beside it. */
 function play(rule: StepRule, seed: number, steps: number, group: number) {
-  const random = randomSource(seed), state = new StepState(rule);
+  const random = randomSource(seed), state = new RuleState(rule);
   const predict = () => Math.fround(random() * 10 - 8);
   let entries: History[] = Array.from({ length: 5 }, () => ({ received: [], predicted: predict() }));
   if (rule.predicted) state.remember(Float32Array.from(entries, (each) => each.predicted));
@@ -89,7 +89,7 @@ for (const rule of stepRules) {
   });
 
   Deno.test(`${rule.name} gives no NaN for entries never seen, and none for numbers that are none`, () => {
-    const state = new StepState(rule);
+    const state = new RuleState(rule);
     state.fit(3);
     assert.deepEqual([...state.scores()].map(Number.isFinite), [true, true, true]);
     state.update([Float32Array.of(NaN, Infinity, -Infinity, 1), Float32Array.of(0.5, 0, 0, 0)]);
@@ -97,7 +97,7 @@ for (const rule of stepRules) {
   });
 
   Deno.test(`${rule.name} holds the same bytes however long it runs at one length`, () => {
-    const state = new StepState(rule), random = randomSource(3);
+    const state = new RuleState(rule), random = randomSource(3);
     const bytes = new Set<number>();
     for (let step = 0; step < 300; step++) {
       state.update([row(state.length + 1, random)]);
@@ -109,7 +109,7 @@ for (const rule of stepRules) {
 }
 
 Deno.test("roco keeps what varies most whatever its mean, and takes equal rows for not varying at all", () => {
-  const state = new StepState(resolveStepRule("roco"));
+  const state = new RuleState(resolveStepRule("roco"));
   // Entry 0 is steady and high, 1 steady and low, 2 rare and sharp, 3 steady at a number whose square rounds.
   for (let step = 0; step < 30; step++) state.update([Float32Array.of(0.5, 0.01, step === 9 ? 0.3 : 0, 0.1)]);
   const scores = state.scores();
@@ -117,7 +117,7 @@ Deno.test("roco keeps what varies most whatever its mean, and takes equal rows f
 });
 
 Deno.test("defensive remembers one spike that the means forget", () => {
-  const [mean, worst] = ["h2o-normalised", "defensive"].map((name) => new StepState(resolveStepRule(name)));
+  const [mean, worst] = ["h2o-normalised", "defensive"].map((name) => new RuleState(resolveStepRule(name)));
   for (let step = 0; step < 100; step++) {
     const spike = step === 3 ? 0.9 : 0;
     for (const state of [mean, worst]) state.update([Float32Array.of(spike, 0.05)]);
@@ -126,16 +126,16 @@ Deno.test("defensive remembers one spike that the means forget", () => {
   assert.ok(mean.scores()[0] < mean.scores()[1]);
 });
 
-Deno.test("StepState.fit() forgets what was dropped", () => {
-  const state = new StepState(resolveStepRule("h2o"));
+Deno.test("RuleState.fit() forgets what was dropped", () => {
+  const state = new RuleState(resolveStepRule("h2o"));
   state.update([Float32Array.of(0.25, 0.75)]);
   state.fit(1);
   state.fit(2);
   assert.deepEqual([...state.scores()], [0.25, 0]);
 });
 
-Deno.test("StepState refuses rows and indices that don't fit", () => {
-  const state = new StepState(resolveStepRule("h2o"));
+Deno.test("RuleState refuses rows and indices that don't fit", () => {
+  const state = new RuleState(resolveStepRule("h2o"));
   state.update([Float32Array.of(0.25, 0.75)]);
   assert.throws(() => state.update([Float32Array.of(1)]), RangeError);
   assert.throws(() => state.update([Float32Array.of(1, 0), Float32Array.of(1, 0, 0)]), RangeError);

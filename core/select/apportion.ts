@@ -9,7 +9,7 @@ import { selectTop } from "./select.ts";
  * top n, a claimant who joins later can only take seats away: the property that lets layers be cut while they arrive.
  * Weights that are not above 0 come last, one seat each in turn. O(Σ rooms).
  */
-export function shareOut(weights: ArrayLike<number>, rooms: ArrayLike<number>, total: number): Int32Array {
+export function apportion(weights: ArrayLike<number>, rooms: ArrayLike<number>, total: number): Int32Array {
   const segments = Array.from(weights, (weight, i) => ({
     scores: Float32Array.from({ length: rooms[i] }, (_, j) => weight > 0 ? weight / (j + 0.5) : -(j + 0.5)),
   }));

@@ -8,7 +8,7 @@
 import { checkKept } from "../backend/checked_rows.ts";
 import { type LayerRows, ROW_PAGE } from "../backend/interface.ts";
 
-export class LateRows {
+export class LazyRows {
   readonly #rows: LayerRows;
   /** Per KV head the backend's rows that are in, ascending; `undefined`: all of them. */
   readonly #kept: (Int32Array | undefined)[];
