@@ -1,4 +1,5 @@
 /** Numbers that all threads of a pool see at once, and where they wait for each other. */
+import { Waiter } from "./wait.ts";
 
 export interface Workspace {
   /** Makes room for `count` floats; what was there may be lost. */
@@ -27,12 +28,14 @@ const ARRIVED = 0, GENERATION = 16, FLOATS = 256;
 export class Barrier implements Workspace {
   readonly buffer: SharedArrayBuffer;
   readonly #control: Int32Array;
+  readonly #waiter: Waiter;
   readonly #size: number;
 
   /** `size`: threads that meet here. */
   constructor(buffer: SharedArrayBuffer, size: number) {
     this.buffer = buffer;
     this.#control = new Int32Array(buffer, 0, FLOATS / 4);
+    this.#waiter = new Waiter(this.#control, GENERATION);
     this.#size = size;
   }
 
@@ -61,12 +64,9 @@ export class Barrier implements Workspace {
     return generation;
   }
 
-  /** Sleeps until all have arrived, at most `ms`. */
+  /** Waits until all have arrived, at most `ms`. */
   met(generation: number, ms: number): boolean {
-    if (Atomics.load(this.#control, GENERATION) === generation) {
-      Atomics.wait(this.#control, GENERATION, generation, ms);
-    }
-    return Atomics.load(this.#control, GENERATION) !== generation;
+    return this.#waiter.changed(generation, ms);
   }
 
   /** Waits until all have arrived. */

@@ -2,9 +2,10 @@
 
 /**
  * Multiply-adds of a call, for each time its threads wait for one another, from which on two threads are faster than one:
- * a wait costs about 25 to 40 µs, and half of the work is saved (`bench/threads.ts`, `bench/results/threads.md`).
+ * with both awake (`wait.ts`) a wait and what goes with it costs about 10 µs, and half of the work is saved
+ * (`bench/threads.ts`, `bench/results/threads.md`).
  */
-export const WORK_PER_WAIT = 1.2e6;
+export const WORK_PER_WAIT = 3e5;
 
 /** Multiply-adds that take as long as moving one float of a row from one thread's memory to another's. */
 export const WORK_PER_MOVED_FLOAT = 60;

@@ -1,6 +1,6 @@
 /**
  * Threads that run kernels beside this one, which is rank 0. Each has module instances of its own. Commands and answers
- * go through one stretch of shared memory per thread; who waits sleeps in `Atomics.wait`, nobody spins.
+ * go through one stretch of shared memory per thread; who waits is awake for at most 50 µs, then sleeps (`wait.ts`).
  *
  * Commands that need no answer are held back and go along with the next one that does. The thread that starts a pool
  * must be allowed to wait: a web page's own thread is not, its workers are.
@@ -11,6 +11,7 @@ import { siblingModule } from "../../runtime/sibling_module.ts";
 import { Barrier } from "./barrier.ts";
 import type { WasmOptions } from "../module.ts";
 import type { Asked } from "./command.ts";
+import { Waiter } from "./wait.ts";
 import { errorOf, FAILURE, type Message, messageBytes, MessageMemory } from "./message.ts";
 
 /** How a thread is started: `Runtime.startThread`. */
@@ -174,6 +175,7 @@ class OtherThread {
   readonly #thread: Thread;
   readonly #memory: MessageMemory;
   readonly #control: Int32Array;
+  readonly #replies: Waiter;
   #held: Queued[] = [];
   #heldBytes = 0;
   #flying: Queued[] = [];
@@ -187,6 +189,7 @@ class OtherThread {
     const mailbox = new SharedArrayBuffer(MAILBOX_BYTES, { maxByteLength: MAILBOX_LIMIT });
     this.#memory = new MessageMemory(mailbox);
     this.#control = new Int32Array(mailbox, 0, MESSAGES / 4);
+    this.#replies = new Waiter(this.#control, WORD.reply);
     const data: PoolData = { ...place, mailbox, barrier: barrier.buffer };
     let started: (message: unknown) => void;
     const first = new Promise<unknown>((resolve) => started = resolve);
@@ -217,7 +220,7 @@ class OtherThread {
     if (this.#flying.length > 0) {
       const request = Atomics.load(this.#control, WORD.request);
       const reply = Atomics.load(this.#control, WORD.reply);
-      if (reply !== request) Atomics.wait(this.#control, WORD.reply, reply, ms);
+      if (reply !== request) this.#replies.changed(reply, ms);
       if (Atomics.load(this.#control, WORD.reply) !== request) return;
       this.#receive();
     }

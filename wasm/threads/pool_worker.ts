@@ -1,4 +1,4 @@
-/** What each thread of a pool runs: it sleeps until commands come, carries them out in order, and leaves the answers. */
+/** What each thread of a pool runs: it waits until commands come, carries them out in order, and leaves the answers. */
 import type { ThreadPort } from "../../runtime/interface.ts";
 import { MESSAGES, type PoolData, WORD } from "./pool.ts";
 import { Barrier } from "./barrier.ts";
@@ -7,6 +7,7 @@ import { ROWS, RowsService } from "./rows_service.ts";
 import { DENSE, DenseService } from "../dense/service.ts";
 import { createWasmBackend } from "../backend.ts";
 import { Kernels } from "../module.ts";
+import { Waiter } from "./wait.ts";
 import { failure, type Message, messageBytes, MessageMemory } from "./message.ts";
 
 /** Runs until it is told to stop. */
@@ -21,11 +22,10 @@ export default async function poolWorker(data: PoolData, port: ThreadPort): Prom
   const [onRows, onDense] = [serve(ROWS, rows), serve(DENSE, dense)];
   const memory = new MessageMemory(data.mailbox);
   const control = new Int32Array(data.mailbox, 0, MESSAGES / 4);
+  const requests = new Waiter(control, WORD.request);
   port.post("ready");
   for (let seen = 0;;) {
-    while (Atomics.load(control, WORD.request) === seen && !Atomics.load(control, WORD.stop)) {
-      Atomics.wait(control, WORD.request, seen);
-    }
+    while (!Atomics.load(control, WORD.stop) && !requests.changed(seen)) { /* woken for nothing */ }
     if (Atomics.load(control, WORD.stop)) return;
     seen = Atomics.load(control, WORD.request);
     memory.refresh();

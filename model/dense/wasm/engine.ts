@@ -50,7 +50,7 @@ export interface WasmDenseOptions {
 }
 
 /** Rows that pass through the kernels together: enough to reuse unpacked weights, few enough to bound the buffers. */
-const ROWS = 64;
+const ROWS = 128;
 /** Embeddings asked of another thread at a time. */
 const EMBEDDINGS = 4096;
 
