@@ -60,6 +60,11 @@ export interface Architecture {
   readonly settings?: readonly string[];
   /** What layer `index` turns queries and keys by; absent: the file's rotation in every layer. */
   rotation?(index: number): "rope" | "none";
+  /**
+   * Every `pattern`-th layer, or as the file has it, looks at everything, the others back over the file's window, where
+   * they turn by a base of their own.
+   */
+  readonly window?: { readonly pattern: number };
   /** True where a window that the file names hides nothing. */
   readonly ignoresWindow?: boolean;
   /** Factor on the token embeddings; absent: 1. */
@@ -108,7 +113,7 @@ const LIST: readonly Architecture[] = [
       const { width, settings: { residual_scale: residual = 1 } } = model;
       const { project, finish } = layerOf(model, `blk.${index}`);
       return {
-        project: [...project, ...queryScale("qkv", model, model.settings["attention.scale"], "scaled")],
+        project: [...project, queryScale("qkv", model, model.settings["attention.scale"], "scaled")],
         finish: finish.flatMap((operation) => {
           if (operation.op !== "add") return [operation];
           const [before, part] = operation.from, less = `${part}Scaled`;
@@ -151,6 +156,36 @@ const LIST: readonly Architecture[] = [
     pairs: "interleaved",
     optional: ["rope_freqs.weight"],
     layer: (model, index) => layerOf(model, `blk.${index}`),
+  },
+  {
+    name: "gemma3",
+    pairs: "half",
+    window: { pattern: 6 },
+    embeddingScale: ({ width }) => Math.sqrt(width),
+    layer: (model, index) => {
+      const block = `blk.${index}`, { width, heads, kvHeads, feedForward, layers } = model;
+      // The largest of the family, 27B, goes by the width a head would have if heads shared the model's.
+      const scaled = layers === 62 ? [queryScale("qkNormed", model, (width / heads) ** -0.5, "scaled")] : [];
+      return {
+        project: [
+          ...layerOf(model, block).project,
+          headNorm("qkv", model, 0, heads, `${block}.attn_q_norm`, "qNormed"),
+          headNorm("qNormed", model, heads, kvHeads, `${block}.attn_k_norm`, "qkNormed"),
+          ...scaled,
+        ],
+        finish: [
+          multiply("attention", [all(`${block}.attn_output`, width)], "projected"),
+          norm("projected", `${block}.post_attention_norm`, "attended"),
+          add("hidden", "attended", "residual"),
+          norm("residual", `${block}.ffn_norm`, "x"),
+          multiply("x", [all(`${block}.ffn_gate`, feedForward), all(`${block}.ffn_up`, feedForward)], "gateUp"),
+          gate("gateUp", "gelu", "gated"),
+          multiply("gated", [all(`${block}.ffn_down`, width)], "down"),
+          norm("down", `${block}.post_ffw_norm`, "fed"),
+          add("residual", "fed", "next"),
+        ],
+      };
+    },
   },
 ];
 
@@ -239,8 +274,8 @@ function headNorm(
 }
 
 /** Queries for attention that divides by the root of the head's width, where the model scales by `factor`, 0 for none. */
-function queryScale(from: string, { heads, headDim }: Dimensions, factor = 0, to: string): DenseOperation[] {
-  return [scale(from, factor === 0 ? 1 : factor * Math.sqrt(headDim), 0, heads * headDim, to)];
+function queryScale(from: string, { heads, headDim }: Dimensions, factor = 0, to: string): DenseOperation {
+  return scale(from, factor === 0 ? 1 : factor * Math.sqrt(headDim), 0, heads * headDim, to);
 }
 
 function scale(from: string, factor: number, first: number, width: number, to: string): DenseOperation {

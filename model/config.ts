@@ -30,6 +30,8 @@ export interface ModelConfig extends ModelShape {
   readonly contextLength: number;
   /** Rotation of each layer, `[layers]`; layers that turn alike share it, one that doesn't turn has 0 dimensions. */
   readonly ropes: readonly Rope[];
+  /** Tokens that each layer looks back, itself among them, `[layers]`; 0: all. */
+  readonly windows: readonly number[];
   /** True when the output head shares the embedding's weights. */
   readonly tiedHead: boolean;
   /** What the dense engines run. */

@@ -25,7 +25,7 @@ from gguf import GGMLQuantizationType as T
 from gguf.quants import dequantize, quantize
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import (
-    GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM, Ministral3Config, Ministral3ForCausalLM,
+    Gemma3ForCausalLM, Gemma3TextConfig, GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM, Ministral3Config, Ministral3ForCausalLM,
     Phi3Config, Phi3ForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM, SmolLM3Config,
     SmolLM3ForCausalLM,
 )
@@ -122,6 +122,10 @@ MODELS = [
           {"rope_type": "yarn", "factor": 16.0, "rope_theta": 10000.0, "original_max_position_embeddings": 48,
            "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 0.5, "llama_4_scaling_beta": 0.3},
           768, long=True),
+    # the sixth of seven layers looks at everything, the others back over 24 tokens
+    Model("gemma3-windows", "gemma3", "gpt-2", 32, 2, 1, 32, 64, True, {"ffn_up": T.Q5_0, "": T.Q8_0},
+          {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0}, layers=7, long=True,
+          more={"sliding_window": 24, "query_pre_attn_scalar": 32}),
 ]
 # their files have the pairs of q and k rows side by side
 INTERLEAVED = ("llama", "granite", "smollm3", "mistral3")
@@ -210,6 +214,8 @@ def add_metadata(writer: gguf.GGUFWriter, model: Model, tokenizer: Tokenizer) ->
         writer.add_residual_scale(model.more["residual_multiplier"])
         writer.add_attention_scale(model.more["attention_multiplier"])
         writer.add_logit_scale(model.more["logits_scaling"])
+    if model.architecture == "gemma3":
+        writer.add_sliding_window(model.more["sliding_window"])
     if model.architecture == "phi3":
         # a window that nobody uses
         writer.add_sliding_window(32)
@@ -289,11 +295,17 @@ def vectors(model: Model) -> list[tuple[str, str, int]]:
     names = [("output_norm.weight", "model.norm.weight", model.width)]
     for i in range(model.layers):
         layer = f"model.layers.{i}"
+        before_mlp = "post_attention" if model.architecture != "gemma3" else "pre_feedforward"
         names += [
             (f"blk.{i}.attn_norm.weight", f"{layer}.input_layernorm.weight", model.width),
-            (f"blk.{i}.ffn_norm.weight", f"{layer}.post_attention_layernorm.weight", model.width),
+            (f"blk.{i}.ffn_norm.weight", f"{layer}.{before_mlp}_layernorm.weight", model.width),
         ]
-        if model.architecture == "qwen3":
+        if model.architecture == "gemma3":
+            names += [
+                (f"blk.{i}.post_attention_norm.weight", f"{layer}.post_attention_layernorm.weight", model.width),
+                (f"blk.{i}.post_ffw_norm.weight", f"{layer}.post_feedforward_layernorm.weight", model.width),
+            ]
+        if model.architecture in ("qwen3", "gemma3"):
             names += [
                 (f"blk.{i}.attn_{short}_norm.weight", f"{layer}.self_attn.{short}_norm.weight", model.head_dim)
                 for short in ("q", "k")
@@ -327,7 +339,8 @@ def add_weights(writer: gguf.GGUFWriter, model: Model, rng: np.random.Generator)
         centre, std = (1, 0.1) if "norm" in name else (0, 0.5)
         values = (centre + std * rng.standard_normal(length)).astype(np.float32)
         writer.add_tensor(name, values)
-        state[theirs] = torch.from_numpy(values)
+        # what gemma adds to its gains is in its files already
+        state[theirs] = torch.from_numpy(values - 1 if model.architecture == "gemma3" else values)
     return state
 
 
@@ -339,6 +352,7 @@ def reference(model: Model, state: dict[str, torch.Tensor], ids: list[int]) -> t
         "qwen3": (Qwen3Config, Qwen3ForCausalLM),
         "granite": (GraniteConfig, GraniteForCausalLM),
         "phi3": (Phi3Config, Phi3ForCausalLM),
+        "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
         "smollm3": (SmolLM3Config, SmolLM3ForCausalLM),
         "mistral3": (Ministral3Config, Ministral3ForCausalLM),
     }[model.architecture]
@@ -348,11 +362,14 @@ def reference(model: Model, state: dict[str, torch.Tensor], ids: list[int]) -> t
     if model.architecture == "phi3":
         original = model.rope["original_max_position_embeddings"]
         extra |= {"pad_token_id": 0, "original_max_position_embeddings": original}
+    rope = model.rope
+    if model.architecture == "gemma3":
+        rope = {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
     config = kind(
         vocab_size=VOCABULARY, hidden_size=model.width, intermediate_size=model.feed_forward,
         num_hidden_layers=model.layers, num_attention_heads=model.heads, num_key_value_heads=model.kv_heads,
         max_position_embeddings=model.context, rms_norm_eps=1e-5, tie_word_embeddings=model.tied,
-        rope_parameters=model.rope, attn_implementation="eager", dtype=torch.float32, **extra,
+        rope_parameters=rope, attn_implementation="eager", dtype=torch.float32, **extra,
     )
     network = build(config).to(torch.float32).eval()
     missing, unexpected = network.load_state_dict(state, strict=False)

@@ -8,6 +8,7 @@ import { extend } from "./extend.ts";
 import type { Model } from "../model.ts";
 import { controlPositions, questionIds } from "../text/prompt.ts";
 import { createSampler, type SamplerOptions } from "./sampler.ts";
+import { checkWindows, shortestWindow } from "./windows.ts";
 
 export interface AskOptions extends SamplerOptions {
   /** Most tokens to generate. Default 256. */
@@ -81,7 +82,8 @@ export async function answer(
   }
   const sampler = createSampler(options);
   const asked = questionIds(model.frame, tokenizer, question, prefix);
-  const end = lastPosition(plan, config.contextLength);
+  checkWindows(config, context.seen + asked.length, "--question");
+  const end = lastPosition(plan, config.contextLength), window = shortestWindow(config);
   if (context.position + asked.length > end) {
     throw inputError(
       "context.too-long",
@@ -113,7 +115,7 @@ export async function answer(
       }
       if (!tokenizer.isSilent(id)) emit(text.push(id));
       if (ids.length === maxTokens) break;
-      if (cache.position >= end) {
+      if (cache.position >= end || cache.seen >= window) {
         finish = "context";
         break;
       }

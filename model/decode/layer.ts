@@ -5,6 +5,7 @@ import type { RaggedCache } from "../../core/cache/ragged.ts";
 import { breathe } from "../../runtime/breathe.ts";
 import type { ModelConfig } from "../config.ts";
 import type { Dense, Projected } from "../dense/dense.ts";
+import { checkWindows } from "./windows.ts";
 
 /** Tokens per dense call: large enough for the matrix kernels, small enough to bound activations. */
 export const CHUNK = 256;
@@ -57,6 +58,7 @@ async function attended(
 ): Promise<Tensor> {
   using held = new Temporaries(cache.backend.tensors);
   await breathe();
+  checkWindows(dense.config, Math.max(first, cache.seen) + count, "--context");
   const projected = await dense.project(layer, hidden, count, first, { unrotated });
   for (const tensor of Object.values<Tensor | undefined>({ ...projected })) if (tensor) held.add(tensor);
   cache.append(layer, projected.keys, projected.values, count, first);

@@ -6,6 +6,7 @@ import { type Keep, parseKeep, resolveBudget } from "../../core/select/budget.ts
 import type { ModelConfig } from "../config.ts";
 import type { Positions } from "../decode/answer.ts";
 import { budgetUnderCap } from "../decode/max_cache.ts";
+import { checkWindows } from "../decode/windows.ts";
 import type { ChatFrame } from "../text/prompt.ts";
 import type { TextTokenizer } from "../text/tokenizer.ts";
 import type { Reading } from "./reading.ts";
@@ -40,10 +41,11 @@ export interface PlanOptions extends RiskSettings {
 /**
  * The way to read the context `ids`.
  * @throws PalisadeError (usage) `risk.exclusive`; (input) `risk.*`, `keep.*`, `max-cache.policy`, `cache-type.*`,
- * `context.too-long`, `explain.early`.
+ * `context.too-long`, `context.window`, `explain.early`.
  */
 export function planReading(model: PlannedModel, ids: readonly number[], options: PlanOptions): Reading {
   const { policy, maxCache, explain, positions } = options;
+  checkWindows(model.config, ids.length, "--context");
   const risk = resolveRisk(options, policy, rivals(options));
   const { budget, keepCapped } = plannedBudget(model.config, ids.length, risk, options);
   const cacheType = checkCacheType(options.cacheType ?? "f32");

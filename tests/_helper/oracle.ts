@@ -54,7 +54,10 @@ function attend(
       const later = places !== undefined && t >= contextLength;
       const query = later ? moved(t, places[t]).queries.subarray(h * headDim) : queries.subarray(q, q + headDim);
       const seen: number[] = [];
-      for (let i = 0; i <= t; i++) if (t < contextLength || i >= contextLength || visible[i]) seen.push(i);
+      const oldest = config.windows[layer] > 0 ? t - config.windows[layer] : -1;
+      for (let i = oldest + 1; i <= t; i++) {
+        if (i >= 0 && (t < contextLength || i >= contextLength || visible[i])) seen.push(i);
+      }
       const logits = seen.map((i) => {
         const key = later ? moved(i, places[i]).keys.subarray(g * headDim) : keys.subarray((i * kvHeads + g) * headDim);
         let dot = 0;

@@ -18,6 +18,7 @@ export const TINY_MODELS = [
   "phi3-long",
   "smollm3-plain",
   "mistral3-yarn",
+  "gemma3-windows",
 ] as const;
 
 export interface OpenModel extends AsyncDisposable {

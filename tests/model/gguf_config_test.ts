@@ -89,12 +89,13 @@ const plain = (rotated: number, base = 10000) =>
 
 for (const architecture of ARCHITECTURES) {
   Deno.test(`configOf() of a small ${architecture}`, async () => {
-    const { decoder, ropes, ...rest } = await config(architecture);
+    const { decoder, ropes, windows, ...rest } = await config(architecture);
     const tensors = decoder.layers.flatMap(({ project, finish }) => [...project, ...finish]).concat(decoder.head)
       .flatMap((each) => each.op === "multiply" ? each.weights : []);
     assert.equal(tensors.length, 2 * 7 + 1);
     assert.equal(tensors.filter(({ bias }) => bias).length, architecture === "qwen2" ? 6 : 0);
     assert.equal(ropes[1], ropes[0]);
+    assert.deepEqual(windows, [0, 0]);
     assert.deepEqual(ropes[0], {
       pairs: architecture === "llama" ? "interleaved" : "half",
       rotated: 2,

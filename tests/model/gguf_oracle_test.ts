@@ -53,7 +53,7 @@ Deno.test("openGguf() reads SmolLM2-135M-Instruct as @huggingface/gguf does", as
 
 Deno.test("configOf() of SmolLM2-135M-Instruct", async () => {
   await using gguf = await openGguf(await source(await smollm2()));
-  const { ropes, decoder, ...config } = await configOf(gguf);
+  const { ropes, decoder, windows, ...config } = await configOf(gguf);
   assert.deepEqual(config, {
     architecture: "llama",
     name: "Smollm2 135M 8k Lc100K Mix1 Ep2",
@@ -69,6 +69,7 @@ Deno.test("configOf() of SmolLM2-135M-Instruct", async () => {
     tiedHead: true,
   });
   assert.deepEqual([decoder.layers.length, decoder.embeddingScale], [30, 1]);
+  assert.ok(windows.every((window) => window === 0));
   const [rope] = ropes;
   assert.deepEqual([rope.pairs, rope.rotated, rope.magnitude, rope.frequencies.length], ["interleaved", 64, 1, 32]);
   assert.ok(Math.abs(rope.frequencies[31] - 100000 ** (-62 / 64)) < 1e-18);

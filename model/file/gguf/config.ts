@@ -20,7 +20,7 @@ import {
   requireNumber,
   requireString,
 } from "./fields.ts";
-import { type RopeContext, ropeOf } from "./rope.ts";
+import { localRope, noRope, type RopeContext, ropeOf } from "./rope.ts";
 import { readableTypes } from "../tensor_types.ts";
 import type { GgufFile, GgufValue } from "./types.ts";
 
@@ -50,8 +50,8 @@ export async function configOf(gguf: GgufFile): Promise<ModelConfig> {
     tiedHead: !gguf.tensors.has("output.weight"),
   };
   const dimensions = { ...sizes, settings: settingsOf(gguf, entry) };
-  if (!entry.ignoresWindow) checkSlidingWindow(gguf, architecture, contextLength);
   checkTensors(gguf, entry, dimensions);
+  const locals = localLayers(gguf, entry, contextLength, layers);
   return {
     ...sizes,
     architecture,
@@ -62,17 +62,22 @@ export async function configOf(gguf: GgufFile): Promise<ModelConfig> {
       gguf,
       entry,
       { architecture, pairs: entry.pairs, headDim: shape.headDim, contextLength },
-      layers,
+      locals,
     ),
+    windows: locals.map((window) => window < contextLength ? window : 0),
     decoder: decoderOf(entry, dimensions),
   };
 }
 
-async function ropesOf(gguf: GgufFile, entry: Architecture, context: RopeContext, layers: number): Promise<Rope[]> {
-  const rope = await ropeOf(gguf, context);
-  const none: Rope = { pairs: context.pairs, rotated: 0, frequencies: new Float64Array(0), magnitude: 1 };
-  const rotations = { rope, none };
-  return Array.from({ length: layers }, (_, index) => rotations[entry.rotation?.(index) ?? "rope"]);
+/** Each layer's rotation; local layers have a base of their own and no scaling. */
+async function ropesOf(
+  gguf: GgufFile,
+  entry: Architecture,
+  context: RopeContext,
+  locals: readonly number[],
+): Promise<Rope[]> {
+  const rotations = { rope: await ropeOf(gguf, context), local: localRope(gguf, context), none: noRope(context) };
+  return locals.map((window, index) => rotations[window > 0 ? "local" : entry.rotation?.(index) ?? "rope"]);
 }
 
 function architectureOf(gguf: GgufFile): Architecture {
@@ -121,11 +126,16 @@ function refuseUnsupported(gguf: GgufFile, { name, settings = [] }: Architecture
   }
 }
 
-/** A window at least as long as the context hides nothing. */
-function checkSlidingWindow(gguf: GgufFile, architecture: string, contextLength: number): void {
-  const key = `${architecture}.attention.sliding_window`;
+/** The window of each layer, 0 for those that look at everything. A window as long as the context hides nothing. */
+function localLayers(gguf: GgufFile, entry: Architecture, contextLength: number, layers: number): number[] {
+  const key = `${entry.name}.attention.sliding_window`, global = new Array<number>(layers).fill(0);
+  if (entry.ignoresWindow) return global;
   const window = optionalNumber(gguf, key, { min: 0, integer: true }) ?? 0;
-  if (window === 0 || window >= contextLength) return;
+  if (entry.window) {
+    const pattern = optionalNumber(gguf, `${key}_pattern`, { min: 1, integer: true }) ?? entry.window.pattern;
+    return global.map((_, index) => (index + 1) % pattern === 0 ? 0 : window);
+  }
+  if (window === 0 || window >= contextLength) return global;
   throw refuseField(gguf, key, "gguf.unsupported", `sliding-window attention (${window} tokens) is not supported`);
 }
 

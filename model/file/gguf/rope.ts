@@ -30,14 +30,34 @@ export interface RopeContext {
  * Errors: `gguf.missing`, `gguf.value`, `gguf.shape`, `gguf.unsupported`.
  */
 export async function ropeOf(gguf: GgufFile, context: RopeContext): Promise<Rope> {
-  const { architecture, headDim } = context;
-  const rotatedKey = `${architecture}.rope.dimension_count`;
-  const rotated = optionalNumber(gguf, rotatedKey, { min: 2, max: headDim, integer: true }) ?? headDim;
-  if (rotated % 2 !== 0) throw refuseField(gguf, rotatedKey, "gguf.value", `${rotated} dimensions; they go in pairs`);
+  const { architecture } = context;
+  const rotated = rotatedOf(gguf, context);
   const base = optionalNumber(gguf, `${architecture}.rope.freq_base`, { min: 1 }) ?? DEFAULT_BASE;
-  const plain = Float64Array.from({ length: rotated / 2 }, (_, j) => base ** (-2 * j / rotated));
-  const divided = await divide(gguf, factorsOf(gguf, context), plain);
+  const divided = await divide(gguf, factorsOf(gguf, context), frequenciesOf(base, rotated));
   return { pairs: context.pairs, rotated, ...scale(gguf, divided, base, context), ...growthOf(gguf, context) };
+}
+
+/** RoPE of layers that look back over a window: a base of its own, no scaling. */
+export function localRope(gguf: GgufFile, context: RopeContext): Rope {
+  const rotated = rotatedOf(gguf, context);
+  const base = optionalNumber(gguf, `${context.architecture}.rope.freq_base_swa`, { min: 1 }) ?? DEFAULT_BASE;
+  return { pairs: context.pairs, rotated, frequencies: frequenciesOf(base, rotated), magnitude: 1 };
+}
+
+/** No rotation. */
+export function noRope({ pairs }: RopeContext): Rope {
+  return { pairs, rotated: 0, frequencies: new Float64Array(0), magnitude: 1 };
+}
+
+function rotatedOf(gguf: GgufFile, { architecture, headDim }: RopeContext): number {
+  const key = `${architecture}.rope.dimension_count`;
+  const rotated = optionalNumber(gguf, key, { min: 2, max: headDim, integer: true }) ?? headDim;
+  if (rotated % 2 !== 0) throw refuseField(gguf, key, "gguf.value", `${rotated} dimensions; they go in pairs`);
+  return rotated;
+}
+
+function frequenciesOf(base: number, rotated: number): Float64Array {
+  return Float64Array.from({ length: rotated / 2 }, (_, j) => base ** (-2 * j / rotated));
 }
 
 /**
