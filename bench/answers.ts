@@ -12,7 +12,7 @@ import { openSync, writeSync } from "node:fs";
 import process from "node:process";
 import { parseArgs } from "node:util";
 import { answerBeside, answerFully } from "../evaluate/sweep/answer.ts";
-import { collect, type CollectedCase, forkCache } from "../evaluate/sweep/read_cells.ts";
+import { forkCache, type KeptCase, prefillOnce } from "../evaluate/sweep/shared_prefill.ts";
 import { makeSample } from "../evaluate/sweep/sweep.ts";
 import { openHaystack } from "../evaluate/tasks/haystack.ts";
 import { scoreAnswer } from "../evaluate/tasks/metrics.ts";
@@ -58,17 +58,17 @@ for (const group of groups.filter(({ sample }) => sample >= Number(values.first)
   const ids = contextIds(frame, tokenizer, context);
   const asked = questionIds(frame, tokenizer, question, answerPrefix);
   const answering = { maxNewTokens, contextLength };
-  using collected = await collect(model, ids, cases);
-  const full = await answerFully(model, collected.cache, asked, answering);
+  using prefill = await prefillOnce(model, ids, cases);
+  const full = await answerFully(model, prefill.cache, asked, answering);
 
-  const answer = async ({ kept }: CollectedCase) => {
+  const answer = async ({ kept }: KeptCase) => {
     if (kept === undefined) return full;
-    using cache = await forkCache(collected.cache, kept);
+    using cache = await forkCache(prefill.cache, kept);
     return await answerBeside(model, cache, asked, full, answering);
   };
   const everything = Array.from({ length: layers }, () => Array.from({ length: kvHeads }, () => [...ids.keys()]));
   const cells = [];
-  for (const each of collected.cases) {
+  for (const each of prefill.cases) {
     const { ids, text } = await answer(each);
     const kept = each.kept?.map((heads) => heads.map((head) => [...head])) ?? everything;
     cells.push({ policy: each.policy.name, kept, ids, text, score: scoreAnswer(metric, text, answers) });

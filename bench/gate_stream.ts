@@ -15,7 +15,7 @@ import { loadModel } from "../model/model.ts";
 import { contextIds } from "../model/text/prompt.ts";
 import { readContext } from "../model/read/layers.ts";
 import { readStreaming } from "../model/read/streaming.ts";
-import { scoreSources } from "../model/read/policy_inputs.ts";
+import { policyInputs } from "../model/read/policy_inputs.ts";
 import { pullModel } from "../model/store/store.ts";
 import { currentRuntime } from "../runtime/mod.ts";
 
@@ -52,7 +52,7 @@ function jaccard(a: readonly Set<number>[], b: readonly Set<number>[]): number {
 const found = KEEPS.map((): number[] => []);
 for (const group of groupsOf(await openTasks(TASKS, runtime), [tokens], samples)) {
   const ids = contextIds(frame, tokenizer, makeSample(model, group, sampling).context);
-  const { gate } = await scoreSources(model, policy, ids);
+  const { gate } = await policyInputs(model, policy, ids);
   for (const [i, keep] of KEEPS.entries()) {
     const budget = resolveBudget(policy, keep, ids.length, config);
     using late = (await readContext({ dense, backend }, ids, { policy, budget, gate, outputWeights })).cache;

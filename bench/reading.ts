@@ -13,7 +13,7 @@ import type { DenseChoice } from "../model/dense/pick.ts";
 import { loadModel } from "../model/model.ts";
 import { readContext } from "../model/read/layers.ts";
 import { readStreaming } from "../model/read/streaming.ts";
-import { scoreSources } from "../model/read/policy_inputs.ts";
+import { policyInputs } from "../model/read/policy_inputs.ts";
 import { pullModel } from "../model/store/store.ts";
 import { currentRuntime } from "../runtime/mod.ts";
 
@@ -35,7 +35,7 @@ const times = new Map(NAMES.map((name) => [name, [] as { cpu: number; wall: numb
 
 async function read(name: string): Promise<void> {
   const policy = resolvePolicy(name), budget = resolveBudget(policy, keep, ids.length, model.config);
-  const sources = await scoreSources(model, policy, ids);
+  const sources = await policyInputs(model, policy, ids);
   const outputWeights = (layer: number) => model.file.readFloat32(`blk.${layer}.attn_output.weight`);
   const { cache } = policy.evicts === "early"
     ? await readStreaming(model, ids, { policy, budget, gate: sources.gate! })
@@ -71,7 +71,7 @@ for (const [name, each] of times) {
 }
 
 // What the gate adds, by itself: smaller than the noise between two rounds.
-const policy = resolvePolicy("gate"), { gate } = await scoreSources(model, policy, ids);
+const policy = resolvePolicy("gate"), { gate } = await policyInputs(model, policy, ids);
 const budget = resolveBudget(policy, keep, ids.length, model.config);
 const now = () => (({ user, system }) => (user + system) / 1000)(process.cpuUsage());
 const outputWeights = () => Promise.reject(new Error("not needed"));

@@ -45,8 +45,8 @@ export type {
   PolicyEntry,
   PolicyFileKind,
   PolicyFileNeed,
+  PolicyFiles,
   PolicyMode,
-  PolicySources,
   Reduction,
   ScoreMeaning,
 } from "./policy/policy.ts";

@@ -101,12 +101,12 @@ function toInt8(row: Float32Array, to: Float32Array | Uint16Array | Int8Array, a
   FLOAT[0] = most / 127;
   BITS[0] = BITS[0] + 0x7f & ~0x7f;
   const scale = FLOAT[0];
-  row.forEach((x, j) => to[at + j] = scale === 0 ? 0 : nearest(Math.fround(x / scale)));
+  row.forEach((x, j) => to[at + j] = scale === 0 ? 0 : roundHalfToEven(Math.fround(x / scale)));
   return scale;
 }
 
 /** Ties to even, |x| < 2²². */
-function nearest(x: number): number {
+function roundHalfToEven(x: number): number {
   const low = Math.floor(x), off = x - low;
   return off > 0.5 || (off === 0.5 && low % 2 !== 0) ? low + 1 : low;
 }

@@ -12,7 +12,7 @@
 import { inputError } from "../errors.ts";
 import { definePolicy } from "../policy/define.ts";
 import { KERNEL, SINKS, WINDOW } from "../policy/parameters.ts";
-import type { HeadScores, PolicySources } from "../policy/policy.ts";
+import type { HeadScores, PolicyFiles } from "../policy/policy.ts";
 import { apportion } from "../select/apportion.ts";
 import type { ModelShape } from "../shape.ts";
 import { memoPerBudget } from "./memo_per_budget.ts";
@@ -52,7 +52,7 @@ export const headkv = definePolicy({
 });
 
 /** What stands in the file; undefined when all heads are alike. */
-function scoresOf(file: string, { headScores }: PolicySources): HeadScores | undefined {
+function scoresOf(file: string, { headScores }: PolicyFiles): HeadScores | undefined {
   const given = headScores?.get(file);
   if (given || file === EVEN) return given;
   const message = `headkv(file=${file}): nobody has read that file; give the policy as a text, or use loadPolicy()`;

@@ -17,8 +17,8 @@ import type {
   ParameterValues,
   Policy,
   PolicyEntry,
+  PolicyFiles,
   PolicyMode,
-  PolicySources,
   Reduction,
   ScoreMeaning,
 } from "./policy.ts";
@@ -96,7 +96,7 @@ export interface PolicyDefinition<P extends readonly Parameter[], N extends Need
     budget: Budget,
     values: ValuesOf<P>,
     mode: PolicyMode,
-    sources: PolicySources,
+    sources: PolicyFiles,
   ) => LayerScores;
 }
 
@@ -182,7 +182,7 @@ type Make<P extends readonly Parameter[]> = (
   values: ValuesOf<P>,
   mode: PolicyMode,
   scorer: Policy | undefined,
-  sources: PolicySources | undefined,
+  sources: PolicyFiles | undefined,
 ) => Policy;
 
 function entryOf<P extends readonly Parameter[]>(

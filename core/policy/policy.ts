@@ -251,11 +251,11 @@ export interface PolicyEntry {
   /** For a policy that works on another's scores: the scorer it takes when none is named. */
   readonly over?: string;
   /** `values` holds every parameter; `scorer` is given exactly when `over` is set, in the same mode. */
-  create(values: ParameterValues, mode: PolicyMode, scorer?: Policy, sources?: PolicySources): Policy;
+  create(values: ParameterValues, mode: PolicyMode, scorer?: Policy, sources?: PolicyFiles): Policy;
 }
 
 /** What a policy's parameters name but `core/` can't read. */
-export interface PolicySources {
+export interface PolicyFiles {
   /** Head scores by the file name that `headkv(file=…)` gives. */
   readonly headScores?: ReadonlyMap<string, HeadScores>;
 }

@@ -23,7 +23,7 @@ import { random } from "../policies/random.ts";
 import { snapkv } from "../policies/snapkv.ts";
 import { streamingLlm } from "../policies/streaming_llm.ts";
 import { tova } from "../policies/tova.ts";
-import type { Parameter, ParameterValues, Policy, PolicyEntry, PolicyMode, PolicySources } from "./policy.ts";
+import type { Parameter, ParameterValues, Policy, PolicyEntry, PolicyFiles, PolicyMode } from "./policy.ts";
 
 /** Every policy, in the order lists show them. */
 export const policies: readonly PolicyEntry[] = [
@@ -55,7 +55,7 @@ export const policies: readonly PolicyEntry[] = [
 /** What a policy is made from. */
 interface Given {
   readonly text: string;
-  readonly sources: PolicySources;
+  readonly sources: PolicyFiles;
 }
 
 /**
@@ -64,7 +64,7 @@ interface Given {
  * @throws PalisadeError `policy.syntax`, `policy.unknown`, `policy.reference`, `policy.scorer`, `policy.parameter` or
  * `policy.value`, each pointing at the character. What a policy's file holds is looked for among `sources` when it scores.
  */
-export function resolvePolicy(text: string, sources: PolicySources = {}): Policy {
+export function resolvePolicy(text: string, sources: PolicyFiles = {}): Policy {
   return build(parsePolicy(text), { text, sources }, undefined);
 }
 

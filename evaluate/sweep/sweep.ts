@@ -13,7 +13,7 @@ import { contextIds, questionIds } from "../../model/text/prompt.ts";
 import { openContext } from "../../model/session.ts";
 import type { Runtime } from "../../runtime/interface.ts";
 import { answerBeside, answerFully, type ComparedAnswer, type FullAnswer } from "./answer.ts";
-import { collect, type Collected, forkCache, sharesPrefill } from "./read_cells.ts";
+import { forkCache, prefillOnce, type SharedPrefill, sharesPrefill } from "./shared_prefill.ts";
 import type { Haystack } from "../tasks/haystack.ts";
 import { scoreAnswer } from "../tasks/metrics.ts";
 import { refuseRepeated } from "./lists.ts";
@@ -117,18 +117,18 @@ export async function* runGroup(
     contextLength: options.beyondTrained ? Infinity : model.config.contextLength,
     signal: options.signal,
   };
-  const { shared, collected } = await collectAllowed(model, ids, missing, refused, options);
-  using _ = collected;
-  const full = await answerFully(model, collected.cache, asked, answering);
+  const { shared, prefill } = await prefillAllowed(model, ids, missing, refused, options);
+  using _ = prefill;
+  const full = await answerFully(model, prefill.cache, asked, answering);
   for (const [i, cell] of missing.entries()) {
     if (sharesPrefill(cell.policy) && !shared.includes(cell)) continue;
     options.onStep?.("answering, cell", i, missing.length);
     const line = await refused.unless(cell, async () => {
       const evicted = sharesPrefill(cell.policy)
-        ? await fork(collected, shared.indexOf(cell))
+        ? await fork(prefill, shared.indexOf(cell))
         : await readAlone(model, context, cell, options);
       try {
-        const answer = evicted.cache === collected.cache
+        const answer = evicted.cache === prefill.cache
           ? sameAnswer(full)
           : await answerBeside(model, evicted.cache, asked, full, answering);
         const tokens = {
@@ -138,9 +138,9 @@ export async function* runGroup(
           full: full.ids.length,
         };
         const shading = shade(group, model, ids, evicted.cache, options);
-        return lineOf(subject, cell, group, sample, { evicted, collected, full, answer, tokens, shading });
+        return lineOf(subject, cell, group, sample, { evicted, prefill, full, answer, tokens, shading });
       } finally {
-        if (evicted.cache !== collected.cache) evicted.cache[Symbol.dispose]();
+        if (evicted.cache !== prefill.cache) evicted.cache[Symbol.dispose]();
       }
     });
     if (line) yield line;
@@ -149,15 +149,15 @@ export async function* runGroup(
 }
 
 /** Reads once for all cells that share a prefill and can be computed; for the full answer, when there is none. */
-async function collectAllowed(
+async function prefillAllowed(
   model: Model,
   ids: readonly number[],
   missing: readonly Cell[],
   refused: Refusals,
   options: GroupOptions,
-): Promise<{ shared: readonly Cell[]; collected: Collected }> {
+): Promise<{ shared: readonly Cell[]; prefill: SharedPrefill }> {
   const read = (cells: readonly Cell[]) =>
-    collect(model, ids, cells, {
+    prefillOnce(model, ids, cells, {
       beyondTrained: options.beyondTrained,
       cacheType: options.cacheType,
       signal: options.signal,
@@ -165,7 +165,7 @@ async function collectAllowed(
     });
   const all = missing.filter(({ policy }) => sharesPrefill(policy));
   try {
-    return { shared: all, collected: await read(all) };
+    return { shared: all, prefill: await read(all) };
   } catch (error) {
     if (!isRefusal(error) || all.length === 0) throw error;
   }
@@ -176,7 +176,7 @@ async function collectAllowed(
     alone?.[Symbol.dispose]();
     if (alone) shared.push(cell);
   }
-  return { shared, collected: await read(shared) };
+  return { shared, prefill: await read(shared) };
 }
 
 function isRefusal(error: unknown): error is PalisadeError {
@@ -308,11 +308,11 @@ interface Evicted {
 }
 
 /** The full cache itself when everything stays, a copy of what stays otherwise. */
-async function fork(collected: Collected, at: number): Promise<Evicted> {
-  const { kept, evictMs } = collected.cases[at];
-  if (kept === undefined) return { cache: collected.cache, evictMs, forkMs: 0 };
+async function fork(prefill: SharedPrefill, at: number): Promise<Evicted> {
+  const { kept, evictMs } = prefill.cases[at];
+  if (kept === undefined) return { cache: prefill.cache, evictMs, forkMs: 0 };
   const start = performance.now();
-  const cache = await forkCache(collected.cache, kept);
+  const cache = await forkCache(prefill.cache, kept);
   return { cache, evictMs, forkMs: performance.now() - start };
 }
 
@@ -341,9 +341,9 @@ function lineOf(
   { id, inputs, asked }: Cell,
   { task: { source, file } }: Group,
   sample: Sample,
-  { evicted, collected, full, answer, tokens, shading }: {
+  { evicted, prefill, full, answer, tokens, shading }: {
     evicted: Evicted;
-    collected: Collected;
+    prefill: SharedPrefill;
     full: FullAnswer;
     answer: ComparedAnswer;
     tokens: ResultLine["tokens"];
@@ -367,10 +367,10 @@ function lineOf(
     kl: answer.kl,
     tokens,
     kept: headCounts(evicted.cache),
-    bytes: { live: evicted.cache.bytes().live, full: collected.cache.bytes().live },
+    bytes: { live: evicted.cache.bytes().live, full: prefill.cache.bytes().live },
     ms: {
-      prefill: evicted.prefillMs ?? collected.ms.prefill,
-      observe: collected.ms.observe,
+      prefill: evicted.prefillMs ?? prefill.ms.prefill,
+      observe: prefill.ms.observe,
       evict: evicted.evictMs,
       fork: evicted.forkMs,
       ...answer.ms,

@@ -5,7 +5,7 @@
  */
 import { PalisadeError } from "../../core/errors.ts";
 import { parsePolicy, type PolicyText } from "../../core/policy/grammar.ts";
-import type { HeadScores, Policy, PolicyFileKind, PolicyFileNeed, PolicySources } from "../../core/policy/policy.ts";
+import type { HeadScores, Policy, PolicyFileKind, PolicyFileNeed, PolicyFiles } from "../../core/policy/policy.ts";
 import { resolvePolicy } from "../../core/policy/registry.ts";
 import type { Runtime } from "../../runtime/interface.ts";
 import { type Gate, writeGate } from "../gate/file.ts";
@@ -73,7 +73,7 @@ async function opened(policy: Policy, { kind, name }: PolicyFileNeed, text: stri
   };
   if (kind !== "head-scores") return { policy, hash: (await read(kind)).hash };
   const { content, hash } = await read(kind);
-  const sources: PolicySources = { headScores: new Map([[name, content]]) };
+  const sources: PolicyFiles = { headScores: new Map([[name, content]]) };
   return { policy: resolvePolicy(text, sources), hash };
 }
 

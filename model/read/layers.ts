@@ -254,7 +254,7 @@ class SeenQueries {
   readonly #length: number;
   /** `[window, heads, headDim]`. */
   readonly #window: Tensor;
-  readonly #columns: Columns;
+  readonly #columnReductions: ColumnReductions;
   readonly #statistics?: QueryStatistics;
 
   constructor({ backend, shape }: RaggedCache, length: number, window: Tensor, needs: Needs) {
@@ -263,8 +263,8 @@ class SeenQueries {
     this.#row = heads * headDim;
     this.#length = length;
     this.#window = window;
-    this.#columns = new Columns(needs, heads, length);
-    this.want = this.#columns.want;
+    this.#columnReductions = new ColumnReductions(needs, heads, length);
+    this.want = this.#columnReductions.want;
     if (queryStatistics) this.#statistics = new QueryStatistics(shape, length, queryStatistics);
   }
 
@@ -276,7 +276,7 @@ class SeenQueries {
   /** Takes the chunk of `count` tokens from `first` on. */
   async add({ queries, unrotated }: AtAttention, columns: AttentionOutputs, first: number, count: number) {
     this.#statistics?.add(await this.#tensors.read(unrotated!), first, count, this.#row);
-    this.#columns.add(columns, first + count);
+    this.#columnReductions.add(columns, first + count);
     const start = this.#length - this.#window.length / this.#row, from = Math.max(start, first), end = first + count;
     if (from >= end) return;
     this.#tensors.copy(
@@ -290,12 +290,12 @@ class SeenQueries {
 
   result(rope: Rope): LayerSeen {
     const foreseen = this.#statistics?.result(rope, rope.magnitude * growthAt(rope, this.#length));
-    return { windowQueries: this.#window, ...this.#columns.result(), ...foreseen };
+    return { windowQueries: this.#window, ...this.#columnReductions.result(), ...foreseen };
   }
 }
 
 /** Column sums and maxima of the softmax, merged over the chunks of one layer, `[heads, length]`. */
-class Columns {
+class ColumnReductions {
   readonly want: { columnSum?: boolean; columnMax?: boolean };
   readonly #heads: number;
   readonly #length: number;

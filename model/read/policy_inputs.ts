@@ -44,7 +44,7 @@ export async function scoreFiles(
  * The sources of a policy's scores for one context.
  * @throws PalisadeError `context.too-long`, `gate.*`, `soft-tokens.*` and what the files throw.
  */
-export async function scoreSources(
+export async function policyInputs(
   model: FileModel & Pick<Model, "tokenizer" | "frame">,
   { needs }: Pick<Policy, "needs">,
   ids: readonly number[],

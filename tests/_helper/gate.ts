@@ -8,7 +8,7 @@ import { worstCaseOf } from "../../model/gate/worst_case.ts";
 import type { ModelConfig } from "../../model/config.ts";
 import type { Model } from "../../model/model.ts";
 import { LayerReader, readContext } from "../../model/read/layers.ts";
-import { gateScorer, scoreSources } from "../../model/read/policy_inputs.ts";
+import { gateScorer, policyInputs } from "../../model/read/policy_inputs.ts";
 
 /** What a gate file says of a model's gate; the numbers are made up. */
 export function gateInfo(
@@ -55,7 +55,7 @@ export async function predictedAndMeasured(
   using reader = await LayerReader.open(model, cache, ids, {
     needs,
     window: 0,
-    ...await scoreSources(model, { needs }, ids, { gate }),
+    ...await policyInputs(model, { needs }, ids, { gate }),
   });
   for (let layer = 0; layer < model.config.layers; layer++) {
     const { gate: predicted, reconstruction } = await reader.layer(layer);

@@ -7,7 +7,7 @@ import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { CACHE_TYPES, type CacheType } from "../../core/cache/entry_type.ts";
 import { resolvePolicy } from "../../core/policy/registry.ts";
-import { collect, forkCache } from "../../evaluate/sweep/read_cells.ts";
+import { forkCache, prefillOnce } from "../../evaluate/sweep/shared_prefill.ts";
 import { extend } from "../../model/decode/extend.ts";
 import { CHUNK } from "../../model/decode/layer.ts";
 import { calibrate } from "../../model/gate/fit/calibrate.ts";
@@ -180,10 +180,10 @@ Deno.test("a sweep's one prefill on an awkward device keeps what it keeps on thi
   const cases = ["snapkv(window=8)", "layer-defensive(window=16)", "critical-adakv", "h2o", "keydiff", "kvzip"]
     .map((text) => ({ policy: resolvePolicy(text), keep: { fraction: 0.2 } }));
   const gathered = async (model: Model) => {
-    using collected = await collect(model, ids, cases);
-    using fork = await forkCache(collected.cache, collected.cases[0].kept!);
+    using prefill = await prefillOnce(model, ids, cases);
+    using fork = await forkCache(prefill.cache, prefill.cases[0].kept!);
     const logits = await extend(model.dense, fork, [5, 6, 7]);
-    return { kept: collected.cases.map(({ kept }) => kept), logits, lastHidden: collected.lastHidden };
+    return { kept: prefill.cases.map(({ kept }) => kept), logits, lastHidden: prefill.lastHidden };
   };
   assert.deepEqual(await gathered(there), await gathered(here));
   assert.deepEqual([held.alive, there.backend.memory().allocatedBytes], [0, 0]);

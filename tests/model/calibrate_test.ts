@@ -7,7 +7,7 @@ import { fileURLToPath } from "node:url";
 import { PalisadeError } from "../../core/errors.ts";
 import { randomSource } from "../../core/measure/random.ts";
 import { calibrate } from "../../model/gate/fit/calibrate.ts";
-import { designColumns, LayerCalibration, targetsOf } from "../../model/gate/fit/layer.ts";
+import { designMatrix, LayerCalibration, targetsOf } from "../../model/gate/fit/layer.ts";
 import { type CalibrationPlan, planCalibration } from "../../model/gate/fit/plan.ts";
 import { fitRidge, NormalEquations, RIDGES, solveRidge } from "../../model/gate/fit/ridge.ts";
 import { Draw, KINDS, mixedText, passage } from "../../model/gate/fit/text.ts";
@@ -117,7 +117,7 @@ Deno.test("LayerCalibration recovers a linear gate and its largest surprise", as
   const truth = Array.from({ length: kvHeads }, () => Array.from({ length: width }, () => (next() - 0.5) / 8));
   const text = (tokens: number, surprise = 0) => {
     const hidden = Float32Array.from({ length: tokens * width }, () => next() * 2 - 1);
-    const { data, rows } = designColumns({ hidden, tokens, importance: new Float32Array(0) }, gains, config);
+    const { data, rows } = designMatrix({ hidden, tokens, importance: new Float32Array(0) }, gains, config);
     const importance = new Float32Array(kvHeads * tokens).fill(1);
     truth.forEach((w, g) => {
       for (let t = 0; t < rows; t++) {

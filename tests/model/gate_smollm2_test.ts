@@ -7,7 +7,7 @@ import { loadModel, type Model } from "../../model/model.ts";
 import { contextIds } from "../../model/text/prompt.ts";
 import { LayerReader } from "../../model/read/layers.ts";
 import { openContext } from "../../model/session.ts";
-import { scoreSources } from "../../model/read/policy_inputs.ts";
+import { policyInputs } from "../../model/read/policy_inputs.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
 import { losses } from "../_helper/gate.ts";
 import { smollm2 } from "../_helper/model.ts";
@@ -53,7 +53,7 @@ Deno.test("the shipped gate predicts what SmolLM2 needs to repeat a text", async
     const ids = contextIds(model.frame, model.tokenizer, TEXT);
     const needs = { gate: true, reconstruction: { chunk: 2048, postfix: 8 } };
     using cache = new RaggedCache(model.backend, model.config);
-    const sources = await scoreSources(model, { needs }, ids);
+    const sources = await policyInputs(model, { needs }, ids);
     using reader = await LayerReader.open(model, cache, ids, { needs, window: 0, ...sources });
     let sum = 0;
     const { layers, kvHeads } = model.config;

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { resolvePolicy } from "../../core/policy/registry.ts";
 import { resolveBudget } from "../../core/select/budget.ts";
-import { collect, type CollectedCase } from "../../evaluate/sweep/read_cells.ts";
+import { type KeptCase, prefillOnce } from "../../evaluate/sweep/shared_prefill.ts";
 import { loadModel, type Model } from "../../model/model.ts";
 import { extend } from "../../model/decode/extend.ts";
 import { readContext } from "../../model/read/layers.ts";
@@ -60,12 +60,12 @@ async function readAll(model: Model, ids: readonly number[]): Promise<ReadResult
 }
 
 /** Reads `ids`, keeps everything, and notes what every golden policy would keep. */
-async function readCollecting(model: Model, ids: readonly number[]) {
+async function readSharing(model: Model, ids: readonly number[]) {
   const cases = RATIOS.flatMap((ratio) =>
     Object.values(POLICIES).map((name) => ({ policy: resolvePolicy(name), keep: { ratio } }))
   );
-  const { cases: collected, ...read } = await collect(model, ids, cases);
-  return { ...read, collected };
+  const { cases: keptCases, ...read } = await prefillOnce(model, ids, cases);
+  return { ...read, keptCases };
 }
 
 /** Reads `ids` and notes the scores of the {@link RECORDED} policies. */
@@ -118,7 +118,7 @@ Deno.test("SmolLM2 agrees with the reference implementations", async (t) => {
   }
 
   await using model = await open("node");
-  const { cache, lastHidden, collected } = await readCollecting(model, golden.context_ids);
+  const { cache, lastHidden, keptCases } = await readSharing(model, golden.context_ids);
   using _ = cache;
 
   await t.step("readContext() gives the golden logits after the context", async () => {
@@ -144,7 +144,7 @@ Deno.test("SmolLM2 agrees with the reference implementations", async (t) => {
   for (const ratio of RATIOS) {
     for (const [name, ours] of Object.entries(POLICIES)) {
       await t.step(`${ours} keeps the golden sets at r = ${ratio}`, () => {
-        assertAlike(keptBy(collected, ours, ratio), golden.kept[String(ratio)][name]);
+        assertAlike(keptBy(keptCases, ours, ratio), golden.kept[String(ratio)][name]);
       });
     }
   }
@@ -163,7 +163,7 @@ Deno.test("SmolLM2 agrees with the reference implementations", async (t) => {
   }
 
   await t.step("compact() then extend() equals masking the evicted entries within 1e-4", async () => {
-    const kept = keptBy(collected, "layer-defensive@reference", RATIOS[0]);
+    const kept = keptBy(keptCases, "layer-defensive@reference", RATIOS[0]);
     kept.forEach((heads, layer) => cache.compact(layer, heads));
     const logits = await extend(model.dense, cache, golden.question_ids);
     const masked = await oracleLogits(
@@ -203,8 +203,8 @@ function assertTopSets({ policy, budget, layers }: Recorded, theirs: readonly nu
 }
 
 /** What one policy keeps at one ratio. */
-function keptBy(collected: readonly CollectedCase[], name: string, ratio: number) {
-  const found = collected.find(({ policy, keep }) => policy.name === name && "ratio" in keep && keep.ratio === ratio);
+function keptBy(keptCases: readonly KeptCase[], name: string, ratio: number) {
+  const found = keptCases.find(({ policy, keep }) => policy.name === name && "ratio" in keep && keep.ratio === ratio);
   return found!.kept!;
 }
 

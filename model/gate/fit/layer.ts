@@ -1,7 +1,7 @@
 /** One layer of a calibration: inputs and importance of every text, the regression, and how it does on held-out texts. */
 import type { ModelConfig } from "../../config.ts";
 import { roundToFloat16 } from "../../file/safetensors.ts";
-import { type Columns, fitRidge, NormalEquations } from "./ridge.ts";
+import { type DesignMatrix, fitRidge, NormalEquations } from "./ridge.ts";
 
 /** y = ln(importance + FLOOR). */
 export const FLOOR = 1e-5;
@@ -32,11 +32,11 @@ export interface LayerText {
 }
 
 /** Inputs after the norm, with a constant 1 as the last column; the first {@link SKIPPED} tokens left out. */
-export function designColumns(
+export function designMatrix(
   { hidden, tokens }: LayerText,
   gains: Float32Array,
   { width, normEpsilon }: ModelConfig,
-): Columns {
+): DesignMatrix {
   const rows = Math.max(0, tokens - SKIPPED);
   const data = new Float64Array((width + 1) * rows);
   for (let t = 0; t < rows; t++) {
@@ -64,7 +64,7 @@ export class LayerCalibration {
   readonly #config: ModelConfig;
   readonly #gains: Float32Array;
   /** Every fifth text chooses the ridge. */
-  readonly #parts: readonly [NormalEquations, NormalEquations];
+  readonly #folds: readonly [NormalEquations, NormalEquations];
   #texts = 0;
   #fitted?: { ridge: number; weights: number[][]; bias: number[] };
   readonly #moments: Moments[];
@@ -75,19 +75,19 @@ export class LayerCalibration {
     this.#config = config;
     this.#gains = gains;
     const equations = () => new NormalEquations(config.width + 1, config.kvHeads);
-    this.#parts = [equations(), equations()];
+    this.#folds = [equations(), equations()];
     this.#moments = Array.from({ length: config.kvHeads }, () => new Moments());
   }
 
   /** A text to fit on. */
   add(text: LayerText): void {
-    const part = this.#parts[this.#texts++ % 5 === 1 ? 1 : 0];
-    part.add(designColumns(text, this.#gains, this.#config), targetsOf(text, this.#config.kvHeads));
+    const fold = this.#folds[this.#texts++ % 5 === 1 ? 1 : 0];
+    fold.add(designMatrix(text, this.#gains, this.#config), targetsOf(text, this.#config.kvHeads));
   }
 
   fit(): void {
     const { width } = this.#config;
-    const { ridge, weights } = fitRidge(...this.#parts);
+    const { ridge, weights } = fitRidge(...this.#folds);
     this.#fitted = {
       ridge,
       weights: weights.map((w) => Array.from(roundToFloat16(Float32Array.from(w.subarray(0, width))))),
@@ -98,7 +98,7 @@ export class LayerCalibration {
   /** A text the regression has not seen. */
   check(text: LayerText, set: "heldOut" | "shifted"): void {
     const { kvHeads, width } = this.#config, { weights, bias } = this.#fitted!;
-    const { data, rows } = designColumns(text, this.#gains, this.#config);
+    const { data, rows } = designMatrix(text, this.#gains, this.#config);
     const y = targetsOf(text, kvHeads);
     let worst = -Infinity;
     for (let g = 0; g < kvHeads; g++) {

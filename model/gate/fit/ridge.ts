@@ -1,7 +1,7 @@
 /** Ridge regression by normal equations: memory width² whatever the number of rows. All sums are float64. */
 
 /** Rows of one design matrix, column by column, so that sums over rows read memory in order. */
-export interface Columns {
+export interface DesignMatrix {
   /** `[width, rows]`. */
   readonly data: Float64Array;
   readonly rows: number;
@@ -28,7 +28,7 @@ export class NormalEquations {
   }
 
   /** Adds rows. `y`: `[targets, rows]`. */
-  add({ data, rows }: Columns, y: Float64Array): void {
+  add({ data, rows }: DesignMatrix, y: Float64Array): void {
     const { width, targets } = this;
     if (data.length !== width * rows || y.length !== targets * rows) {
       throw new RangeError(`Cannot add ${data.length} inputs and ${y.length} targets for ${rows} rows of ${width}`);

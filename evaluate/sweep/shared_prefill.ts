@@ -2,8 +2,9 @@
  * One prefill for many policies and budgets.
  *
  * The context is read once and nothing is evicted. After each layer every case is scored and selected from what that
- * layer left behind, exactly as `openContext` would (`tests/evaluate/collect_test.ts` compares them), and only its kept
- * positions stay. Policies with other windows or pooling kernels are observed anew on the same rows.
+ * layer left behind, and only its kept positions stay. They are what `openContext` would keep
+ * (`tests/evaluate/shared_prefill_test.ts`). Policies with other windows or pooling kernels are observed anew on the same
+ * rows.
  *
  * Memory: the full cache, the kept positions of each case (four bytes an entry), for policies whose layers compete
  * the scores that are still in the race, and in {@link forkCache} one fork and one layer's kept rows. One fork at a time.
@@ -17,7 +18,7 @@ import type { Budget, Needs, NormKind, Observation, Policy, Reduction } from "..
 import { resolvePolicy } from "../../core/policy/registry.ts";
 import type { Model } from "../../model/model.ts";
 import { LayerReader, type LayerSeen } from "../../model/read/layers.ts";
-import { scoreSources } from "../../model/read/policy_inputs.ts";
+import { policyInputs } from "../../model/read/policy_inputs.ts";
 
 /** A policy at a budget. */
 export interface Case {
@@ -26,25 +27,25 @@ export interface Case {
 }
 
 /** What a case would keep of the context. */
-export interface CollectedCase extends Case {
+export interface KeptCase extends Case {
   readonly budget: Budget;
   /** Kept positions, ascending, `[layers][kvHeads]`; undefined when everything stays. */
   readonly kept: readonly (readonly Int32Array[])[] | undefined;
-  /** Milliseconds of scoring and selecting; observing is shared ({@link Collected.ms}). */
+  /** Milliseconds of scoring and selecting; observing is shared ({@link SharedPrefill.ms}). */
   readonly evictMs: number;
 }
 
-export interface Collected extends Disposable {
+export interface SharedPrefill extends Disposable {
   /** The whole context's cache; disposed with this object. */
   readonly cache: RaggedCache;
-  readonly cases: readonly CollectedCase[];
+  readonly cases: readonly KeptCase[];
   /** Hidden state of the last token before the final norm, `[width]`. */
   readonly lastHidden: Float32Array;
   /** Milliseconds of the forward pass, and of observing for all cases together. */
   readonly ms: { readonly prefill: number; readonly observe: number };
 }
 
-export interface CollectOptions {
+export interface PrefillOptions {
   /** Lets kvzip repeat the context beyond the trained length. */
   readonly beyondTrained?: boolean;
   /** How the cache stores keys and values. Default `f32`. */
@@ -83,22 +84,22 @@ export function sharesPrefill({ needs: { reconstruction, queryStatistics, ...nee
  * Reads `ids` and notes what each of `cases` keeps. All must share a prefill ({@link sharesPrefill}).
  * @throws PalisadeError `keep.*`, `context.*` as `resolveBudget`.
  */
-export async function collect(
+export async function prefillOnce(
   model: Omit<Model, keyof AsyncDisposable>,
   ids: readonly number[],
   cases: readonly Case[],
-  options: CollectOptions = {},
-): Promise<Collected> {
+  options: PrefillOptions = {},
+): Promise<SharedPrefill> {
   const { config } = model;
-  const gatherers = cases.map((each) =>
-    new Gatherer(each, resolveBudget(each.policy, each.keep, ids.length, config), model.backend)
+  const caseEvictions = cases.map((each) =>
+    new CaseEviction(each, resolveBudget(each.policy, each.keep, ids.length, config), model.backend)
   );
-  const scoring = gatherers.filter(({ keepsAll }) => !keepsAll);
+  const scoring = caseEvictions.filter(({ keepsAll }) => !keepsAll);
   const cache = new RaggedCache(model.backend, config, options.cacheType);
   try {
     const observer = new Observer(cache, scoring, (layer) => model.file.readFloat32(`blk.${layer}.attn_output.weight`));
     const { beyondTrained, signal } = options;
-    const sources = await scoreSources(model, observer.wanted, ids, { beyondTrained });
+    const sources = await policyInputs(model, observer.wanted, ids, { beyondTrained });
     using reader = await LayerReader.open(model, cache, ids, { ...observer.wanted, ...sources, signal });
     const ms = { prefill: 0, observe: 0 };
     for (let layer = 0; layer < config.layers; layer++) {
@@ -109,13 +110,13 @@ export async function collect(
       reader.release(seen);
       ms.prefill += read - start;
       ms.observe += performance.now() - read;
-      for (const gatherer of scoring) await gatherer.add(observed.get(gatherer)!);
+      for (const caseEviction of scoring) await caseEviction.add(observed.get(caseEviction)!);
       options.onLayer?.(layer + 1, config.layers);
     }
     cache.advance(ids.length);
     return {
       cache,
-      cases: gatherers.map((gatherer) => gatherer.result()),
+      cases: caseEvictions.map((caseEviction) => caseEviction.result()),
       lastHidden: await reader.lastHidden(),
       ms,
       [Symbol.dispose]: () => cache[Symbol.dispose](),
@@ -155,7 +156,7 @@ export async function forkCache(
 }
 
 /** Scores and selects for one case, layer by layer. */
-class Gatherer {
+class CaseEviction {
   readonly case: Case;
   readonly budget: Budget;
   readonly #kept: Int32Array[][] = [];
@@ -181,7 +182,7 @@ class Gatherer {
     this.#ms += performance.now() - start;
   }
 
-  result(): CollectedCase {
+  result(): KeptCase {
     const { layers } = this.budget.model;
     const eviction = this.#eviction;
     const kept = eviction?.crossLayer ? Array.from({ length: layers }, (_, layer) => eviction.kept(layer)) : this.#kept;
@@ -198,27 +199,27 @@ class Observer {
 
   constructor(
     cache: RaggedCache,
-    gatherers: readonly Gatherer[],
+    caseEvictions: readonly CaseEviction[],
     outputWeights: (layer: number) => Promise<Float32Array>,
   ) {
     this.#cache = cache;
     this.#outputWeights = outputWeights;
-    this.#groups = groupsOf(gatherers);
-    const observed = gatherers.filter(({ case: { policy } }) => policy.needs.window);
+    this.#groups = groupsOf(caseEvictions);
+    const observed = caseEvictions.filter(({ case: { policy } }) => policy.needs.window);
     this.wanted = {
-      needs: unionOf(gatherers),
+      needs: unionOf(caseEvictions),
       window: observed.reduce((most, { budget }) => Math.max(most, budget.window), 0),
     };
   }
 
-  async observe(layer: number, seen: LayerSeen): Promise<Map<Gatherer, Observation>> {
+  async observe(layer: number, seen: LayerSeen): Promise<Map<CaseEviction, Observation>> {
     const { windowQueries, ...shared } = seen;
     const rows = this.#cache.rows(layer);
     const norms = new Map<NormKind | undefined, Float32Array>();
     for (const kind of new Set(this.#groups.flatMap(({ members }) => members.map(normsOf)))) {
       if (kind) norms.set(kind, await this.#valueNorms(layer, kind));
     }
-    const observations = new Map<Gatherer, Observation>();
+    const observations = new Map<CaseEviction, Observation>();
     const { tensors } = this.#cache.backend;
     for (const { members, needs, window } of this.#groups) {
       const { model: shape, length } = members[0].budget;
@@ -244,21 +245,21 @@ class Observer {
 
 /** Cases that one call of `observe` serves. */
 interface ObserveGroup {
-  readonly members: readonly Gatherer[];
+  readonly members: readonly CaseEviction[];
   readonly needs: Needs;
   readonly window: number;
 }
 
-function normsOf(gatherer: Gatherer): NormKind | undefined {
-  return gatherer.case.policy.needs.valueNorms;
+function normsOf(caseEviction: CaseEviction): NormKind | undefined {
+  return caseEviction.case.policy.needs.valueNorms;
 }
 
-function groupsOf(gatherers: readonly Gatherer[]): ObserveGroup[] {
-  const byKey = new Map<string, Gatherer[]>();
-  for (const gatherer of gatherers) {
-    const { policy: { needs } } = gatherer.case;
-    const key = `${gatherer.budget.window}/${needs.window ? needs.kernel ?? "" : "none"}`;
-    byKey.set(key, [...byKey.get(key) ?? [], gatherer]);
+function groupsOf(caseEvictions: readonly CaseEviction[]): ObserveGroup[] {
+  const byKey = new Map<string, CaseEviction[]>();
+  for (const caseEviction of caseEvictions) {
+    const { policy: { needs } } = caseEviction.case;
+    const key = `${caseEviction.budget.window}/${needs.window ? needs.kernel ?? "" : "none"}`;
+    byKey.set(key, [...byKey.get(key) ?? [], caseEviction]);
   }
   return [...byKey.values()].map((members) => ({
     members,
@@ -267,8 +268,8 @@ function groupsOf(gatherers: readonly Gatherer[]): ObserveGroup[] {
   }));
 }
 
-function unionOf(gatherers: readonly Gatherer[]): Needs {
-  const needs = gatherers.map(({ case: { policy } }) => policy.needs);
+function unionOf(caseEvictions: readonly CaseEviction[]): Needs {
+  const needs = caseEvictions.map(({ case: { policy } }) => policy.needs);
   const window = new Set<Reduction>(needs.flatMap((each) => each.window ?? []));
   return {
     ...(window.size > 0 && { window: [...window] }),

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { policies, resolvePolicy } from "../../core/policy/registry.ts";
 import { answerBeside, answerFully } from "../../evaluate/sweep/answer.ts";
-import { type Case, collect, forkCache, sharesPrefill } from "../../evaluate/sweep/read_cells.ts";
+import { type Case, forkCache, prefillOnce, sharesPrefill } from "../../evaluate/sweep/shared_prefill.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
 import { contextIds, questionIds } from "../../model/text/prompt.ts";
 import { openContext } from "../../model/session.ts";
@@ -33,18 +33,18 @@ function keptOf(cache: RaggedCache): number[][][] {
 }
 
 for (const backend of ["ts", "wasm"] as const) {
-  Deno.test(`collect() on ${backend} keeps exactly what openContext() keeps, for every policy and budget`, async () => {
+  Deno.test(`prefillOnce() on ${backend} keeps exactly what openContext() keeps, for every policy and budget`, async () => {
     await using model = await tinyModel(backend);
     const ids = contextIds(model.frame, model.tokenizer, TEXT);
-    using collected = await collect(model, ids, casesOf());
-    for (const each of collected.cases) {
+    using prefill = await prefillOnce(model, ids, casesOf());
+    for (const each of prefill.cases) {
       using context = await openContext(model, TEXT, each);
       const label = `${each.policy.name} ${JSON.stringify(each.keep)}`;
       if (each.kept === undefined) {
-        assert.deepEqual(keptOf(collected.cache), keptOf(context.cache), label);
+        assert.deepEqual(keptOf(prefill.cache), keptOf(context.cache), label);
         continue;
       }
-      using fork = await forkCache(collected.cache, each.kept);
+      using fork = await forkCache(prefill.cache, each.kept);
       assert.deepEqual(keptOf(fork), keptOf(context.cache), label);
       assert.equal(fork.position, context.cache.position);
       assert.equal(fork.bytes().live, context.cache.bytes().live);
@@ -72,10 +72,10 @@ Deno.test("answerBeside() gives the answer of ask() and the divergence of each s
   const ids = contextIds(model.frame, model.tokenizer, TEXT);
   const asked = questionIds(model.frame, model.tokenizer, "How many stakes?", "There are");
   const options = { maxNewTokens: 24, contextLength: model.config.contextLength };
-  using collected = await collect(model, ids, casesOf([{ fraction: 0.2 }, { fraction: 0.9 }]));
-  const full = await answerFully(model, collected.cache, asked, options);
+  using prefill = await prefillOnce(model, ids, casesOf([{ fraction: 0.2 }, { fraction: 0.9 }]));
+  const full = await answerFully(model, prefill.cache, asked, options);
   const differences = new Set<number | null>();
-  for (const each of collected.cases) {
+  for (const each of prefill.cases) {
     using context = await openContext(model, TEXT, each);
     const expected = await context.ask("How many stakes?", { answerPrefix: "There are", maxTokens: 24 });
     const answer = await answerBeside(model, context.cache, asked, full, options);
