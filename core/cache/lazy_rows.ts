@@ -35,9 +35,11 @@ export class LazyRows {
   compact(kept: readonly Int32Array[]): void {
     const lengths = this.#kept.map((rows, head) => rows?.length ?? this.#rows.length(head));
     checkKept(kept, lengths);
+    // Noted only: the backend's rows stay where they are.
     kept.forEach((rows, head) => {
       if (rows.length < lengths[head]) this.#kept[head] = composed(this.#kept[head], rows);
     });
+    // A head moves once its rows fit fewer pages than it holds.
     const frees = (head: number) => {
       const rows = this.#kept[head];
       return rows !== undefined && pages(rows.length) < pages(this.#rows.length(head));
@@ -52,6 +54,7 @@ export class LazyRows {
   /** Moves up the rows of the heads asked for. */
   #move(wanted: (head: number) => boolean): void {
     const heads = this.#kept.map((_, head) => wanted(head));
+    // One call for the layer; a head that is not asked for keeps all its rows.
     this.#rows.compact(this.#kept.map((rows, head) => heads[head] && rows || firstRows(this.#rows.length(head))));
     heads.forEach((moved, head) => {
       if (moved) this.#kept[head] = undefined;

@@ -91,13 +91,17 @@ export class CacheLimit {
     this.#contextEnd = cache.seen;
     const { shape: { kvHeads, layers } } = cache, heads = kvHeads * layers;
     const marked = SINK_COUNT + (options.markers?.size ?? 0);
+    // What each head holds; at the least, room for its protected entries and one that can be evicted.
     const shares = Int32Array.from({ length: heads }, (_, i) => Math.max(this.#length(i), marked + 1));
     const held = shares.reduce((sum, share) => sum + share, 0), longest = Math.max(...shares);
+    // What N leaves, in equal parts, but no head may outgrow the trained context.
     const free = Math.floor((options.tokens * heads - held) / heads);
     const room = Math.min(free, (options.longest ?? Infinity) - longest);
     if (!(room >= 1)) throw tooSmall(options, held / heads, longest, marked);
     this.#caps = shares.map((share) => share + room);
+    // A tenth of N at once, or all the free room where that is less.
     this.#step = Math.min(options.tokens - lowWater(options.tokens), room);
+    // The recent window must fit the smallest head after an eviction.
     const shortest = Math.min(...this.#caps) - this.#step;
     this.#window = Math.min(WINDOW_ASKED, Math.max(1, shortest - marked));
     this.#states = Array.from(shares, () => new RuleState(options.rule));
@@ -172,10 +176,12 @@ export class CacheLimit {
     const state = this.#states[index];
     const count = Math.min(length, this.#caps[index] - this.#step);
     const positions = this.#cache.positions(layer, head);
+    // A rule that looks at no attention hears of new entries only here.
     state.fit(length);
     const segment = { scores: state.scores(), protectedEntries: this.#protected(positions) };
     const [kept] = await backend.select({ segments: [segment], count });
     state.compact(kept);
+    // Positions ascend, so the first `before` rows are the context's.
     const before = positions.filter((position) => position < this.#contextEnd).length;
     this.#evicted += length - count;
     this.#evictedFromContext += before - kept.filter((row) => row < before).length;

@@ -43,6 +43,7 @@ export class CascadeSelection {
     if (preference === undefined) throw new RangeError(`Cannot add layer ${layer}: it has no preference`);
     this.#layers.push({ layer, preference, count: length, heads: allEntries(scores, this.#budget) });
     this.#layers.sort((a, b) => a.layer - b.layer);
+    // The new layer still has all its entries; the others can only lose some.
     const counts = this.#split();
     return this.#layers.flatMap((each, i) => this.#shrink(each, counts[i], each.layer === layer) ?? []);
   }
@@ -62,8 +63,10 @@ export class CascadeSelection {
   /** Entries per head of each layer seen so far. */
   #split(): Int32Array {
     const { perHead, sinks, window, model } = this.#budget;
+    // Every layer keeps its sinks and window; what it holds beyond them is split.
     const fixed = sinks + window;
     const rooms = this.#layers.map(({ count }) => count - fixed);
+    // Early on the layers hold less than the whole budget: then all of it stays.
     const total = Math.min((perHead - fixed) * model.layers, rooms.reduce((sum, room) => sum + room, 0));
     const weights = this.#layers.map(({ preference }) => preference);
     return apportion(weights, rooms, total).map((seats) => seats + fixed);
@@ -73,6 +76,7 @@ export class CascadeSelection {
   #shrink(each: CascadeLayer, count: number, copy: boolean): LayerChange | undefined {
     const loses = count < each.count;
     if (!loses && !copy) return undefined;
+    // Every head of a layer keeps the same number, by its own scores.
     const kept = each.heads.flatMap((head) => selectTop({ segments: [head], count }));
     each.heads = each.heads.map((head, i) => pick(head, kept[i]));
     each.count = count;

@@ -38,9 +38,11 @@ export class JointSelection {
     if (!Number.isInteger(layer) || layer < 0 || layer >= model.layers || this.#counts[layer]) {
       throw new RangeError(`Cannot add layer ${layer}: want each of 0 … ${model.layers - 1} once`);
     }
+    // The entries join at their layer's place, so that the list stays in order of layer, head, position.
     const added = entriesOf(scores, this.#budget);
     this.#entries = inserted(this.#entries, added, this.#start(layer));
     this.#counts[layer] = new Array(model.kvHeads).fill(length);
+    // While all fit, nobody leaves.
     return this.#entries.keys.length > total ? this.#shrink(total) : [];
   }
 
@@ -67,20 +69,24 @@ export class JointSelection {
   #shrink(total: number): LayerChange[] {
     const cutoff = new Cutoff(this.#entries, total), changes: LayerChange[] = [];
     const rows = new Int32Array(total), places = new Int32Array(total);
+    // `start`: the head's first entry in the list as it was; `at`: its first among those that stay.
     let start = 0, at = 0;
     this.#counts.forEach((counts, layer) => {
       if (!counts) return;
       const [before, first] = [start, at];
       const kept = counts.map((count, head) => {
         const from = at;
+        // Rows count from the head's first entry, as the cache does; places from the start of the list.
         at = cutoff.take(start, start + count, rows, at);
         for (let i = from; i < at; i++) places[i] = start + rows[i];
         start += count;
         counts[head] = at - from;
         return rows.subarray(from, at);
       });
+      // Fewer stay than there were: the layer loses entries.
       if (at - first < start - before) changes.push({ layer, kept });
     });
+    // One copy of what stays, so that the memory of the rest is free.
     this.#entries = picked(this.#entries, places);
     return changes;
   }

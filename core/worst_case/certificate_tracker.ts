@@ -124,6 +124,7 @@ class HeadTracker {
   }
 
   keep(rows: Int32Array): void {
+    // Both lists ascend, so one pass tells who stays and who goes.
     let next = 0;
     for (let i = 0; i < this.positions.length; i++) {
       if (rows[next] === i) next++;
@@ -132,6 +133,7 @@ class HeadTracker {
     if (next !== rows.length) {
       throw new RangeError(`Kept rows ${rows} are not ascending below ${this.positions.length}`);
     }
+    // What is remembered of an entry moves up with it.
     this.positions = Int32Array.from(rows, (row) => this.positions[row]);
     this.#importance = Float32Array.from(rows, (row) => this.#importance[row]);
     this.#norms = Float64Array.from(rows, (row) => this.#norms[row]);
@@ -140,9 +142,11 @@ class HeadTracker {
 
   /** Math.max passes NaN on, as `worst` does. */
   #evict(i: number): void {
+    // Nothing was measured of the window's own entries.
     if (this.positions[i] >= this.#prefix) this.#unobserved++;
     this.#largestRisk = Math.max(this.#largestRisk, this.#importance[i]);
     this.#riskSum += this.#importance[i];
+    // Bounds need the largest value that left, before the output projection and after it per query head.
     this.#evictedNorm = Math.max(this.#evictedNorm, this.#norms[i]);
     this.#projected?.forEach((norms, member) => {
       this.#evictedProjected[member] = Math.max(this.#evictedProjected[member], norms[i]);

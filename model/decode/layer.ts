@@ -40,6 +40,7 @@ export async function layerStep(dense: Dense, cache: RaggedCache, input: LayerIn
   using made = new Temporaries(cache.backend.tensors);
   const output = await attended(dense, cache, input, made, attend);
   await breathe();
+  // Output projection and residual, then norm, feed-forward and residual.
   return await dense.finish(input.layer, input.hidden, output, input.count);
 }
 
@@ -59,8 +60,10 @@ async function attended(
   using held = new Temporaries(cache.backend.tensors);
   await breathe();
   checkWindows(dense.config, Math.max(first, cache.seen) + count, "--context");
+  // Norm and projections, norms per head where there are any, and RoPE at positions `first`, `first + 1`, …
   const projected = await dense.project(layer, hidden, count, first, { unrotated });
   for (const tensor of Object.values<Tensor | undefined>({ ...projected })) if (tensor) held.add(tensor);
+  // Keys are stored rotated; the chunk's own rows are there before its queries look.
   cache.append(layer, projected.keys, projected.values, count, first);
   return await attend({ ...projected, rows: cache.rows(layer), made });
 }

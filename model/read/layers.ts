@@ -194,6 +194,7 @@ export class LayerReader implements Disposable {
   async layer(layer: number): Promise<LayerSeen> {
     const { needs, window, signal, onInput } = this.#options, { hidden, probe, reconstruction } = this.#parts;
     const { kvHeads, heads, headDim } = this.#dense.config;
+    // Room for the whole layer, so that rows don't move while it is appended.
     this.#cache.rows(layer, this.#length);
     const windowQueries = this.#cache.backend.tensors.zeros(window * heads * headDim);
     this.#given.add(windowQueries);
@@ -202,9 +203,11 @@ export class LayerReader implements Disposable {
     for (const chunk of hidden.chunks()) {
       signal?.throwIfAborted();
       await onInput?.(layer, chunk.hidden, chunk.first, chunk.count);
+      // The gate looks at the layer's input, before the step puts the next layer's in its place.
       if (gate) await this.#predict(gate, layer, chunk);
       await this.#step(layer, chunk, seen);
     }
+    // What asks the whole layer comes after its last chunk: kvzip's prompts, then the soft tokens.
     const repeated = await reconstruction?.layer(layer);
     const softTokens = await probe?.layer(layer, needs.softTokens!.reduction);
     return { ...seen.result(this.#dense.config.ropes[layer]), reconstruction: repeated, gate, softTokens };
@@ -215,13 +218,16 @@ export class LayerReader implements Disposable {
     const { hidden, count, first } = chunk, { config } = this.#dense, states = this.#parts.hidden;
     const input = { layer, hidden, count, first, unrotated: seen.unrotated };
     const attend = async (at: AtAttention) => {
+      // Causal attention of the chunk over all rows so far, with the column sums that the policy needs.
       const attended = await at.rows.prefillAttention(at.queries, count, seen.want);
       at.made.add(attended.output);
+      // Queries of the window are copied, statistics summed: nothing else of the chunk is kept.
       await seen.add(at, attended, first, count);
       return attended.output;
     };
     const waiting = (this.#parts.reconstruction?.hiddenBytes ?? 0) + (this.#parts.probe?.hiddenBytes ?? 0);
     this.activationBytes = Math.max(this.activationBytes, states.byteLength + waiting + stepBytes(config, count));
+    // No layer follows, and only the chunk with the last token gives logits.
     if (layer === config.layers - 1 && first + count < this.#length) {
       await layerAttention(this.#dense, this.#cache, input, attend);
     } else states.replace(chunk, await layerStep(this.#dense, this.#cache, input, attend));
