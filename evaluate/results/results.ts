@@ -92,6 +92,8 @@ export interface ResultLine extends CellInputs, CellOutcome {
   readonly asked: { readonly policy: string; readonly keep: string };
   /** The task's file as it was named, and the hash of what it held; missing in lines of earlier versions. */
   readonly source?: { readonly file: string; readonly sha256: string };
+  /** What reports call the model; missing in lines of earlier versions. `model.name` is what its file calls itself. */
+  readonly modelName?: string;
   readonly runtime: string;
   /** ISO 8601. */
   readonly at: string;

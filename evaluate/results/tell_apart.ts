@@ -3,10 +3,24 @@
  * another haystack, a policy whose gate or scores are others. Each gets a name of its own, so that nothing is averaged
  * that doesn't belong together.
  */
+import { nameOfHash } from "../../model/store/short_name.ts";
 import type { ResultLine } from "./results.ts";
 
+/** Models by the name that people know; lines of earlier versions don't say it, unless others are of the same file. */
+function shortlyNamed(lines: readonly ResultLine[]): ResultLine[] {
+  const names = new Map<string, string>();
+  for (const { modelName, model: { sha256 } } of lines) {
+    if (modelName !== undefined && !names.has(sha256)) names.set(sha256, modelName);
+  }
+  return lines.map((line) => {
+    const { name, sha256 } = line.model;
+    return { ...line, model: { name: names.get(sha256) ?? nameOfHash(sha256) ?? name, sha256 } };
+  });
+}
+
 /** The lines, those of namesakes with a hint behind the name: `jsonl:cases.jsonl (b/cases.jsonl)`. */
-export function tellApart(lines: readonly ResultLine[]): ResultLine[] {
+export function tellApart(all: readonly ResultLine[]): ResultLine[] {
+  const lines = shortlyNamed(all);
   const models = new Namesakes(), tasks = new Namesakes(), policies = new Namesakes();
   for (const line of lines) {
     models.add(line.model.name, line.model.sha256, [line.model.sha256.slice(0, 8)]);

@@ -97,3 +97,16 @@ Deno.test("csvOf() quotes what holds commas and keeps numbers whole", () => {
   assert.match(head, /^model,protocol,length,task,policy,keep,samples,score,full,loss,loss_low,loss_high/);
   assert.match(row, /^m,context-first,1024,vt,"adakv\(snapkv, safeguard=0\.2\)",20%,1,33\.3333/);
 });
+
+Deno.test("summarise() calls a model by the name that people know, old lines of the same file too", () => {
+  const smollm2 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
+  const named = (name: string, sha256: string, modelName?: string) => ({
+    ...line({ score: 1, sample: modelName?.length ?? 0 }),
+    model: { name, sha256 },
+    ...(modelName !== undefined && { modelName }),
+  });
+  const names = (lines: ResultLine[]) => [...new Set(summarise(lines).rows.map(({ model }) => model))];
+  assert.deepEqual(names([named("Smollm2 135M 8k", smollm2)]), ["smollm2-135m"]);
+  assert.deepEqual(names([named("Some title", "1".repeat(64))]), ["Some title"]);
+  assert.deepEqual(names([named("Some title", "1".repeat(64)), named("Some title", "1".repeat(64), "mine")]), ["mine"]);
+});
