@@ -45,5 +45,7 @@ export {
 } from "./model/session.ts";
 export { loadPolicy } from "./model/policy_files/policy_files.ts";
 export { cacheFolder, listModels, modelPath, pullModel, removeModel, resolveModel } from "./model/store/store.ts";
+export { type Frame, FRAMES, frameText, resolveFrame } from "./model/text/frames.ts";
+export type { ChatFrame } from "./model/text/prompt.ts";
 export { type TextTokenizer, tokenizerOf } from "./model/text/tokenizer.ts";
 export { currentRuntime, type Runtime } from "./runtime/mod.ts";

@@ -21,6 +21,7 @@ import { splitList } from "../evaluate/sweep/lists.ts";
 import { openTasks } from "../evaluate/tasks/registry.ts";
 import type { DenseChoice, DensePrecision } from "../model/dense/pick.ts";
 import { loadModel } from "../model/model.ts";
+import { LINE } from "../model/text/frames.ts";
 import { contextIds, questionIds } from "../model/text/prompt.ts";
 import { pullModel } from "../model/store/store.ts";
 import { currentRuntime } from "../runtime/mod.ts";
@@ -44,7 +45,7 @@ const { values } = parseArgs({
 });
 
 const runtime = await currentRuntime();
-const loading = { dense: values.dense as DenseChoice, precision: values.precision as DensePrecision };
+const loading = { frame: LINE, dense: values.dense as DenseChoice, precision: values.precision as DensePrecision };
 await using model = await loadModel(await pullModel("smollm2-135m", runtime), runtime, loading);
 const { tokenizer, frame, config: { contextLength, kvHeads, layers } } = model;
 const sampling = { seed: Number(values.seed), haystack: await openHaystack(runtime, values.haystack) };

@@ -20,6 +20,7 @@ import { groupsOf, parseCases } from "../evaluate/sweep/plan.ts";
 import { ResultsFile } from "../evaluate/results/results.ts";
 import { openTasks } from "../evaluate/tasks/registry.ts";
 import { loadModel } from "../model/model.ts";
+import { LINE } from "../model/text/frames.ts";
 import { pullModel } from "../model/store/store.ts";
 import { currentRuntime } from "../runtime/mod.ts";
 
@@ -30,7 +31,7 @@ const runtime = await currentRuntime();
 const folder = await mkdtemp(join(tmpdir(), "palisade-bench-"));
 const path = await pullModel("smollm2-135m", runtime);
 const start = performance.now();
-await using model = await loadModel(path, runtime, { oneEngine: true });
+await using model = await loadModel(path, runtime, { oneEngine: true, frame: LINE });
 const loading = performance.now() - start;
 const sha256 = await modelHash(path, runtime);
 const haystack = await openHaystack(runtime);

@@ -130,12 +130,15 @@ function addAsk(program: Command, io: Io, all: boolean, done: (code: number) => 
     );
   command.addOption(new Option("--cache-type <type>", "keys and values").choices(CACHE_TYPES).default("f32"));
   addEngineOptions(command)
-    .option("--max-tokens <n>", "longest answer in tokens", integer(1), 256)
+    .option("--max-tokens <n>", "longest answer in tokens [256]", integer(1))
     .option("--temperature <t>", "0 is greedy, up to 10", number(0, 10), 0)
     .addOption(rare("--top-p <p>", "sample from this share of the mass").argParser(number(0, 1, true)).default(1))
     .option("--seed <n>", "seed of the sampler", integer(0), 0)
     .addOption(rare("--answer-prefix <text>", "the reply starts with this"))
     .addOption(rare("--system <text>", "system prompt instead of the template's own"))
+    .addOption(rare("--think", "let the model think first"))
+    .addOption(rare("--frame <name|text>", "words around text and question"))
+    .addOption(rare("--allow-loops", "never end an answer that repeats itself"))
     .addOption(rare("--gate <file>", "for policy gate: see palisade calibrate"))
     .addOption(rare("--beyond-trained", "allow more context than the model was trained on"))
     .option("--json", "print one object with answers and figures")

@@ -14,6 +14,7 @@ import type { GgufFile } from "./file/gguf/reader.ts";
 import { openGgufFile } from "./file/gguf/split.ts";
 import { loadPolicy } from "./policy_files/policy_files.ts";
 import { loadSoftTokens, type SoftTokens } from "./policy_files/soft_tokens.ts";
+import { shortName } from "./store/short_name.ts";
 import { type ChatFrame, chatFrame } from "./text/prompt.ts";
 import { startPool, type ThreadChoice } from "./threads.ts";
 import { type TextTokenizer, tokenizerOf } from "./text/tokenizer.ts";
@@ -29,6 +30,13 @@ export interface LoadOptions {
   readonly threads?: ThreadChoice;
   /** Replaces the chat template's own system prompt. */
   readonly system?: string;
+  /** Lets the model think before it answers; refused where its chat template knows of no thinking. Default false. */
+  readonly think?: boolean;
+  /**
+   * Words around text and question: a name of `FRAMES` or a text, `"{text}\n\n{question}"`. Default: the architecture's.
+   * `none` leaves out the chat template too, for `ask("")`, which goes on from the text itself.
+   */
+  readonly frame?: string;
   /** A gate file instead of the one found for this model (`model/gate/find.ts`). */
   readonly gate?: string;
   readonly onProgress?: (done: number, total: number) => void;
@@ -36,6 +44,8 @@ export interface LoadOptions {
 }
 
 export interface Model extends Device, AsyncDisposable {
+  /** What reports call it: `smollm2-135m`, or the file's name; `config.name` is what the file calls itself. */
+  readonly name: string;
   readonly file: GgufFile;
   readonly config: ModelConfig;
   readonly tokenizer: TextTokenizer;
@@ -69,6 +79,8 @@ export async function loadModel(path: string, runtime: Runtime, options: LoadOpt
     const base = tokenizerOf(file.metadata);
     const frame = await chatFrame(file.metadata, base, runtime, {
       system: options.system,
+      think: options.think,
+      frame: options.frame,
       signal: options.signal,
     });
     const tokenizer = base.endingAt(frame.ends);
@@ -81,6 +93,7 @@ export async function loadModel(path: string, runtime: Runtime, options: LoadOpt
     const held = { backend, pool };
     let gate: Promise<Gate> | undefined;
     return {
+      name: shortName(path),
       file,
       config,
       tokenizer,

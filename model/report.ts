@@ -5,6 +5,8 @@ import type { ParameterValues } from "../core/policy/policy.ts";
 import { type CertificateReport, certificateReport } from "./certificate_report.ts";
 import type { WorstCase } from "./gate/worst_case.ts";
 import type { Model } from "./model.ts";
+import { frameText } from "./text/frames.ts";
+import type { ChatFrame } from "./text/prompt.ts";
 import type { Answer, CapFigures, Context, Finish, Positions } from "./session.ts";
 
 export interface LayerReport {
@@ -17,8 +19,17 @@ export interface LayerReport {
 export interface Report {
   /** The first question's answer. */
   readonly answer: string;
-  readonly answers: readonly { readonly question: string; readonly answer: string; readonly finish: Finish }[];
+  readonly answers: readonly {
+    readonly question: string;
+    readonly answer: string;
+    /** What the model thought first; null where it didn't. */
+    readonly thinking: string | null;
+    readonly finish: Finish;
+  }[];
+  /** Its short name, and what its file calls itself. */
   readonly model: string;
+  readonly modelTitle: string;
+  readonly frame: FrameReport;
   readonly backend: string;
   readonly dense: string;
   /** One line each on what really ran. */
@@ -46,6 +57,8 @@ export interface Report {
     /** Control tokens in the answers that ended nothing: they are left out of the text. */
     readonly leftOut: number;
   };
+  /** Answers that were ended because they said one phrase over and over. */
+  readonly loops: number;
   readonly cache: {
     /** How keys and values are stored. */
     readonly type: CacheType;
@@ -79,6 +92,18 @@ export interface Report {
     readonly decodePerToken: number;
   };
   readonly rssBytes: number | null;
+}
+
+/** What stood around text and question. */
+export interface FrameReport {
+  /** `chat`: the file's template; `plain`: it has none, so the model was asked plainly; `none`: gone on with the text. */
+  readonly kind: ChatFrame["kind"];
+  /** A name of `FRAMES`, or `custom`. */
+  readonly name: string;
+  /** The words, with `{text}` and `{question}` in their places. */
+  readonly words: string;
+  /** Whether thinking was asked for; null where the template knows of none. */
+  readonly think: boolean | null;
 }
 
 /** What the cap of `maxCache` did; counts are sums over the answers, the rest the most of any. */
@@ -120,8 +145,15 @@ export function reportOf(model: Model, context: Context, answers: readonly Answe
   const decode = answers.reduce((sum, each) => sum + each.ms.decodePerToken * Math.max(0, each.ids.length - 1), 0);
   return {
     answer: answers[0]?.answer ?? "",
-    answers: answers.map(({ question, answer, finish }) => ({ question, answer, finish })),
-    model: model.config.name,
+    answers: answers.map(({ question, answer, thinking, finish }) => ({
+      question,
+      answer,
+      thinking: thinking || null,
+      finish,
+    })),
+    model: model.name,
+    modelTitle: model.config.name,
+    frame: frameReport(context.frame),
     backend: model.backend.name,
     dense: model.dense.name,
     engines: { backend: model.backend.detail, dense: model.dense.detail },
@@ -143,6 +175,7 @@ export function reportOf(model: Model, context: Context, answers: readonly Answe
       replaced: context.replaced,
       leftOut: answers.reduce((sum, each) => sum + each.leftOut, 0),
     },
+    loops: answers.filter(({ finish }) => finish === "loop").length,
     cache: {
       type: cache.type,
       kept,
@@ -157,7 +190,7 @@ export function reportOf(model: Model, context: Context, answers: readonly Answe
     positions: context.plan.positions,
     health: answers.at(-1)?.health ?? healthOf(cache, model.config.contextLength),
     maxCache: maxCacheReport(context, answers),
-    templateDate: model.frame.date ?? null,
+    templateDate: context.frame.date ?? null,
     activationBytes: context.activationBytes,
     ms: {
       load: extras.loadMs,
@@ -168,6 +201,10 @@ export function reportOf(model: Model, context: Context, answers: readonly Answe
     },
     rssBytes: extras.rssBytes ?? null,
   };
+}
+
+function frameReport({ kind, words, thinking }: ChatFrame): FrameReport {
+  return { kind, name: words.name, words: frameText(words), think: thinking?.asked ?? null };
 }
 
 function maxCacheReport({ plan, keepCapped }: Context, answers: readonly Answer[]): MaxCacheReport | null {

@@ -19,7 +19,7 @@ import type { WorstCase } from "./gate/worst_case.ts";
 import { type MaxCache, resolveMaxCache } from "./decode/max_cache.ts";
 import type { Model } from "./model.ts";
 import { defaultPolicy } from "./default_policy.ts";
-import { contextIds, controlPositions } from "./text/prompt.ts";
+import { type ChatFrame, contextIds, controlPositions, withWords } from "./text/prompt.ts";
 import type { RiskFigures } from "./read/at_risk.ts";
 import { exceedsTrained, type PlanOptions, planReading } from "./read/plan.ts";
 import { scoreFiles, type SourceOptions } from "./read/policy_inputs.ts";
@@ -38,6 +38,11 @@ export interface ContextOptions extends Omit<PlanOptions, "policy" | "maxCache">
   readonly policy?: Policy | string;
   /** Caps the cache from the end of reading on, questions and answers included. */
   readonly maxCache?: MaxCache;
+  /**
+   * Words around text and question, in place of the model's: a name of `FRAMES`, or a text with `{text}` and
+   * `{question}` in it. `none`: the text alone, which `ask("")` goes on from.
+   */
+  readonly frame?: string;
   readonly onLayer?: (done: number, layers: number) => void;
   readonly signal?: AbortSignal;
 }
@@ -47,7 +52,9 @@ export interface Context extends Disposable {
   readonly cache: RaggedCache;
   readonly policy: Policy;
   readonly budget: Budget;
-  /** Context tokens, template included. */
+  /** What stands around text and question. */
+  readonly frame: ChatFrame;
+  /** Context tokens that were read, template included. */
   readonly tokens: number;
   /** Characters of the text that the model has no token for; it read U+FFFD in their place. */
   readonly replaced: number;
@@ -67,17 +74,19 @@ export interface Context extends Disposable {
 
 /**
  * Reads `text` into the model and evicts.
- * PalisadeErrors (input): `context.empty`, `context.too-long`, `keep.*`, `policy.*`, `max-cache.*`,
- * `step-policy.unknown`, `gate.*`, `risk.*`, `explain.early`, `cache-type.*`; (usage): `risk.exclusive`;
+ * PalisadeErrors (input): `context.empty`, `context.short`, `context.too-long`, `frame.*`, `keep.*`, `policy.*`,
+ * `max-cache.*`, `step-policy.unknown`, `gate.*`, `risk.*`, `explain.early`, `cache-type.*`; (usage): `risk.exclusive`;
  * (resources): `memory`.
  */
-export async function openContext(model: Model, text: string, options: ContextOptions = {}): Promise<Context> {
+export async function openContext(loaded: Model, text: string, options: ContextOptions = {}): Promise<Context> {
   if (typeof text !== "string") throw new TypeError(`openContext() wants a text, not ${typeof text}`);
   if (text.trim() === "") throw inputError("context.empty", "The context has no text in it", "--context");
+  const model = options.frame === undefined ? loaded : reworded(loaded, options.frame), { frame } = model;
   await breathe(options.signal);
-  const ids = contextIds(model.frame, model.tokenizer, text);
+  const ids = contextIds(frame, model.tokenizer, text);
+  const lead = frame.kind === "none" ? leadOf(ids) : undefined;
   const policy = await policyNamed(model, options) ?? await defaultFor(model, ids, options);
-  const decoding = planDecoding(model, ids, options), { maxCache } = decoding;
+  const decoding = { ...planDecoding(model, ids, options), ...(lead && { lead }) }, { maxCache } = decoding;
   const cap = maxCache && { tokens: maxCache.tokens, predict: maxCache.rule.predicted ?? false };
   const reading = planReading(model, ids, { ...options, policy, maxCache: cap });
   const { files, result } = await refuseOutOfMemory(() => carryOut(model, ids, reading, options));
@@ -88,6 +97,7 @@ export async function openContext(model: Model, text: string, options: ContextOp
     cache,
     policy,
     budget,
+    frame,
     tokens: ids.length,
     replaced: model.tokenizer.countReplaced(text),
     activationBytes: result.activationBytes,
@@ -99,6 +109,16 @@ export async function openContext(model: Model, text: string, options: ContextOp
     ask: (question, ask = {}) => answer(model, cache, question, ask, plan),
     [Symbol.dispose]: () => cache[Symbol.dispose](),
   };
+}
+
+function reworded(model: Model, frame: string): Model {
+  return { ...model, frame: withWords(model.frame, frame) };
+}
+
+/** Takes the last token off a text that is gone on with: what comes after it is what will be asked. */
+function leadOf(ids: number[]): number[] {
+  if (ids.length > 1) return ids.splice(-1);
+  throw inputError("context.short", "One token is too little to go on from: want two or more", "--context");
 }
 
 /** The policy asked for; undefined when the model and the context decide. */

@@ -7,10 +7,18 @@ import { resolveStepRule } from "../../core/rules/registry.ts";
 import type { BackendChoice } from "../../model/device.ts";
 import type { DenseChoice } from "../../model/dense/pick.ts";
 import { checkQuestions } from "../../model/decode/questions.ts";
+import { NO_FRAME, resolveFrame } from "../../model/text/frames.ts";
 import { loadModel, type Model } from "../../model/model.ts";
 import { reportOf } from "../../model/report.ts";
 import { loadPolicy } from "../../model/policy_files/policy_files.ts";
-import { type Answer, type Context, type MaxCache, openContext, type Positions } from "../../model/session.ts";
+import {
+  type Answer,
+  type AskOptions,
+  type Context,
+  type MaxCache,
+  openContext,
+  type Positions,
+} from "../../model/session.ts";
 import type { ThreadChoice } from "../../model/threads.ts";
 import { certificateText } from "../print/certificate.ts";
 import { EXIT, type Io } from "../io.ts";
@@ -45,12 +53,15 @@ export interface AskCommand extends EngineOptions {
   readonly stepPolicy?: string;
   readonly positions: Positions;
   readonly cacheType: CacheType;
-  readonly maxTokens: number;
+  readonly maxTokens?: number;
   readonly temperature: number;
   readonly topP: number;
   readonly seed: number;
   readonly answerPrefix?: string;
   readonly system?: string;
+  readonly think?: boolean;
+  readonly frame?: string;
+  readonly allowLoops?: boolean;
   readonly beyondTrained?: boolean;
   readonly json?: boolean;
 }
@@ -61,9 +72,7 @@ export async function ask(command: AskCommand, io: Io): Promise<number> {
   const keep = command.keep === undefined ? undefined : parseKeep(command.keep);
   const maxCache = maxCacheOf(command);
   refuseIdle(command, policy, maxCache);
-  for (const question of command.question) {
-    if (question.trim() === "") throw inputError("question.empty", "The question has no text in it", "--question");
-  }
+  const frame = frameOf(command);
   const text = await io.runtime.readText(command.context, { signal: io.signal });
   if (text.trim() === "") {
     const where = command.context === "-" ? "standard input" : command.context;
@@ -72,7 +81,7 @@ export async function ask(command: AskCommand, io: Io): Promise<number> {
 
   using progress = createProgress(io.interactive && !command.quiet);
   const start = performance.now();
-  await using model = await startModel(command, io, progress);
+  await using model = await startModel({ ...command, frame }, io, progress);
   const loadMs = performance.now() - start;
   const { answerPrefix, positions, beyondTrained } = command;
   checkQuestions(model, text, command.question, { answerPrefix, positions, beyondTrained, capped: !!maxCache });
@@ -108,6 +117,30 @@ export async function ask(command: AskCommand, io: Io): Promise<number> {
   return answers.some((each) => each.finish === "interrupted") ? EXIT.interrupted : EXIT.ok;
 }
 
+/**
+ * The frame as it was typed, with its line breaks; `none` for an empty question, which goes on from the text.
+ * @throws PalisadeError input `question.empty`, `question.mixed`, `frame.*`; usage `frame.alone`.
+ */
+function frameOf({ question, frame }: AskCommand): string | undefined {
+  const empty = question.filter((each) => each === "").length;
+  if (empty === 0 && question.some((each) => each.trim() === "")) {
+    const message = 'The question has no text in it; "" goes on from the text itself';
+    throw inputError("question.empty", message, "--question");
+  }
+  const typed = frame?.replace(/\\([nt\\])/g, (_, letter: "n" | "t" | "\\") => ESCAPED[letter]);
+  if (typed !== undefined) resolveFrame(typed);
+  if (empty === 0) return typed;
+  if (empty < question.length) {
+    const message = "An empty question goes on from the text itself, which is read otherwise than for a question: " +
+      "ask it alone";
+    throw inputError("question.mixed", message, "--question");
+  }
+  if (typed !== undefined && typed !== NO_FRAME) throw idle("frame", "There is no question to put words around");
+  return NO_FRAME;
+}
+
+const ESCAPED = { n: "\n", t: "\t", "\\": "\\" };
+
 /** Why the default was the slow one, and what makes it the fast one. */
 function noGate(model: string): string {
   return `No gate is fitted for this model, so kvzip read the text a second time to find what must stay.\n` +
@@ -133,7 +166,7 @@ function idle(option: string, message: string): PalisadeError {
 
 /** Finds or fetches the model and starts it, with progress. */
 export async function startModel(
-  options: EngineOptions & { system?: string },
+  options: EngineOptions & { system?: string; think?: boolean; frame?: string },
   io: Io,
   progress: Progress,
 ): Promise<Model> {
@@ -144,6 +177,8 @@ export async function startModel(
       dense: options.dense,
       threads: options.threads,
       system: options.system,
+      think: options.think,
+      frame: options.frame,
       gate: options.gate,
       signal: io.signal,
       onProgress: (done, total) => progress.update("Starting the model", done, total),
@@ -165,12 +200,31 @@ async function askAll(command: AskCommand, io: Io, context: Context): Promise<An
       topP: command.topP,
       seed: command.seed,
       answerPrefix: command.answerPrefix,
+      allowLoops: command.allowLoops,
       signal: io.signal,
-      onText: command.json ? undefined : (piece) => io.out(piece),
+      ...(!command.json && streams(io, command.quiet)),
     });
     if (!command.json) io.out("\n");
     answers.push(answer);
     if (answer.finish === "interrupted") break;
   }
   return answers;
+}
+
+/** Answers go to standard output as they are decoded, what the model thinks first to standard error. */
+function streams(io: Io, quiet = false): Pick<AskOptions, "onText" | "onThinking"> {
+  let thinking = false;
+  return {
+    onText(piece) {
+      if (thinking) io.err("\n");
+      thinking = false;
+      io.out(piece);
+    },
+    ...(!quiet && {
+      onThinking(piece) {
+        thinking = true;
+        io.err(piece);
+      },
+    }),
+  };
 }

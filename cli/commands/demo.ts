@@ -47,7 +47,7 @@ export async function demo(command: DemoCommand, io: Io): Promise<number> {
   const start = performance.now();
   await using model = await startModel(command, io, progress);
   const loadMs = performance.now() - start;
-  say(`${model.config.name}; kernels ${model.backend.detail}; dense ${model.dense.detail}\n`);
+  say(`${model.name}; kernels ${model.backend.detail}; dense ${model.dense.detail}\n`);
 
   const runs: Run[] = [];
   for (const [index, { title, text }] of texts.entries()) {

@@ -13,6 +13,7 @@ import { describeAuto } from "../../model/dense/pick.ts";
 import { GATE_SUFFIX } from "../../model/gate/find.ts";
 import { autoThreads, startPool, whyOneThread } from "../../model/threads.ts";
 import { cacheFolder, listModels } from "../../model/store/store.ts";
+import { shortName } from "../../model/store/short_name.ts";
 import { hasRelaxedSimd, hasSimd128 } from "../../runtime/features.ts";
 import { packageData } from "../../runtime/package_data.ts";
 import { formatBytes } from "../print/format.ts";
@@ -54,8 +55,9 @@ async function examineModel(nameOrPath: string, io: Io): Promise<Finding[]> {
       {
         name: "model",
         ok: true,
-        text:
-          `${config.name}: ${config.architecture}, ${config.layers} layers, ${config.contextLength} tokens of context`,
+        text: `${
+          shortName(path)
+        } (${config.name}): ${config.architecture}, ${config.layers} layers, ${config.contextLength} tokens of context`,
       },
       { name: "tokens", ok: true, text: `${tokenizer.vocabulary} in the vocabulary` },
       { name: "end tokens", ok: ends !== "", text: ends || "none: answers end at --max-tokens" },
@@ -83,9 +85,10 @@ const TEMPLATE_KEY = "tokenizer.chat_template";
 /** A vocabulary may have thousands of empty tokens. */
 const MOST_NOTICES = 20;
 
-function templateText(present: boolean, { date }: ChatFrame): string {
-  if (!present) return "none: the answer begins on the line after the question";
-  return date === undefined ? "renders" : `renders, and is told the date (${date})`;
+function templateText(present: boolean, { date, thinking }: ChatFrame): string {
+  if (!present) return "none: the model is asked plainly, and may only go on from texts";
+  const told = date === undefined ? "" : `, and is told the date (${date})`;
+  return `renders${told}${thinking ? "; knows of thinking (--think)" : ""}`;
 }
 
 async function examine({ runtime }: Io): Promise<Finding[]> {

@@ -18,6 +18,7 @@ import { openTasks, taskFiles } from "../../evaluate/tasks/registry.ts";
 import type { EngineOptions } from "./ask.ts";
 import { evaluateByQueue } from "./eval_queue.ts";
 import { formatMs } from "../print/format.ts";
+import { LINE } from "../../model/text/frames.ts";
 import { modelHash } from "../../model/store/identity.ts";
 import { EXIT, type Io } from "../io.ts";
 import { obtainModel } from "../obtain.ts";
@@ -131,6 +132,7 @@ async function openSubject(
     dense: command.dense,
     // Cells made before, and elsewhere, stay comparable.
     oneEngine: true,
+    frame: LINE,
     threads: command.threads,
     gate: command.gate,
     signal: io.signal,

@@ -54,7 +54,7 @@ export async function show(command: ShowCommand, io: Io): Promise<number> {
   progress.clear();
   const shading = shadingOf(context.cache, model.tokenizer, contextIds(model.frame, model.tokenizer, text));
   const entries = context.tokens * shading.heads, kept = context.cache.entries();
-  const title = `${context.policy.name} at ${command.keep} of ${model.config.name}: ${formatCount(kept)} of ` +
+  const title = `${context.policy.name} at ${command.keep} of ${model.name}: ${formatCount(kept)} of ` +
     `${formatCount(entries)} entries kept (${formatShare(kept, entries)})`;
   if (command.html !== undefined) {
     const body = `<h1>${escapeHtml(title)}</h1>\n${legendHtml(shading.heads)}\n${shadingHtml(shading)}`;

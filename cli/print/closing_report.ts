@@ -9,6 +9,14 @@ const CUT: Record<Finish, string> = {
   length: "an answer was cut at --max-tokens",
   context: "an answer was cut where the model's trained context ends",
   interrupted: "an answer was interrupted",
+  loop: "an answer was ended because it said one phrase over and over (--allow-loops lets it go on)",
+};
+
+/** How it was asked, where that is not the way of a chat. */
+const FRAMED: Record<Report["frame"]["kind"], string> = {
+  chat: "",
+  plain: "plainly: the model's file has no chat template, so this may be a model that only goes on from texts",
+  none: "nothing: the text was gone on with",
 };
 
 /** A few lines, most important first; ends with a line break. */
@@ -35,6 +43,8 @@ export function reportText(report: Report): string {
     ["time", `read ${formatMs(ms.prefill)}, evict ${formatMs(ms.evict)}, ${speed(ms.decodePerToken)}`],
     ["engines", `kernels ${report.engines.backend}; dense ${report.engines.dense}`],
   ];
+  const asked = FRAMED[report.frame.kind];
+  if (asked !== "") lines.push(["asked", asked]);
   const cut = report.answers.filter(({ finish }) => finish !== "stop").map(({ finish }) => CUT[finish]);
   if (cut.length > 0) lines.push(["ended", [...new Set(cut)].join("; ")]);
   if (window.used !== window.asked) {

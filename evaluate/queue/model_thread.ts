@@ -4,6 +4,7 @@
  */
 import { PalisadeError } from "../../core/errors.ts";
 import { loadModel, type LoadOptions, type Model } from "../../model/model.ts";
+import { LINE } from "../../model/text/frames.ts";
 import type { ThreadPort } from "../../runtime/interface.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
 import { runGroup } from "../sweep/sweep.ts";
@@ -49,7 +50,7 @@ export default async function serve(setup: ThreadSetup, port: ThreadPort, hooks:
   try {
     const runtime = await currentRuntime();
     // As `palisade eval` does: its cells and a worker's go into one table.
-    const model = await loadModel(setup.path, runtime, { ...setup.load, oneEngine: true });
+    const model = await loadModel(setup.path, runtime, { ...setup.load, oneEngine: true, frame: LINE });
     const jobs = new Jobs(model, setup, (line) => {
       hooks.beforeLine?.(line);
       post({ kind: "line", line });

@@ -9,6 +9,7 @@ import type { RaggedCache } from "../../core/cache/ragged.ts";
 import type { Gate } from "../../model/gate/file.ts";
 import type { Model } from "../../model/model.ts";
 import { fileHash } from "../../model/policy_files/policy_files.ts";
+import { FRAMES, frameText, LINE } from "../../model/text/frames.ts";
 import { contextIds, questionIds } from "../../model/text/prompt.ts";
 import { openContext } from "../../model/session.ts";
 import type { Runtime } from "../../runtime/interface.ts";
@@ -263,8 +264,7 @@ function cellOf(
   const inputs: CellInputs = {
     format: RESULT_FORMAT,
     model: { name: model.config.name, sha256 },
-    // What is written around the texts; what ends an answer is no part of it.
-    frame: hashOf({ prefix: model.frame.prefix, suffix: model.frame.suffix }, runtime),
+    frame: frameHash(model.frame, runtime),
     sampleHash: hashOf({ context, question, answerPrefix, answers, metric, source: task.source }, runtime),
     task: task.name,
     length,
@@ -280,6 +280,12 @@ function cellOf(
     engines: { palisade, backend: model.backend.detail, dense: model.dense.detail },
   };
   return { ...each, inputs, id: cellId(inputs, runtime) };
+}
+
+/** What is written around the texts; what ends an answer is no part of it, nor is the line feed that joined them first. */
+function frameHash({ prefix, suffix, words }: Model["frame"], runtime: Runtime): string {
+  const text = frameText(words);
+  return hashOf({ prefix, suffix, ...(text !== FRAMES[LINE] && { words: text }) }, runtime);
 }
 
 /** A policy that works with a gate has its hash among its parameters: another gate makes another cell. */
@@ -337,7 +343,7 @@ function shade(group: Group, model: Model, ids: readonly number[], cache: Ragged
 }
 
 function lineOf(
-  { runtime }: Subject,
+  { runtime, model }: Subject,
   { id, inputs, asked }: Cell,
   { task: { source, file } }: Group,
   sample: Sample,
@@ -376,6 +382,7 @@ function lineOf(
       ...answer.ms,
     },
     ...(shading && { shading }),
+    modelName: model.name,
     ...(source !== undefined && file !== undefined && { source: { file, sha256: source } }),
     runtime: `${runtime.name} ${runtime.version}`,
     at: new Date().toISOString(),

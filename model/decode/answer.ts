@@ -7,30 +7,31 @@ import type { StepRule } from "../../core/rules/rule.ts";
 import { extend } from "./extend.ts";
 import type { Model } from "../model.ts";
 import { controlPositions, questionIds } from "../text/prompt.ts";
+import { Reply, type ReplyOptions } from "./reply.ts";
 import { createSampler, type SamplerOptions } from "./sampler.ts";
 import { checkWindows, shortestWindow } from "./windows.ts";
 
-export interface AskOptions extends SamplerOptions {
-  /** Most tokens to generate. Default 256. */
+export interface AskOptions extends SamplerOptions, ReplyOptions {
+  /** Most tokens to generate, thinking included. Default 256, 2048 for a model that was told to think. */
   readonly maxTokens?: number;
   /** The reply starts with this text; it is part of the answer. */
   readonly answerPrefix?: string;
-  /** Called with each piece of the answer as it is decoded, the prefix first. */
-  readonly onText?: (text: string) => void;
   /** Ends the answer early; what there is comes back with finish `interrupted`. */
   readonly signal?: AbortSignal;
 }
 
 /**
  * Why an answer ended: `stop` the model ended it, `length` the token limit, `context` the trained context is full,
- * `interrupted` the caller's signal.
+ * `interrupted` the caller's signal, `loop` it said one phrase over and over (`loops.ts`).
  */
-export type Finish = "stop" | "length" | "context" | "interrupted";
+export type Finish = "stop" | "length" | "context" | "interrupted" | "loop";
 
 export interface Answer {
   readonly question: string;
-  /** The whole reply, with the answer prefix. */
+  /** The whole reply, with the answer prefix, without what the model thought first. */
   readonly answer: string;
+  /** What the model thought before it answered, where its chat template has marks for that; else empty. */
+  readonly thinking: string;
   readonly finish: Finish;
   /** Generated ids, end token included when there was one. */
   readonly ids: readonly number[];
@@ -64,9 +65,15 @@ export interface DecodePlan {
   readonly maxCache?: { readonly tokens: number; readonly rule: StepRule; readonly predicted?: PredictedScores };
   /** Positions of the chat template's control tokens in the context. */
   readonly markers: readonly number[];
+  /** The last token of a text that is gone on with: it comes before every question, since what follows it is asked. */
+  readonly lead?: readonly number[];
 }
 
-/** Answers `question` from what `context` holds; afterwards it holds the same. PalisadeErrors: `context.too-long`. */
+/**
+ * Answers `question` from what `context` holds; afterwards it holds the same. An empty question goes on from the text
+ * itself, read with the frame `none`.
+ * PalisadeErrors (input): `context.too-long`, `question.empty`, `answer-prefix.thinking`.
+ */
 export async function answer(
   model: Model,
   context: RaggedCache,
@@ -76,12 +83,13 @@ export async function answer(
 ): Promise<Answer> {
   const { tokenizer, dense, config } = model;
   const prefix = options.answerPrefix ?? "";
-  const maxTokens = options.maxTokens ?? 256;
+  refuseUnanswerable(model, question, prefix);
+  const maxTokens = options.maxTokens ?? defaultMaxTokens(model);
   if (!Number.isInteger(maxTokens) || maxTokens < 1) {
     throw new RangeError(`ask() wants maxTokens ≥ 1, not ${maxTokens}`);
   }
   const sampler = createSampler(options);
-  const asked = questionIds(model.frame, tokenizer, question, prefix);
+  const asked = [...plan.lead ?? [], ...questionIds(model.frame, tokenizer, question, prefix)];
   checkWindows(config, context.seen + asked.length, "--question");
   const end = lastPosition(plan, config.contextLength), window = shortestWindow(config);
   if (context.position + asked.length > end) {
@@ -93,17 +101,11 @@ export async function answer(
   }
   using turn = await openTurn(model, context, asked, plan);
   const { cache, limit } = turn;
-  const text = tokenizer.stream();
+  const reply = new Reply(model, prefix, options);
   const ids: number[] = [];
-  let reply = "";
-  const emit = (piece: string) => {
-    reply += piece;
-    if (piece !== "") options.onText?.(piece);
-  };
   const start = performance.now();
   let decodeStart = start, finish: Finish = "length";
   try {
-    emit(prefix);
     let logits = await extend(dense, cache, asked, { signal: options.signal, limit });
     decodeStart = performance.now();
     while (ids.length < maxTokens) {
@@ -113,7 +115,10 @@ export async function answer(
         finish = "stop";
         break;
       }
-      if (!tokenizer.isSilent(id)) emit(text.push(id));
+      if (reply.add(id)) {
+        finish = "loop";
+        break;
+      }
       if (ids.length === maxTokens) break;
       if (cache.position >= end || cache.seen >= window) {
         finish = "context";
@@ -125,11 +130,12 @@ export async function answer(
     if (!options.signal?.aborted) throw error;
     finish = "interrupted";
   }
-  emit(text.end());
+  reply.end();
   const steps = Math.max(0, ids.length - 1);
   return {
     question,
-    answer: reply,
+    answer: reply.answer,
+    thinking: reply.thinking,
     finish,
     ids,
     questionTokens: asked.length,
@@ -141,6 +147,22 @@ export async function answer(
     health: healthOf(cache, config.contextLength),
     ...(limit && { maxCache: capFigures(cache, limit) }),
   };
+}
+
+function refuseUnanswerable({ frame }: Model, question: string, prefix: string): void {
+  if (question === "" && frame.kind !== "none") {
+    const message = 'There is no question. To go on from the text itself, read it with the frame "none"';
+    throw inputError("question.empty", message, "--question");
+  }
+  if (prefix !== "" && frame.thinking?.asked) {
+    const message = "A reply can't begin with thinking and with a given text: choose one of the two";
+    throw inputError("answer-prefix.thinking", message, "--answer-prefix");
+  }
+}
+
+/** A thought is longer than an answer. */
+function defaultMaxTokens({ frame }: Model): number {
+  return frame.thinking?.asked ? 2048 : 256;
 }
 
 /** The position no token may have. Under a cap that closes its gaps, `CacheLimit` keeps every position below it. */

@@ -46,7 +46,7 @@ interface Defaults {
 
 /** By `general.architecture`; `default` for those that were not measured. */
 const DEFAULTS: Readonly<Record<string, Defaults>> = {
-  default: { chat: "blank", plain: "blank" },
+  default: { chat: LINE, plain: LINE },
 };
 
 /** The frame that an architecture is asked with unless told. */

@@ -17,6 +17,8 @@ export interface ChatInput {
   /** What the template sees as `bos_token` and `eos_token`. Default empty. */
   readonly bosToken?: string;
   readonly eosToken?: string;
+  /** What the template sees as `enable_thinking`; missing: nothing. */
+  readonly think?: boolean;
 }
 
 /** A prompt, and whether the template asked `strftime_now` for the date. */
@@ -81,6 +83,7 @@ export async function renderChats(
         add_generation_prompt: input.addGenerationPrompt ?? true,
         bos_token: input.bosToken ?? "",
         eos_token: input.eosToken ?? "",
+        ...(input.think !== undefined && { enable_thinking: input.think, thinking: input.think }),
       },
       now,
       maxLength: (options.maxLength ?? 1024 * 1024) +

@@ -11,7 +11,8 @@ import { randomGate } from "./gate.ts";
 export const TINY_MODEL = fileURLToPath(new URL("../data/models/llama-plain.gguf", import.meta.url));
 
 export async function tinyModel(backend: "ts" | "wasm" = "ts"): Promise<Model> {
-  const model = await loadModel(TINY_MODEL, await currentRuntime(), { dense: "web", backend, precision: "float32" });
+  const loading = { dense: "web", backend, precision: "float32", frame: "line" } as const;
+  const model = await loadModel(TINY_MODEL, await currentRuntime(), loading);
   return { ...model, gate: () => Promise.resolve(randomGate(model.config)) };
 }
 

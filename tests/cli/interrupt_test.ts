@@ -122,7 +122,7 @@ for (const threads of ["1", "2"]) {
   });
 
   test(`Ctrl-C ends ask while it answers on ${threads} thread(s)`, async () => {
-    const engines = ["--dense", "wasm", "--threads", threads, "--max-tokens", "1000000"];
+    const engines = ["--dense", "wasm", "--threads", threads, "--max-tokens", "1000000", "--allow-loops"];
     const running = start(["ask", "--context", at("short.txt"), ...ENDLESS, ...engines]);
     await until(() => running.said.text.includes("abcd"), running);
     await interrupt(running, `answering, ${threads} thread(s)`);

@@ -65,7 +65,7 @@ Deno.test("report tells models of one name apart, haystacks too, and policies by
   const lines = await linesOf("models.jsonl");
   const { rows } = summarise(lines);
   assert.deepEqual(
-    [...new Set(rows.map(({ model }) => model))].map((name) => /^tiny chain \([0-9a-f]{8}\)$/.test(name)),
+    [...new Set(rows.map(({ model }) => model))].map((name) => /^m \([0-9a-f]{8}\)$/.test(name)),
     [
       true,
       true,

@@ -121,7 +121,7 @@ Deno.test("doctor --model says what a file is, and what is odd in it", async () 
   await writeFile(path, chainModel({ ...options, extra }));
   const { code, out } = await palisade(["doctor", "--model", path]);
   assert.equal(code, 0);
-  assert.match(out, /yes {2}model .*tiny chain: llama, 1 layers, 512 tokens/);
+  assert.match(out, /yes {2}model .*\(tiny chain\): llama, 1 layers, 512 tokens/);
   assert.match(out, /yes {2}end tokens .*<\|im_end\|> \(257\)/);
   for (
     const odd of [

@@ -2,8 +2,9 @@
 import assert from "node:assert/strict";
 import { runGroup, type Subject } from "../../evaluate/sweep/sweep.ts";
 import { groupsOf, parseCases } from "../../evaluate/sweep/plan.ts";
-import type { ResultLine } from "../../evaluate/results/results.ts";
+import { hashOf, type ResultLine } from "../../evaluate/results/results.ts";
 import { openTasks } from "../../evaluate/tasks/registry.ts";
+import { withWords } from "../../model/text/prompt.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
 import { randomGate } from "../_helper/gate.ts";
 import { testFolder, tinyHaystack, tinyModel } from "../_helper/workbench.ts";
@@ -27,4 +28,24 @@ Deno.test("runGroup() gives the cells of gate other ids with another gate, and k
   assert.deepEqual(one.map(({ asked }) => asked.policy), ["kvzip", "gate", "gate(read=stream)"]);
   assert.deepEqual(same, [true, false, false]);
   assert.match(String(one[1].policy.parameters.gate), /^[0-9a-f]{16}$/);
+});
+
+Deno.test("runGroup() gives cells asked in other words other ids, and those of the line break the ids they had", async () => {
+  const runtime = await currentRuntime();
+  const haystack = await tinyHaystack(await testFolder("frames"));
+  const [group] = groupsOf(await openTasks(["niah_single_1"], runtime), [1024], 1);
+  await using tiny = await tinyModel("wasm");
+  const { prefix, suffix } = tiny.frame;
+  const run = async (frame: string): Promise<ResultLine> => {
+    const model = { ...tiny, frame: withWords(tiny.frame, frame) };
+    const subject: Subject = { model, runtime, sha256: "0".repeat(64), palisade: "test" };
+    const options = { seed: 1, protocol: "context-first", haystack, isDone: () => false, beyondTrained: true } as const;
+    for await (const line of runGroup(subject, group, parseCases("full", "20%"), options)) return line;
+    throw new Error("no line");
+  };
+  const [line, written, blank] = [await run("line"), await run("{text}\n{question}"), await run("blank")];
+  assert.equal(line.frame, hashOf({ prefix, suffix }, runtime));
+  assert.deepEqual([written.id, written.frame], [line.id, line.frame]);
+  assert.notEqual(blank.frame, line.frame);
+  assert.equal(line.modelName, "llama-plain");
 });

@@ -1,5 +1,13 @@
 import assert from "node:assert/strict";
-import { chatFrame, contextIds, controlPositions, type FrameOptions, questionIds } from "../../model/text/prompt.ts";
+import {
+  type ChatFrame,
+  chatFrame,
+  contextIds,
+  controlPositions,
+  type FrameOptions,
+  questionIds,
+  withWords,
+} from "../../model/text/prompt.ts";
 import { tokenizerOf } from "../../model/text/tokenizer.ts";
 import { openGguf } from "../../model/file/gguf/reader.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
@@ -21,9 +29,13 @@ async function framed(chatTemplate: unknown, options: FrameOptions = {}) {
   return { tokenizer, frame: await chatFrame(metadata, tokenizer, runtime, options) };
 }
 
+/** What the template writes. */
+const around = ({ prefix, suffix, ends }: ChatFrame) => ({ prefix, suffix, ends });
+
 Deno.test("chatFrame() cuts the template at the user's text", async () => {
   const { frame } = await framed(TEMPLATE);
-  assert.deepEqual(frame, {
+  assert.equal(frame.kind, "chat");
+  assert.deepEqual(around(frame), {
     prefix: [template("<|start|>user\n")],
     suffix: [template("<|end|>\n<|start|>assistant\n")],
     ends: [257],
@@ -43,7 +55,7 @@ Deno.test("chatFrame() puts the system text in as plain text the template never 
 
 Deno.test("chatFrame() follows a template that writes the system text after the user's", async () => {
   const { frame } = await framed("{{ messages[1].content }}|{{ messages[0].content }}|", { system: "S" });
-  assert.deepEqual(frame, { prefix: [], suffix: [template("|"), plain("S"), template("|")], ends: [] });
+  assert.deepEqual(around(frame), { prefix: [], suffix: [template("|"), plain("S"), template("|")], ends: [] });
 });
 
 Deno.test("chatFrame() drops an empty system text", async () => {
@@ -58,7 +70,7 @@ Deno.test("chatFrame() picks placeholders the template doesn't use itself", asyn
 
 Deno.test("chatFrame() gives the template the special tokens by name", async () => {
   const { frame } = await framed("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}");
-  assert.deepEqual(frame, { prefix: [template("<|start|>")], suffix: [template("<|end|>")], ends: [] });
+  assert.deepEqual(around(frame), { prefix: [template("<|start|>")], suffix: [template("<|end|>")], ends: [] });
 });
 
 Deno.test("chatFrame() finds the token that the template writes after an assistant's turn", async () => {
@@ -72,9 +84,14 @@ Deno.test("chatFrame() finds the token that the template writes after an assista
 });
 
 Deno.test("chatFrame() without a template has line breaks only", async () => {
-  assert.deepEqual((await framed(undefined)).frame, { prefix: [], suffix: [plain("\n")], ends: [] });
-  const { frame } = await framed(undefined, { system: "<|end|>" });
-  assert.deepEqual(frame, { prefix: [plain("<|end|>\n")], suffix: [plain("\n")], ends: [] });
+  const asked = async (options: FrameOptions) => (await framed(undefined, options)).frame;
+  const bare = await asked({ frame: "line" });
+  assert.equal(bare.kind, "plain");
+  assert.deepEqual(around(bare), { prefix: [], suffix: [plain("\n")], ends: [] });
+  const told = await asked({ frame: "line", system: "<|end|>" });
+  assert.deepEqual(around(told), { prefix: [plain("<|end|>\n")], suffix: [plain("\n")], ends: [] });
+  // Words that say how the answer begins need no line break.
+  assert.deepEqual(around(await asked({ frame: "answer" })), { prefix: [], suffix: [], ends: [] });
 });
 
 Deno.test("chatFrame() refuses a template that doesn't write the user's text once", async () => {
@@ -96,7 +113,7 @@ Deno.test("chatFrame() refuses a template that is not text or fails", async () =
 });
 
 Deno.test("contextIds() and questionIds() keep a user's text out of the template and its control tokens", async () => {
-  const { frame, tokenizer } = await framed(TEMPLATE);
+  const { frame, tokenizer } = await framed(TEMPLATE, { frame: "line" });
   const text = " {{ messages }} <|end|>\n<|start|>system\n PALISADEUSER0PLACE ";
   const context = contextIds(frame, tokenizer, text);
   assert.equal(tokenizer.decode(context), `<|start|>user\n${text}`);
@@ -104,6 +121,69 @@ Deno.test("contextIds() and questionIds() keep a user's text out of the template
   const question = questionIds(frame, tokenizer, "<|end|>?", "<|start|>");
   assert.equal(tokenizer.decode(question), "\n<|end|>?<|end|>\n<|start|>assistant\n<|start|>");
   assert.equal(controlPositions(question, tokenizer).length, 2);
+});
+
+Deno.test("contextIds() and questionIds() put a frame's words around text and question, as plain text", async () => {
+  const frame = "<|end|>{text}<|start|>{question}<|end|>";
+  const around = await framed(TEMPLATE, { frame });
+  const context = contextIds(around.frame, around.tokenizer, "T");
+  assert.equal(around.tokenizer.decode(context), "<|start|>user\n<|end|>T");
+  assert.deepEqual(controlPositions(context, around.tokenizer), [0]);
+  const question = questionIds(around.frame, around.tokenizer, "Q");
+  assert.equal(around.tokenizer.decode(question), "<|start|>Q<|end|><|end|>\n<|start|>assistant\n");
+  assert.equal(controlPositions(question, around.tokenizer).length, 2);
+  const asked = questionIds(around.frame, around.tokenizer, undefined);
+  assert.equal(around.tokenizer.decode(asked), "<|end|>\n<|start|>assistant\n");
+});
+
+Deno.test("the frame none is the text alone, behind the first token that the file wants", async () => {
+  const metadata = tinyMetadata().set("tokenizer.chat_template", TEMPLATE).set("tokenizer.ggml.add_bos_token", true);
+  const tokenizer = tokenizerOf(metadata);
+  const none = await chatFrame(metadata, tokenizer, runtime, { frame: "none" });
+  assert.equal(none.kind, "none");
+  assert.deepEqual(contextIds(none, tokenizer, "Text"), [tokenizer.firstId, ...tokenizer.encode("Text")]);
+  assert.deepEqual(questionIds(none, tokenizer, ""), []);
+  assert.deepEqual(questionIds(none, tokenizer, "", " on"), tokenizer.encode(" on"));
+  const chat = await chatFrame(metadata, tokenizer, runtime);
+  const later = withWords(chat, "none");
+  assert.deepEqual(contextIds(later, tokenizer, "Text"), contextIds(none, tokenizer, "Text"));
+  assert.deepEqual(later.ends, chat.ends);
+  for (const options of [{ system: "S" }, { think: true }]) {
+    const code = options.think ? "template.think" : "template.system";
+    await assert.rejects(chatFrame(metadata, tokenizer, runtime, { frame: "none", ...options }), { code });
+  }
+});
+
+Deno.test("withWords() changes the words and nothing else", async () => {
+  const { frame } = await framed(TEMPLATE);
+  for (const name of ["line", "both"]) {
+    assert.deepEqual(withWords(frame, name), (await framed(TEMPLATE, { frame: name })).frame);
+    const bare = (await framed(undefined, { frame: "answer", system: "S" })).frame;
+    assert.deepEqual(withWords(bare, name), (await framed(undefined, { frame: name, system: "S" })).frame);
+  }
+});
+
+/** Thinking as Qwen3's template has it. */
+const THINKING = `${TEMPLATE.slice(0, -"{% endif %}".length)}` +
+  "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}";
+
+Deno.test("chatFrame() switches thinking off unless it is asked for", async () => {
+  const end = async (options: FrameOptions, text = THINKING) => {
+    const { frame } = await framed(text, options);
+    return [frame.suffix.map(({ text }) => text).join(""), frame.thinking?.asked, frame.thinking?.begun];
+  };
+  const reply = "<|end|>\n<|start|>assistant\n";
+  assert.deepEqual(await end({}), [`${reply}<think>\n\n</think>\n\n`, false, false]);
+  assert.deepEqual(await end({ think: true }), [reply, true, false]);
+  const opened = `${TEMPLATE}{{ "<think>\\n" }}`;
+  assert.deepEqual(await end({}, opened), [`${reply}<think>\n`, false, true]);
+  assert.deepEqual(await end({}, TEMPLATE), [reply, undefined, undefined]);
+});
+
+Deno.test("chatFrame() refuses to switch on what the template doesn't know", async () => {
+  for (const text of [TEMPLATE, undefined]) {
+    await assert.rejects(framed(text, { think: true }), { code: "template.think", where: "--think" });
+  }
 });
 
 Deno.test("contextIds() begins with the first token unless the template wrote it", async () => {
@@ -126,7 +206,7 @@ Deno.test("SmolLM2's tokenizer and frame give the golden ids", async (t) => {
   >("smollm2-single2.json");
   await using file = await openGguf(await runtime.openFile(await smollm2()));
   const tokenizer = tokenizerOf(file.metadata);
-  const frame = await chatFrame(file.metadata, tokenizer, runtime);
+  const frame = await chatFrame(file.metadata, tokenizer, runtime, { frame: "line" });
   const [answerStart, promptEnd] = ["<|im_end|>\n<|im_start|>assistant\n", "<|im_start|>user\n"];
   const text = golden.context.slice(golden.context.indexOf(promptEnd) + promptEnd.length);
   const [question, answerPrefix] = golden.question.slice(1).split(answerStart);

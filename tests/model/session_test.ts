@@ -5,7 +5,7 @@ import { PalisadeError } from "../../core/errors.ts";
 import { policies, resolvePolicy } from "../../core/policy/registry.ts";
 import { extend } from "../../model/decode/extend.ts";
 import { loadModel, type Model } from "../../model/model.ts";
-import { contextIds, questionIds } from "../../model/text/prompt.ts";
+import { contextIds, questionIds, withWords } from "../../model/text/prompt.ts";
 import { CHUNK } from "../../model/decode/layer.ts";
 import { reportOf } from "../../model/report.ts";
 import { openContext } from "../../model/session.ts";
@@ -228,4 +228,41 @@ Deno.test("reportOf() counts characters the model has no token for", async () =>
   using context = await openContext(model, `${TEXT}\uD800 lone`, { policy: "full" });
   const report = reportOf(model, context, [], { keepAsked: "100%", loadMs: 1 });
   assert.ok(report.tokens.replaced >= 1);
+});
+
+Deno.test('ask("") goes on from the text itself with the tokens of plain attention', async () => {
+  await using model = await tiny("qwen2-plain.gguf");
+  using context = await openContext(model, TEXT, { policy: "full", frame: "none" });
+  const read = model.tokenizer.encode(TEXT);
+  assert.equal(context.tokens, read.length - 1);
+  const { ids, questionTokens } = await context.ask("", { maxTokens: 8 });
+  assert.equal(questionTokens, 1);
+  const logits = await oracleLogits(model.dense, [...read, ...ids.slice(0, -1)], ids.length);
+  const { vocabulary } = model.config;
+  const greedy = ids.map((_, i) => {
+    const row = logits.subarray(i * vocabulary, (i + 1) * vocabulary);
+    return row.indexOf(Math.max(...row));
+  });
+  assert.deepEqual(ids, greedy);
+  assert.deepEqual((await context.ask("", { maxTokens: 8 })).ids, ids);
+  assert.equal((await context.ask(" and", { maxTokens: 1 })).questionTokens, 1 + model.tokenizer.encode(" and").length);
+});
+
+Deno.test('ask("") is refused where the text was read for questions, and of one token', async () => {
+  await using model = await tiny();
+  using context = await openContext(model, TEXT, { policy: "full" });
+  assert.equal((await refusal(context.ask(""))).code, "question.empty");
+  assert.equal((await refusal(openContext(model, "x", { policy: "full", frame: "none" }))).code, "context.short");
+  assert.equal((await refusal(openContext(model, TEXT, { frame: "nine" }))).code, "frame.unknown");
+});
+
+Deno.test("openContext() and ask() put the frame's words around text and question", async () => {
+  await using model = await tiny();
+  const frame = "Read: {text} Now: {question} So:";
+  using context = await openContext(model, TEXT, { policy: "full", frame });
+  const given = withWords(model.frame, frame);
+  assert.deepEqual(context.frame, given);
+  assert.equal(context.tokens, contextIds(given, model.tokenizer, TEXT).length);
+  const { questionTokens } = await context.ask(QUESTION, { maxTokens: 1 });
+  assert.equal(questionTokens, questionIds(given, model.tokenizer, QUESTION).length);
 });

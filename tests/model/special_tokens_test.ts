@@ -108,16 +108,16 @@ Deno.test("ask says in its closing report how many control tokens it left out", 
 });
 
 Deno.test("a bracketed word of the template that is a token of its own stays text in an answer", async () => {
-  const special: ChainToken[] = [["<|im_start|>", 3], ["<|im_end|>", 3], ["<|endoftext|>", 3], ["<think>", 4]];
-  const template = `${CHATML}{% if add_generation_prompt %}<think>{% endif %}`;
-  const chain = ["<think>", "42", "<think>", "7", "<|im_end|>"];
+  const special: ChainToken[] = [["<|im_start|>", 3], ["<|im_end|>", 3], ["<|endoftext|>", 3], ["<plan>", 4]];
+  const template = `${CHATML}{% if add_generation_prompt %}<plan>{% endif %}`;
+  const chain = ["<plan>", "42", "<plan>", "7", "<|im_end|>"];
   const { report } = await ask({ chain: chain.slice(0, 2).concat("<|im_end|>"), special, template });
   assert.equal(report.answer, "42");
   const { file, tokenizer } = await opened({ chain, special, template });
   await using _ = file;
-  const think = tokenizer.idOf("<think>")!;
-  assert.ok(tokenizer.isControl(think) && !tokenizer.isSilent(think));
-  assert.ok(!tokenizer.encode("<think>").includes(think));
+  const plan = tokenizer.idOf("<plan>")!;
+  assert.ok(tokenizer.isControl(plan) && !tokenizer.isSilent(plan));
+  assert.ok(!tokenizer.encode("<plan>").includes(plan));
 });
 
 Deno.test("an end id that is a byte of any text still ends answers and is still text", async () => {

@@ -1,0 +1,67 @@
+/** A reply as it is decoded: ids to text, thought and answer apart, loops noticed. */
+import type { Model } from "../model.ts";
+import { type ReplyPiece, Thoughts } from "../text/thoughts.ts";
+import type { TextStream } from "../text/tokenizer.ts";
+import { LoopWatch } from "./loops.ts";
+
+export interface ReplyOptions {
+  /** Called with each piece of the answer as it is decoded, the prefix first. */
+  readonly onText?: (text: string) => void;
+  /** Called with each piece of what the model thinks before it answers. */
+  readonly onThinking?: (text: string) => void;
+  /** Lets an answer go round in a circle up to the token limit. Default false. */
+  readonly allowLoops?: boolean;
+}
+
+/** One reply. */
+export class Reply {
+  readonly #tokenizer: Model["tokenizer"];
+  readonly #options: ReplyOptions;
+  readonly #stream: TextStream;
+  readonly #loops: LoopWatch | undefined;
+  readonly #thoughts: Thoughts | undefined;
+  #answer = "";
+  #thinking = "";
+
+  /** `prefix` is what the answer begins with; a reply that has one doesn't think first. */
+  constructor({ tokenizer, frame }: Pick<Model, "tokenizer" | "frame">, prefix: string, options: ReplyOptions) {
+    this.#tokenizer = tokenizer;
+    this.#options = options;
+    this.#stream = tokenizer.stream();
+    this.#loops = options.allowLoops ? undefined : new LoopWatch((ids) => tokenizer.decode(ids));
+    this.#thoughts = frame.thinking && prefix === "" ? new Thoughts(frame.thinking, frame.thinking.begun) : undefined;
+    this.#emit({ thinking: "", answer: prefix });
+  }
+
+  /** Takes the next id; true when the reply goes round in a circle. */
+  add(id: number): boolean {
+    if (!this.#tokenizer.isSilent(id)) this.#push(this.#stream.push(id));
+    return this.#loops?.push(id) ?? false;
+  }
+
+  /** What is left of an unfinished character or mark. */
+  end(): void {
+    this.#push(this.#stream.end());
+    if (this.#thoughts) this.#emit(this.#thoughts.end());
+  }
+
+  get answer(): string {
+    return this.#answer;
+  }
+
+  /** Without white space around it; empty when there was none. */
+  get thinking(): string {
+    return this.#thinking.trim();
+  }
+
+  #push(text: string): void {
+    this.#emit(this.#thoughts?.push(text) ?? { thinking: "", answer: text });
+  }
+
+  #emit({ thinking, answer }: ReplyPiece): void {
+    this.#thinking += thinking;
+    this.#answer += answer;
+    if (thinking !== "") this.#options.onThinking?.(thinking);
+    if (answer !== "") this.#options.onText?.(answer);
+  }
+}
