@@ -47,6 +47,8 @@ export interface Dimensions extends ModelShape {
   readonly tiedHead: boolean;
   /** What the file says for the entry's {@link Architecture.settings}; a key that it lacks is absent. */
   readonly settings: Readonly<Record<string, number>>;
+  /** Whether the file has a tensor, for biases that some models have and some don't. */
+  readonly has: (tensor: string) => boolean;
 }
 
 export interface Architecture {
@@ -211,8 +213,11 @@ export function inputsOf({ width, heads, headDim }: Pick<Dimensions, "width" | "
   return { hidden: width, attention: heads * headDim };
 }
 
-/** Pre-norm attention and a SiLU-gated feed-forward part, as most have it; `bias`: on q, k and v. */
-function layerOf(model: Dimensions, block: string, { bias = false } = {}): LayerOperations {
+/**
+ * Pre-norm attention and a SiLU-gated feed-forward part, as most have it; `bias`: on q, k and v always, else where the
+ * file has them.
+ */
+function layerOf(model: Dimensions, block: string, { bias = model.has(`${block}.attn_q.bias`) } = {}): LayerOperations {
   const { width, feedForward } = model;
   return {
     project: [
@@ -220,7 +225,7 @@ function layerOf(model: Dimensions, block: string, { bias = false } = {}): Layer
       multiply("x", attentionRows(model, block, bias), "qkv"),
     ],
     finish: [
-      multiply("attention", [all(`${block}.attn_output`, width)], "projected"),
+      multiply("attention", [outputRows(model, block)], "projected"),
       add("hidden", "projected", "residual"),
       norm("residual", `${block}.ffn_norm`, "x"),
       multiply("x", [all(`${block}.ffn_gate`, feedForward), all(`${block}.ffn_up`, feedForward)], "gateUp"),
@@ -246,6 +251,11 @@ function attentionRows({ heads, kvHeads, headDim }: Dimensions, block: string, b
     { ...all(`${block}.attn_k`, keys), bias },
     { ...all(`${block}.attn_v`, keys), bias },
   ];
+}
+
+/** Attention's output projection. */
+function outputRows({ width, has }: Dimensions, block: string): TensorRows {
+  return { ...all(`${block}.attn_output`, width), bias: has(`${block}.attn_output.bias`) };
 }
 
 /** A whole matrix. */

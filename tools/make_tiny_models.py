@@ -126,6 +126,9 @@ MODELS = [
     Model("gemma3-windows", "gemma3", "gpt-2", 32, 2, 1, 32, 64, True, {"ffn_up": T.Q5_0, "": T.Q8_0},
           {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0}, layers=7, long=True,
           more={"sliding_window": 24, "query_pre_attn_scalar": 32}),
+    # biases on all of attention
+    Model("llama-biases", "llama", "smollm", 32, 4, 2, 8, 64, True, {"attn_k": T.Q4_1, "": T.Q8_0}, long=True,
+          more={"attention_bias": True}),
 ]
 # their files have the pairs of q and k rows side by side
 INTERLEAVED = ("llama", "granite", "smollm3", "mistral3")
@@ -310,11 +313,13 @@ def vectors(model: Model) -> list[tuple[str, str, int]]:
                 (f"blk.{i}.attn_{short}_norm.weight", f"{layer}.self_attn.{short}_norm.weight", model.head_dim)
                 for short in ("q", "k")
             ]
-        if model.architecture == "qwen2":
+        if model.architecture == "qwen2" or "attention_bias" in model.more:
             names += [
                 (f"blk.{i}.attn_{short}.bias", f"{layer}.self_attn.{short}_proj.bias", heads * model.head_dim)
                 for short, heads in (("q", model.heads), ("k", model.kv_heads), ("v", model.kv_heads))
             ]
+        if "attention_bias" in model.more:
+            names.append((f"blk.{i}.attn_output.bias", f"{layer}.self_attn.o_proj.bias", model.width))
     return names
 
 
@@ -339,6 +344,8 @@ def add_weights(writer: gguf.GGUFWriter, model: Model, rng: np.random.Generator)
         centre, std = (1, 0.1) if "norm" in name else (0, 0.5)
         values = (centre + std * rng.standard_normal(length)).astype(np.float32)
         writer.add_tensor(name, values)
+        if model.architecture in INTERLEAVED and name.endswith(("attn_q.bias", "attn_k.bias")):
+            values = unpermute(values[:, None], length // model.head_dim)[:, 0].copy()
         # what gemma adds to its gains is in its files already
         state[theirs] = torch.from_numpy(values - 1 if model.architecture == "gemma3" else values)
     return state

@@ -19,6 +19,7 @@ export const TINY_MODELS = [
   "smollm3-plain",
   "mistral3-yarn",
   "gemma3-windows",
+  "llama-biases",
 ] as const;
 
 export interface OpenModel extends AsyncDisposable {

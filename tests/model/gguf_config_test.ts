@@ -361,15 +361,15 @@ function tensorRefusals(architecture: string): Refusal[] {
 
 /** Tensors of other models, which must not be passed over. */
 const FOREIGN: [architecture: string, name: string][] = [
-  ["llama", "blk.0.attn_q.bias"],
-  ["llama", "blk.0.attn_output.bias"],
+  ["llama", "blk.0.attn_k.bias"],
+  ["llama", "blk.0.ffn_down.bias"],
   ["llama", "blk.1.attn_q_norm.weight"],
   ["llama", "blk.1.attn_k_norm.weight"],
   ["llama", "blk.0.ffn_gate_inp.weight"],
   ["llama", "blk.0.attn_sinks.weight"],
   ["llama", "output.bias"],
   ["llama", "anything"],
-  ["qwen2", "blk.0.attn_output.bias"],
+  ["qwen2", "blk.0.ffn_up.bias"],
   ["qwen2", "rope_freqs.weight"],
 ];
 
@@ -427,6 +427,54 @@ Deno.test("configOf() of a small phi3 takes no notice of the window", async () =
   assert.deepEqual([rope.pairs, rope.magnitude], ["half", 1]);
 });
 
+/** gemma3's shapes: two norms more a layer, and those of its heads. */
+function gemma3(): Shapes {
+  const block = (name: string) => ({
+    [`${name}.attn_q_norm.weight`]: [2],
+    [`${name}.attn_k_norm.weight`]: [2],
+    [`${name}.post_attention_norm.weight`]: [8],
+    [`${name}.post_ffw_norm.weight`]: [8],
+  });
+  return { ...block("blk.0"), ...block("blk.1") };
+}
+
+Deno.test("configOf() of a small gemma3: windows and their rotation, by the file's pattern or every sixth", async () => {
+  const small = (metadata: Metadata) => config("gemma3", { metadata, shapes: gemma3() });
+  const window = { "gemma3.attention.sliding_window": u32(16) }, base = { "gemma3.rope.freq_base": f32(1e6) };
+  assert.deepEqual((await small(base)).windows, [0, 0]);
+  const sixth = await small({ ...base, ...window });
+  assert.deepEqual(sixth.windows, [16, 16]);
+  assert.equal(sixth.decoder.embeddingScale, Math.sqrt(8));
+  const pattern = { "gemma3.attention.sliding_window_pattern": u32(2) };
+  assert.deepEqual((await small({ ...window, ...pattern })).windows, [16, 0]);
+  // A window as long as the context hides nothing; its layers turn by their base all the same.
+  const wide = await config("gemma3", {
+    metadata: {
+      ...base,
+      ...pattern,
+      "gemma3.attention.sliding_window": u32(128),
+      "gemma3.attention.head_count": u32(2),
+      "gemma3.attention.head_count_kv": u32(1),
+      "gemma3.rope.freq_base_swa": f32(100),
+    },
+    shapes: {
+      ...gemma3(),
+      ...Object.fromEntries(
+        ["blk.0", "blk.1"].flatMap((
+          block,
+        ) => [[`${block}.attn_q_norm.weight`, [4]], [`${block}.attn_k_norm.weight`, [4]]]),
+      ),
+    },
+  });
+  assert.deepEqual(wide.windows, [0, 0]);
+  assert.deepEqual(wide.ropes.map(({ frequencies }) => frequencies), [plain(4, 100), plain(4, 1e6)]);
+});
+
+const GEMMA_0: Metadata = {
+  "gemma3.attention.sliding_window": u32(16),
+  "gemma3.attention.sliding_window_pattern": u32(0),
+};
+
 const SETTING_REFUSALS: Refusal[] = [
   ["no original context", "phi3", { shapes: phi3(FACTORS) }, "gguf.missing", key(Object.keys(original(1))[0])],
   ...([[64, "long", 128], [128, "short", 128]] as const).map(([tokens, lost]): Refusal => [
@@ -453,6 +501,34 @@ const SETTING_REFUSALS: Refusal[] = [
       key(`qwen3.${name}`),
     ],
   ]),
+  [
+    "a bias of q without those of k and v",
+    "llama",
+    { shapes: { "blk.1.attn_q.bias": [8] } },
+    "gguf.missing",
+    tensor("blk.1.attn_k.bias"),
+  ],
+  [
+    "a bias of another length",
+    "llama",
+    { shapes: { "blk.1.attn_output.bias": [7] } },
+    "gguf.shape",
+    tensor("blk.1.attn_output.bias", ".shape"),
+  ],
+  [
+    "granite that turns nothing",
+    "granite",
+    { metadata: { "granite.rope.scaling.finetuned": bool(0) } },
+    "gguf.unsupported",
+    key("granite.rope.scaling.finetuned"),
+  ],
+  [
+    "a pattern of 0",
+    "gemma3",
+    { metadata: GEMMA_0, shapes: gemma3() },
+    "gguf.value",
+    key("gemma3.attention.sliding_window_pattern"),
+  ],
   ["qwen3 without norms of its heads", "qwen3", {}, "gguf.missing", tensor("blk.0.attn_q_norm.weight")],
 ];
 

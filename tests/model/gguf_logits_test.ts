@@ -95,6 +95,8 @@ const LOST: Record<string, [name: string, change: (config: ModelConfig) => Model
   "the queries' norms": ["qwen3-plain", (config) => without(config, (each) => each.op === "headNorm" && !each.first)],
   "the keys' norms": ["qwen3-plain", (config) => without(config, (each) => each.op === "headNorm" && !!each.first)],
   "the embeddings' scale": ["granite-plain", (c) => ({ ...c, decoder: { ...c.decoder, embeddingScale: 1 } })],
+  "a bias of q, k and v": ["llama-biases", (config) => unbiased(config, /attn_[qkv]$/)],
+  "the bias behind attention": ["llama-biases", (config) => unbiased(config, /attn_output$/)],
   "the windows": ["gemma3-windows", (config) => ({ ...config, windows: config.windows.map(() => 0) })],
   "one token of the windows": [
     "gemma3-windows",
@@ -118,6 +120,17 @@ const LOST: Record<string, [name: string, change: (config: ModelConfig) => Model
   "the residual scale of what was fed forward": ["granite-plain", (config) => without(config, scales("fed"))],
   "the logits' scale": ["granite-plain", (config) => without(config, scales("logits"))],
 };
+
+/** No biases of the tensors that `lost` matches. */
+function unbiased(config: ModelConfig, lost: RegExp): ModelConfig {
+  const list = (operations: readonly DenseOperation[]) =>
+    operations.map((each): DenseOperation => {
+      if (each.op !== "multiply") return each;
+      return { ...each, weights: each.weights.map((rows) => lost.test(rows.tensor) ? { ...rows, bias: false } : rows) };
+    });
+  const layers = config.decoder.layers.map(({ project, finish }) => ({ project: list(project), finish: list(finish) }));
+  return { ...config, decoder: { ...config.decoder, layers } };
+}
 
 function scales(value: string): (operation: DenseOperation) => boolean {
   return (operation) => operation.op === "scale" && operation.from === value;

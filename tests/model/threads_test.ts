@@ -211,7 +211,7 @@ Deno.test("a step that is not worth sharing out asks no other thread, and its we
 Deno.test("worthSharing() grows with the rows and the model, and wants more of a step with more waits", () => {
   const lists = (scale: number) => {
     const shape = { layers: 1, heads: 9, kvHeads: 3, headDim: 64, width: scale * 576, feedForward: 1536 };
-    const model = { ...shape, vocabulary: 49152, tiedHead: true, settings: {} };
+    const model = { ...shape, vocabulary: 49152, tiedHead: true, settings: {}, has: () => false };
     const { layers: [{ project, finish }], head } = decoderOf(ARCHITECTURES.get("llama")!, model);
     return { work: (list: typeof head) => workOf(list, inputsOf(model)), project, finish, head };
   };

@@ -49,7 +49,7 @@ export async function configOf(gguf: GgufFile): Promise<ModelConfig> {
     vocabulary: vocabularyOf(gguf),
     tiedHead: !gguf.tensors.has("output.weight"),
   };
-  const dimensions = { ...sizes, settings: settingsOf(gguf, entry) };
+  const dimensions = { ...sizes, settings: settingsOf(gguf, entry), has: (name: string) => gguf.tensors.has(name) };
   checkTensors(gguf, entry, dimensions);
   const locals = localLayers(gguf, entry, contextLength, layers);
   return {
@@ -105,6 +105,8 @@ const UNSUPPORTED: readonly (readonly [key: string, ...inert: GgufValue[]])[] = 
   ["%.embedding_scale", 0, 1],
   ["%.residual_scale", 0, 1],
   ["%.pooling_type", 0],
+  // To llama.cpp the sign of a granite that turns nothing.
+  ["granite.rope.scaling.finetuned", true],
 ];
 
 /** The numbers that an architecture reads for itself. */
