@@ -45,8 +45,8 @@ unsafe fn halves([a, b, c, d]: [*const u8; 4]) -> F4 {
 #[inline(always)]
 unsafe fn pairs([a, b, c, d]: [*const u8; 4]) -> Scales {
     let both = I4::new([word(a) as i32, word(b) as i32, word(c) as i32, word(d) as i32]);
-    let (scale, minimum) = (F4::from_halves(both), F4::from_upper_halves(both));
-    Scales { scales: [scale.with_infinities(); 4], minima: [minimum.with_infinities(); 4] }
+    let [scale, minimum] = both.halves().map(|bits| F4::from_halves(bits).with_infinities());
+    Scales { scales: [scale; 4], minima: [minimum; 4] }
 }
 
 /// Low and high halves of 16 bytes.

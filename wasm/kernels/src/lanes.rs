@@ -16,6 +16,9 @@ mod imp;
 /// A float16 pattern moved to float32's place is 2¹¹² times too small.
 pub const HALF_BIAS: f32 = 5.192_296_858_534_828e33;
 
+/// Smallest float16 above zero, 2⁻²⁴.
+pub const SMALLEST_HALF: f32 = 5.960_464_477_539_063e-8;
+
 /// Where float16's bits stand in a float32 pattern, and what int16 pairs are multiplied by to bring the first one there.
 static HALVES: [Fixed; 2] = [Fixed::new(f32::from_bits(0x8fff_e000)), Fixed::new(f32::from_bits(0x2000))];
 

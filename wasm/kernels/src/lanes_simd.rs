@@ -133,7 +133,9 @@ impl F4 {
     /// Four float16 patterns, finite ones, in the low halves of the lanes.
     #[inline(always)]
     pub fn from_halves(bits: I4) -> Self {
-        Self::from_upper_halves(I4(i32x4_shl(bits.0, 16)))
+        // The shift spreads the sign over three bits; the mask takes two of them away again.
+        let moved = v128_and(i32x4_shr(i32x4_shl(bits.0, 16), 3), u32x4_splat(0x8fff_e000));
+        F4(f32x4_mul(moved, f32x4_splat(super::HALF_BIAS)))
     }
     /// The lanes whose float16 was infinite or no number, too: [`Self::from_halves`] makes 65536 and more of them.
     #[inline(always)]
@@ -141,17 +143,22 @@ impl F4 {
         let large = f32x4_ge(f32x4_abs(self.0), f32x4_splat(65536.0));
         F4(v128_or(self.0, v128_and(large, u32x4_splat(0x7f80_0000))))
     }
+    /// Four float16 patterns of any kind in the low halves of the lanes, zeros above. No float on the way is below
+    /// float32's normal range, as those of [`Self::from_halves`] are for numbers that are so in float16: scales of 256
+    /// weights often are, and processors take a hundred cycles for them.
+    #[inline(always)]
+    pub fn from_any_halves(bits: I4) -> Self {
+        let size = v128_and(bits.0, i32x4_splat(0x7fff));
+        let normal = i32x4_add(i32x4_shl(size, 13), i32x4_splat(112 << 23));
+        let infinite = v128_and(i32x4_ge(size, i32x4_splat(0x7c00)), i32x4_splat(0x7f80_0000));
+        let small = f32x4_mul(f32x4_convert_i32x4(size), f32x4_splat(super::SMALLEST_HALF));
+        let x = v128_bitselect(small, v128_or(normal, infinite), i32x4_lt(size, i32x4_splat(0x400)));
+        F4(v128_or(x, i32x4_shl(v128_xor(bits.0, size), 16)))
+    }
     /// Four bfloat16 patterns in the low halves of the lanes.
     #[inline(always)]
     pub fn from_bfloats(bits: I4) -> Self {
         F4(i32x4_shl(bits.0, 16))
-    }
-    /// The same in the upper halves of the lanes, whatever the low halves hold.
-    #[inline(always)]
-    pub fn from_upper_halves(bits: I4) -> Self {
-        // The shift spreads the sign over three bits; the mask takes two of them away again.
-        let moved = v128_and(i32x4_shr(bits.0, 3), u32x4_splat(0x8fff_e000));
-        F4(f32x4_mul(moved, f32x4_splat(super::HALF_BIAS)))
     }
 }
 
@@ -211,6 +218,11 @@ impl I4 {
     #[inline(always)]
     pub fn add(self, b: Self) -> Self {
         I4(i32x4_add(self.0, b.0))
+    }
+    /// The lanes' low and high halves, unsigned.
+    #[inline(always)]
+    pub fn halves(self) -> [Self; 2] {
+        [I4(v128_and(self.0, i32x4_splat(0xffff))), I4(u32x4_shr(self.0, 16))]
     }
     /// Four int8 of a word.
     #[inline(always)]

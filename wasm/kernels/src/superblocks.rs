@@ -23,7 +23,7 @@ pub struct Iq4Xs;
 /// A float16 in all lanes.
 #[inline(always)]
 unsafe fn spread_half(p: *const u8) -> F4 {
-    F4::from_halves(I4::new([half(p); 4])).with_infinities()
+    F4::from_any_halves(I4::new([half(p); 4]))
 }
 
 /// Two bits of each byte, `by` from the right.
