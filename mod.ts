@@ -13,17 +13,18 @@
  */
 export * from "./core/mod.ts";
 export type { Backend, BackendName, LayerRows } from "./core/backend/interface.ts";
-export { type BackendChoice, type Device, pickBackend } from "./model/device.ts";
+export { BACKEND_CHOICES, type BackendChoice, type Device, pickBackend } from "./model/device.ts";
 export { type Health, healthOf } from "./core/cache/health.ts";
 export { CacheLimit, type LimitFigures, type LimitOptions, type PredictedScores } from "./core/cache/limit.ts";
 export { type CacheBytes, type CacheMark, RaggedCache } from "./core/cache/ragged.ts";
+export { DEFAULTS } from "./model/defaults.ts";
 export { type Architecture, ARCHITECTURES } from "./model/architecture.ts";
 export type { ModelConfig, Rope } from "./model/config.ts";
 export type { Tensor, Tensors } from "./core/backend/tensor.ts";
 export type { Dense, Projected } from "./model/dense/dense.ts";
 export { HostDense } from "./model/dense/host.ts";
 export type { DenseEngine, DenseName } from "./model/dense/interface.ts";
-export { type DenseChoice, pickDense } from "./model/dense/pick.ts";
+export { DENSE_CHOICES, type DenseChoice, pickDense } from "./model/dense/pick.ts";
 export { configOf } from "./model/file/gguf/config.ts";
 export { type GgufFile, openGguf } from "./model/file/gguf/reader.ts";
 export { loadModel, type LoadOptions, type Model } from "./model/model.ts";
@@ -41,6 +42,7 @@ export {
   type Finish,
   type MaxCache,
   openContext,
+  POSITIONS,
   type Positions,
 } from "./model/session.ts";
 export { loadPolicy } from "./model/policy_files/policy_files.ts";

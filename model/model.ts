@@ -5,6 +5,7 @@ import { type BackendChoice, type Device, pickBackend } from "./device.ts";
 import type { Runtime } from "../runtime/interface.ts";
 import type { ThreadPool } from "../wasm/threads/pool.ts";
 import type { ModelConfig } from "./config.ts";
+import { DEFAULTS } from "./defaults.ts";
 import { HostDense } from "./dense/host.ts";
 import { type DenseChoice, pickDense } from "./dense/pick.ts";
 import type { Gate } from "./gate/file.ts";
@@ -84,9 +85,9 @@ export async function loadModel(path: string, runtime: Runtime, options: LoadOpt
       signal: options.signal,
     });
     const tokenizer = base.endingAt(frame.ends);
-    const { threads = 1 } = options;
+    const { threads = DEFAULTS.threads } = options;
     pool = await startPool(runtime, threads);
-    backend = await pickBackend(options.backend ?? "auto", { pool });
+    backend = await pickBackend(options.backend ?? DEFAULTS.backend, { pool });
     const dense = new HostDense(
       await pickDense(file, config, { ...options, threads: threads === "auto" ? 1 : threads, pool }),
     );

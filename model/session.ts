@@ -19,6 +19,7 @@ import type { WorstCase } from "./gate/worst_case.ts";
 import { type MaxCache, resolveMaxCache } from "./decode/max_cache.ts";
 import type { Model } from "./model.ts";
 import { defaultPolicy } from "./default_policy.ts";
+import { DEFAULTS } from "./defaults.ts";
 import { type ChatFrame, contextIds, controlPositions, withWords } from "./text/prompt.ts";
 import type { RiskFigures } from "./read/at_risk.ts";
 import { exceedsTrained, type PlanOptions, planReading } from "./read/plan.ts";
@@ -27,7 +28,14 @@ import { read } from "./read/read.ts";
 import type { Reading, ReadResult, ScoreFiles } from "./read/reading.ts";
 import type { Risk } from "./read/risk_options.ts";
 
-export type { Answer, AskOptions, CapFigures, Finish, Positions } from "./decode/answer.ts";
+export {
+  type Answer,
+  type AskOptions,
+  type CapFigures,
+  type Finish,
+  POSITIONS,
+  type Positions,
+} from "./decode/answer.ts";
 export type { MaxCache } from "./decode/max_cache.ts";
 
 export interface ContextOptions extends Omit<PlanOptions, "policy" | "maxCache">, SourceOptions {
@@ -135,7 +143,7 @@ function defaultFor(model: Model, ids: readonly number[], options: ContextOption
 function planDecoding(model: Model, ids: readonly number[], options: ContextOptions): DecodePlan {
   const markers = controlPositions(ids, model.tokenizer);
   return {
-    positions: options.positions ?? "true",
+    positions: options.positions ?? DEFAULTS.positions,
     beyondTrained: options.beyondTrained ?? false,
     maxCache: options.maxCache && resolveMaxCache(options.maxCache, model, markers.length),
     markers,

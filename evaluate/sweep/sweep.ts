@@ -6,6 +6,7 @@ import { resolveBudget } from "../../core/select/budget.ts";
 import type { CacheType } from "../../core/cache/entry_type.ts";
 import { inputError, PalisadeError } from "../../core/errors.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
+import { DEFAULTS } from "../../model/defaults.ts";
 import type { Gate } from "../../model/gate/file.ts";
 import type { Model } from "../../model/model.ts";
 import { fileHash } from "../../model/policy_files/policy_files.ts";
@@ -257,7 +258,7 @@ function cellOf(
   sample: Sample,
   contextTokens: number,
   each: AskedCase,
-  { seed, protocol, haystack, cacheType = "f32" }: GroupOptions,
+  { seed, protocol, haystack, cacheType = DEFAULTS.cacheType }: GroupOptions,
 ): Cell {
   const { model: _, ...budget } = resolveBudget(each.policy, each.keep, contextTokens, model.config);
   const { context, question, answerPrefix, answers, metric, maxNewTokens } = sample;

@@ -4,6 +4,7 @@ import { CacheLimit, type LimitFigures, type PredictedScores } from "../../core/
 import type { RaggedCache } from "../../core/cache/ragged.ts";
 import { inputError } from "../../core/errors.ts";
 import type { StepRule } from "../../core/rules/rule.ts";
+import { DEFAULTS } from "../defaults.ts";
 import { extend } from "./extend.ts";
 import type { Model } from "../model.ts";
 import { controlPositions, questionIds } from "../text/prompt.ts";
@@ -54,7 +55,8 @@ export interface CapFigures extends LimitFigures {
 }
 
 /** `true`: a kept key stays at the position it was made for. `rerotate`: kept keys close up, `RaggedCache.realign`. */
-export type Positions = "true" | "rerotate";
+export const POSITIONS = ["true", "rerotate"] as const;
+export type Positions = typeof POSITIONS[number];
 
 /** What all questions to one context have in common. */
 export interface DecodePlan {
@@ -162,7 +164,7 @@ function refuseUnanswerable({ frame }: Model, question: string, prefix: string):
 
 /** A thought is longer than an answer. */
 function defaultMaxTokens({ frame }: Model): number {
-  return frame.thinking?.asked ? 2048 : 256;
+  return frame.thinking?.asked ? DEFAULTS.thinkingTokens : DEFAULTS.maxTokens;
 }
 
 /** The position no token may have. Under a cap that closes its gaps, `CacheLimit` keeps every position below it. */

@@ -5,7 +5,8 @@ import { inputError } from "../../core/errors.ts";
 import { SINKS } from "../../core/policy/parameters.ts";
 import type { Budget, Policy } from "../../core/policy/policy.ts";
 import type { StepRule } from "../../core/rules/rule.ts";
-import { DEFAULT_STEP_RULE, resolveStepRule } from "../../core/rules/registry.ts";
+import { resolveStepRule } from "../../core/rules/registry.ts";
+import { DEFAULTS } from "../defaults.ts";
 import type { Model } from "../model.ts";
 import { controlPositions, questionIds } from "../text/prompt.ts";
 
@@ -22,7 +23,7 @@ export interface MaxCache {
  * template's markers and one recent token don't fit below its low-water mark, `step-policy.unknown`.
  */
 export function resolveMaxCache(
-  { tokens, rule = DEFAULT_STEP_RULE }: MaxCache,
+  { tokens, rule = DEFAULTS.stepRule }: MaxCache,
   model: Pick<Model, "frame" | "tokenizer">,
   markers: number,
 ): { tokens: number; rule: StepRule } {

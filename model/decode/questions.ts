@@ -1,12 +1,14 @@
 /** Whether questions fit behind a context, known before it is read. */
 import { inputError } from "../../core/errors.ts";
+import { DEFAULTS } from "../defaults.ts";
 import type { Model } from "../model.ts";
 import { contextIds, questionIds } from "../text/prompt.ts";
 import type { Positions } from "./answer.ts";
 
 export interface QuestionRoom {
   readonly answerPrefix?: string;
-  readonly positions: Positions;
+  /** Default `DEFAULTS.positions`. */
+  readonly positions?: Positions;
   readonly beyondTrained?: boolean;
   /** The cache is capped, so that closing gaps keeps every position below the trained length. */
   readonly capped: boolean;
@@ -21,7 +23,7 @@ export function checkQuestions(
   { frame, tokenizer, config }: Pick<Model, "frame" | "tokenizer" | "config">,
   text: string,
   questions: readonly string[],
-  { answerPrefix, positions, beyondTrained = false, capped }: QuestionRoom,
+  { answerPrefix, positions = DEFAULTS.positions, beyondTrained = false, capped }: QuestionRoom,
 ): void {
   if (beyondTrained || (capped && positions === "rerotate")) return;
   const { name, contextLength } = config;

@@ -2,6 +2,7 @@
 import { inputError, PalisadeError } from "../../core/errors.ts";
 import { exp } from "../../core/measure/exp.ts";
 import { randomSource } from "../../core/measure/random.ts";
+import { DEFAULTS } from "../defaults.ts";
 
 export interface SamplerOptions {
   /** 0 (default) always takes the most likely token; above, logits are divided by it. Finite, ≥ 0. */
@@ -29,7 +30,7 @@ export interface Sampler {
  * range.
  */
 export function createSampler(options: SamplerOptions = {}): Sampler {
-  const { temperature = 0, topP = 1, topK, seed = 0 } = options;
+  const { temperature = DEFAULTS.temperature, topP = DEFAULTS.topP, topK, seed = DEFAULTS.seed } = options;
   check("temperature", temperature, temperature >= 0 && temperature < Infinity, "a number ≥ 0");
   check("top-p", topP, topP > 0 && topP <= 1, "a number above 0 and at most 1");
   check("top-k", topK, topK === undefined || (Number.isSafeInteger(topK) && topK >= 1), "an integer ≥ 1");

@@ -2,6 +2,7 @@
 import { multiplyAddsOf } from "../../core/dense/operations.ts";
 import { inputsOf } from "../architecture.ts";
 import type { ModelConfig } from "../config.ts";
+import { DEFAULTS } from "../defaults.ts";
 import type { GgufFile } from "../file/gguf/reader.ts";
 import { hasSimd128 } from "../../runtime/features.ts";
 import type { ThreadPool } from "../../wasm/threads/pool.ts";
@@ -80,7 +81,7 @@ export async function pickDense(
 export const MANY_ROWS = 8;
 
 async function chooseEngine(file: GgufFile, options: PickDenseOptions): Promise<DenseName> {
-  const { dense = "auto", precision, oneEngine } = options;
+  const { dense = DEFAULTS.dense, precision, oneEngine } = options;
   if (dense !== "auto") return dense;
   const ours = hasSimd128() && staysInBlocks(file);
   if (!(await probeNode()).available) return ours ? "wasm" : "web";

@@ -5,6 +5,7 @@ import type { Budget, Policy } from "../../core/policy/policy.ts";
 import { type Keep, parseKeep, resolveBudget } from "../../core/select/budget.ts";
 import type { ModelConfig } from "../config.ts";
 import type { Positions } from "../decode/answer.ts";
+import { DEFAULTS } from "../defaults.ts";
 import { budgetUnderCap } from "../decode/max_cache.ts";
 import { checkWindows } from "../decode/windows.ts";
 import type { ChatFrame } from "../text/prompt.ts";
@@ -24,7 +25,7 @@ export interface PlannedModel {
 
 export interface PlanOptions extends RiskSettings {
   readonly policy: Policy;
-  /** What stays. Default `20%`. */
+  /** What stays. Default `DEFAULTS.keep`, 20%. */
   readonly keep?: Keep | string;
   /** How keys and values are stored. Default `f32`. */
   readonly cacheType?: CacheType;
@@ -48,7 +49,7 @@ export function planReading(model: PlannedModel, ids: readonly number[], options
   checkWindows(model.config, ids.length, "--context");
   const risk = resolveRisk(options, policy, rivals(options));
   const { budget, keepCapped } = plannedBudget(model.config, ids.length, risk, options);
-  const cacheType = checkCacheType(options.cacheType ?? "f32");
+  const cacheType = checkCacheType(options.cacheType ?? DEFAULTS.cacheType);
   const exceeds = exceedsTrained(model.config, ids.length, options);
   if (exceeds && !closesUp(model.config, budget, options)) {
     throw contextTooLong(model.config, ids.length, policy, budget, positions === "rerotate");
@@ -76,7 +77,7 @@ export function exceedsTrained(
 
 /** What `keep` asks for, or what a cap leaves of it; everything where a risk takes its place. */
 function plannedBudget(config: ModelConfig, tokens: number, risk: Risk | undefined, options: PlanOptions) {
-  const { policy, keep = "20%", maxCache } = options;
+  const { policy, keep = DEFAULTS.keep, maxCache } = options;
   const wanted = typeof keep === "object" ? keep : parseKeep(keep);
   const asked = resolveBudget(policy, risk ? { fraction: 1 } : wanted, tokens, config);
   const budget = maxCache ? budgetUnderCap(policy, asked, maxCache.tokens) : asked;

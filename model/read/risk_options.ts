@@ -1,9 +1,7 @@
 /** `--risk`, `--risk-worst` and what goes with them: checked, and made into one of two ways to read. */
 import { inputError, PalisadeError } from "../../core/errors.ts";
 import type { Policy } from "../../core/policy/policy.ts";
-
-/** Keys and values that may wait while `--risk` looks for its budget, if nothing else is said: 1 GiB. */
-export const MAX_CACHE_BYTES = 2 ** 30;
+import { DEFAULTS } from "../defaults.ts";
 
 export interface RiskSettings {
   /**
@@ -31,7 +29,7 @@ export type Risk =
  * threshold is asked of a policy whose scores are no importances.
  */
 export function resolveRisk(settings: RiskSettings, policy: Policy, others: readonly string[]): Risk | undefined {
-  const { risk, riskWorst, maxCacheBytes = MAX_CACHE_BYTES } = settings;
+  const { risk, riskWorst, maxCacheBytes = DEFAULTS.maxCacheBytes } = settings;
   if (!(Number.isSafeInteger(maxCacheBytes) && maxCacheBytes >= 1)) {
     throw inputError(
       "risk.range",
