@@ -17,3 +17,6 @@ export interface Io {
 
 /** Exit codes, as `--help` lists them. */
 export const EXIT = { ok: 0, failed: 1, usage: 2, input: 3, resources: 4, interrupted: 130 } as const;
+
+/** The same in a line of help. */
+export const EXIT_CODES = "Exit: 0 ok, 1 failed, 2 usage, 3 bad input, 4 no resources, 130 interrupted";

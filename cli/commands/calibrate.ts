@@ -9,54 +9,66 @@ import { GATE_SUFFIX, gateFolder, loadGate } from "../../model/gate/find.ts";
 import { modelHash } from "../../model/store/identity.ts";
 import { loadModel } from "../../model/model.ts";
 import { autoThreads } from "../../model/threads.ts";
-import type { EngineOptions } from "./ask.ts";
+import { command } from "../command.ts";
+import { ENGINE } from "../engine.ts";
 import { formatBytes, formatMs } from "../print/format.ts";
-import { EXIT, type Io } from "../io.ts";
+import { EXIT, EXIT_CODES, type Io } from "../io.ts";
 import { obtainModel } from "../obtain.ts";
+import { list, type OptionTable, repeated, type Values, whole } from "../options.ts";
 import { refuseRepeated } from "../../evaluate/sweep/lists.ts";
 import { checkOutputs, writeWhole } from "../../runtime/output.ts";
 import { expectedPath, modelInputs, outputsOf } from "../outputs.ts";
 import { createProgress, type Progress } from "../print/progress.ts";
 import { tableText } from "../print/table.ts";
 
-export interface CalibrateCommand extends EngineOptions {
-  /** The user's own texts. */
-  readonly text?: readonly string[];
-  readonly tokens: number;
-  readonly seed: number;
-  /** Kinds of built-in text, separated by commas. */
-  readonly kinds: string;
-  readonly out?: string;
-  readonly json?: boolean;
-}
+const OPTIONS = {
+  text: { value: "file", help: "your own text beside the built-in one; repeatable", read: repeated },
+  tokens: { value: "n", help: "tokens to fit on", read: whole(1000, 1_000_000), preset: 10_000 },
+  seed: { value: "n", help: "seed of the built-in text", read: whole(0, 2 ** 40), preset: 1 },
+  kinds: { value: "list", help: "kinds of built-in text", read: list, preset: KINDS.join(",") },
+  out: { value: "file", help: "where to write it instead of the cache folder" },
+  json: { help: "print one object with all figures" },
+  ...ENGINE,
+} satisfies OptionTable;
+
+type CalibrateOptions = Values<typeof OPTIONS>;
+
+/** `palisade calibrate`. */
+export const calibrateCommand = command({
+  name: "calibrate",
+  summary: "fit a gate for a model on this machine; resumes",
+  options: OPTIONS,
+  notes: [EXIT_CODES],
+  run: calibrate,
+});
 
 /** Runs the command; returns the exit code. A stopped run goes on where it was when it is started again. */
-export async function calibrate(command: CalibrateCommand, io: Io): Promise<number> {
+async function calibrate(options: CalibrateOptions, io: Io): Promise<number> {
   const host = io.runtime.host!;
-  const kinds = parseKinds(command.kinds);
-  if (command.out === undefined) await host.makeFolder(gateFolder(io.runtime));
-  let out = command.out ?? defaultOut(command.model, io);
-  await checkPlaces(out, command, io);
-  const texts = await readTexts(command.text ?? [], io);
-  const progress = createProgress(io.interactive && !command.quiet), start = performance.now();
+  const kinds = parseKinds(options.kinds);
+  if (options.out === undefined) await host.makeFolder(gateFolder(io.runtime));
+  let out = options.out ?? defaultOut(options.model, io);
+  await checkPlaces(out, options, io);
+  const texts = await readTexts(options.text ?? [], io);
+  const progress = createProgress(io.interactive && !options.quiet), start = performance.now();
   try {
-    const path = await obtainModel(command.model, io, progress, command);
+    const path = await obtainModel(options.model, io, progress, options);
     const sha256 = await modelHash(path, io.runtime);
-    if (command.out === undefined && await isOfAnother(out, sha256, io)) {
-      out = defaultOut(command.model, io, sha256);
-      await checkPlaces(out, command, io);
+    if (options.out === undefined && await isOfAnother(out, sha256, io)) {
+      out = defaultOut(options.model, io, sha256);
+      await checkPlaces(out, options, io);
     }
     await using model = await loadModel(path, io.runtime, {
-      backend: command.backend,
-      dense: command.dense,
+      backend: options.backend,
+      dense: options.dense,
       // As many for the dense layers as for the kernels: minutes of work that nobody talks to meanwhile.
-      threads: command.threads === "auto" ? autoThreads(io.runtime) : command.threads,
+      threads: options.threads === "auto" ? autoThreads(io.runtime) : options.threads,
       // Many rows at a time: float32 takes half the time of quantised weights.
       precision: "float32",
       signal: io.signal,
       onProgress: (done, total) => progress.update("Starting the model", done, total),
     });
-    const { tokens, seed } = command;
+    const { tokens, seed } = options;
     const plan = await planCalibration(model, io.runtime, { tokens, seed, kinds, texts });
     const statePath = stateOf(out);
     const result = await fit(model, io.runtime, plan, {
@@ -70,7 +82,7 @@ export async function calibrate(command: CalibrateCommand, io: Io): Promise<numb
     await host.remove(statePath);
     progress.clear();
     const ms = performance.now() - start;
-    if (command.json) {
+    if (options.json) {
       io.out(`${JSON.stringify({ out, bytes: bytes.length, ms, ...withoutWeights(result) }, null, 2)}\n`);
     } else io.out(`${summary(result)}\nwrote ${out}, ${formatBytes(bytes.length)}, in ${formatMs(ms)}\n`);
     return EXIT.ok;
@@ -94,7 +106,7 @@ async function isOfAnother(path: string, sha256: string, { runtime }: Io): Promi
 }
 
 /** Gate and state must find their places before the hours of work, not after. */
-async function checkPlaces(out: string, { model, text = [] }: CalibrateCommand, io: Io): Promise<void> {
+async function checkPlaces(out: string, { model, text = [] }: CalibrateOptions, io: Io): Promise<void> {
   const outputs = outputsOf([["--out", out, GATE_FILE], ["--out (.state)", stateOf(out), CALIBRATION_STATE]]);
   const inputs = text.map((path) => ({ path, what: "a text" }));
   await checkOutputs(io.runtime, outputs, [...inputs, ...modelInputs([model], io)]);

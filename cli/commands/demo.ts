@@ -11,19 +11,33 @@ import { demoTexts } from "./demo_texts.ts";
 import type { Model } from "../../model/model.ts";
 import { type Report, reportOf } from "../../model/report.ts";
 import { type Answer, openContext } from "../../model/session.ts";
-import { type EngineOptions, startModel } from "./ask.ts";
+import { DEFAULTS } from "../../model/defaults.ts";
+import { command } from "../command.ts";
+import { ENGINE, startModel } from "../engine.ts";
 import { formatBytes, formatCount, formatMs, formatShare } from "../print/format.ts";
 import { EXIT, type Io } from "../io.ts";
+import { type OptionTable, type Values, whole } from "../options.ts";
 import { padRight } from "../print/terminal.ts";
 import { createProgress, type Progress } from "../print/progress.ts";
 import { tableText } from "../print/table.ts";
 
-export interface DemoCommand extends EngineOptions {
-  readonly seed: number;
-  readonly questions: number;
-  readonly keep: string;
-  readonly json?: boolean;
-}
+const OPTIONS = {
+  seed: { value: "n", help: "seed of the hidden facts and where they are hidden", read: whole(0), preset: 1 },
+  questions: { value: "n", help: "questions per text, 3 to 8", read: whole(3, 8), preset: 3 },
+  keep: { value: "amount", help: "what stays where something is evicted", preset: DEFAULTS.keep },
+  json: { help: "print one object with all answers and figures" },
+  ...ENGINE,
+} satisfies OptionTable;
+
+type DemoOptions = Values<typeof OPTIONS>;
+
+/** `palisade demo`. */
+export const demoCommand = command({
+  name: "demo",
+  summary: "the full cache beside three evicted ones",
+  options: OPTIONS,
+  run: demo,
+});
 
 /** Baseline first; the last is what `ask` takes when nothing is said. */
 const POLICIES = ["full", "snapkv", "layer-defensive", undefined] as const;
@@ -39,40 +53,40 @@ interface Run {
 }
 
 /** Runs the command; returns the exit code. */
-export async function demo(command: DemoCommand, io: Io): Promise<number> {
-  parseKeep(command.keep);
-  using progress = createProgress(io.interactive && !command.quiet);
+async function demo(options: DemoOptions, io: Io): Promise<number> {
+  parseKeep(options.keep);
+  using progress = createProgress(io.interactive && !options.quiet);
   const texts = await demoTexts(io.runtime);
-  const say = command.json ? () => {} : io.out;
+  const say = options.json ? () => {} : io.out;
   const start = performance.now();
-  await using model = await startModel(command, io, progress);
+  await using model = await startModel(options, io, progress);
   const loadMs = performance.now() - start;
   say(`${model.name}; kernels ${model.backend.detail}; dense ${model.dense.detail}\n`);
 
   const runs: Run[] = [];
   for (const [index, { title, text }] of texts.entries()) {
-    const { context, facts } = hideFacts(text, { count: command.questions, seed: command.seed + index });
-    say(`\n${title}, with ${facts.length} facts hidden at places drawn from seed ${command.seed + index}\n`);
+    const { context, facts } = hideFacts(text, { count: options.questions, seed: options.seed + index });
+    say(`\n${title}, with ${facts.length} facts hidden at places drawn from seed ${options.seed + index}\n`);
     const here: Run[] = [];
     for (const policy of POLICIES) {
-      here.push(await runPolicy(model, policy, command, { title, context, facts }, { io, progress, loadMs }));
+      here.push(await runPolicy(model, policy, options, { title, context, facts }, { io, progress, loadMs }));
     }
     say(`${runsTable(here)}\n`);
     runs.push(...here);
   }
   say(`\n${summaryOf(runs)}`);
-  if (command.json) io.out(`${JSON.stringify(runs.map(plainRun), null, 2)}\n`);
+  if (options.json) io.out(`${JSON.stringify(runs.map(plainRun), null, 2)}\n`);
   return EXIT.ok;
 }
 
 async function runPolicy(
   model: Model,
   policy: string | undefined,
-  command: DemoCommand,
+  options: DemoOptions,
   sample: { title: string; context: string; facts: readonly HiddenFact[] },
   { io, progress, loadMs }: { io: Io; progress: Progress; loadMs: number },
 ): Promise<Run> {
-  const keep = policy === "full" ? "100%" : command.keep;
+  const keep = policy === "full" ? "100%" : options.keep;
   using context = await openContext(model, sample.context, {
     policy,
     keep,

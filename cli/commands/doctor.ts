@@ -18,8 +18,23 @@ import { hasRelaxedSimd, hasSimd128 } from "../../runtime/features.ts";
 import { packageData } from "../../runtime/package_data.ts";
 import { formatBytes } from "../print/format.ts";
 import { createProgress } from "../print/progress.ts";
+import { command } from "../command.ts";
 import { EXIT, type Io } from "../io.ts";
+import type { OptionTable, Values } from "../options.ts";
 import { VERSION } from "../version.ts";
+
+const OPTIONS = {
+  model: { value: "file", help: "instead: what a model file is, and what is odd in it" },
+  json: { help: "as JSON" },
+} satisfies OptionTable;
+
+/** `palisade doctor`. */
+export const doctorCommand = command({
+  name: "doctor",
+  summary: "what this machine offers, what is missing and why",
+  options: OPTIONS,
+  run: doctor,
+});
 
 /** One finding. `ok` says whether the thing is there; `text` what it is, or why it isn't. */
 interface Finding {
@@ -29,7 +44,7 @@ interface Finding {
 }
 
 /** Prints the findings; always exit code 0, a missing thing is a normal answer. */
-export async function doctor(options: { json?: boolean; model?: string }, io: Io): Promise<number> {
+async function doctor(options: Values<typeof OPTIONS>, io: Io): Promise<number> {
   const findings = options.model === undefined ? await examine(io) : await examineModel(options.model, io);
   if (options.json) {
     io.out(`${JSON.stringify({ version: VERSION, findings }, null, 2)}\n`);

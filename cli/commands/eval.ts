@@ -1,55 +1,32 @@
 /** `palisade eval`: a sweep over models, tasks, lengths, samples, policies and budgets into a results file. */
-import type { CacheType } from "../../core/cache/entry_type.ts";
 import { PalisadeError } from "../../core/errors.ts";
-import { loadModel } from "../../model/model.ts";
-import { type GroupOptions, measureSample, runGroup, type Subject } from "../../evaluate/sweep/sweep.ts";
-import { NO_HAYSTACK, openHaystack } from "../../evaluate/tasks/haystack.ts";
-import {
-  type AskedCase,
-  cellsBefore,
-  type Group,
-  groupsOf,
-  loadCases,
-  parseLengths,
-} from "../../evaluate/sweep/plan.ts";
-import { nonEmpty, refuseRepeated, splitList, splitNames } from "../../evaluate/sweep/lists.ts";
-import { RESULTS, ResultsFile } from "../../evaluate/results/results.ts";
-import { openTasks, taskFiles } from "../../evaluate/tasks/registry.ts";
-import type { EngineOptions } from "./ask.ts";
-import { evaluateByQueue } from "./eval_queue.ts";
-import { formatMs } from "../print/format.ts";
-import { LINE } from "../../model/text/frames.ts";
-import { modelHash } from "../../model/store/identity.ts";
-import { EXIT, type Io } from "../io.ts";
-import { obtainModel } from "../obtain.ts";
-import { createProgress, type Progress } from "../print/progress.ts";
+import { RESULTS } from "../../evaluate/results/results.ts";
+import { splitList, splitNames } from "../../evaluate/sweep/lists.ts";
+import { taskFiles } from "../../evaluate/tasks/registry.ts";
 import { checkOutputs } from "../../runtime/output.ts";
+import { command } from "../command.ts";
+import type { Io } from "../io.ts";
 import { inputsOf, modelInputs, outputsOf, policyInputs } from "../outputs.ts";
-import { VERSION } from "../version.ts";
+import { evaluateHere } from "../sweep/here.ts";
+import { EVAL_OPTIONS, type EvalOptions } from "../sweep/options.ts";
+import { evaluateByQueue } from "../sweep/queue.ts";
 
-export interface EvalCommand extends Omit<EngineOptions, "model"> {
-  readonly tasks: string;
-  readonly length: string;
-  readonly policies: string;
-  readonly keep: string;
-  readonly samples: number;
-  readonly seed: number;
-  readonly models: string;
-  readonly out: string;
-  readonly queryAware?: boolean;
-  readonly cacheType: CacheType;
-  readonly haystack?: string;
-  readonly beyondTrained?: boolean;
-  /** Address of the server through which workers compute the cells. */
-  readonly queue?: string;
-}
+/** `palisade eval`. */
+export const evalCommand = command({
+  name: "eval",
+  summary: "measure what policies cost in answers; resumes",
+  options: EVAL_OPTIONS,
+  // How a name with a comma is said.
+  notes: [`Lists: parts between commas, or repeat the option; jsonl:"a, b.jsonl" is one.`],
+  run: evaluate,
+});
 
 /** Runs the command; returns the exit code. Refusals are thrown before any model is loaded where that is possible. */
-export async function evaluate(command: EvalCommand, io: Io): Promise<number> {
+async function evaluate(options: EvalOptions, io: Io): Promise<number> {
   try {
-    await checkResultsPlace(command, io);
-    const { queue } = command;
-    return await (queue === undefined ? evaluateHere(command, io) : evaluateByQueue({ ...command, queue }, io));
+    await checkResultsPlace(options, io);
+    const { queue } = options;
+    return await (queue === undefined ? evaluateHere(options, io) : evaluateByQueue({ ...options, queue }, io));
   } catch (error) {
     if (!(error instanceof PalisadeError) || error.where !== "--policy") throw error;
     const { kind, code, message } = error; // the option has another name here
@@ -61,219 +38,12 @@ export async function evaluate(command: EvalCommand, io: Io): Promise<number> {
 }
 
 /** The results go where nothing is harmed: known before any of the inputs is read. */
-async function checkResultsPlace(command: EvalCommand, io: Io): Promise<void> {
-  const { out, tasks, models, policies, haystack, gate } = command;
+async function checkResultsPlace(options: EvalOptions, io: Io): Promise<void> {
+  const { out, tasks, models, policies, haystack, gate } = options;
   await checkOutputs(io.runtime, outputsOf([["--out", out, RESULTS]]), [
     ...taskFiles(splitNames(tasks, "--tasks")).map((path) => ({ path, what: "a task" })),
     ...modelInputs(splitNames(models, "--models"), io),
     ...policyInputs(splitList(policies, "--policies")),
     ...inputsOf([["the haystack", haystack], ["the gate", gate]]),
   ]);
-}
-
-async function evaluateHere(command: EvalCommand, io: Io): Promise<number> {
-  const cases = await loadCases(io.runtime, command.policies, command.keep);
-  const lengths = parseLengths(command.length);
-  const models = nonEmpty(splitNames(command.models, "--models"), "--models");
-  const tasks = await openTasks(nonEmpty(splitNames(command.tasks, "--tasks"), "--tasks"), io.runtime);
-  const groups = groupsOf(tasks, lengths, command.samples);
-  const haystack = tasks.some((task) => task.sized) ? await openHaystack(io.runtime, command.haystack) : NO_HAYSTACK;
-  await using results = await ResultsFile.open(io.runtime, command.out);
-  const sweep = new Sweep(io, command, results, models.length * groups.length * cases.length);
-  try {
-    for (const file of await findModels(models, command, io, sweep.progress)) {
-      await using subject = await openSubject(file, command, io, sweep.progress);
-      sweep.expect(subject, groups, cases);
-      const options: GroupOptions = {
-        seed: command.seed,
-        protocol: command.queryAware ? "query-aware" : "context-first",
-        haystack,
-        cacheType: command.cacheType,
-        isDone: (id) => results.has(id),
-        beyondTrained: command.beyondTrained,
-        signal: io.signal,
-      };
-      const bad = sweep.measure(subject, groups, options);
-      for (const group of groups) if (!bad.has(group)) await sweep.run(subject, group, cases, options);
-    }
-  } finally {
-    sweep.progress.clear();
-  }
-  if (!command.quiet) io.err(`${sweep.summary()}\n`);
-  return sweep.end();
-}
-
-/** A model's file, and its hash: the model's identity. */
-interface ModelFile {
-  readonly name: string;
-  readonly path: string;
-  readonly sha256: string;
-}
-
-/** All models, fetched where they aren't here. @throws PalisadeError `list.repeated` for two names of one model. */
-async function findModels(names: string[], command: EvalCommand, io: Io, progress: Progress): Promise<ModelFile[]> {
-  const files: ModelFile[] = [];
-  for (const name of names) {
-    const path = await obtainModel(name, io, progress, command);
-    files.push({ name, path, sha256: await modelHash(path, io.runtime) });
-  }
-  refuseRepeated(files, { key: ({ sha256 }) => sha256, name: ({ name }) => name, where: "--models" });
-  return files;
-}
-
-async function openSubject(
-  { name, path, sha256 }: ModelFile,
-  command: EvalCommand,
-  io: Io,
-  progress: Progress,
-): Promise<Subject & AsyncDisposable> {
-  const model = await loadModel(path, io.runtime, {
-    backend: command.backend,
-    dense: command.dense,
-    // Cells made before, and elsewhere, stay comparable.
-    oneEngine: true,
-    frame: LINE,
-    threads: command.threads,
-    gate: command.gate,
-    signal: io.signal,
-    onProgress: (done, total) => progress.update(`Starting ${name}`, done, total),
-  });
-  progress.clear();
-  return {
-    model,
-    runtime: io.runtime,
-    sha256,
-    palisade: VERSION,
-    [Symbol.asyncDispose]: () => model[Symbol.asyncDispose](),
-  };
-}
-
-/** Samples named behind one reason. */
-const MOST_LABELS = 10;
-
-/** Counts cells and tells how it goes. The remaining time is what this run's cells took, times the cells to come. */
-class Sweep {
-  readonly progress: Progress;
-  readonly #io: Io;
-  readonly #quiet: boolean;
-  readonly #results: ResultsFile;
-  readonly #total: number;
-  readonly #start = performance.now();
-  #computed = 0;
-  #found = 0;
-  /** Cells of coming groups that look as if they were in the file. */
-  #expected = 0;
-  readonly #expectedByGroup = new Map<Group, number>();
-  #computeMs = 0;
-  /** Groups that couldn't be measured, by the reason. */
-  readonly #bad = new Map<string, string[]>();
-
-  constructor(io: Io, command: EvalCommand, results: ResultsFile, total: number) {
-    this.#io = io;
-    this.#quiet = command.quiet ?? false;
-    this.#results = results;
-    this.#total = total;
-    this.progress = createProgress(io.interactive && !this.#quiet);
-  }
-
-  /** Looks up which groups of this model have lines already, so that they don't count as work to come. */
-  expect({ sha256 }: Subject, groups: readonly Group[], cases: readonly AskedCase[]): void {
-    this.#expected = 0;
-    this.#expectedByGroup.clear();
-    const lines = this.#results.before.filter(({ model }) => model.sha256 === sha256);
-    for (const [group, count] of cellsBefore(lines, groups, cases)) {
-      this.#expectedByGroup.set(group, count);
-      this.#expected += count;
-    }
-  }
-
-  async run(subject: Subject, group: Group, cases: readonly AskedCase[], options: GroupOptions): Promise<void> {
-    const start = performance.now();
-    let computed = 0;
-    const label = labelOf(group);
-    const onStep = (step: string, done: number, total: number) =>
-      this.progress.update(`${label} · ${this.#remaining()} · ${step}`, done, total);
-    const lines = runGroup(subject, group, cases, { ...options, onStep });
-    let whole = true;
-    while (true) {
-      const next = await this.#refused(group, () => lines.next());
-      whole = next !== undefined;
-      if (!next || next.done) break;
-      await this.#results.append(next.value);
-      computed++;
-      options.signal?.throwIfAborted();
-    }
-    this.#computed += computed;
-    this.#found += whole ? cases.length - computed : 0;
-    this.#expected -= this.#expectedByGroup.get(group) ?? 0;
-    this.#computeMs += performance.now() - start;
-    if (computed > 0 && !this.#io.interactive && !this.#quiet) {
-      this.#io.err(`${label}: ${this.#computed + this.#found} of ${this.#total} cells, ${this.#remaining()}\n`);
-    }
-  }
-
-  /**
-   * Counts the tokens of the samples whose length isn't chosen, and makes one of each length that is, before anything is
-   * read; returns those that can't be measured.
-   */
-  measure(subject: Subject, groups: readonly Group[], options: GroupOptions): Set<Group> {
-    const bad = new Set<Group>();
-    for (const group of groups) {
-      if (group.length !== null && group.sample > 0) continue;
-      options.signal?.throwIfAborted();
-      try {
-        measureSample(subject, group, options);
-      } catch (error) {
-        this.#note(group, error);
-        bad.add(group);
-      }
-    }
-    return bad;
-  }
-
-  /** The result of `work`; undefined when the group was refused, which the others don't pay for. */
-  async #refused<T>(group: Group, work: () => Promise<T>): Promise<T | undefined> {
-    try {
-      return await work();
-    } catch (error) {
-      this.#note(group, error);
-      return undefined;
-    }
-  }
-
-  /** Notes a refusal, and says so at its first time; anything else is thrown. */
-  #note(group: Group, error: unknown): void {
-    if (!(error instanceof PalisadeError) || error.kind !== "input") throw error;
-    const place = error.message.includes(error.where) ? "" : `${error.where}: `;
-    const reason = `${place}${error.message}`.replace(/--policy\b/g, "--policies");
-    const labels = this.#bad.get(reason) ?? [];
-    this.#bad.set(reason, [...labels, labelOf(group)]);
-    this.progress.clear();
-    if (labels.length === 0 && !this.#quiet) this.#io.err(`palisade: ${labelOf(group)} can't be measured: ${reason}\n`);
-  }
-
-  /** Names what couldn't be measured; the exit code. */
-  end(): number {
-    for (const [reason, labels] of this.#bad) {
-      const more = labels.length > MOST_LABELS ? ` and ${labels.length - MOST_LABELS} more` : "";
-      this.#io.err(`palisade: not measured: ${labels.slice(0, MOST_LABELS).join(", ")}${more}: ${reason}\n`);
-    }
-    return this.#bad.size > 0 ? EXIT.input : EXIT.ok;
-  }
-
-  #remaining(): string {
-    const left = Math.max(0, this.#total - this.#computed - this.#found - this.#expected);
-    if (this.#computed === 0) return `${left} cells to go`;
-    return `about ${formatMs(left * this.#computeMs / this.#computed)} left`;
-  }
-
-  summary(): string {
-    const took = formatMs(performance.now() - this.#start);
-    return `${this.#computed} cells computed in ${took}, ${this.#found} were there already`;
-  }
-}
-
-function labelOf({ task, length, sample }: Group): string {
-  const name = task.file === undefined ? task.name : `${task.name.split(":")[0]}:${task.file}`;
-  return `${name}${length === null ? "" : ` ${length}`} #${sample + 1}`;
 }

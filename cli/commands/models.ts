@@ -8,13 +8,44 @@ import {
   type StoredModel,
 } from "../../model/store/store.ts";
 import { formatBytes } from "../print/format.ts";
+import { type Command, command } from "../command.ts";
 import { EXIT, type Io } from "../io.ts";
+import type { OptionTable, Values } from "../options.ts";
 import { fetchNamed } from "../obtain.ts";
 import { createProgress } from "../print/progress.ts";
 import { tableText } from "../print/table.ts";
 
+const LIST = { json: { help: "as JSON" } } satisfies OptionTable;
+
+const PULL = { offline: { help: "only check what is here" }, quiet: { help: "no progress" } } satisfies OptionTable;
+
+/** `palisade models`. */
+export const modelsCommand: Command = {
+  name: "models",
+  summary: "list, fetch, find and remove model files",
+  options: {},
+  members: [
+    command({ name: "list", summary: "named models, and which are here", options: LIST, run: listModels }),
+    command({
+      name: "pull",
+      argument: "<name>",
+      summary: "fetch a model, by name or OWNER/REPOSITORY[:QUANT], and check its SHA-256",
+      options: PULL,
+      run: pullModel,
+    }),
+    command({
+      name: "path",
+      argument: "<name>",
+      summary: "print where the model's file is",
+      options: {},
+      run: printPath,
+    }),
+    command({ name: "rm", argument: "<name>", summary: "remove the model's file", options: {}, run: remove }),
+  ],
+};
+
 /** Prints the named models and which of them are here. */
-export async function listModels(options: { json?: boolean }, io: Io): Promise<number> {
+async function listModels(options: Values<typeof LIST>, io: Io): Promise<number> {
   const models = await stored(io.runtime);
   if (options.json) {
     io.out(`${JSON.stringify(models.map(({ model, ...here }) => ({ ...model, ...here })), null, 2)}\n`);
@@ -36,18 +67,14 @@ function hereText({ present, verified }: StoredModel): string {
 }
 
 /** Fetches a model, or checks the copy that is here; prints its path. */
-export async function pullCommand(
-  name: string,
-  options: { offline?: boolean; quiet?: boolean },
-  io: Io,
-): Promise<number> {
+async function pullModel(options: Values<typeof PULL>, io: Io, [name]: readonly string[]): Promise<number> {
   const path = await fetchNamed(name, io, createProgress(io.interactive && !options.quiet), options);
   io.out(`${path}\n`);
   return EXIT.ok;
 }
 
 /** Prints the path of a model that is here. */
-export async function modelPathCommand(name: string, io: Io): Promise<number> {
+async function printPath(_: object, io: Io, [name]: readonly string[]): Promise<number> {
   const path = await modelPath(name, io.runtime);
   if (await io.runtime.host?.info(path) === undefined) {
     throw inputError("model.absent", `it has not been fetched: run palisade models pull ${name}`, name);
@@ -57,7 +84,7 @@ export async function modelPathCommand(name: string, io: Io): Promise<number> {
 }
 
 /** Removes a model's file. */
-export async function removeCommand(name: string, io: Io): Promise<number> {
+async function remove(_: object, io: Io, [name]: readonly string[]): Promise<number> {
   const freed = await removeModel(name, io.runtime);
   io.out(freed === 0 ? `${name} was not here\n` : `removed ${name}, ${formatBytes(freed)} freed\n`);
   return EXIT.ok;

@@ -1,11 +1,28 @@
 /** `palisade policies`: what there is to choose from. */
 import { policies } from "../../core/policy/registry.ts";
 import { stepRules } from "../../core/rules/registry.ts";
+import { command } from "../command.ts";
 import { EXIT, type Io } from "../io.ts";
+import type { OptionTable, Values } from "../options.ts";
 import { tableText } from "../print/table.ts";
 
+const OPTIONS = {
+  steps: { help: "the rules of --step-policy instead, which evict while decoding" },
+  json: { help: "as JSON, with every parameter, its default and its range" },
+} satisfies OptionTable;
+
+type PoliciesOptions = Values<typeof OPTIONS>;
+
+/** `palisade policies`. */
+export const policiesCommand = command({
+  name: "policies",
+  summary: "list the eviction policies and their papers",
+  options: OPTIONS,
+  run: listPolicies,
+});
+
 /** Prints the registry as a table, or as JSON with parameters; `steps`: the rules that evict while decoding instead. */
-export function listPolicies(options: { json?: boolean; steps?: boolean }, io: Io): number {
+function listPolicies(options: PoliciesOptions, io: Io): number {
   if (options.steps) return listStepRules(options, io);
   if (options.json) {
     const plain = policies.map(({ name, summary, paper, source, parameters, reference }) => ({
@@ -34,7 +51,7 @@ export function listPolicies(options: { json?: boolean; steps?: boolean }, io: I
   return EXIT.ok;
 }
 
-function listStepRules(options: { json?: boolean }, io: Io): number {
+function listStepRules(options: PoliciesOptions, io: Io): number {
   if (options.json) {
     const plain = stepRules.map(({ name, summary, paper, difference }) => ({ name, summary, paper, difference }));
     io.out(`${JSON.stringify(plain, null, 2)}\n`);

@@ -14,22 +14,33 @@ import {
 } from "../../evaluate/results/summary.ts";
 import { inputError } from "../../core/errors.ts";
 import { checkOutputs } from "../../runtime/output.ts";
+import { command } from "../command.ts";
 import { EXIT, type Io } from "../io.ts";
+import type { OptionTable, Values } from "../options.ts";
 import { columns, padLeft, padRight } from "../print/terminal.ts";
 import { outputsOf, writeText } from "../outputs.ts";
 
-export interface ReportCommand {
-  readonly html?: string;
-  readonly csv?: string;
-  readonly sample?: string;
-  readonly against?: string;
-}
+const OPTIONS = {
+  html: { value: "file", help: "write charts and shaded contexts into one HTML file" },
+  csv: { value: "file", help: "write the table as CSV" },
+  sample: { value: "task#n", help: "whose context to show in HTML, e.g. niah_single_1#1" },
+  against: { value: "policy", help: "print paired differences from that policy instead of from the full cache" },
+} satisfies OptionTable;
+
+/** `palisade report`. */
+export const reportCommand = command({
+  name: "report",
+  argument: "<results...>",
+  summary: "what results files of eval say, as tables",
+  options: OPTIONS,
+  run: report,
+});
 
 /** Runs the command; returns the exit code. Files are taken together, one line per id. */
-export async function report(paths: readonly string[], command: ReportCommand, io: Io): Promise<number> {
+async function report(options: Values<typeof OPTIONS>, io: Io, paths: readonly string[]): Promise<number> {
   await checkOutputs(
     io.runtime,
-    outputsOf([["--csv", command.csv, CSV_TABLE], ["--html", command.html, PAGE]]),
+    outputsOf([["--csv", options.csv, CSV_TABLE], ["--html", options.html, PAGE]]),
     paths.map((path) => ({ path, what: "results" })),
   );
   const byId = new Map<string, ResultLine>();
@@ -40,14 +51,14 @@ export async function report(paths: readonly string[], command: ReportCommand, i
   }
   if (byId.size === 0) throw inputError("results.empty", `No results in ${paths.join(", ")} yet`, paths[0]);
   const summary = summarise([...byId.values()]);
-  refuseUnknownSample(summary, command.sample);
-  refuseUnknownPolicy(summary, command.against);
-  if (command.csv !== undefined) await writeText(io, command.csv, csvOf(summary.rows));
-  if (command.html !== undefined) {
+  refuseUnknownSample(summary, options.sample);
+  refuseUnknownPolicy(summary, options.against);
+  if (options.csv !== undefined) await writeText(io, options.csv, csvOf(summary.rows));
+  if (options.html !== undefined) {
     const source = paths.map(baseName).join(", ");
-    await writeText(io, command.html, await reportHtml(summary, { sample: command.sample, source }));
+    await writeText(io, options.html, await reportHtml(summary, { sample: options.sample, source }));
   }
-  io.out(command.against === undefined ? reportTables(summary) : againstTables(summary, command.against));
+  io.out(options.against === undefined ? reportTables(summary) : againstTables(summary, options.against));
   return EXIT.ok;
 }
 

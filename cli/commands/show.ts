@@ -4,6 +4,7 @@ import { inputError } from "../../core/errors.ts";
 import { escapeHtml } from "../../evaluate/report/escape.ts";
 import { PAGE, page } from "../../evaluate/report/html.ts";
 import {
+  COLOURS,
   type Colours,
   legendHtml,
   legendText,
@@ -14,53 +15,68 @@ import {
 import { contextIds } from "../../model/text/prompt.ts";
 import { loadPolicy } from "../../model/policy_files/policy_files.ts";
 import { openContext } from "../../model/session.ts";
-import { type EngineOptions, startModel } from "./ask.ts";
+import { DEFAULTS } from "../../model/defaults.ts";
+import { command } from "../command.ts";
+import { DEFAULT_POLICY, ENGINE, startModel } from "../engine.ts";
 import { formatCount, formatShare } from "../print/format.ts";
 import { EXIT, type Io } from "../io.ts";
+import type { OptionTable, Values } from "../options.ts";
 import { createProgress } from "../print/progress.ts";
 import { checkOutputs } from "../../runtime/output.ts";
 import { modelInputs, outputsOf, policyInputs, writeText } from "../outputs.ts";
 
-export interface ShowCommand extends EngineOptions {
-  readonly context: string;
-  /** Undefined: the library's default. */
-  readonly policy?: string;
-  readonly keep: string;
-  readonly color: "auto" | Colours;
-  readonly html?: string;
-  readonly beyondTrained?: boolean;
-}
+const COLOUR_CHOICES = ["auto", ...COLOURS] as const;
+
+const OPTIONS = {
+  context: { value: "file", help: "the text, UTF-8; - reads standard input", required: true },
+  keep: { value: "amount", help: "what stays: 20%, 0.2, or tokens per head", preset: DEFAULTS.keep },
+  policy: { value: "name", help: "see: palisade policies", shown: DEFAULT_POLICY },
+  color: { value: "when", help: "colours", choices: COLOUR_CHOICES, preset: "auto" },
+  html: { value: "file", help: "write it as an HTML file too" },
+  beyondTrained: { help: "allow more context than the model was trained on" },
+  ...ENGINE,
+} satisfies OptionTable;
+
+type ShowOptions = Values<typeof OPTIONS>;
+
+/** `palisade show`. */
+export const showCommand = command({
+  name: "show",
+  summary: "a text shaded by how many heads keep a token",
+  options: OPTIONS,
+  run: show,
+});
 
 /** Runs the command; returns the exit code. */
-export async function show(command: ShowCommand, io: Io): Promise<number> {
-  await checkOutputs(io.runtime, outputsOf([["--html", command.html, PAGE]]), [
-    { path: command.context, what: "the context" },
-    ...modelInputs([command.model], io),
-    ...policyInputs(command.policy === undefined ? [] : [command.policy]),
+async function show(options: ShowOptions, io: Io): Promise<number> {
+  await checkOutputs(io.runtime, outputsOf([["--html", options.html, PAGE]]), [
+    { path: options.context, what: "the context" },
+    ...modelInputs([options.model], io),
+    ...policyInputs(options.policy === undefined ? [] : [options.policy]),
   ]);
-  const policy = command.policy === undefined ? undefined : await loadPolicy(command.policy, io.runtime);
-  const keep = parseKeep(command.keep);
-  const text = await io.runtime.readText(command.context);
-  if (text.trim() === "") throw inputError("context.empty", `No text in ${command.context}`, "--context");
-  const progress = createProgress(io.interactive && !command.quiet);
-  await using model = await startModel(command, io, progress);
+  const policy = options.policy === undefined ? undefined : await loadPolicy(options.policy, io.runtime);
+  const keep = parseKeep(options.keep);
+  const text = await io.runtime.readText(options.context);
+  if (text.trim() === "") throw inputError("context.empty", `No text in ${options.context}`, "--context");
+  const progress = createProgress(io.interactive && !options.quiet);
+  await using model = await startModel(options, io, progress);
   using context = await openContext(model, text, {
     policy,
     keep,
-    beyondTrained: command.beyondTrained,
+    beyondTrained: options.beyondTrained,
     signal: io.signal,
     onLayer: (done, layers) => progress.update("Reading, layer", done, layers),
   });
   progress.clear();
   const shading = shadingOf(context.cache, model.tokenizer, contextIds(model.frame, model.tokenizer, text));
   const entries = context.tokens * shading.heads, kept = context.cache.entries();
-  const title = `${context.policy.name} at ${command.keep} of ${model.name}: ${formatCount(kept)} of ` +
+  const title = `${context.policy.name} at ${options.keep} of ${model.name}: ${formatCount(kept)} of ` +
     `${formatCount(entries)} entries kept (${formatShare(kept, entries)})`;
-  if (command.html !== undefined) {
+  if (options.html !== undefined) {
     const body = `<h1>${escapeHtml(title)}</h1>\n${legendHtml(shading.heads)}\n${shadingHtml(shading)}`;
-    await writeText(io, command.html, page("what is kept", body));
+    await writeText(io, options.html, page("what is kept", body));
   }
-  const colours = command.color === "auto" ? coloursOf(io) : command.color;
+  const colours = options.color === "auto" ? coloursOf(io) : options.color;
   io.paint(`${shadingText(shading, colours)}${legendText(shading.heads, colours)}`);
   io.out(`${title}\n`);
   return EXIT.ok;

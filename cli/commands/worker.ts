@@ -2,35 +2,52 @@
 import { ModelRunner } from "../../evaluate/queue/model_runner.ts";
 import { openServer, parseQueueUrl } from "../../evaluate/queue/server.ts";
 import { workOnSweeps } from "../../evaluate/queue/worker.ts";
-import type { EngineOptions } from "./ask.ts";
+import { command } from "../command.ts";
+import { ENGINE } from "../engine.ts";
 import { modelHash } from "../../model/store/identity.ts";
-import { EXIT, type Io } from "../io.ts";
+import { EXIT, EXIT_CODES, type Io } from "../io.ts";
 import { obtainModel } from "../obtain.ts";
+import { number, type OptionTable, type Values } from "../options.ts";
 import { createProgress } from "../print/progress.ts";
 import { VERSION } from "../version.ts";
 
-export interface WorkerCommand extends EngineOptions {
-  readonly queue: string;
-  /** Seconds. */
-  readonly idle?: number;
-}
+const OPTIONS = {
+  queue: { value: "url", help: "Valkey or Redis: redis://[USER:PASSWORD@]HOST:PORT/DB", required: true },
+  idle: {
+    value: "seconds",
+    help: "end after so long without work; default: never",
+    read: number(0, 1e6, { above: true }),
+  },
+  ...ENGINE,
+} satisfies OptionTable;
+
+type WorkerOptions = Values<typeof OPTIONS>;
+
+/** `palisade worker`. */
+export const workerCommand = command({
+  name: "worker",
+  summary: "compute cells for eval --queue, on any machine",
+  options: OPTIONS,
+  notes: [EXIT_CODES],
+  run: work,
+});
 
 /** Runs the command; returns the exit code. */
-export async function work(command: WorkerCommand, io: Io): Promise<number> {
-  parseQueueUrl(command.queue);
+async function work(options: WorkerOptions, io: Io): Promise<number> {
+  parseQueueUrl(options.queue);
   const say = (note: string) => {
-    if (!command.quiet) io.err(`${note}\n`);
+    if (!options.quiet) io.err(`${note}\n`);
   };
-  using progress = createProgress(io.interactive && !command.quiet);
+  using progress = createProgress(io.interactive && !options.quiet);
   // Before the model is fetched and loaded: an address that doesn't answer is known at once.
-  await using server = await openServer(command.queue, (note) => say(`palisade: ${note}`));
-  const path = await obtainModel(command.model, io, progress, command);
+  await using server = await openServer(options.queue, (note) => say(`palisade: ${note}`));
+  const path = await obtainModel(options.model, io, progress, options);
   const sha256 = await modelHash(path, io.runtime);
-  const { backend, dense, threads } = command;
+  const { backend, dense, threads } = options;
   const setup = { path, sha256, palisade: VERSION, load: { backend, dense, threads } };
   await using runner = await ModelRunner.start(io.runtime, setup);
   const name = crypto.randomUUID().slice(0, 8);
-  say(`worker ${name} waits at ${server.shown} with ${command.model} (Ctrl-C ends it)`);
+  say(`worker ${name} waits at ${server.shown} with ${options.model} (Ctrl-C ends it)`);
   const { groups, lines } = await workOnSweeps(server, {
     runtime: io.runtime,
     runner,
@@ -39,7 +56,7 @@ export async function work(command: WorkerCommand, io: Io): Promise<number> {
     name,
     signal: io.signal,
     onNote: say,
-    idleMs: command.idle === undefined ? undefined : command.idle * 1000,
+    idleMs: options.idle === undefined ? undefined : options.idle * 1000,
   });
   say(`worker ${name}: ${groups} groups, ${lines} lines`);
   return EXIT.ok;

@@ -43,3 +43,10 @@ export async function palisade(parameters: readonly string[], options: CliOption
   const code = await run(parameters, io);
   return { code, out, err };
 }
+
+/** What a command gets of the outside when nobody looks at what it writes. */
+export async function quietIo(): Promise<Io> {
+  const silent = () => {};
+  const signal = new AbortController().signal;
+  return { runtime: await currentRuntime(), out: silent, err: silent, paint: silent, interactive: false, signal };
+}

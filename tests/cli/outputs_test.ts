@@ -6,7 +6,7 @@ import type { Command } from "commander";
 import { buildProgram } from "../../cli/program.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
 import { chainModel, CHATML } from "../_helper/chain_model.ts";
-import { palisade } from "../_helper/io.ts";
+import { palisade, quietIo } from "../_helper/io.ts";
 import { testFolder } from "../_helper/workbench.ts";
 
 const folder = await testFolder("outputs");
@@ -81,7 +81,9 @@ const READ = new Set([
 
 /** What the value of an option is called when it is no file. */
 const NO_FILE = new Set(
-  "text amount name share n mode type t p when url seconds task#n policy".split(" ").map((name) => `<${name}>`),
+  "text amount name name|text share n mode type t p when url seconds task#n policy".split(" ").map((name) =>
+    `<${name}>`
+  ),
 );
 
 function optionsOf(command: Command, path: readonly string[] = []): { name: string; value: string }[] {
@@ -92,12 +94,8 @@ function optionsOf(command: Command, path: readonly string[] = []): { name: stri
   return [...own, ...command.commands.flatMap((each) => optionsOf(each, [...path, each.name()]))];
 }
 
-Deno.test("every option that takes a file is known as an input or tested here as an output", () => {
-  const io = {
-    ...{ runtime, interactive: false, signal: new AbortController().signal },
-    ...{ out: () => {}, err: () => {}, paint: () => {} },
-  };
-  const files = optionsOf(buildProgram(io, true, () => {})).filter(({ value }) => !NO_FILE.has(value));
+Deno.test("every option that takes a file is known as an input or tested here as an output", async () => {
+  const files = optionsOf(buildProgram(await quietIo(), true, () => {})).filter(({ value }) => !NO_FILE.has(value));
   for (const { name, value } of files) {
     assert.ok(READ.has(name) || name in OUTPUTS, `${name} ${value}: add it to READ or OUTPUTS of this test`);
   }

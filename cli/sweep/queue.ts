@@ -1,4 +1,4 @@
-/** `palisade eval --queue`: workers compute the cells, this process collects their lines. */
+/** A sweep whose cells workers compute: this process collects their lines. */
 import { type CollectCounts, type CollectOutcome, collectSweep } from "../../evaluate/queue/collector.ts";
 import { QUEUE_PROTOCOL, type SweepManifest, usageError } from "../../evaluate/queue/protocol.ts";
 import { openServer, parseQueueUrl } from "../../evaluate/queue/server.ts";
@@ -6,8 +6,9 @@ import { readSources } from "../../evaluate/queue/sources.ts";
 import { type Group, groupsOf, parseLengths } from "../../evaluate/sweep/plan.ts";
 import { nonEmpty, refuseRepeated, splitNames } from "../../evaluate/sweep/lists.ts";
 import { type ResultLine, ResultsFile } from "../../evaluate/results/results.ts";
+import { DEFAULTS } from "../../model/defaults.ts";
 import { MODELS } from "../../model/store/store.ts";
-import type { EvalCommand } from "./eval.ts";
+import type { EvalOptions } from "./options.ts";
 import { formatMs } from "../print/format.ts";
 import { modelHash } from "../../model/store/identity.ts";
 import { EXIT, type Io } from "../io.ts";
@@ -15,40 +16,40 @@ import { obtainModel } from "../obtain.ts";
 import { createProgress, type Progress } from "../print/progress.ts";
 import { VERSION } from "../version.ts";
 
-export type QueueCommand = EvalCommand & { readonly queue: string };
+export type QueueOptions = EvalOptions & { readonly queue: string };
 
 /** Runs the command; returns the exit code: 1 when groups were given up. */
-export async function evaluateByQueue(command: QueueCommand, io: Io): Promise<number> {
-  refuseEngines(command);
-  parseQueueUrl(command.queue);
-  const lengths = parseLengths(command.length);
-  const models = nonEmpty(splitNames(command.models, "--models"), "--models");
-  const tasks = nonEmpty(splitNames(command.tasks, "--tasks"), "--tasks");
-  const { policies, keep, haystack } = command;
+export async function evaluateByQueue(options: QueueOptions, io: Io): Promise<number> {
+  refuseEngines(options);
+  parseQueueUrl(options.queue);
+  const lengths = parseLengths(options.length);
+  const models = nonEmpty(splitNames(options.models, "--models"), "--models");
+  const tasks = nonEmpty(splitNames(options.tasks, "--tasks"), "--tasks");
+  const { policies, keep, haystack, cacheType = DEFAULTS.cacheType } = options;
   const sources = await readSources(io.runtime, { tasks, haystack, policies, keep });
-  const groups = groupsOf(sources.tasks, lengths, command.samples);
-  using progress = createProgress(io.interactive && !command.quiet);
+  const groups = groupsOf(sources.tasks, lengths, options.samples);
+  using progress = createProgress(io.interactive && !options.quiet);
   const manifests: SweepManifest[] = [];
   for (const name of models) {
     manifests.push({
       protocol: QUEUE_PROTOCOL,
       palisade: VERSION,
-      model: await modelOf(name, command, io, progress),
+      model: await modelOf(name, options, io, progress),
       policies,
       keep,
       tasks,
-      seed: command.seed,
-      reading: command.queryAware ? "query-aware" : "context-first",
-      ...(command.cacheType !== "f32" && { cacheType: command.cacheType }),
-      beyondTrained: command.beyondTrained ?? false,
+      seed: options.seed,
+      reading: options.queryAware ? "query-aware" : "context-first",
+      ...(cacheType !== "f32" && { cacheType }),
+      beyondTrained: options.beyondTrained ?? false,
       haystack: { file: haystack, sha256: sources.haystack.sha256 },
       files: sources.files,
     });
   }
   refuseRepeated(manifests, { key: ({ model }) => model.sha256, name: ({ model }) => model.name, where: "--models" });
-  const teller = new Teller(command, io, progress, models.length * groups.length, sources.cases.length);
-  await using server = await openServer(command.queue, (note) => teller.note(note));
-  await using results = await ResultsFile.open(io.runtime, command.out);
+  const shown = new QueueProgress(options, io, progress, models.length * groups.length, sources.cases.length);
+  await using server = await openServer(options.queue, (note) => shown.note(note));
+  await using results = await ResultsFile.open(io.runtime, options.out);
   const sink = oneByOne(results);
   const outcomes = await Promise.all(manifests.map((manifest, i) =>
     collectSweep(server, {
@@ -57,18 +58,18 @@ export async function evaluateByQueue(command: QueueCommand, io: Io): Promise<nu
       manifest,
       groups,
       signal: io.signal,
-      onNote: (note) => teller.note(note),
-      onProgress: (counts, group) => teller.progress(i, counts, group),
+      onNote: (note) => shown.note(note),
+      onProgress: (counts, group) => shown.progress(i, counts, group),
     })
   ));
   progress.clear();
-  teller.end(outcomes);
+  shown.end(outcomes);
   return outcomes.some(({ failed }) => failed.length > 0) ? EXIT.failed : EXIT.ok;
 }
 
 /** Engines are the workers' choice: naming one here would be without effect. */
-function refuseEngines({ backend, dense, threads }: QueueCommand): void {
-  if (backend === "auto" && dense === "auto" && threads === "auto") return;
+function refuseEngines({ backend, dense, threads }: QueueOptions): void {
+  if ([backend, dense, threads].every((each) => each === undefined || each === "auto")) return;
   const message = "The workers compute: give --backend, --dense and --threads to palisade worker";
   throw usageError("queue.engines", message, "--queue");
 }
@@ -76,13 +77,13 @@ function refuseEngines({ backend, dense, threads }: QueueCommand): void {
 /** Named models are known by their pinned hash and needn't be here. */
 async function modelOf(
   name: string,
-  command: QueueCommand,
+  options: QueueOptions,
   io: Io,
   progress: Progress,
 ): Promise<SweepManifest["model"]> {
   const known = MODELS.find((model) => model.name === name);
   if (known) return { name, sha256: known.sha256 };
-  const path = await obtainModel(name, io, progress, command);
+  const path = await obtainModel(name, io, progress, options);
   return { name: path.split(/[\\/]/).at(-1)!, sha256: await modelHash(path, io.runtime) };
 }
 
@@ -101,7 +102,7 @@ function oneByOne(results: ResultsFile) {
 }
 
 /** Says how it goes. The remaining time is what the lines so far took, by the clock, times the cells to come. */
-class Teller {
+class QueueProgress {
   readonly #io: Io;
   readonly #quiet: boolean;
   readonly #progress: Progress;
@@ -110,9 +111,9 @@ class Teller {
   readonly #counts: CollectCounts[] = [];
   readonly #start = performance.now();
 
-  constructor(command: QueueCommand, io: Io, progress: Progress, groups: number, cases: number) {
+  constructor(options: QueueOptions, io: Io, progress: Progress, groups: number, cases: number) {
     this.#io = io;
-    this.#quiet = command.quiet ?? false;
+    this.#quiet = options.quiet ?? false;
     this.#progress = progress;
     this.#groups = groups;
     this.#cases = cases;

@@ -1,0 +1,69 @@
+/** What every command that runs a model can be told, and starting one. */
+import { BACKEND_CHOICES } from "../model/device.ts";
+import { DENSE_CHOICES } from "../model/dense/pick.ts";
+import { loadModel, type Model } from "../model/model.ts";
+import { MOST_THREADS, type ThreadChoice } from "../model/threads.ts";
+import { DEFAULTS } from "../model/defaults.ts";
+import type { Io } from "./io.ts";
+import { obtainModel } from "./obtain.ts";
+import { type OptionTable, type Values, whole } from "./options.ts";
+import type { Progress } from "./print/progress.ts";
+
+/** What help says of the policy taken when none is named (`model/default_policy.ts`). */
+export const DEFAULT_POLICY = "gate, else kvzip";
+
+/** How models are run. */
+export const ENGINES = {
+  backend: { value: "name", help: "attention kernels", choices: BACKEND_CHOICES, shown: DEFAULTS.backend },
+  dense: { value: "name", help: "dense layers", choices: DENSE_CHOICES, shown: DEFAULTS.dense },
+  threads: { value: "n", help: "kernel threads; auto: cores, up to 4", read: threadCount, preset: "auto" },
+  offline: { help: "never touch the network" },
+  quiet: { help: "no progress, no report" },
+} satisfies OptionTable;
+
+/** The same of one model, and which one. */
+export const ENGINE = {
+  model: {
+    value: "name|file",
+    help: "named model, FILE.gguf, or OWNER/REPOSITORY[:QUANT] of the hub",
+    preset: DEFAULTS.model,
+  },
+  ...ENGINES,
+} satisfies OptionTable;
+
+/** What {@link ENGINE} gives. */
+export type EngineOptions = Values<typeof ENGINE>;
+
+/** Finds or fetches the model and starts it, with progress. */
+export async function startModel(
+  options: EngineOptions & {
+    readonly system?: string;
+    readonly think?: boolean;
+    readonly frame?: string;
+    readonly gate?: string;
+  },
+  io: Io,
+  progress: Progress,
+): Promise<Model> {
+  try {
+    const path = await obtainModel(options.model, io, progress, options);
+    return await loadModel(path, io.runtime, {
+      backend: options.backend,
+      dense: options.dense,
+      threads: options.threads,
+      system: options.system,
+      think: options.think,
+      frame: options.frame,
+      gate: options.gate,
+      signal: io.signal,
+      onProgress: (done, total) => progress.update("Starting the model", done, total),
+    });
+  } finally {
+    progress.clear();
+  }
+}
+
+/** `auto`, or a number of threads. */
+function threadCount(text: string): ThreadChoice {
+  return text === "auto" ? text : whole(1, MOST_THREADS)(text);
+}

@@ -1,0 +1,232 @@
+/** A sweep whose cells are computed by this process. */
+import { PalisadeError } from "../../core/errors.ts";
+import { loadModel } from "../../model/model.ts";
+import { type GroupOptions, measureSample, runGroup, type Subject } from "../../evaluate/sweep/sweep.ts";
+import { NO_HAYSTACK, openHaystack } from "../../evaluate/tasks/haystack.ts";
+import {
+  type AskedCase,
+  cellsBefore,
+  type Group,
+  groupsOf,
+  loadCases,
+  parseLengths,
+} from "../../evaluate/sweep/plan.ts";
+import { nonEmpty, refuseRepeated, splitNames } from "../../evaluate/sweep/lists.ts";
+import { ResultsFile } from "../../evaluate/results/results.ts";
+import { openTasks } from "../../evaluate/tasks/registry.ts";
+import type { EvalOptions } from "./options.ts";
+import { formatMs } from "../print/format.ts";
+import { LINE } from "../../model/text/frames.ts";
+import { modelHash } from "../../model/store/identity.ts";
+import { EXIT, type Io } from "../io.ts";
+import { obtainModel } from "../obtain.ts";
+import { createProgress, type Progress } from "../print/progress.ts";
+import { VERSION } from "../version.ts";
+
+/** Runs the sweep; returns the exit code. Refusals are thrown before any model is loaded where that is possible. */
+export async function evaluateHere(options: EvalOptions, io: Io): Promise<number> {
+  const cases = await loadCases(io.runtime, options.policies, options.keep);
+  const lengths = parseLengths(options.length);
+  const models = nonEmpty(splitNames(options.models, "--models"), "--models");
+  const tasks = await openTasks(nonEmpty(splitNames(options.tasks, "--tasks"), "--tasks"), io.runtime);
+  const groups = groupsOf(tasks, lengths, options.samples);
+  const haystack = tasks.some((task) => task.sized) ? await openHaystack(io.runtime, options.haystack) : NO_HAYSTACK;
+  await using results = await ResultsFile.open(io.runtime, options.out);
+  const sweep = new SweepProgress(io, options, results, models.length * groups.length * cases.length);
+  try {
+    for (const file of await findModels(models, options, io, sweep.progress)) {
+      await using subject = await openSubject(file, options, io, sweep.progress);
+      sweep.expect(subject, groups, cases);
+      const settings: GroupOptions = {
+        seed: options.seed,
+        protocol: options.queryAware ? "query-aware" : "context-first",
+        haystack,
+        cacheType: options.cacheType,
+        isDone: (id) => results.has(id),
+        beyondTrained: options.beyondTrained,
+        signal: io.signal,
+      };
+      const bad = sweep.measure(subject, groups, settings);
+      for (const group of groups) if (!bad.has(group)) await sweep.run(subject, group, cases, settings);
+    }
+  } finally {
+    sweep.progress.clear();
+  }
+  if (!options.quiet) io.err(`${sweep.summary()}\n`);
+  return sweep.end();
+}
+
+/** A model's file, and its hash: the model's identity. */
+interface ModelFile {
+  readonly name: string;
+  readonly path: string;
+  readonly sha256: string;
+}
+
+/** All models, fetched where they aren't here. @throws PalisadeError `list.repeated` for two names of one model. */
+async function findModels(names: string[], options: EvalOptions, io: Io, progress: Progress): Promise<ModelFile[]> {
+  const files: ModelFile[] = [];
+  for (const name of names) {
+    const path = await obtainModel(name, io, progress, options);
+    files.push({ name, path, sha256: await modelHash(path, io.runtime) });
+  }
+  refuseRepeated(files, { key: ({ sha256 }) => sha256, name: ({ name }) => name, where: "--models" });
+  return files;
+}
+
+async function openSubject(
+  { name, path, sha256 }: ModelFile,
+  options: EvalOptions,
+  io: Io,
+  progress: Progress,
+): Promise<Subject & AsyncDisposable> {
+  const model = await loadModel(path, io.runtime, {
+    backend: options.backend,
+    dense: options.dense,
+    // Cells made before, and elsewhere, stay comparable.
+    oneEngine: true,
+    frame: LINE,
+    threads: options.threads,
+    gate: options.gate,
+    signal: io.signal,
+    onProgress: (done, total) => progress.update(`Starting ${name}`, done, total),
+  });
+  progress.clear();
+  return {
+    model,
+    runtime: io.runtime,
+    sha256,
+    palisade: VERSION,
+    [Symbol.asyncDispose]: () => model[Symbol.asyncDispose](),
+  };
+}
+
+/** Samples named behind one reason. */
+const MOST_LABELS = 10;
+
+/** Counts cells and tells how it goes. The remaining time is what this run's cells took, times the cells to come. */
+class SweepProgress {
+  readonly progress: Progress;
+  readonly #io: Io;
+  readonly #quiet: boolean;
+  readonly #results: ResultsFile;
+  readonly #total: number;
+  readonly #start = performance.now();
+  #computed = 0;
+  #found = 0;
+  /** Cells of coming groups that look as if they were in the file. */
+  #expected = 0;
+  readonly #expectedByGroup = new Map<Group, number>();
+  #computeMs = 0;
+  /** Groups that couldn't be measured, by the reason. */
+  readonly #bad = new Map<string, string[]>();
+
+  constructor(io: Io, options: EvalOptions, results: ResultsFile, total: number) {
+    this.#io = io;
+    this.#quiet = options.quiet ?? false;
+    this.#results = results;
+    this.#total = total;
+    this.progress = createProgress(io.interactive && !this.#quiet);
+  }
+
+  /** Looks up which groups of this model have lines already, so that they don't count as work to come. */
+  expect({ sha256 }: Subject, groups: readonly Group[], cases: readonly AskedCase[]): void {
+    this.#expected = 0;
+    this.#expectedByGroup.clear();
+    const lines = this.#results.before.filter(({ model }) => model.sha256 === sha256);
+    for (const [group, count] of cellsBefore(lines, groups, cases)) {
+      this.#expectedByGroup.set(group, count);
+      this.#expected += count;
+    }
+  }
+
+  async run(subject: Subject, group: Group, cases: readonly AskedCase[], options: GroupOptions): Promise<void> {
+    const start = performance.now();
+    let computed = 0;
+    const label = labelOf(group);
+    const onStep = (step: string, done: number, total: number) =>
+      this.progress.update(`${label} · ${this.#remaining()} · ${step}`, done, total);
+    const lines = runGroup(subject, group, cases, { ...options, onStep });
+    let whole = true;
+    while (true) {
+      const next = await this.#refused(group, () => lines.next());
+      whole = next !== undefined;
+      if (!next || next.done) break;
+      await this.#results.append(next.value);
+      computed++;
+      options.signal?.throwIfAborted();
+    }
+    this.#computed += computed;
+    this.#found += whole ? cases.length - computed : 0;
+    this.#expected -= this.#expectedByGroup.get(group) ?? 0;
+    this.#computeMs += performance.now() - start;
+    if (computed > 0 && !this.#io.interactive && !this.#quiet) {
+      this.#io.err(`${label}: ${this.#computed + this.#found} of ${this.#total} cells, ${this.#remaining()}\n`);
+    }
+  }
+
+  /**
+   * Counts the tokens of the samples whose length isn't chosen, and makes one of each length that is, before anything is
+   * read; returns those that can't be measured.
+   */
+  measure(subject: Subject, groups: readonly Group[], options: GroupOptions): Set<Group> {
+    const bad = new Set<Group>();
+    for (const group of groups) {
+      if (group.length !== null && group.sample > 0) continue;
+      options.signal?.throwIfAborted();
+      try {
+        measureSample(subject, group, options);
+      } catch (error) {
+        this.#note(group, error);
+        bad.add(group);
+      }
+    }
+    return bad;
+  }
+
+  /** The result of `work`; undefined when the group was refused, which the others don't pay for. */
+  async #refused<T>(group: Group, work: () => Promise<T>): Promise<T | undefined> {
+    try {
+      return await work();
+    } catch (error) {
+      this.#note(group, error);
+      return undefined;
+    }
+  }
+
+  /** Notes a refusal, and says so at its first time; anything else is thrown. */
+  #note(group: Group, error: unknown): void {
+    if (!(error instanceof PalisadeError) || error.kind !== "input") throw error;
+    const place = error.message.includes(error.where) ? "" : `${error.where}: `;
+    const reason = `${place}${error.message}`.replace(/--policy\b/g, "--policies");
+    const labels = this.#bad.get(reason) ?? [];
+    this.#bad.set(reason, [...labels, labelOf(group)]);
+    this.progress.clear();
+    if (labels.length === 0 && !this.#quiet) this.#io.err(`palisade: ${labelOf(group)} can't be measured: ${reason}\n`);
+  }
+
+  /** Names what couldn't be measured; the exit code. */
+  end(): number {
+    for (const [reason, labels] of this.#bad) {
+      const more = labels.length > MOST_LABELS ? ` and ${labels.length - MOST_LABELS} more` : "";
+      this.#io.err(`palisade: not measured: ${labels.slice(0, MOST_LABELS).join(", ")}${more}: ${reason}\n`);
+    }
+    return this.#bad.size > 0 ? EXIT.input : EXIT.ok;
+  }
+
+  #remaining(): string {
+    const left = Math.max(0, this.#total - this.#computed - this.#found - this.#expected);
+    if (this.#computed === 0) return `${left} cells to go`;
+    return `about ${formatMs(left * this.#computeMs / this.#computed)} left`;
+  }
+
+  summary(): string {
+    const took = formatMs(performance.now() - this.#start);
+    return `${this.#computed} cells computed in ${took}, ${this.#found} were there already`;
+  }
+}
+
+function labelOf({ task, length, sample }: Group): string {
+  const name = task.file === undefined ? task.name : `${task.name.split(":")[0]}:${task.file}`;
+  return `${name}${length === null ? "" : ` ${length}`} #${sample + 1}`;
+}

@@ -1,0 +1,30 @@
+/** What `palisade eval` can be told. */
+import { CACHE_TYPES } from "../../core/cache/entry_type.ts";
+import { DEFAULTS } from "../../model/defaults.ts";
+import { ENGINES } from "../engine.ts";
+import { list, type OptionTable, type Values, whole } from "../options.ts";
+
+export const EVAL_OPTIONS = {
+  out: { value: "file", help: "results, one JSON line per cell; only appended to", required: true },
+  tasks: {
+    value: "list",
+    help: "RULER's by name, ruler for all, qa:FILE, jsonl:FILE",
+    read: list,
+    preset: "ruler",
+  },
+  length: { value: "list", help: "tokens of the whole prompt and answer", read: list, preset: "1k" },
+  policies: { value: "list", help: "see: palisade policies", read: list, preset: "full,snapkv,layer-defensive" },
+  keep: { value: "list", help: "budgets: 20%, 0.2, or tokens per head", read: list, preset: DEFAULTS.keep },
+  samples: { value: "n", help: "samples per task and length", read: whole(1), preset: 10 },
+  seed: { value: "n", help: "seed of the samples", read: whole(0), preset: 1 },
+  models: { value: "list", help: "named models or files", read: list, preset: DEFAULTS.model },
+  queryAware: { help: "compress after the question, not before it" },
+  cacheType: { value: "type", help: "keys and values", choices: CACHE_TYPES, shown: DEFAULTS.cacheType, rare: true },
+  gate: { value: "file", help: "for policy gate, instead of the one found", rare: true },
+  haystack: { value: "file", help: "prose to hide needles in, not Moby-Dick", rare: true },
+  beyondTrained: { help: "allow more tokens than the model was trained on" },
+  queue: { value: "url", help: "let palisade worker compute: redis://HOST:PORT" },
+  ...ENGINES,
+} satisfies OptionTable;
+
+export type EvalOptions = Values<typeof EVAL_OPTIONS>;
