@@ -40,6 +40,8 @@ export interface LoadOptions {
   readonly frame?: string;
   /** A gate file instead of the one found for this model (`model/gate/find.ts`). */
   readonly gate?: string;
+  /** Most tokens there will be at once (`ConfigOptions`). */
+  readonly tokens?: number;
   readonly onProgress?: (done: number, total: number) => void;
   readonly signal?: AbortSignal;
 }
@@ -76,7 +78,7 @@ export async function loadModel(path: string, runtime: Runtime, options: LoadOpt
   const file = await openGgufFile(path, runtime);
   let backend: Backend | undefined, pool: ThreadPool | undefined;
   try {
-    const config = await configOf(file);
+    const config = await configOf(file, { tokens: options.tokens });
     const base = tokenizerOf(file.metadata);
     const frame = await chatFrame(file.metadata, base, runtime, {
       system: options.system,

@@ -78,6 +78,17 @@ for (const [what, [name, change]] of Object.entries(WRONG_ROPE)) {
   });
 }
 
+Deno.test("LongRoPE takes the short factors where all tokens are within the original context", async () => {
+  const { gguf, config } = await open("phi3-long");
+  const short = await configOf(gguf, { tokens: 64 }), long = await configOf(gguf, { tokens: 65 });
+  assert.deepEqual(long.ropes, config.ropes);
+  const factors = Float32Array.of(1, 1.1, 1.2, 1.4);
+  const expected = Float64Array.from(factors, (factor, j) => 10000 ** (-2 * j / 8) / factor);
+  assert.deepEqual(short.ropes.map(({ frequencies }) => frequencies), [expected, expected]);
+  assert.deepEqual([short.contextLength, long.contextLength, config.contextLength], [64, 65, 1024]);
+  assert.equal(short.ropes[0].magnitude, config.ropes[0].magnitude);
+});
+
 /** The operations that `lost` picks, of all layers and the head, give what they read. */
 function without(config: ModelConfig, lost: (operation: DenseOperation) => boolean): ModelConfig {
   const { decoder } = config;

@@ -26,6 +26,14 @@ import type { GgufFile, GgufValue } from "./types.ts";
 
 const COUNT = { min: 1, max: 2 ** 31 - 1, integer: true };
 
+export interface ConfigOptions {
+  /**
+   * Most tokens there will be at once, text, question and answer: LongRoPE (phi3) turns those within the original
+   * context otherwise. More is refused like a text beyond the trained context, which is the default.
+   */
+  readonly tokens?: number;
+}
+
 /**
  * What the decoder must know of a model, from the file's metadata and tensor table. What we know to
  * change a model's answers and the decoder doesn't do is refused by name, and so is any tensor it wouldn't use.
@@ -34,7 +42,7 @@ const COUNT = { min: 1, max: 2 ** 31 - 1, integer: true };
  * `gguf.unsupported`; `where` is `metadata["…"]` or `tensor["…"]`, `.shape` or `.type` after it where that is wrong.
  * Reads nothing of the tensor data except `rope_freqs.weight`.
  */
-export async function configOf(gguf: GgufFile): Promise<ModelConfig> {
+export async function configOf(gguf: GgufFile, options: ConfigOptions = {}): Promise<ModelConfig> {
   const entry = architectureOf(gguf), architecture = entry.name;
   refuseUnsupported(gguf, entry);
   const layers = requireNumber(gguf, `${architecture}.block_count`, COUNT);
@@ -57,13 +65,14 @@ export async function configOf(gguf: GgufFile): Promise<ModelConfig> {
     architecture,
     name: optionalString(gguf, "general.name") ?? gguf.name,
     normEpsilon: requireNumber(gguf, `${architecture}.attention.layer_norm_rms_epsilon`, { min: 0, max: 1 }),
-    contextLength,
-    ropes: await ropesOf(
-      gguf,
-      entry,
-      { architecture, pairs: entry.pairs, headDim: shape.headDim, contextLength },
-      locals,
-    ),
+    contextLength: Math.min(contextLength, options.tokens ?? contextLength),
+    ropes: await ropesOf(gguf, entry, {
+      architecture,
+      pairs: entry.pairs,
+      headDim: shape.headDim,
+      contextLength,
+      tokens: options.tokens ?? contextLength,
+    }, locals),
     windows: locals.map((window) => window < contextLength ? window : 0),
     decoder: decoderOf(entry, dimensions),
   };

@@ -20,11 +20,13 @@ export interface RopeContext {
   readonly headDim: number;
   /** Trained context in tokens. */
   readonly contextLength: number;
+  /** Most tokens there will be at once. */
+  readonly tokens: number;
 }
 
 /**
  * RoPE as the metadata has it: plain, linear or YaRN scaling, and the divisors of `rope_freqs.weight` (llama 3) or, by
- * the trained context, of `rope_factors_long.weight` or `rope_factors_short.weight` (LongRoPE, arXiv 2402.13753).
+ * the tokens to come, of `rope_factors_long.weight` or `rope_factors_short.weight` (LongRoPE, arXiv 2402.13753).
  * YaRN's frequencies and default attention factor follow transformers (`modeling_rope_utils.py`,
  * `_compute_yarn_parameters`); `rope.scaling.attn_factor` multiplies that factor, as in llama.cpp (`llama-context.cpp`).
  * Errors: `gguf.missing`, `gguf.value`, `gguf.shape`, `gguf.unsupported`.
@@ -61,13 +63,13 @@ function frequenciesOf(base: number, rotated: number): Float64Array {
 }
 
 /**
- * The tensor of divisors that counts. Of LongRoPE's two it is the one for the trained context, since keys of a cache must
- * all be turned alike.
+ * The tensor of divisors that counts. Of LongRoPE's two it is one for good, since keys of a cache must all be turned
+ * alike.
  */
-function factorsOf(gguf: GgufFile, { architecture, contextLength }: RopeContext): string {
+function factorsOf(gguf: GgufFile, { architecture, tokens }: RopeContext): string {
   if (!gguf.tensors.has(LONG) && !gguf.tensors.has(SHORT)) return FACTORS;
   const key = `${architecture}.rope.scaling.original_context_length`;
-  const original = requireNumber(gguf, key, { min: 1, integer: true }), name = contextLength > original ? LONG : SHORT;
+  const original = requireNumber(gguf, key, { min: 1, integer: true }), name = tokens > original ? LONG : SHORT;
   if (gguf.tensors.has(name)) return name;
   throw inputError("gguf.missing", `${gguf.name}: there is no tensor ${name}`, `tensor[${quoted(name)}]`);
 }
