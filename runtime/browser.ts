@@ -1,35 +1,20 @@
-/** Browsers: bytes come from a `Blob` (a picked file) or an `ArrayBuffer`; there are no paths. */
+/** Browsers: there are no paths; bytes come from the sources of `sources.ts`. */
+import { sha256 } from "@noble/hashes/sha2.js";
+import { bytesToHex } from "@noble/hashes/utils.js";
 import { type PalisadeError, resourceError } from "../core/errors.ts";
 import { probeGpu } from "./gpu_probe.ts";
-import type { ByteSource, Runtime, SandboxOptions, Thread } from "./interface.ts";
+import type { Hasher, Runtime, SandboxOptions, Thread } from "./interface.ts";
 import { type SandboxReply, timeoutError } from "./sandbox_error.ts";
 import { hasThreads } from "./features.ts";
 import { siblingModule } from "./sibling_module.ts";
 import type { ThreadMessage } from "./thread_browser.ts";
 
-/** A `Blob`, such as a file the user picked, as a ByteSource. Nothing is read before it is asked for. */
-export function blobSource(blob: Blob, name = "blob"): ByteSource {
-  return {
-    name,
-    size: blob.size,
-    async read(offset, length) {
-      const whole = Number.isSafeInteger(offset) && Number.isSafeInteger(length);
-      if (!whole || offset < 0 || length < 0 || offset + length > blob.size) {
-        throw new RangeError(`Can't read ${length} bytes at ${offset} of ${name}: it has ${blob.size} bytes`);
-      }
-      return new Uint8Array(await blob.slice(offset, offset + length).arrayBuffer());
-    },
-    close: () => Promise.resolve(),
-  };
-}
-
-/** Bytes in memory as a ByteSource. */
-export function bufferSource(bytes: ArrayBuffer | Uint8Array<ArrayBuffer>, name = "buffer"): ByteSource {
-  return blobSource(new Blob([bytes]), name);
-}
-
 function noFiles(path: string): PalisadeError {
-  return resourceError("runtime.no-files", `Can't open ${path}: a browser has no paths; pass the file's Blob`, path);
+  return resourceError(
+    "runtime.no-files",
+    `Can't open ${path}: a browser has no paths; pass the bytes, as blobSource(file) does`,
+    path,
+  );
 }
 
 /** `runSandboxed` on a web worker. `maxHeapMb` can't be enforced here. */
@@ -80,6 +65,12 @@ function startThread(moduleUrl: URL, data: unknown, listener: (message: unknown)
   };
 }
 
+/** Not the browser's own, which takes only what is whole in memory, and only on pages that came by https. */
+function hasher(): Hasher {
+  const hash = sha256.create();
+  return { update: (bytes) => void hash.update(bytes), digest: () => bytesToHex(hash.digest()) };
+}
+
 interface BrowserGlobals {
   readonly navigator?: { userAgent?: string; platform?: string; hardwareConcurrency?: number };
   readonly performance?: { memory?: { usedJSHeapSize: number } };
@@ -98,6 +89,7 @@ export const browserRuntime: Runtime = {
   cores: () => ({ logical: globals.navigator?.hardwareConcurrency ?? 1 }),
   memory: () => ({ heapBytes: globals.performance?.memory?.usedJSHeapSize }),
   isTerminal: () => false,
+  sha256: hasher,
   probeGpu,
   runSandboxed,
   startThread,

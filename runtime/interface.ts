@@ -3,7 +3,7 @@
  * other rooms see only this file, so none of them names Deno, Bun, Node or the DOM.
  */
 
-/** Bytes that can be read at any offset: a file, a `Blob`, an `ArrayBuffer`. */
+/** Bytes that can be read at any offset: a file, a `Blob`, an `ArrayBuffer`, a URL (`sources.ts`). */
 export interface ByteSource {
   /** For messages: the path, or a label. */
   readonly name: string;
@@ -122,7 +122,6 @@ export interface Host {
    * holds it, and as {@link create} when there is no such folder.
    */
   lock(path: string): Promise<AsyncDisposable>;
-  sha256(): Hasher;
   /** Runs a program to its end; `undefined` when there is no such program. Standard input is empty. */
   execute(
     program: string,
@@ -193,6 +192,8 @@ export interface Runtime {
    */
   readText(path: string, options?: { readonly maxBytes?: number; readonly signal?: AbortSignal }): Promise<string>;
 
+  /** A running SHA-256. */
+  sha256(): Hasher;
   cores(): Cores;
   memory(): MemoryUse;
   isTerminal(stream: "stdin" | "stdout" | "stderr"): boolean;

@@ -1,10 +1,11 @@
 /** Node 20 and later. */
+import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import process from "node:process";
 import { isatty } from "node:tty";
 import { probeGpu } from "./gpu_probe.ts";
-import type { Cores, MemoryUse, Runtime } from "./interface.ts";
+import type { Cores, Hasher, MemoryUse, Runtime } from "./interface.ts";
 import { inputError, type PalisadeError } from "../core/errors.ts";
 import { openFile, readText } from "./node_files.ts";
 import { nodeHost } from "./node_host.ts";
@@ -55,6 +56,11 @@ function memory(): MemoryUse {
   return { rssBytes: use.rss, heapBytes: use.heapUsed };
 }
 
+function sha256(): Hasher {
+  const hash = createHash("sha256");
+  return { update: (bytes) => void hash.update(bytes), digest: () => hash.digest("hex") };
+}
+
 const DESCRIPTOR = { stdin: 0, stdout: 1, stderr: 2 } as const;
 
 /** The adapter of Node; Deno's and Bun's are copies of it under their own name. */
@@ -67,6 +73,7 @@ export const nodeRuntime: Runtime = {
   environment,
   openFile,
   readText,
+  sha256,
   cores,
   memory,
   isTerminal: (stream) => isatty(DESCRIPTOR[stream]),

@@ -5,6 +5,7 @@ import { dirname } from "node:path";
 import process from "node:process";
 import { inputError, type PalisadeError, resourceError } from "../core/errors.ts";
 import type { ByteSource } from "./interface.ts";
+import { checkRange } from "./sources.ts";
 import { decodeText, MAX_TEXT_BYTES } from "./utf8.ts";
 
 /** Bytes asked for at a time from a stream of unknown length. */
@@ -144,14 +145,6 @@ class NodeSource implements ByteSource {
 
   async close(): Promise<void> {
     await this.#handle.close();
-  }
-}
-
-/** Throws RangeError unless `offset … offset + length` lies inside the source. */
-export function checkRange(source: ByteSource, offset: number, length: number): void {
-  const whole = Number.isSafeInteger(offset) && Number.isSafeInteger(length);
-  if (!whole || offset < 0 || length < 0 || offset + length > source.size) {
-    throw new RangeError(`Can't read ${length} bytes at ${offset} of ${source.name}: it has ${source.size} bytes`);
   }
 }
 

@@ -1,13 +1,12 @@
-/** Files, hashes and processes through Node's modules, which Deno and Bun implement too. */
+/** Files and processes through Node's modules, which Deno and Bun implement too. */
 import { type ChildProcess, spawn } from "node:child_process";
-import { createHash } from "node:crypto";
 import { chmod, mkdir, open, readdir, readlink, realpath, rename, rm, stat } from "node:fs/promises";
 import { constants, homedir } from "node:os";
 import { basename, dirname, join, resolve } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { PalisadeError } from "../core/errors.ts";
-import type { ByteSink, CreateOptions, FileInfo, Hasher, Host, ProcessOptions, ProcessResult } from "./interface.ts";
+import type { ByteSink, CreateOptions, FileInfo, Host, ProcessOptions, ProcessResult } from "./interface.ts";
 import { createError, fileError } from "./node_files.ts";
 import { forgetTemporary, noteTemporary } from "./node_leftovers.ts";
 import { lock } from "./node_lock.ts";
@@ -138,11 +137,6 @@ async function syncFolder(path: string): Promise<void> {
   } catch { /* said above */ }
 }
 
-function sha256(): Hasher {
-  const hash = createHash("sha256");
-  return { update: (bytes) => void hash.update(bytes), digest: () => hash.digest("hex") };
-}
-
 /** Ends a process and its children: it leads a process group of its own, except on Windows. */
 function endGroup(child: ChildProcess): void {
   try {
@@ -216,6 +210,5 @@ export const nodeHost: Host = {
   create,
   syncFolder,
   lock,
-  sha256,
   execute,
 };

@@ -7,6 +7,7 @@
  * - {@link openForAppending} is for files that grow line by line.
  */
 import { inputError, PalisadeError } from "../core/errors.ts";
+import { hostOf } from "./host.ts";
 import type { ByteSink, ByteSource, Host, Runtime } from "./interface.ts";
 
 /** A kind of file that we write, and so may replace or go on in. */
@@ -53,7 +54,7 @@ export async function checkOutputs(
   outputs: readonly Output[],
   inputs: readonly Input[],
 ): Promise<void> {
-  const host = runtime.host!;
+  const host = hostOf(runtime, "write files");
   const read = new Map<string, string>(), written = new Map<string, string>();
   for (const { path, what } of inputs) for (const key of await keysOf(host, path)) read.set(key, what);
   for (const output of outputs) {
@@ -127,7 +128,7 @@ export async function writeWhole(
   path: string,
   content: Uint8Array | readonly Uint8Array[] | AsyncIterable<Uint8Array>,
 ): Promise<void> {
-  const host = runtime.host!, parts = content instanceof Uint8Array ? [content] : content;
+  const host = hostOf(runtime, `write ${path}`), parts = content instanceof Uint8Array ? [content] : content;
   if ((await host.info(path))?.kind === "other") return await fill(await host.create(path), parts);
   const real = await host.realPath(path), part = besideOf(real);
   const sink = await host.create(part, { named: path, temporary: true, like: real });
@@ -154,5 +155,5 @@ async function fill(sink: ByteSink, parts: Parts, sync = false): Promise<void> {
 
 /** Opens a file at its end, or makes it. PalisadeErrors as `Host.create`. */
 export function openForAppending(runtime: Runtime, path: string): Promise<ByteSink> {
-  return runtime.host!.create(path, { append: true });
+  return hostOf(runtime, `write ${path}`).create(path, { append: true });
 }

@@ -16,6 +16,7 @@ import { EXIT, EXIT_CODES, type Io } from "../io.ts";
 import { obtainModel } from "../obtain.ts";
 import { list, type OptionTable, repeated, type Values, whole } from "../options.ts";
 import { refuseRepeated } from "../../evaluate/sweep/lists.ts";
+import { hostOf } from "../../runtime/host.ts";
 import { checkOutputs, writeWhole } from "../../runtime/output.ts";
 import { expectedPath, modelInputs, outputsOf } from "../outputs.ts";
 import { createProgress, type Progress } from "../print/progress.ts";
@@ -44,7 +45,7 @@ export const calibrateCommand = command({
 
 /** Runs the command; returns the exit code. A stopped run goes on where it was when it is started again. */
 async function calibrate(options: CalibrateOptions, io: Io): Promise<number> {
-  const host = io.runtime.host!;
+  const host = hostOf(io.runtime, "calibrate");
   const kinds = parseKinds(options.kinds);
   if (options.out === undefined) await host.makeFolder(gateFolder(io.runtime));
   let out = options.out ?? defaultOut(options.model, io);
@@ -95,12 +96,12 @@ async function calibrate(options: CalibrateOptions, io: Io): Promise<number> {
 function defaultOut(model: string, io: Io, sha256?: string): string {
   const name = baseName(expectedPath(model, io)).replace(/\.gguf$/, "");
   const own = sha256 === undefined ? name : `${name}-${sha256.slice(0, 12)}`;
-  return io.runtime.host!.join(gateFolder(io.runtime), `${own}${GATE_SUFFIX}`);
+  return hostOf(io.runtime, "calibrate").join(gateFolder(io.runtime), `${own}${GATE_SUFFIX}`);
 }
 
 /** Two models may have files of one name: a gate there may be the other's. */
 async function isOfAnother(path: string, sha256: string, { runtime }: Io): Promise<boolean> {
-  if (await runtime.host!.info(path) === undefined) return false;
+  if (await hostOf(runtime, "calibrate").info(path) === undefined) return false;
   const gate = await loadGate(path, runtime).catch(() => undefined);
   return gate !== undefined && gate.info.model.sha256 !== sha256;
 }
@@ -119,7 +120,7 @@ function stateOf(out: string): string {
 /** Texts by their names; by their paths where two have one name. */
 async function readTexts(paths: readonly string[], { runtime, signal }: Io): Promise<{ name: string; text: string }[]> {
   const files = await Promise.all(
-    paths.map(async (path) => ({ path, id: await runtime.host!.identity(path) ?? path })),
+    paths.map(async (path) => ({ path, id: await hostOf(runtime, "read texts").identity(path) ?? path })),
   );
   refuseRepeated(files, { key: ({ id }) => id, name: ({ path }) => path, where: "--text" });
   const names = paths.map(baseName);

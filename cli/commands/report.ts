@@ -13,6 +13,7 @@ import {
   type Summary,
 } from "../../evaluate/results/summary.ts";
 import { inputError } from "../../core/errors.ts";
+import { hostOf } from "../../runtime/host.ts";
 import { checkOutputs } from "../../runtime/output.ts";
 import { command } from "../command.ts";
 import { EXIT, type Io } from "../io.ts";
@@ -66,7 +67,7 @@ async function report(options: Values<typeof OPTIONS>, io: Io, paths: readonly s
 async function eachOnce(paths: readonly string[], { runtime, err }: Io): Promise<string[]> {
   const seen = new Map<string, string>();
   for (const path of paths) {
-    const file = await runtime.host!.identity(path) ?? path, first = seen.get(file);
+    const file = await hostOf(runtime, "report").identity(path) ?? path, first = seen.get(file);
     if (first !== undefined) err(`palisade: ${path} is ${first === path ? "named twice" : first}: it is read once\n`);
     else seen.set(file, path);
   }

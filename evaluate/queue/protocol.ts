@@ -73,12 +73,12 @@ export type Delivery =
 export type Engines = Omit<CellInputs["engines"], "palisade">;
 
 /** 16 hexadecimal digits; the same for the same manifest, whatever the model's file is called. */
-export function sweepIdOf(manifest: SweepManifest, runtime: Pick<Runtime, "host">): string {
+export function sweepIdOf(manifest: SweepManifest, runtime: Pick<Runtime, "sha256">): string {
   return hashOf({ ...manifest, model: manifest.model.sha256 }, runtime).slice(0, 16);
 }
 
 /** The same for the same group, so that a group is queued once. */
-export function jobIdOf(group: Group, runtime: Pick<Runtime, "host">): string {
+export function jobIdOf(group: Group, runtime: Pick<Runtime, "sha256">): string {
   const { task: { name, source }, length, sample } = group;
   return `g${hashOf({ task: name, ...(source && { source }), length, sample }, runtime).slice(0, 24)}`;
 }

@@ -11,7 +11,8 @@ import type { CacheType } from "../../core/cache/entry_type.ts";
 import type { Budget, ParameterValues } from "../../core/policy/policy.ts";
 import type { Keep } from "../../core/select/budget.ts";
 import type { Finish } from "../../model/session.ts";
-import type { ByteSink, Runtime } from "../../runtime/interface.ts";
+import { hostOf } from "../../runtime/host.ts";
+import type { ByteSink, Host, Runtime } from "../../runtime/interface.ts";
 import { openForAppending, type OutputKind, writeWhole } from "../../runtime/output.ts";
 import type { MetricName } from "../tasks/metrics.ts";
 import type { Shading } from "../report/shading.ts";
@@ -100,13 +101,13 @@ export interface ResultLine extends CellInputs, CellOutcome {
 }
 
 /** Hash of the inputs, 32 hexadecimal digits; the order of fields doesn't matter. */
-export function cellId(inputs: CellInputs, runtime: Pick<Runtime, "host">): string {
+export function cellId(inputs: CellInputs, runtime: Pick<Runtime, "sha256">): string {
   return hashOf(inputs, runtime).slice(0, 32);
 }
 
 /** SHA-256 of a value's canonical JSON. */
-export function hashOf(value: unknown, runtime: Pick<Runtime, "host">): string {
-  const hasher = runtime.host!.sha256();
+export function hashOf(value: unknown, runtime: Pick<Runtime, "sha256">): string {
+  const hasher = runtime.sha256();
   hasher.update(new TextEncoder().encode(canonical(value)));
   return hasher.digest();
 }
@@ -225,8 +226,8 @@ export class ResultsFile implements AsyncDisposable {
 
   /** Opens or makes the file; a torn last line is cut off. PalisadeErrors as {@link readResults} and `Host.lock`. */
   static async open(runtime: Runtime, path: string): Promise<ResultsFile> {
-    const host = runtime.host!;
-    const lock = await lockOf(runtime, path);
+    const host = hostOf(runtime, `write ${path}`);
+    const lock = await lockOf(host, path);
     try {
       const read = await host.info(path) && await readResults(runtime, path);
       if (read?.torn) await cutOff(runtime, path, read.wholeBytes);
@@ -259,9 +260,9 @@ export class ResultsFile implements AsyncDisposable {
 }
 
 /** One writer per file, by whatever link it was named. */
-async function lockOf({ host }: Runtime, path: string): Promise<AsyncDisposable> {
+async function lockOf(host: Host, path: string): Promise<AsyncDisposable> {
   try {
-    return await host!.lock(await host!.realPath(path));
+    return await host.lock(await host.realPath(path));
   } catch (error) {
     if (!(error instanceof PalisadeError)) throw error;
     const { kind, code, message } = error;

@@ -182,7 +182,7 @@ function someText(value: unknown, name: string, where: string): string {
 }
 
 function hash(runtime: Runtime, text: string): string {
-  const hasher = runtime.host!.sha256();
+  const hasher = runtime.sha256();
   hasher.update(new TextEncoder().encode(text));
   return hasher.digest();
 }

@@ -24,7 +24,7 @@ export async function openHaystack(runtime: Runtime, file?: string): Promise<Hay
     const message = `Can't hide anything in ${file}: want at least 20 sentences, it has ${sentences.length}`;
     throw inputError("haystack.short", message, "--haystack");
   }
-  const hasher = runtime.host!.sha256();
+  const hasher = runtime.sha256();
   hasher.update(new TextEncoder().encode(sentences.join(" ")));
   return { name: file ?? "moby-dick", sha256: hasher.digest(), sentences };
 }

@@ -35,7 +35,7 @@ export const POLICY_FILES: { readonly [kind in PolicyFileKind]: FileKind<FileCon
 
 /** The first 16 digits of the SHA-256 of what counts in a file. */
 export function fileHash<K extends PolicyFileKind>(kind: K, content: FileContents[K], runtime: Runtime): string {
-  const hasher = runtime.host!.sha256();
+  const hasher = runtime.sha256();
   hasher.update(POLICY_FILES[kind].bytes(content));
   return hasher.digest().slice(0, 16);
 }
@@ -69,7 +69,7 @@ export async function loadPolicyFile(text: string, runtime: Runtime): Promise<Lo
 async function opened(policy: Policy, { kind, name }: PolicyFileNeed, text: string, runtime: Runtime) {
   const read = async <K extends PolicyFileKind>(kind: K) => {
     const content = await POLICY_FILES[kind].read(name, runtime);
-    return { content, hash: runtime.host ? fileHash(kind, content, runtime) : undefined };
+    return { content, hash: fileHash(kind, content, runtime) };
   };
   if (kind !== "head-scores") return { policy, hash: (await read(kind)).hash };
   const { content, hash } = await read(kind);

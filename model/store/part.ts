@@ -6,7 +6,7 @@
  * Names beside `NAME.gguf`: `NAME.gguf.part` is an interrupted download that anyone may take over by renaming it;
  * `NAME.gguf.<id>.part` belongs to the running pull that made the id.
  */
-import type { ByteSink, Hasher, Host, Runtime } from "../../runtime/interface.ts";
+import type { ByteSink, ByteSource, Hasher, Host, Runtime } from "../../runtime/interface.ts";
 import type { NamedModel } from "./registry.ts";
 
 /** A running pull writes at least every half minute; a part that old belongs to nobody any more. */
@@ -55,7 +55,7 @@ export class PartFile {
     options: { readonly resume: boolean },
   ): Promise<PartFile> {
     const path = host.join(folder, `${model.file}.${crypto.randomUUID()}.part`);
-    const hasher = host.sha256();
+    const hasher = runtime.sha256();
     let bytes = 0;
     if (options.resume && await host.rename(host.join(folder, `${model.file}.part`), path)) {
       if ((await host.info(path))!.size <= model.size) bytes = await hashFile(runtime, path, hasher);
@@ -118,13 +118,18 @@ export class PartFile {
 export async function hashFile(runtime: Runtime, path: string, hasher: Hasher): Promise<number> {
   const source = await runtime.openFile(path);
   try {
-    for (let at = 0; at < source.size; at += HASH_CHUNK) {
-      hasher.update(await source.read(at, Math.min(HASH_CHUNK, source.size - at)));
-    }
-    return source.size;
+    return await hashSource(source, hasher);
   } finally {
     await source.close();
   }
+}
+
+/** The same of bytes that are open and stay so. */
+export async function hashSource(source: ByteSource, hasher: Hasher): Promise<number> {
+  for (let at = 0; at < source.size; at += HASH_CHUNK) {
+    hasher.update(await source.read(at, Math.min(HASH_CHUNK, source.size - at)));
+  }
+  return source.size;
 }
 
 /** Makes parts left by pulls that were killed free for the taking; removes what is left over. */

@@ -4,6 +4,7 @@
  * file has that size and time, using it needs no second look.
  */
 import { inputError, PalisadeError, resourceError } from "../../core/errors.ts";
+import { hostOf } from "../../runtime/host.ts";
 import type { Host, Runtime } from "../../runtime/interface.ts";
 import { type FetchedModel, listFetched, readFetched, removeFetched, writeFetched } from "./fetched.ts";
 import { fetchFromHub, listHub } from "./hub.ts";
@@ -56,7 +57,7 @@ export interface StoredModel {
  * is ignored, as the XDG Base Directory Specification 0.8 asks.
  */
 export function cacheFolder(runtime: Runtime): string {
-  const host = hostOf(runtime);
+  const host = hostOf(runtime, "keep models under a name");
   const own = runtime.environment("PALISADE_CACHE");
   if (own) return own;
   const xdg = runtime.environment("XDG_CACHE_HOME");
@@ -69,7 +70,7 @@ export function cacheFolder(runtime: Runtime): string {
 
 /** The folder of the model files inside {@link cacheFolder}. */
 export function modelFolder(runtime: Runtime): string {
-  return hostOf(runtime).join(cacheFolder(runtime), "models");
+  return hostOf(runtime, "keep models under a name").join(cacheFolder(runtime), "models");
 }
 
 /**
@@ -77,13 +78,13 @@ export function modelFolder(runtime: Runtime): string {
  * it was fetched. Throws PalisadeError input `model.unknown`.
  */
 export async function modelPath(name: string, runtime: Runtime, options: StoreOptions = {}): Promise<string> {
-  const host = hostOf(runtime), { files } = await knownModel(name, runtime, host, options);
+  const host = hostOf(runtime, "keep models under a name"), { files } = await knownModel(name, runtime, host, options);
   return host.join(modelFolder(runtime), files[0].file);
 }
 
 /** Where a model of the registry lies or would lie. Throws PalisadeError input `model.unknown`. */
 export function registeredPath(name: string, runtime: Runtime, options: StoreOptions = {}): string {
-  return hostOf(runtime).join(modelFolder(runtime), findModel(name, options.models).file);
+  return hostOf(runtime, "keep models under a name").join(modelFolder(runtime), findModel(name, options.models).file);
 }
 
 /** The files of a known model: one of the registry, or a reference that was fetched before. */
@@ -102,13 +103,13 @@ function registered(name: string, { models = MODELS }: StoreOptions): NamedModel
  * Hashes the files that are there: about 0.1 s per 100 MB.
  */
 export async function listModels(runtime: Runtime, options: StoreOptions = {}): Promise<StoredModel[]> {
-  const host = hostOf(runtime), folder = modelFolder(runtime);
+  const host = hostOf(runtime, "keep models under a name"), folder = modelFolder(runtime);
   const fetched = (await listFetched(runtime, host, folder)).flatMap(({ files }) => files);
   const stored: StoredModel[] = [];
   for (const model of [...options.models ?? MODELS, ...fetched]) {
     const path = host.join(folder, model.file);
     const info = await host.info(path);
-    const verified = info?.size === model.size && await isPinned(model, path, runtime, host);
+    const verified = info?.size === model.size && await isPinned(model, path, runtime);
     stored.push({ model, path, present: info !== undefined, bytes: info?.size ?? 0, verified });
   }
   return stored;
@@ -119,7 +120,7 @@ export async function listModels(runtime: Runtime, options: StoreOptions = {}): 
  * `model.unknown`.
  */
 export async function removeModel(name: string, runtime: Runtime, options: StoreOptions = {}): Promise<number> {
-  const host = hostOf(runtime), folder = modelFolder(runtime);
+  const host = hostOf(runtime, "keep models under a name"), folder = modelFolder(runtime);
   const { files } = await knownModel(name, runtime, host, options);
   let freed = 0;
   for (const { file } of files) freed += await removeFile(file, host, folder);
@@ -147,7 +148,7 @@ async function removeFile(file: string, host: Host, folder: string): Promise<num
  * is. Throws PalisadeErrors `model.unknown` (input) and those of {@link pullModel}.
  */
 export async function resolveModel(nameOrPath: string, runtime: Runtime, options: PullOptions = {}): Promise<string> {
-  const host = hostOf(runtime);
+  const host = hostOf(runtime, "keep models under a name");
   if (!registered(nameOrPath, options)) {
     if ((await host.info(nameOrPath))?.kind === "file") return nameOrPath;
     if (!hubReference(nameOrPath)) {
@@ -177,7 +178,7 @@ async function notedPaths(name: string, runtime: Runtime, host: Host, options: S
  * `model.interrupted` (interrupted) when `signal` is aborted, after which a later pull goes on where this one stopped.
  */
 export async function pullModel(name: string, runtime: Runtime, options: PullOptions = {}): Promise<string> {
-  const host = hostOf(runtime);
+  const host = hostOf(runtime, "keep models under a name");
   const reference = registered(name, options) ? undefined : hubReference(name);
   if (!reference) return await pullFile(findModel(name, options.models), runtime, host, options);
   const { files } = await lookUp(reference, runtime, host, options);
@@ -226,7 +227,7 @@ function interrupted(name: string, cause: unknown): PalisadeError {
 async function pullFile(model: NamedModel, runtime: Runtime, host: Host, options: PullOptions): Promise<string> {
   const path = host.join(modelFolder(runtime), model.file);
   const info = await host.info(path);
-  if (info?.size === model.size && await isPinned(model, path, runtime, host)) {
+  if (info?.size === model.size && await isPinned(model, path, runtime)) {
     await noteVerified(model, path, info, runtime);
     return path;
   }
@@ -281,15 +282,10 @@ function hasPip(model: NamedModel): model is PipModel {
   return model.pip !== undefined;
 }
 
-async function isPinned(model: NamedModel, path: string, runtime: Runtime, host: Host): Promise<boolean> {
-  const hasher = host.sha256();
+async function isPinned(model: NamedModel, path: string, runtime: Runtime): Promise<boolean> {
+  const hasher = runtime.sha256();
   await hashFile(runtime, path, hasher);
   return hasher.digest() === model.sha256;
-}
-
-function hostOf(runtime: Runtime): Host {
-  if (runtime.host) return runtime.host;
-  throw resourceError("runtime.no-files", "Named models need files, which a browser does not have; pass the bytes");
 }
 
 /** The innermost cause says what happened: fetch wraps the system's error in one that says only that it failed. */

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { zipSync } from "fflate";
 import { zipEntry } from "../../model/store/zip.ts";
-import { bufferSource } from "../../runtime/browser.ts";
+import { bufferSource } from "../../runtime/sources.ts";
 import { seededBytes } from "../_helper/store.ts";
 
 const DATA = seededBytes(5, 200_000);

@@ -100,7 +100,7 @@ export async function calibrate(
 
 /** What must be the same for a state to be gone on from. */
 function fingerprintOf(model: Model, runtime: Runtime, plan: CalibrationPlan, sha256: string): string {
-  const hasher = runtime.host!.sha256();
+  const hasher = runtime.sha256();
   const { frame, dense, backend } = model;
   const parts = [sha256, frame, plan, dense.detail, backend.detail, FLOOR, SKIPPED, RECENT];
   hasher.update(new TextEncoder().encode(JSON.stringify(parts)));

@@ -3,6 +3,7 @@
  * Written beside its final name and renamed, so that a file that is there is whole.
  */
 import type { Runtime } from "../../../runtime/interface.ts";
+import { hostOf } from "../../../runtime/host.ts";
 import { type OutputKind, writeWhole } from "../../../runtime/output.ts";
 import type { HiddenStates } from "../../read/hidden_states.ts";
 import type { LayerFit } from "./layer.ts";
@@ -36,7 +37,7 @@ export async function restore(
   fingerprint: string,
   states: readonly HiddenStates[],
 ): Promise<LayerFit[]> {
-  if ((await runtime.host!.info(path))?.kind !== "file") return [];
+  if ((await hostOf(runtime, "calibrate").info(path))?.kind !== "file") return [];
   const source = await runtime.openFile(path);
   try {
     const head = await readHead(source.size, (offset, length) => source.read(offset, length));
