@@ -27,7 +27,7 @@ export type { DenseEngine, DenseName } from "./model/dense/interface.ts";
 export { DENSE_CHOICES, type DenseChoice, pickDense } from "./model/dense/pick.ts";
 export { configOf } from "./model/file/gguf/config.ts";
 export { type GgufFile, openGguf } from "./model/file/gguf/reader.ts";
-export { loadModel, type LoadOptions, type Model } from "./model/model.ts";
+export { loadModel, type LoadOptions, type Model, type ModelSource } from "./model/model.ts";
 export { type LayersOptions, readContext } from "./model/read/layers.ts";
 export type { ReadOptions, ReadResult } from "./model/read/reading.ts";
 export { extend } from "./model/decode/extend.ts";
@@ -50,4 +50,5 @@ export { cacheFolder, listModels, modelPath, pullModel, removeModel, resolveMode
 export { type Frame, FRAMES, frameText, resolveFrame } from "./model/text/frames.ts";
 export type { ChatFrame } from "./model/text/prompt.ts";
 export { type TextTokenizer, tokenizerOf } from "./model/text/tokenizer.ts";
-export { currentRuntime, type Runtime } from "./runtime/mod.ts";
+export { type ByteSource, currentRuntime, type Runtime } from "./runtime/mod.ts";
+export { blobSource, bufferSource, urlSource } from "./runtime/sources.ts";

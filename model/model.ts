@@ -2,19 +2,20 @@
 import type { Backend } from "../core/backend/interface.ts";
 import type { Policy } from "../core/policy/policy.ts";
 import { type BackendChoice, type Device, pickBackend } from "./device.ts";
-import type { Runtime } from "../runtime/interface.ts";
+import type { ByteSource, Runtime } from "../runtime/interface.ts";
 import type { ThreadPool } from "../wasm/threads/pool.ts";
 import type { ModelConfig } from "./config.ts";
 import { DEFAULTS } from "./defaults.ts";
 import { HostDense } from "./dense/host.ts";
 import { type DenseChoice, pickDense } from "./dense/pick.ts";
 import type { Gate } from "./gate/file.ts";
-import { findGate } from "./gate/find.ts";
+import { findGate, type GateChoice } from "./gate/find.ts";
 import { configOf } from "./file/gguf/config.ts";
 import type { GgufFile } from "./file/gguf/reader.ts";
-import { openGgufFile } from "./file/gguf/split.ts";
+import { openGgufFile, openGgufSources } from "./file/gguf/split.ts";
 import { loadPolicy } from "./policy_files/policy_files.ts";
 import { loadSoftTokens, type SoftTokens } from "./policy_files/soft_tokens.ts";
+import { modelHash, sourcesHash } from "./store/identity.ts";
 import { shortName } from "./store/short_name.ts";
 import { type ChatFrame, chatFrame } from "./text/prompt.ts";
 import { startPool, type ThreadChoice } from "./threads.ts";
@@ -38,13 +39,22 @@ export interface LoadOptions {
    * `none` leaves out the chat template too, for `ask("")`, which goes on from the text itself.
    */
   readonly frame?: string;
-  /** A gate file instead of the one found for this model (`model/gate/find.ts`). */
-  readonly gate?: string;
+  /**
+   * A gate, or a gate's file, instead of the one found for this model (`model/gate/find.ts`). In a browser none is found:
+   * without this option a context's default policy is one that needs no gate (`model/default_policy.ts`).
+   */
+  readonly gate?: GateChoice;
   /** Most tokens there will be at once (`ConfigOptions`). */
   readonly tokens?: number;
   readonly onProgress?: (done: number, total: number) => void;
   readonly signal?: AbortSignal;
 }
+
+/**
+ * Where a model's bytes are: the path of its file, or a source of them (`blobSource`, `bufferSource`, `urlSource`). Of a
+ * split model the path of any part, the others beside it; or the sources of all parts, in any order.
+ */
+export type ModelSource = string | ByteSource | readonly ByteSource[];
 
 export interface Model extends Device, AsyncDisposable {
   /** What reports call it: `smollm2-135m`, or the file's name; `config.name` is what the file calls itself. */
@@ -53,6 +63,8 @@ export interface Model extends Device, AsyncDisposable {
   readonly config: ModelConfig;
   readonly tokenizer: TextTokenizer;
   readonly frame: ChatFrame;
+  /** SHA-256 of the model's file, of all parts in order; hexadecimal. Computed at the first call, which takes time. */
+  identity(): Promise<string>;
   /**
    * The gate fitted for this model, looked for and checked at the first call.
    * @throws PalisadeError `gate.*`, `safetensors.*`, `file.*`.
@@ -67,15 +79,16 @@ export interface Model extends Device, AsyncDisposable {
    * Soft tokens trained for this model, from a file.
    * @throws PalisadeError `soft-tokens.*`, `safetensors.*`, `file.*`.
    */
-  softTokens(path: string): Promise<SoftTokens>;
+  softTokens(from: string | ByteSource): Promise<SoftTokens>;
 }
 
 /**
- * Opens a GGUF and starts both engines. PalisadeErrors: `file.*`, `gguf.*`, `tokenizer.*`, `template.*` (input),
- * `dense.*`, `backend.*`, `threads.*` (usage, input or resources). Nothing stays open when it fails.
+ * Opens a GGUF and starts both engines. The model takes over a source and closes it. PalisadeErrors: `file.*`, `url.*`,
+ * `gguf.*`, `tokenizer.*`, `template.*` (input), `dense.*`, `backend.*`, `threads.*` (usage, input or resources),
+ * `runtime.no-files` for a path in a browser. Nothing stays open when it fails.
  */
-export async function loadModel(path: string, runtime: Runtime, options: LoadOptions = {}): Promise<Model> {
-  const file = await openGgufFile(path, runtime);
+export async function loadModel(source: ModelSource, runtime: Runtime, options: LoadOptions = {}): Promise<Model> {
+  const { file, name, hash } = await openSource(source, runtime);
   let backend: Backend | undefined, pool: ThreadPool | undefined;
   try {
     const config = await configOf(file, { tokens: options.tokens });
@@ -94,18 +107,20 @@ export async function loadModel(path: string, runtime: Runtime, options: LoadOpt
       await pickDense(file, config, { ...options, threads: threads === "auto" ? 1 : threads, pool }),
     );
     const held = { backend, pool };
-    let gate: Promise<Gate> | undefined;
+    let gate: Promise<Gate> | undefined, known: Promise<string> | undefined;
+    const identity = () => known ??= hash();
     return {
-      name: shortName(path),
+      name: shortName(name),
       file,
       config,
       tokenizer,
       frame,
       dense,
       backend,
-      gate: () => gate ??= findGate({ path, config }, runtime, options.gate),
+      identity,
+      gate: () => gate ??= findGate({ name, config, identity }, runtime, options.gate),
       policy: (text) => loadPolicy(text, runtime),
-      softTokens: (from) => loadSoftTokens(from, runtime, { path, config }),
+      softTokens: (from) => loadSoftTokens(from, runtime, { config, identity }),
       async [Symbol.asyncDispose]() {
         await dense[Symbol.asyncDispose]();
         held.backend[Symbol.dispose]();
@@ -119,4 +134,19 @@ export async function loadModel(path: string, runtime: Runtime, options: LoadOpt
     await file.close();
     throw error;
   }
+}
+
+/** An open model file: what messages call it, and how it is identified. */
+interface OpenSource {
+  readonly file: GgufFile;
+  readonly name: string;
+  hash(): Promise<string>;
+}
+
+async function openSource(source: ModelSource, runtime: Runtime): Promise<OpenSource> {
+  if (typeof source === "string") {
+    return { file: await openGgufFile(source, runtime), name: source, hash: () => modelHash(source, runtime) };
+  }
+  const { file, sources } = await openGgufSources("read" in source ? [source] : source);
+  return { file, name: file.name, hash: () => sourcesHash(sources, runtime) };
 }

@@ -1,22 +1,22 @@
 /** Which gate belongs to a model file. */
 import { inputError, type PalisadeError } from "../../core/errors.ts";
-import type { Runtime } from "../../runtime/interface.ts";
+import { hostOf } from "../../runtime/host.ts";
+import type { ByteSource, Runtime } from "../../runtime/interface.ts";
 import { packageData } from "../../runtime/package_data.ts";
 import type { ModelConfig } from "../config.ts";
 import { cacheFolder } from "../store/store.ts";
-import { modelHash } from "../store/identity.ts";
 import { checkGate, type Gate, MAX_GATE_BYTES, parseGate } from "./file.ts";
 
 export const GATE_SUFFIX = ".gate.safetensors";
 
-/** Reads one gate file. PalisadeErrors: `file.*`, `gate.large`, and those of {@link parseGate}. */
-export async function loadGate(path: string, runtime: Runtime): Promise<Gate> {
-  const source = await runtime.openFile(path);
+/** Reads one gate file and closes it. PalisadeErrors: `file.*`, `gate.large`, and those of {@link parseGate}. */
+export async function loadGate(from: string | ByteSource, runtime: Pick<Runtime, "openFile">): Promise<Gate> {
+  const source = typeof from === "string" ? await runtime.openFile(from) : from;
   try {
     if (source.size > MAX_GATE_BYTES) {
-      throw inputError("gate.large", `A gate of ${source.size} bytes: want at most ${MAX_GATE_BYTES}`, path);
+      throw inputError("gate.large", `A gate of ${source.size} bytes: want at most ${MAX_GATE_BYTES}`, source.name);
     }
-    return parseGate(await source.read(0, source.size), path);
+    return parseGate(await source.read(0, source.size), source.name);
   } finally {
     await source.close();
   }
@@ -24,27 +24,39 @@ export async function loadGate(path: string, runtime: Runtime): Promise<Gate> {
 
 /** The folder for gates that the user fitted. */
 export function gateFolder(runtime: Runtime): string {
-  return runtime.host!.join(cacheFolder(runtime), "gates");
+  return hostOf(runtime, "look for gates").join(cacheFolder(runtime), "gates");
 }
 
+/** What a gate is looked for by. */
+export interface GateSubject {
+  /** For messages: the model file's path, or what its source is called. */
+  readonly name: string;
+  readonly config: ModelConfig;
+  /** SHA-256 of the model file, hexadecimal; asked for once there is a gate to compare with. */
+  identity(): Promise<string>;
+}
+
+/** A gate, its file's path, or its file's bytes, which are closed when they are read. */
+export type GateChoice = string | ByteSource | Gate;
+
 /**
- * The gate at `path`, or the one fitted for this model among the user's own and those in the package: found by the
- * model file's SHA-256, not by a name.
+ * The gate that is `given`, or the one fitted for this model among the user's own and those in the package: found by the
+ * model file's SHA-256, not by a name. In a browser there are none but the one given.
  * @throws PalisadeError `gate.none`, `gate.model`, and those of {@link loadGate}.
  */
 export async function findGate(
-  model: { readonly path: string; readonly config: ModelConfig },
+  model: GateSubject,
   runtime: Runtime,
-  path?: string,
+  given?: GateChoice,
 ): Promise<Gate> {
-  if (!runtime.host) throw noGate(model);
-  const sha256 = await modelHash(model.path, runtime);
-  if (path !== undefined) {
-    const gate = await loadGate(path, runtime);
-    checkGate(gate, model.config, sha256);
+  if (given !== undefined) {
+    const gate = isGate(given) ? given : await loadGate(given, runtime);
+    checkGate(gate, model.config, await model.identity());
     return gate;
   }
   const { host } = runtime;
+  if (!host) throw noGate(model);
+  const sha256 = await model.identity();
   const folder = gateFolder(runtime);
   const fitted = (await host.list(folder)).sort().map((name) => {
     return { name, load: () => loadGate(host.join(folder, name), runtime) };
@@ -61,7 +73,11 @@ export async function findGate(
   throw noGate(model);
 }
 
-function noGate({ config, path }: { readonly config: ModelConfig; readonly path: string }): PalisadeError {
-  const message = `There is no gate for ${config.name}: fit one with palisade calibrate --model ${path}`;
+function isGate(given: GateChoice): given is Gate {
+  return typeof given === "object" && "weights" in given;
+}
+
+function noGate({ config, name }: GateSubject): PalisadeError {
+  const message = `There is no gate for ${config.name}: fit one with palisade calibrate --model ${name}`;
   return inputError("gate.none", message, "--gate");
 }

@@ -6,9 +6,8 @@
  * a {@link SoftTokensInfo} as JSON.
  */
 import { inputError, type PalisadeError } from "../../core/errors.ts";
-import type { Runtime } from "../../runtime/interface.ts";
+import type { ByteSource, Runtime } from "../../runtime/interface.ts";
 import type { ModelConfig } from "../config.ts";
-import { modelHash } from "../store/identity.ts";
 import { parseSafetensors, writeSafetensors } from "../file/safetensors.ts";
 
 /** The form of the metadata. */
@@ -81,14 +80,17 @@ export function checkSoftTokens({ name, info: { model } }: SoftTokens, config: M
   throw refuse("model", name, reason);
 }
 
-/** Reads one file. PalisadeErrors: `file.*`, `soft-tokens.large`, and those of {@link parseSoftTokens}. */
-export async function readSoftTokens(path: string, runtime: Runtime): Promise<SoftTokens> {
-  const source = await runtime.openFile(path);
+/** Reads one file and closes it. PalisadeErrors: `file.*`, `soft-tokens.large`, and those of {@link parseSoftTokens}. */
+export async function readSoftTokens(
+  from: string | ByteSource,
+  runtime: Pick<Runtime, "openFile">,
+): Promise<SoftTokens> {
+  const source = typeof from === "string" ? await runtime.openFile(from) : from;
   try {
     if (source.size > MAX_BYTES) {
-      throw refuse("large", path, `the file has ${source.size} bytes; want at most ${MAX_BYTES}`);
+      throw refuse("large", source.name, `the file has ${source.size} bytes; want at most ${MAX_BYTES}`);
     }
-    return parseSoftTokens(await source.read(0, source.size), path);
+    return parseSoftTokens(await source.read(0, source.size), source.name);
   } finally {
     await source.close();
   }
@@ -96,12 +98,12 @@ export async function readSoftTokens(path: string, runtime: Runtime): Promise<So
 
 /** Reads one file and checks that it is this model's. */
 export async function loadSoftTokens(
-  path: string,
-  runtime: Runtime,
-  model: { readonly path: string; readonly config: ModelConfig },
+  from: string | ByteSource,
+  runtime: Pick<Runtime, "openFile">,
+  model: { readonly config: ModelConfig; identity(): Promise<string> },
 ): Promise<SoftTokens> {
-  const tokens = await readSoftTokens(path, runtime);
-  checkSoftTokens(tokens, model.config, await modelHash(model.path, runtime));
+  const tokens = await readSoftTokens(from, runtime);
+  checkSoftTokens(tokens, model.config, await model.identity());
   return tokens;
 }
 

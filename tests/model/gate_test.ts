@@ -119,7 +119,7 @@ Deno.test("checkGate() refuses another model's gate and names both", async () =>
 Deno.test("findGate() takes a named file, refuses another model's, and says what to do without one", async () => {
   const runtime = await currentRuntime();
   await using opened = await openTiny("llama-plain");
-  const model = { path: PATH, config: opened.config };
+  const model = { name: PATH, config: opened.config, identity: () => modelHash(PATH, runtime) };
   assert.equal(await code(findGate(model, runtime)), "gate.none");
   await inFolder(async (folder) => {
     const [mine, other, broken] = ["mine", "other", "broken"].map((name) => join(folder, `${name}.gate.safetensors`));

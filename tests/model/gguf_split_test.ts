@@ -4,11 +4,11 @@ import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { PalisadeError } from "../../core/errors.ts";
 import { openGguf } from "../../model/file/gguf/reader.ts";
-import { openGgufFile, partPaths } from "../../model/file/gguf/split.ts";
+import { openGgufFile, openGgufSources, partPaths } from "../../model/file/gguf/split.ts";
 import { loadModel } from "../../model/model.ts";
 import { openContext } from "../../model/session.ts";
 import { modelHash } from "../../model/store/identity.ts";
-import { currentRuntime } from "../../runtime/mod.ts";
+import { bufferSource, currentRuntime } from "../../runtime/mod.ts";
 import { splitGguf } from "../_helper/split_gguf.ts";
 import { testFolder, TINY_MODEL } from "../_helper/workbench.ts";
 
@@ -84,4 +84,35 @@ Deno.test("openGgufFile() refuses parts that are missing, foreign, doubled or li
   await (await openGgufFile(first, runtime)).close();
   await using alone = await openGguf(await runtime.openFile(first));
   assert.equal(alone.metadata.get("split.count"), 2);
+});
+
+Deno.test("openGgufSources() joins parts in any order, and refuses what is not all parts of one model", async () => {
+  const [one, two, three] = splitGguf(whole, 3), closed: string[] = [];
+  const open = (...parts: Uint8Array<ArrayBuffer>[]) =>
+    openGgufSources(parts.map((bytes, i) => {
+      const name = `source ${i + 1}`, source = bufferSource(bytes, name);
+      return { ...source, close: () => (closed.push(name), Promise.resolve()) };
+    }));
+  await using expected = await openGgufFile(TINY_MODEL, runtime);
+  const { file, sources } = await open(three, one, two);
+  assert.deepEqual(sources.map(({ name }) => name), ["source 2", "source 3", "source 1"]);
+  assert.deepEqual([...file.tensors.keys()].sort(), [...expected.tensors.keys()].sort());
+  for (const name of expected.tensors.keys()) assert.deepEqual(await file.readRaw(name), await expected.readRaw(name));
+  await file.close();
+  assert.equal(closed.length, 3);
+  const cases: [parts: Uint8Array<ArrayBuffer>[], problem: RegExp][] = [
+    [[], /there is none/],
+    [[two], /source 1: it is one of 3 parts; the sources are 1/],
+    [[one, two], /it is one of 3 parts; the sources are 2/],
+    [[one, three, three], /source 2: the sources make it part 2 of 3, its metadata part 3 of 3/],
+    [[whole, whole], /it is a whole model; the sources are 2/],
+  ];
+  for (const [parts, problem] of cases) {
+    closed.length = 0;
+    await assert.rejects(open(...parts), { code: "gguf.split", message: problem });
+    assert.equal(new Set(closed).size, parts.length, "all are closed");
+  }
+  closed.length = 0;
+  await assert.rejects(open(one, new Uint8Array(40), three), { code: "gguf.magic" });
+  assert.deepEqual(closed.sort(), ["source 1", "source 2", "source 3"]);
 });

@@ -4,7 +4,7 @@
  * Source: ggml-org/llama.cpp, `tools/gguf-split`.
  */
 import { inputError, type PalisadeError } from "../../../core/errors.ts";
-import type { Runtime } from "../../../runtime/interface.ts";
+import type { ByteSource, Runtime } from "../../../runtime/interface.ts";
 import type { Notice } from "../notice.ts";
 import { quoted } from "./cursor.ts";
 import { openGguf } from "./reader.ts";
@@ -34,11 +34,59 @@ export async function openGgufFile(path: string, runtime: Pick<Runtime, "openFil
   if (paths.length === 1) return await openGguf(await runtime.openFile(path));
   try {
     for (const each of paths) parts.push(await openGguf(await openPart(each, paths.length, runtime)));
-    return new SplitGguf(parts, joinTensors(parts, paths));
+    return new SplitGguf(parts, joinTensors(parts, paths, "its name says"));
   } catch (error) {
     for (const part of parts) await part.close();
     throw error;
   }
+}
+
+/** An open model, and its parts in order. */
+export interface OpenSources {
+  readonly file: GgufFile;
+  readonly sources: readonly ByteSource[];
+}
+
+/**
+ * Opens a model whose bytes are given: one source, or all parts of a split one, in any order. It takes over the sources
+ * and closes them, also when they are refused.
+ * @throws PalisadeErrors as `openGguf`, and input `gguf.split` for parts that are missing or belong elsewhere.
+ */
+export async function openGgufSources(sources: readonly ByteSource[]): Promise<OpenSources> {
+  const parts: OpenPart[] = [];
+  let taken = 0;
+  try {
+    if (sources.length === 0) {
+      throw refuse("no sources", "there is none; give the model's bytes, or those of all parts");
+    }
+    for (const source of sources) {
+      taken++;
+      parts.push({ source, file: await openGguf(source) });
+    }
+    return joinSources(parts);
+  } catch (error) {
+    for (const { file } of parts) await file.close();
+    for (const source of sources.slice(taken)) await source.close();
+    throw error;
+  }
+}
+
+interface OpenPart {
+  readonly source: ByteSource;
+  readonly file: GgufFile;
+}
+
+function joinSources(parts: readonly OpenPart[]): OpenSources {
+  const [{ source, file }] = parts, promised = file.metadata.get("split.count") ?? 1;
+  if (promised !== parts.length) {
+    const is = promised === 1 ? "a whole model" : `one of ${String(promised)} parts`;
+    throw refuse(source.name, `it is ${is}; the sources are ${parts.length}`);
+  }
+  if (parts.length === 1) return { file, sources: [source] };
+  const number = ({ file }: OpenPart) => Number(file.metadata.get("split.no"));
+  const sorted = parts.toSorted((a, b) => number(a) - number(b)), files = sorted.map(({ file }) => file);
+  const places = joinTensors(files, sorted.map(({ source }) => source.name), "the sources make it");
+  return { file: new SplitGguf(files, places), sources: sorted.map(({ source }) => source) };
 }
 
 async function openPart(path: string, count: number, runtime: Pick<Runtime, "openFile">) {
@@ -56,10 +104,11 @@ interface Place {
   readonly tensor: GgufTensor;
 }
 
-function joinTensors(parts: readonly GgufFile[], paths: readonly string[]): Map<string, Place> {
+/** `told`: what says which part each one should be. */
+function joinTensors(parts: readonly GgufFile[], paths: readonly string[], told: string): Map<string, Place> {
   const places = new Map<string, Place>();
   parts.forEach((part, i) => {
-    checkPart(part, paths[i], i, parts.length);
+    checkPart(part, paths[i], `${told} part ${i + 1} of ${parts.length}`, i, parts.length);
     for (const [name, tensor] of part.tensors) {
       if (places.has(name)) throw refuse(paths[i], `tensor ${quoted(name)} is in another part too`);
       places.set(name, { part, tensor });
@@ -72,11 +121,11 @@ function joinTensors(parts: readonly GgufFile[], paths: readonly string[]): Map<
   return places;
 }
 
-function checkPart(part: GgufFile, path: string, index: number, count: number): void {
+function checkPart(part: GgufFile, path: string, told: string, index: number, count: number): void {
   const number = part.metadata.get("split.no"), of = part.metadata.get("split.count");
   if (number === index && of === count) return;
   const says = number === undefined ? "nothing of parts" : `part ${Number(number) + 1} of ${String(of)}`;
-  throw refuse(path, `its name says part ${index + 1} of ${count}, its metadata ${says}`);
+  throw refuse(path, `${told}, its metadata ${says}`);
 }
 
 function refuse(path: string, problem: string): PalisadeError {
