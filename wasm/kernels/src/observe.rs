@@ -14,7 +14,7 @@ use crate::rows::{Head, Layer, Part, PAGE};
 
 pub const MAX_KERNEL: usize = 1023;
 
-/// The reductions of `core/policy.ts`. Empty slices: not wanted. `N` = rows − window.
+/// The reductions of `core/policy/policy.ts`. Empty slices: not wanted. `N` = rows − window.
 pub struct Reductions<'a> {
     /// `(kv_heads, N)`
     pub mean: &'a mut [f32],

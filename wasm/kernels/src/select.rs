@@ -1,7 +1,7 @@
 //! The exact top n by radix on the bit pattern, O(entries).
 //!
 //! Order, best first: protected entries; higher score; higher second key; lower index. Scores are float32, −0 counts as
-//! +0 and NaN as −∞ (core/select.ts). Three passes of 11, 11 and 10 bits find the score of the last winner; only when
+//! +0 and NaN as −∞ (core/select/select.ts). Three passes of 11, 11 and 10 bits find the score of the last winner; only when
 //! that score is shared do three more find its second key; what is shared still goes to the lower index.
 
 use crate::memory::{Array, Result};
