@@ -1,5 +1,5 @@
 /**
- * The contract of `LayerRows`, held in one place: this knows each head's length and refuses what does not fit, so that
+ * The contract of `LayerRows`, held in one place. It knows each head's length and refuses what does not fit, so that
  * what a backend writes may trust its caller. A refused call reaches nothing and changes nothing.
  */
 import { type CacheType, checkCacheType, entryBytes, storable, unstorable } from "../cache/entry_type.ts";

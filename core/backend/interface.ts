@@ -2,7 +2,7 @@
  * The narrow waist: what a backend must do, and nothing about how.
  *
  * One backend holds the keys and values of every layer, ragged: each KV head has its own number of rows. Row order
- * is insertion order; positions are the cache's business (`cache/`). All floats are float32 at this border.
+ * is insertion order; positions are the cache's business (`core/cache/`). All floats are float32 at this border.
  * What a decoder hands from call to call are tensors (`tensor.ts`), which a device may keep; an observation, and whatever
  * else is asked for by name, comes as plain arrays.
  *

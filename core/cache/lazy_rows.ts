@@ -1,5 +1,5 @@
 /**
- * One layer's rows in the backend, of which some have left but still lie in a page that others need.
+ * One layer's rows in the backend. Some have been evicted, but still lie in a page that others need.
  *
  * Where layers compete, each layer that is read takes a few entries from all before it. Moving up the rest every time
  * would touch the whole cache once per layer; so rows move when a head can give back memory by it, or when somebody

@@ -1,6 +1,6 @@
 /**
- * ‖v·Wo_h‖₁ of every query head on its own, by way of the mean over the group that a backend's `valueNorms` gives: with
- * the other members' columns at 0 their norms are 0, and the mean times the group is the member's own norm.
+ * ‖v·Wo_h‖₁ of every query head on its own. A backend's `valueNorms` gives the mean over the group. With the columns of
+ * the other members at 0, their norms are 0, and the mean times the size of the group is the member's own norm.
  */
 import type { AttentionShape } from "../shape.ts";
 

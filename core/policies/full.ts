@@ -1,4 +1,4 @@
-/** Keeps everything: the yardstick. */
+/** Keeps everything: what other policies are compared with. */
 import { definePolicy } from "../policy/define.ts";
 
 export const full = definePolicy({
