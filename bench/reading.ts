@@ -35,11 +35,11 @@ const times = new Map(NAMES.map((name) => [name, [] as { cpu: number; wall: numb
 
 async function read(name: string): Promise<void> {
   const policy = resolvePolicy(name), budget = resolveBudget(policy, keep, ids.length, model.config);
-  const sources = await policyInputs(model, policy, ids);
+  const inputs = await policyInputs(model, policy, ids);
   const outputWeights = (layer: number) => model.file.readFloat32(`blk.${layer}.attn_output.weight`);
   const { cache } = policy.evicts === "early"
-    ? await readStreaming(model, ids, { policy, budget, gate: sources.gate! })
-    : await readContext(model, ids, { ...sources, policy, budget, outputWeights });
+    ? await readStreaming(model, ids, { policy, budget, gate: inputs.gate! })
+    : await readContext(model, ids, { ...inputs, policy, budget, outputWeights });
   cache[Symbol.dispose]();
 }
 

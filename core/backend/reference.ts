@@ -173,7 +173,7 @@ class ReferenceRows implements TrustingRows<Float32Array> {
     const sums = want.columnSum && new Float64Array(heads * rows);
     const columnMax = want.columnMax ? new Float32Array(heads * rows) : undefined;
     const logSumExp = want.logSumExp ? new Float32Array(count * heads) : undefined;
-    const output = this.#attend(queries, count, ({ head, t, row, visible, logSum }) => {
+    const output = this.#attention(queries, count, ({ head, t, row, visible, logSum }) => {
       if (logSumExp) logSumExp[t * heads + head] = logSum;
       if (sums) { for (let i = 0; i < visible; i++) sums[head * rows + i] += row[i]; }
       if (columnMax) {
@@ -192,7 +192,7 @@ class ReferenceRows implements TrustingRows<Float32Array> {
     want: { probabilities?: boolean } = {},
   ): Promise<DecodeOutputs<Float32Array>> {
     const probabilities: Float32Array[] = [];
-    const output = this.#attend(queries, count, ({ head, t, row, visible }) => {
+    const output = this.#attention(queries, count, ({ head, t, row, visible }) => {
       if (want.probabilities && t === count - 1) probabilities[head] = Float32Array.from(row.subarray(0, visible));
     });
     return want.probabilities ? { output, probabilities } : { output };
@@ -255,7 +255,7 @@ class ReferenceRows implements TrustingRows<Float32Array> {
   }
 
   /** Query `t` of `count` sees rows 0 … length − count + t of its head. Calls `visit` with each softmax row. */
-  #attend(queries: Float32Array, count: number, visit: (seen: SeenRow) => void): Float32Array {
+  #attention(queries: Float32Array, count: number, visit: (seen: SeenRow) => void): Float32Array {
     const { heads, kvHeads, headDim } = this.#shape;
     const output = new Float32Array(count * heads * headDim);
     const row = new Float64Array(Math.max(...this.#heads.map(({ length }) => length)));

@@ -42,11 +42,11 @@ export const headkv = definePolicy({
   ],
   needs: ({ file }) => ({ window: ["mean"], ...(file !== EVEN && { file: { kind: "head-scores", name: file } }) }),
   allocate: { kind: "head", uneven: true },
-  score: (observation, budget, values, _, sources) => {
+  score: (observation, budget, values, _, files) => {
     const { kvHeads } = budget.model, first = observation.layer * kvHeads;
     return {
       scores: snapScores(observation, values.kernel),
-      counts: headCounts(budget, values, scoresOf(values.file, sources)).slice(first, first + kvHeads),
+      counts: headCounts(budget, values, scoresOf(values.file, files)).slice(first, first + kvHeads),
     };
   },
 });

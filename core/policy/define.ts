@@ -96,7 +96,7 @@ export interface PolicyDefinition<P extends readonly Parameter[], N extends Need
     budget: Budget,
     values: ValuesOf<P>,
     mode: PolicyMode,
-    sources: PolicyFiles,
+    files: PolicyFiles,
   ) => LayerScores;
 }
 
@@ -127,7 +127,7 @@ interface ProtectedEnds {
 export function definePolicy<const P extends readonly Parameter[], const N extends Needs>(
   line: PolicyDefinition<P, N>,
 ): PolicyEntry {
-  return entryOf(line, undefined, (given, values, mode, _, sources = {}) => {
+  return entryOf(line, undefined, (given, values, mode, _, files = {}) => {
     const { meaning = { kind: "order" }, ends = endsOf } = line;
     line.check?.(values);
     const needs = typeof line.needs === "function" ? line.needs(values) : line.needs;
@@ -140,7 +140,7 @@ export function definePolicy<const P extends readonly Parameter[], const N exten
       ...ends(values, mode),
       score(observation, budget) {
         checkObserved(observation, needs, line.name);
-        const layer = line.score(observation, budget, values, mode, sources);
+        const layer = line.score(observation, budget, values, mode, files);
         if (mode === "reference" || layer.protectedEntries) return layer;
         return { ...layer, protectedEntries: protectEnds(budget) };
       },
@@ -182,7 +182,7 @@ type Make<P extends readonly Parameter[]> = (
   values: ValuesOf<P>,
   mode: PolicyMode,
   scorer: Policy | undefined,
-  sources: PolicyFiles | undefined,
+  files: PolicyFiles | undefined,
 ) => Policy;
 
 function entryOf<P extends readonly Parameter[]>(
@@ -193,7 +193,7 @@ function entryOf<P extends readonly Parameter[]>(
   const { name, summary, paper, source, parameters, reference } = line;
   return {
     ...{ name, summary, paper, source, parameters, reference, over },
-    create(given, asked, scorer, sources) {
+    create(given, asked, scorer, files) {
       // Inside another policy's published form, one without such a form is as it always is.
       const mode = reference === undefined ? "ours" : asked, ours = mode === "ours";
       const filled: Filled = {
@@ -201,7 +201,7 @@ function entryOf<P extends readonly Parameter[]>(
         parameters: given,
         arithmetic: ours ? "floor" : "reference",
       };
-      return make(filled, valuesOf(parameters, given), mode, scorer, sources);
+      return make(filled, valuesOf(parameters, given), mode, scorer, files);
     },
   };
 }

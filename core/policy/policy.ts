@@ -251,7 +251,7 @@ export interface PolicyEntry {
   /** For a policy that works on another's scores: the scorer it takes when none is named. */
   readonly over?: string;
   /** `values` holds every parameter; `scorer` is given exactly when `over` is set, in the same mode. */
-  create(values: ParameterValues, mode: PolicyMode, scorer?: Policy, sources?: PolicyFiles): Policy;
+  create(values: ParameterValues, mode: PolicyMode, scorer?: Policy, files?: PolicyFiles): Policy;
 }
 
 /** What a policy's parameters name but `core/` can't read. */

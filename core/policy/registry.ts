@@ -55,21 +55,21 @@ export const policies: readonly PolicyEntry[] = [
 /** What a policy is made from. */
 interface Given {
   readonly text: string;
-  readonly sources: PolicyFiles;
+  readonly files: PolicyFiles;
 }
 
 /**
  * The policy that a text names, with all parameters resolved; the grammar stands in `grammar.ts`. A scorer inside
  * another policy takes its mode: `adakv@reference(snapkv)` runs the published code of both.
  * @throws PalisadeError `policy.syntax`, `policy.unknown`, `policy.reference`, `policy.scorer`, `policy.parameter` or
- * `policy.value`, each pointing at the character. What a policy's file holds is looked for among `sources` when it scores.
+ * `policy.value`, each pointing at the character. What a policy's file holds is looked for among `files` when it scores.
  */
-export function resolvePolicy(text: string, sources: PolicyFiles = {}): Policy {
-  return build(parsePolicy(text), { text, sources }, undefined);
+export function resolvePolicy(text: string, files: PolicyFiles = {}): Policy {
+  return build(parsePolicy(text), { text, files }, undefined);
 }
 
 function build(parsed: PolicyText, given: Given, outer: PolicyMode | undefined): Policy {
-  const { text, sources } = given;
+  const { text, files } = given;
   const entry = findEntry(parsed, text);
   const mode = outer ?? parsed.mode ?? "ours";
   if (outer === "ours" && parsed.mode === "reference") {
@@ -82,11 +82,11 @@ function build(parsed: PolicyText, given: Given, outer: PolicyMode | undefined):
   const values = readSettings(entry, parsed.settings, mode, text);
   if (entry.over === undefined) {
     if (parsed.scorer) throw policyError("policy.scorer", `${entry.name} takes no policy`, text, parsed.scorer.at);
-    return entry.create(values, mode, undefined, sources);
+    return entry.create(values, mode, undefined, files);
   }
   const scorer = build(parsed.scorer ?? { name: entry.over, at: parsed.at, settings: [] }, given, mode);
   checkScorer(entry, scorer, parsed.scorer ?? parsed, text);
-  const policy = entry.create(values, mode, scorer, sources);
+  const policy = entry.create(values, mode, scorer, files);
   return {
     ...policy,
     name: parsed.scorer ? `${policy.name}(${scorer.name.replace("@reference", "")})` : policy.name,

@@ -99,8 +99,8 @@ export async function prefillOnce(
   try {
     const observer = new Observer(cache, scoring, (layer) => model.file.readFloat32(`blk.${layer}.attn_output.weight`));
     const { beyondTrained, signal } = options;
-    const sources = await policyInputs(model, observer.wanted, ids, { beyondTrained });
-    using reader = await LayerReader.open(model, cache, ids, { ...observer.wanted, ...sources, signal });
+    const inputs = await policyInputs(model, observer.wanted, ids, { beyondTrained });
+    using reader = await LayerReader.open(model, cache, ids, { ...observer.wanted, ...inputs, signal });
     const ms = { prefill: 0, observe: 0 };
     for (let layer = 0; layer < config.layers; layer++) {
       const start = performance.now();

@@ -101,8 +101,8 @@ export async function answer(
       "--question",
     );
   }
-  using turn = await openTurn(model, context, asked, plan);
-  const { cache, limit } = turn;
+  using opened = await openQuestionCache(model, context, asked, plan);
+  const { cache, limit } = opened;
   const reply = new Reply(model, prefix, options);
   const ids: number[] = [];
   const start = performance.now();
@@ -173,7 +173,7 @@ function lastPosition(plan: DecodePlan, trained: number): number {
 }
 
 /** The cache that one question works on. */
-interface Turn extends Disposable {
+interface QuestionCache extends Disposable {
   readonly cache: RaggedCache;
   readonly limit?: CacheLimit;
 }
@@ -182,12 +182,12 @@ interface Turn extends Disposable {
  * Without a cap that is the context's own cache, trimmed afterwards, which costs nothing. What a cap evicts can't be
  * trimmed back, so there it is a copy: every question starts from the same context, whatever was asked before.
  */
-async function openTurn(
+async function openQuestionCache(
   model: Model,
   context: RaggedCache,
   asked: readonly number[],
   plan: DecodePlan,
-): Promise<Turn> {
+): Promise<QuestionCache> {
   const { maxCache, positions } = plan;
   if (!maxCache) {
     const mark = context.mark();

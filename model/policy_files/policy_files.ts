@@ -73,8 +73,8 @@ async function opened(policy: Policy, { kind, name }: PolicyFileNeed, text: stri
   };
   if (kind !== "head-scores") return { policy, hash: (await read(kind)).hash };
   const { content, hash } = await read(kind);
-  const sources: PolicyFiles = { headScores: new Map([[name, content]]) };
-  return { policy: resolvePolicy(text, sources), hash };
+  const files: PolicyFiles = { headScores: new Map([[name, content]]) };
+  return { policy: resolvePolicy(text, files), hash };
 }
 
 /** The error with the place in the text where the file is named. */

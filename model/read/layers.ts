@@ -25,7 +25,7 @@ import { Probe } from "./soft_tokens.ts";
 import { Reconstruction, type RepeatPrompt } from "./reconstruct.ts";
 
 /** What the layers alone don't know, for policies whose `needs` ask for it. */
-export interface ScoreSources extends ScoreFiles {
+export interface PolicyInputs extends ScoreFiles {
   /** For `needs.reconstruction`: `repeatPrompts` of the same context. */
   readonly prompts?: readonly RepeatPrompt[];
 }
@@ -110,7 +110,7 @@ export interface LayerSeen extends Partial<QueryStatisticsResult> {
 }
 
 /** What a {@link LayerReader} is to leave behind. */
-export interface SeenOptions extends ScoreSources {
+export interface SeenOptions extends PolicyInputs {
   readonly needs: Needs;
   /** Queries to keep, from the end. */
   readonly window: number;

@@ -6,7 +6,7 @@ import { GateScorer, readGains } from "../gate/scorer.ts";
 import type { SoftTokens } from "../policy_files/soft_tokens.ts";
 import type { Model } from "../model.ts";
 import { worstCaseOf } from "../gate/worst_case.ts";
-import type { ScoreSources } from "./layers.ts";
+import type { PolicyInputs } from "./layers.ts";
 import type { Reading, ScoreFiles } from "./reading.ts";
 import { repeatPrompts } from "./reconstruct.ts";
 import { checkProbeRoom } from "./room.ts";
@@ -41,7 +41,7 @@ export async function scoreFiles(
 }
 
 /**
- * The sources of a policy's scores for one context.
+ * What the scores of a policy need beside the layers, for one context.
  * @throws PalisadeError `context.too-long`, `gate.*`, `soft-tokens.*` and what the files throw.
  */
 export async function policyInputs(
@@ -49,7 +49,7 @@ export async function policyInputs(
   { needs }: Pick<Policy, "needs">,
   ids: readonly number[],
   options: SourceOptions = {},
-): Promise<ScoreSources> {
+): Promise<PolicyInputs> {
   return {
     ...(needs.reconstruction && { prompts: repeatPrompts(model, ids, needs.reconstruction, options.beyondTrained) }),
     ...await neededFiles(model, needs, ids.length, options),

@@ -53,8 +53,8 @@ Deno.test("the shipped gate predicts what SmolLM2 needs to repeat a text", async
     const ids = contextIds(model.frame, model.tokenizer, TEXT);
     const needs = { gate: true, reconstruction: { chunk: 2048, postfix: 8 } };
     using cache = new RaggedCache(model.backend, model.config);
-    const sources = await policyInputs(model, { needs }, ids);
-    using reader = await LayerReader.open(model, cache, ids, { needs, window: 0, ...sources });
+    const inputs = await policyInputs(model, { needs }, ids);
+    using reader = await LayerReader.open(model, cache, ids, { needs, window: 0, ...inputs });
     let sum = 0;
     const { layers, kvHeads } = model.config;
     for (let layer = 0; layer < layers; layer++) {
