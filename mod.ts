@@ -51,4 +51,4 @@ export { type Frame, FRAMES, frameText, resolveFrame } from "./model/text/frames
 export type { ChatFrame } from "./model/text/prompt.ts";
 export { type TextTokenizer, tokenizerOf } from "./model/text/tokenizer.ts";
 export { type ByteSource, currentRuntime, type Runtime } from "./runtime/mod.ts";
-export { blobSource, bufferSource, urlSource } from "./runtime/sources.ts";
+export { blobSource, bufferSource, urlSource, withFiles } from "./runtime/sources.ts";

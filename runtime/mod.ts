@@ -3,7 +3,7 @@ import type { Runtime, RuntimeName } from "./interface.ts";
 
 export type * from "./interface.ts";
 export { hostOf } from "./host.ts";
-export { blobSource, bufferSource, urlSource } from "./sources.ts";
+export { blobSource, bufferSource, urlSource, withFiles } from "./sources.ts";
 export { siblingModule } from "./sibling_module.ts";
 
 /** Which runtime this is. Deno and Bun also look like Node, so they are asked for first. */

@@ -6,7 +6,7 @@ import process from "node:process";
 import { inputError, type PalisadeError, resourceError } from "../core/errors.ts";
 import type { ByteSource } from "./interface.ts";
 import { checkRange } from "./sources.ts";
-import { decodeText, MAX_TEXT_BYTES } from "./utf8.ts";
+import { decodeText, MAX_TEXT_BYTES, tooLarge } from "./utf8.ts";
 
 /** Bytes asked for at a time from a stream of unknown length. */
 const CHUNK = 1 << 20;
@@ -181,7 +181,7 @@ async function readWhole(path: string, options: TextOptions): Promise<string> {
   for await (const chunk of path === "-" ? process.stdin as AsyncIterable<Uint8Array> : fileChunks(path)) {
     size += chunk.length;
     if (size > maxBytes) {
-      throw inputError("text.too-large", `Can't read ${where}: it is longer than the ${maxBytes} bytes allowed`, path);
+      throw tooLarge(path, maxBytes, where);
     }
     chunks.push(chunk);
   }

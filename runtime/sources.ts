@@ -1,6 +1,7 @@
 /** Bytes that are no file: a `Blob`, an `ArrayBuffer`, what a server sends by ranges. Same code in every runtime. */
 import { inputError, PalisadeError, resourceError } from "../core/errors.ts";
-import type { ByteSource } from "./interface.ts";
+import type { ByteSource, Runtime } from "./interface.ts";
+import { decodeText, MAX_TEXT_BYTES, tooLarge } from "./utf8.ts";
 
 /** Throws RangeError unless `offset … offset + length` lies inside the source. */
 export function checkRange(source: Pick<ByteSource, "name" | "size">, offset: number, length: number): void {
@@ -187,4 +188,28 @@ function noRanges(url: string, problem: string): PalisadeError {
 
 function changed(name: string, problem: string, cause?: unknown): PalisadeError {
   return inputError("file.changed", `Can't read ${name}: it was changed meanwhile: ${problem}`, name, cause);
+}
+
+/**
+ * A runtime in which `files` can be opened by their names, before anything else is looked for: so a browser has the files
+ * that a policy names, `headkv(file=mine.json)`. They stay open; whoever made the sources closes them.
+ */
+export function withFiles(runtime: Runtime, files: Readonly<Record<string, ByteSource>>): Runtime {
+  const known = new Map(Object.entries(files));
+  return {
+    ...runtime,
+    async openFile(path) {
+      const source = known.get(path);
+      if (!source) return await runtime.openFile(path);
+      const read: ByteSource["read"] = (offset, length) => source.read(offset, length);
+      return { name: path, size: source.size, read, close: () => Promise.resolve() };
+    },
+    async readText(path, options = {}) {
+      const source = known.get(path), { maxBytes = MAX_TEXT_BYTES, signal } = options;
+      if (!source) return await runtime.readText(path, options);
+      signal?.throwIfAborted();
+      if (source.size > maxBytes) throw tooLarge(path, maxBytes);
+      return decodeText(await source.read(0, source.size), path);
+    },
+  };
 }

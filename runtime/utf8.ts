@@ -1,8 +1,13 @@
 /** Strict UTF-8. */
-import { inputError } from "../core/errors.ts";
+import { inputError, type PalisadeError } from "../core/errors.ts";
 
 /** Largest text read by default: 64 MiB, some 16 million tokens, beyond any context. */
 export const MAX_TEXT_BYTES = 64 * 1024 * 1024;
+
+/** The refusal of a longer text; `shown` is what people call the file at `path`. */
+export function tooLarge(path: string, maxBytes: number, shown = path): PalisadeError {
+  return inputError("text.too-large", `Can't read ${shown}: it is longer than the ${maxBytes} bytes allowed`, path);
+}
 
 /**
  * Decodes text: {@link decodeUtf8}, and no NUL characters, which text has none of, but UTF-16 and binary files do.

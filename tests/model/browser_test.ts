@@ -10,7 +10,7 @@ import { writeGate } from "../../model/gate/file.ts";
 import { loadModel } from "../../model/model.ts";
 import { openContext } from "../../model/session.ts";
 import { modelHash } from "../../model/store/identity.ts";
-import { bufferSource, currentRuntime } from "../../runtime/mod.ts";
+import { bufferSource, currentRuntime, type Runtime, withFiles } from "../../runtime/mod.ts";
 import { bundleForBrowsers } from "../_helper/bundle.ts";
 import { findChromium, launchChromium, NO_CHROMIUM } from "../_helper/chromium.ts";
 import { gateInfo, randomGate } from "../_helper/gate.ts";
@@ -34,9 +34,17 @@ interface Told {
   readonly identity: string;
 }
 
+/** Scores of the model's heads, for `headkv`: two layers of two heads. */
+const HEADS = "[[3, 1], [1, 5]]";
+
+/** This runtime, in which a policy finds them by name. */
+async function withHeads(): Promise<Runtime> {
+  return withFiles(await currentRuntime(), { "heads.json": bufferSource(new TextEncoder().encode(HEADS)) });
+}
+
 /** The same in this runtime. */
 async function told({ dense, gate, policy }: Case): Promise<Told> {
-  const runtime = await currentRuntime();
+  const runtime = await withHeads();
   const given = gate ? { gate: bufferSource(await gateFile(), "model.gate") } : {};
   await using model = await loadModel(PATH, runtime, { dense, backend: "wasm", precision: "float32", ...given });
   using context = await openContext(model, TEXT, { keep: "30%", policy });
@@ -49,11 +57,14 @@ async function told({ dense, gate, policy }: Case): Promise<Told> {
 function inPage(open: string, { dense, gate, policy }: Case): string {
   const options = { dense, backend: "wasm", precision: "float32" }, asked = { keep: "30%", policy };
   return `(async () => {
-    const { blobSource, bufferSource, currentRuntime, loadModel, openContext, urlSource } =
+    const { blobSource, bufferSource, currentRuntime, loadModel, openContext, urlSource, withFiles } =
       await import("/palisade.js");
+    const runtime = withFiles(await currentRuntime(), { "heads.json": blobSource(new Blob([${
+    JSON.stringify(HEADS)
+  }])) });
     const fetched = async (path) => await (await fetch(path)).blob();
     const gate = ${gate ? `blobSource(await fetched("/model.gate"), "model.gate")` : undefined};
-    const model = await loadModel(${open}, await currentRuntime(), { ...${JSON.stringify(options)}, gate });
+    const model = await loadModel(${open}, runtime, { ...${JSON.stringify(options)}, gate });
     try {
       const context = await openContext(model, ${JSON.stringify(TEXT)}, ${JSON.stringify(asked)});
       const { ids, answer } = await context.ask(${JSON.stringify(QUESTION)}, { maxTokens: 12 });
@@ -152,6 +163,10 @@ else {
           const here = await told(left);
           assert.equal(here.policy, "kvzip");
           assert.deepEqual(await page.evaluate(inPage(`blobSource(await fetched("/model.gguf"))`, left)), here);
+        });
+        await t.step("with a file that a policy names", async () => {
+          const named: Case = { ...plain, policy: "headkv(file=heads.json)" };
+          assert.deepEqual(await page.evaluate(inPage(`await urlSource("/model.gguf")`, named)), await told(named));
         });
         await t.step("on onnxruntime-web", async () => {
           const ort: Case = { ...plain, dense: "web" };

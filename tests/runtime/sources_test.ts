@@ -3,7 +3,7 @@ import type { ServerResponse } from "node:http";
 import { currentRuntime } from "../../runtime/mod.ts";
 import { browserRuntime } from "../../runtime/browser.ts";
 import { hostOf } from "../../runtime/host.ts";
-import { blobSource, bufferSource, urlSource } from "../../runtime/sources.ts";
+import { blobSource, bufferSource, urlSource, withFiles } from "../../runtime/sources.ts";
 import { type RangeServer, type Served, serveRanges } from "../_helper/range_server.ts";
 
 const BYTES = Uint8Array.from({ length: 1000 }, (_, i) => i % 251);
@@ -157,4 +157,19 @@ Deno.test("a browser's SHA-256 is that of this runtime, in whatever pieces", asy
   const { sha256 } = await currentRuntime();
   assert.equal(hash(browserRuntime.sha256, 1), hash(sha256, 1));
   assert.equal(hash(browserRuntime.sha256, 7), hash(sha256, 1));
+});
+
+Deno.test("withFiles() gives a browser files by name, with the refusals that files have", async () => {
+  const text = (name: string, content: string) => bufferSource(new TextEncoder().encode(content), name);
+  const runtime = withFiles(browserRuntime, { "a.txt": text("x", "\ufeffhello"), "nul.txt": text("y", "a\0b") });
+  assert.equal(await runtime.readText("a.txt"), "hello");
+  for (let i = 0; i < 2; i++) {
+    const source = await runtime.openFile("a.txt");
+    assert.deepEqual([source.name, source.size, (await source.read(3, 5)).length], ["a.txt", 8, 5]);
+    await source.close();
+  }
+  assert.equal(await refusal(runtime.readText("nul.txt")), "input text.binary");
+  assert.equal(await refusal(runtime.readText("a.txt", { maxBytes: 7 })), "input text.too-large");
+  assert.equal(await refusal(runtime.readText("b.txt")), "resources runtime.no-files");
+  assert.equal(await refusal(runtime.openFile("toString")), "resources runtime.no-files");
 });
