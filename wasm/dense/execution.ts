@@ -75,6 +75,7 @@ export class Execution {
   phase({ steps, publishes }: Phase<HeldOperation>): void {
     for (let i = 0; i < steps.length; i++) {
       const { index, operation } = steps[i], next = steps[i + 1]?.operation;
+      // A product and the sum that alone wants it are one step: the kernel adds as it multiplies.
       if (operation.op === "multiply" && next?.op === "add" && this.#isAddedTo(operation, next, index + 1)) {
         this.#multiply(operation, { add: next, index: index + 1 });
         i++;
@@ -126,6 +127,7 @@ export class Execution {
 
   #headNorm({ from, to, gains, first, heads, width }: HeadNorm<Stored>): void {
     const { width: all } = this.#value(from), count = this.#count, mine = heads * width;
+    // The heads' columns are taken out, normed as rows of their own, and put back into a copy.
     const copy = this.#buffers.from(this.#wholeFloats(from).slice());
     const inHeads = new Float32Array(count * mine), range = { column: first, columns: mine };
     gather(this.#buffers.floats(copy, count * all), all, [range], inHeads);
@@ -138,9 +140,11 @@ export class Execution {
   #multiply({ from, to, weights, rows }: HeldMultiply, sum?: { readonly add: Add; readonly index: number }): void {
     const ranges = weights.map(({ column, outputs }) => ({ column, columns: outputs }));
     const total = ranges.reduce((all, { columns }) => all + columns, 0), name = sum?.add.to ?? to;
+    // This thread holds none of the rows: the value exists, with no columns here.
     if (total === 0) return this.#setOwn(name, rows, { buffer: -1, ranges, total });
     const inputs = this.#rows(from);
     const buffer = sum ? this.#base(sum.add, sum.index, to, ranges, total) : this.#zeros(total);
+    // Every matrix writes its own columns of the buffer's rows.
     let offset = 0;
     for (const matrix of weights) {
       const target = { buffer, stride: total, offset, add: sum !== undefined };
@@ -164,6 +168,7 @@ export class Execution {
     const value = this.#value(from), width = value.width / 2, own = value.own ?? this.#asOwn(from);
     const mine = own.total / 2, result = { ranges: [{ column: own.ranges[0].column, columns: mine }], total: mine };
     if (mine === 0) return this.#setOwn(to, width, { ...result, buffer: -1 });
+    // This thread has the same columns of gate and up, gates first; half as many are left.
     const both = activation === "gelu" ? this.#geluAsSilu(own) : own.buffer, buffer = this.#zeros(mine);
     this.#kernels.check(this.#kernels.call.dense_swiglu(both, mine, this.#count, buffer), "gate");
     if (isWhole(value)) this.#setRows(to, width, buffer);
@@ -188,6 +193,7 @@ export class Execution {
 
   #add({ from: [a, b], to }: Add): void {
     const { width } = this.#value(a);
+    // Where one of the two is this thread's columns only, so is the sum.
     const own = [a, b].map((name) => this.#value(name)).find((value) => !isWhole(value))?.own;
     const { ranges, total } = own ?? { ranges: [{ column: 0, columns: width }], total: width };
     const sum = this.#columns(a, ranges, total).slice(), other = this.#columns(b, ranges, total);
