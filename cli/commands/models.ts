@@ -2,6 +2,7 @@
 import { inputError } from "../../core/errors.ts";
 import {
   cacheFolder,
+  HUB_SUGGESTIONS,
   listModels as stored,
   modelPath,
   removeModel,
@@ -57,7 +58,12 @@ async function listModels(options: Values<typeof LIST>, io: Io): Promise<number>
     formatBytes(each.model.size),
     hereText(each),
   ]);
-  io.out(`${tableText(["name", "what", "size", "here"], rows)}\ncache folder: ${cacheFolder(io.runtime)}\n`);
+  const known = HUB_SUGGESTIONS.map(({ name, about, licence }) => [name, `about ${formatBytes(about)}`, licence]);
+  io.out(
+    `${tableText(["name", "what", "size", "here"], rows)}\ncache folder: ${cacheFolder(io.runtime)}\n\n` +
+      "Any GGUF of the Hugging Face hub goes by OWNER/REPOSITORY[:QUANT], for example:\n" +
+      `${tableText(["name", "size", "licence"], known)}\n`,
+  );
   return EXIT.ok;
 }
 

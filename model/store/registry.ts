@@ -45,6 +45,25 @@ export const MODELS: readonly NamedModel[] = [
   },
 ];
 
+/** A well-known file of the hub, to be fetched by its reference; the hub says which bytes it is. */
+export interface HubSuggestion {
+  /** `OWNER/REPOSITORY:QUANT`. */
+  readonly name: string;
+  /** Bytes, rounded. */
+  readonly about: number;
+  readonly licence: string;
+}
+
+/** Files that people run and that our architectures, types and tokenizers read; smallest first. */
+export const HUB_SUGGESTIONS: readonly HubSuggestion[] = [
+  { name: "Qwen/Qwen2.5-0.5B-Instruct-GGUF:Q4_K_M", about: 0.49e9, licence: "Apache-2.0" },
+  { name: "Qwen/Qwen3-0.6B-GGUF:Q8_0", about: 0.64e9, licence: "Apache-2.0" },
+  { name: "bartowski/Llama-3.2-1B-Instruct-GGUF:Q4_K_M", about: 0.81e9, licence: "Llama 3.2 Community" },
+  { name: "ibm-granite/granite-3.3-2b-instruct-GGUF:Q4_K_M", about: 1.55e9, licence: "Apache-2.0" },
+  { name: "ggml-org/SmolLM3-3B-GGUF:Q4_K_M", about: 1.92e9, licence: "Apache-2.0" },
+  { name: "unsloth/Phi-4-mini-instruct-GGUF:Q4_K_M", about: 2.5e9, licence: "MIT" },
+];
+
 /**
  * The model called `name`. With `orFile` a path would do as well, and the refusal says so.
  * @throws PalisadeError input `model.unknown`, with the nearest name when one is near; `where` is `--model` with `orFile`,

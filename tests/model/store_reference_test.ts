@@ -3,7 +3,14 @@ import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
 import { PalisadeError } from "../../core/errors.ts";
 import { chooseFiles, type HubFile, hubReference } from "../../model/store/hub_reference.ts";
-import { listModels, modelPath, pullModel, removeModel, resolveModel } from "../../model/store/store.ts";
+import {
+  HUB_SUGGESTIONS,
+  listModels,
+  modelPath,
+  pullModel,
+  removeModel,
+  resolveModel,
+} from "../../model/store/store.ts";
 import { NO_HUB, place, seededBytes } from "../_helper/store.ts";
 
 const SHA = "0123456789abcdef0123456789abcdef01234567";
@@ -149,4 +156,8 @@ Deno.test("a damaged or hostile note is as none", async () => {
     await Deno.writeTextFile(note, bad);
     assert.deepEqual(await listModels(here.runtime, { models: [] }), [], bad);
   }
+});
+
+Deno.test("every suggestion of the hub is a reference with a quantisation", () => {
+  for (const { name } of HUB_SUGGESTIONS) assert.ok(hubReference(name)?.quant, name);
 });
