@@ -1,4 +1,5 @@
 /** What a command is: a name, a table of options, and what it does. `program.ts` lists them. */
+import type { OptionNames } from "./failure.ts";
 import type { Io } from "./io.ts";
 import type { OptionTable, Values } from "./options.ts";
 
@@ -12,6 +13,8 @@ export interface Command {
   readonly argument?: string;
   /** Lines under the options of help. */
   readonly notes?: readonly string[];
+  /** What it calls options of the library otherwise. */
+  readonly names?: OptionNames;
   /** Members of a group, which does nothing by itself. */
   readonly members?: readonly Command[];
   /** Does the work; the exit code. Refusals are thrown as PalisadeErrors. */

@@ -12,6 +12,7 @@ import { policiesCommand } from "./commands/policies.ts";
 import { reportCommand } from "./commands/report.ts";
 import { showCommand } from "./commands/show.ts";
 import { workerCommand } from "./commands/worker.ts";
+import { failureText } from "./failure.ts";
 import { EXIT, EXIT_CODES, type Io } from "./io.ts";
 import { HELP_ALL, parserExit, parserOf } from "./parse.ts";
 import { VERSION } from "./version.ts";
@@ -43,7 +44,7 @@ export async function run(parameters: readonly string[], io: Io): Promise<number
     await program.parseAsync(parameters.map((each) => each === HELP_ALL ? "--help" : each), { from: "user" });
     return code;
   } catch (error) {
-    return reportFailure(error, io);
+    return reportFailure(error, io, COMMANDS.find(({ name }) => name === parameters[0]));
   }
 }
 
@@ -58,7 +59,7 @@ export function buildProgram(io: Io, all: boolean, done: (code: number) => void)
 }
 
 /** One line on standard error, and the exit code by who has to act. */
-function reportFailure(error: unknown, io: Io): number {
+function reportFailure(error: unknown, io: Io, command?: Command): number {
   const ended = parserExit(error);
   if (ended !== undefined) return ended;
   if (io.signal.aborted) {
@@ -66,8 +67,7 @@ function reportFailure(error: unknown, io: Io): number {
     return EXIT.interrupted;
   }
   if (error instanceof PalisadeError) {
-    const place = error.message.includes(error.where) ? "" : `${error.where}: `;
-    io.err(`palisade: ${place}${error.message}\n`);
+    io.err(`palisade: ${failureText(error, command?.names)}\n`);
     return EXIT[error.kind];
   }
   io.err(`palisade: unexpected failure: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n`);

@@ -24,7 +24,7 @@ export interface LayerCertificateReport extends CertificateSummary {
 export interface CertificateReport {
   /** Window queries that judge. */
   readonly window: number;
-  /** Mean over layers and query heads of the largest mass that a window query lost: what `--risk` bounds. */
+  /** Mean over layers and query heads of the largest mass that a window query lost: what `risk` bounds. */
   readonly risk: number;
   readonly layers: readonly LayerCertificateReport[];
 }

@@ -1,5 +1,5 @@
 /** What runs a model: attention, cache and selection on the one side, the dense layers on the other. */
-import { resourceError } from "../core/errors.ts";
+import { option, resourceError } from "../core/errors.ts";
 import type { ThreadPool } from "../wasm/threads/pool.ts";
 import type { Backend } from "../core/backend/interface.ts";
 import { createReferenceBackend } from "../core/backend/reference.ts";
@@ -34,7 +34,7 @@ export async function pickBackend(choice: BackendChoice, options: PickOptions = 
   } catch (cause) {
     const reason = cause instanceof Error ? cause.message : String(cause);
     if (choice === "auto") return explained(createReferenceBackend(), reason);
-    throw resourceError("backend.missing", `The wasm backend can't start: ${reason}`, "--backend", cause);
+    throw resourceError("backend.missing", `The wasm backend can't start: ${reason}`, option("backend"), cause);
   }
 }
 

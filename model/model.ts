@@ -71,7 +71,7 @@ export interface Model extends Device, AsyncDisposable {
    */
   gate(): Promise<Gate>;
   /**
-   * The policy that a text names, with the file it names: the same texts as `--policy`.
+   * The policy that a text names, with the file it names: as typed on the command line.
    * @throws PalisadeError as `loadPolicy`.
    */
   policy(text: string): Promise<Policy>;

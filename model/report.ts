@@ -1,4 +1,4 @@
-/** The closing report of a session: everything counted, nothing estimated. Its fields are the CLI's `--json`. */
+/** The closing report of a session: everything counted, nothing estimated. Its fields are the JSON of the command line. */
 import { type Health, healthOf } from "../core/cache/health.ts";
 import { type CacheType, entryBytes } from "../core/cache/entry_type.ts";
 import type { ParameterValues } from "../core/policy/policy.ts";

@@ -11,7 +11,7 @@ import { breathe } from "../runtime/breathe.ts";
 import type { PredictedScores } from "../core/cache/limit.ts";
 import type { RaggedCache } from "../core/cache/ragged.ts";
 import type { LayerCertificate } from "../core/worst_case/certificate.ts";
-import { inputError, PalisadeError, resourceError } from "../core/errors.ts";
+import { inputError, option, PalisadeError, resourceError } from "../core/errors.ts";
 import type { Budget, Policy } from "../core/policy/policy.ts";
 import { type Answer, answer, type AskOptions, type DecodePlan } from "./decode/answer.ts";
 import type { GateScorer } from "./gate/scorer.ts";
@@ -40,7 +40,7 @@ export type { MaxCache } from "./decode/max_cache.ts";
 
 export interface ContextOptions extends Omit<PlanOptions, "policy" | "maxCache">, SourceOptions {
   /**
-   * A policy, or its text as for `--policy`, files included. Default: `gate(combine=risk)` where the model has a gate, else `kvzip`
+   * A policy, or its text, files included. Default: `gate(combine=risk)` where the model has a gate, else `kvzip`
    * (`model/default_policy.ts`); with `riskWorst` `defensive-risk`.
    */
   readonly policy?: Policy | string;
@@ -88,7 +88,7 @@ export interface Context extends Disposable {
  */
 export async function openContext(loaded: Model, text: string, options: ContextOptions = {}): Promise<Context> {
   if (typeof text !== "string") throw new TypeError(`openContext() wants a text, not ${typeof text}`);
-  if (text.trim() === "") throw inputError("context.empty", "The context has no text in it", "--context");
+  if (text.trim() === "") throw inputError("context.empty", "The context has no text in it", option("context"));
   const model = options.frame === undefined ? loaded : reworded(loaded, options.frame), { frame } = model;
   await breathe(options.signal);
   const ids = contextIds(frame, model.tokenizer, text);
@@ -126,7 +126,7 @@ function reworded(model: Model, frame: string): Model {
 /** Takes the last token off a text that is gone on with: what comes after it is what will be asked. */
 function leadOf(ids: number[]): number[] {
   if (ids.length > 1) return ids.splice(-1);
-  throw inputError("context.short", "One token is too little to go on from: want two or more", "--context");
+  throw inputError("context.short", "One token is too little to go on from: want two or more", option("context"));
 }
 
 /** The policy asked for; undefined when the model and the context decide. */
@@ -178,6 +178,6 @@ async function refuseOutOfMemory<T>(work: () => Promise<T>): Promise<T> {
   } catch (error) {
     if (error instanceof PalisadeError || !(error instanceof RangeError)) throw error;
     if (!/allocation|array buffer|array length|out of memory/i.test(error.message)) throw error;
-    throw resourceError("memory", `Not enough memory to read the context: ${error.message}`, "--context", error);
+    throw resourceError("memory", `Not enough memory to read the context: ${error.message}`, option("context"), error);
   }
 }

@@ -1,5 +1,5 @@
 /** How many threads the kernels run on, and starting them. */
-import { PalisadeError } from "../core/errors.ts";
+import { option, PalisadeError } from "../core/errors.ts";
 import type { Runtime } from "../runtime/interface.ts";
 import { mayWait, ThreadPool } from "../wasm/threads/pool.ts";
 
@@ -39,13 +39,13 @@ export async function startPool(
   const count = threads === "auto" ? autoThreads(runtime) : threads;
   if (!Number.isInteger(count) || count < 1 || count > MOST_THREADS) {
     const message = `Cannot run on ${count} threads: want a whole number from 1 to ${MOST_THREADS}`;
-    throw new PalisadeError("usage", "threads.count", message, { where: "--threads" });
+    throw new PalisadeError("usage", "threads.count", message, { where: option("threads") });
   }
   if (count === 1) return undefined;
   const reason = whyOneThread(runtime);
   if (reason) {
     const message = `Cannot run on ${count} threads: ${reason}`;
-    throw new PalisadeError("resources", "threads.unavailable", message, { where: "--threads" });
+    throw new PalisadeError("resources", "threads.unavailable", message, { where: option("threads") });
   }
   try {
     return await ThreadPool.start({ threads: count, startThread: runtime.startThread });

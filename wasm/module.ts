@@ -94,7 +94,7 @@ export interface KernelExports {
 }
 
 const WASM_PAGE = 65536;
-/** What the module itself needs: `--initial-memory` in wasm/kernels/build.rs. */
+/** What the module itself needs: the initial memory in wasm/kernels/build.rs. */
 const INITIAL_PAGES = 32;
 /** 4 GiB: all that 32-bit addresses reach. */
 const MOST_PAGES = 65536;

@@ -1,7 +1,7 @@
 /** `palisade ask`: read a text once, evict, answer every question from what was kept. */
 import { parseKeep } from "../../core/select/budget.ts";
 import { CACHE_TYPES } from "../../core/cache/entry_type.ts";
-import { inputError, PalisadeError } from "../../core/errors.ts";
+import { inputError, option, PalisadeError } from "../../core/errors.ts";
 import type { Policy } from "../../core/policy/policy.ts";
 import { resolveStepRule } from "../../core/rules/registry.ts";
 import { POSITIONS } from "../../model/decode/answer.ts";
@@ -102,7 +102,7 @@ async function ask(options: Options, io: Io): Promise<number> {
   const text = await io.runtime.readText(options.context, { signal: io.signal });
   if (text.trim() === "") {
     const where = options.context === "-" ? "standard input" : options.context;
-    throw inputError("context.empty", `There is no text in ${where}`, "--context");
+    throw inputError("context.empty", `There is no text in ${where}`, option("context"));
   }
 
   using progress = createProgress(io.interactive && !options.quiet);
@@ -150,7 +150,7 @@ function frameOf({ question, frame }: Options): string | undefined {
   const empty = question.filter((each) => each === "").length;
   if (empty === 0 && question.some((each) => each.trim() === "")) {
     const message = 'The question has no text in it; "" goes on from the text itself';
-    throw inputError("question.empty", message, "--question");
+    throw inputError("question.empty", message, option("question"));
   }
   const typed = frame?.replace(/\\([nt\\])/g, (_, letter: "n" | "t" | "\\") => ESCAPED[letter]);
   if (typed !== undefined) resolveFrame(typed);
@@ -158,7 +158,7 @@ function frameOf({ question, frame }: Options): string | undefined {
   if (empty < question.length) {
     const message = "An empty question goes on from the text itself, which is read otherwise than for a question: " +
       "ask it alone";
-    throw inputError("question.mixed", message, "--question");
+    throw inputError("question.mixed", message, option("question"));
   }
   if (typed !== undefined && typed !== NO_FRAME) throw idle("frame", "There is no question to put words around");
   return NO_FRAME;

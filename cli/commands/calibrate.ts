@@ -1,5 +1,5 @@
 /** `palisade calibrate`: fits a gate for a model on this machine and writes it where `gate` looks for it. */
-import { inputError } from "../../core/errors.ts";
+import { inputError, option } from "../../core/errors.ts";
 import { calibrate as fit, type Calibration } from "../../model/gate/fit/calibrate.ts";
 import { type CalibrationPlan, planCalibration } from "../../model/gate/fit/plan.ts";
 import { KINDS } from "../../model/gate/fit/text.ts";
@@ -122,7 +122,7 @@ async function readTexts(paths: readonly string[], { runtime, signal }: Io): Pro
   const files = await Promise.all(
     paths.map(async (path) => ({ path, id: await hostOf(runtime, "read texts").identity(path) ?? path })),
   );
-  refuseRepeated(files, { key: ({ id }) => id, name: ({ path }) => path, where: "--text" });
+  refuseRepeated(files, { key: ({ id }) => id, name: ({ path }) => path, where: "text" });
   const names = paths.map(baseName);
   const nameOf = (i: number) => names.indexOf(names[i]) === names.lastIndexOf(names[i]) ? names[i] : paths[i];
   const read = (path: string) => runtime.readText(path, { signal });
@@ -133,9 +133,13 @@ function parseKinds(text: string): typeof KINDS[number][] {
   const kinds = text.split(",").map((part) => {
     const kind = KINDS.find((each) => each === part.trim());
     if (kind) return kind;
-    throw inputError("calibrate.kinds", `Unknown kind of text "${part}": want some of ${KINDS.join(", ")}`, "--kinds");
+    throw inputError(
+      "calibrate.kinds",
+      `Unknown kind of text "${part}": want some of ${KINDS.join(", ")}`,
+      option("kinds"),
+    );
   });
-  refuseRepeated(kinds, { key: (kind) => kind, name: (kind) => kind, where: "--kinds" });
+  refuseRepeated(kinds, { key: (kind) => kind, name: (kind) => kind, where: "kinds" });
   return kinds;
 }
 

@@ -19,6 +19,7 @@ import { packageData } from "../../runtime/package_data.ts";
 import { formatBytes } from "../print/format.ts";
 import { createProgress } from "../print/progress.ts";
 import { command } from "../command.ts";
+import { messageOf } from "../failure.ts";
 import { EXIT, type Io } from "../io.ts";
 import type { OptionTable, Values } from "../options.ts";
 import { VERSION } from "../version.ts";
@@ -92,7 +93,7 @@ async function examineModel(nameOrPath: string, io: Io): Promise<Finding[]> {
     ];
   } catch (error) {
     if (!(error instanceof PalisadeError)) throw error;
-    return [{ name: "model", ok: false, text: error.message }];
+    return [{ name: "model", ok: false, text: messageOf(error) }];
   }
 }
 

@@ -1,6 +1,6 @@
 /** `palisade show`: a text with every token shaded by how many heads keep it. */
 import { parseKeep } from "../../core/select/budget.ts";
-import { inputError } from "../../core/errors.ts";
+import { inputError, option } from "../../core/errors.ts";
 import { escapeHtml } from "../../evaluate/report/escape.ts";
 import { PAGE, page } from "../../evaluate/report/html.ts";
 import {
@@ -57,7 +57,7 @@ async function show(options: ShowOptions, io: Io): Promise<number> {
   const policy = options.policy === undefined ? undefined : await loadPolicy(options.policy, io.runtime);
   const keep = parseKeep(options.keep);
   const text = await io.runtime.readText(options.context);
-  if (text.trim() === "") throw inputError("context.empty", `No text in ${options.context}`, "--context");
+  if (text.trim() === "") throw inputError("context.empty", `No text in ${options.context}`, option("context"));
   const progress = createProgress(io.interactive && !options.quiet);
   await using model = await startModel(options, io, progress);
   using context = await openContext(model, text, {

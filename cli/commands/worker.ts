@@ -5,6 +5,8 @@ import { workOnSweeps } from "../../evaluate/queue/worker.ts";
 import { command } from "../command.ts";
 import { ENGINE } from "../engine.ts";
 import { modelHash } from "../../model/store/identity.ts";
+import { messageOf } from "../failure.ts";
+import { EVAL_NAMES } from "../sweep/options.ts";
 import { EXIT, EXIT_CODES, type Io } from "../io.ts";
 import { obtainModel } from "../obtain.ts";
 import { number, type OptionTable, type Values } from "../options.ts";
@@ -56,6 +58,8 @@ async function work(options: WorkerOptions, io: Io): Promise<number> {
     name,
     signal: io.signal,
     onNote: say,
+    // Who reads it typed the options of eval.
+    messageOf: (error) => messageOf(error, EVAL_NAMES),
     idleMs: options.idle === undefined ? undefined : options.idle * 1000,
   });
   say(`worker ${name}: ${groups} groups, ${lines} lines`);

@@ -14,7 +14,8 @@ import {
 import { nonEmpty, refuseRepeated, splitNames } from "../../evaluate/sweep/lists.ts";
 import { ResultsFile } from "../../evaluate/results/results.ts";
 import { openTasks } from "../../evaluate/tasks/registry.ts";
-import type { EvalOptions } from "./options.ts";
+import { failureText } from "../failure.ts";
+import { EVAL_NAMES, type EvalOptions } from "./options.ts";
 import { formatMs } from "../print/format.ts";
 import { LINE } from "../../model/text/frames.ts";
 import { modelHash } from "../../model/store/identity.ts";
@@ -27,8 +28,8 @@ import { VERSION } from "../version.ts";
 export async function evaluateHere(options: EvalOptions, io: Io): Promise<number> {
   const cases = await loadCases(io.runtime, options.policies, options.keep);
   const lengths = parseLengths(options.length);
-  const models = nonEmpty(splitNames(options.models, "--models"), "--models");
-  const tasks = await openTasks(nonEmpty(splitNames(options.tasks, "--tasks"), "--tasks"), io.runtime);
+  const models = nonEmpty(splitNames(options.models, "models"), "models");
+  const tasks = await openTasks(nonEmpty(splitNames(options.tasks, "tasks"), "tasks"), io.runtime);
   const groups = groupsOf(tasks, lengths, options.samples);
   const haystack = tasks.some((task) => task.sized) ? await openHaystack(io.runtime, options.haystack) : NO_HAYSTACK;
   await using results = await ResultsFile.open(io.runtime, options.out);
@@ -70,7 +71,7 @@ async function findModels(names: string[], options: EvalOptions, io: Io, progres
     const path = await obtainModel(name, io, progress, options);
     files.push({ name, path, sha256: await modelHash(path, io.runtime) });
   }
-  refuseRepeated(files, { key: ({ sha256 }) => sha256, name: ({ name }) => name, where: "--models" });
+  refuseRepeated(files, { key: ({ sha256 }) => sha256, name: ({ name }) => name, where: "models" });
   return files;
 }
 
@@ -197,8 +198,7 @@ class SweepProgress {
   /** Notes a refusal, and says so at its first time; anything else is thrown. */
   #note(group: Group, error: unknown): void {
     if (!(error instanceof PalisadeError) || error.kind !== "input") throw error;
-    const place = error.message.includes(error.where) ? "" : `${error.where}: `;
-    const reason = `${place}${error.message}`.replace(/--policy\b/g, "--policies");
+    const reason = failureText(error, EVAL_NAMES);
     const labels = this.#bad.get(reason) ?? [];
     this.#bad.set(reason, [...labels, labelOf(group)]);
     this.progress.clear();

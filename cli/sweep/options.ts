@@ -2,6 +2,7 @@
 import { CACHE_TYPES } from "../../core/cache/entry_type.ts";
 import { DEFAULTS } from "../../model/defaults.ts";
 import { ENGINES } from "../engine.ts";
+import type { OptionNames } from "../failure.ts";
 import { list, type OptionTable, type Values, whole } from "../options.ts";
 
 export const EVAL_OPTIONS = {
@@ -26,5 +27,8 @@ export const EVAL_OPTIONS = {
   queue: { value: "url", help: "let palisade worker compute: redis://HOST:PORT" },
   ...ENGINES,
 } satisfies OptionTable;
+
+/** What `eval` calls options of the library. */
+export const EVAL_NAMES = { policy: "policies", model: "models" } satisfies OptionNames;
 
 export type EvalOptions = Values<typeof EVAL_OPTIONS>;

@@ -1,4 +1,5 @@
 /** A sweep whose cells workers compute: this process collects their lines. */
+import { option } from "../../core/errors.ts";
 import { type CollectCounts, type CollectOutcome, collectSweep } from "../../evaluate/queue/collector.ts";
 import { QUEUE_PROTOCOL, type SweepManifest, usageError } from "../../evaluate/queue/protocol.ts";
 import { openServer, parseQueueUrl } from "../../evaluate/queue/server.ts";
@@ -23,8 +24,8 @@ export async function evaluateByQueue(options: QueueOptions, io: Io): Promise<nu
   refuseEngines(options);
   parseQueueUrl(options.queue);
   const lengths = parseLengths(options.length);
-  const models = nonEmpty(splitNames(options.models, "--models"), "--models");
-  const tasks = nonEmpty(splitNames(options.tasks, "--tasks"), "--tasks");
+  const models = nonEmpty(splitNames(options.models, "models"), "models");
+  const tasks = nonEmpty(splitNames(options.tasks, "tasks"), "tasks");
   const { policies, keep, haystack, cacheType = DEFAULTS.cacheType } = options;
   const sources = await readSources(io.runtime, { tasks, haystack, policies, keep });
   const groups = groupsOf(sources.tasks, lengths, options.samples);
@@ -46,9 +47,9 @@ export async function evaluateByQueue(options: QueueOptions, io: Io): Promise<nu
       files: sources.files,
     });
   }
-  refuseRepeated(manifests, { key: ({ model }) => model.sha256, name: ({ model }) => model.name, where: "--models" });
-  const shown = new QueueProgress(options, io, progress, models.length * groups.length, sources.cases.length);
-  await using server = await openServer(options.queue, (note) => shown.note(note));
+  refuseRepeated(manifests, { key: ({ model }) => model.sha256, name: ({ model }) => model.name, where: "models" });
+  const display = new QueueProgress(options, io, progress, models.length * groups.length, sources.cases.length);
+  await using server = await openServer(options.queue, (note) => display.note(note));
   await using results = await ResultsFile.open(io.runtime, options.out);
   const sink = oneByOne(results);
   const outcomes = await Promise.all(manifests.map((manifest, i) =>
@@ -58,12 +59,12 @@ export async function evaluateByQueue(options: QueueOptions, io: Io): Promise<nu
       manifest,
       groups,
       signal: io.signal,
-      onNote: (note) => shown.note(note),
-      onProgress: (counts, group) => shown.progress(i, counts, group),
+      onNote: (note) => display.note(note),
+      onProgress: (counts, group) => display.progress(i, counts, group),
     })
   ));
   progress.clear();
-  shown.end(outcomes);
+  display.end(outcomes);
   return outcomes.some(({ failed }) => failed.length > 0) ? EXIT.failed : EXIT.ok;
 }
 
@@ -71,7 +72,7 @@ export async function evaluateByQueue(options: QueueOptions, io: Io): Promise<nu
 function refuseEngines({ backend, dense, threads }: QueueOptions): void {
   if ([backend, dense, threads].every((each) => each === undefined || each === "auto")) return;
   const message = "The workers compute: give --backend, --dense and --threads to palisade worker";
-  throw usageError("queue.engines", message, "--queue");
+  throw usageError("queue.engines", message, option("queue"));
 }
 
 /** Named models are known by their pinned hash and needn't be here. */

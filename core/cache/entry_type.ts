@@ -1,5 +1,5 @@
 /** How keys and values are stored. Attention and policies work on what is stored. */
-import { inputError, type PalisadeError } from "../errors.ts";
+import { inputError, option, type PalisadeError, say } from "../errors.ts";
 
 export const CACHE_TYPES = ["f32", "f16", "int8"] as const;
 
@@ -17,7 +17,7 @@ export function checkCacheType(type: string): CacheType {
   const known = CACHE_TYPES.find((each) => each === type);
   if (known) return known;
   const message = `There is no cache type "${type}": want ${CACHE_TYPES.join(", ")}`;
-  throw inputError("cache-type.unknown", message, "--cache-type");
+  throw inputError("cache-type.unknown", message, option("cacheType"));
 }
 
 /** Bytes of one key and one value of width `headDim`. */
@@ -29,8 +29,9 @@ export function entryBytes(headDim: number, type: CacheType): number {
 /** A key or value that rows of this type can't hold. */
 export function unstorable(type: CacheType): PalisadeError {
   const limit = type === "f16" ? ` or is ${LARGEST_HALF} or more` : "";
-  const message = `Cannot store a key or value as ${type}: it is not finite${limit}; want --cache-type f32`;
-  return inputError("cache-type.range", message, "--cache-type");
+  const wanted = say`want ${option("cacheType")} f32`;
+  const message = say`Cannot store a key or value as ${type}: it is not finite${limit}; ${wanted}`;
+  return inputError("cache-type.range", message, option("cacheType"));
 }
 
 /** Whether rows of this type can hold all of `floats`; `f32` takes anything, NaN too. */

@@ -1,5 +1,5 @@
 /**
- * The cap of `--max-cache N`: Σ lengths ≤ N · kvHeads · layers after every append, for ever.
+ * The cap of `maxCache`, N tokens per head: Σ lengths ≤ N · kvHeads · layers after every append, for ever.
  *
  * Room is made before tokens are appended. Every head grows by one entry per token, so all of them fill up at the same
  * token, and every head has a cap of its own: what the context left in it, plus its equal part of the free room. So the
@@ -10,7 +10,7 @@
  * Protected in every head, where they are still there: the sinks, the chat template's markers, the recent window.
  */
 import type { Tensor } from "../backend/tensor.ts";
-import { inputError } from "../errors.ts";
+import { inputError, option } from "../errors.ts";
 import { SINKS, WINDOW } from "../policy/parameters.ts";
 import type { KeyRotation } from "../measure/rotation.ts";
 import type { StepRule } from "../rules/rule.ts";
@@ -215,5 +215,9 @@ function tooSmall({ tokens, longest }: LimitOptions, mean: number, most: number,
     : `the context and the ${marked} protected entries and one more take ${Math.ceil(mean)} per head: want at least ${
       Math.ceil(mean) + 1
     }`;
-  return inputError("max-cache.small", `Can't cap the cache at ${tokens} entries per head: ${reason}`, "--max-cache");
+  return inputError(
+    "max-cache.small",
+    `Can't cap the cache at ${tokens} entries per head: ${reason}`,
+    option("maxCache"),
+  );
 }

@@ -1,4 +1,4 @@
-/** Certificates of an eviction on a dump: what `--explain` says of a model, without one. */
+/** Certificates of an eviction on a dump: what `explain` says of a model, without one. */
 import type { LayerCertificate } from "../worst_case/certificate.ts";
 import { CertificateTracker } from "../worst_case/certificate_tracker.ts";
 import { type DumpEviction, dumpNorms, type LayerDump, observeDump, splitHeads, windowQueries } from "./evict.ts";

@@ -41,7 +41,7 @@ export interface DumpEviction {
 }
 
 /**
- * What `policy` (text as for `--policy`, or resolved) keeps of a context of which every layer was dumped.
+ * What `policy` (its text, or resolved) keeps of a context of which every layer was dumped.
  *
  * ```ts
  * const { kept } = evictDump("layer-defensive", { fraction: 0.2 }, shape, layers);

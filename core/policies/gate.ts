@@ -7,7 +7,7 @@
  * `read=stream` can evict while reading (`model/read/streaming.ts`). Variants: `combine=risk` takes the maximum of
  * predicted importance and defensive risk; `norm` weighs by value norms. Both need the whole context.
  */
-import { inputError } from "../errors.ts";
+import { inputError, option } from "../errors.ts";
 import { definePolicy, type ValuesOf } from "../policy/define.ts";
 import { KERNEL, parameters, SINKS, WINDOW } from "../policy/parameters.ts";
 import { defensiveRisk } from "../worst_case/risk.ts";
@@ -44,7 +44,7 @@ const PARAMETERS = parameters([
     default: 0.9,
     min: 0.5,
     max: 0.999,
-    help: "how probable it is that --risk-worst holds in a new text",
+    help: "how probable it is that the worst case it bounds holds in a new text",
   },
 ]);
 
@@ -89,7 +89,7 @@ function refuseLateStream({ read, combine, norm }: Values): void {
   throw inputError(
     "policy.value",
     `gate(read=stream, ${late}): what needs the whole context can't be streamed`,
-    "--policy",
+    option("policy"),
   );
 }
 

@@ -9,7 +9,7 @@
  * (the published code copies keys and values per query head); average instead of maximum pooling (kernel 7 there);
  * budgets sum to kvHeads × layers × n exactly and never exceed the context.
  */
-import { inputError } from "../errors.ts";
+import { inputError, option } from "../errors.ts";
 import { definePolicy } from "../policy/define.ts";
 import { KERNEL, SINKS, WINDOW } from "../policy/parameters.ts";
 import type { HeadScores, PolicyFiles } from "../policy/policy.ts";
@@ -56,7 +56,7 @@ function scoresOf(file: string, { headScores }: PolicyFiles): HeadScores | undef
   const given = headScores?.get(file);
   if (given || file === EVEN) return given;
   const message = `headkv(file=${file}): nobody has read that file; give the policy as a text, or use loadPolicy()`;
-  throw inputError("policy.file", message, "--policy");
+  throw inputError("policy.file", message, option("policy"));
 }
 
 /** Entries of every head, `[layers, kvHeads]`, kvHeads × layers × `perHead` in all. */
@@ -76,7 +76,7 @@ function kvHeadShares(given: HeadScores | undefined, { layers, heads, kvHeads }:
   if (given.length !== layers || (width !== heads && width !== kvHeads) || given.some((row) => row.length !== width)) {
     const wanted = `${layers} layers of ${heads} heads`;
     const message = `Head scores have ${given.length} layers of ${width} heads: the model has ${wanted}`;
-    throw inputError("policy.heads", message, "--policy");
+    throw inputError("policy.heads", message, option("policy"));
   }
   const group = width / kvHeads;
   const sums = Float64Array.from({ length: layers * kvHeads }, (_, at) => {

@@ -1,5 +1,5 @@
 /**
- * The little language of `--policy`:
+ * The little language of policies:
  *
  *     policy   = name [ "@reference" ] [ "(" [ argument { "," argument } ] ")" ]
  *     argument = name "=" value | policy
@@ -10,7 +10,7 @@
  * Blanks may stand between any two parts. Examples: `snapkv`, `layer-defensive@reference`, `snapkv(window=16)`,
  * `adakv(snapkv(kernel=7), safeguard=0.3)`.
  */
-import { inputError, type PalisadeError } from "../errors.ts";
+import { inputError, option, type PalisadeError } from "../errors.ts";
 import type { PolicyMode } from "./policy.ts";
 
 /** A parsed policy; `at` is the character it starts at, counted from 1. */
@@ -36,7 +36,7 @@ const MAX_DEPTH = 8;
 
 /** An input error about `text` that points at a character. */
 export function policyError(code: string, message: string, text: string, at: number): PalisadeError {
-  return inputError(code, `${message} (character ${at} of "${text}")`, "--policy");
+  return inputError(code, `${message} (character ${at} of "${text}")`, option("policy"));
 }
 
 /**
@@ -45,7 +45,11 @@ export function policyError(code: string, message: string, text: string, at: num
  */
 export function parsePolicy(text: string): PolicyText {
   if (text.length > MAX_TEXT) {
-    throw inputError("policy.syntax", `A policy of ${text.length} characters: want at most ${MAX_TEXT}`, "--policy");
+    throw inputError(
+      "policy.syntax",
+      `A policy of ${text.length} characters: want at most ${MAX_TEXT}`,
+      option("policy"),
+    );
   }
   const parser = new Parser(text);
   const policy = parser.policy(0);

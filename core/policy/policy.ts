@@ -50,7 +50,7 @@ export interface Needs {
   readonly queryStatistics?: QueryStatisticsNeed;
 }
 
-/** Kinds of files that policies name. `gate` is named beside the policy, by `--gate`. */
+/** Kinds of files that policies name. `gate` is named beside the policy, by the option `gate`. */
 export type PolicyFileKind = "head-scores" | "soft-tokens" | "gate";
 
 export interface PolicyFileNeed {
@@ -109,7 +109,7 @@ export interface Observation {
   readonly queryCovariance?: Float32Array;
 }
 
-/** What `--keep` resolved to for one context. See `budget.ts`. */
+/** What `keep` resolved to for one context. See `budget.ts`. */
 export interface Budget {
   /** Context tokens `L`. */
   readonly length: number;

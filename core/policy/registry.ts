@@ -1,4 +1,4 @@
-/** All policies by name, and the way from `--policy TEXT` to one that runs. A new policy is one file and one line. */
+/** All policies by name, and the way from a text to one that runs. A new policy is one file and one line. */
 import { parsePolicy, policyError, type PolicyText, type Setting } from "./grammar.ts";
 import { nearestName } from "./nearest_name.ts";
 import { adakv } from "../policies/adakv.ts";

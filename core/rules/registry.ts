@@ -1,5 +1,5 @@
 /** All step rules by name. A new rule is one file and one line here; CLI, tests and docs read this list. */
-import { inputError } from "../errors.ts";
+import { inputError, option } from "../errors.ts";
 import { nearestName } from "../policy/nearest_name.ts";
 import type { StepRule } from "./rule.ts";
 import { defensiveRule } from "./defensive.ts";
@@ -33,5 +33,5 @@ export function resolveStepRule(name: string): StepRule {
   const names = stepRules.map((each) => each.name);
   const near = nearestName(name, names);
   const advice = near ? `did you mean ${near}?` : `there are ${names.join(", ")}`;
-  throw inputError("step-policy.unknown", `Unknown step policy ${name}: ${advice}`, "--step-policy");
+  throw inputError("step-policy.unknown", `Unknown step policy ${name}: ${advice}`, option("maxCache.rule"));
 }

@@ -5,7 +5,7 @@ export const streamingLlmRule: StepRule = {
   name: "streaming-llm",
   summary: "Keeps the most recent",
   paper: "Xiao et al. 2023, arXiv 2309.17453",
-  difference: "positions are the paper's only with --positions rerotate; evicts to 90 % instead of one a step",
+  difference: "positions are the paper's only with re-rotated positions; evicts to 90 % instead of one a step",
   headReduction: "none",
   statistics: 0,
   update() {},

@@ -3,7 +3,7 @@
  *
  * Keep is what STAYS; the papers' compression ratio r is what goes. All products are taken in doubles, left to right.
  */
-import { inputError } from "../errors.ts";
+import { inputError, option } from "../errors.ts";
 import { layerBudgetOf } from "../policy/define.ts";
 import type { Budget, Policy } from "../policy/policy.ts";
 import type { ModelShape } from "../shape.ts";
@@ -20,17 +20,19 @@ const SLACK = 1e-9;
 const WANTED = "want a percentage such as 20%, a fraction such as 0.2 or 1.0, or whole tokens per head such as 800";
 
 /**
- * Reads `--keep`. Plain decimal digits only, blanks around them are ignored: `20%` and `0.2` are fractions (a number
+ * Reads `keep`. Plain decimal digits only, blanks around them are ignored: `20%` and `0.2` are fractions (a number
  * with a point or a percent sign), a bare integer is tokens.
  * @throws PalisadeError `keep.syntax` when the text is no such number, `keep.range` when it is 0, negative or above all.
  */
 export function parseKeep(text: string): Keep {
   const match = /^([+-]?)(\d*)(\.\d*)?( ?%)?$/.exec(text.trim());
-  if (!match || !/\d/.test(text)) throw inputError("keep.syntax", `Cannot read keep "${text}": ${WANTED}`, "--keep");
+  if (!match || !/\d/.test(text)) {
+    throw inputError("keep.syntax", `Cannot read keep "${text}": ${WANTED}`, option("keep"));
+  }
   const [, sign, whole, decimals, percent] = match;
   const number = Number(`${whole || "0"}${decimals && decimals.length > 1 ? decimals : ""}`);
   if (sign === "-" || number === 0) {
-    throw inputError("keep.range", `Cannot keep "${text}": nothing would stay; ${WANTED}`, "--keep");
+    throw inputError("keep.range", `Cannot keep "${text}": nothing would stay; ${WANTED}`, option("keep"));
   }
   if (percent) return checkKeep({ fraction: number / 100 }, text);
   return checkKeep(decimals === undefined ? { tokens: number } : { fraction: number }, text);
@@ -47,7 +49,11 @@ export function checkKeep(keep: Keep, text: string = JSON.stringify(keep)): Keep
     ? keep.ratio >= 0 && keep.ratio < 1
     : keep.fraction > 0 && keep.fraction <= 1;
   if (!fine) {
-    throw inputError("keep.range", `Cannot keep "${text}": it is not between nothing and 100%; ${WANTED}`, "--keep");
+    throw inputError(
+      "keep.range",
+      `Cannot keep "${text}": it is not between nothing and 100%; ${WANTED}`,
+      option("keep"),
+    );
   }
   return keep;
 }
@@ -71,7 +77,7 @@ export function resolveBudget(
   length: number,
   model: ModelShape,
 ): Budget {
-  if (!(length > 0)) throw inputError("context.empty", "The context has no tokens: nothing to keep", "--context");
+  if (!(length > 0)) throw inputError("context.empty", "The context has no tokens: nothing to keep", option("context"));
   checkKeep(keep);
   const counts = policy.allocate.kind === "all" || keepsEverything(keep, length)
     ? exactCounts(length, length, model)
@@ -82,7 +88,11 @@ export function resolveBudget(
     : floorCounts(keep, length, model);
   if (counts.perHead < 1) {
     const share = `${Number((100 * counts.fraction).toPrecision(6))} %`;
-    throw inputError("keep.nothing", `Keeping ${share} of ${length} tokens leaves none: want at least one`, "--keep");
+    throw inputError(
+      "keep.nothing",
+      `Keeping ${share} of ${length} tokens leaves none: want at least one`,
+      option("keep"),
+    );
   }
   if (layerBudgetOf(policy.allocate).fromHeads) counts.perLayer = model.kvHeads * counts.perHead;
   return { length, model, ...counts, ...protectedSpan(policy, counts.perHead, length), windowAsked: policy.window };
@@ -137,7 +147,7 @@ function protectedSpan(
   if (policy.arithmetic === "reference" && perHead < length) {
     if (length <= window) {
       const message = `${policy.name} needs more than its window of ${window} tokens, the context has ${length}`;
-      throw inputError("context.short", message, "--context");
+      throw inputError("context.short", message, option("context"));
     }
     return { sinks, window };
   }

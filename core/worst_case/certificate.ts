@@ -155,7 +155,7 @@ function projectedSum(heads: readonly HeadCertificate[], t: number): number {
   return sum;
 }
 
-/** The mean over all layers and query heads of the largest ε of a window query: what `--risk` bounds. */
+/** The mean over all layers and query heads of the largest ε of a window query: what `risk` bounds. */
 export function meanLargestMass(layers: readonly LayerCertificate[]): number {
   const masses = layers.flatMap(({ heads }) => heads.flatMap(({ evictedMass }) => evictedMass.map(worst)));
   return masses.reduce((sum, mass) => sum + mass, 0) / masses.length;

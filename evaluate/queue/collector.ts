@@ -6,7 +6,7 @@
  * dropped by its id and counted. Stopping the collector loses nothing: jobs and lines wait on the server.
  */
 import type { Job, Queue, Worker } from "bullmq";
-import { PalisadeError, resourceError } from "../../core/errors.ts";
+import { option, PalisadeError, resourceError } from "../../core/errors.ts";
 import type { Runtime } from "../../runtime/interface.ts";
 import type { Group } from "../sweep/plan.ts";
 import { cellId, RESULT_FORMAT, type ResultLine } from "../results/results.ts";
@@ -174,7 +174,7 @@ class Collector {
       if (Date.now() > give) {
         const message =
           `Another palisade eval collects this sweep from ${this.#server.shown}: stop it, or let it finish`;
-        throw resourceError("queue.collector-busy", message, "--queue");
+        throw resourceError("queue.collector-busy", message, option("queue"));
       }
       await delay(500);
     }
@@ -320,7 +320,11 @@ class Collector {
     const { redis, shown } = this.#server;
     const holder = await redis.get(this.#names.collector);
     if (holder !== null && holder !== this.#token) {
-      throw resourceError("queue.collector-busy", `Another palisade eval took over this sweep on ${shown}`, "--queue");
+      throw resourceError(
+        "queue.collector-busy",
+        `Another palisade eval took over this sweep on ${shown}`,
+        option("queue"),
+      );
     }
     await redis.set(this.#names.collector, this.#token, "PX", this.#placeMs);
   }

@@ -95,7 +95,7 @@ export class ModelRunner implements AsyncDisposable {
 }
 
 function errorOf({ message, stack, refusal }: PlainError): Error {
-  if (refusal) return new PalisadeError(refusal.kind, refusal.code, message, { where: refusal.where });
+  if (refusal) return new PalisadeError(refusal.kind, refusal.code, refusal.said, { where: refusal.where });
   const error = new Error(message);
   if (stack) error.stack = stack;
   return error;

@@ -35,7 +35,7 @@ export type ThreadReply =
 export interface PlainError {
   readonly message: string;
   readonly stack?: string;
-  readonly refusal?: { readonly kind: PalisadeError["kind"]; readonly code: string; readonly where: string };
+  readonly refusal?: ReturnType<PalisadeError["plain"]>;
 }
 
 /** What tests slow down: called before each line goes out. */
@@ -116,8 +116,7 @@ class Jobs {
 
 function plainError(error: unknown): PlainError {
   if (error instanceof PalisadeError) {
-    const { message, kind, code, where } = error;
-    return { message, refusal: { kind, code, where } };
+    return { message: error.message, refusal: error.plain() };
   }
   return error instanceof Error ? { message: error.message, stack: error.stack } : { message: String(error) };
 }

@@ -6,7 +6,8 @@
  * *collector*, owns the results file; any number of *workers* compute.
  */
 import type { CacheType } from "../../core/cache/entry_type.ts";
-import { PalisadeError } from "../../core/errors.ts";
+import { PalisadeError, type Where } from "../../core/errors.ts";
+import type { Said } from "../../core/options.ts";
 import type { Runtime } from "../../runtime/interface.ts";
 import type { Group } from "../sweep/plan.ts";
 import { type CellInputs, hashOf, type Protocol, type ResultLine } from "../results/results.ts";
@@ -113,6 +114,6 @@ export function refusalOf(
   }…`;
 }
 
-export function usageError(code: string, message: string, where: string): PalisadeError {
+export function usageError(code: string, message: string | Said, where: Where): PalisadeError {
   return new PalisadeError("usage", code, message, { where });
 }

@@ -1,6 +1,6 @@
 /** The connection to a Valkey or Redis server, and BullMQ, which is only loaded when a queue is asked for. */
 import type { Redis, RedisOptions } from "ioredis";
-import { resourceError } from "../../core/errors.ts";
+import { option, resourceError, say } from "../../core/errors.ts";
 import { KEY_PREFIX, usageError } from "./protocol.ts";
 
 type Bullmq = typeof import("bullmq");
@@ -34,11 +34,8 @@ export function parseQueueUrl(text: string): QueueAddress {
   if (!url || !database || problem) {
     const wanted = "redis://HOST:PORT/DATABASE, or rediss:// for TLS; port and database may be left out";
     const reason = problem ? `: ${problem}` : "";
-    throw usageError(
-      "queue.url",
-      `Can't use ${shownRefused(text, url)} as --queue${reason}: want ${wanted}`,
-      "--queue",
-    );
+    const message = say`Can't use ${shownRefused(text, url)} as ${option("queue")}${reason}: want ${wanted}`;
+    throw usageError("queue.url", message, option("queue"));
   }
   return {
     shown: withoutPassword(url),
@@ -136,17 +133,17 @@ async function loadBullmq(): Promise<{ bullmq: Bullmq; Redis: typeof import("ior
     return { bullmq: await import("bullmq"), Redis: (await import("ioredis")).Redis };
   } catch (cause) {
     const message = "No queue without BullMQ: install bullmq@6.7.0 and ioredis@6.0.0 beside palisade";
-    throw resourceError("queue.missing", message, "--queue", cause);
+    throw resourceError("queue.missing", message, option("queue"), cause);
   }
 }
 
 function connectError(shown: string, error: Error) {
   const reason = reasonOf(error);
   if (/^(NOAUTH|WRONGPASS|NOPERM|ERR)\b/.test(reason)) {
-    return resourceError("queue.refused", `${shown} refused the connection: ${reason}`, "--queue", error);
+    return resourceError("queue.refused", `${shown} refused the connection: ${reason}`, option("queue"), error);
   }
   const advice = "is a Valkey or Redis server running there?";
-  return resourceError("queue.unreachable", `Can't reach ${shown}: ${reason}; ${advice}`, "--queue", error);
+  return resourceError("queue.unreachable", `Can't reach ${shown}: ${reason}; ${advice}`, option("queue"), error);
 }
 
 /** The message, or the code of errors that have none (several addresses tried at once). */

@@ -1,5 +1,5 @@
 /** The user's files travel in the manifest: read once by the collector, seen by workers under the same names. */
-import { inputError } from "../../core/errors.ts";
+import { inputError, option } from "../../core/errors.ts";
 import type { Runtime } from "../../runtime/interface.ts";
 import { type Haystack, NO_HAYSTACK, openHaystack } from "../tasks/haystack.ts";
 import { type AskedCase, loadCases } from "../sweep/plan.ts";
@@ -36,7 +36,7 @@ export async function readSources(runtime: Runtime, named: Named): Promise<Sourc
   const characters = Object.values(files).reduce((sum, text) => sum + text.length, 0);
   if (characters > MOST_CHARACTERS) {
     const message = `The files of this sweep have ${characters} characters: a queue carries ${MOST_CHARACTERS} at most`;
-    throw inputError("queue.files-too-large", message, "--queue");
+    throw inputError("queue.files-too-large", message, option("queue"));
   }
   return { ...opened, files };
 }

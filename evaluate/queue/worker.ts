@@ -34,6 +34,8 @@ export interface WorkOptions {
   readonly name: string;
   readonly signal: AbortSignal;
   readonly onNote: (note: string) => void;
+  /** How a failure is said to people, here and where the sweep is collected. Default: its message. */
+  readonly messageOf?: (error: Error) => string;
   /** Ends when there was no work for this long, milliseconds. Default: never. */
   readonly idleMs?: number;
   /** A worker that doesn't renew its job's lock for so long has lost the job, milliseconds. Default 30000. */
@@ -46,6 +48,10 @@ export interface WorkOptions {
   readonly mostWaiting?: number;
   /** For tests of dying workers. */
   readonly hooks?: WorkHooks;
+}
+
+function plainMessage({ message }: Error): string {
+  return message;
 }
 
 export interface WorkHooks {
@@ -251,17 +257,18 @@ class SweepWork {
     try {
       await Promise.race([this.#stopped, this.#compute(job)]);
     } catch (error) {
-      const { signal, name, onNote } = this.#options;
+      const { signal, name, onNote, messageOf = plainMessage } = this.#options;
       if (signal.aborted) {
         await job.moveToWait(token);
         throw new this.#server.bullmq.WaitingError();
       }
-      onNote(`${labelOf(job.data)} not done: ${(error as Error).message}`);
+      const message = messageOf(error as Error);
+      onNote(`${labelOf(job.data)} not done: ${message}`);
       // A refusal is the same everywhere and every time; only what this machine lacks another one may have.
       if (error instanceof PalisadeError && error.kind === "input") {
-        throw new this.#server.bullmq.UnrecoverableError(error.message);
+        throw new this.#server.bullmq.UnrecoverableError(message);
       }
-      throw new Error(`${(error as Error).message} (worker ${name})`, { cause: error });
+      throw new Error(`${message} (worker ${name})`, { cause: error });
     } finally {
       this.#busy = false;
       this.#worked = Date.now();

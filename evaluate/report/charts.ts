@@ -3,7 +3,7 @@
  * and no network then. Vega is an optional package: it is only loaded here.
  */
 import type { TopLevelSpec } from "vega-lite";
-import { resourceError } from "../../core/errors.ts";
+import { option, resourceError } from "../../core/errors.ts";
 import { mean } from "../results/bootstrap.ts";
 import type { ResultLine } from "../results/results.ts";
 import { caseKey, groupBy, protocolOf, type Row } from "../results/summary.ts";
@@ -49,7 +49,7 @@ async function loadVega() {
     return { vega, lite };
   } catch (cause) {
     const message = "Can't draw charts: install vega@6.4.0 and vega-lite@6.5.0 beside palisade";
-    throw resourceError("report.vega", message, "--html", cause);
+    throw resourceError("report.vega", message, option("html"), cause);
   }
 }
 

@@ -265,8 +265,7 @@ async function lockOf(host: Host, path: string): Promise<AsyncDisposable> {
     return await host.lock(await host.realPath(path));
   } catch (error) {
     if (!(error instanceof PalisadeError)) throw error;
-    const { kind, code, message } = error;
-    throw new PalisadeError(kind, code, message, { where: path, cause: error });
+    throw error.again({ where: path });
   }
 }
 

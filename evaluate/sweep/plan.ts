@@ -1,6 +1,6 @@
 /** What a sweep consists of: lists as typed on the command line, and the groups of cells they make. */
 import { checkKeep, type Keep, parseKeep } from "../../core/select/budget.ts";
-import { inputError } from "../../core/errors.ts";
+import { inputError, option } from "../../core/errors.ts";
 import type { Policy } from "../../core/policy/policy.ts";
 import { resolvePolicy } from "../../core/policy/registry.ts";
 import { loadPolicyFile } from "../../model/policy_files/policy_files.ts";
@@ -49,7 +49,7 @@ function refuseRepeatedCases(cases: readonly AskedCase[]): void {
   refuseRepeated(cases, {
     key: ({ policy, keep }) => JSON.stringify([policy.name, Object.entries(policy.parameters).sort(), keep]),
     name: ({ asked }) => asked.policy,
-    where: "--policies",
+    where: "policies",
   });
 }
 
@@ -58,9 +58,9 @@ function refuseRepeatedCases(cases: readonly AskedCase[]): void {
  * @throws PalisadeError `policy.*`, `keep.*`, `list.*`.
  */
 export function parseCases(policies: string, keeps: string): AskedCase[] {
-  const keepList = nonEmpty(splitList(keeps, "--keep"), "--keep").map((text) => ({ text, keep: parseKeep(text) }));
-  refuseRepeated(keepList, { key: ({ keep }) => JSON.stringify(keep), name: ({ text }) => text, where: "--keep" });
-  const cases = nonEmpty(splitList(policies, "--policies"), "--policies").flatMap((text): AskedCase[] => {
+  const keepList = nonEmpty(splitList(keeps, "keep"), "keep").map((text) => ({ text, keep: parseKeep(text) }));
+  refuseRepeated(keepList, { key: ({ keep }) => JSON.stringify(keep), name: ({ text }) => text, where: "keep" });
+  const cases = nonEmpty(splitList(policies, "policies"), "policies").flatMap((text): AskedCase[] => {
     const policy = resolvePolicy(text);
     if (policy.allocate.kind !== "all") {
       return keepList.map(({ text: keep, ...rest }) => ({ policy, ...rest, asked: { policy: text, keep } }));
@@ -74,13 +74,17 @@ export function parseCases(policies: string, keeps: string): AskedCase[] {
 
 /** `1k,2k,512`; k is 1024. @throws PalisadeError `length.syntax`, `list.*`. */
 export function parseLengths(text: string): number[] {
-  const parts = nonEmpty(splitList(text, "--length"), "--length");
+  const parts = nonEmpty(splitList(text, "length"), "length");
   const lengths = parts.map((part) => {
     const match = /^([1-9]\d{0,6})(k?)$/i.exec(part);
     if (match) return { part, tokens: Number(match[1]) * (match[2] ? 1024 : 1) };
-    throw inputError("length.syntax", `Cannot read length "${part}": want tokens such as 1k, 4k or 800`, "--length");
+    throw inputError(
+      "length.syntax",
+      `Cannot read length "${part}": want tokens such as 1k, 4k or 800`,
+      option("length"),
+    );
   });
-  refuseRepeated(lengths, { key: ({ tokens }) => String(tokens), name: ({ part }) => part, where: "--length" });
+  refuseRepeated(lengths, { key: ({ tokens }) => String(tokens), name: ({ part }) => part, where: "length" });
   return lengths.map(({ tokens }) => tokens);
 }
 

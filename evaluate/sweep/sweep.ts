@@ -4,7 +4,7 @@
  */
 import { resolveBudget } from "../../core/select/budget.ts";
 import type { CacheType } from "../../core/cache/entry_type.ts";
-import { inputError, PalisadeError } from "../../core/errors.ts";
+import { inputError, option, PalisadeError, say } from "../../core/errors.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
 import { DEFAULTS } from "../../model/defaults.ts";
 import type { Gate } from "../../model/gate/file.ts";
@@ -110,7 +110,7 @@ export async function* runGroup(
     );
     if (cell) cells.push(cell);
   }
-  refuseRepeated(cells, { key: ({ id }) => id, name: ({ asked: { policy } }) => policy, where: "--policies" });
+  refuseRepeated(cells, { key: ({ id }) => id, name: ({ asked: { policy } }) => policy, where: "policies" });
   const missing = cells.filter(({ id }) => !options.isDone(id));
   if (missing.length === 0) return refused.end();
 
@@ -204,9 +204,8 @@ class Refusals {
   end(): void {
     const [first] = this.#all;
     if (!first) return;
-    const { kind, code, message, where } = first.error;
     const cells = this.#all.map(({ asked: { policy, keep } }) => `${policy} at ${keep}`).join(", ");
-    throw new PalisadeError(kind, code, `${message} (${cells})`, { where, cause: first.error });
+    throw first.error.again({ more: ` (${cells})` });
   }
 }
 
@@ -246,10 +245,11 @@ function promptFor(sample: Sample, protocol: Protocol): Omit<Prompt, "question">
 function refuseTooLong(model: Pick<Model, "config">, tokens: number, allowed: boolean, where?: string): void {
   const { contextLength, name } = model.config;
   if (allowed || tokens <= contextLength) return;
-  const [what, advice] = where ? [`The case in ${where}`, "shorten it"] : ["A sample", "ask for a shorter --length"];
-  const message = `${what} takes ${tokens} tokens, answer included, but ${name} was trained on ${contextLength}: ` +
-    `${advice}, or pass --beyond-trained`;
-  throw inputError("context.too-long", message, where ?? "--length");
+  const what = where ? `The case in ${where}` : "A sample";
+  const advice = where ? "shorten it" : say`ask for a shorter ${option("length")}`;
+  const problem = `${what} takes ${tokens} tokens, answer included, but ${name} was trained on ${contextLength}`;
+  const message = say`${problem}: ${advice}, or pass ${option("beyondTrained")}`;
+  throw inputError("context.too-long", message, where ?? option("length"));
 }
 
 function cellOf(

@@ -3,7 +3,7 @@
  * front. Counts as NVIDIA/RULER scripts/data/synthetic/common_words_extraction.py: 30 against 3 times from 4096 tokens
  * on, 6 against 1 below. RULER's words come from the package wonderwords; ours are those of the haystack.
  */
-import { inputError } from "../../core/errors.ts";
+import { inputError, option } from "../../core/errors.ts";
 import type { Haystack } from "./haystack.ts";
 import { Draw } from "./draw.ts";
 import { fitLength } from "./fit.ts";
@@ -69,5 +69,5 @@ function vocabularyOf({ sentences, name }: Haystack): string[] {
   for (const sentence of sentences) for (const word of sentence.match(/\b[a-z]{4,10}\b/g) ?? []) words.add(word);
   if (words.size >= 100) return [...words].sort();
   const message = `Can't take words from ${name}: want at least 100 different ones, it has ${words.size}`;
-  throw inputError("haystack.short", message, "--haystack");
+  throw inputError("haystack.short", message, option("haystack"));
 }

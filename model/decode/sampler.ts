@@ -1,5 +1,5 @@
 /** Picks the next token from logits: greedy, or a seeded draw with temperature, top-k and top-p. */
-import { inputError, PalisadeError } from "../../core/errors.ts";
+import { inputError, option, PalisadeError, say } from "../../core/errors.ts";
 import { exp } from "../../core/measure/exp.ts";
 import { randomSource } from "../../core/measure/random.ts";
 import { DEFAULTS } from "../defaults.ts";
@@ -32,8 +32,8 @@ export interface Sampler {
 export function createSampler(options: SamplerOptions = {}): Sampler {
   const { temperature = DEFAULTS.temperature, topP = DEFAULTS.topP, topK, seed = DEFAULTS.seed } = options;
   check("temperature", temperature, temperature >= 0 && temperature < Infinity, "a number ≥ 0");
-  check("top-p", topP, topP > 0 && topP <= 1, "a number above 0 and at most 1");
-  check("top-k", topK, topK === undefined || (Number.isSafeInteger(topK) && topK >= 1), "an integer ≥ 1");
+  check("topP", topP, topP > 0 && topP <= 1, "a number above 0 and at most 1");
+  check("topK", topK, topK === undefined || (Number.isSafeInteger(topK) && topK >= 1), "an integer ≥ 1");
   check("seed", seed, Number.isSafeInteger(seed) && seed >= 0, "an integer from 0 to 2^53 − 1");
   if (temperature === 0) return { next: mostLikely };
   const random = randomSource(seed);
@@ -46,12 +46,14 @@ export function createSampler(options: SamplerOptions = {}): Sampler {
   };
 }
 
-function check(name: string, value: unknown, ok: boolean, wanted: string): void {
+function check(name: keyof typeof CODES, value: unknown, ok: boolean, wanted: string): void {
   if (ok) return;
-  throw new PalisadeError("usage", `sampler.${name}`, `--${name} must be ${wanted}, not ${value}`, {
-    where: `--${name}`,
-  });
+  const message = say`${option(name)} must be ${wanted}, not ${String(value)}`;
+  throw new PalisadeError("usage", `sampler.${CODES[name]}`, message, { where: option(name) });
 }
+
+/** Ends of the errors' codes. */
+const CODES = { temperature: "temperature", topP: "top-p", topK: "top-k", seed: "seed" } as const;
 
 /** Lowest id of the largest logit. */
 function mostLikely(logits: Float32Array): number {

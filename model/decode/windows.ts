@@ -1,5 +1,5 @@
 /** Layers that look back over a window: what is supported of them. */
-import { inputError } from "../../core/errors.ts";
+import { inputError, type Where } from "../../core/errors.ts";
 import type { ModelConfig } from "../config.ts";
 
 /**
@@ -7,7 +7,7 @@ import type { ModelConfig } from "../config.ts";
  * there would be, evicted ones among them.
  * @throws PalisadeError input `context.window`.
  */
-export function checkWindows({ name, windows }: Pick<ModelConfig, "name" | "windows">, tokens: number, where: string) {
+export function checkWindows({ name, windows }: Pick<ModelConfig, "name" | "windows">, tokens: number, where: Where) {
   const window = shortestWindow({ windows });
   if (tokens <= window) return;
   throw inputError(

@@ -1,5 +1,5 @@
 /** Which gate belongs to a model file. */
-import { inputError, type PalisadeError } from "../../core/errors.ts";
+import { inputError, option, type PalisadeError } from "../../core/errors.ts";
 import { hostOf } from "../../runtime/host.ts";
 import type { ByteSource, Runtime } from "../../runtime/interface.ts";
 import { packageData } from "../../runtime/package_data.ts";
@@ -79,5 +79,5 @@ function isGate(given: GateChoice): given is Gate {
 
 function noGate({ config, name }: GateSubject): PalisadeError {
   const message = `There is no gate for ${config.name}: fit one with palisade calibrate --model ${name}`;
-  return inputError("gate.none", message, "--gate");
+  return inputError("gate.none", message, option("gate"));
 }

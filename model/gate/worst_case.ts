@@ -1,9 +1,9 @@
 /**
- * The statistical worst case of `--risk-worst` with a gate: below which score an entry may go so that, with a stated
+ * The statistical worst case of `riskWorst` with a gate: below which score an entry may go so that, with a stated
  * probability, nothing important is lost. Split conformal over whole texts (`core/worst_case/conformal.ts`).
  */
 import { conformalQuantile, evictBelow } from "../../core/worst_case/conformal.ts";
-import { inputError, type PalisadeError } from "../../core/errors.ts";
+import { inputError, option, type PalisadeError } from "../../core/errors.ts";
 import type { Budget } from "../../core/policy/policy.ts";
 import type { Gate } from "./file.ts";
 
@@ -54,5 +54,5 @@ export function worstCaseOf(
 }
 
 function refuse(code: string, reason: string): PalisadeError {
-  return inputError(`risk.${code}`, `Can't bound what the gate evicts: ${reason}`, "--risk-worst");
+  return inputError(`risk.${code}`, `Can't bound what the gate evicts: ${reason}`, option("riskWorst"));
 }

@@ -79,9 +79,7 @@ async function opened(policy: Policy, { kind, name }: PolicyFileNeed, text: stri
 
 /** The error with the place in the text where the file is named. */
 function pointed(error: PalisadeError, text: string, { name }: PolicyFileNeed): PalisadeError {
-  const { kind, code, message, where } = error;
-  const place = `(character ${placeOf(parsePolicy(text), name)} of "${text}")`;
-  return new PalisadeError(kind, code, `${message} ${place}`, { where, cause: error });
+  return error.again({ more: ` (character ${placeOf(parsePolicy(text), name)} of "${text}")` });
 }
 
 function placeOf({ settings, scorer, at }: PolicyText, file: string): number {

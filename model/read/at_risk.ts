@@ -1,6 +1,6 @@
 /**
- * `--risk ε`: reading with the smallest budget whose risk is at most ε (`core/worst_case/risk_budget.ts`), in whole tokens per head,
- * so that `--keep N` with the N found keeps the same.
+ * `risk` ε: reading with the smallest budget whose risk is at most ε (`core/worst_case/risk_budget.ts`), in whole tokens per head,
+ * so that `keep` with the N found keeps the same.
  *
  * The kept set of a budget is known when all layers are scored, and its risk when the attention of the window is set
  * against it. So layers wait: all of them, keys and values, if they fit into `maxCacheBytes`, and what the budget found

@@ -1,6 +1,7 @@
 /** How a context is read: chosen, or refused, before anything runs. */
 import { type CacheType, checkCacheType } from "../../core/cache/entry_type.ts";
-import { inputError } from "../../core/errors.ts";
+import { inputError, option } from "../../core/errors.ts";
+import type { OptionName } from "../../core/options.ts";
 import type { Budget, Policy } from "../../core/policy/policy.ts";
 import { type Keep, parseKeep, resolveBudget } from "../../core/select/budget.ts";
 import type { ModelConfig } from "../config.ts";
@@ -46,7 +47,7 @@ export interface PlanOptions extends RiskSettings {
  */
 export function planReading(model: PlannedModel, ids: readonly number[], options: PlanOptions): Reading {
   const { policy, maxCache, explain, positions } = options;
-  checkWindows(model.config, ids.length, "--context");
+  checkWindows(model.config, ids.length, option("context"));
   const risk = resolveRisk(options, policy, rivals(options));
   const { budget, keepCapped } = plannedBudget(model.config, ids.length, risk, options);
   const cacheType = checkCacheType(options.cacheType ?? DEFAULTS.cacheType);
@@ -84,9 +85,9 @@ function plannedBudget(config: ModelConfig, tokens: number, risk: Risk | undefin
   return { budget, keepCapped: budget !== asked };
 }
 
-/** Options given that also say what stays, as the command line calls them. */
-function rivals({ keep, maxCache }: PlanOptions): string[] {
-  return [...(keep === undefined ? [] : ["--keep"]), ...(maxCache === undefined ? [] : ["--max-cache"])];
+/** Options given that also say what stays. */
+function rivals(options: PlanOptions): OptionName[] {
+  return (["keep", "maxCache"] as const).filter((name) => options[name] !== undefined);
 }
 
 /** No position reaches the trained length, because the policy evicts on the way and gaps close up. */
@@ -97,9 +98,7 @@ function closesUp({ contextLength }: ModelConfig, { perHead }: Budget, { policy,
 /** What is judged by the last queries can't be known by a reading that evicts before they come. */
 function refuseHindsight(policy: Policy, risk: Risk | undefined, { explain }: PlanOptions): void {
   if (!risk && !explain) return;
-  const [code, where] = risk
-    ? ["risk.early", risk.kind === "mean" ? "--risk" : "--risk-worst"]
-    : ["explain.early", "--explain"];
+  const name = !risk ? "explain" : risk.kind === "mean" ? "risk" : "riskWorst";
   const message = `${policy.name} evicts here before the end of the context is read, so no query has seen all of it`;
-  throw inputError(code, message, where);
+  throw inputError(risk ? "risk.early" : "explain.early", message, option(name));
 }

@@ -1,5 +1,5 @@
 /** What a policy needs beyond the layers themselves: prompts that repeat the context, a gate. */
-import { inputError } from "../../core/errors.ts";
+import { inputError, option, say } from "../../core/errors.ts";
 import type { Needs, Policy } from "../../core/policy/policy.ts";
 import type { Gate } from "../gate/file.ts";
 import { GateScorer, readGains } from "../gate/scorer.ts";
@@ -98,6 +98,6 @@ async function softEmbeddings(
 /** @throws PalisadeError `soft-tokens.none`. */
 function named(file: Needs["file"]): string {
   if (file?.kind === "soft-tokens") return file.name;
-  const message = "judge-q has no soft tokens: name a file of them, --policy judge-q(file=FILE)";
-  throw inputError("soft-tokens.none", message, "--policy");
+  const message = say`judge-q has no soft tokens: name a file of them, ${option("policy")} judge-q(file=FILE)`;
+  throw inputError("soft-tokens.none", message, option("policy"));
 }

@@ -1,5 +1,6 @@
-/** `--risk`, `--risk-worst` and what goes with them: checked, and made into one of two ways to read. */
-import { inputError, PalisadeError } from "../../core/errors.ts";
+/** `risk`, `riskWorst` and what goes with them: checked, and made into one of two ways to read. */
+import { inputError, option, PalisadeError, say } from "../../core/errors.ts";
+import { joined, type OptionName } from "../../core/options.ts";
 import type { Policy } from "../../core/policy/policy.ts";
 import { DEFAULTS } from "../defaults.ts";
 
@@ -28,30 +29,35 @@ export type Risk =
  * @throws PalisadeError (usage) `risk.exclusive` beside one of those, (input) `risk.range`, and `risk.policy` when a
  * threshold is asked of a policy whose scores are no importances.
  */
-export function resolveRisk(settings: RiskSettings, policy: Policy, others: readonly string[]): Risk | undefined {
+export function resolveRisk(settings: RiskSettings, policy: Policy, others: readonly OptionName[]): Risk | undefined {
   const { risk, riskWorst, maxCacheBytes = DEFAULTS.maxCacheBytes } = settings;
   if (!(Number.isSafeInteger(maxCacheBytes) && maxCacheBytes >= 1)) {
     throw inputError(
       "risk.range",
       `Can't let ${maxCacheBytes} bytes wait: want a whole number ≥ 1`,
-      "--max-cache-bytes",
+      option("maxCacheBytes"),
     );
   }
   if (risk === undefined && riskWorst === undefined) return undefined;
-  const name = risk === undefined ? "--risk-worst" : "--risk";
-  const rivals = [...others, ...(risk !== undefined && riskWorst !== undefined ? ["--risk-worst"] : [])];
+  const name: OptionName = risk === undefined ? "riskWorst" : "risk";
+  const rivals: OptionName[] = [
+    ...others,
+    ...(risk !== undefined && riskWorst !== undefined ? ["riskWorst"] as const : []),
+  ];
   if (rivals.length > 0) {
-    const message = `Can't take both ${name} and ${rivals.join(", ")}: each says on its own what stays`;
-    throw new PalisadeError("usage", "risk.exclusive", message, { where: name });
+    const message = say`Can't take both ${option(name)} and ${
+      joined(rivals.map(option), ", ")
+    }: each says on its own what stays`;
+    throw new PalisadeError("usage", "risk.exclusive", message, { where: option(name) });
   }
   const limit = risk ?? riskWorst!;
   if (!(limit > 0 && limit < 1)) {
-    throw inputError("risk.range", `Can't bound the risk by ${limit}: want a number above 0 and below 1`, name);
+    throw inputError("risk.range", `Can't bound the risk by ${limit}: want a number above 0 and below 1`, option(name));
   }
   if (risk !== undefined) return { kind: "mean", limit, maxCacheBytes };
   if (policy.meaning.kind === "order") {
     const message = `${policy.name} has no importance to compare with a threshold: use defensive-risk, or plain gate`;
-    throw inputError("risk.policy", message, name);
+    throw inputError("risk.policy", message, option(name));
   }
   return { kind: "worst", limit };
 }

@@ -1,5 +1,6 @@
 /** Whether what is read fits the length a model was trained for: every refusal `context.too-long` of a reading. */
-import { inputError, type PalisadeError } from "../../core/errors.ts";
+import { inputError, option, type PalisadeError, say, type Where } from "../../core/errors.ts";
+import type { Said } from "../../core/options.ts";
 import type { Budget, Policy } from "../../core/policy/policy.ts";
 import type { ModelConfig } from "../config.ts";
 import { rolls } from "./rolling.ts";
@@ -19,34 +20,31 @@ export function contextTooLong(
 ): PalisadeError {
   const onTheWay = policy.evicts === "early" || rolls(policy);
   const way = !rerotates
-    ? "pass --beyond-trained to read it all the same"
+    ? say`pass ${option("beyondTrained")} to read it all the same`
     : onTheWay
     ? `keep fewer than ${trained} tokens per head instead of ${budget.perHead}`
     : policy.meaning.kind === "predicted"
     ? `evict while reading, with gate(read=stream): ${policy.name} as it is scores all of it first`
     : `name a policy that scores a key when it is made, such as streaming-llm: ${policy.name} needs all of it`;
-  return tooLong(
-    `The context has ${tokens} tokens, but ${name} was trained on ${trained}: shorten it to less than ` +
-      `${trained} tokens, question and answer included, or ${way}`,
-  );
+  const shorter = `shorten it to less than ${trained} tokens, question and answer included`;
+  return tooLong(say`The context has ${tokens} tokens, but ${name} was trained on ${trained}: ${shorter}, or ${way}`);
 }
 
 /** Prompts that make the model repeat the context in chunks of `chunk` tokens end at position `last`. */
 export function checkRepeatRoom({ name, contextLength }: Trained, last: number, chunk: number): void {
   if (last <= contextLength) return;
-  throw tooLong(
-    `kvzip repeats the context behind itself and would need ${last} positions, but ${name} was trained on ` +
-      `${contextLength}: shorten the context, set kvzip(chunk=…) below ${chunk}, or pass --beyond-trained`,
-  );
+  const problem = `kvzip repeats the context behind itself and would need ${last} positions, but ${name} was trained ` +
+    `on ${contextLength}`;
+  const shorter = `shorten the context, set kvzip(chunk=…) below ${chunk}`;
+  throw tooLong(say`${problem}: ${shorter}, or pass ${option("beyondTrained")}`);
 }
 
 /** `count` soft tokens behind a context of `length` tokens. */
 export function checkProbeRoom({ name, contextLength }: Trained, length: number, count: number): void {
   if (length + count <= contextLength) return;
-  throw tooLong(
-    `judge-q puts ${count} soft tokens behind the context and would need ${length + count} positions, but ${name} ` +
-      `was trained on ${contextLength}: shorten the context, or pass --beyond-trained`,
-  );
+  const problem = `judge-q puts ${count} soft tokens behind the context and would need ${length + count} positions, ` +
+    `but ${name} was trained on ${contextLength}`;
+  throw tooLong(say`${problem}: shorten the context, or pass ${option("beyondTrained")}`);
 }
 
 /** Positions left below the trained length for a cache whose next token is at `position`; at least one. */
@@ -54,10 +52,10 @@ export function roomBelow({ contextLength: trained }: Trained, position: number)
   if (position < trained) return trained - position;
   throw tooLong(
     `The context doesn't fit the trained ${trained} tokens: one head alone would keep as many, so keep less`,
-    "--keep",
+    option("keep"),
   );
 }
 
-function tooLong(message: string, where = "--context"): PalisadeError {
+function tooLong(message: string | Said, where: Where = option("context")): PalisadeError {
   return inputError("context.too-long", message, where);
 }

@@ -13,14 +13,9 @@ const PROGRAMS: readonly (readonly string[])[] = [
   ["python", "-m", "pip"],
 ];
 
-const PARAMETERS = [
-  "download",
-  "--no-deps",
-  "--only-binary=:all:",
-  "--no-input",
-  "--disable-pip-version-check",
-  "--progress-bar=off",
-];
+/** One line, as one would type it. */
+const PARAMETERS = "download --no-deps --only-binary=:all: --no-input --disable-pip-version-check --progress-bar=off"
+  .split(" ");
 
 /** A folder of a pull that was killed; no download takes a day. */
 const ORPHAN_MS = 24 * 60 * 60 * 1000;

@@ -1,5 +1,5 @@
 /** The models palisade knows by name. */
-import { inputError } from "../../core/errors.ts";
+import { inputError, option } from "../../core/errors.ts";
 import { nearestName } from "../../core/policy/nearest_name.ts";
 
 /** A model with a wheel on PyPI. */
@@ -66,7 +66,7 @@ export const HUB_SUGGESTIONS: readonly HubSuggestion[] = [
 
 /**
  * The model called `name`. With `orFile` a path would do as well, and the refusal says so.
- * @throws PalisadeError input `model.unknown`, with the nearest name when one is near; `where` is `--model` with `orFile`,
+ * @throws PalisadeError input `model.unknown`, with the nearest name when one is near; `where` is `model` with `orFile`,
  * `name` without.
  */
 export function findModel(
@@ -83,6 +83,6 @@ export function findModel(
   throw inputError(
     "model.unknown",
     `No model is called ${JSON.stringify(name)}; ${hint}${file}`,
-    orFile ? "--model" : name,
+    orFile ? option("model") : name,
   );
 }

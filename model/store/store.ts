@@ -3,7 +3,7 @@
  * once its SHA-256 was checked (`store/part.ts`); a note beside it (`store/verified.ts`) says so, and as long as the
  * file has that size and time, using it needs no second look.
  */
-import { inputError, PalisadeError, resourceError } from "../../core/errors.ts";
+import { inputError, option, PalisadeError, resourceError, say } from "../../core/errors.ts";
 import { hostOf } from "../../runtime/host.ts";
 import type { Host, Runtime } from "../../runtime/interface.ts";
 import { type FetchedModel, listFetched, readFetched, removeFetched, writeFetched } from "./fetched.ts";
@@ -208,8 +208,9 @@ async function lookUp(
   } catch (error) {
     if (options.signal?.aborted) throw interrupted(text, error);
     if (error instanceof PalisadeError) throw error;
-    const message = `Can't look up ${text} on the Hugging Face hub: ${reasonOf(error)}. ` +
-      "Is the repository's name right? A file of your own goes with --model FILE.gguf";
+    const problem = `Can't look up ${text} on the Hugging Face hub: ${reasonOf(error)}`;
+    const advice = say`A file of your own goes with ${option("model")} FILE.gguf`;
+    const message = say`${problem}. Is the repository's name right? ${advice}`;
     throw resourceError("model.unreachable", message, text);
   }
 }
@@ -297,12 +298,14 @@ function reasonOf(error: unknown): string {
 
 function offlineError(model: NamedModel, path: string, present: boolean): PalisadeError {
   const state = present ? "is not the file it should be" : "is not there";
-  const message = `Can't use ${model.name} offline: ${path} ${state}; pull it while online, or give --model FILE.gguf`;
+  const advice = say`pull it while online, or give ${option("model")} FILE.gguf`;
+  const message = say`Can't use ${model.name} offline: ${path} ${state}; ${advice}`;
   return resourceError("model.offline", message, model.name);
 }
 
 function unreachableError(model: NamedModel, attempts: readonly string[]): PalisadeError {
   const tried = attempts.join("; ");
-  const message = `Can't fetch ${model.name}. Tried ${tried}. Give a file of your own with --model FILE.gguf`;
+  const advice = say`Give a file of your own with ${option("model")} FILE.gguf`;
+  const message = say`Can't fetch ${model.name}. Tried ${tried}. ${advice}`;
   return resourceError("model.unreachable", message, model.name);
 }

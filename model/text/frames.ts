@@ -4,7 +4,7 @@
  * They are data, chosen by measurement per architecture (`bench/results/frames.md`). A chat template, where the file
  * has one, goes around them; `model/text/prompt.ts` puts both together.
  */
-import { inputError } from "../../core/errors.ts";
+import { inputError, option } from "../../core/errors.ts";
 import { nearestName } from "../../core/policy/nearest_name.ts";
 
 export interface Frame {
@@ -75,7 +75,7 @@ function cut(name: string, text: string): Frame {
   const [between, after, ...others] = rest.split(QUESTION);
   if (after === undefined || before.includes(QUESTION) || more.length + others.length > 0) {
     const message = `Can't use the frame ${JSON.stringify(text)}: want ${TEXT} once, and after it ${QUESTION} once`;
-    throw inputError("frame.syntax", message, "--frame");
+    throw inputError("frame.syntax", message, option("frame"));
   }
   return { name, before, between, after };
 }
@@ -84,5 +84,5 @@ function unknown(name: string) {
   const names = Object.keys(FRAMES), near = nearestName(name, names);
   const hint = near ? `did you mean ${near}?` : `known: ${names.join(", ")}`;
   const message = `No frame is called ${JSON.stringify(name)}; ${hint}, or a text with ${TEXT} and ${QUESTION} in it`;
-  return inputError("frame.unknown", message, "--frame");
+  return inputError("frame.unknown", message, option("frame"));
 }

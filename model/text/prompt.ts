@@ -5,7 +5,7 @@
  * inert, a template that trims contents treats all texts alike, and context and question can be tokenised apart: the
  * context is compressed before any question is known.
  */
-import { inputError, PalisadeError } from "../../core/errors.ts";
+import { inputError, option, PalisadeError } from "../../core/errors.ts";
 import type { Runtime } from "../../runtime/interface.ts";
 import { defaultFrame, type Frame, NO_FRAME, resolveFrame } from "./frames.ts";
 import { isoDay, type LocalTime, localTime } from "./jinja/strftime.ts";
@@ -107,7 +107,7 @@ export async function chatFrame(
     );
   }
   if (system !== undefined && !rendered.text.includes(places.system)) {
-    throw inputError("template.system", "The model's chat template has no place for a system text", "--system");
+    throw inputError("template.system", "The model's chat template has no place for a system text", option("system"));
   }
   const [prefix, suffix] = halves.map((half) => parts(half, places.system, system ?? ""));
   return {
@@ -134,15 +134,17 @@ export function withWords(frame: ChatFrame, nameOrText: string): ChatFrame {
 
 function textAlone(words: Frame, { system, think }: FrameOptions): ChatFrame {
   if (system !== undefined) {
-    throw inputError("template.system", "A text that is gone on with has no place for a system text", "--system");
+    throw inputError("template.system", "A text that is gone on with has no place for a system text", option("system"));
   }
-  if (think) throw inputError("template.think", "A text that is gone on with has no place for thinking", "--think");
+  if (think) {
+    throw inputError("template.think", "A text that is gone on with has no place for thinking", option("think"));
+  }
   return { kind: "none", words, prefix: [], suffix: [], ends: [] };
 }
 
 function noThinking(template: string | undefined): PalisadeError {
   const reason = template === undefined ? "it has no chat template" : "its chat template knows of no thinking";
-  return inputError("template.think", `The model can't be told to think: ${reason}`, "--think");
+  return inputError("template.think", `The model can't be told to think: ${reason}`, option("think"));
 }
 
 /** A template that refuses a finished turn, or ends it by text, says nothing. */

@@ -232,7 +232,7 @@ Deno.test("pickBackend() refuses a named backend that can't start; auto goes on 
   try {
     await assert.rejects(pickBackend("wasm"), (error) => {
       assert.ok(error instanceof PalisadeError, String(error));
-      assert.deepEqual([error.kind, error.code, error.where], ["resources", "backend.missing", "--backend"]);
+      assert.deepEqual([error.kind, error.code, error.where], ["resources", "backend.missing", "backend"]);
       assert.match(error.message, /no vectors here/);
       return true;
     });

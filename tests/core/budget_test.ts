@@ -7,7 +7,7 @@ import { holds } from "../_helper/property.ts";
 
 const MODEL = { heads: 6, kvHeads: 2, headDim: 8, layers: 3 };
 
-function refused(action: () => unknown, code: string, where = "--keep"): void {
+function refused(action: () => unknown, code: string, where = "keep"): void {
   assert.throws(action, (error) => {
     assert.ok(error instanceof PalisadeError, String(error));
     assert.deepEqual([error.kind, error.code, error.where], ["input", code, where]);
@@ -164,9 +164,9 @@ Deno.test("resolveBudget() keeps all for full, whatever is asked", () => {
 
 Deno.test("resolveBudget() refuses no tokens, nothing kept, and a published window as long as the context", () => {
   const ours = resolvePolicy("snapkv"), published = resolvePolicy("snapkv@reference");
-  refused(() => resolveBudget(ours, { fraction: 0.2 }, 0, MODEL), "context.empty", "--context");
+  refused(() => resolveBudget(ours, { fraction: 0.2 }, 0, MODEL), "context.empty", "context");
   refused(() => resolveBudget(ours, { fraction: 0.2 }, 4, MODEL), "keep.nothing");
-  refused(() => resolveBudget(published, { ratio: 0.5 }, 32, MODEL), "context.short", "--context");
+  refused(() => resolveBudget(published, { ratio: 0.5 }, 32, MODEL), "context.short", "context");
   refused(() => resolveBudget(ours, { fraction: 2 }, 4, MODEL), "keep.range");
   assert.equal(resolveBudget(published, { ratio: 0 }, 32, MODEL).perHead, 32);
 });

@@ -9,7 +9,7 @@ import { holds } from "../_helper/property.ts";
 function refused(text: string, code: string, message: RegExp): void {
   assert.throws(() => resolvePolicy(text), (error) => {
     assert.ok(error instanceof PalisadeError, String(error));
-    assert.deepEqual([error.kind, error.code, error.where], ["input", code, "--policy"]);
+    assert.deepEqual([error.kind, error.code, error.where], ["input", code, "policy"]);
     assert.match(error.message, message);
     return true;
   });

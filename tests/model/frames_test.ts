@@ -20,7 +20,7 @@ Deno.test("resolveFrame() cuts a text at its places", () => {
 
 Deno.test("resolveFrame() refuses a name that isn't there and a text without its places", () => {
   const refused = (text: string, code: string, message: RegExp) =>
-    assert.throws(() => resolveFrame(text), { code, where: "--frame", message });
+    assert.throws(() => resolveFrame(text), { code, where: "frame", message });
   refused("blanc", "frame.unknown", /did you mean blank\?/);
   refused("", "frame.unknown", /known: line, blank/);
   refused("constructor", "frame.unknown", /known/);

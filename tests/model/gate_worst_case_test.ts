@@ -44,7 +44,7 @@ Deno.test("worstCaseOf() refuses what the margins can't promise, and says what w
   const refused = (given: Gate, options: Parameters<typeof worstCaseOf>[2], code: string, message: RegExp) =>
     assert.throws(() => worstCaseOf(given, 0.1, options), (error) => {
       assert.ok(error instanceof PalisadeError, String(error));
-      assert.deepEqual([error.kind, error.code, error.where], ["input", code, "--risk-worst"]);
+      assert.deepEqual([error.kind, error.code, error.where], ["input", code, "riskWorst"]);
       assert.match(error.message, message);
       return true;
     });

@@ -93,7 +93,7 @@ Deno.test("openContext() with judge-q refuses when there are no soft tokens, or 
   const softTokens = randomSoftTokens(model.config), policy = "judge-q";
   const open = (options: ContextOptions, changed: Model = model) => openContext(changed, TEXT, options);
   const none = await refusal(open({ policy }));
-  assert.deepEqual([none.code, none.where], ["soft-tokens.none", "--policy"]);
+  assert.deepEqual([none.code, none.where], ["soft-tokens.none", "policy"]);
   assert.match(none.message, /judge-q\(file=FILE\)/);
   const tokens = contextIds(model.frame, model.tokenizer, TEXT).length;
   const config = { ...model.config, contextLength: tokens + 2 };

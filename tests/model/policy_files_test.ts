@@ -12,6 +12,7 @@ import { writeSoftTokens } from "../../model/policy_files/soft_tokens.ts";
 import { evictDump } from "../../core/dump/evict.ts";
 import { openContext } from "../../model/session.ts";
 import { modelHash } from "../../model/store/identity.ts";
+import { failureText } from "../../cli/failure.ts";
 import { currentRuntime, type Runtime } from "../../runtime/mod.ts";
 import { makeDump } from "../_helper/dumps.ts";
 import { randomGate } from "../_helper/gate.ts";
@@ -165,14 +166,14 @@ Deno.test("the library and the command line take the same texts, and refuse the 
     await rm(folder, { recursive: true });
   }
 
-  /** Entries kept, or what is said against it. */
+  /** Entries kept, or what is said against it, options as on the command line. */
   async function inLibrary(policy: string): Promise<number | string> {
     try {
       using context = await openContext(model, TEXT, { policy, keep: "60%" });
       return context.cache.entries();
     } catch (error) {
       assert.ok(error instanceof PalisadeError, String(error));
-      return error.message;
+      return failureText(error);
     }
   }
 

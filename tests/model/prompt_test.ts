@@ -103,7 +103,7 @@ Deno.test("chatFrame() refuses a template that doesn't write the user's text onc
 Deno.test("chatFrame() refuses a system text the template has no place for", async () => {
   await assert.rejects(framed("{{ messages[-1].content }}", { system: "S" }), {
     code: "template.system",
-    where: "--system",
+    where: "system",
   });
 });
 
@@ -182,7 +182,7 @@ Deno.test("chatFrame() switches thinking off unless it is asked for", async () =
 
 Deno.test("chatFrame() refuses to switch on what the template doesn't know", async () => {
   for (const text of [TEMPLATE, undefined]) {
-    await assert.rejects(framed(text, { think: true }), { code: "template.think", where: "--think" });
+    await assert.rejects(framed(text, { think: true }), { code: "template.think", where: "think" });
   }
 });
 

@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { meanLargestMass, summariseLayer } from "../../core/worst_case/certificate.ts";
 import { resolveBudget } from "../../core/select/budget.ts";
 import { PalisadeError } from "../../core/errors.ts";
+import type { OptionName } from "../../core/options.ts";
 import { policies, resolvePolicy } from "../../core/policy/registry.ts";
 import { certificateReport } from "../../model/certificate_report.ts";
 import type { Model } from "../../model/model.ts";
@@ -161,14 +162,14 @@ Deno.test("certificates are the same when entries leave while layers come, and w
   });
 });
 
-const REFUSED: [string, Parameters<typeof resolveRisk>[0], string, string[], string, string][] = [
+const REFUSED: [string, Parameters<typeof resolveRisk>[0], string, OptionName[], string, string][] = [
   ["0", { risk: 0 }, "snapkv", [], "input", "risk.range"],
   ["1", { risk: 1 }, "snapkv", [], "input", "risk.range"],
   ["NaN", { risk: NaN }, "snapkv", [], "input", "risk.range"],
   ["a negative threshold", { riskWorst: -0.1 }, "defensive-risk", [], "input", "risk.range"],
   ["half a byte", { risk: 0.1, maxCacheBytes: 0.5 }, "snapkv", [], "input", "risk.range"],
   ["both risks", { risk: 0.1, riskWorst: 0.1 }, "defensive-risk", [], "usage", "risk.exclusive"],
-  ["a budget beside it", { risk: 0.1 }, "snapkv", ["--keep"], "usage", "risk.exclusive"],
+  ["a budget beside it", { risk: 0.1 }, "snapkv", ["keep"], "usage", "risk.exclusive"],
   ["scores that are no importances", { riskWorst: 0.1 }, "snapkv", [], "input", "risk.policy"],
 ];
 
@@ -184,7 +185,7 @@ for (const [what, settings, policy, others, kind, code] of REFUSED) {
 
 Deno.test("resolveRisk() takes a risk, a threshold, or neither", () => {
   const policy = resolvePolicy("defensive-risk");
-  assert.equal(resolveRisk({}, policy, ["--keep"]), undefined);
+  assert.equal(resolveRisk({}, policy, ["keep"]), undefined);
   assert.deepEqual(resolveRisk({ riskWorst: 0.1 }, policy, []), { kind: "worst", limit: 0.1 });
   const mean = { kind: "mean", limit: 0.1, maxCacheBytes: 2 ** 30 };
   assert.deepEqual(resolveRisk({ risk: 0.1 }, resolvePolicy("snapkv"), []), mean);

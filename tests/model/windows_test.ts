@@ -47,7 +47,7 @@ Deno.test("a text beyond the windows is refused before it is read, and a questio
   for (const options of [{}, { beyondTrained: true }, { positions: "rerotate" }] as const) {
     await assert.rejects(openContext(model, TEXT, { policy: "knorm", ...options }), (error: PalisadeError) => {
       assert.match(error.message, message);
-      return refused(error) && error.where === "--context";
+      return refused(error) && error.where === "context";
     });
   }
   const length = contextIds(model.frame, model.tokenizer, TEXT).length;

@@ -111,17 +111,15 @@ export class MessageMemory {
 /** An error as an answer. */
 export function failure(error: unknown): Message {
   const plain = error instanceof PalisadeError
-    ? { kind: error.kind, code: error.code, where: error.where, message: error.message }
+    ? error.plain()
     : { message: error instanceof Error ? error.message : String(error), range: error instanceof RangeError };
   return { operation: FAILURE, numbers: [], arrays: [new TextEncoder().encode(JSON.stringify(plain))] };
 }
 
 /** The error that {@link failure} was made of. */
 export function errorOf({ arrays: [text] }: Message): Error {
-  const plain = parsed(text!) as Record<string, string>;
-  if (plain.kind) {
-    return new PalisadeError(plain.kind as PalisadeError["kind"], plain.code, plain.message, { where: plain.where });
-  }
+  const plain = parsed(text!) as { message: string; range: boolean } | ReturnType<PalisadeError["plain"]>;
+  if ("kind" in plain) return new PalisadeError(plain.kind, plain.code, plain.said, { where: plain.where });
   return plain.range ? new RangeError(plain.message) : new Error(plain.message);
 }
 

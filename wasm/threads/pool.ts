@@ -5,7 +5,7 @@
  * Commands that need no answer are held back and go along with the next one that does. The thread that starts a pool
  * must be allowed to wait: a web page's own thread is not, its workers are.
  */
-import { type PalisadeError, resourceError } from "../../core/errors.ts";
+import { option, type PalisadeError, resourceError } from "../../core/errors.ts";
 import type { Thread } from "../../runtime/interface.ts";
 import { siblingModule } from "../../runtime/sibling_module.ts";
 import { Barrier } from "./barrier.ts";
@@ -249,7 +249,7 @@ class OtherThread {
       this.#memory.reserve(MESSAGES + this.#heldBytes);
     } catch (cause) {
       const message = `Cannot pass ${this.#heldBytes} bytes to another thread: want at most ${MAILBOX_LIMIT}`;
-      return this.#fail(this.#held.splice(0), resourceError("threads.memory", message, "--threads", cause));
+      return this.#fail(this.#held.splice(0), resourceError("threads.memory", message, option("threads"), cause));
     }
     let at = MESSAGES;
     for (const { message } of this.#held) at = this.#memory.write(at, message);
@@ -291,9 +291,9 @@ class OtherThread {
 }
 
 function ended(reason: string): PalisadeError {
-  return resourceError("threads.ended", `A thread of the kernels has ended: ${reason}`, "--threads");
+  return resourceError("threads.ended", `A thread of the kernels has ended: ${reason}`, option("threads"));
 }
 
 function unavailable(reason: string): PalisadeError {
-  return resourceError("threads.unavailable", `Cannot start threads for the kernels: ${reason}`, "--threads");
+  return resourceError("threads.unavailable", `Cannot start threads for the kernels: ${reason}`, option("threads"));
 }

@@ -1,5 +1,5 @@
 /** The texts of a calibration as token ids: those fitted on, those held out, and those of a kind the gate never saw. */
-import { inputError } from "../../../core/errors.ts";
+import { inputError, option } from "../../../core/errors.ts";
 import type { Runtime } from "../../../runtime/interface.ts";
 import { packageData } from "../../../runtime/package_data.ts";
 import type { Model } from "../../model.ts";
@@ -43,7 +43,7 @@ export async function planCalibration(
   runtime: Runtime,
   { tokens, seed, kinds = KINDS, texts = [] }: PlanOptions,
 ): Promise<CalibrationPlan> {
-  if (tokens < 1000) throw inputError("calibrate.tokens", `${tokens} tokens: want at least 1000`, "--tokens");
+  if (tokens < 1000) throw inputError("calibrate.tokens", `${tokens} tokens: want at least 1000`, option("tokens"));
   const prose = await realProse(runtime);
   const built = (count: number, length: number, from: number, which: readonly Kind[], real: readonly string[]) =>
     Array.from({ length: count }, (_, i) => {
@@ -69,7 +69,11 @@ function mixIn(
 ): void {
   const [prefix, all] = [contextIds(frame, tokenizer, ""), tokenizer.encode(text)];
   if (all.length < 1000) {
-    throw inputError("calibrate.text", `The texts have ${all.length} tokens together: want at least 1000`, "--text");
+    throw inputError(
+      "calibrate.text",
+      `The texts have ${all.length} tokens together: want at least 1000`,
+      option("text"),
+    );
   }
   const cut = Math.floor(all.length * 0.8);
   replaceEverySecond(fit, all.slice(0, cut), prefix);

@@ -280,7 +280,7 @@ function closing(tokens: readonly Token[], open: number): number {
   let depth = 0;
   for (let at = open; at < tokens.length; at++) {
     if (OPENING.has(tokens[at].type)) depth++;
-    if (CLOSING.has(tokens[at].type) && --depth === 0) return at;
+    if (CLOSING.has(tokens[at].type) && (depth -= 1) === 0) return at;
   }
   throw new SyntaxError("a bracket doesn't close");
 }

@@ -1,5 +1,5 @@
 /** What is too much text to tokenize: far beyond any context, and enough to take all memory. */
-import { inputError } from "../../../core/errors.ts";
+import { inputError, option } from "../../../core/errors.ts";
 
 /** Some four million tokens; takes about a gigabyte to tokenize. */
 export const MAX_TEXT = 16 * 1024 * 1024;
@@ -16,7 +16,7 @@ export function refuseTooMuchText(text: string): void {
     throw inputError(
       "text.too-large",
       `Can't tokenize ${text.length} characters: at most ${MAX_TEXT} are possible, some four million tokens`,
-      "--context",
+      option("context"),
     );
   }
   if (text.length <= MAX_WORD) return;
@@ -31,7 +31,7 @@ export function refuseTooMuchText(text: string): void {
       throw inputError(
         "text.endless-word",
         `Can't tokenize the text: it has more than ${MAX_WORD} ${run}`,
-        "--context",
+        option("context"),
       );
     }
     start = i;
