@@ -1,5 +1,5 @@
 /**
- * The library's door: load a model, read a context with a bounded KV cache, ask questions.
+ * The library: load a model, read a context with a bounded KV cache, ask questions.
  *
  * ```ts
  * import { currentRuntime, loadModel, openContext } from "palisade-kv";

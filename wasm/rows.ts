@@ -186,14 +186,14 @@ export class WasmRows implements TrustingRows<Float32Array> {
 
   // deno-lint-ignore require-await -- as above
   async clone(): Promise<WasmRows> {
-    const twin = new WasmRows(this.#kernels, this.#meter, this.shape, 0, this.type, this.#whole);
+    const copy = new WasmRows(this.#kernels, this.#meter, this.shape, 0, this.type, this.#whole);
     try {
-      twin.fill(Array.from(this.#lengths, (_, h) => this.copyNow(h)));
+      copy.fill(Array.from(this.#lengths, (_, h) => this.copyNow(h)));
     } catch (error) {
-      twin.free();
+      copy.free();
       throw error;
     }
-    return twin;
+    return copy;
   }
 
   // deno-lint-ignore require-await -- as above

@@ -232,9 +232,9 @@ class ReferenceRows implements TrustingRows<Float32Array> {
 
   // deno-lint-ignore require-await -- as above
   async clone(): Promise<TrustingRows<Float32Array>> {
-    const twin = new ReferenceRows(this.#shape, 0, this.#type, this.#meter);
-    twin.#heads.forEach((head, h) => head.copyFrom(this.#heads[h]));
-    return twin;
+    const copy = new ReferenceRows(this.#shape, 0, this.#type, this.#meter);
+    copy.#heads.forEach((head, h) => head.copyFrom(this.#heads[h]));
+    return copy;
   }
 
   // deno-lint-ignore require-await -- as above

@@ -173,22 +173,22 @@ export class RaggedCache implements Disposable {
 
   /** A cache of its own with the same entries, positions and counters; its byte peak starts anew. */
   async fork(): Promise<RaggedCache> {
-    const twin = new RaggedCache(this.backend, this.shape, this.type);
+    const copy = new RaggedCache(this.backend, this.shape, this.type);
     try {
       for (const [layer, rows] of this.#rows.entries()) {
-        if (rows) twin.#rows[layer] = new LazyRows(await rows.settled().clone());
+        if (rows) copy.#rows[layer] = new LazyRows(await rows.settled().clone());
       }
     } catch (error) {
-      twin[Symbol.dispose]();
+      copy[Symbol.dispose]();
       throw error;
     }
     const copies = (lists: PositionList[][]) => lists.map((heads) => heads.map((list) => list.copy()));
-    twin.#positions = copies(this.#positions);
-    twin.#logical = this.#logical && copies(this.#logical);
-    twin.#shift = this.#shift;
-    twin.position = this.position;
-    twin.#rows.forEach((_, layer) => twin.#count(layer));
-    return twin;
+    copy.#positions = copies(this.#positions);
+    copy.#logical = this.#logical && copies(this.#logical);
+    copy.#shift = this.#shift;
+    copy.position = this.position;
+    copy.#rows.forEach((_, layer) => copy.#count(layer));
+    return copy;
   }
 
   /** Tells the counter how many bytes of candidate scores exist right now. */
@@ -311,10 +311,10 @@ class PositionList {
   }
 
   copy(): PositionList {
-    const twin = new PositionList();
-    twin.#data = this.#data.slice();
-    twin.length = this.length;
-    return twin;
+    const copy = new PositionList();
+    copy.#data = this.#data.slice();
+    copy.length = this.length;
+    return copy;
   }
 
   truncate(length: number): void {

@@ -15,7 +15,7 @@ interface Entries extends SortKeys {
   readonly positions: Int32Array;
 }
 
-/** The streaming twin of one `selectTop` over the heads of all layers with `budget.total` entries. */
+/** One `selectTop` over the heads of all layers with `budget.total` entries, taken layer by layer. */
 export class JointSelection {
   readonly #budget: Budget;
   /** Entries of each layer's heads, `[layers][kvHeads]`; none for layers that have not come. */

@@ -74,7 +74,7 @@ Deno.test("the package works without onnxruntime-node", async () => {
   assert.equal(existsSync(join(await consumer(), "node_modules/onnxruntime-node")), false);
 });
 
-Deno.test("import of both doors works in Node", async () => {
+Deno.test("import of both entry points works in Node", async () => {
   const folder = await consumer();
   const script = `const all = await import("palisade-kv"), core = await import("palisade-kv/core");
     console.log(JSON.stringify([Object.keys(all), Object.keys(core)]));`;
@@ -85,7 +85,7 @@ Deno.test("import of both doors works in Node", async () => {
   assert.ok(core.includes("PalisadeError"), `exports of core: ${core}`);
 });
 
-Deno.test("a consumer's file type-checks against both doors with nodenext resolution", async () => {
+Deno.test("a consumer's file type-checks against both entry points with nodenext resolution", async () => {
   const folder = await consumer();
   const compilerOptions = {
     module: "nodenext",

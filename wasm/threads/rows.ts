@@ -235,7 +235,7 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
     const lengths = this.#lengths.slice(), others = this.#others, id = this.#pool.newId();
     let own: WasmRows | undefined;
     try {
-      await this.#all(ROWS.clone, () => ({ id: this.#id, twin: id }), async () => {
+      await this.#all(ROWS.clone, () => ({ id: this.#id, copy: id }), async () => {
         own = await this.#own.clone();
         return {};
       });

@@ -108,8 +108,8 @@ export const ROWS = {
     (service, { id, moves, rotation: { frequencies, ...rotation } }) =>
       service.get(id).rotateKeys(moves, { ...rotation, frequencies: Float64Array.from(frequencies) }),
   ),
-  clone: command({ id, twin: number }, {}, async (service, { id, twin }) => {
-    service.set(twin, await service.get(id).clone());
+  clone: command({ id, copy: number }, {}, async (service, { id, copy }) => {
+    service.set(copy, await service.get(id).clone());
   }),
   copy: command(
     { id, kvHead: number, wanted: optionalInts },
