@@ -16,7 +16,7 @@ import { forkCache, type KeptCase, prefillOnce } from "../evaluate/sweep/shared_
 import { makeSample } from "../evaluate/sweep/sweep.ts";
 import { openHaystack } from "../evaluate/tasks/haystack.ts";
 import { scoreAnswer } from "../evaluate/tasks/metrics.ts";
-import { groupsOf, parseCases, parseLengths } from "../evaluate/sweep/plan.ts";
+import { cellGroups, parseCases, parseLengths } from "../evaluate/sweep/plan.ts";
 import { splitList } from "../evaluate/sweep/lists.ts";
 import { openTasks } from "../evaluate/tasks/registry.ts";
 import type { DenseChoice, DensePrecision } from "../model/dense/pick.ts";
@@ -53,7 +53,7 @@ const cases = parseCases(values.policies, values.keep);
 const tasks = await openTasks(splitList(values.tasks), runtime);
 const out = openSync(values.out, "w");
 
-const groups = groupsOf(tasks, parseLengths(values.length), Number(values.samples));
+const groups = cellGroups(tasks, parseLengths(values.length), Number(values.samples));
 for (const group of groups.filter(({ sample }) => sample >= Number(values.first))) {
   const { context, question, answerPrefix, answers, metric, maxNewTokens } = makeSample(model, group, sampling);
   const ids = contextIds(frame, tokenizer, context);

@@ -16,7 +16,7 @@ import { modelHash } from "../model/store/identity.ts";
 import { VERSION } from "../cli/version.ts";
 import { runGroup } from "../evaluate/sweep/sweep.ts";
 import { openHaystack } from "../evaluate/tasks/haystack.ts";
-import { groupsOf, parseCases } from "../evaluate/sweep/plan.ts";
+import { cellGroups, parseCases } from "../evaluate/sweep/plan.ts";
 import { ResultsFile } from "../evaluate/results/results.ts";
 import { openTasks } from "../evaluate/tasks/registry.ts";
 import { loadModel } from "../model/model.ts";
@@ -37,7 +37,7 @@ const sha256 = await modelHash(path, runtime);
 const haystack = await openHaystack(runtime);
 const cases = parseCases(POLICIES, "20%,10%,5%");
 const tasks = await openTasks(["niah_single_1", "niah_single_2", "niah_multikey_1"], runtime);
-const groups = groupsOf(tasks, [1024], Math.ceil(CELLS / cases.length / tasks.length));
+const groups = cellGroups(tasks, [1024], Math.ceil(CELLS / cases.length / tasks.length));
 await using results = await ResultsFile.open(runtime, join(folder, "results.jsonl"));
 let cells = 0, own = loading;
 for (const group of groups) {

@@ -13,7 +13,7 @@
 import { closeSync, openSync, writeSync } from "node:fs";
 import process from "node:process";
 import { parseArgs } from "node:util";
-import { groupsOf, parseLengths } from "../evaluate/sweep/plan.ts";
+import { cellGroups, parseLengths } from "../evaluate/sweep/plan.ts";
 import { makeSample } from "../evaluate/sweep/sweep.ts";
 import { openHaystack } from "../evaluate/tasks/haystack.ts";
 import { scoreAnswer } from "../evaluate/tasks/metrics.ts";
@@ -108,7 +108,7 @@ const NEEDLES = ["niah_single_1", "niah_single_2", "niah_multikey_1", "niah_mult
 const sampling = { seed: 1, haystack: await openHaystack(runtime, undefined) };
 const tasks = await openTasks(NEEDLES, runtime);
 const line = { ...model, frame: withWords(model.frame, "line") };
-for (const group of groupsOf(tasks, parseLengths("512"), Math.ceil(Number(values.needles) / tasks.length))) {
+for (const group of cellGroups(tasks, parseLengths("512"), Math.ceil(Number(values.needles) / tasks.length))) {
   const { context, question, answerPrefix, answers, metric } = makeSample(line, group, sampling);
   await askAll(context, [{ question, answerPrefix, maxTokens: 24 }], (frame, _, { answer, finish }) => {
     const said = answer.slice(answerPrefix.length), score = scores.get(frame)!;

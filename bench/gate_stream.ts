@@ -9,7 +9,7 @@ import { type Keep, resolveBudget } from "../core/select/budget.ts";
 import { resolvePolicy } from "../core/policy/registry.ts";
 import { makeSample } from "../evaluate/sweep/sweep.ts";
 import { openHaystack } from "../evaluate/tasks/haystack.ts";
-import { groupsOf } from "../evaluate/sweep/plan.ts";
+import { cellGroups } from "../evaluate/sweep/plan.ts";
 import { openTasks } from "../evaluate/tasks/registry.ts";
 import { loadModel } from "../model/model.ts";
 import { contextIds } from "../model/text/prompt.ts";
@@ -50,7 +50,7 @@ function jaccard(a: readonly Set<number>[], b: readonly Set<number>[]): number {
 }
 
 const found = KEEPS.map((): number[] => []);
-for (const group of groupsOf(await openTasks(TASKS, runtime), [tokens], samples)) {
+for (const group of cellGroups(await openTasks(TASKS, runtime), [tokens], samples)) {
   const ids = contextIds(frame, tokenizer, makeSample(model, group, sampling).context);
   const { gate } = await policyInputs(model, policy, ids);
   for (const [i, keep] of KEEPS.entries()) {

@@ -5,9 +5,9 @@ import { type GroupOptions, measureSample, runGroup, type Subject } from "../../
 import { NO_HAYSTACK, openHaystack } from "../../evaluate/tasks/haystack.ts";
 import {
   type AskedCase,
+  type CellGroup,
+  cellGroups,
   cellsBefore,
-  type Group,
-  groupsOf,
   loadCases,
   parseLengths,
 } from "../../evaluate/sweep/plan.ts";
@@ -30,7 +30,7 @@ export async function evaluateHere(options: EvalOptions, io: Io): Promise<number
   const lengths = parseLengths(options.length);
   const models = nonEmpty(splitNames(options.models, "models"), "models");
   const tasks = await openTasks(nonEmpty(splitNames(options.tasks, "tasks"), "tasks"), io.runtime);
-  const groups = groupsOf(tasks, lengths, options.samples);
+  const groups = cellGroups(tasks, lengths, options.samples);
   const haystack = tasks.some((task) => task.sized) ? await openHaystack(io.runtime, options.haystack) : NO_HAYSTACK;
   await using results = await ResultsFile.open(io.runtime, options.out);
   const sweep = new SweepProgress(io, options, results, models.length * groups.length * cases.length);
@@ -117,7 +117,7 @@ class SweepProgress {
   #found = 0;
   /** Cells of coming groups that look as if they were in the file. */
   #expected = 0;
-  readonly #expectedByGroup = new Map<Group, number>();
+  readonly #expectedByGroup = new Map<CellGroup, number>();
   #computeMs = 0;
   /** Groups that couldn't be measured, by the reason. */
   readonly #bad = new Map<string, string[]>();
@@ -131,7 +131,7 @@ class SweepProgress {
   }
 
   /** Looks up which groups of this model have lines already, so that they don't count as work to come. */
-  expect({ sha256 }: Subject, groups: readonly Group[], cases: readonly AskedCase[]): void {
+  expect({ sha256 }: Subject, groups: readonly CellGroup[], cases: readonly AskedCase[]): void {
     this.#expected = 0;
     this.#expectedByGroup.clear();
     const lines = this.#results.before.filter(({ model }) => model.sha256 === sha256);
@@ -141,7 +141,7 @@ class SweepProgress {
     }
   }
 
-  async run(subject: Subject, group: Group, cases: readonly AskedCase[], options: GroupOptions): Promise<void> {
+  async run(subject: Subject, group: CellGroup, cases: readonly AskedCase[], options: GroupOptions): Promise<void> {
     const start = performance.now();
     let computed = 0;
     const label = labelOf(group);
@@ -170,8 +170,8 @@ class SweepProgress {
    * Counts the tokens of the samples whose length isn't chosen, and makes one of each length that is, before anything is
    * read; returns those that can't be measured.
    */
-  measure(subject: Subject, groups: readonly Group[], options: GroupOptions): Set<Group> {
-    const bad = new Set<Group>();
+  measure(subject: Subject, groups: readonly CellGroup[], options: GroupOptions): Set<CellGroup> {
+    const bad = new Set<CellGroup>();
     for (const group of groups) {
       if (group.length !== null && group.sample > 0) continue;
       options.signal?.throwIfAborted();
@@ -186,7 +186,7 @@ class SweepProgress {
   }
 
   /** The result of `work`; undefined when the group was refused, which the others don't pay for. */
-  async #refused<T>(group: Group, work: () => Promise<T>): Promise<T | undefined> {
+  async #refused<T>(group: CellGroup, work: () => Promise<T>): Promise<T | undefined> {
     try {
       return await work();
     } catch (error) {
@@ -196,7 +196,7 @@ class SweepProgress {
   }
 
   /** Notes a refusal, and says so at its first time; anything else is thrown. */
-  #note(group: Group, error: unknown): void {
+  #note(group: CellGroup, error: unknown): void {
     if (!(error instanceof PalisadeError) || error.kind !== "input") throw error;
     const reason = failureText(error, EVAL_NAMES);
     const labels = this.#bad.get(reason) ?? [];
@@ -226,7 +226,7 @@ class SweepProgress {
   }
 }
 
-function labelOf({ task, length, sample }: Group): string {
+function labelOf({ task, length, sample }: CellGroup): string {
   const name = task.file === undefined ? task.name : `${task.name.split(":")[0]}:${task.file}`;
   return `${name}${length === null ? "" : ` ${length}`} #${sample + 1}`;
 }

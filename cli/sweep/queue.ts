@@ -4,7 +4,7 @@ import { type CollectCounts, type CollectOutcome, collectSweep } from "../../eva
 import { QUEUE_PROTOCOL, type SweepManifest, usageError } from "../../evaluate/queue/protocol.ts";
 import { openServer, parseQueueUrl } from "../../evaluate/queue/server.ts";
 import { readSources } from "../../evaluate/queue/sources.ts";
-import { type Group, groupsOf, parseLengths } from "../../evaluate/sweep/plan.ts";
+import { type CellGroup, cellGroups, parseLengths } from "../../evaluate/sweep/plan.ts";
 import { nonEmpty, refuseRepeated, splitNames } from "../../evaluate/sweep/lists.ts";
 import { type ResultLine, ResultsFile } from "../../evaluate/results/results.ts";
 import { DEFAULTS } from "../../model/defaults.ts";
@@ -28,7 +28,7 @@ export async function evaluateByQueue(options: QueueOptions, io: Io): Promise<nu
   const tasks = nonEmpty(splitNames(options.tasks, "tasks"), "tasks");
   const { policies, keep, haystack, cacheType = DEFAULTS.cacheType } = options;
   const sources = await readSources(io.runtime, { tasks, haystack, policies, keep });
-  const groups = groupsOf(sources.tasks, lengths, options.samples);
+  const groups = cellGroups(sources.tasks, lengths, options.samples);
   using progress = createProgress(io.interactive && !options.quiet);
   const manifests: SweepManifest[] = [];
   for (const name of models) {
@@ -125,7 +125,7 @@ class QueueProgress {
     this.#io.err(`palisade: ${note}\n`);
   }
 
-  progress(sweep: number, counts: CollectCounts, group?: Group): void {
+  progress(sweep: number, counts: CollectCounts, group?: CellGroup): void {
     this.#counts[sweep] = counts;
     const { cells, computed } = this.#sums();
     const total = this.#groups * this.#cases;

@@ -8,7 +8,7 @@
 import type { Job, Queue, Worker } from "bullmq";
 import { option, PalisadeError, resourceError } from "../../core/errors.ts";
 import type { Runtime } from "../../runtime/interface.ts";
-import type { Group } from "../sweep/plan.ts";
+import type { CellGroup } from "../sweep/plan.ts";
 import { cellId, RESULT_FORMAT, type ResultLine } from "../results/results.ts";
 import {
   type Delivery,
@@ -33,12 +33,12 @@ export interface CollectOptions {
   readonly runtime: Runtime;
   readonly results: ResultsSink;
   readonly manifest: SweepManifest;
-  readonly groups: readonly Group[];
+  readonly groups: readonly CellGroup[];
   readonly signal: AbortSignal;
   /** Something a person should know. */
   readonly onNote: (note: string) => void;
   /** After each change of the counts. */
-  readonly onProgress?: (counts: CollectCounts, group?: Group) => void;
+  readonly onProgress?: (counts: CollectCounts, group?: CellGroup) => void;
   /** How often a group is tried before it counts as failed. Default 3. */
   readonly attempts?: number;
   /** How often the queue is looked over, milliseconds. Default 1000. */
@@ -60,7 +60,7 @@ export interface CollectCounts {
 }
 
 export interface FailedGroup {
-  readonly group: Group;
+  readonly group: CellGroup;
   readonly reason: string;
 }
 
@@ -103,7 +103,7 @@ class Collector {
   readonly #names: ReturnType<typeof namesOf>;
   readonly #token = crypto.randomUUID();
   readonly #placeMs: number;
-  readonly #pending = new Map<string, Group>();
+  readonly #pending = new Map<string, CellGroup>();
   readonly #failed: FailedGroup[] = [];
   readonly #counts: CollectCounts = { computed: 0, found: 0, duplicates: 0, refused: 0, groupsDone: 0 };
   readonly #computedBy = new Map<string, number>();
@@ -394,7 +394,7 @@ function linesByGroup({ results, manifest }: CollectOptions): Map<string, string
   return byKey;
 }
 
-function keyOf({ task: { name, source }, length, sample }: Group): Omit<GroupJob, "done"> {
+function keyOf({ task: { name, source }, length, sample }: CellGroup): Omit<GroupJob, "done"> {
   return { task: name, ...(source && { source }), length, sample };
 }
 
@@ -426,7 +426,7 @@ function reasonOf({ failedReason, attemptsMade }: Job): string {
   return `${failedReason}${attemptsMade > 1 ? ` (tried ${attemptsMade} times)` : ""}`;
 }
 
-function labelOf({ task, length, sample }: Group): string {
+function labelOf({ task, length, sample }: CellGroup): string {
   return `${task.name}${length === null ? "" : ` ${length}`} #${sample + 1}`;
 }
 

@@ -9,7 +9,7 @@ import type { CacheType } from "../../core/cache/entry_type.ts";
 import { PalisadeError, type Where } from "../../core/errors.ts";
 import type { Said } from "../../core/options.ts";
 import type { Runtime } from "../../runtime/interface.ts";
-import type { Group } from "../sweep/plan.ts";
+import type { CellGroup } from "../sweep/plan.ts";
 import { type CellInputs, hashOf, type Protocol, type ResultLine } from "../results/results.ts";
 
 /** Raised when manifest, job or delivery change. */
@@ -79,7 +79,7 @@ export function sweepIdOf(manifest: SweepManifest, runtime: Pick<Runtime, "sha25
 }
 
 /** The same for the same group, so that a group is queued once. */
-export function jobIdOf(group: Group, runtime: Pick<Runtime, "sha256">): string {
+export function jobIdOf(group: CellGroup, runtime: Pick<Runtime, "sha256">): string {
   const { task: { name, source }, length, sample } = group;
   return `g${hashOf({ task: name, ...(source && { source }), length, sample }, runtime).slice(0, 24)}`;
 }

@@ -16,8 +16,8 @@ export interface AskedCase {
   readonly asked: { readonly policy: string; readonly keep: string };
 }
 
-/** The unit of work: one sample of one task at one length. All policies and budgets of a group share its prefill. */
-export interface Group {
+/** The unit of work: the cells of one sample of one task at one length, all policies and budgets. They share a prefill. */
+export interface CellGroup {
   readonly task: Task;
   /** Tokens; null for tasks that are as long as they are. */
   readonly length: number | null;
@@ -89,8 +89,8 @@ export function parseLengths(text: string): number[] {
 }
 
 /** All groups, sample by sample, so that a sweep cut short holds about as many samples of every task. */
-export function groupsOf(tasks: readonly Task[], lengths: readonly number[], samples: number): Group[] {
-  const groups: Group[] = [];
+export function cellGroups(tasks: readonly Task[], lengths: readonly number[], samples: number): CellGroup[] {
+  const groups: CellGroup[] = [];
   const sized = lengths.map((length) => ({ length, tasks: tasks.filter((task) => task.sized) }));
   for (const { length, tasks: some } of [{ length: null, tasks: tasks.filter((task) => !task.sized) }, ...sized]) {
     for (let sample = 0; sample < samples; sample++) {
@@ -106,14 +106,14 @@ export function groupsOf(tasks: readonly Task[], lengths: readonly number[], sam
  */
 export function cellsBefore(
   lines: readonly Pick<ResultLine, "task" | "source" | "length" | "sample" | "asked">[],
-  groups: readonly Group[],
+  groups: readonly CellGroup[],
   cases: readonly AskedCase[],
-): Map<Group, number> {
-  type Place = Pick<Group, "length" | "sample"> & { name: string; source?: string };
+): Map<CellGroup, number> {
+  type Place = Pick<CellGroup, "length" | "sample"> & { name: string; source?: string };
   const key = ({ name, source, length, sample }: Place, { policy, keep }: AskedCase["asked"]) =>
     JSON.stringify([name, source, length, sample, policy, keep]);
   const held = new Set(lines.map((line) => key({ ...line, name: line.task, source: line.source?.sha256 }, line.asked)));
-  const isHeld = ({ task: { name, source }, length, sample }: Group) => ({ asked }: AskedCase) =>
+  const isHeld = ({ task: { name, source }, length, sample }: CellGroup) => ({ asked }: AskedCase) =>
     held.has(key({ name, source, length, sample }, asked));
   return new Map(groups.map((group) => [group, cases.filter(isHeld(group)).length]));
 }

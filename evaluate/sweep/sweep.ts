@@ -1,6 +1,6 @@
 /**
  * The cells of one sample: generate it, read it once, answer it from every evicted cache. This is the unit to schedule
- * from outside: it needs a loaded model and a {@link Group}, knows which cells are done by their ids, and yields lines.
+ * from outside: it needs a loaded model and a {@link CellGroup}, knows which cells are done by their ids, and yields lines.
  */
 import { resolveBudget } from "../../core/select/budget.ts";
 import type { CacheType } from "../../core/cache/entry_type.ts";
@@ -19,7 +19,7 @@ import { forkCache, prefillOnce, type SharedPrefill, sharesPrefill } from "./sha
 import type { Haystack } from "../tasks/haystack.ts";
 import { scoreAnswer } from "../tasks/metrics.ts";
 import { refuseRepeated } from "./lists.ts";
-import type { AskedCase, Group } from "./plan.ts";
+import type { AskedCase, CellGroup } from "./plan.ts";
 import { cellId, type CellInputs, hashOf, type Protocol, RESULT_FORMAT, type ResultLine } from "../results/results.ts";
 import { shadingOf } from "../report/shading.ts";
 import { sampleSeed } from "../tasks/draw.ts";
@@ -74,7 +74,7 @@ export interface MeasuredSample {
  */
 export function measureSample(
   { model }: Pick<Subject, "model">,
-  group: Group,
+  group: CellGroup,
   options: Pick<GroupOptions, "seed" | "haystack" | "protocol" | "beyondTrained">,
 ): MeasuredSample {
   const { beyondTrained = false } = options, { contextLength } = model.config;
@@ -95,7 +95,7 @@ export function measureSample(
  */
 export async function* runGroup(
   subject: Subject,
-  group: Group,
+  group: CellGroup,
   cases: readonly AskedCase[],
   options: GroupOptions,
 ): AsyncGenerator<ResultLine> {
@@ -220,7 +220,7 @@ function sameAnswer({ ids, text, finish, ms }: FullAnswer): ComparedAnswer {
  */
 export function makeSample(
   model: Pick<Model, "frame" | "tokenizer">,
-  { task, length, sample: index }: Group,
+  { task, length, sample: index }: CellGroup,
   { seed, haystack }: Pick<GroupOptions, "seed" | "haystack">,
 ): Sample {
   const promptTokens = ({ context, question, answerPrefix }: Prompt) =>
@@ -254,7 +254,7 @@ function refuseTooLong(model: Pick<Model, "config">, tokens: number, allowed: bo
 
 function cellOf(
   { model, runtime, sha256, palisade }: Subject,
-  { task, length, sample: index }: Group,
+  { task, length, sample: index }: CellGroup,
   sample: Sample,
   contextTokens: number,
   each: AskedCase,
@@ -338,7 +338,7 @@ function headCounts(cache: RaggedCache): number[][] {
   );
 }
 
-function shade(group: Group, model: Model, ids: readonly number[], cache: RaggedCache, options: GroupOptions) {
+function shade(group: CellGroup, model: Model, ids: readonly number[], cache: RaggedCache, options: GroupOptions) {
   if (group.sample >= (options.shaded ?? 1) || ids.length > MOST_SHADED) return undefined;
   return shadingOf(cache, model.tokenizer, ids);
 }
@@ -346,7 +346,7 @@ function shade(group: Group, model: Model, ids: readonly number[], cache: Ragged
 function lineOf(
   { runtime, model }: Subject,
   { id, inputs, asked }: Cell,
-  { task: { source, file } }: Group,
+  { task: { source, file } }: CellGroup,
   sample: Sample,
   { evicted, prefill, full, answer, tokens, shading }: {
     evicted: Evicted;

@@ -1,7 +1,7 @@
 /** Cells of the workbench: what makes a cell another one. */
 import assert from "node:assert/strict";
 import { runGroup, type Subject } from "../../evaluate/sweep/sweep.ts";
-import { groupsOf, parseCases } from "../../evaluate/sweep/plan.ts";
+import { cellGroups, parseCases } from "../../evaluate/sweep/plan.ts";
 import { hashOf, type ResultLine } from "../../evaluate/results/results.ts";
 import { openTasks } from "../../evaluate/tasks/registry.ts";
 import { withWords } from "../../model/text/prompt.ts";
@@ -12,7 +12,7 @@ import { testFolder, tinyHaystack, tinyModel } from "../_helper/workbench.ts";
 Deno.test("runGroup() gives the cells of gate other ids with another gate, and kvzip's the same", async () => {
   const runtime = await currentRuntime();
   const haystack = await tinyHaystack(await testFolder("group"));
-  const [group] = groupsOf(await openTasks(["niah_single_1"], runtime), [1024], 1);
+  const [group] = cellGroups(await openTasks(["niah_single_1"], runtime), [1024], 1);
   const run = async (seed: number): Promise<ResultLine[]> => {
     await using tiny = await tinyModel("wasm");
     const gate = randomGate(tiny.config, seed);
@@ -33,7 +33,7 @@ Deno.test("runGroup() gives the cells of gate other ids with another gate, and k
 Deno.test("runGroup() gives cells asked in other words other ids, and those of the line break the ids they had", async () => {
   const runtime = await currentRuntime();
   const haystack = await tinyHaystack(await testFolder("frames"));
-  const [group] = groupsOf(await openTasks(["niah_single_1"], runtime), [1024], 1);
+  const [group] = cellGroups(await openTasks(["niah_single_1"], runtime), [1024], 1);
   await using tiny = await tinyModel("wasm");
   const { prefix, suffix } = tiny.frame;
   const run = async (frame: string): Promise<ResultLine> => {

@@ -1,9 +1,9 @@
 import assert from "node:assert/strict";
-import { cellsBefore, groupsOf, parseCases } from "../../evaluate/sweep/plan.ts";
+import { cellGroups, cellsBefore, parseCases } from "../../evaluate/sweep/plan.ts";
 import { rulerTasks } from "../../evaluate/tasks/registry.ts";
 
 Deno.test("cellsBefore() counts lines of the same sample, policy and keep, each once", () => {
-  const groups = groupsOf(rulerTasks.slice(0, 1), [1024, 2048], 2), [task] = rulerTasks;
+  const groups = cellGroups(rulerTasks.slice(0, 1), [1024, 2048], 2), [task] = rulerTasks;
   const cases = parseCases("full,snapkv,gate(combine=risk)", "20%,10%");
   assert.equal(cases.length, 5);
   const line = (sample: number, policy: string, keep: string, length = 1024, name = task.name) => {

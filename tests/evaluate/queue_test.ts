@@ -8,7 +8,7 @@ import { collectSweep } from "../../evaluate/queue/collector.ts";
 import { namesOf, QUEUE_PROTOCOL, refusalOf, sweepIdOf, type SweepManifest } from "../../evaluate/queue/protocol.ts";
 import { openServer, parseQueueUrl, type QueueServer } from "../../evaluate/queue/server.ts";
 import { workOnSweeps, type WorkOptions } from "../../evaluate/queue/worker.ts";
-import type { Group } from "../../evaluate/sweep/plan.ts";
+import type { CellGroup } from "../../evaluate/sweep/plan.ts";
 import {
   cellId,
   type CellInputs,
@@ -225,7 +225,7 @@ const MANIFEST: SweepManifest = {
 };
 const ENGINES = { backend: "made up", dense: "made up" };
 
-function groups(count: number): Group[] {
+function groups(count: number): CellGroup[] {
   const task = rulerTasks.find(({ name }) => name === "vt")!;
   return Array.from({ length: count }, (_, sample) => ({ task, length: 1024, sample }));
 }

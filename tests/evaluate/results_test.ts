@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { appendFile, readFile, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { PalisadeError } from "../../core/errors.ts";
-import { groupsOf, loadCases, parseCases, parseLengths } from "../../evaluate/sweep/plan.ts";
+import { cellGroups, loadCases, parseCases, parseLengths } from "../../evaluate/sweep/plan.ts";
 import { splitList, splitNames } from "../../evaluate/sweep/lists.ts";
 import { cellId, type CellInputs, readResults, type ResultLine, ResultsFile } from "../../evaluate/results/results.ts";
 import type { Task } from "../../evaluate/tasks/interface.ts";
@@ -204,9 +204,9 @@ Deno.test("parseLengths() reads k as 1024", async () => {
   assert.equal((await refusal(() => parseLengths(""))).code, "list.empty");
 });
 
-Deno.test("groupsOf() goes sample by sample and runs tasks with texts of their own once", () => {
+Deno.test("cellGroups() goes sample by sample and runs tasks with texts of their own once", () => {
   const task = (name: string, sized: boolean, available?: number) => ({ name, sized, available }) as Task;
-  const groups = groupsOf([task("a", true), task("own", false, 1), task("b", true)], [1024, 2048], 2);
+  const groups = cellGroups([task("a", true), task("own", false, 1), task("b", true)], [1024, 2048], 2);
   assert.deepEqual(groups.map((group) => `${group.task.name} ${group.length} ${group.sample}`), [
     "own null 0",
     "a 1024 0",
