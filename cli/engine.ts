@@ -1,7 +1,7 @@
 /** What every command that runs a model can be told, and starting one. */
 import { BACKEND_CHOICES } from "../model/device.ts";
 import { DENSE_CHOICES } from "../model/dense/pick.ts";
-import { loadModel, type Model } from "../model/model.ts";
+import { loadModel, type LoadOptions, type Model } from "../model/model.ts";
 import { MOST_THREADS, type ThreadChoice } from "../model/threads.ts";
 import { DEFAULTS } from "../model/defaults.ts";
 import type { Io } from "./io.ts";
@@ -34,27 +34,20 @@ export const ENGINE = {
 /** What {@link ENGINE} gives. */
 export type EngineOptions = Values<typeof ENGINE>;
 
-/** Finds or fetches the model and starts it, with progress. */
+/** Finds or fetches the model and starts it, with progress. `load`: what else the command was told of it. */
 export async function startModel(
-  options: EngineOptions & {
-    readonly system?: string;
-    readonly think?: boolean;
-    readonly frame?: string;
-    readonly gate?: string;
-  },
+  options: EngineOptions,
   io: Io,
   progress: Progress,
+  load: LoadOptions = {},
 ): Promise<Model> {
   try {
     const path = await obtainModel(options.model, io, progress, options);
     return await loadModel(path, io.runtime, {
+      ...load,
       backend: options.backend,
       dense: options.dense,
       threads: options.threads,
-      system: options.system,
-      think: options.think,
-      frame: options.frame,
-      gate: options.gate,
       signal: io.signal,
       onProgress: (done, total) => progress.update("Starting the model", done, total),
     });

@@ -98,7 +98,7 @@ async function ask(options: Options, io: Io): Promise<number> {
   const keep = options.keep === undefined ? undefined : parseKeep(options.keep);
   const maxCache = maxCacheOf(options);
   refuseIdle(options, policy, maxCache);
-  const frame = frameOf(options);
+  const frame = frameOf(options), { system, think, gate } = options;
   const text = await io.runtime.readText(options.context, { signal: io.signal });
   if (text.trim() === "") {
     const where = options.context === "-" ? "standard input" : options.context;
@@ -107,7 +107,7 @@ async function ask(options: Options, io: Io): Promise<number> {
 
   using progress = createProgress(io.interactive && !options.quiet);
   const start = performance.now();
-  await using model = await startModel({ ...options, frame }, io, progress);
+  await using model = await startModel(options, io, progress, { system, think, frame, gate });
   const loadMs = performance.now() - start;
   const { answerPrefix, positions, beyondTrained } = options;
   checkQuestions(model, text, options.question, { answerPrefix, positions, beyondTrained, capped: !!maxCache });
