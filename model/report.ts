@@ -2,6 +2,7 @@
 import { type Health, healthOf } from "../core/cache/health.ts";
 import { type CacheType, entryBytes } from "../core/cache/entry_type.ts";
 import type { ParameterValues } from "../core/policy/policy.ts";
+import type { MemoryUse } from "../runtime/interface.ts";
 import { type CertificateReport, certificateReport } from "./certificate_report.ts";
 import type { WorstCase } from "./gate/worst_case.ts";
 import type { Model } from "./model.ts";
@@ -91,7 +92,18 @@ export interface Report {
     readonly question: number;
     readonly decodePerToken: number;
   };
-  readonly rssBytes: number | null;
+  readonly memory: MemoryReport;
+}
+
+/** Bytes of the whole process, null where the runtime doesn't tell, and what of them is counted where it is held. */
+export interface MemoryReport {
+  readonly rss: number | null;
+  /** The most it ever was. */
+  readonly peakRss: number | null;
+  /** The model's weights, as the engines hold them. */
+  readonly weights: number;
+  /** What the evicted cache takes, pages not yet given back included. */
+  readonly cache: number;
 }
 
 /** What stood around text and question. */
@@ -131,7 +143,7 @@ export interface RiskReport {
 export interface ReportExtras {
   readonly keepAsked: string;
   readonly loadMs: number;
-  readonly rssBytes?: number;
+  readonly memory?: MemoryUse;
 }
 
 /** Gathers the report. Call it while the context is alive and after its last answer. */
@@ -199,7 +211,12 @@ export function reportOf(model: Model, context: Context, answers: readonly Answe
       question: answers.reduce((sum, each) => sum + each.ms.question, 0),
       decodePerToken: steps === 0 ? 0 : decode / steps,
     },
-    rssBytes: extras.rssBytes ?? null,
+    memory: {
+      rss: extras.memory?.rssBytes ?? null,
+      peakRss: extras.memory?.peakRssBytes ?? null,
+      weights: model.dense.weightBytes,
+      cache: bytes.allocated,
+    },
   };
 }
 

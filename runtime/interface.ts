@@ -149,6 +149,10 @@ export type GpuProbe =
 export interface MemoryUse {
   /** Resident set of the process in bytes; `undefined` where the runtime doesn't say (browsers). */
   readonly rssBytes?: number;
+  /** The most it ever was; `undefined` likewise. */
+  readonly peakRssBytes?: number;
+  /** The most this process can have: the machine's memory, or less where a limit is set (cgroup); `undefined` likewise. */
+  readonly limitBytes?: number;
   /** JavaScript heap in use, bytes. */
   readonly heapBytes?: number;
 }

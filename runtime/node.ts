@@ -1,7 +1,7 @@
 /** Node 20 and later. */
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
-import { availableParallelism } from "node:os";
+import { availableParallelism, totalmem } from "node:os";
 import process from "node:process";
 import { isatty } from "node:tty";
 import { probeGpu } from "./gpu_probe.ts";
@@ -52,8 +52,25 @@ function physicalCores(): number | undefined {
 }
 
 function memory(): MemoryUse {
-  const use = process.memoryUsage();
-  return { rssBytes: use.rss, heapBytes: use.heapUsed };
+  const { rss, heapUsed } = process.memoryUsage();
+  // Both are counted a little late.
+  const peak = Math.max(rss, residentPeak());
+  return { rssBytes: rss, peakRssBytes: peak, heapBytes: heapUsed, limitBytes: limit() };
+}
+
+/** The system's own count where it is to be read, exact; else that of `getrusage`, kibibytes in all runtimes. */
+function residentPeak(): number {
+  try {
+    const found = /^VmHWM:\s*(\d+) kB$/m.exec(readFileSync("/proc/self/status", "utf8"));
+    if (found) return 1024 * Number(found[1]);
+  } catch { /* no Linux, or no permission */ }
+  return 1024 * process.resourceUsage().maxRSS;
+}
+
+/** Without a limit some runtimes tell 0, others more than there is. */
+function limit(): number {
+  const { constrainedMemory } = process as { constrainedMemory?: () => number | undefined };
+  return Math.min(totalmem(), constrainedMemory?.() || Infinity);
 }
 
 function sha256(): Hasher {

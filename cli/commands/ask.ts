@@ -134,7 +134,7 @@ async function ask(options: Options, io: Io): Promise<number> {
   const report = reportOf(model, context, answers, {
     keepAsked: keepAsked(options),
     loadMs,
-    rssBytes: io.runtime.memory().rssBytes,
+    memory: io.runtime.memory(),
   });
   if (options.json) io.out(`${JSON.stringify(report, null, 2)}\n`);
   if (report.certificate && !options.json && !options.quiet) io.err(`\n${certificateText(report.certificate)}`);

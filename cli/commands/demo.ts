@@ -103,7 +103,7 @@ async function runPolicy(
   const report = reportOf(model, context, answers, {
     keepAsked: keep,
     loadMs,
-    rssBytes: io.runtime.memory().rssBytes,
+    memory: io.runtime.memory(),
   });
   return { text: sample.title, facts: sample.facts, report, answers };
 }

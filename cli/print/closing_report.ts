@@ -63,7 +63,8 @@ export function reportText(report: Report): string {
     lines.push(["left out", `${formatCount(tokens.leftOut)} control tokens of the answers: they are no text`]);
   }
   if (report.maxCache) lines.push(["cap", maxCacheText(report.maxCache)]);
-  if (report.rssBytes !== null) lines.push(["process", `${formatBytes(report.rssBytes)} resident`]);
+  const { rss, peakRss } = report.memory;
+  if (rss !== null) lines.push(["process", `${formatBytes(rss)} resident, ${formatBytes(peakRss ?? rss)} at most`]);
   return lines.map(([name, text]) => `${name.padEnd(8)} ${text}\n`).join("");
 }
 

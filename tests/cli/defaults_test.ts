@@ -51,7 +51,7 @@ Deno.test("ask told every default does what ask does untold", async () => {
   const told = Object.entries(alone).flatMap(([flag, value]) => [flag, String(value)]);
   const reports = [await palisade(ASK), await palisade([...ASK, ...told])].map(({ code, out, err }) => {
     assert.equal(code, 0, err);
-    return { ...JSON.parse(out), ms: 0, rssBytes: 0 };
+    return { ...JSON.parse(out), ms: 0, memory: 0 };
   });
   assert.deepEqual(reports[1], reports[0]);
   assert.equal(reports[0].keep.asked, DEFAULTS.keep);

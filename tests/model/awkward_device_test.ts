@@ -89,7 +89,7 @@ async function told(model: Model, options: ContextOptions) {
   using context = await openContext(model, TEXT, options);
   const answers = [];
   for (const question of QUESTIONS) answers.push(await context.ask(question, { maxTokens: 12 }));
-  const { ms: _, engines: __, backend: ___, rssBytes: ____, ...report } = reportOf(model, context, answers, {
+  const { ms: _, engines: __, backend: ___, memory: ____, ...report } = reportOf(model, context, answers, {
     keepAsked: "as asked",
     loadMs: 0,
   });

@@ -214,7 +214,11 @@ Deno.test("reportOf() counts every entry once", async () => {
   await using model = await tiny();
   using context = await openContext(model, TEXT, { keep: "25%" });
   const answers = [await context.ask(QUESTION, { maxTokens: 3 })];
-  const { cache, tokens, answer } = reportOf(model, context, answers, { keepAsked: "25%", loadMs: 1 });
+  const process = { rssBytes: 3e9, peakRssBytes: 4e9 }, told = { keepAsked: "25%", loadMs: 1, memory: process };
+  const { cache, tokens, answer, memory } = reportOf(model, context, answers, told);
+  const weights = model.dense.weightBytes;
+  assert.deepEqual(memory, { rss: 3e9, peakRss: 4e9, weights, cache: cache.allocatedBytes });
+  assert.ok(weights > 0);
   const { layers, kvHeads, headDim } = model.config;
   assert.equal(cache.kept + cache.evicted, tokens.context * layers * kvHeads);
   assert.equal(cache.perLayer.reduce((sum, layer) => sum + layer.kept, 0), cache.kept);

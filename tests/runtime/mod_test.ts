@@ -11,8 +11,9 @@ Deno.test("currentRuntime() knows where it runs", async () => {
   assert.match(runtime.platform, /^(linux|darwin|win32)-/);
   const { logical, physical } = runtime.cores();
   assert(logical >= 1 && (physical === undefined || physical >= 1));
-  const { rssBytes, heapBytes } = runtime.memory();
+  const { rssBytes, heapBytes, peakRssBytes, limitBytes } = runtime.memory();
   assert(rssBytes! > heapBytes! && heapBytes! > 0);
+  assert(peakRssBytes! >= rssBytes! && limitBytes! > rssBytes!);
   assert.equal(runtime.isTerminal("stdout"), Deno.stdout.isTerminal());
 });
 

@@ -65,11 +65,11 @@ interface AskReport {
     perLayer: readonly unknown[];
   };
   readonly ms: Record<"load" | "prefill" | "evict" | "decodePerToken", number>;
-  readonly rssBytes: number;
+  readonly memory: Record<"rss" | "peakRss" | "weights" | "cache", number>;
 }
 
 /** Fields every report has; it may have more. */
-const REPORT_KEYS = "answer answers backend cache dense keep model ms policy rssBytes tokens window".split(" ");
+const REPORT_KEYS = "answer answers backend cache dense keep memory model ms policy tokens window".split(" ");
 
 /** Asks the tiny model with the joint policy; `--json`, offline. */
 export async function askTiny(
@@ -101,7 +101,9 @@ export function assertJointBudget(report: AskReport, share: number): void {
   assert.equal(report.answers[0].question, "Who spoke?");
   assert.equal(report.answers[0].answer, report.answer);
   assert.ok(tokens.generated >= 1 && tokens.generated <= 4);
-  assert.ok(report.rssBytes > 0);
+  const { rss, peakRss, weights, cache: held } = report.memory;
+  assert.ok(rss > 0 && peakRss >= rss && weights > 0);
+  assert.equal(held, cache.allocatedBytes);
 }
 
 /** Registers the tests of the command line in one runtime. `start` is called once, on first use. */
