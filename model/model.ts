@@ -84,7 +84,7 @@ export interface Model extends Device, AsyncDisposable {
 
 /**
  * Opens a GGUF and starts both engines. The model takes over a source and closes it. PalisadeErrors: `file.*`, `url.*`,
- * `gguf.*`, `tokenizer.*`, `template.*` (input), `dense.*`, `backend.*`, `threads.*` (usage, input or resources),
+ * `gguf.*`, `tokenizer.*`, `template.*` (input), `dense.*`, `memory.short`, `backend.*`, `threads.*` (usage, input or resources),
  * `runtime.no-files` for a path in a browser. Nothing stays open when it fails.
  */
 export async function loadModel(source: ModelSource, runtime: Runtime, options: LoadOptions = {}): Promise<Model> {
@@ -104,7 +104,12 @@ export async function loadModel(source: ModelSource, runtime: Runtime, options: 
     pool = await startPool(runtime, threads);
     backend = await pickBackend(options.backend ?? DEFAULTS.backend, { pool });
     const dense = new HostDense(
-      await pickDense(file, config, { ...options, threads: threads === "auto" ? 1 : threads, pool }),
+      await pickDense(file, config, {
+        ...options,
+        threads: threads === "auto" ? 1 : threads,
+        pool,
+        limitBytes: runtime.memory().limitBytes,
+      }),
     );
     const held = { backend, pool };
     let gate: Promise<Gate> | undefined, known: Promise<string> | undefined;

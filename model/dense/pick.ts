@@ -10,6 +10,7 @@ import type { DenseEngine, DenseName } from "./interface.ts";
 import { MixedEngine } from "./by_rows.ts";
 import { createNodeEngine, createNodeLayers, probeNode } from "./ort/node.ts";
 import type { DenseOptions } from "./ort/engine.ts";
+import { checkNeeded, neededBytes } from "./needed.ts";
 import { createWasmEngine, type WasmDenseOptions } from "./wasm/engine.ts";
 import { createWebEngine } from "./ort/web.ts";
 import type { WeightForm } from "./ort/weights.ts";
@@ -37,6 +38,8 @@ export interface PickDenseOptions extends DenseOptions {
   readonly oneEngine?: boolean;
   /** Threads for our own kernels. The caller ends them, after the engine. */
   readonly pool?: ThreadPool;
+  /** The most memory this process can have, bytes: weights beyond it are refused before any is read. */
+  readonly limitBytes?: number;
 }
 
 /**
@@ -48,7 +51,7 @@ export const WEB_FLOAT32_LIMIT = 1.5 * 2 ** 30;
 
 /**
  * Makes the dense engine for a model. PalisadeErrors: resources `dense.unavailable` when `node` was asked for by name
- * and is not there, `dense.memory`, `dense.failed`, `wasm.*`; usage `dense.threads`; `gguf.dtype` for tensors of a type
+ * and is not there, `dense.memory`, `memory.short`, `dense.failed`, `wasm.*`; usage `dense.threads`; `gguf.dtype` for tensors of a type
  * we don't read. RangeError for threads below 1.
  */
 export async function pickDense(
@@ -60,11 +63,13 @@ export async function pickDense(
   if (!Number.isInteger(threads) || threads < 1) throw new RangeError(`pickDense() wants threads ≥ 1, not ${threads}`);
   const wasm = { precision: precision === "float32" ? precision : "quantised", onProgress, signal, pool } as const;
   const name = await chooseEngine(file, options);
+  const form = weightForm(name === "web" ? "web" : "node", precision, config);
+  checkNeeded(file, neededBytes(file, name, form), options.limitBytes);
   switch (name) {
     case "node":
-      return await createNodeEngine(file, config, weightForm("node", precision, config), options);
+      return await createNodeEngine(file, config, form, options);
     case "web":
-      return await createWebEngine(file, config, weightForm("web", precision, config), options);
+      return await createWebEngine(file, config, form, options);
     case "wasm":
       return await createWasmEngine(file, config, wasm);
     case "mixed":
