@@ -3,11 +3,11 @@
  * and on needles, all with the full cache and greedy.
  *
  *     deno task bench frames [--model NAME|FILE] [--template yes|no] [--frames line,blank,…] [--needles 20]
- *       [--threads 1] [--out answers.jsonl]
+ *       [--tokens 32] [--threads 1] [--out answers.jsonl]
  *
  * `--template no` leaves out the file's chat template, so that the model is asked as a base model is. An answer is right
  * when one of the accepted wordings stands in it, both in lower case, without punctuation, word by word. Answers end at
- * 32 tokens (needles: 24), or when they go round in a circle. A text is read once for all frames that put nothing
+ * `--tokens` tokens (needles: 24), or when they go round in a circle. A text is read once for all frames that put nothing
  * before it.
  */
 import { closeSync, openSync, writeSync } from "node:fs";
@@ -35,6 +35,7 @@ const { values } = parseArgs({
     template: { type: "string", default: "yes" },
     frames: { type: "string", default: Object.keys(FRAMES).filter((name) => name !== NO_FRAME).join(",") },
     needles: { type: "string", default: "20" },
+    tokens: { type: "string", default: "32" },
     threads: { type: "string", default: "1" },
     out: { type: "string" },
   },
@@ -50,6 +51,8 @@ class Score {
   needles = 0;
   needleSum = 0;
   readonly byKind = new Map<string, number>();
+  /** Whether each question was answered right. */
+  readonly all = new Map<string, boolean>();
 }
 
 const frames = values.frames.split(",");
@@ -87,12 +90,13 @@ function note(line: Record<string, unknown>): void {
 }
 
 for (const { kind, text, questions } of TEXTS) {
-  const asked = questions.map(([question]) => ({ question, maxTokens: 32 }));
+  const asked = questions.map(([question]) => ({ question, maxTokens: Number(values.tokens) }));
   await askAll(text, asked, (frame, i, { answer, finish, ids }) => {
     const [question, ...accepted] = questions[i], score = scores.get(frame)!;
     const right = isRight(answer, accepted);
     score.questions++;
     score.right += Number(right);
+    score.all.set(`${kind}: ${question}`, right);
     score.loops += Number(finish === "loop");
     score.cut += Number(finish === "length");
     score.tokens += ids.length;
@@ -120,11 +124,20 @@ for (const group of cellGroups(tasks, parseLengths("512"), Math.ceil(Number(valu
 }
 if (out !== undefined) closeSync(out);
 
+/** Questions that only this frame got right, and that only the first frame did. */
+function againstFirst({ all }: Score): string {
+  const first = scores.get(frames[0])!.all, keys = [...all.keys()];
+  const won = keys.filter((key) => all.get(key) && !first.get(key));
+  const lost = keys.filter((key) => !all.get(key) && first.get(key));
+  return `+${won.length} −${lost.length}`;
+}
+
 const kinds = TEXTS.map(({ kind }) => kind);
-const columns = ["frame", "right", "loops", "cut", "tokens", "needles", ...kinds, "words"];
+const columns = ["frame", "right", `against ${frames[0]}`, "loops", "cut", "tokens", "needles", ...kinds, "words"];
 const rows = [...scores].map(([name, score]) => [
   name,
   `${score.right} of ${score.questions}`,
+  againstFirst(score),
   score.loops,
   score.cut,
   (score.tokens / score.questions).toFixed(1),
@@ -134,7 +147,7 @@ const rows = [...scores].map(([name, score]) => [
 ]);
 const load = (await import("node:os")).loadavg().map((each) => each.toFixed(1)).join(" ");
 console.log(
-  `${model.name}, ${loaded.config.architecture}, ${values.template === "yes" ? "its chat template" : "no template"}`,
+  `${model.name}, ${loaded.config.architecture}, ${model.frame.kind === "chat" ? "its chat template" : "no template"}`,
 );
 console.log(`${model.dense.detail}; ${model.backend.detail}; ${runtime.name} ${runtime.version}; load ${load}\n`);
 for (const row of [columns, columns.map(() => "---"), ...rows]) console.log(`| ${row.join(" | ")} |`);

@@ -8,6 +8,7 @@ import { GATE_FILE, writeGate } from "../../model/gate/file.ts";
 import { GATE_SUFFIX, gateFolder, loadGate } from "../../model/gate/find.ts";
 import { modelHash } from "../../model/store/identity.ts";
 import { loadModel } from "../../model/model.ts";
+import { LINE } from "../../model/text/frames.ts";
 import { autoThreads } from "../../model/threads.ts";
 import { command } from "../command.ts";
 import { ENGINE } from "../engine.ts";
@@ -66,6 +67,8 @@ async function calibrate(options: CalibrateOptions, io: Io): Promise<number> {
       threads: options.threads === "auto" ? autoThreads(io.runtime) : options.threads,
       // Many rows at a time: float32 takes half the time of quantised weights.
       precision: "float32",
+      // A gate is of texts as they are.
+      frame: LINE,
       signal: io.signal,
       onProgress: (done, total) => progress.update("Starting the model", done, total),
     });

@@ -91,6 +91,7 @@ Deno.test("ask refuses a question that doesn't fit before it reads, and says whi
       "snapkv",
       ...questions,
       ...ENGINES,
+      ...["--frame", "line"],
       ...more,
     ]);
   };

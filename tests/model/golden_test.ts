@@ -45,7 +45,12 @@ const RATIOS = [0.8, 0.9];
 const NORM_SLACK = 1e-4;
 
 async function open(dense: "web" | "node"): Promise<Model> {
-  return await loadModel(await smollm2(), await currentRuntime(), { dense, precision: "float32", backend: "auto" });
+  return await loadModel(await smollm2(), await currentRuntime(), {
+    dense,
+    precision: "float32",
+    backend: "auto",
+    frame: "line",
+  });
 }
 
 function outputWeights(model: Model) {

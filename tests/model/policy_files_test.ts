@@ -190,7 +190,12 @@ Deno.test("the library and the command line take the same texts, and refuse the 
 
 Deno.test("openContext() gives heads what a score file says they are worth, and refuses a file of another model", async () => {
   const runtime = await currentRuntime();
-  await using model = await loadModel(MODEL, runtime, { dense: "web", backend: "ts", precision: "float32" });
+  await using model = await loadModel(MODEL, runtime, {
+    dense: "web",
+    backend: "ts",
+    precision: "float32",
+    frame: "line",
+  });
   const { layers, heads, kvHeads } = model.config;
   const folder = await mkdtemp(join(tmpdir(), "palisade-heads-"));
   try {

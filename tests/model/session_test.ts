@@ -23,7 +23,7 @@ const TEXT = "The keeper counted seventeen stakes, and then she counted them aga
 const QUESTION = "How many stakes?";
 
 async function tiny(name = "llama-plain.gguf", options: Parameters<typeof loadModel>[2] = {}): Promise<Model> {
-  const engines = { dense: "web", backend: "ts", precision: "float32", ...options } as const;
+  const engines = { dense: "web", backend: "ts", precision: "float32", frame: "line", ...options } as const;
   return await loadModel(FOLDER + name, await currentRuntime(), engines);
 }
 
