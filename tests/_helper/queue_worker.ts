@@ -11,6 +11,8 @@ import { ModelRunner } from "../../evaluate/queue/model_runner.ts";
 import { openServer } from "../../evaluate/queue/server.ts";
 import { workOnSweeps } from "../../evaluate/queue/worker.ts";
 import { modelHash } from "../../model/store/identity.ts";
+import { messageOf } from "../../cli/failure.ts";
+import { EVAL_NAMES } from "../../cli/sweep/options.ts";
 import { VERSION } from "../../cli/version.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
 
@@ -41,6 +43,7 @@ try {
     palisade: VERSION,
     name: `${fault}-${process.pid}`,
     signal: interrupt.signal,
+    messageOf: (error) => messageOf(error, EVAL_NAMES),
     onNote: note,
     lockMs,
     stalledMs: lockMs,
