@@ -7,6 +7,7 @@ import { DEFAULTS } from "../model/defaults.ts";
 import type { Io } from "./io.ts";
 import { obtainModel } from "./obtain.ts";
 import { type OptionTable, type Values, whole } from "./options.ts";
+import { formatBytes } from "./print/format.ts";
 import type { Progress } from "./print/progress.ts";
 
 /** What help says of the policy taken when none is named (`model/default_policy.ts`). */
@@ -43,13 +44,15 @@ export async function startModel(
 ): Promise<Model> {
   try {
     const path = await obtainModel(options.model, io, progress, options);
+    let label = "Starting the model";
     return await loadModel(path, io.runtime, {
       ...load,
       backend: options.backend,
       dense: options.dense,
       threads: options.threads,
       signal: io.signal,
-      onProgress: (done, total) => progress.update("Starting the model", done, total),
+      onNeeded: (bytes) => label += `, ${formatBytes(bytes)} of weights`,
+      onProgress: (done, total) => progress.update(label, done, total),
     });
   } finally {
     progress.clear();

@@ -46,6 +46,8 @@ export interface LoadOptions {
   readonly gate?: GateChoice;
   /** Most tokens there will be at once (`ConfigOptions`). */
   readonly tokens?: number;
+  /** Called once, before weights are read, with the bytes that they will take at least. */
+  readonly onNeeded?: (bytes: number) => void;
   readonly onProgress?: (done: number, total: number) => void;
   readonly signal?: AbortSignal;
 }

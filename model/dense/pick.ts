@@ -40,6 +40,8 @@ export interface PickDenseOptions extends DenseOptions {
   readonly pool?: ThreadPool;
   /** The most memory this process can have, bytes: weights beyond it are refused before any is read. */
   readonly limitBytes?: number;
+  /** Called with the bytes of weights there will be at least (`neededBytes`), before any is read. */
+  readonly onNeeded?: (bytes: number) => void;
 }
 
 /**
@@ -64,7 +66,9 @@ export async function pickDense(
   const wasm = { precision: precision === "float32" ? precision : "quantised", onProgress, signal, pool } as const;
   const name = await chooseEngine(file, options);
   const form = weightForm(name === "web" ? "web" : "node", precision, config);
-  checkNeeded(file, neededBytes(file, name, form), options.limitBytes);
+  const needed = neededBytes(file, name, form);
+  checkNeeded(file, needed, options.limitBytes);
+  options.onNeeded?.(needed);
   switch (name) {
     case "node":
       return await createNodeEngine(file, config, form, options);

@@ -25,6 +25,7 @@ for (const engine of ["wasm", "web"] as const) {
 Deno.test("loadModel() refuses weights that the process can't hold, with the sum, before any is read", async () => {
   const runtime = await currentRuntime();
   let read = 0;
+  const told: number[] = [];
   const small = (limitBytes: number) => ({
     ...runtime,
     memory: () => ({ ...runtime.memory(), limitBytes }),
@@ -32,10 +33,16 @@ Deno.test("loadModel() refuses weights that the process can't hold, with the sum
   await using model = await openTiny("llama-plain");
   const needed = neededBytes(model.file, "wasm", "blocks");
   const load = (limit: number) =>
-    loadModel(PATH, small(limit), { dense: "wasm", backend: "ts", onProgress: () => read++ });
+    loadModel(PATH, small(limit), {
+      dense: "wasm",
+      backend: "ts",
+      onNeeded: (bytes) => told.push(bytes, read),
+      onProgress: () => read++,
+    });
   const refused = { kind: "resources", code: "memory.short", message: /weights take 1 MB.* 1 MB at most/ };
   await assert.rejects(load(needed - 1), refused);
-  assert.equal(read, 0);
+  assert.deepEqual([read, told], [0, []]);
   await (await load(needed))[Symbol.asyncDispose]();
   assert.ok(read > 0);
+  assert.deepEqual(told, [needed, 0], "told before anything is read");
 });
