@@ -13,7 +13,7 @@ export async function modelHash(path: string, runtime: Runtime): Promise<string>
   return hasher.digest();
 }
 
-/** The same of open sources, all parts in order, which stay open. In a browser about 1 s per 100 MB. */
+/** The same of open sources, all parts in order, which stay open. In a browser about 3 s per 100 MB. */
 export async function sourcesHash(sources: readonly ByteSource[], runtime: Pick<Runtime, "sha256">): Promise<string> {
   const hasher = runtime.sha256();
   for (const source of sources) await hashSource(source, hasher);
