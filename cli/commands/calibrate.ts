@@ -88,7 +88,7 @@ async function calibrate(options: CalibrateOptions, io: Io): Promise<number> {
     const ms = performance.now() - start;
     if (options.json) {
       io.out(`${JSON.stringify({ out, bytes: bytes.length, ms, ...withoutWeights(result) }, null, 2)}\n`);
-    } else io.out(`${summary(result)}\nwrote ${out}, ${formatBytes(bytes.length)}, in ${formatMs(ms)}\n`);
+    } else io.out(`${summary(result, model.name)}\nwrote ${out}, ${formatBytes(bytes.length)}, in ${formatMs(ms)}\n`);
     return EXIT.ok;
   } finally {
     progress.clear();
@@ -162,7 +162,7 @@ function withoutWeights({ info, coverage }: Calibration) {
 }
 
 /** Fit and worst case for people. */
-function summary({ info, coverage }: Calibration): string {
+function summary({ info, coverage }: Calibration, model: string): string {
   const flat = info.correlation.flat(), mean = flat.reduce((a, b) => a + b, 0) / flat.length;
   const percent = (share: number) => `${(100 * share).toFixed(1)} %`;
   const rows = coverage.map((row) => [
@@ -174,7 +174,7 @@ function summary({ info, coverage }: Calibration): string {
   const head = ["coverage promised", "margin q, nats", "held-out texts", "texts of another kind (logs)"];
   const { tokens, texts } = info.calibration;
   return [
-    `${info.model.name}: fitted on ${tokens} tokens of ${texts.join(", ")}`,
+    `${model}: fitted on ${tokens} tokens of ${texts.join(", ")}`,
     `correlation on held-out texts: mean ${mean.toFixed(3)}, worst head ${Math.min(...flat).toFixed(3)}, best ${
       Math.max(...flat).toFixed(3)
     }`,
