@@ -160,7 +160,7 @@ export const MUTANTS: readonly Mutant[] = [
     name: "a layer that comes late is put last",
     file: "core/select/joint.ts",
     find: "added, this.#start(layer))",
-    replace: "added, this.#pool.keys.length)",
+    replace: "added, this.#entries.keys.length)",
     tests: ["core/joint"],
   },
   {
