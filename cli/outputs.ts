@@ -1,5 +1,6 @@
 /** What a command reads and writes, for `checkOutputs`, and how it writes texts. */
 import { parsePolicy, type PolicyText } from "../core/policy/grammar.ts";
+import { partPaths } from "../model/file/gguf/split.ts";
 import { MODELS, registeredPath } from "../model/store/store.ts";
 import { type Input, type Output, type OutputKind, writeWhole } from "../runtime/output.ts";
 import type { Io } from "./io.ts";
@@ -16,9 +17,10 @@ export function inputsOf(options: readonly (readonly [what: string, path: string
   return options.flatMap(([what, path]) => path === undefined ? [] : [{ what, path }]);
 }
 
-/** The files of models by name or path, whether they are there or still to be fetched. */
+/** The files of models by name or path, all parts of split ones, whether they are there or still to be fetched. */
 export function modelInputs(names: readonly string[], io: Io): Input[] {
-  return names.map((name) => ({ path: expectedPath(name, io), what: "the model" }));
+  const paths = names.flatMap((name) => partPaths(expectedPath(name, io)));
+  return paths.map((path) => ({ path, what: "the model" }));
 }
 
 /** Where a model by name or path lies, or will lie. */

@@ -42,7 +42,7 @@ export type GateChoice = string | ByteSource | Gate;
 /**
  * The gate that is `given`, or the one fitted for this model among the user's own and those in the package: found by the
  * model file's SHA-256, not by a name. In a browser there are none but the one given.
- * @throws PalisadeError `gate.none`, `gate.model`, and those of {@link loadGate}.
+ * @throws PalisadeError `gate.none`, `gate.several`, `gate.model`, and those of {@link loadGate}.
  */
 export async function findGate(
   model: GateSubject,
@@ -58,19 +58,39 @@ export async function findGate(
   if (!host) throw noGate(model);
   const sha256 = await model.identity();
   const folder = gateFolder(runtime);
-  const fitted = (await host.list(folder)).sort().map((name) => {
+  const own = (await host.list(folder)).sort().map((name) => {
     return { name, load: () => loadGate(host.join(folder, name), runtime) };
   });
   const shipped = (await packageData(runtime, "gates")).map(({ name, read }) => {
     return { name, load: async () => parseGate(await read(), name) };
   });
-  for (const { load } of [...fitted, ...shipped].filter(({ name }) => name.endsWith(GATE_SUFFIX))) {
-    const gate = await load().catch(() => undefined);
-    if (gate?.info.model.sha256 !== sha256) continue;
+  // The user's own come first: one that was fitted here is there to be used.
+  for (const gates of [own, shipped]) {
+    const [gate, other] = await fittedTo(sha256, gates);
+    if (other) throw severalGates(model, [gate, other].map(({ name }) => name));
+    if (!gate) continue;
     checkGate(gate, model.config, sha256);
     return gate;
   }
   throw noGate(model);
+}
+
+/** Those of the files that are gates of the model with this SHA-256; what can't be read is passed over. */
+async function fittedTo(
+  sha256: string,
+  files: readonly { readonly name: string; load(): Promise<Gate> }[],
+): Promise<Gate[]> {
+  const fitted: Gate[] = [];
+  for (const { load } of files.filter(({ name }) => name.endsWith(GATE_SUFFIX))) {
+    const gate = await load().catch(() => undefined);
+    if (gate?.info.model.sha256 === sha256) fitted.push(gate);
+  }
+  return fitted;
+}
+
+function severalGates({ config }: GateSubject, names: readonly string[]): PalisadeError {
+  const message = `Several gates are fitted to ${config.name}: ${names.join(" and ")}; name one, or remove the others`;
+  return inputError("gate.several", message, option("gate"));
 }
 
 function isGate(given: GateChoice): given is Gate {

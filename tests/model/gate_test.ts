@@ -1,6 +1,6 @@
 /** Gate files, which gate belongs to which model, and the scores a gate gives. */
 import assert from "node:assert/strict";
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -134,6 +134,31 @@ Deno.test("findGate() takes a named file, refuses another model's, and says what
     await using loaded = await tiny(mine);
     using context = await openContext(loaded, "The gate was shut. ".repeat(20), { policy: "gate", keep: "30%" });
     assert.equal(context.cache.entries(), context.budget.total);
+  });
+});
+
+Deno.test("findGate() takes the one gate of one's own, and no two", async () => {
+  const real = await currentRuntime();
+  await using opened = await openTiny("llama-plain");
+  const sha256 = await modelHash(PATH, real);
+  const model = { name: PATH, config: opened.config, identity: () => Promise.resolve(sha256) };
+  await inFolder(async (folder) => {
+    const runtime = {
+      ...real,
+      environment: (name: string) => name === "PALISADE_CACHE" ? folder : real.environment(name),
+    };
+    await mkdir(join(folder, "gates"));
+    const path = (name: string) => join(folder, "gates", `${name}.gate.safetensors`);
+    const gate = randomGate(opened.config), bytes = writeGate(gateInfo(opened.config, sha256), gate);
+    await writeFile(path("another-models"), writeGate(gate.info, gate));
+    await writeFile(path("broken"), "not a gate");
+    await writeFile(path("one"), bytes);
+    assert.equal((await findGate(model, runtime)).name, path("one"));
+    await writeFile(path("two"), bytes);
+    await assert.rejects(findGate(model, runtime), (error: PalisadeError) => {
+      return error.code === "gate.several" && error.message.includes("one.gate") && error.message.includes("two.gate");
+    });
+    assert.equal((await findGate(model, runtime, path("two"))).name, path("two"));
   });
 });
 
