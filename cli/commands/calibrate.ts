@@ -73,7 +73,7 @@ async function calibrate(options: CalibrateOptions, io: Io): Promise<number> {
       onProgress: (done, total) => progress.update("Starting the model", done, total),
     });
     const { tokens, seed } = options;
-    const plan = await planCalibration(model, io.runtime, { tokens, seed, kinds, texts });
+    const plan = await planCalibration(model, io.runtime, { tokens, seed, kinds, texts, signal: io.signal });
     const statePath = stateOf(out);
     const result = await fit(model, io.runtime, plan, {
       sha256,

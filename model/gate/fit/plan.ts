@@ -1,5 +1,6 @@
 /** The texts of a calibration as token ids: those fitted on, those held out, and those of a kind the gate never saw. */
 import { inputError, option } from "../../../core/errors.ts";
+import { breathe } from "../../../runtime/breathe.ts";
 import type { Runtime } from "../../../runtime/interface.ts";
 import { packageData } from "../../../runtime/package_data.ts";
 import type { Model } from "../../model.ts";
@@ -22,6 +23,7 @@ export interface PlanOptions {
   readonly kinds?: readonly Kind[];
   /** The user's own texts: half of everything comes from them. */
   readonly texts?: readonly { readonly name: string; readonly text: string }[];
+  readonly signal?: AbortSignal;
 }
 
 export interface CalibrationPlan {
@@ -36,26 +38,36 @@ export interface CalibrationPlan {
 /**
  * Makes the texts.
  * @throws PalisadeError `calibrate.tokens` for fewer than 1000 tokens, `calibrate.text` when the user's texts have fewer
- * than 1000 tokens, and what the tokenizer throws.
+ * than 1000 tokens, what the tokenizer throws, and `signal.reason` once it is aborted.
  */
 export async function planCalibration(
   model: Pick<Model, "frame" | "tokenizer" | "config">,
   runtime: Runtime,
-  { tokens, seed, kinds = KINDS, texts = [] }: PlanOptions,
+  { tokens, seed, kinds = KINDS, texts = [], signal }: PlanOptions,
 ): Promise<CalibrationPlan> {
   if (tokens < 1000) throw inputError("calibrate.tokens", `${tokens} tokens: want at least 1000`, option("tokens"));
   const prose = await realProse(runtime);
-  const built = (count: number, length: number, from: number, which: readonly Kind[], real: readonly string[]) =>
-    Array.from({ length: count }, (_, i) => {
+  const built = async (
+    count: number,
+    length: number,
+    from: number,
+    which: readonly Kind[],
+    real: readonly string[],
+  ) => {
+    const made: number[][] = [];
+    for (let i = 0; i < count; i++) {
+      await breathe(signal);
       const text = mixedText(new Draw(seed * 1000 + from + i), which, length * 6, real);
-      return contextIds(model.frame, model.tokenizer, text).slice(0, length);
-    });
+      made.push(contextIds(model.frame, model.tokenizer, text).slice(0, length));
+    }
+    return made;
+  };
   const half = Math.ceil(prose.length * 0.7);
   // Text and repetition must fit into the trained context, with some room for the instruction between them.
   const length = Math.min(FIT_TOKENS, Math.floor(tokens / 2), Math.floor(model.config.contextLength / 2) - 64);
-  const fit = built(Math.ceil(tokens / length), length, 0, kinds, prose.slice(0, half));
-  const heldOut = built(HELD_OUT_TEXTS, HELD_OUT_TOKENS, 500, kinds, prose.slice(half));
-  const shifted = built(SHIFTED_TEXTS, HELD_OUT_TOKENS, 900, ["log"], []);
+  const fit = await built(Math.ceil(tokens / length), length, 0, kinds, prose.slice(0, half));
+  const heldOut = await built(HELD_OUT_TEXTS, HELD_OUT_TOKENS, 500, kinds, prose.slice(half));
+  const shifted = await built(SHIFTED_TEXTS, HELD_OUT_TOKENS, 900, ["log"], []);
   if (texts.length > 0) mixIn(model, texts.map(({ text }) => text).join("\n\n"), fit, heldOut);
   return { sources: [`built in (${kinds.join(", ")})`, ...texts.map(({ name }) => name)], seed, fit, heldOut, shifted };
 }
