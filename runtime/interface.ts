@@ -80,6 +80,8 @@ export interface CreateOptions {
   readonly named?: string;
   readonly temporary?: boolean;
   readonly like?: string;
+  /** Only its owner may read it, whatever `like` and the system's habits say. */
+  readonly secret?: boolean;
 }
 
 /** Files and processes. Absent in a browser. */
@@ -97,6 +99,8 @@ export interface Host {
   list(path: string): Promise<string[]>;
   /** Renames over an existing file; false when `from` doesn't exist. */
   rename(from: string, to: string): Promise<boolean>;
+  /** Makes now the time of a file's last change; nothing there is fine. */
+  touch(path: string): Promise<void>;
   /** Removes a file, or a folder with all that is in it; nothing there is fine. */
   remove(path: string): Promise<void>;
   /** Has the file or folder at `path` removed should the process end, other than by being killed, before that is done. */

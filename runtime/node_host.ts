@@ -1,6 +1,6 @@
 /** Files and processes through Node's modules, which Deno and Bun implement too. */
 import { type ChildProcess, spawn } from "node:child_process";
-import { chmod, mkdir, open, readdir, readlink, realpath, rename, rm, stat } from "node:fs/promises";
+import { chmod, mkdir, open, readdir, readlink, realpath, rename, rm, stat, utimes } from "node:fs/promises";
 import { constants, homedir } from "node:os";
 import { basename, dirname, join, resolve } from "node:path";
 import process from "node:process";
@@ -73,6 +73,15 @@ async function makeFolder(path: string): Promise<void> {
   }
 }
 
+async function touch(path: string): Promise<void> {
+  const now = new Date();
+  try {
+    await utimes(path, now, now);
+  } catch (error) {
+    if (!isMissing(error)) throw fileError(error, path);
+  }
+}
+
 async function identity(path: string): Promise<string | undefined> {
   try {
     const { dev, ino } = await stat(path, { bigint: true });
@@ -106,10 +115,11 @@ async function create(path: string, options: CreateOptions = {}): Promise<ByteSi
   const shown = options.named ?? path;
   let handle;
   try {
-    handle = await open(path, options.temporary ? "wx" : options.append ? "a" : "w");
+    const mode = options.secret ? 0o600 : 0o666;
+    handle = await open(path, options.temporary ? "wx" : options.append ? "a" : "w", mode);
     if (options.temporary) noteTemporary(path);
     const like = options.like === undefined ? undefined : await stat(options.like).catch(() => undefined);
-    if (like) await chmod(path, like.mode & 0o777);
+    if (like) await chmod(path, like.mode & (options.secret ? 0o700 : 0o777));
   } catch (error) {
     await handle?.close();
     throw createError(error, shown);
@@ -204,6 +214,7 @@ export const nodeHost: Host = {
     await named(path, () => rm(path, { recursive: true, force: true }));
     forgetTemporary(path);
   },
+  touch,
   identity,
   realPath,
   temporary: noteTemporary,

@@ -121,17 +121,19 @@ function besideOf(path: string): string {
 
 /**
  * Writes a file whole, or leaves what was there: beside it first, to the disk, then under its name. Links stay links.
+ * `secret`: only its owner may read it.
  * @throws PalisadeError `file.*`, naming `path`; nothing is left then.
  */
 export async function writeWhole(
   runtime: Runtime,
   path: string,
   content: Uint8Array | readonly Uint8Array[] | AsyncIterable<Uint8Array>,
+  { secret = false }: { readonly secret?: boolean } = {},
 ): Promise<void> {
   const host = hostOf(runtime, `write ${path}`), parts = content instanceof Uint8Array ? [content] : content;
   if ((await host.info(path))?.kind === "other") return await fill(await host.create(path), parts);
   const real = await host.realPath(path), part = besideOf(real);
-  const sink = await host.create(part, { named: path, temporary: true, like: real });
+  const sink = await host.create(part, { named: path, temporary: true, like: real, secret });
   try {
     await fill(sink, parts, true);
     if (!await host.rename(part, real)) throw new Error(`${part} was removed by someone else`);
