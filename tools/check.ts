@@ -1,5 +1,6 @@
 /** Everything that can be said about the tree without running it. One line each, details where it fails. */
 import process from "node:process";
+import { staleShaders } from "./build_shaders.ts";
 import { killChildrenOnInterrupt, runChild } from "./child.ts";
 import { hygieneProblems } from "./hygiene.ts";
 import { linkProblems } from "./links.ts";
@@ -51,6 +52,10 @@ export async function runChecks(): Promise<CheckResult[]> {
     ["pure rooms use no runtime names (tsc)", () => tsc(PURE_CONFIG)],
     ["rooms import only what they may", () => roomProblems(sources)],
     ["links in Markdown", () => linkProblems(files)],
+    [
+      "the stages' texts are those of their files",
+      () => staleShaders().map((folder) => `${folder}/shaders.ts is stale`),
+    ],
     ...hygieneProblems(files),
     ["deno.lock is complete", lockfileProblems],
   ];

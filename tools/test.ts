@@ -122,12 +122,19 @@ async function runSuite(options: SuiteOptions, totals: Totals): Promise<void> {
   const skips = join(scratch, "skips.jsonl");
   rmSync(report, { force: true });
   writeFileSync(skips, "");
+  const tmp = join(scratch, "tmp");
   const args = ["test", "-A", "--no-check", "--trace-leaks", `--junit-path=${report}`];
   if (coverage) args.push(`--coverage=${coverage}`, "--coverage-raw-data-only");
   if (only) args.push(`--filter=${only}`);
   const { code, killed, stdout } = await runChild(process.execPath, [...args, ...paths], {
     cwd: ROOT,
-    env: { PALISADE_SKIPS: skips, TMPDIR: join(scratch, "tmp"), NO_COLOR: process.stdout.isTTY ? undefined : "1" },
+    env: {
+      PALISADE_SKIPS: skips,
+      TMPDIR: tmp,
+      // The Vulkan loader complains on standard error without it.
+      XDG_RUNTIME_DIR: process.env["XDG_RUNTIME_DIR"] ?? tmp,
+      NO_COLOR: process.stdout.isTTY ? undefined : "1",
+    },
     timeout: SUITE_TIMEOUT,
     silence,
     echo: withoutPassedSteps(),
