@@ -46,6 +46,17 @@ export {
   type Positions,
 } from "./model/session.ts";
 export { loadPolicy } from "./model/policy_files/policy_files.ts";
+export {
+  isSealed,
+  keySecret,
+  newKeyFile,
+  openSealed,
+  passphraseSecret,
+  sealedSize,
+  type SealOptions,
+  sealSink,
+  type Secret,
+} from "./model/snapshot/seal/seal.ts";
 export { cacheFolder, listModels, modelPath, pullModel, removeModel, resolveModel } from "./model/store/store.ts";
 export { type Frame, FRAMES, frameText, resolveFrame } from "./model/text/frames.ts";
 export type { ChatFrame } from "./model/text/prompt.ts";

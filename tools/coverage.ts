@@ -18,6 +18,7 @@ export const GROUPS: readonly CoverageGroup[] = [
   { name: "model/file/", pattern: /^model\/file\// },
   { name: "model/text/", pattern: /^model\/text\// },
   { name: "gate files", pattern: /^model\/gate\/file\.ts$/ },
+  { name: "sealed and cloaked snapshots", pattern: /^model\/snapshot\/(seal|cloak)\// },
   { name: "budget and grammar parsers", pattern: /^(?!tests\/)(.*\/)?(budget|grammar)[^/]*\.ts$/ },
 ];
 
@@ -26,7 +27,7 @@ export const GROUPS: readonly CoverageGroup[] = [
  * because counting branches makes number crunching five to ten times slower.
  */
 export const MEASURED_TESTS =
-  /^tests\/(core\/(?!backend_|cache_)|model\/(gguf|tokenizer|special_tokens|template|prompt|frames|thoughts|safetensors|gate)|cli\/budget)[^/]*_test\.ts$/;
+  /^tests\/(core\/(?!backend_|cache_)|model\/(gguf|tokenizer|special_tokens|template|prompt|frames|thoughts|safetensors|gate|snapshot\/(seal|cloak))|cli\/budget)[^/]*_test\.ts$/;
 
 export interface GroupCoverage {
   readonly name: string;
