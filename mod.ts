@@ -57,6 +57,7 @@ export {
   sealSink,
   type Secret,
 } from "./model/snapshot/seal/seal.ts";
+export { Cloak, type CloakedHead, newSalt } from "./model/snapshot/cloak/cloak.ts";
 export { cacheFolder, listModels, modelPath, pullModel, removeModel, resolveModel } from "./model/store/store.ts";
 export { type Frame, FRAMES, frameText, resolveFrame } from "./model/text/frames.ts";
 export type { ChatFrame } from "./model/text/prompt.ts";
