@@ -8,6 +8,13 @@ export interface AttentionShape {
   readonly kvHeads: number;
   /** Width of one head's key and of its value. */
   readonly headDim: number;
+  /** Rows that a query looks back, its own among them, ≥ 1: it sees the last so many up to its own. Absent: all. */
+  readonly reach?: number;
+}
+
+/** The first row that a query sees which sees no row from `end` on. */
+export function firstSeen({ reach = Infinity }: Pick<AttentionShape, "reach">, end: number): number {
+  return Math.max(0, end - reach);
 }
 
 /** What a policy must know of the whole model to turn a budget into counts. */

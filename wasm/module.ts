@@ -23,7 +23,7 @@ export interface KernelExports {
   buffer_new(bytes: number): number;
   buffer_address(buffer: number): number;
   buffer_free(buffer: number): number;
-  rows_new(heads: number, kvHeads: number, dim: number, reserve: number, kind: number): number;
+  rows_new(heads: number, kvHeads: number, dim: number, reserve: number, kind: number, reach: number): number;
   rows_free(rows: number): number;
   rows_pages(rows: number): number;
   rows_append(rows: number, keys: number, values: number, count: number): number;

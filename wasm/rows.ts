@@ -53,7 +53,7 @@ export class WasmRows implements TrustingRows<Float32Array> {
     type: CacheType,
     whole = shape,
   ) {
-    const { heads, kvHeads, headDim } = shape;
+    const { heads, kvHeads, headDim, reach = 0 } = shape;
     this.shape = shape;
     this.type = type;
     this.#kernels = kernels;
@@ -61,7 +61,7 @@ export class WasmRows implements TrustingRows<Float32Array> {
     this.#whole = whole;
     this.#lengths = new Int32Array(kvHeads);
     const kind = CACHE_TYPES.indexOf(type);
-    const handle = kernels.call.rows_new(heads, kvHeads, headDim, reserve, kind);
+    const handle = kernels.call.rows_new(heads, kvHeads, headDim, reserve, kind, reach);
     this.#handle = kernels.check(handle, `reserve ${reserve} rows`);
     this.#count();
   }

@@ -18,17 +18,17 @@ import type { Tensor } from "./tensor.ts";
 
 /** Most heads, KV heads, and numbers of a row: models have far fewer, and the kernels' products of them fit 32 bits. */
 const MOST_SIZE = 4096;
-/** Most rows to reserve per head. */
+/** Most rows to reserve per head, or to look back. */
 const MOST_RESERVE = 2 ** 28;
 /** Widest pooling kernel. */
 const MOST_KERNEL = 1023;
 
 /**
  * Empty rows for one layer: `create` makes them for a shape that has been checked.
- * @throws RangeError for a shape or a reserve that makes no sense; PalisadeError `cache-type.unknown`; as `create`.
+ * @throws RangeError for a shape, a reach or a reserve that makes no sense; PalisadeError `cache-type.unknown`; as `create`.
  */
 export function checkedRows<T extends Tensor>(
-  { heads, kvHeads, headDim }: AttentionShape,
+  { heads, kvHeads, headDim, reach }: AttentionShape,
   reserve: number,
   type: CacheType,
   create: (shape: AttentionShape) => TrustingRows<T>,
@@ -37,11 +37,14 @@ export function checkedRows<T extends Tensor>(
   if (!fits || heads % kvHeads !== 0) {
     throw new RangeError(`Cannot hold ${heads} heads over ${kvHeads} KV heads of width ${headDim}`);
   }
+  if (reach !== undefined && !(Number.isInteger(reach) && reach >= 1 && reach <= MOST_RESERVE)) {
+    throw new RangeError(`Cannot look back ${reach} rows: want 1 or more`);
+  }
   if (!Number.isInteger(reserve) || reserve < 0 || reserve > MOST_RESERVE) {
     throw new RangeError(`Cannot reserve ${reserve} rows`);
   }
   checkCacheType(type);
-  const shape = { heads, kvHeads, headDim };
+  const shape = { heads, kvHeads, headDim, ...(reach !== undefined && { reach }) };
   return new CheckedRows(create(shape), shape, type, new Int32Array(kvHeads));
 }
 

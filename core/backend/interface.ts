@@ -110,20 +110,22 @@ export interface LayerRows<T extends Tensor = Tensor> {
 
   /**
    * Causal attention of `count` queries that belong to the LAST `count` rows of every head (call it right after
-   * appending them; all heads must have the same length). `queries`: `[count, heads, headDim]`, after RoPE; logits
+   * appending them; all heads must have the same length): query `t` sees the rows up to its own, as far back as the
+   * shape's `reach`. `queries`: `[count, heads, headDim]`, after RoPE; logits
    * are scaled by 1/√headDim.
    */
   prefillAttention(queries: T, count: number, want?: AttentionWants): Promise<AttentionOutputs<T>>;
 
   /**
-   * Attention of `count` queries over all rows of each head: query `t` sees rows `0 … length(head) − count + t`.
+   * Attention of `count` queries over all rows of each head: query `t` sees rows `0 … length(head) − count + t`, of them
+   * the last as far as the shape's `reach`; the others' probability is 0.
    * Heads may differ in length. This is the decode path (`count` = 1) and the question path (`count` > 1).
    * `queries`: `[count, heads, headDim]`, after RoPE.
    */
   decodeAttention(queries: T, count: number, want?: { probabilities?: boolean }): Promise<DecodeOutputs<T>>;
 
   /**
-   * Softmax of the last `window` queries over all rows, reduced as `needs.window` asks, plus keys and values when
+   * Softmax of the last `window` queries over all rows that they reach (0 on the others), reduced as `needs.window` asks, plus keys and values when
    * `needs.rows`. `queries`: `[window, heads, headDim]`. Column sums and value norms are not this call's.
    * Never stores heads × window × rows.
    */

@@ -9,7 +9,7 @@ import { observeWindow } from "../measure/observe.ts";
 import type { Needs, NormKind, Observation } from "../policy/policy.ts";
 import { type KeyRotation, rotateRows } from "../measure/rotation.ts";
 import { type SelectionInput, selectTop } from "../select/select.ts";
-import type { AttentionShape } from "../shape.ts";
+import { type AttentionShape, firstSeen } from "../shape.ts";
 import { valueNorms } from "../measure/value_norms.ts";
 import { checkedRows } from "./checked_rows.ts";
 import {
@@ -254,7 +254,7 @@ class ReferenceRows implements TrustingRows<Float32Array> {
     for (const head of this.#heads) head.free();
   }
 
-  /** Query `t` of `count` sees rows 0 … length − count + t of its head. Calls `visit` with each softmax row. */
+  /** Query `t` of `count` sees the rows of its head up to length − count + t that it reaches. Calls `visit` with each softmax row. */
   #attention(queries: Float32Array, count: number, visit: (seen: SeenRow) => void): Float32Array {
     const { heads, kvHeads, headDim } = this.#shape;
     const output = new Float32Array(count * heads * headDim);
@@ -264,7 +264,8 @@ class ReferenceRows implements TrustingRows<Float32Array> {
       const { keys, values, length } = all[Math.floor(head / (heads / kvHeads))];
       for (let t = 0; t < count; t++) {
         const at = (t * heads + head) * headDim, visible = length - count + t + 1;
-        const { maximum, sum } = softmaxRow({ vector: queries, offset: at }, keys, headDim, visible, row);
+        const first = firstSeen(this.#shape, visible);
+        const { maximum, sum } = softmaxRow({ vector: queries, offset: at }, keys, headDim, visible, row, first);
         weightedSum(row, values, visible, output.subarray(at, at + headDim));
         visit({ head, t, row, visible, logSum: maximum + ln(sum) });
       }

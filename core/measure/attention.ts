@@ -8,8 +8,8 @@ export interface Query {
 }
 
 /**
- * Softmax of one query over the first `visible` keys, written to `row[0 … visible)`; two passes, the maximum
- * subtracted. `keys`: `[rows, headDim]`. Returns the row's maximum logit and Σ exp(logit − maximum).
+ * Softmax of one query over the keys `first … visible − 1`, written to `row[0 … visible)`, 0 before `first`; two passes,
+ * the maximum subtracted. `keys`: `[rows, headDim]`. Returns the row's maximum logit and Σ exp(logit − maximum).
  */
 export function softmaxRow(
   query: Query,
@@ -17,18 +17,20 @@ export function softmaxRow(
   headDim: number,
   visible: number,
   row: Float64Array,
+  first = 0,
 ): { maximum: number; sum: number } {
   const { vector, offset } = query;
   const scale = 1 / Math.sqrt(headDim);
   let maximum = -Infinity;
-  for (let i = 0; i < visible; i++) {
+  row.fill(0, 0, first);
+  for (let i = first; i < visible; i++) {
     let dot = 0;
     for (let j = 0, k = i * headDim; j < headDim; j++, k++) dot += vector[offset + j] * keys[k];
     row[i] = dot * scale;
     if (row[i] > maximum) maximum = row[i];
   }
   let sum = 0;
-  for (let i = 0; i < visible; i++) sum += row[i] = exp(row[i] - maximum);
-  for (let i = 0; i < visible; i++) row[i] /= sum;
+  for (let i = first; i < visible; i++) sum += row[i] = exp(row[i] - maximum);
+  for (let i = first; i < visible; i++) row[i] /= sum;
   return { maximum, sum };
 }

@@ -6,7 +6,7 @@ import { softmaxRow } from "./attention.ts";
 import { ln } from "./exp.ts";
 import { poolRow } from "./pool.ts";
 import type { Needs, Observation, Reduction } from "../policy/policy.ts";
-import type { AttentionShape } from "../shape.ts";
+import { type AttentionShape, firstSeen } from "../shape.ts";
 
 /** The queries of the window and the keys of the whole context, after RoPE. */
 export interface WindowInput {
@@ -26,20 +26,21 @@ export type WindowObservation = Pick<Observation, Reduction>;
 const ENTROPY_EPSILON = 1e-10;
 
 /**
- * Softmax rows of the last `window` queries over their causal keys (row t sees keys 0 … length − window + t), reduced
+ * Softmax rows of the last `window` queries over their causal keys (row t sees keys up to length − window + t), reduced
  * as `needs.window` asks; shapes and meanings at {@link Reduction}. O(heads · window · length · headDim).
  * @throws RangeError when a shape or the kernel does not fit.
  */
 export function observeWindow(input: WindowInput, needs: Pick<Needs, "window" | "kernel">): WindowObservation {
   checkWindow(input, needs.kernel ?? 5);
-  const { shape: { heads, kvHeads, headDim }, queries, window, keys, length } = input;
+  const { shape, queries, window, keys, length } = input, { heads, kvHeads, headDim } = shape;
   const sums = new WindowSums(input, needs);
   const row = new Float64Array(length);
   for (let head = 0; head < heads; head++) {
     const kvHead = Math.floor(head / (heads / kvHeads));
     for (let t = 0; t < window; t++) {
       const query = { vector: queries, offset: (t * heads + head) * headDim };
-      const { maximum, sum } = softmaxRow(query, keys[kvHead], headDim, length - window + t + 1, row);
+      const visible = length - window + t + 1, first = firstSeen(shape, visible);
+      const { maximum, sum } = softmaxRow(query, keys[kvHead], headDim, visible, row, first);
       sums.addRow(head, t, row, maximum + ln(sum));
     }
   }

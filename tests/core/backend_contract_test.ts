@@ -5,6 +5,7 @@ import { copyHeads } from "../../core/backend/copy_heads.ts";
 import { type Backend, type LayerRows, ROW_PAGE, type TrustingRows } from "../../core/backend/interface.ts";
 import type { CacheType } from "../../core/cache/entry_type.ts";
 import { randomSource } from "../../core/measure/random.ts";
+import type { AttentionShape } from "../../core/shape.ts";
 import { ALL_BACKENDS } from "../_helper/backends.ts";
 
 const SHAPE = { heads: 4, kvHeads: 2, headDim: 4 };
@@ -179,7 +180,7 @@ const BAD_SHAPES = [
   { ...SHAPE, heads: 4098 },
 ];
 
-function refusesCreation(create: (shape: typeof SHAPE, reserve: number, type: CacheType) => LayerRows): void {
+function refusesCreation(create: (shape: AttentionShape, reserve: number, type: CacheType) => LayerRows): void {
   for (const shape of BAD_SHAPES) {
     const { heads, kvHeads, headDim } = shape;
     const message = `Cannot hold ${heads} heads over ${kvHeads} KV heads of width ${headDim}`;
@@ -188,6 +189,10 @@ function refusesCreation(create: (shape: typeof SHAPE, reserve: number, type: Ca
   for (const reserve of [-1, 0.5, NaN, 2 ** 28 + 1]) {
     const wanted = { name: "RangeError", message: `Cannot reserve ${reserve} rows` };
     assert.throws(() => create(SHAPE, reserve, "f32"), wanted);
+  }
+  for (const reach of [0, -1, 1.5, NaN, Infinity]) {
+    const wanted = { name: "RangeError", message: `Cannot look back ${reach} rows: want 1 or more` };
+    assert.throws(() => create({ ...SHAPE, reach }, 0, "f32"), wanted);
   }
   assert.throws(() => create(SHAPE, 0, "f64" as CacheType), { code: "cache-type.unknown" });
 }

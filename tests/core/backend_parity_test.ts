@@ -233,6 +233,24 @@ for (const { name, start, oneType } of KERNEL_BACKENDS) {
     await sameObservation(twins, new Float32Array(4).fill(1), 1, { window: REDUCTIONS }, "no mass");
   });
 
+  test("a limited reach equals the plain backend's, whatever is asked", CACHE_TYPES, async (pair) => {
+    for (const size of [{ heads: 6, kvHeads: 2, headDim: 64 }, { heads: 3, kvHeads: 3, headDim: 20 }]) {
+      for (const reach of [1, 2, 7, 40, 64, 65, 300]) {
+        const shape = { ...size, reach }, each = shape.heads * shape.headDim;
+        for (const length of [5, 64, 65, 200]) {
+          using twins = filled(pair, shape, length);
+          const what = `${text(shape)}, reach ${reach}`;
+          for (const count of new Set([1, Math.ceil(length / 3), length])) {
+            const queries = floats(count * each, 3), of = `${what}, ${count} of ${length}`;
+            await samePrefill(twins, queries, count, of);
+            await sameDecode(twins, queries, count, of);
+            await sameObservation(twins, queries, count, { window: REDUCTIONS }, of);
+          }
+        }
+      }
+    }
+  });
+
   test("valueNorms() equals the plain backend for every shape", CACHE_TYPES, async (pair) => {
     for (const shape of SHAPES) {
       const { heads, headDim } = shape;

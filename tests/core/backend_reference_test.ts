@@ -18,9 +18,9 @@ function floats(next: () => number, count: number): Float32Array {
 }
 
 /** Rows with `count` random entries per head. */
-function filled(backend: Backend<Float32Array>, count: number, seed = 1): LayerRows<Float32Array> {
+function filled(backend: Backend<Float32Array>, count: number, seed = 1, reach?: number): LayerRows<Float32Array> {
   const next = randomSource(seed);
-  const rows = backend.createRows(SHAPE, 0);
+  const rows = backend.createRows({ ...SHAPE, reach }, 0);
   rows.append(floats(next, count * ROW), floats(next, count * ROW), count);
   return rows;
 }
@@ -70,6 +70,40 @@ Deno.test("prefillAttention() is causal attention of the last queries, with all 
   const plain = await rows.prefillAttention(queries, count);
   assert.deepEqual(plain.output, all.output);
   assert.deepEqual([plain.columnSum, plain.columnMax, plain.logSumExp], [undefined, undefined, undefined]);
+});
+
+Deno.test("a query of rows with a reach sees the last so many up to its own", async () => {
+  using backend = createReferenceBackend();
+  const length = 9, count = 4, queries = floats(randomSource(2), count * QUERY);
+  for (const reach of [1, 3, 6, 20]) {
+    const rows = filled(backend, length, 1, reach);
+    const { output } = await rows.decodeAttention(queries, count);
+    const prefilled = await rows.prefillAttention(queries, count, {
+      columnSum: true,
+      columnMax: true,
+      logSumExp: true,
+    });
+    assert.deepEqual(prefilled.output, output);
+    for (let t = 0; t < count; t++) {
+      // Rows of their own that hold what the query reaches and nothing else.
+      const end = length - count + t + 1, alone = filled(backend, length);
+      const seen = Int32Array.from({ length }, (_, i) => i).subarray(Math.max(0, end - reach), end);
+      alone.compact([seen, seen]);
+      const one = queries.subarray(t * QUERY, (t + 1) * QUERY), wants = { logSumExp: true } as const;
+      const want = await alone.prefillAttention(one, 1, wants);
+      assert.deepEqual(output.subarray(t * QUERY, (t + 1) * QUERY), want.output);
+      assert.deepEqual(prefilled.logSumExp!.subarray(t * SHAPE.heads, (t + 1) * SHAPE.heads), want.logSumExp);
+      const { probabilities } = await alone.decodeAttention(one, 1, { probabilities: true });
+      if (t < count - 1) continue;
+      const all = (await rows.decodeAttention(queries, count, { probabilities: true })).probabilities!;
+      probabilities!.forEach((row, head) => {
+        const padded = new Float32Array(length);
+        padded.set(row, seen[0]);
+        assert.deepEqual(all[head], padded);
+      });
+    }
+    assert.equal(prefilled.columnSum!.filter((sum) => sum === 0).length, SHAPE.heads * Math.max(0, 6 - reach));
+  }
 });
 
 Deno.test("prefillAttention() in chunks equals prefillAttention() at once", async () => {

@@ -17,7 +17,7 @@ const MEMORY = -1, HANDLE = -2, SHAPE = -3, BUFFER = -4;
 for (const [build, start] of Object.entries(BUILDS)) {
   Deno.test(`${build}: handles that are not alive are refused`, async () => {
     const { call } = await start();
-    const buffer = call.buffer_new(64), rows = call.rows_new(2, 1, 4, 0, 0);
+    const buffer = call.buffer_new(64), rows = call.rows_new(2, 1, 4, 0, 0, 0);
     assert.ok(buffer > 0 && rows > 0);
     assert.equal(call.buffer_free(buffer), 0);
     assert.equal(call.buffer_free(buffer), HANDLE);
@@ -50,11 +50,12 @@ for (const [build, start] of Object.entries(BUILDS)) {
         [1 << 20, 1, 4, 0],
         [2, 1, 4, 0x7fffffff],
       ]
-    ) assert.equal(call.rows_new(heads, kvHeads, dim, reserve, 0), SHAPE);
-    for (const kind of [-1, 3, 0x7fffffff, -0x80000000]) assert.equal(call.rows_new(2, 1, 4, 0, kind), SHAPE);
-    assert.equal(call.rows_new(2, 1, 4096, 1 << 28, 0), MEMORY);
+    ) assert.equal(call.rows_new(heads, kvHeads, dim, reserve, 0, 0), SHAPE);
+    for (const kind of [-1, 3, 0x7fffffff, -0x80000000]) assert.equal(call.rows_new(2, 1, 4, 0, kind, 0), SHAPE);
+    for (const reach of [-1, 0x7fffffff, -0x80000000]) assert.equal(call.rows_new(2, 1, 4, 0, 0, reach), SHAPE);
+    assert.equal(call.rows_new(2, 1, 4096, 1 << 28, 0, 0), MEMORY);
 
-    const rows = call.rows_new(2, 1, 4, 0, 0), [a, b, c] = [16, 16, 1 << 12].map((bytes) => call.buffer_new(bytes));
+    const rows = call.rows_new(2, 1, 4, 0, 0, 0), [a, b, c] = [16, 16, 1 << 12].map((bytes) => call.buffer_new(bytes));
     assert.equal(call.rows_append(rows, a, b, 2), BUFFER);
     assert.equal(call.rows_append(rows, a, b, -1), SHAPE);
     assert.equal(call.rows_append(rows, a, b, 0x7fffffff), SHAPE);
@@ -84,7 +85,7 @@ for (const [build, start] of Object.entries(BUILDS)) {
   Deno.test(`${build}: kept rows and lengths are checked before anything moves`, async () => {
     const kernels = await start(), { call } = kernels;
     kernels.withBuffers((buffers) => {
-      const rows = call.rows_new(2, 2, 1, 0, 0), floats = () => buffers.from(new Float32Array(200));
+      const rows = call.rows_new(2, 2, 1, 0, 0, 0), floats = () => buffers.from(new Float32Array(200));
       assert.equal(call.rows_append(rows, floats(), floats(), 100), 0);
       const compact = (kept: number[], counts: number[], total = kept.length) =>
         call.rows_compact(rows, buffers.from(Int32Array.from(kept)), total, buffers.from(Int32Array.from(counts)));
@@ -161,7 +162,7 @@ for (const [build, start] of Object.entries(BUILDS)) {
       const name = pick(names);
       const numbers = Array(functions[name].length).fill(0).map(() => next() < 0.5 ? pick(known) : pick(anything));
       if (name === "rows_new" && next() < 0.7) {
-        numbers.splice(0, 5, 2, 1, pick([3, 4, 64]), pick([0, 70]), pick([0, 1, 2]));
+        numbers.splice(0, 6, 2, 1, pick([3, 4, 64]), pick([0, 70]), pick([0, 1, 2]), pick([0, 1, 65]));
       }
       if (name === "buffer_new" && next() < 0.9) numbers[0] = pick([0, 16, 4096, 1 << 16]);
       const result = functions[name](...numbers);
@@ -174,7 +175,7 @@ for (const [build, start] of Object.entries(BUILDS)) {
     }
     console.log(`${accepted} of 30000 calls accepted`);
     assert.ok(accepted > 1000);
-    const rows = call.rows_new(1, 1, 4, 0, 0), one = call.buffer_new(16), two = call.buffer_new(16);
+    const rows = call.rows_new(1, 1, 4, 0, 0, 0), one = call.buffer_new(16), two = call.buffer_new(16);
     assert.equal(call.rows_append(rows, one, two, 1), 0);
     assert.equal(call.rows_attend(rows, one, 1, 0, two, -1, -1, -1, -1), 0);
   });

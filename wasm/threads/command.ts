@@ -49,6 +49,15 @@ export const number: Field<number> = {
   read: (from) => from.number(),
 };
 
+/** NaN stands for none. */
+export const optionalNumber: Field<number | undefined> = {
+  write: (value = NaN, { numbers }) => numbers.push(value),
+  read: (from) => {
+    const value = from.number();
+    return Number.isNaN(value) ? undefined : value;
+  },
+};
+
 export const flag: Field<boolean> = {
   write: (value, { numbers }) => numbers.push(value ? 1 : 0),
   read: (from) => from.number() === 1,

@@ -81,9 +81,9 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
 
   static create(place: Place, shape: AttentionShape, reserve: number, type: CacheType): ThreadedRows {
     const { backend, pool } = place;
-    const { heads, kvHeads, headDim } = shape;
+    const { heads, kvHeads } = shape;
     const group = heads / kvHeads, mine = shareHeads(kvHeads, pool.size)[0].kvHeads;
-    const own = backend.createPart({ heads: mine * group, kvHeads: mine, headDim }, reserve, type, shape);
+    const own = backend.createPart({ ...shape, heads: mine * group, kvHeads: mine }, reserve, type, shape);
     const rows = new ThreadedRows(place, own, shape, new Int32Array(kvHeads));
     for (const part of rows.#others) rows.#tell(part, ROWS.create, rows.#creation(part, reserve));
     return rows;

@@ -14,6 +14,7 @@ import {
   number,
   oneOf,
   optionalInts,
+  optionalNumber,
   record,
   someOf,
 } from "./command.ts";
@@ -29,7 +30,7 @@ export class RowsService {
 
   /** Makes empty rows for `kvHeads` KV heads of the layer `whole`, with the query heads that read them. */
   create(id: number, kvHeads: number, reserve: number, type: CacheType, whole: AttentionShape): void {
-    const shape = { heads: kvHeads * whole.heads / whole.kvHeads, kvHeads, headDim: whole.headDim };
+    const shape = { ...whole, heads: kvHeads * whole.heads / whole.kvHeads, kvHeads };
     this.set(id, this.backend.createPart(shape, reserve, type, whole));
   }
 
@@ -52,7 +53,7 @@ export class RowsService {
 
 const command = commandsFrom<RowsService>(1);
 const id = number, count = number;
-const shape = record({ heads: number, kvHeads: number, headDim: number });
+const shape = record({ heads: number, kvHeads: number, headDim: number, reach: optionalNumber });
 const copied = record({ keys: floats, values: floats });
 
 /** On the heads of one thread; see `LayerRows`. Lists have one entry per head. */

@@ -3,6 +3,8 @@
 //! A *block* is a set of queries that read the same KV head: some tokens times the heads of the group, in ascending
 //! order of the rows they may see. Scores stay raw (not scaled) until the maximum has been taken off, so that large
 //! logits lose nothing: weight = 2^((score − max) · log₂e/√dim).
+//!
+//! Where a layer's reach is limited a query sees no row before its start either; starts ascend as limits do.
 
 use crate::int8::Narrow;
 use crate::lanes::F4;
@@ -37,7 +39,9 @@ pub struct Block {
     pub maxima: Array<f32>,
     /// Σ 2^((score − max)·c) so far.
     pub sums: Array<f32>,
-    /// Rows each query may see, ascending.
+    /// The first row each query may see, ascending.
+    pub starts: Vec<usize>,
+    /// The row behind the last one it may see, ascending.
     pub limits: Vec<usize>,
 }
 
@@ -45,8 +49,10 @@ impl Block {
     #[inline(never)]
     pub fn new(capacity: usize, layout: Layout) -> Result<Self> {
         let stride = layout.stride;
-        let mut limits = Vec::new();
-        limits.try_reserve_exact(capacity).map_err(|_| Error::Memory)?;
+        let (mut starts, mut limits) = (Vec::new(), Vec::new());
+        for list in [&mut starts, &mut limits] {
+            list.try_reserve_exact(capacity).map_err(|_| Error::Memory)?;
+        }
         Ok(Block {
             rows: 0,
             layout,
@@ -59,6 +65,7 @@ impl Block {
             scores: Array::zeros(capacity * PAGE)?,
             maxima: Array::zeros(capacity)?,
             sums: Array::zeros(capacity)?,
+            starts,
             limits,
         })
     }
@@ -84,6 +91,7 @@ impl Block {
 
     pub fn clear(&mut self) {
         self.rows = 0;
+        self.starts.clear();
         self.limits.clear();
         self.outputs.as_mut().fill(0.0);
         self.maxima.as_mut().fill(f32::NEG_INFINITY);
@@ -91,7 +99,7 @@ impl Block {
     }
 
     #[inline(never)]
-    pub fn push(&mut self, query: &[f32], limit: usize) {
+    pub fn push(&mut self, query: &[f32], start: usize, limit: usize) {
         let at = self.rows * self.stride;
         let place = &mut self.queries.as_mut()[at..at + self.stride];
         if self.halves {
@@ -102,6 +110,7 @@ impl Block {
         if let Some(narrow) = &mut self.narrow {
             narrow.set_query(self.rows, &self.queries.as_slice()[at..at + self.stride]);
         }
+        self.starts.push(start);
         self.limits.push(limit);
         self.rows += 1;
     }
@@ -128,9 +137,11 @@ impl Block {
                 dots::<Floats>(queries, rows, tile, scores.as_mut_ptr(), PAGE);
             }
         }
-        for (row, limit) in scores.chunks_exact_mut(PAGE).zip(&self.limits[first..]) {
+        let spans = self.starts[first..].iter().zip(&self.limits[first..]);
+        for (row, (from, limit)) in scores.chunks_exact_mut(PAGE).zip(spans) {
             let visible = (limit - start).min(seen);
             row[visible..seen.next_multiple_of(8)].fill(f32::NEG_INFINITY);
+            row[..from.saturating_sub(start).min(visible)].fill(f32::NEG_INFINITY);
         }
         seen
     }
@@ -138,6 +149,11 @@ impl Block {
     /// The first query that sees row `start`.
     fn first_seeing(&self, start: usize) -> usize {
         self.limits.partition_point(|&limit| limit <= start)
+    }
+
+    /// Behind the last query that sees a row before `end`.
+    fn end_seeing(&self, end: usize) -> usize {
+        self.starts.partition_point(|&start| start < end)
     }
 }
 
@@ -186,14 +202,15 @@ pub fn attend(head: &Head, block: &mut Block, c: f32) {
         Some(page) if fetches => page.rows(layout, part, 0).0,
         _ => core::ptr::null(),
     };
-    for start in (0..most).step_by(step) {
+    for start in (block.starts[0] / step * step..most).step_by(step) {
         let first = block.first_seeing(start);
         let seen = block.score(head, start, first, ahead(start / PAGE, Part::Value));
-        let rows = block.rows;
+        // Those that see nothing of the tile yet have no maximum to go by.
+        let rows = block.end_seeing(start + seen);
         let scores = block.scores.as_mut();
         for q in first..rows {
             let (maximum, sum) = (&mut block.maxima.as_mut()[q], &mut block.sums.as_mut()[q]);
-            // SAFETY: a row of `PAGE` floats; query `q` sees the tile's first row.
+            // SAFETY: a row of `PAGE` floats; query `q` sees a row of the tile.
             let factor = unsafe { soften(scores[q * PAGE..].as_mut_ptr(), seen, maximum, sum, c) };
             if factor != 1.0 {
                 for x in &mut block.outputs.as_mut()[q * stride..(q + 1) * stride] {
@@ -225,9 +242,9 @@ pub fn measure(head: &Head, block: &mut Block, c: f32, mut start: usize) {
     while start < most {
         let first = block.first_seeing(start);
         let seen = block.score(head, start, first, core::ptr::null());
-        for q in first..block.rows {
+        for q in first..block.end_seeing(start + seen) {
             let (maximum, sum) = (&mut block.maxima.as_mut()[q], &mut block.sums.as_mut()[q]);
-            // SAFETY: a row of `PAGE` floats; query `q` sees the tile's first row.
+            // SAFETY: a row of `PAGE` floats; query `q` sees a row of the tile.
             unsafe { soften(block.scores.as_mut()[q * PAGE..].as_mut_ptr(), seen, maximum, sum, c) };
         }
         start += seen;
@@ -279,7 +296,7 @@ pub fn column_pitch(layer: &Layer) -> usize {
 }
 
 /// Attention of `count` queries, `(count, heads, dim)`. Query `t` sees rows `0 … length − behind − count + t` of each
-/// head; every query must see a row.
+/// head, of them the last as far as the layer reaches; every query must see a row.
 pub fn causal(
     layer: &Layer,
     queries: &[f32],
@@ -329,8 +346,9 @@ fn decode(
             // The queries, each with the number of rows it sees.
             block.clear();
             for t in token..token + here {
+                let limit = last(head) - count + t + 1;
                 for h in kv * group..(kv + 1) * group {
-                    block.push(&queries[(t * heads + h) * dim..][..dim], last(head) - count + t + 1);
+                    block.push(&queries[(t * heads + h) * dim..][..dim], layer.first_seen(limit), limit);
                 }
             }
             // Scores, softmax and weighted values, tile by tile.

@@ -98,12 +98,16 @@ pub extern "C" fn buffer_free(buffer: i32) -> i32 {
     run(|state| state.buffers.remove(buffer).map(|_| 0))
 }
 
-/// Empty rows with room for `reserve` in each head, stored as `kind`: 0 float32, 1 float16, 2 int8. Returns a handle.
+/// Empty rows with room for `reserve` in each head, stored as `kind`: 0 float32, 1 float16, 2 int8. `reach`: rows that a
+/// query looks back, its own among them; 0 for all. Returns a handle.
 #[no_mangle]
-pub extern "C" fn rows_new(heads: i32, kv_heads: i32, dim: i32, reserve: i32, kind: i32) -> i32 {
+pub extern "C" fn rows_new(heads: i32, kv_heads: i32, dim: i32, reserve: i32, kind: i32, reach: i32) -> i32 {
     run(|state| {
         let kind = stored::Kind::from_number(kind).ok_or(Error::Shape)?;
-        let layer = Layer::new(size(heads)?, size(kv_heads)?, size(dim)?, size(reserve)?, kind)?;
+        let mut layer = Layer::new(size(heads)?, size(kv_heads)?, size(dim)?, size(reserve)?, kind)?;
+        if reach != 0 {
+            layer.reach = size(reach)?;
+        }
         state.layers.insert(layer)
     })
 }

@@ -1,5 +1,5 @@
 //! The softmax of the last queries over all rows, reduced on the fly: two passes over the keys, nothing of size
-//! queries × rows.
+//! queries × rows. Rows that a query can't reach have no share.
 //!
 //! Pass one finds each row's maximum and sums (over the prefix and over all it sees), hence log-sum-exp and mass. Pass
 //! two recomputes the softmax tile by tile and folds it into the column reductions. Pooling needs each row's pooled sum
@@ -45,8 +45,9 @@ pub fn observe(layer: &Layer, queries: &[f32], window: usize, kernel: usize, out
     for (kv, head) in layer.rows.iter().enumerate() {
         block.clear();
         for t in 0..window {
+            let start = layer.first_seen(prefix + t + 1);
             for h in kv * group..(kv + 1) * group {
-                block.push(&queries[(t * layer.heads + h) * layer.dim..][..layer.dim], prefix);
+                block.push(&queries[(t * layer.heads + h) * layer.dim..][..layer.dim], start, prefix);
             }
         }
         rows.first_pass(head, &mut block, c, group);
@@ -154,7 +155,8 @@ impl Rows {
             let query = &block.queries.as_slice()[row * stride..][..stride];
             let (maximum, sum) = (block.maxima.as_slice()[row], block.sums.as_slice()[row]);
             let mut total = self.kernel as f64 * self.mass[row];
-            for j in (0..half.min(prefix)).chain(half.max(prefix.saturating_sub(half))..prefix) {
+            let borders = (0..half.min(prefix)).chain(half.max(prefix.saturating_sub(half))..prefix);
+            for j in borders.filter(|&j| j >= block.starts[row]) {
                 let counted = (prefix - 1).min(j + half) - j.saturating_sub(half) + 1;
                 let key = layer.row(head, Part::Key, j, &mut unpacked);
                 let score: f32 = query.iter().zip(key).map(|(a, b)| a * b).sum();

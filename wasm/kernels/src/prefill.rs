@@ -7,6 +7,9 @@
 //! Column sums and maxima need each query's final sum: where they are asked for, the block's raw scores (48 × rows) wait
 //! for it, which costs less than the products again. A column's largest share is 2^max((score − max)·c − log₂ sum), so
 //! one exponential serves all queries of a head.
+//!
+//! Rows before a lane's start are masked by a finite number: a tile in which a lane sees nothing yet leaves weights behind
+//! that the first row it sees takes off again.
 
 use crate::attention::{column_pitch, Extras};
 use crate::lanes::F4;
@@ -19,6 +22,8 @@ use crate::tile::tile_rows;
 
 /// Queries of a block: enough to reuse each tile, few enough to stay in cache beside it.
 const BLOCK: usize = 48;
+/// The score of a row that is out of reach.
+const UNREACHED: f32 = f32::MIN;
 /// Fewer tokens would leave lanes empty.
 pub const LEAST_TOKENS: usize = 4;
 
@@ -66,7 +71,9 @@ struct Block {
     tokens: usize,
     /// Lanes in all, a multiple of eight.
     columns: usize,
-    /// Rows that each lane may see; `(columns)`.
+    /// The first row that each lane may see; `(columns)`.
+    starts: Array<u32>,
+    /// The row behind the last one; `(columns)`.
     limits: Array<u32>,
     /// Panels, `(columns / 8, stride, 8)`.
     queries: Array<f32>,
@@ -93,6 +100,7 @@ impl Block {
             group,
             tokens,
             columns,
+            starts: Array::zeros(columns)?,
             limits: Array::zeros(columns)?,
             queries: Array::zeros(columns * layout.stride)?,
             outputs: Array::zeros(columns * layout.stride)?,
@@ -114,6 +122,7 @@ impl Block {
         self.sums.as_mut().fill(0.0);
         self.queries.as_mut().fill(0.0);
         self.limits.as_mut().fill((before + here.count) as u32);
+        self.starts.as_mut().fill(layer.first_seen(before + here.count) as u32);
         for head in 0..self.group {
             for t in 0..here.count {
                 let column = head * self.tokens + t;
@@ -123,6 +132,7 @@ impl Block {
                     place[column % COLUMNS] = *x;
                 }
                 self.limits.as_mut()[column] = (before + t + 1) as u32;
+                self.starts.as_mut()[column] = layer.first_seen(before + t + 1) as u32;
             }
         }
     }
@@ -132,11 +142,17 @@ impl Block {
         self.limits.as_slice().iter().fold(0, |most, &limit| most.max(limit as usize))
     }
 
+    /// The first row of the first tile that anyone sees something of.
+    fn least(&self) -> usize {
+        let step = tile_rows(self.layout.stride);
+        self.starts.as_slice().iter().fold(usize::MAX, |least, &start| least.min(start as usize)) / step * step
+    }
+
     /// Runs over all tiles: fills outputs, maxima and sums, and leaves all scores behind where they are to be kept.
     fn attend(&mut self, head: &Head, c: f32, keep: bool) {
         let (stride, most) = (self.layout.stride, self.most());
         let step = tile_rows(stride);
-        for start in (0..most).step_by(step) {
+        for start in (self.least()..most).step_by(step) {
             let (seen, at) = (step.min(most - start), if keep { start } else { 0 });
             self.score(head, start, seen, at);
             self.soften(seen, at, c);
@@ -166,9 +182,13 @@ impl Block {
             // SAFETY: `padded` rows of keys; a panel of `stride` rows; room for `padded` rows of scores.
             unsafe { score_panel(keys, padded, stride, panel.as_ptr(), scores.as_mut_ptr()) };
         }
-        for (column, &limit) in self.limits.as_slice().iter().enumerate() {
+        let spans = self.starts.as_slice().iter().zip(self.limits.as_slice());
+        for (column, (&from, &limit)) in spans.enumerate() {
             let visible = (limit as usize).saturating_sub(start).min(seen);
             let scores = &mut self.scores.as_mut()[column / COLUMNS * COLUMNS * self.span..];
+            for row in 0..(from as usize).saturating_sub(start).min(visible) {
+                scores[(at + row) * COLUMNS + column % COLUMNS] = UNREACHED;
+            }
             for row in visible..padded {
                 scores[(at + row) * COLUMNS + column % COLUMNS] = f32::NEG_INFINITY;
             }
@@ -217,15 +237,15 @@ impl Block {
 
     /// Adds the block's softmax to the column sums and raises the column maxima, `(heads, pitch)`.
     fn columns(&mut self, here: Tokens, c: f32, pitch: usize, extras: &mut Extras) {
-        let most = self.most();
+        let (least, most) = (self.least(), self.most().next_multiple_of(4));
         for head in 0..self.group {
             let lanes = head * self.tokens..head * self.tokens + here.count;
             let at = (here.kv * self.group + head) * pitch;
-            if let Some(maxima) = extras.column_max.get_mut(at..at + most.next_multiple_of(4)) {
-                self.raise(lanes.clone(), c, maxima);
+            if let Some(maxima) = extras.column_max.get_mut(at + least..at + most) {
+                self.raise(lanes.clone(), least, c, maxima);
             }
-            if let Some(sums) = extras.column_sum.get_mut(at..at + most.next_multiple_of(4)) {
-                self.add(lanes, c, sums);
+            if let Some(sums) = extras.column_sum.get_mut(at + least..at + most) {
+                self.add(lanes, least, c, sums);
             }
         }
     }
@@ -249,7 +269,8 @@ impl Block {
         unsafe { (F4::load(self.maxima.as_slice()[column..][..4].as_ptr()), F4::load(shares.as_ptr())) }
     }
 
-    fn raise(&self, lanes: core::ops::Range<usize>, c: f32, maxima: &mut [f32]) {
+    /// `maxima`: those of the rows from `least` on, as `sums` below.
+    fn raise(&self, lanes: core::ops::Range<usize>, least: usize, c: f32, maxima: &mut [f32]) {
         let scale = F4::splat(c);
         let mut statistics = [(F4::zero(), F4::zero()); BLOCK / 4 + 1];
         for (place, column) in statistics.iter_mut().zip(lanes.clone().step_by(4)) {
@@ -258,7 +279,7 @@ impl Block {
         for (row, four) in maxima.chunks_exact_mut(4).enumerate() {
             let mut best = [F4::splat(f32::NEG_INFINITY); 4];
             for (column, (maximum, log)) in lanes.clone().step_by(4).zip(&statistics) {
-                for (best, score) in best.iter_mut().zip(self.four(column, row * 4)) {
+                for (best, score) in best.iter_mut().zip(self.four(column, least + row * 4)) {
                     *best = best.max(score.sub(*maximum).mul(scale).sub(*log));
                 }
             }
@@ -268,17 +289,18 @@ impl Block {
         }
         // The vector maximum drops NaN. A query that meets one has no softmax anywhere.
         for lane in lanes.filter(|&lane| self.sums.as_slice()[lane].is_nan()) {
-            maxima[..self.limits.as_slice()[lane] as usize].fill(f32::NAN);
+            let (start, limit) = (self.starts.as_slice()[lane], self.limits.as_slice()[lane]);
+            maxima[start as usize - least..limit as usize - least].fill(f32::NAN);
         }
     }
 
-    fn add(&self, lanes: core::ops::Range<usize>, c: f32, sums: &mut [f32]) {
+    fn add(&self, lanes: core::ops::Range<usize>, least: usize, c: f32, sums: &mut [f32]) {
         let scale = F4::splat(c);
         for column in lanes.clone().step_by(4) {
             let (maximum, share) = self.statistics(column, lanes.end, |sum| 1.0 / sum, 0.0);
             for (row, four) in sums.chunks_exact_mut(4).enumerate() {
                 let [a, b, c, d] =
-                    self.four(column, row * 4).map(|score| exp2(score.sub(maximum).mul(scale)).mul(share));
+                    self.four(column, least + row * 4).map(|score| exp2(score.sub(maximum).mul(scale)).mul(share));
                 // SAFETY: four floats.
                 unsafe { F4::load(four.as_ptr()).add(F4::sums(a, b, c, d)).store(four.as_mut_ptr()) };
             }
@@ -339,12 +361,13 @@ mod tests {
             };
             let query = &queries[(t * heads + h) * dim..][..dim];
             let seen = length - count + t + 1;
-            let scores: Vec<f64> = (0..seen)
+            let start = seen.saturating_sub(layer.reach);
+            let scores: Vec<f64> = (start..seen)
                 .map(|i| row(keys, i).iter().zip(query).map(|(k, q)| k * *q as f64).sum::<f64>() / (dim as f64).sqrt())
                 .collect();
             let sum: f64 = scores.iter().map(|score| score.exp()).sum();
             out[1][t * heads + h] = sum.ln() as f32;
-            for (i, score) in scores.iter().enumerate() {
+            for (i, score) in (start..).zip(&scores) {
                 let share = score.exp() / sum;
                 for (d, value) in row(values, i).iter().enumerate() {
                     out[0][(t * heads + h) * dim + d] += (share * value) as f32;
@@ -358,8 +381,13 @@ mod tests {
 
     #[test]
     fn causal_agrees_with_its_twin() {
-        for (heads, kv_heads, dim, length, count) in [(6, 2, 8, 70, 33), (5, 1, 6, 20, 20), (2, 2, 4, 66, 5)] {
+        let shapes = [(6, 2, 8, 70, 33), (5, 1, 6, 20, 20), (2, 2, 4, 66, 5), (3, 1, 8, 300, 90)];
+        let reaches = [usize::MAX, 1, 7, 40, 65];
+        for ((heads, kv_heads, dim, length, count), reach) in
+            shapes.into_iter().flat_map(|shape| reaches.map(|reach| (shape, reach)))
+        {
             let mut layer = Layer::new(heads, kv_heads, dim, 0, Kind::F32).unwrap();
+            layer.reach = reach;
             let (keys, values) = (random(length * kv_heads * dim, 1), random(length * kv_heads * dim, 2));
             layer.append(&keys, &values, length).unwrap();
             let queries = random(count * heads * dim, 3);

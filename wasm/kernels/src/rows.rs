@@ -97,6 +97,8 @@ pub struct Layer {
     pub heads: usize,
     pub kv_heads: usize,
     pub dim: usize,
+    /// Rows that a query looks back, its own among them.
+    pub reach: usize,
     pub layout: Layout,
     /// One per KV head.
     pub rows: Vec<Head>,
@@ -120,11 +122,16 @@ impl Layer {
         rows.try_reserve_exact(kv_heads).map_err(|_| Error::Memory)?;
         rows.resize_with(kv_heads, Head::default);
         let layout = Layout { kind, stride: kind.stride(dim) };
-        let mut layer = Layer { heads, kv_heads, dim, layout, rows };
+        let mut layer = Layer { heads, kv_heads, dim, reach: usize::MAX, layout, rows };
         for head in 0..kv_heads {
             layer.make_room(head, reserve)?;
         }
         Ok(layer)
+    }
+
+    /// The first row that a query sees whose last one comes before `limit`.
+    pub fn first_seen(&self, limit: usize) -> usize {
+        limit.saturating_sub(self.reach)
     }
 
     pub fn group(&self) -> usize {
