@@ -13,6 +13,9 @@ import type { Progress } from "./print/progress.ts";
 /** What help says of the policy taken when none is named (`model/default_policy.ts`). */
 export const DEFAULT_POLICY = "gate, else kvzip";
 
+/** What help says of the default budget: the share, and the tokens per head that stay in any case. */
+export const DEFAULT_KEEP = `${DEFAULTS.keep}, at least ${DEFAULTS.leastKept}`;
+
 /** How models are run. */
 export const ENGINES = {
   backend: { value: "name", help: "attention kernels", choices: BACKEND_CHOICES, shown: DEFAULTS.backend },

@@ -11,6 +11,8 @@ export const DEFAULTS = {
   model: MODELS[0].name,
   /** What stays of a context. */
   keep: "20%",
+  /** But no fewer entries per head, where nothing was asked for: a short text loses nothing. */
+  leastKept: 512,
   /** Where kept keys stand. */
   positions: "true" satisfies Positions as Positions,
   /** How keys and values are stored. */

@@ -42,6 +42,8 @@ export interface Report {
     readonly entries: number;
     /** True when the budget covers the whole context, so that nothing was evicted. */
     readonly everything: boolean;
+    /** True when nothing was asked for and the least number of entries decided, not the default share. */
+    readonly least: boolean;
   };
   /** Null unless a risk took the place of `keep`. */
   readonly risk: RiskReport | null;
@@ -116,6 +118,10 @@ export interface FrameReport {
   readonly words: string;
   /** Whether thinking was asked for; null where the template knows of none. */
   readonly think: boolean | null;
+  /** Tokens that it put in front of the text. */
+  readonly tokens: number;
+  /** Whether all of them are protected, in every head. */
+  readonly protected: boolean;
 }
 
 /** What the cap of `maxCache` did; counts are sums over the answers, the rest the most of any. */
@@ -165,7 +171,7 @@ export function reportOf(model: Model, context: Context, answers: readonly Answe
     })),
     model: model.name,
     modelTitle: model.config.name,
-    frame: frameReport(context.frame),
+    frame: frameReport(context),
     backend: model.backend.name,
     dense: model.dense.name,
     engines: { backend: model.backend.detail, dense: model.dense.detail },
@@ -175,6 +181,7 @@ export function reportOf(model: Model, context: Context, answers: readonly Answe
       tokensPerHead: budget.perHead,
       entries: kept,
       everything: kept === total,
+      least: context.leastKept,
     },
     risk: riskReport(context),
     certificate: context.certificates ? certificateReport(context.certificates) : null,
@@ -220,8 +227,9 @@ export function reportOf(model: Model, context: Context, answers: readonly Answe
   };
 }
 
-function frameReport({ kind, words, thinking }: ChatFrame): FrameReport {
-  return { kind, name: words.name, words: frameText(words), think: thinking?.asked ?? null };
+function frameReport({ frame: { kind, words, thinking }, frameTokens, budget }: Context): FrameReport {
+  const what = { kind, name: words.name, words: frameText(words), think: thinking?.asked ?? null };
+  return { ...what, tokens: frameTokens, protected: budget.sinks >= frameTokens };
 }
 
 function maxCacheReport({ plan, keepCapped }: Context, answers: readonly Answer[]): MaxCacheReport | null {

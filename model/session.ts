@@ -72,6 +72,10 @@ export interface Context extends Disposable {
   readonly plan: DecodePlan;
   /** True when the cap left the context less than `keep` asked for. */
   readonly keepCapped: boolean;
+  /** True when nothing was asked for and `DEFAULTS.leastKept` decided, not `DEFAULTS.keep`. */
+  readonly leastKept: boolean;
+  /** Tokens that the frame puts in front of the text; protected in every head where `budget.sinks` reach as far. */
+  readonly frameTokens: number;
   /** The limit that took the place of `keep`; with `risk`, what the search did. */
   readonly risk?: Risk & Partial<RiskFigures> & { readonly worstCase?: WorstCase };
   /** One per layer, when asked: the cache as it was when the context had been read. */
@@ -112,6 +116,8 @@ export async function openContext(loaded: Model, text: string, options: ContextO
     ms: result.ms,
     plan,
     keepCapped: reading.keepCapped ?? false,
+    leastKept: reading.leastKept ?? false,
+    frameTokens: reading.frameTokens ?? 0,
     risk: riskOf(reading, result, files),
     certificates: result.certificates,
     ask: (question, ask = {}) => answer(model, cache, question, ask, plan),

@@ -12,7 +12,7 @@ import { NO_FRAME, resolveFrame } from "../../model/text/frames.ts";
 import { loadPolicy } from "../../model/policy_files/policy_files.ts";
 import { type Answer, type AskOptions, type Context, type MaxCache, openContext } from "../../model/session.ts";
 import { command } from "../command.ts";
-import { DEFAULT_POLICY, ENGINE, startModel } from "../engine.ts";
+import { DEFAULT_KEEP, DEFAULT_POLICY, ENGINE, startModel } from "../engine.ts";
 import { certificateText } from "../print/certificate.ts";
 import { EXIT, type Io } from "../io.ts";
 import { number, type OptionTable, repeated, share, type Values, whole } from "../options.ts";
@@ -27,7 +27,7 @@ const OPTIONS = {
     read: repeated,
     required: true,
   },
-  keep: { value: "amount", help: "what stays: 20%, 0.2, or tokens per head", shown: DEFAULTS.keep },
+  keep: { value: "amount", help: "what stays: 20%, or tokens per head", shown: DEFAULT_KEEP },
   policy: { value: "name", help: "see: palisade policies", shown: DEFAULT_POLICY },
   risk: {
     value: "share",

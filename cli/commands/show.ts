@@ -14,10 +14,10 @@ import {
 } from "../../evaluate/report/shading.ts";
 import { contextIds } from "../../model/text/prompt.ts";
 import { loadPolicy } from "../../model/policy_files/policy_files.ts";
-import { openContext } from "../../model/session.ts";
+import { type Context, openContext } from "../../model/session.ts";
 import { DEFAULTS } from "../../model/defaults.ts";
 import { command } from "../command.ts";
-import { DEFAULT_POLICY, ENGINE, startModel } from "../engine.ts";
+import { DEFAULT_KEEP, DEFAULT_POLICY, ENGINE, startModel } from "../engine.ts";
 import { formatCount, formatShare } from "../print/format.ts";
 import { EXIT, type Io } from "../io.ts";
 import type { OptionTable, Values } from "../options.ts";
@@ -29,7 +29,7 @@ const COLOUR_CHOICES = ["auto", ...COLOURS] as const;
 
 const OPTIONS = {
   context: { value: "file", help: "the text, UTF-8; - reads standard input", required: true },
-  keep: { value: "amount", help: "what stays: 20%, 0.2, or tokens per head", preset: DEFAULTS.keep },
+  keep: { value: "amount", help: "what stays: 20%, or tokens per head", shown: DEFAULT_KEEP },
   policy: { value: "name", help: "see: palisade policies", shown: DEFAULT_POLICY },
   color: { value: "when", help: "colours", choices: COLOUR_CHOICES, preset: "auto" },
   html: { value: "file", help: "write it as an HTML file too" },
@@ -55,7 +55,7 @@ async function show(options: ShowOptions, io: Io): Promise<number> {
     ...policyInputs(options.policy === undefined ? [] : [options.policy]),
   ]);
   const policy = options.policy === undefined ? undefined : await loadPolicy(options.policy, io.runtime);
-  const keep = parseKeep(options.keep);
+  const keep = options.keep === undefined ? undefined : parseKeep(options.keep);
   const text = await io.runtime.readText(options.context);
   if (text.trim() === "") throw inputError("context.empty", `No text in ${options.context}`, option("context"));
   const progress = createProgress(io.interactive && !options.quiet);
@@ -70,7 +70,8 @@ async function show(options: ShowOptions, io: Io): Promise<number> {
   progress.clear();
   const shading = shadingOf(context.cache, model.tokenizer, contextIds(model.frame, model.tokenizer, text));
   const entries = context.tokens * shading.heads, kept = context.cache.entries();
-  const title = `${context.policy.name} at ${options.keep} of ${model.name}: ${formatCount(kept)} of ` +
+  const title =
+    `${context.policy.name} at ${keptText(options.keep, context)} of ${model.name}: ${formatCount(kept)} of ` +
     `${formatCount(entries)} entries kept (${formatShare(kept, entries)})`;
   if (options.html !== undefined) {
     const body = `<h1>${escapeHtml(title)}</h1>\n${legendHtml(shading.heads)}\n${shadingHtml(shading)}`;
@@ -80,6 +81,11 @@ async function show(options: ShowOptions, io: Io): Promise<number> {
   io.paint(`${shadingText(shading, colours)}${legendText(shading.heads, colours)}`);
   io.out(`${title}\n`);
   return EXIT.ok;
+}
+
+/** What was to stay, as asked, or as the default came to. */
+function keptText(asked: string | undefined, { leastKept, budget }: Context): string {
+  return asked ?? (leastKept ? `${formatCount(budget.perHead)} tokens per head` : DEFAULTS.keep);
 }
 
 /** NO_COLOR (no-color.org) and a standard output that is no terminal turn colours off. */

@@ -1,4 +1,5 @@
 /** The closing report, for people. */
+import { DEFAULTS } from "../../model/defaults.ts";
 import type { Report } from "../../model/report.ts";
 import type { Finish } from "../../model/session.ts";
 import { formatBytes, formatCount, formatMs, formatShare } from "./format.ts";
@@ -29,8 +30,10 @@ export function reportText(report: Report): string {
       "kept",
       `${formatCount(cache.kept)} of ${formatCount(total)} entries (${formatShare(cache.kept, total)}), ` +
       `${formatCount(cache.evicted)} evicted by ${report.policy.name}` +
-      (keep.everything ? " (the budget covers the whole context)" : ""),
+      (keep.everything ? " (the budget covers the whole context)" : "") +
+      (keep.least ? `; by default at least ${formatCount(DEFAULTS.leastKept)} tokens per head stay` : ""),
     ],
+    ...(report.frame.tokens > 0 && !keep.everything ? [["frame", frameText(report)]] : []),
     ...(report.risk ? [["risk", riskText(report.risk, keep.tokensPerHead)]] : []),
     [
       "cache",
@@ -66,6 +69,13 @@ export function reportText(report: Report): string {
   const { rss, peakRss } = report.memory;
   if (rss !== null) lines.push(["process", `${formatBytes(rss)} resident, ${formatBytes(peakRss ?? rss)} at most`]);
   return lines.map(([name, text]) => `${name.padEnd(8)} ${text}\n`).join("");
+}
+
+function frameText({ frame, keep }: Report): string {
+  const count = `${formatCount(frame.tokens)} tokens in front of the text are the template's and the frame's words`;
+  return frame.protected
+    ? `${count}: they stay in every head`
+    : `${count}: too many to protect in ${formatCount(keep.tokensPerHead)} per head`;
 }
 
 function riskText(risk: NonNullable<Report["risk"]>, tokensPerHead: number): string {

@@ -18,6 +18,8 @@ import type { Budget, Needs, NormKind, Observation, Policy, Reduction } from "..
 import { resolvePolicy } from "../../core/policy/registry.ts";
 import type { Model } from "../../model/model.ts";
 import { LayerReader, type LayerSeen } from "../../model/read/layers.ts";
+import { withFrameKept } from "../../model/read/frame_kept.ts";
+import { frameTokens } from "../../model/text/prompt.ts";
 import { policyInputs } from "../../model/read/policy_inputs.ts";
 
 /** A policy at a budget. */
@@ -91,9 +93,7 @@ export async function prefillOnce(
   options: PrefillOptions = {},
 ): Promise<SharedPrefill> {
   const { config } = model;
-  const caseEvictions = cases.map((each) =>
-    new CaseEviction(each, resolveBudget(each.policy, each.keep, ids.length, config), model.backend)
-  );
+  const caseEvictions = cases.map((each) => new CaseEviction(framed(model, ids, each), model.backend));
   const scoring = caseEvictions.filter(({ keepsAll }) => !keepsAll);
   const cache = new RaggedCache(model.backend, config, options.cacheType);
   try {
@@ -155,6 +155,20 @@ export async function forkCache(
   }
 }
 
+/** A case, and the policy and budget that it comes to for one context. */
+interface KeptRule {
+  readonly case: Case;
+  readonly policy: Policy;
+  readonly budget: Budget;
+}
+
+/** As `openContext` plans it: the frame's tokens are protected. */
+function framed(model: Pick<Model, "config" | "tokenizer" | "frame">, ids: readonly number[], each: Case): KeptRule {
+  const { config } = model, resolved = (policy: Policy) => resolveBudget(policy, each.keep, ids.length, config);
+  const policy = withFrameKept(each.policy, frameTokens(model, ids), resolved(each.policy));
+  return { case: each, policy, budget: resolved(policy) };
+}
+
 /** Scores and selects for one case, layer by layer. */
 class CaseEviction {
   readonly case: Case;
@@ -164,10 +178,9 @@ class CaseEviction {
   readonly #eviction?: Eviction;
   #ms = 0;
 
-  constructor(each: Case, budget: Budget, selector: Selector) {
-    this.case = each;
-    this.budget = budget;
-    const rule = { policy: each.policy, budget };
+  constructor(rule: KeptRule, selector: Selector) {
+    this.case = rule.case;
+    this.budget = rule.budget;
     if (!keepsAll(rule)) this.#eviction = new Eviction(rule, selector);
   }
 

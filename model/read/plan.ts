@@ -9,8 +9,9 @@ import type { Positions } from "../decode/answer.ts";
 import { DEFAULTS } from "../defaults.ts";
 import { budgetUnderCap } from "../decode/max_cache.ts";
 import { checkWindows } from "../decode/windows.ts";
-import type { ChatFrame } from "../text/prompt.ts";
+import { type ChatFrame, frameTokens } from "../text/prompt.ts";
 import type { TextTokenizer } from "../text/tokenizer.ts";
+import { withFrameKept } from "./frame_kept.ts";
 import type { Reading } from "./reading.ts";
 import { repeatPrompts } from "./reconstruct.ts";
 import { resolveRisk, type Risk, type RiskSettings } from "./risk_options.ts";
@@ -26,7 +27,7 @@ export interface PlannedModel {
 
 export interface PlanOptions extends RiskSettings {
   readonly policy: Policy;
-  /** What stays. Default `DEFAULTS.keep`, 20%. */
+  /** What stays. Default `DEFAULTS.keep`, 20%, but no fewer than `DEFAULTS.leastKept` entries per head. */
   readonly keep?: Keep | string;
   /** How keys and values are stored. Default `f32`. */
   readonly cacheType?: CacheType;
@@ -46,17 +47,17 @@ export interface PlanOptions extends RiskSettings {
  * `context.too-long`, `context.window`, `explain.early`.
  */
 export function planReading(model: PlannedModel, ids: readonly number[], options: PlanOptions): Reading {
-  const { policy, maxCache, explain, positions } = options;
+  const { maxCache, explain, positions } = options;
   checkWindows(model.config, ids.length, option("context"));
-  const risk = resolveRisk(options, policy, rivals(options));
-  const { budget, keepCapped } = plannedBudget(model.config, ids.length, risk, options);
-  const cacheType = checkCacheType(options.cacheType ?? DEFAULTS.cacheType);
+  const risk = resolveRisk(options, options.policy, rivals(options));
   const exceeds = exceedsTrained(model.config, ids.length, options);
+  const { policy, budget, ...counted } = plannedBudget(model, ids, { risk, exceeds }, options);
+  const cacheType = checkCacheType(options.cacheType ?? DEFAULTS.cacheType);
   if (exceeds && !closesUp(model.config, budget, options)) {
     throw contextTooLong(model.config, ids.length, policy, budget, positions === "rerotate");
   }
   if (exceeds || policy.evicts === "early") refuseHindsight(policy, risk, options);
-  const planned = { policy, budget, keepCapped, cacheType }, predict = maxCache?.predict ?? false;
+  const planned = { policy, budget, ...counted, cacheType }, predict = maxCache?.predict ?? false;
   if (policy.evicts === "early") return { way: "streaming", ...planned, realign: exceeds };
   if (exceeds) return { way: "rolling", ...planned, predict };
   const { reconstruction } = policy.needs;
@@ -76,13 +77,38 @@ export function exceedsTrained(
   return tokens >= contextLength && !beyondTrained;
 }
 
-/** What `keep` asks for, or what a cap leaves of it; everything where a risk takes its place. */
-function plannedBudget(config: ModelConfig, tokens: number, risk: Risk | undefined, options: PlanOptions) {
-  const { policy, keep = DEFAULTS.keep, maxCache } = options;
-  const wanted = typeof keep === "object" ? keep : parseKeep(keep);
-  const asked = resolveBudget(policy, risk ? { fraction: 1 } : wanted, tokens, config);
-  const budget = maxCache ? budgetUnderCap(policy, asked, maxCache.tokens) : asked;
-  return { budget, keepCapped: budget !== asked };
+interface Circumstances {
+  readonly risk?: Risk;
+  readonly exceeds: boolean;
+}
+
+/**
+ * What `keep` asks for, or what a cap leaves of it; everything where a risk takes its place. The frame's tokens are
+ * protected where the budget has room for them.
+ */
+function plannedBudget(model: PlannedModel, ids: readonly number[], at: Circumstances, options: PlanOptions) {
+  const { policy: given, maxCache } = options, { config } = model, { length } = ids;
+  const { keep, least } = wantedKeep(length, config, at, options);
+  const frame = frameTokens(model, ids), asked = resolveBudget(given, keep, length, config);
+  const capped = maxCache ? budgetUnderCap(given, asked, maxCache.tokens) : asked;
+  const policy = withFrameKept(given, frame, capped);
+  const resolved = resolveBudget(policy, keep, length, config);
+  const budget = maxCache ? budgetUnderCap(policy, resolved, maxCache.tokens) : resolved;
+  return { policy, budget, keepCapped: budget !== resolved, leastKept: least, frameTokens: frame };
+}
+
+/**
+ * What is to stay. `least`: the smallest default decided. Where positions must close up below the trained length, it
+ * leaves them half of that.
+ */
+function wantedKeep(tokens: number, config: ModelConfig, { risk, exceeds }: Circumstances, options: PlanOptions) {
+  if (risk) return { keep: { fraction: 1 }, least: false };
+  const { policy, keep } = options;
+  if (keep !== undefined) return { keep: typeof keep === "object" ? keep : parseKeep(keep), least: false };
+  const share = parseKeep(DEFAULTS.keep), { contextLength } = config;
+  const least = Math.min(DEFAULTS.leastKept, tokens, exceeds ? Math.ceil(contextLength / 2) : Infinity);
+  if (resolveBudget(policy, share, tokens, config).perHead >= least) return { keep: share, least: false };
+  return { keep: { tokens: least }, least: true };
 }
 
 /** Options given that also say what stays. */

@@ -25,6 +25,10 @@ interface Planned {
   readonly cacheType?: CacheType;
   /** A cap leaves the context less than was asked for. */
   readonly keepCapped?: boolean;
+  /** Nothing was asked for, and the least of the default decided, not its share. */
+  readonly leastKept?: boolean;
+  /** Tokens that the frame puts in front of the text; protected where `budget.sinks` reach as far. */
+  readonly frameTokens?: number;
 }
 
 /** Of the ways that read the whole context before they decide. */

@@ -25,7 +25,7 @@ import { type AtAttention, layerAttention, layerStep } from "../decode/layer.ts"
 import type { ModelConfig } from "../config.ts";
 import type { Dense } from "../dense/dense.ts";
 import type { Device } from "../device.ts";
-import { type ChatFrame, contextIds } from "../text/prompt.ts";
+import { type ChatFrame, frameTokens } from "../text/prompt.ts";
 import type { TextTokenizer } from "../text/tokenizer.ts";
 import { HiddenStates } from "./hidden_states.ts";
 import { checkRepeatRoom } from "./room.ts";
@@ -54,7 +54,7 @@ export function repeatPrompts(
   beyondTrained = false,
 ): RepeatPrompt[] {
   const { frame, tokenizer, config } = model;
-  const start = sameBeginning(ids, contextIds(frame, tokenizer, ""));
+  const start = frameTokens(model, ids);
   const chunks = Math.max(1, Math.ceil((ids.length - start) / chunk));
   const at = (i: number) => start + Math.floor((ids.length - start) * i / chunks);
   const reply = (instruction: string) =>
@@ -70,12 +70,6 @@ export function repeatPrompts(
   const last = ids.length + Math.max(...prompts.map((prompt) => prompt.ids.length));
   if (!beyondTrained) checkRepeatRoom(config, last, chunk);
   return prompts;
-}
-
-function sameBeginning(a: readonly number[], b: readonly number[]): number {
-  let i = 0;
-  while (i < a.length - 1 && i < b.length && a[i] === b[i]) i++;
-  return i;
 }
 
 /** The prompts' way through the layers. Call `layer` for each layer in turn, when the context's rows are complete. */

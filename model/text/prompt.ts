@@ -192,6 +192,20 @@ export function contextIds(frame: ChatFrame, tokenizer: TextTokenizer, text: str
 }
 
 /**
+ * How many tokens at the beginning of a context's `ids` are the frame's: what the template writes first, its system text
+ * among it, and the words before the text. Fewer than all: the text has at least one.
+ */
+export function frameTokens(
+  { frame, tokenizer }: { readonly frame: ChatFrame; readonly tokenizer: TextTokenizer },
+  ids: ArrayLike<number>,
+): number {
+  const alone = contextIds(frame, tokenizer, "");
+  let i = 0;
+  while (i < ids.length - 1 && i < alone.length && ids[i] === alone[i]) i++;
+  return i;
+}
+
+/**
  * Ids of the words between, the question, the frame's end and the text the answer is to begin with. Without a question,
  * when it stands at the context's end already, there are no words either.
  */

@@ -81,14 +81,28 @@ Deno.test("--think is refused where nothing thinks, or a reply's beginning is gi
 Deno.test("a model without a chat template is asked plainly, and the report says so", async () => {
   const { answer, frame } = await report(plainModel, ["--frame", "line"]);
   assert.equal(answer, "42");
-  assert.deepEqual(frame, { kind: "plain", name: "line", words: "{text}\n{question}", think: null });
+  assert.deepEqual(frame, {
+    kind: "plain",
+    name: "line",
+    words: "{text}\n{question}",
+    think: null,
+    tokens: 0,
+    protected: true,
+  });
   assert.match((await ask(plainModel, [], { interactive: true })).err, /asked +plainly: .* no chat template/);
   assert.doesNotMatch((await ask(ok, [], { interactive: true })).err, /asked/);
 });
 
 Deno.test("--frame takes a name or a text with escapes, and --json prints it", async () => {
   const text = await report(ok, ["--frame", "{text}\\n\\\\\\tQ: {question}"]);
-  assert.deepEqual(text.frame, { kind: "chat", name: "custom", words: "{text}\n\\\tQ: {question}", think: null });
+  assert.deepEqual(text.frame, {
+    kind: "chat",
+    name: "custom",
+    words: "{text}\n\\\tQ: {question}",
+    think: null,
+    tokens: 6,
+    protected: true,
+  });
   const named = await report(ok, ["--frame", "both"]), line = await report(ok, ["--frame", "line"]);
   assert.equal(named.frame.name, "both");
   assert.ok(named.tokens.context > line.tokens.context && named.tokens.question > line.tokens.question);

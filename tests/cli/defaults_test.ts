@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { buildProgram } from "../../cli/program.ts";
+import { DEFAULT_KEEP } from "../../cli/engine.ts";
 import { DEFAULTS } from "../../mod.ts";
 import { palisade, quietIo } from "../_helper/io.ts";
 import { testFolder, TINY_MODEL } from "../_helper/workbench.ts";
@@ -25,7 +26,7 @@ const ASK = [
 
 /** Options of `ask` that the library has a default for. */
 const LIBRARY = {
-  "--keep": DEFAULTS.keep,
+  "--keep": DEFAULT_KEEP,
   "--positions": DEFAULTS.positions,
   "--cache-type": DEFAULTS.cacheType,
   "--backend": DEFAULTS.backend,
@@ -47,7 +48,7 @@ Deno.test("help of ask prints the library's defaults", async () => {
 });
 
 Deno.test("ask told every default does what ask does untold", async () => {
-  const { "--step-policy": _, ...alone } = LIBRARY;
+  const { "--step-policy": _, "--keep": __, ...alone } = LIBRARY;
   const told = Object.entries(alone).flatMap(([flag, value]) => [flag, String(value)]);
   const reports = [await palisade(ASK), await palisade([...ASK, ...told])].map(({ code, out, err }) => {
     assert.equal(code, 0, err);

@@ -111,7 +111,8 @@ for (const [policy, options, trained, kind, code, where] of REFUSED) {
 Deno.test("planReading() gives the budget: of keep, under a cap, or all of it where a risk takes its place", () => {
   const perHead = (options: Options) => plan("snapkv", options, 2048).budget.perHead;
   const whole = perHead({ keep: "100%" });
-  assert.equal(perHead({}), Math.floor(whole * 0.2 + 1e-9));
+  assert.equal(perHead({}), whole, "less than the least that stays by default");
+  assert.equal(perHead({ keep: "20%" }), Math.floor(whole * 0.2 + 1e-9));
   assert.equal(perHead({ keep: { tokens: 30 } }), 30);
   assert.equal(perHead({ keep: "90%", maxCache: { tokens: 40, predict: false } }), 36);
   assert.equal(perHead({ risk: 0.5 }), whole);
