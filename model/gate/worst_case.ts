@@ -43,7 +43,7 @@ export function worstCaseOf(
     throw refuse("coverage", `${texts} held-out texts can't promise ${coverage}: want gate(coverage=${most}) or less`);
   }
   const { sinks, length } = budget, least = Math.min(calibration.skipped, length);
-  if (sinks < least || sinks + budget.window < Math.min(least + window, length)) {
+  if (sinks < least || budget.window < Math.min(window, length - sinks)) {
     throw refuse(
       "protected",
       `the margins leave out the first ${calibration.skipped} and last ${window} tokens, but gate(sinks=${sinks}, ` +
