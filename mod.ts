@@ -45,6 +45,11 @@ export {
   POSITIONS,
   type Positions,
 } from "./model/session.ts";
+export { type ByteSink, fileSink, MemorySink } from "./model/snapshot/bytes.ts";
+export { folderStore } from "./model/snapshot/folder_store.ts";
+export type { RestoreOptions } from "./model/snapshot/restore.ts";
+export type { SaveOptions } from "./model/snapshot/save.ts";
+export { type SnapshotInfo, type SnapshotStore, storeSink, storeSource } from "./model/snapshot/store.ts";
 export { loadPolicy } from "./model/policy_files/policy_files.ts";
 export {
   isSealed,

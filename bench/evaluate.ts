@@ -13,7 +13,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { formatMs } from "../cli/print/format.ts";
 import { modelHash } from "../model/store/identity.ts";
-import { VERSION } from "../cli/version.ts";
+import { VERSION } from "../runtime/version.ts";
 import { runGroup } from "../evaluate/sweep/sweep.ts";
 import { openHaystack } from "../evaluate/tasks/haystack.ts";
 import { cellGroups, parseCases } from "../evaluate/sweep/plan.ts";

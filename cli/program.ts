@@ -15,7 +15,7 @@ import { workerCommand } from "./commands/worker.ts";
 import { failureText } from "./failure.ts";
 import { EXIT, EXIT_CODES, type Io } from "./io.ts";
 import { HELP_ALL, parserExit, parserOf } from "./parse.ts";
-import { VERSION } from "./version.ts";
+import { VERSION } from "../runtime/version.ts";
 
 /** Every command, in the order of help. */
 const COMMANDS: readonly Command[] = [

@@ -20,7 +20,7 @@ export const OPTION_NAMES = [
   ],
   ...["keep", "kinds", "length", "maxCache", "maxCache.rule", "maxCacheBytes", "model", "models", "policies", "policy"],
   ...["question", "queue", "risk", "riskWorst", "seed", "system", "tasks", "temperature", "text", "think", "threads"],
-  ...["tokens", "topK", "topP"],
+  ...["salt", "snapshot", "tokens", "topK", "topP", "withText"],
 ] as const;
 
 export type OptionName = typeof OPTION_NAMES[number];

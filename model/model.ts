@@ -5,6 +5,7 @@ import { type BackendChoice, type Device, pickBackend } from "./device.ts";
 import type { ByteSource, Runtime } from "../runtime/interface.ts";
 import type { ThreadPool } from "../wasm/threads/pool.ts";
 import type { ModelConfig } from "./config.ts";
+import type { Context } from "./context.ts";
 import { DEFAULTS } from "./defaults.ts";
 import { HostDense } from "./dense/host.ts";
 import { type DenseChoice, pickDense } from "./dense/pick.ts";
@@ -15,6 +16,7 @@ import type { GgufFile } from "./file/gguf/reader.ts";
 import { openGgufFile, openGgufSources } from "./file/gguf/split.ts";
 import { loadPolicy } from "./policy_files/policy_files.ts";
 import { loadSoftTokens, type SoftTokens } from "./policy_files/soft_tokens.ts";
+import { restoreContext, type RestoreOptions } from "./snapshot/restore.ts";
 import { modelHash, sourcesHash } from "./store/identity.ts";
 import { shortName } from "./store/short_name.ts";
 import { type ChatFrame, chatFrame } from "./text/prompt.ts";
@@ -61,6 +63,8 @@ export type ModelSource = string | ByteSource | readonly ByteSource[];
 export interface Model extends Device, AsyncDisposable {
   /** What reports call it: `smollm2-135m`, or the file's name; `config.name` is what the file calls itself. */
   readonly name: string;
+  /** What it was loaded in. */
+  readonly runtime: Runtime;
   readonly file: GgufFile;
   readonly config: ModelConfig;
   readonly tokenizer: TextTokenizer;
@@ -82,6 +86,14 @@ export interface Model extends Device, AsyncDisposable {
    * @throws PalisadeError `soft-tokens.*`, `safetensors.*`, `file.*`.
    */
   softTokens(from: string | ByteSource): Promise<SoftTokens>;
+  /**
+   * The context that a snapshot holds (`Context.save`), without reading anything. The source is the caller's to close,
+   * after the promise.
+   * @throws PalisadeError input, where = the section or field: `snapshot.kind`, `snapshot.version`, `snapshot.size`,
+   * `snapshot.header`, `snapshot.state`, `snapshot.layout` (of another form), `snapshot.damaged`, `snapshot.identity`
+   * (of another model, or made otherwise than the options say), `snapshot.no-scores`.
+   */
+  restore(source: ByteSource, options?: RestoreOptions): Promise<Context>;
 }
 
 /**
@@ -116,8 +128,9 @@ export async function loadModel(source: ModelSource, runtime: Runtime, options: 
     const held = { backend, pool };
     let gate: Promise<Gate> | undefined, known: Promise<string> | undefined;
     const identity = () => known ??= hash();
-    return {
+    const model: Model = {
       name: shortName(name),
+      runtime,
       file,
       config,
       tokenizer,
@@ -128,6 +141,9 @@ export async function loadModel(source: ModelSource, runtime: Runtime, options: 
       gate: () => gate ??= findGate({ name, config, identity }, runtime, options.gate),
       policy: (text) => loadPolicy(text, runtime),
       softTokens: (from) => loadSoftTokens(from, runtime, { config, identity }),
+      restore(snapshot, given) {
+        return restoreContext(this, snapshot, given);
+      },
       async [Symbol.asyncDispose]() {
         await dense[Symbol.asyncDispose]();
         held.backend[Symbol.dispose]();
@@ -135,6 +151,7 @@ export async function loadModel(source: ModelSource, runtime: Runtime, options: 
         await file.close();
       },
     };
+    return model;
   } catch (error) {
     backend?.[Symbol.dispose]();
     pool?.[Symbol.dispose]();

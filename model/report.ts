@@ -53,6 +53,8 @@ export interface Report {
   readonly sinks: number;
   readonly tokens: {
     readonly context: number;
+    /** Tokens of the context that came from a snapshot instead of being read. */
+    readonly reused: number;
     readonly question: number;
     readonly generated: number;
     /** Characters of the context that the model has no token for: it read U+FFFD in their place. */
@@ -90,6 +92,8 @@ export interface Report {
     readonly load: number;
     readonly prefill: number;
     readonly evict: number;
+    /** Restoring a snapshot; 0 when the context was read. */
+    readonly restore: number;
     /** Question tokens of all questions. */
     readonly question: number;
     readonly decodePerToken: number;
@@ -189,6 +193,7 @@ export function reportOf(model: Model, context: Context, answers: readonly Answe
     sinks: budget.sinks,
     tokens: {
       context: context.tokens,
+      reused: context.reused,
       question: answers.reduce((sum, each) => sum + each.questionTokens, 0),
       generated: answers.reduce((sum, each) => sum + each.ids.length, 0),
       replaced: context.replaced,
@@ -215,6 +220,7 @@ export function reportOf(model: Model, context: Context, answers: readonly Answe
       load: extras.loadMs,
       prefill: context.ms.prefill,
       evict: context.ms.evict,
+      restore: context.ms.restore,
       question: answers.reduce((sum, each) => sum + each.ms.question, 0),
       decodePerToken: steps === 0 ? 0 : decode / steps,
     },

@@ -9,24 +9,22 @@
  */
 import { breathe } from "../runtime/breathe.ts";
 import type { PredictedScores } from "../core/cache/limit.ts";
-import type { RaggedCache } from "../core/cache/ragged.ts";
-import type { LayerCertificate } from "../core/worst_case/certificate.ts";
 import { inputError, option, PalisadeError, resourceError } from "../core/errors.ts";
-import type { Budget, Policy } from "../core/policy/policy.ts";
-import { type Answer, answer, type AskOptions, type DecodePlan } from "./decode/answer.ts";
+import type { Policy } from "../core/policy/policy.ts";
+import { type Context, contextOf } from "./context.ts";
+import type { DecodePlan } from "./decode/answer.ts";
 import type { GateScorer } from "./gate/scorer.ts";
-import type { WorstCase } from "./gate/worst_case.ts";
 import { type MaxCache, resolveMaxCache } from "./decode/max_cache.ts";
 import type { Model } from "./model.ts";
 import { defaultPolicy } from "./default_policy.ts";
 import { DEFAULTS } from "./defaults.ts";
-import { type ChatFrame, contextIds, controlPositions, withWords } from "./text/prompt.ts";
-import type { RiskFigures } from "./read/at_risk.ts";
+import { contextIds, controlPositions, withWords } from "./text/prompt.ts";
 import { exceedsTrained, type PlanOptions, planReading } from "./read/plan.ts";
 import { scoreFiles, type SourceOptions } from "./read/policy_inputs.ts";
 import { read } from "./read/read.ts";
 import type { Reading, ReadResult, ScoreFiles } from "./read/reading.ts";
-import type { Risk } from "./read/risk_options.ts";
+import { factsOf } from "./snapshot/facts.ts";
+import { recordOf } from "./snapshot/tokens.ts";
 
 export {
   type Answer,
@@ -36,6 +34,7 @@ export {
   POSITIONS,
   type Positions,
 } from "./decode/answer.ts";
+export type { Context } from "./context.ts";
 export type { MaxCache } from "./decode/max_cache.ts";
 
 export interface ContextOptions extends Omit<PlanOptions, "policy" | "maxCache">, SourceOptions {
@@ -51,37 +50,10 @@ export interface ContextOptions extends Omit<PlanOptions, "policy" | "maxCache">
    * `{question}` in it. `none`: the text alone, which `ask("")` goes on from.
    */
   readonly frame?: string;
+  /** Keys the identity of snapshots: one tenant's are never another's. Long and random, or nothing. */
+  readonly salt?: string;
   readonly onLayer?: (done: number, layers: number) => void;
   readonly signal?: AbortSignal;
-}
-
-/** A read and evicted context. */
-export interface Context extends Disposable {
-  readonly cache: RaggedCache;
-  readonly policy: Policy;
-  readonly budget: Budget;
-  /** What stands around text and question. */
-  readonly frame: ChatFrame;
-  /** Context tokens that were read, template included. */
-  readonly tokens: number;
-  /** Characters of the text that the model has no token for; it read U+FFFD in their place. */
-  readonly replaced: number;
-  readonly activationBytes: number;
-  readonly ms: ReadResult["ms"];
-  /** How it decodes: positions and cap. */
-  readonly plan: DecodePlan;
-  /** True when the cap left the context less than `keep` asked for. */
-  readonly keepCapped: boolean;
-  /** True when nothing was asked for and `DEFAULTS.leastKept` decided, not `DEFAULTS.keep`. */
-  readonly leastKept: boolean;
-  /** Tokens that the frame puts in front of the text; protected in every head where `budget.sinks` reach as far. */
-  readonly frameTokens: number;
-  /** The limit that took the place of `keep`; with `risk`, what the search did. */
-  readonly risk?: Risk & Partial<RiskFigures> & { readonly worstCase?: WorstCase };
-  /** One per layer, when asked: the cache as it was when the context had been read. */
-  readonly certificates?: readonly LayerCertificate[];
-  /** Answers from the kept entries; afterwards the cache is as it was before the question. */
-  ask(question: string, options?: AskOptions): Promise<Answer>;
 }
 
 /**
@@ -105,24 +77,24 @@ export async function openContext(loaded: Model, text: string, options: ContextO
   const { cache, budget = reading.budget } = result;
   const plan = cap?.predict ? withPredictions(decoding, files.gate!, result) : decoding;
   if (plan.positions === "rerotate") await cache.realign(model.config.ropes);
-  return {
-    cache,
-    policy,
-    budget,
-    frame,
+  return contextOf(model, {
+    ...{ cache, policy, budget, frame, plan },
     tokens: ids.length,
+    reused: 0,
     replaced: model.tokenizer.countReplaced(text),
     activationBytes: result.activationBytes,
-    ms: result.ms,
-    plan,
+    ms: { ...result.ms, restore: 0 },
     keepCapped: reading.keepCapped ?? false,
     leastKept: reading.leastKept ?? false,
     frameTokens: reading.frameTokens ?? 0,
     risk: riskOf(reading, result, files),
     certificates: result.certificates,
-    ask: (question, ask = {}) => answer(model, cache, question, ask, plan),
-    [Symbol.dispose]: () => cache[Symbol.dispose](),
-  };
+    predicted: result.predicted,
+    facts: await factsOf(model, reading, plan, options),
+    read: recordOf(ids, options.salt ?? ""),
+    label: "",
+    cost: result.ms,
+  });
 }
 
 function reworded(model: Model, frame: string): Model {

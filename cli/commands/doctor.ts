@@ -22,7 +22,7 @@ import { command } from "../command.ts";
 import { messageOf } from "../failure.ts";
 import { EXIT, type Io } from "../io.ts";
 import type { OptionTable, Values } from "../options.ts";
-import { VERSION } from "../version.ts";
+import { VERSION } from "../../runtime/version.ts";
 
 const OPTIONS = {
   model: { value: "file", help: "instead: what a model file is, and what is odd in it" },

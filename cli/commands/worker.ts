@@ -11,7 +11,7 @@ import { EXIT, EXIT_CODES, type Io } from "../io.ts";
 import { obtainModel } from "../obtain.ts";
 import { number, type OptionTable, type Values } from "../options.ts";
 import { createProgress } from "../print/progress.ts";
-import { VERSION } from "../version.ts";
+import { VERSION } from "../../runtime/version.ts";
 
 const OPTIONS = {
   queue: { value: "url", help: "Valkey or Redis: redis://[USER:PASSWORD@]HOST:PORT/DB", required: true },

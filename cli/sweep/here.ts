@@ -22,7 +22,7 @@ import { modelHash } from "../../model/store/identity.ts";
 import { EXIT, type Io } from "../io.ts";
 import { obtainModel } from "../obtain.ts";
 import { createProgress, type Progress } from "../print/progress.ts";
-import { VERSION } from "../version.ts";
+import { VERSION } from "../../runtime/version.ts";
 
 /** Runs the sweep; returns the exit code. Refusals are thrown before any model is loaded where that is possible. */
 export async function evaluateHere(options: EvalOptions, io: Io): Promise<number> {

@@ -15,7 +15,7 @@ import { modelHash } from "../../model/store/identity.ts";
 import { EXIT, type Io } from "../io.ts";
 import { obtainModel } from "../obtain.ts";
 import { createProgress, type Progress } from "../print/progress.ts";
-import { VERSION } from "../version.ts";
+import { VERSION } from "../../runtime/version.ts";
 
 export type QueueOptions = EvalOptions & { readonly queue: string };
 

@@ -76,7 +76,7 @@ function numbers(type: CacheType, count: number): Float32Array | Uint16Array | I
  * The float16 pattern next to a finite |x| < 65520, ties to even. Normal halves: the mantissa loses 13 bits, with a
  * carry; subnormal ones: adding ½ leaves multiples of 2⁻²⁴ in the low bits.
  */
-function toHalf(x: number): number {
+export function toHalf(x: number): number {
   FLOAT[0] = x;
   const sign = BITS[0] >>> 16 & 0x8000, magnitude = BITS[0] & 0x7fffffff;
   if (magnitude >= 0x38800000) return sign | magnitude - 0x38000000 + 0xfff + (magnitude >>> 13 & 1) >>> 13;
@@ -95,7 +95,7 @@ function fromHalf(half: number): number {
  * Stores a row of finite floats at `to[at …]` and returns its scale: largest / 127, rounded up to 17 bits of mantissa.
  * Then a whole number times the scale is exact in float32, and storing what was read gives the same row.
  */
-function toInt8(row: Float32Array, to: Float32Array | Uint16Array | Int8Array, at: number): number {
+export function toInt8(row: Float32Array, to: Float32Array | Uint16Array | Int8Array, at: number): number {
   let most = 0;
   for (const x of row) most = Math.max(most, Math.abs(x));
   FLOAT[0] = most / 127;

@@ -137,6 +137,23 @@ export class RaggedCache implements Disposable {
   }
 
   /**
+   * Goes on from a cache that was saved, once every layer is filled: the next token is at logical position `position`,
+   * and the `seen`-th of all. `logical`: where entries stand if that is not where they come from,
+   * `[layers][kvHeads][entries]`.
+   * @throws RangeError when the logical positions don't fit the entries.
+   */
+  resume(position: number, seen: number, logical?: readonly (readonly Int32Array[])[]): void {
+    this.#logical = logical?.map((heads, layer) =>
+      heads.map((positions, head) => {
+        if (positions.length === this.#positions[layer][head].length) return PositionList.of(positions);
+        throw new RangeError(`Layer ${layer}, head ${head}: ${positions.length} logical positions`);
+      })
+    );
+    this.position = position;
+    this.#shift = seen - position;
+  }
+
+  /**
    * Keeps only these rows of each head of `layer` (ascending row indices); the pages they leave are freed at once, the
    * others move up when they must ({@link LazyRows}).
    */
@@ -210,6 +227,11 @@ export class RaggedCache implements Disposable {
   /** Entries of all layers and heads. */
   entries(): number {
     return this.#entries;
+  }
+
+  /** Whether positions were moved ({@link realign}), so that logical ones are others than true ones. */
+  get realigned(): boolean {
+    return this.#logical !== undefined;
   }
 
   /** A copy of the true positions of one head's entries, in row order. */
@@ -293,6 +315,12 @@ class PositionList {
     for (let i = 0; i < rows.length; i++) data[i] = this.#data[rows[i]];
     this.#data = data;
     this.length = rows.length;
+  }
+
+  static of(positions: Int32Array): PositionList {
+    const list = new PositionList();
+    list.set(positions);
+    return list;
   }
 
   set(positions: Int32Array): void {

@@ -7,8 +7,8 @@ import { float16Table } from "./gguf/float16.ts";
 
 /** Types that are read as float32. */
 const BYTES = { F16: 2, F32: 4 } as const;
-/** Types we know the size of, so that a file holding them can be checked; reading one is refused. */
-const KNOWN: Readonly<Record<string, number>> = {
+/** Bytes of the types that are known, so that a file holding them can be checked. */
+export const DTYPE_BYTES = {
   ...BYTES,
   BOOL: 1,
   U8: 1,
@@ -23,7 +23,9 @@ const KNOWN: Readonly<Record<string, number>> = {
   U64: 8,
   I64: 8,
   F64: 8,
-};
+} as const;
+
+export type Dtype = keyof typeof DTYPE_BYTES;
 /** The format's own limit is 100 MB; small files need far less. */
 const MAX_HEADER = 4 * 2 ** 20;
 const MAX_TENSORS = 65536;
@@ -34,7 +36,7 @@ const BRACE = 0x7b;
 const NO_SAFETENSORS = "it isn't a safetensors file";
 
 export interface SafeTensor {
-  readonly dtype: string;
+  readonly dtype: Dtype;
   /** Outermost dimension first. */
   readonly shape: readonly number[];
   /** A copy as float32. @throws PalisadeError `safetensors.dtype` for other types than F16 and F32. */
@@ -46,9 +48,10 @@ export interface SafetensorsFile {
   readonly tensors: ReadonlyMap<string, SafeTensor>;
 }
 
-interface Entry {
+/** A tensor as a checked header describes it: `start` and `end` count from the first byte behind the header. */
+export interface HeaderEntry {
   readonly name: string;
-  readonly dtype: string;
+  readonly dtype: Dtype;
   readonly shape: readonly number[];
   readonly start: number;
   readonly end: number;
@@ -64,16 +67,29 @@ interface Entry {
 export function parseSafetensors(bytes: Uint8Array, file: string): SafetensorsFile {
   const { header, start } = readHeader(bytes, file);
   const metadata = readMetadata(header[METADATA], file);
-  const entries = Object.entries(header).filter(([name]) => name !== METADATA);
-  if (entries.length > MAX_TENSORS) {
-    throw refuse("header", file, "", `${entries.length} tensors; at most ${MAX_TENSORS}`);
-  }
-  const checked = entries.map(([name, value]) => checkEntry(name, value, file));
-  checkLayout(checked, bytes.length - start, file);
+  const { entries } = checkHeader(header, file, bytes.length - start);
   return {
     metadata,
-    tensors: new Map(checked.map((entry) => [entry.name, tensorOf(entry, bytes.subarray(start), file)])),
+    tensors: new Map(entries.map((entry) => [entry.name, tensorOf(entry, bytes.subarray(start), file)])),
   };
+}
+
+/**
+ * The tensors that a header describes, in the order of their data, which they cover without holes; `end`: where they
+ * end. `dataBytes`: how many there are behind the header, where that is known. Throws as {@link parseSafetensors}.
+ */
+export function checkHeader(
+  header: Readonly<Record<string, unknown>>,
+  file: string,
+  dataBytes?: number,
+): { readonly entries: readonly HeaderEntry[]; readonly end: number } {
+  const described = Object.entries(header).filter(([name]) => name !== METADATA);
+  if (described.length > MAX_TENSORS) {
+    throw refuse("header", file, "", `${described.length} tensors; at most ${MAX_TENSORS}`);
+  }
+  const entries = described.map(([name, value]) => checkEntry(name, value, file))
+    .sort((a, b) => a.start - b.start || a.end - b.end);
+  return { entries, end: checkLayout(entries, dataBytes, file) };
 }
 
 function refuse(code: string, file: string, where: string, reason: string): PalisadeError {
@@ -115,17 +131,17 @@ function readMetadata(value: unknown, file: string): Map<string, string> {
   return new Map(Object.entries(value) as [string, string][]);
 }
 
-function checkEntry(name: string, value: unknown, file: string): Entry {
+function checkEntry(name: string, value: unknown, file: string): HeaderEntry {
   const where = `tensor[${JSON.stringify(name.slice(0, 80))}]`;
   if (!isObject(value)) throw refuse("header", file, where, "a tensor must be described by an object");
   const { dtype, shape, data_offsets: offsets } = value;
-  if (typeof dtype !== "string" || !Object.hasOwn(KNOWN, dtype)) {
+  if (!isDtype(dtype)) {
     throw refuse("dtype", file, `${where}.dtype`, `unknown type ${JSON.stringify(dtype)}`);
   }
   if (!Array.isArray(shape) || shape.length > MAX_DIMENSIONS || !shape.every(isCount)) {
     throw refuse("shape", file, `${where}.shape`, `want at most ${MAX_DIMENSIONS} whole numbers ≥ 0`);
   }
-  const bytes = shape.reduce((product, size) => product * size, KNOWN[dtype]);
+  const bytes = shape.reduce((product, size) => product * size, DTYPE_BYTES[dtype] as number);
   if (!Number.isSafeInteger(bytes)) throw refuse("shape", file, `${where}.shape`, `${shape.join(" × ")} is too large`);
   if (!Array.isArray(offsets) || offsets.length !== 2 || !offsets.every(isCount) || offsets[0] > offsets[1]) {
     throw refuse("offsets", file, `${where}.data_offsets`, "want two whole numbers, the first not above the second");
@@ -138,23 +154,31 @@ function checkEntry(name: string, value: unknown, file: string): Entry {
   return { name, dtype, shape, start, end };
 }
 
+function isDtype(value: unknown): value is Dtype {
+  return typeof value === "string" && Object.hasOwn(DTYPE_BYTES, value);
+}
+
 function isCount(value: unknown): value is number {
   return Number.isSafeInteger(value) && (value as number) >= 0;
 }
 
-/** The tensors must cover the data exactly, as the format demands. */
-function checkLayout(entries: readonly Entry[], dataBytes: number, file: string): void {
+/** The tensors, in order, must cover the data exactly, as the format demands. */
+function checkLayout(entries: readonly HeaderEntry[], dataBytes: number | undefined, file: string): number {
   let at = 0;
-  for (const { name, start, end } of [...entries].sort((a, b) => a.start - b.start || a.end - b.end)) {
+  for (const { name, start, end } of entries) {
     const where = `tensor[${JSON.stringify(name.slice(0, 80))}].data_offsets`;
-    if (end > dataBytes) throw refuse("offsets", file, where, `it ends at ${end} of ${dataBytes} bytes`);
+    if (dataBytes !== undefined && end > dataBytes) {
+      throw refuse("offsets", file, where, `it ends at ${end} of ${dataBytes} bytes`);
+    }
     if (start !== at) throw refuse("offsets", file, where, `it begins at ${start}, the one before ends at ${at}`);
     at = end;
   }
-  if (at !== dataBytes) throw refuse("offsets", file, "", `${dataBytes - at} bytes after the last tensor`);
+  const rest = (dataBytes ?? at) - at;
+  if (rest !== 0) throw refuse("offsets", file, "", `${rest} bytes after the last tensor`);
+  return at;
 }
 
-function tensorOf({ name, dtype, shape, start, end }: Entry, data: Uint8Array, file: string): SafeTensor {
+function tensorOf({ name, dtype, shape, start, end }: HeaderEntry, data: Uint8Array, file: string): SafeTensor {
   return {
     dtype,
     shape,

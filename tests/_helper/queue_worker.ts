@@ -13,7 +13,7 @@ import { workOnSweeps } from "../../evaluate/queue/worker.ts";
 import { modelHash } from "../../model/store/identity.ts";
 import { messageOf } from "../../cli/failure.ts";
 import { EVAL_NAMES } from "../../cli/sweep/options.ts";
-import { VERSION } from "../../cli/version.ts";
+import { VERSION } from "../../runtime/version.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
 
 const [url, path, fault, lock] = process.argv.slice(2);

@@ -3,7 +3,7 @@ import { mkdtemp, writeFile } from "node:fs/promises";
 import { readFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { VERSION } from "../../cli/version.ts";
+import { VERSION } from "../../runtime/version.ts";
 import { type ChainEntry, chainModel, type ChainToken, CHATML } from "../_helper/chain_model.ts";
 import { palisade } from "../_helper/io.ts";
 

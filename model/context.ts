@@ -1,0 +1,77 @@
+/** A read and evicted context: what `openContext` and `Model.restore` give, and what they make it of. */
+import type { RaggedCache } from "../core/cache/ragged.ts";
+import type { LayerCertificate } from "../core/worst_case/certificate.ts";
+import type { Budget, Policy } from "../core/policy/policy.ts";
+import { type Answer, answer, type AskOptions, type DecodePlan } from "./decode/answer.ts";
+import type { WorstCase } from "./gate/worst_case.ts";
+import type { Model } from "./model.ts";
+import type { RiskFigures } from "./read/at_risk.ts";
+import type { Risk } from "./read/risk_options.ts";
+import type { ByteSink } from "./snapshot/bytes.ts";
+import type { ReadingFacts } from "./snapshot/identity.ts";
+import type { TokenRecord } from "./snapshot/tokens.ts";
+import { saveContext, type SaveOptions } from "./snapshot/save.ts";
+import type { ChatFrame } from "./text/prompt.ts";
+
+/** A read and evicted context. */
+export interface Context extends Disposable {
+  readonly cache: RaggedCache;
+  readonly policy: Policy;
+  readonly budget: Budget;
+  /** What stands around text and question. */
+  readonly frame: ChatFrame;
+  /** Context tokens that were read, template included. */
+  readonly tokens: number;
+  /** Those of them that came from a snapshot instead of being read. */
+  readonly reused: number;
+  /** Characters of the text that the model has no token for; it read U+FFFD in their place. */
+  readonly replaced: number;
+  readonly activationBytes: number;
+  /** Milliseconds of reading, of evicting, and of restoring from a snapshot. */
+  readonly ms: { readonly prefill: number; readonly evict: number; readonly restore: number };
+  /** How it decodes: positions and cap. */
+  readonly plan: DecodePlan;
+  /** True when the cap left the context less than `keep` asked for. */
+  readonly keepCapped: boolean;
+  /** True when nothing was asked for and `DEFAULTS.leastKept` decided, not `DEFAULTS.keep`. */
+  readonly leastKept: boolean;
+  /** Tokens that the frame puts in front of the text; protected in every head where `budget.sinks` reach as far. */
+  readonly frameTokens: number;
+  /** The limit that took the place of `keep`; with `risk`, what the search did. */
+  readonly risk?: Risk & Partial<RiskFigures> & { readonly worstCase?: WorstCase };
+  /** One per layer, when asked: the cache as it was when the context had been read. */
+  readonly certificates?: readonly LayerCertificate[];
+  /** Answers from the kept entries; afterwards the cache is as it was before the question. */
+  ask(question: string, options?: AskOptions): Promise<Answer>;
+  /**
+   * Writes all of it into a sink as a snapshot (docs/snapshots.md), and commits the sink; not while a question is being
+   * answered. A snapshot is the text: whoever has it can find out what was read.
+   * @throws PalisadeError input `policy.unnamed`, `snapshot.no-text`; what the sink throws, and the sink is aborted then.
+   */
+  save(sink: ByteSink, options?: SaveOptions): Promise<void>;
+}
+
+/** What a context is made of. */
+export interface ContextState extends Omit<Context, "ask" | "save" | keyof Disposable> {
+  /** What decided what was kept, besides model and tokens. */
+  readonly facts: ReadingFacts;
+  readonly read: TokenRecord;
+  /** The gate's scores of the entries, row by row, `[layers · kvHeads][entries]`, where they were asked for. */
+  readonly predicted?: readonly Float32Array[];
+  /** What people call the text. */
+  readonly label: string;
+  /** What reading cost when it was read, milliseconds. */
+  readonly cost: { readonly prefill: number; readonly evict: number };
+}
+
+/** The context of a state, which it takes over. */
+export function contextOf(loaded: Model, state: ContextState): Context {
+  const { facts: _, read: __, predicted: ___, label: ____, cost: _____, ...shown } = state;
+  const model = { ...loaded, frame: state.frame };
+  return {
+    ...shown,
+    ask: (question, options = {}) => answer(model, state.cache, question, options, state.plan),
+    save: (sink, options = {}) => saveContext(model, state, sink, options),
+    [Symbol.dispose]: () => state.cache[Symbol.dispose](),
+  };
+}

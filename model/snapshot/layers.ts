@@ -1,0 +1,234 @@
+/**
+ * One layer of a cache as a section, and back. Rows lie head after head; each has a position, and what else is known of
+ * it. Heads of a layer, and layers, may have any number of rows.
+ */
+import { copyHeads } from "../../core/backend/copy_heads.ts";
+import type { RaggedCache } from "../../core/cache/ragged.ts";
+import type { CacheType } from "../../core/cache/entry_type.ts";
+import type { AttentionShape } from "../../core/shape.ts";
+import type { HeadCertificate, LayerCertificate } from "../../core/worst_case/certificate.ts";
+import { refuse, type SectionSpec, type SectionTensor, type SnapshotFile, type TensorSpec } from "./format.ts";
+import { bytesOf, joined, packRows, ROW_DTYPES, unpackRows } from "./rows.ts";
+
+/** What is saved beside the cache. */
+export interface LayerExtras {
+  readonly predicted?: readonly Float32Array[];
+  readonly certificates?: readonly LayerCertificate[];
+}
+
+/** A layer as it was saved. Lists are per KV head. */
+export interface SavedLayer {
+  readonly positions: readonly Int32Array[];
+  readonly logical?: readonly Int32Array[];
+  readonly keys: readonly Float32Array[];
+  readonly values: readonly Float32Array[];
+  readonly predicted?: readonly Float32Array[];
+  readonly certificate?: LayerCertificate;
+}
+
+/** The name of a layer's section. */
+export function layerSection(layer: number): string {
+  return `layer.${layer}`;
+}
+
+/** A tensor and its bytes, which are made when they are needed. */
+type Lazy = TensorSpec & { bytes(): Uint8Array };
+
+/** The section of one layer; its rows are copied when their turn comes. */
+export function layerSpec(cache: RaggedCache, layer: number, extras: LayerExtras): SectionSpec {
+  const { kvHeads, headDim } = cache.shape, rows = cache.layerEntries(layer);
+  const heads = Array.from({ length: kvHeads }, (_, head) => head);
+  const ints = (name: string, of: (head: number) => Int32Array): Lazy => ({
+    ...{ name, dtype: "I32", shape: [rows] },
+    bytes: () => bytesOf(joined(heads.map(of), new Int32Array(rows))),
+  });
+  const lazy: Lazy[] = [
+    {
+      ...{ name: "lengths", dtype: "I32", shape: [kvHeads] },
+      bytes: () => bytesOf(Int32Array.from(heads, (head) => cache.length(layer, head))),
+    },
+    ints("positions", (head) => cache.positions(layer, head)),
+    ...(cache.realigned ? [ints("logical", (head) => cache.logicalPositions(layer, head))] : []),
+    ...predictedSpec(extras, layer * kvHeads, kvHeads, rows),
+    ...certificateSpec(extras.certificates?.[layer]),
+  ];
+  const stored = rowSpecs(cache.type, rows, headDim);
+  return {
+    name: layerSection(layer),
+    tensors: [...lazy, ...stored],
+    async bytes() {
+      const copied = await copyHeads(cache.rows(layer));
+      const packed = ["keys", "values"].map((what) =>
+        packRows(copied.map((head) => head[what as "keys" | "values"]), cache.type, headDim)
+      );
+      const scales = packed.flatMap(({ scales }) => scales ?? []);
+      return [...lazy.map((each) => each.bytes()), ...scales, ...packed.map(({ numbers }) => numbers)];
+    },
+  };
+}
+
+/** Scales first, so that whatever is four bytes wide lies at a multiple of four. */
+function rowSpecs(type: CacheType, rows: number, headDim: number): TensorSpec[] {
+  const numbers = (name: string): TensorSpec => ({ name, dtype: ROW_DTYPES[type], shape: [rows, headDim] });
+  const scales = (name: string): TensorSpec => ({ name, dtype: "F32", shape: [rows] });
+  return [
+    ...(type === "int8" ? [scales("key_scales"), scales("value_scales")] : []),
+    numbers("keys"),
+    numbers("values"),
+  ];
+}
+
+function predictedSpec({ predicted }: LayerExtras, first: number, kvHeads: number, rows: number): Lazy[] {
+  if (!predicted) return [];
+  const bytes = () => bytesOf(joined(predicted.slice(first, first + kvHeads), new Float32Array(rows)));
+  return [{ name: "predicted", dtype: "F32", shape: [rows], bytes }];
+}
+
+/** Counts `[kvHeads, 3]`, figures `[kvHeads, 4 or 4 + 2 · group]`, masses `[kvHeads, group, window]`. */
+function certificateSpec(certificate?: LayerCertificate): Lazy[] {
+  if (!certificate) return [];
+  const { heads, window } = certificate, group = heads[0].evictedMass.length;
+  const figures = heads.map(figuresOf),
+    counts = heads.flatMap(({ kept, evicted, unobserved }) => [kept, evicted, unobserved]);
+  const masses = heads.flatMap(({ evictedMass }) => evictedMass.flatMap((each) => [...each]));
+  const floats = (name: string, shape: number[], numbers: number[]): Lazy => ({
+    ...{ name, dtype: "F64", shape },
+    bytes: () => bytesOf(Float64Array.from(numbers)),
+  });
+  return [
+    {
+      name: "certificate_counts",
+      dtype: "I32",
+      shape: [heads.length, 3],
+      bytes: () => bytesOf(Int32Array.from(counts)),
+    },
+    floats("certificate_figures", [heads.length, figures[0].length], figures.flat()),
+    floats("certificate_masses", [heads.length, group, window], masses),
+  ];
+}
+
+function figuresOf({ largestRisk, riskSum, valueNorm, projectedNorm = [] }: HeadCertificate): number[] {
+  return [largestRisk, riskSum, ...[valueNorm, ...projectedNorm].flatMap(({ evicted, kept }) => [evicted, kept])];
+}
+
+/** What the reader of a layer goes by. */
+export interface LayerForm {
+  readonly shape: AttentionShape;
+  readonly type: CacheType;
+  /** Tokens that were read. */
+  readonly tokens: number;
+}
+
+/**
+ * Reads one layer's section and checks all that can be checked of it.
+ * @throws PalisadeError input `snapshot.damaged`, `snapshot.layout`, where = the section.
+ */
+export async function readLayer(file: SnapshotFile, layer: number, form: LayerForm): Promise<SavedLayer> {
+  const name = layerSection(layer), { shape: { kvHeads, headDim }, type, tokens } = form;
+  const fail = (reason: string): never => {
+    throw refuse("layout", file.name, name, `section ${name}: ${reason}`);
+  };
+  const rows = checkLayout(file.layout(name), form, fail);
+  const tensors = await file.read(name);
+  const lengths = ints(tensors.get("lengths")!);
+  if (lengths.some((length) => length < 0 || length > tokens) || sum(lengths) !== rows) {
+    fail(`heads of ${[...lengths].slice(0, 8)} rows, which are ${rows}`);
+  }
+  const split = <A extends Int32Array | Float32Array>(all: A, width = 1) => cut(all, lengths, width) as A[];
+  const positions = split(ints(tensors.get("positions")!)), logical = tensors.get("logical");
+  const moved = logical && split(ints(logical)), predicted = tensors.get("predicted");
+  for (const list of [...positions, ...moved ?? []]) if (!ascends(list, tokens)) fail("positions don't ascend");
+  const floats = (what: string, scales: string) =>
+    split(unpackRows(tensors.get(what)!.bytes, tensors.get(scales)?.bytes, type, headDim), headDim);
+  const certificate = tensors.has("certificate_counts") ? certificateOf(layer, kvHeads, tensors) : undefined;
+  return {
+    positions,
+    ...(moved && { logical: moved }),
+    keys: floats("keys", "key_scales"),
+    values: floats("values", "value_scales"),
+    ...(predicted && { predicted: split(new Float32Array(predicted.bytes.buffer)) }),
+    ...(certificate && { certificate }),
+  };
+}
+
+/** Types and shapes of a layer's tensors; the number of its rows. */
+function checkLayout(
+  layout: ReadonlyMap<string, TensorSpec>,
+  { shape: { heads, kvHeads, headDim }, type }: LayerForm,
+  fail: (reason: string) => never,
+): number {
+  const rows = layout.get("positions")?.shape[0] ?? -1, [, figures] = layout.get("certificate_figures")?.shape ?? [];
+  const group = heads / kvHeads, [, , window] = layout.get("certificate_masses")?.shape ?? [];
+  const list = (name: string, dtype: TensorSpec["dtype"]): TensorSpec => ({ name, dtype, shape: [rows] });
+  const certificate: TensorSpec[] = [
+    { name: "certificate_counts", dtype: "I32", shape: [kvHeads, 3] },
+    { name: "certificate_figures", dtype: "F64", shape: [kvHeads, figures === 4 ? 4 : 4 + 2 * group] },
+    { name: "certificate_masses", dtype: "F64", shape: [kvHeads, group, window] },
+  ];
+  const needed: TensorSpec[] = [
+    { name: "lengths", dtype: "I32", shape: [kvHeads] },
+    list("positions", "I32"),
+    ...rowSpecs(type, rows, headDim),
+    ...(layout.has("certificate_counts") ? certificate : []),
+  ];
+  const known = [...needed, list("logical", "I32"), list("predicted", "F32")];
+  for (const { name } of needed) if (!layout.has(name)) fail(`it has no ${name}`);
+  for (const [name, { dtype, shape }] of layout) {
+    const wanted = known.find((each) => each.name === name);
+    if (!wanted) fail(`nobody knows what ${name} is`);
+    if (dtype !== wanted!.dtype || `${shape}` !== `${wanted!.shape}`) {
+      fail(`${name} is ${dtype} of ${shape.join(" × ")}: want ${wanted!.dtype} of ${wanted!.shape.join(" × ")}`);
+    }
+  }
+  return rows;
+}
+
+function ints({ bytes }: SectionTensor): Int32Array {
+  return new Int32Array(bytes.buffer);
+}
+
+function sum(lengths: Int32Array): number {
+  return lengths.reduce((all, length) => all + length, 0);
+}
+
+/** Each head's part of `all`, `[length, width]`; views. */
+function cut(all: Int32Array | Float32Array, lengths: Int32Array, width: number): (Int32Array | Float32Array)[] {
+  let start = 0;
+  return Array.from(lengths, (length) => all.subarray(start, start += length * width));
+}
+
+function ascends(positions: Int32Array, end: number): boolean {
+  return positions.every((position, i) => position < end && position > (i === 0 ? -1 : positions[i - 1]));
+}
+
+function certificateOf(
+  layer: number,
+  kvHeads: number,
+  tensors: ReadonlyMap<string, SectionTensor>,
+): LayerCertificate {
+  const counts = ints(tensors.get("certificate_counts")!),
+    { shape: [, group, window], bytes } = tensors.get("certificate_masses")!;
+  const masses = new Float64Array(bytes.buffer),
+    figures = new Float64Array(tensors.get("certificate_figures")!.bytes.buffer);
+  const width = figures.length / kvHeads;
+  return {
+    layer,
+    window,
+    heads: Array.from({ length: kvHeads }, (_, head) => {
+      const [kept, evicted, unobserved] = counts.subarray(3 * head, 3 * head + 3);
+      const [largestRisk, riskSum, ...norms] = figures.subarray(width * head, width * (head + 1));
+      const maxima = Array.from(
+        { length: norms.length / 2 },
+        (_, i) => ({ evicted: norms[2 * i], kept: norms[2 * i + 1] }),
+      );
+      const mass = (member: number) =>
+        masses.slice((head * group + member) * window, (head * group + member + 1) * window);
+      return {
+        ...{ kept, evicted, unobserved, largestRisk, riskSum },
+        evictedMass: Array.from({ length: group }, (_, member) => mass(member)),
+        valueNorm: maxima[0],
+        projectedNorm: maxima.length > 1 ? maxima.slice(1) : undefined,
+      };
+    }),
+  };
+}
