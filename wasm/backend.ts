@@ -30,6 +30,7 @@ export async function createWasmBackend(options: WasmOptions = {}): Promise<Wasm
     name: "wasm",
     detail: `WebAssembly ${kernels.relaxed ? "relaxed SIMD" : "SIMD"}, one thread`,
     memory: () => meter.memory(kernels.memoryBytes),
+    refits: true,
     tensors: HOST_TENSORS,
     createRows: (shape, reserve, type = "f32") =>
       checkedRows(shape, reserve, type, (checked) => new WasmRows(kernels, meter, checked, reserve, type)),

@@ -37,7 +37,10 @@ export interface KernelExports {
     columnSum: number,
     columnMax: number,
     probabilities: number,
+    masked: number,
   ): number;
+  rows_refit(rows: number, kvHead: number, values: number, bias: number): number;
+  rows_bias(rows: number, kvHead: number, bias: number): number;
   rows_observe(
     rows: number,
     queries: number,

@@ -5,10 +5,11 @@ import {
   type BackendMemory,
   type CopiedRows,
   type DecodeOutputs,
+  type RefittedRows,
   ROW_PAGE,
   type TrustingRows,
 } from "../core/backend/interface.ts";
-import { CACHE_TYPES, type CacheType, entryBytes } from "../core/cache/entry_type.ts";
+import { BIAS_BYTES, CACHE_TYPES, type CacheType, entryBytes } from "../core/cache/entry_type.ts";
 import type { Needs, NormKind, Observation, Reduction } from "../core/policy/policy.ts";
 import { type KeyRotation, rotateRows } from "../core/measure/rotation.ts";
 import type { AttentionShape } from "../core/shape.ts";
@@ -43,6 +44,8 @@ export class WasmRows implements TrustingRows<Float32Array> {
   readonly #lengths: Int32Array;
   #handle: number;
   #allocated = 0;
+  /** Whether any row may have a bias. */
+  #refitted = false;
 
   /** `whole`: the layer of which `shape` is some heads; inputs are cut as for it, so that the results have its bits. */
   constructor(
@@ -90,6 +93,24 @@ export class WasmRows implements TrustingRows<Float32Array> {
     count: number,
     want: AttentionWants = {},
   ): Promise<AttentionOutputs<Float32Array>> {
+    return this.#attendMany(queries, count, want, true);
+  }
+
+  // deno-lint-ignore require-await -- a failure must reject, not throw
+  async unmaskedAttention(
+    queries: Float32Array,
+    count: number,
+    want: AttentionWants = {},
+  ): Promise<AttentionOutputs<Float32Array>> {
+    return this.#attendMany(queries, count, want, false);
+  }
+
+  #attendMany(
+    queries: Float32Array,
+    count: number,
+    want: AttentionWants,
+    masked: boolean,
+  ): AttentionOutputs<Float32Array> {
     const { heads } = this.shape, rows = this.#lengths[0];
     const pitch = Math.ceil(rows / ROW_PAGE) * ROW_PAGE;
     const logSumExp = want.logSumExp ? new Float32Array(count * heads) : undefined;
@@ -98,7 +119,7 @@ export class WasmRows implements TrustingRows<Float32Array> {
       const max = columns.zeros(heads * pitch * 4, want.columnMax ?? false);
       const output = this.#attend(queries, count, (call, chunk) => {
         const lse = chunk.buffers.zeros(chunk.count * heads * 4, want.logSumExp ?? false);
-        const result = call.rows_attend(...chunk.arguments, lse, sum, max, -1);
+        const result = call.rows_attend(...chunk.arguments, lse, sum, max, -1, Number(masked));
         if (logSumExp && result === 0) {
           chunk.buffers.read(lse, logSumExp.subarray(chunk.first * heads, (chunk.first + chunk.count) * heads));
         }
@@ -122,7 +143,7 @@ export class WasmRows implements TrustingRows<Float32Array> {
     const output = this.#attend(queries, count, (call, chunk) => {
       const last = chunk.first + chunk.count === count && want.probabilities === true;
       const probabilities = chunk.buffers.zeros(all.byteLength, last);
-      const result = call.rows_attend(...chunk.arguments, -1, -1, -1, probabilities);
+      const result = call.rows_attend(...chunk.arguments, -1, -1, -1, probabilities, 1);
       if (last && result === 0) chunk.buffers.read(probabilities, all);
       return result;
     });
@@ -211,8 +232,37 @@ export class WasmRows implements TrustingRows<Float32Array> {
       return {
         keys: buffers.read(keys, new Float32Array(floats)),
         values: buffers.read(values, new Float32Array(floats)),
+        ...this.#biasOf(kvHead, wanted),
       };
     });
+  }
+
+  refit(kvHead: number, { values, bias }: RefittedRows): void {
+    this.#refitted = true;
+    this.#kernels.withBuffers((buffers) => {
+      const [numbers, added] = [buffers.from(values), buffers.from(bias)];
+      this.#do("refit rows", (call) => call.rows_refit(this.#handle, kvHead, numbers, added));
+    });
+    this.#count();
+  }
+
+  /** Of a head's rows, or of the `wanted` ones; nothing where none has a bias. */
+  #biasOf(kvHead: number, wanted?: Int32Array): { bias?: Float32Array } {
+    const biased = this.#biased(kvHead);
+    if (biased === 0) return {};
+    const all = new Float32Array(this.#lengths[kvHead]);
+    this.#kernels.withBuffers((buffers) => {
+      const out = buffers.zeros(4 * biased);
+      this.#do("copy biases", (call) => call.rows_bias(this.#handle, kvHead, out));
+      buffers.read(out, all.subarray(0, biased));
+    });
+    return { bias: wanted ? Float32Array.from(wanted, (row) => all[row]) : all };
+  }
+
+  /** Rows of a head, from the first on, that have a bias. */
+  #biased(kvHead: number): number {
+    if (!this.#refitted) return 0;
+    return this.#kernels.check(this.#kernels.call.rows_bias(this.#handle, kvHead, -1), "count biases");
   }
 
   /**
@@ -229,6 +279,9 @@ export class WasmRows implements TrustingRows<Float32Array> {
       this.append(keys, interleaved(heads.map((head) => head.values), first, count, headDim), count);
       this.truncate(ends.map((end) => Math.min(end, first + count)));
     }
+    heads.forEach(({ values, bias }, h) => {
+      if (bias && bias.length > 0) this.refit(h, { values, bias });
+    });
   }
 
   free(): void {
@@ -316,7 +369,8 @@ export class WasmRows implements TrustingRows<Float32Array> {
   /** Reads the pages anew. */
   #count(): void {
     const pages = this.#kernels.check(this.#kernels.call.rows_pages(this.#handle), "count pages");
-    const bytes = pages * ROW_PAGE * paddedBytes(this.shape.headDim, this.type);
+    const biased = this.#lengths.reduce((sum, _, head) => sum + this.#biased(head), 0);
+    const bytes = pages * ROW_PAGE * paddedBytes(this.shape.headDim, this.type) + biased * BIAS_BYTES;
     this.#meter.change(bytes - this.#allocated);
     this.#allocated = bytes;
   }

@@ -2,7 +2,7 @@
  * The contract of `LayerRows`, held in one place. It knows each head's length and refuses what does not fit, so that
  * what a backend writes may trust its caller. A refused call reaches nothing and changes nothing.
  */
-import { type CacheType, checkCacheType, entryBytes, storable, unstorable } from "../cache/entry_type.ts";
+import { BIAS_BYTES, type CacheType, checkCacheType, entryBytes, storable, unstorable } from "../cache/entry_type.ts";
 import { checkRotation, type KeyRotation } from "../measure/rotation.ts";
 import type { Needs, NormKind, Observation } from "../policy/policy.ts";
 import type { AttentionShape } from "../shape.ts";
@@ -12,6 +12,7 @@ import type {
   CopiedRows,
   DecodeOutputs,
   LayerRows,
+  RefittedRows,
   TrustingRows,
 } from "./interface.ts";
 import type { Tensor } from "./tensor.ts";
@@ -71,13 +72,34 @@ class CheckedRows<T extends Tensor> implements LayerRows<T> {
   readonly #rows: TrustingRows<T>;
   /** Rows of each KV head. */
   readonly #lengths: Int32Array;
+  /** How many of them, from the first on, have a bias. */
+  readonly #biased: Int32Array;
   #freed = false;
+  readonly unmaskedAttention?: LayerRows<T>["unmaskedAttention"];
+  readonly refit?: LayerRows<T>["refit"];
 
-  constructor(rows: TrustingRows<T>, shape: AttentionShape, type: CacheType, lengths: Int32Array) {
+  constructor(
+    rows: TrustingRows<T>,
+    shape: AttentionShape,
+    type: CacheType,
+    lengths: Int32Array,
+    biased = new Int32Array(lengths.length),
+  ) {
     this.#rows = rows;
     this.shape = shape;
     this.type = type;
     this.#lengths = lengths;
+    this.#biased = biased;
+    if (rows.unmaskedAttention) {
+      this.unmaskedAttention = async (queries, count, want) => {
+        this.#checkAlive();
+        checkFloats("queries", queries, count, shape.heads * shape.headDim);
+        this.#checkLevel("attend to all");
+        if (lengths[0] === 0) throw new RangeError("Cannot attend to no rows");
+        return await rows.unmaskedAttention!(queries, count, want);
+      };
+    }
+    if (rows.refit) this.refit = (kvHead, refitted) => this.#refit(kvHead, refitted);
   }
 
   length(kvHead: number): number {
@@ -86,7 +108,8 @@ class CheckedRows<T extends Tensor> implements LayerRows<T> {
   }
 
   get liveBytes(): number {
-    return this.#lengths.reduce((sum, rows) => sum + rows, 0) * entryBytes(this.shape.headDim, this.type);
+    const sum = (counts: Int32Array) => counts.reduce((all, rows) => all + rows, 0);
+    return sum(this.#lengths) * entryBytes(this.shape.headDim, this.type) + sum(this.#biased) * BIAS_BYTES;
   }
 
   get allocatedBytes(): number {
@@ -139,7 +162,10 @@ class CheckedRows<T extends Tensor> implements LayerRows<T> {
     this.#checkAlive();
     checkKept(kept, this.#lengths);
     this.#rows.compact(kept);
-    kept.forEach((rows, head) => this.#lengths[head] = rows.length);
+    kept.forEach((rows, head) => {
+      this.#biased[head] = rows.filter((row) => row < this.#biased[head]).length;
+      this.#lengths[head] = rows.length;
+    });
   }
 
   truncate(lengths: ArrayLike<number>): void {
@@ -151,6 +177,19 @@ class CheckedRows<T extends Tensor> implements LayerRows<T> {
     if (!fits) throw new RangeError(`Cannot truncate to ${Array.from(lengths)}: want a length within each head`);
     this.#rows.truncate(lengths);
     this.#lengths.set(lengths);
+    this.#biased.forEach((rows, head) => this.#biased[head] = Math.min(rows, lengths[head]));
+  }
+
+  #refit(kvHead: number, { values, bias }: RefittedRows): void {
+    this.#checkHead(kvHead);
+    const length = this.#lengths[kvHead];
+    if (length === 0) throw new RangeError(`Cannot refit KV head ${kvHead}: it has no rows`);
+    checkFloats("values", values, length, this.shape.headDim);
+    checkFloats("biases", bias, length, 1);
+    if (!bias.every(Number.isFinite)) throw new RangeError("Cannot refit: a bias is not finite");
+    if (!storable(values, this.type)) throw unstorable(this.type);
+    this.#rows.refit!(kvHead, { values, bias });
+    this.#biased[kvHead] = length;
   }
 
   async rotateKeys(moves: readonly Int32Array[], rotation: KeyRotation): Promise<void> {
@@ -164,8 +203,8 @@ class CheckedRows<T extends Tensor> implements LayerRows<T> {
 
   async clone(): Promise<LayerRows<T>> {
     this.#checkAlive();
-    const lengths = this.#lengths.slice();
-    return new CheckedRows(await this.#rows.clone(), this.shape, this.type, lengths);
+    const lengths = this.#lengths.slice(), biased = this.#biased.slice();
+    return new CheckedRows(await this.#rows.clone(), this.shape, this.type, lengths, biased);
   }
 
   async copyRows(kvHead: number, wanted?: Int32Array): Promise<CopiedRows> {
@@ -181,6 +220,7 @@ class CheckedRows<T extends Tensor> implements LayerRows<T> {
     if (this.#freed) return;
     this.#freed = true;
     this.#lengths.fill(0);
+    this.#biased.fill(0);
     this.#rows.free();
   }
 

@@ -44,6 +44,8 @@ export interface Backend<T extends Tensor = Tensor> extends Disposable {
    * `checkedRows` (`core/backend/checked_rows.ts`) of what the backend writes, {@link TrustingRows}.
    */
   createRows(shape: AttentionShape, reserve: number, type?: CacheType): LayerRows<T>;
+  /** Whether rows can be refitted: {@link LayerRows.refit}. */
+  readonly refits?: boolean;
   /** What queries, keys, values and attention outputs pass as. */
   readonly tensors: Tensors<T>;
   /** The exact top n of one or many segments; semantics in `core/select/select.ts`. */
@@ -84,6 +86,16 @@ export interface DecodeOutputs<T extends Tensor = Tensor> {
 export interface CopiedRows {
   readonly keys: Float32Array;
   readonly values: Float32Array;
+  /** What attention adds to the rows' logits, `[rows]`; absent where it is 0 for all of them. */
+  readonly bias?: Float32Array;
+}
+
+/** What takes the place of one head's values, and what is added to its logits (`core/refit/`). */
+export interface RefittedRows {
+  /** `[length, headDim]`. */
+  readonly values: Float32Array;
+  /** `[length]`, added to the scaled logits. */
+  readonly bias: Float32Array;
 }
 
 /**
@@ -96,7 +108,7 @@ export interface LayerRows<T extends Tensor = Tensor> {
   readonly type: CacheType;
   /** Rows of one KV head. */
   length(kvHead: number): number;
-  /** Σ over heads of rows × row size (key and value). */
+  /** Σ over heads of rows × row size (key and value), and four bytes for each bias. */
   readonly liveBytes: number;
   /** The same with capacity slack: at most {@link ROW_PAGE} spare rows per head after `compact`. */
   readonly allocatedBytes: number;
@@ -123,6 +135,20 @@ export interface LayerRows<T extends Tensor = Tensor> {
    * `queries`: `[count, heads, headDim]`, after RoPE.
    */
   decodeAttention(queries: T, count: number, want?: { probabilities?: boolean }): Promise<DecodeOutputs<T>>;
+
+  /**
+   * Attention of any `count` queries, each of which sees every row, whatever the reach: how they would look back from
+   * behind all of them. All heads must have the same length. Callers go through `attendUnmasked`
+   * (`core/backend/unmasked.ts`), which computes it itself where a backend doesn't.
+   */
+  unmaskedAttention?(queries: T, count: number, want?: AttentionWants): Promise<AttentionOutputs<T>>;
+
+  /**
+   * Gives one head other values, stored as the type is, and its rows a bias: from now on every attention and observation
+   * adds it to their logits, and every move takes it along. Rows appended later have none. Only where `Backend.refits`.
+   * @throws PalisadeError (input) `cache-type.range` as {@link append}.
+   */
+  refit?(kvHead: number, rows: RefittedRows): void;
 
   /**
    * Softmax of the last `window` queries over all rows that they reach (0 on the others), reduced as `needs.window` asks, plus keys and values when

@@ -19,6 +19,7 @@ import {
   type BackendMemory,
   type CopiedRows,
   type DecodeOutputs,
+  type RefittedRows,
   ROW_PAGE,
   type TrustingRows,
 } from "./interface.ts";
@@ -32,6 +33,7 @@ export function createReferenceBackend(): Backend<Float32Array> {
     name: "ts",
     detail: "plain TypeScript, double sums, one thread",
     memory: () => meter.memory(),
+    refits: true,
     tensors: HOST_TENSORS,
     createRows: (shape, reserve, type = "f32") =>
       checkedRows(shape, reserve, type, (checked) => new ReferenceRows(checked, reserve, type, meter)),
@@ -61,6 +63,8 @@ class HeadRows {
   readonly #meter: Meter;
   readonly #keys: StoredRows;
   readonly #values: StoredRows;
+  /** Of the first rows; those behind have none. */
+  bias = new Float32Array(0);
   length = 0;
 
   constructor(headDim: number, reserve: number, type: CacheType, meter: Meter) {
@@ -71,7 +75,7 @@ class HeadRows {
   }
 
   get allocatedBytes(): number {
-    return this.#keys.byteLength + this.#values.byteLength;
+    return this.#keys.byteLength + this.#values.byteLength + this.bias.byteLength;
   }
 
   /** As stored, `[length, headDim]`; may be the store itself. */
@@ -94,6 +98,18 @@ class HeadRows {
     this.#keys.set(0, keys);
   }
 
+  refit({ values, bias }: RefittedRows): void {
+    this.#values.set(0, values);
+    this.#setBias(bias.slice());
+  }
+
+  #setBias(bias: Float32Array<ArrayBuffer>): void {
+    const before = this.bias.byteLength;
+    this.bias = bias;
+    this.#meter.change(bias.byteLength);
+    this.#meter.change(-before);
+  }
+
   grow(rows: number): void {
     if (this.length + rows > this.#keys.capacity) this.#resize(this.length + rows);
   }
@@ -104,12 +120,16 @@ class HeadRows {
       this.#keys.move(row, to);
       this.#values.move(row, to);
     });
+    if (this.bias.length > 0) {
+      this.#setBias(Float32Array.from(rows.filter((row) => row < this.bias.length), (row) => this.bias[row]));
+    }
     this.truncate(rows.length);
   }
 
   /** Drops rows from the end; gives spare rows back when there are more than a page. */
   truncate(length: number): void {
     this.length = length;
+    if (this.bias.length > length) this.#setBias(this.bias.slice(0, length));
     if (this.#keys.capacity - length > ROW_PAGE) this.#resize(length);
   }
 
@@ -117,11 +137,13 @@ class HeadRows {
     this.#resize(other.length);
     this.#keys.copyFrom(other.#keys, other.length);
     this.#values.copyFrom(other.#values, other.length);
+    this.#setBias(other.bias.slice());
     this.length = other.length;
   }
 
   free(): void {
     this.length = 0;
+    this.#setBias(new Float32Array(0));
     this.#resize(0);
   }
 
@@ -169,11 +191,24 @@ class ReferenceRows implements TrustingRows<Float32Array> {
     count: number,
     want: AttentionWants = {},
   ): Promise<AttentionOutputs<Float32Array>> {
+    return this.#attend(queries, count, want, true);
+  }
+
+  // deno-lint-ignore require-await -- a device would answer later
+  async unmaskedAttention(
+    queries: Float32Array,
+    count: number,
+    want: AttentionWants = {},
+  ): Promise<AttentionOutputs<Float32Array>> {
+    return this.#attend(queries, count, want, false);
+  }
+
+  #attend(queries: Float32Array, count: number, want: AttentionWants, masked: boolean): AttentionOutputs<Float32Array> {
     const { heads } = this.#shape, rows = this.#heads[0].length;
     const sums = want.columnSum && new Float64Array(heads * rows);
     const columnMax = want.columnMax ? new Float32Array(heads * rows) : undefined;
     const logSumExp = want.logSumExp ? new Float32Array(count * heads) : undefined;
-    const output = this.#attention(queries, count, ({ head, t, row, visible, logSum }) => {
+    const output = this.#attention(queries, count, masked, ({ head, t, row, visible, logSum }) => {
       if (logSumExp) logSumExp[t * heads + head] = logSum;
       if (sums) { for (let i = 0; i < visible; i++) sums[head * rows + i] += row[i]; }
       if (columnMax) {
@@ -192,7 +227,7 @@ class ReferenceRows implements TrustingRows<Float32Array> {
     want: { probabilities?: boolean } = {},
   ): Promise<DecodeOutputs<Float32Array>> {
     const probabilities: Float32Array[] = [];
-    const output = this.#attention(queries, count, ({ head, t, row, visible }) => {
+    const output = this.#attention(queries, count, true, ({ head, t, row, visible }) => {
       if (want.probabilities && t === count - 1) probabilities[head] = Float32Array.from(row.subarray(0, visible));
     });
     return want.probabilities ? { output, probabilities } : { output };
@@ -202,7 +237,14 @@ class ReferenceRows implements TrustingRows<Float32Array> {
   async observe(queries: Float32Array, window: number, needs: Needs): Promise<Partial<Observation>> {
     const keys = this.#heads.map((head) => head.keys);
     const measured = needs.window?.length
-      ? observeWindow({ shape: this.#shape, queries, window, keys, length: this.#heads[0].length }, needs)
+      ? observeWindow({
+        shape: this.#shape,
+        queries,
+        window,
+        keys,
+        length: this.#heads[0].length,
+        bias: this.#heads.map(({ bias }) => bias),
+      }, needs)
       : {};
     if (!needs.rows) return measured;
     return { ...measured, keys: joined(keys), values: joined(this.#heads.map((head) => head.values)) };
@@ -211,6 +253,10 @@ class ReferenceRows implements TrustingRows<Float32Array> {
   // deno-lint-ignore require-await -- a device would answer later
   async valueNorms(wo: Float32Array, _width: number, kind: NormKind = "l1"): Promise<Float32Array> {
     return joined(valueNorms(this.#heads.map((head) => head.values), wo, this.#shape, kind));
+  }
+
+  refit(kvHead: number, rows: RefittedRows): void {
+    this.#heads[kvHead].refit(rows);
   }
 
   compact(kept: readonly Int32Array[]): void {
@@ -239,33 +285,34 @@ class ReferenceRows implements TrustingRows<Float32Array> {
 
   // deno-lint-ignore require-await -- as above
   async copyRows(kvHead: number, wanted?: Int32Array): Promise<CopiedRows> {
-    const { keys, values } = this.#heads[kvHead];
-    if (!wanted) return { keys: keys.slice(), values: values.slice() };
+    const { keys, values, bias, length } = this.#heads[kvHead];
+    const biased = bias.length > 0 && { bias: padded(bias, wanted ?? length) };
+    if (!wanted) return { keys: keys.slice(), values: values.slice(), ...biased };
     const { headDim } = this.#shape;
     const pick = (rows: Float32Array) => {
       const picked = new Float32Array(wanted.length * headDim);
       wanted.forEach((row, i) => picked.set(rows.subarray(row * headDim, (row + 1) * headDim), i * headDim));
       return picked;
     };
-    return { keys: pick(keys), values: pick(values) };
+    return { keys: pick(keys), values: pick(values), ...biased };
   }
 
   free(): void {
     for (const head of this.#heads) head.free();
   }
 
-  /** Query `t` of `count` sees the rows of its head up to length − count + t that it reaches. Calls `visit` with each softmax row. */
-  #attention(queries: Float32Array, count: number, visit: (seen: SeenRow) => void): Float32Array {
+  /** Unmasked, every query sees every row. Else query `t` of `count` sees the rows of its head up to length − count + t that it reaches. Calls `visit` with each softmax row. */
+  #attention(queries: Float32Array, count: number, masked: boolean, visit: (seen: SeenRow) => void): Float32Array {
     const { heads, kvHeads, headDim } = this.#shape;
     const output = new Float32Array(count * heads * headDim);
     const row = new Float64Array(Math.max(...this.#heads.map(({ length }) => length)));
-    const all = this.#heads.map(({ keys, values, length }) => ({ keys, values, length }));
+    const all = this.#heads.map(({ keys, values, length, bias }) => ({ keys, values, length, bias }));
     for (let head = 0; head < heads; head++) {
-      const { keys, values, length } = all[Math.floor(head / (heads / kvHeads))];
+      const { keys, values, length, bias } = all[Math.floor(head / (heads / kvHeads))];
       for (let t = 0; t < count; t++) {
-        const at = (t * heads + head) * headDim, visible = length - count + t + 1;
-        const first = firstSeen(this.#shape, visible);
-        const { maximum, sum } = softmaxRow({ vector: queries, offset: at }, keys, headDim, visible, row, first);
+        const at = (t * heads + head) * headDim, visible = masked ? length - count + t + 1 : length;
+        const first = masked ? firstSeen(this.#shape, visible) : 0;
+        const { maximum, sum } = softmaxRow({ vector: queries, offset: at }, keys, headDim, visible, row, first, bias);
         weightedSum(row, values, visible, output.subarray(at, at + headDim));
         visit({ head, t, row, visible, logSum: maximum + ln(sum) });
       }
@@ -290,6 +337,12 @@ function weightedSum(row: Float64Array, values: Float32Array, visible: number, t
     for (let i = 0; i < visible; i++) sum += row[i] * values[i * to.length + j];
     to[j] = sum;
   }
+}
+
+/** The bias of rows, or of the first so many, 0 where there is none. */
+function padded(bias: Float32Array, rows: Int32Array | number): Float32Array {
+  const numbers = typeof rows === "number" ? Int32Array.from({ length: rows }, (_, i) => i) : rows;
+  return Float32Array.from(numbers, (row) => bias[row] ?? 0);
 }
 
 function joined(parts: readonly Float32Array[]): Float32Array {

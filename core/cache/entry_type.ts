@@ -20,6 +20,9 @@ export function checkCacheType(type: string): CacheType {
   throw inputError("cache-type.unknown", message, option("cacheType"));
 }
 
+/** Bytes of the number that a refit has attention add to a row's logits, whatever the type. */
+export const BIAS_BYTES = 4;
+
 /** Bytes of one key and one value of width `headDim`. */
 export function entryBytes(headDim: number, type: CacheType): number {
   const row = { f32: 4 * headDim, f16: 2 * headDim, int8: headDim + 4 }[type];

@@ -9,9 +9,9 @@
  * Only {@link RaggedCache.realign} moves positions: then an entry has a *true* position (which token it was) and a
  * *logical* one (where attention takes its key to be). Without it the two are the same.
  */
-import type { Backend, LayerRows } from "../backend/interface.ts";
+import type { Backend, LayerRows, RefittedRows } from "../backend/interface.ts";
 import { Temporaries, type Tensor } from "../backend/tensor.ts";
-import { type CacheType, entryBytes } from "./entry_type.ts";
+import { BIAS_BYTES, type CacheType, entryBytes } from "./entry_type.ts";
 import type { KeyRotation } from "../measure/rotation.ts";
 import type { ModelShape } from "../shape.ts";
 import { LazyRows } from "./lazy_rows.ts";
@@ -39,6 +39,8 @@ export interface CacheBytes {
 export interface HeadRows {
   readonly keys: Float32Array;
   readonly values: Float32Array;
+  /** What attention adds to their logits, where it does. */
+  readonly bias?: Float32Array;
   readonly positions: Int32Array;
 }
 
@@ -60,6 +62,9 @@ export class RaggedCache implements Disposable {
   /** Entries of each layer, and of all. */
   readonly #layerEntries: number[];
   #entries = 0;
+  /** The same of those with a bias. */
+  readonly #layerBiased: number[];
+  #biased = 0;
   #peak = 0;
 
   constructor(backend: Backend, shape: ModelShape, type: CacheType = "f32") {
@@ -68,6 +73,7 @@ export class RaggedCache implements Disposable {
     this.type = type;
     this.#rows = new Array(shape.layers).fill(undefined);
     this.#layerEntries = new Array(shape.layers).fill(0);
+    this.#layerBiased = new Array(shape.layers).fill(0);
     this.#positions = Array.from(
       { length: shape.layers },
       () => Array.from({ length: shape.kvHeads }, () => new PositionList()),
@@ -122,6 +128,27 @@ export class RaggedCache implements Disposable {
     if (count > 0) this.#appendNumbers(layer, keys, values, count);
     this.compact(layer, heads.map(({ positions }) => positions.map((_, i) => i)));
     heads.forEach(({ positions }, h) => this.#positions[layer][h].set(positions));
+    heads.forEach(({ values, bias }, h) => {
+      if (bias && bias.length > 0) this.refit(layer, h, { values, bias });
+    });
+  }
+
+  /**
+   * Gives the entries of one head other values, and biases that attention adds to their logits; see `LayerRows.refit`.
+   * @throws RangeError where the backend can't, or a length doesn't fit; PalisadeError `cache-type.range`.
+   */
+  refit(layer: number, kvHead: number, rows: RefittedRows): void {
+    const layerRows = this.rows(layer);
+    if (!layerRows.refit) throw new RangeError(`Cannot refit: the ${this.backend.name} backend adds no biases`);
+    layerRows.refit(kvHead, rows);
+    const list = this.#positions[layer][kvHead];
+    list.biased = list.length;
+    this.#count(layer);
+  }
+
+  /** Entries whose logits get a bias, in all layers and heads. */
+  get biased(): number {
+    return this.#biased;
   }
 
   #appendNumbers(layer: number, keys: Float32Array, values: Float32Array, count: number): void {
@@ -283,11 +310,14 @@ export class RaggedCache implements Disposable {
     const entries = this.#positions[layer].reduce((sum, list) => sum + list.length, 0);
     this.#entries += entries - this.#layerEntries[layer];
     this.#layerEntries[layer] = entries;
+    const biased = this.#positions[layer].reduce((sum, list) => sum + list.biased, 0);
+    this.#biased += biased - this.#layerBiased[layer];
+    this.#layerBiased[layer] = biased;
     this.#raisePeak();
   }
 
   get #live(): number {
-    return this.#entries * entryBytes(this.shape.headDim, this.type);
+    return this.#entries * entryBytes(this.shape.headDim, this.type) + this.#biased * BIAS_BYTES;
   }
 
   #raisePeak(): void {
@@ -299,6 +329,8 @@ export class RaggedCache implements Disposable {
 class PositionList {
   #data = new Int32Array(64);
   length = 0;
+  /** How many entries, from the first on, have a bias. */
+  biased = 0;
 
   appendRange(first: number, count: number): void {
     if (this.length + count > this.#data.length) {
@@ -311,6 +343,7 @@ class PositionList {
 
   keep(rows: Int32Array): void {
     if (rows.length === this.length) return;
+    this.biased = rows.filter((row) => row < this.biased).length;
     const data = new Int32Array(rows.length);
     for (let i = 0; i < rows.length; i++) data[i] = this.#data[rows[i]];
     this.#data = data;
@@ -342,12 +375,14 @@ class PositionList {
     const copy = new PositionList();
     copy.#data = this.#data.slice();
     copy.length = this.length;
+    copy.biased = this.biased;
     return copy;
   }
 
   truncate(length: number): void {
     if (length > this.length) throw new RangeError(`Can't trim ${this.length} entries to ${length}`);
     this.length = length;
+    this.biased = Math.min(this.biased, length);
   }
 
   toArray(): Int32Array {

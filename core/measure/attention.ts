@@ -9,7 +9,7 @@ export interface Query {
 
 /**
  * Softmax of one query over the keys `first … visible − 1`, written to `row[0 … visible)`, 0 before `first`; two passes,
- * the maximum subtracted. `keys`: `[rows, headDim]`. Returns the row's maximum logit and Σ exp(logit − maximum).
+ * the maximum subtracted. `keys`: `[rows, headDim]`; `bias`: what is added to the logits of the first rows. Returns the row's maximum logit and Σ exp(logit − maximum).
  */
 export function softmaxRow(
   query: Query,
@@ -18,6 +18,7 @@ export function softmaxRow(
   visible: number,
   row: Float64Array,
   first = 0,
+  bias?: Float32Array,
 ): { maximum: number; sum: number } {
   const { vector, offset } = query;
   const scale = 1 / Math.sqrt(headDim);
@@ -26,7 +27,7 @@ export function softmaxRow(
   for (let i = first; i < visible; i++) {
     let dot = 0;
     for (let j = 0, k = i * headDim; j < headDim; j++, k++) dot += vector[offset + j] * keys[k];
-    row[i] = dot * scale;
+    row[i] = dot * scale + (bias && i < bias.length ? bias[i] : 0);
     if (row[i] > maximum) maximum = row[i];
   }
   let sum = 0;

@@ -17,6 +17,8 @@ export interface WindowInput {
   /** One array per KV head, `[length, headDim]`. */
   readonly keys: readonly Float32Array[];
   readonly length: number;
+  /** What is added to the logits of each KV head's first rows. */
+  readonly bias?: readonly Float32Array[];
 }
 
 /** The fields of {@link Observation} that come from the window's attention. */
@@ -32,7 +34,7 @@ const ENTROPY_EPSILON = 1e-10;
  */
 export function observeWindow(input: WindowInput, needs: Pick<Needs, "window" | "kernel">): WindowObservation {
   checkWindow(input, needs.kernel ?? 5);
-  const { shape, queries, window, keys, length } = input, { heads, kvHeads, headDim } = shape;
+  const { shape, queries, window, keys, length, bias } = input, { heads, kvHeads, headDim } = shape;
   const sums = new WindowSums(input, needs);
   const row = new Float64Array(length);
   for (let head = 0; head < heads; head++) {
@@ -40,7 +42,7 @@ export function observeWindow(input: WindowInput, needs: Pick<Needs, "window" | 
     for (let t = 0; t < window; t++) {
       const query = { vector: queries, offset: (t * heads + head) * headDim };
       const visible = length - window + t + 1, first = firstSeen(shape, visible);
-      const { maximum, sum } = softmaxRow(query, keys[kvHead], headDim, visible, row, first);
+      const { maximum, sum } = softmaxRow(query, keys[kvHead], headDim, visible, row, first, bias?.[kvHead]);
       sums.addRow(head, t, row, maximum + ln(sum));
     }
   }

@@ -28,6 +28,7 @@ export async function createThreadedBackend(
     name: "wasm",
     detail: own.detail.replace("one thread", `${pool.size} threads`),
     memory: () => memory(own.memory(), pool),
+    refits: true,
     tensors: own.tensors,
     createRows: (shape, reserve, type = "f32") =>
       checkedRows(shape, reserve, type, (checked) => ThreadedRows.create(place, checked, reserve, type)),

@@ -71,6 +71,10 @@ function array<A extends NumberArray>(): Field<A> {
 export const floats: Field<Float32Array> = array();
 export const ints: Field<Int32Array> = array();
 export const bytes: Field<Uint8Array> = array();
+export const optionalFloats: Field<Float32Array | undefined> = {
+  write: (value, { arrays }) => arrays.push(value),
+  read: (from) => from.array() as Float32Array | undefined,
+};
 export const optionalInts: Field<Int32Array | undefined> = {
   write: (value, { arrays }) => arrays.push(value),
   read: (from) => from.array() as Int32Array | undefined,

@@ -7,6 +7,7 @@ import type {
   AttentionWants,
   CopiedRows,
   DecodeOutputs,
+  RefittedRows,
   TrustingRows,
 } from "../../core/backend/interface.ts";
 import type { CacheType } from "../../core/cache/entry_type.ts";
@@ -114,10 +115,27 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
     this.#lengths.forEach((length, h) => this.#lengths[h] = length + count);
   }
 
-  async prefillAttention(
+  prefillAttention(
     queries: Float32Array,
     count: number,
     want: AttentionWants = {},
+  ): Promise<AttentionOutputs<Float32Array>> {
+    return this.#attend(queries, count, want, true);
+  }
+
+  unmaskedAttention(
+    queries: Float32Array,
+    count: number,
+    want: AttentionWants = {},
+  ): Promise<AttentionOutputs<Float32Array>> {
+    return this.#attend(queries, count, want, false);
+  }
+
+  async #attend(
+    queries: Float32Array,
+    count: number,
+    want: AttentionWants,
+    masked: boolean,
   ): Promise<AttentionOutputs<Float32Array>> {
     this.#alive();
     this.#settle(count);
@@ -126,9 +144,11 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
     const wanted = { columnSum, columnMax, logSumExp };
     const given = await this.#all(
       ROWS.prefill,
-      (part) => ({ id: this.#id, queries: this.#cut(queries, each, part), count, want: wanted }),
+      (part) => ({ id: this.#id, queries: this.#cut(queries, each, part), count, want: wanted, masked }),
       async () => {
-        const { output, ...extras } = await this.#own.prefillAttention(this.#mine(queries, each), count, want);
+        const mine = this.#mine(queries, each), own = this.#own;
+        const { output, ...extras } =
+          await (masked ? own.prefillAttention(mine, count, want) : own.unmaskedAttention(mine, count, want));
         return { output, extras };
       },
     );
@@ -186,6 +206,13 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
       async () => ({ norms: await this.#own.valueNorms(this.#mine(wo, each), width, kind) }),
     );
     return joined(given.map(({ norms }) => norms));
+  }
+
+  refit(kvHead: number, { values, bias }: RefittedRows): void {
+    this.#alive();
+    if (kvHead < this.#mineHeads) return this.#own.refit(kvHead, { values, bias });
+    const part = this.#others.find(({ first, kvHeads }) => kvHead < first + kvHeads)!;
+    this.#tell(part, ROWS.refit, { id: this.#id, kvHead: kvHead - part.first, values, bias });
   }
 
   compact(kept: readonly Int32Array[]): void {

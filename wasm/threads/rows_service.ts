@@ -1,4 +1,5 @@
 /** A thread's part of the rows of every layer, and the commands that other threads have for it. */
+import type { CopiedRows } from "../../core/backend/interface.ts";
 import { CACHE_TYPES, type CacheType } from "../../core/cache/entry_type.ts";
 import type { Needs } from "../../core/policy/policy.ts";
 import type { AttentionShape } from "../../core/shape.ts";
@@ -6,6 +7,7 @@ import type { WasmBackend } from "../backend.ts";
 import { REDUCTIONS, type WasmRows } from "../rows.ts";
 import {
   commandsFrom,
+  type Field,
   flag,
   floats,
   ints,
@@ -13,6 +15,7 @@ import {
   list,
   number,
   oneOf,
+  optionalFloats,
   optionalInts,
   optionalNumber,
   record,
@@ -54,7 +57,16 @@ export class RowsService {
 const command = commandsFrom<RowsService>(1);
 const id = number, count = number;
 const shape = record({ heads: number, kvHeads: number, headDim: number, reach: optionalNumber });
-const copied = record({ keys: floats, values: floats });
+const copied: Field<CopiedRows> = {
+  write({ keys, values, bias }, to) {
+    for (const part of [keys, values]) floats.write(part, to);
+    optionalFloats.write(bias, to);
+  },
+  read(from) {
+    const keys = floats.read(from), values = floats.read(from), bias = optionalFloats.read(from);
+    return { keys, values, ...(bias && { bias }) };
+  },
+};
 
 /** On the heads of one thread; see `LayerRows`. Lists have one entry per head. */
 export const ROWS = {
@@ -69,10 +81,12 @@ export const ROWS = {
     (service, { id, keys, values, count }) => service.get(id).append(keys, values, count),
   ),
   prefill: command(
-    { id, queries: floats, count, want: record({ columnSum: flag, columnMax: flag, logSumExp: flag }) },
+    { id, queries: floats, count, want: record({ columnSum: flag, columnMax: flag, logSumExp: flag }), masked: flag },
     { output: floats, extras: someOf(["columnSum", "columnMax", "logSumExp"]) },
-    async (service, { id, queries, count, want }) => {
-      const { output, ...extras } = await service.get(id).prefillAttention(queries, count, want);
+    async (service, { id, queries, count, want, masked }) => {
+      const rows = service.get(id);
+      const { output, ...extras } =
+        await (masked ? rows.prefillAttention(queries, count, want) : rows.unmaskedAttention(queries, count, want));
       return { output, extras };
     },
   ),
@@ -96,6 +110,11 @@ export const ROWS = {
     { id, wo: floats, width: number, kind: oneOf(["l1", "l2"]) },
     { norms: floats },
     async (service, { id, wo, width, kind }) => ({ norms: await service.get(id).valueNorms(wo, width, kind) }),
+  ),
+  refit: command(
+    { id, kvHead: number, values: floats, bias: floats },
+    {},
+    (service, { id, kvHead, values, bias }) => service.get(id).refit(kvHead, { values, bias }),
   ),
   compact: command({ id, kept: list(ints) }, {}, (service, { id, kept }) => service.get(id).compact(kept)),
   truncate: command({ id, lengths: list(number) }, {}, (service, { id, lengths }) => service.get(id).truncate(lengths)),

@@ -137,6 +137,11 @@ impl Block {
                 dots::<Floats>(queries, rows, tile, scores.as_mut_ptr(), PAGE);
             }
         }
+        if head.is_biased() {
+            for row in scores.chunks_exact_mut(PAGE) {
+                row[..seen].iter_mut().zip(head.raw_bias(start)).for_each(|(score, bias)| *score += bias);
+            }
+        }
         let spans = self.starts[first..].iter().zip(&self.limits[first..]);
         for (row, (from, limit)) in scores.chunks_exact_mut(PAGE).zip(spans) {
             let visible = (limit - start).min(seen);
@@ -311,12 +316,26 @@ pub fn causal(
     let columns = !extras.column_sum.is_empty() || !extras.column_max.is_empty();
     let mut few = count;
     if count >= prefill::LEAST_TOKENS || columns || !extras.log_sum_exp.is_empty() {
-        prefill::causal(layer, queries, count, behind, outputs, extras)?;
+        prefill::causal(layer, queries, count, behind, outputs, extras, true)?;
         // Only the last token's softmax may be wanted beside it.
         few = usize::from(!extras.probabilities.is_empty());
     }
     let rest = (count - few) * layer.heads * layer.dim;
     decode(layer, &queries[rest..], few, behind, &mut outputs[rest..], extras.probabilities)
+}
+
+/// Attention of any `count` queries over all rows of each head.
+pub fn unmasked(
+    layer: &Layer,
+    queries: &[f32],
+    count: usize,
+    outputs: &mut [f32],
+    extras: &mut Extras,
+) -> Result<()> {
+    if count == 0 || layer.common_length()? == 0 {
+        return Err(Error::Shape);
+    }
+    prefill::causal(layer, queries, count, 0, outputs, extras, false)
 }
 
 /// Attention of few queries, row by row.

@@ -139,6 +139,7 @@ pub extern "C" fn rows_append(rows: i32, keys: i32, values: i32, count: i32) -> 
 /// sees rows `0 … length − behind − count + t`. `queries`, `outputs`: `(count, heads, dim)`. −1 where not wanted:
 /// `log_sum_exp`: `(count, heads)`; `column_sum`, `column_max`: `(heads, longest head rounded up to 64)`, added to and
 /// raised; `probabilities`: the softmax of the last query, head after head, each as long as its KV head less `behind`.
+/// `masked` 0: any queries, each of which sees every row, whatever `behind`; then there are no probabilities.
 #[no_mangle]
 pub extern "C" fn rows_attend(
     rows: i32,
@@ -150,6 +151,7 @@ pub extern "C" fn rows_attend(
     column_sum: i32,
     column_max: i32,
     probabilities: i32,
+    masked: i32,
 ) -> i32 {
     run(|state| {
         let (layer, count, behind) = (state.layers.get(rows)?, size(count)?, size(behind)?);
@@ -165,7 +167,11 @@ pub extern "C" fn rows_attend(
                 probabilities: output(&mut shares_out, shares)?,
             };
             let out = out.as_mut().ok_or(Error::Handle)?.view_mut(length)?;
-            attention::causal(layer, input(&queries, length)?, count, behind, out, &mut extras).map(|()| 0)
+            let queries = input(&queries, length)?;
+            match masked {
+                0 => attention::unmasked(layer, queries, count, out, &mut extras).map(|()| 0),
+                _ => attention::causal(layer, queries, count, behind, out, &mut extras).map(|()| 0),
+            }
         })
     })
 }
@@ -265,6 +271,34 @@ pub extern "C" fn rows_truncate(rows: i32, lengths: i32) -> i32 {
     run(|state| {
         let layer = state.layers.get(rows)?;
         state.buffers.lend([lengths], |[lengths]| layer.truncate(input(&lengths, layer.kv_heads)?).map(|()| 0))
+    })
+}
+
+/// Gives one head other values, `(length, dim)`, and what is added to its rows' scaled logits, `(length)`.
+#[no_mangle]
+pub extern "C" fn rows_refit(rows: i32, kv_head: i32, values: i32, bias: i32) -> i32 {
+    run(|state| {
+        let (layer, kv_head) = (state.layers.get(rows)?, size(kv_head)?);
+        let length = layer.rows.get(kv_head).ok_or(Error::Shape)?.length;
+        let floats = product(&[length, layer.dim])?;
+        state.buffers.lend([values, bias], |[values, bias]| {
+            layer.refit(kv_head, input(&values, floats)?, input(&bias, length)?).map(|()| 0)
+        })
+    })
+}
+
+/// How many rows of a head have a bias, from the first on; with a buffer (else −1) also writes them.
+#[no_mangle]
+pub extern "C" fn rows_bias(rows: i32, kv_head: i32, bias: i32) -> i32 {
+    run(|state| {
+        let (layer, kv_head) = (state.layers.get(rows)?, size(kv_head)?);
+        let known = layer.rows.get(kv_head).ok_or(Error::Shape)?.bias();
+        state.buffers.lend([bias], |[mut out]| {
+            if out.is_some() {
+                output::<f32>(&mut out, known.len())?.copy_from_slice(known);
+            }
+            Ok(known.len() as i32)
+        })
     })
 }
 

@@ -159,7 +159,8 @@ impl Rows {
             for j in borders.filter(|&j| j >= block.starts[row]) {
                 let counted = (prefix - 1).min(j + half) - j.saturating_sub(half) + 1;
                 let key = layer.row(head, Part::Key, j, &mut unpacked);
-                let score: f32 = query.iter().zip(key).map(|(a, b)| a * b).sum();
+                let product: f32 = query.iter().zip(key).map(|(a, b)| a * b).sum();
+                let score = product + head.raw_bias(j).next().unwrap_or(0.0);
                 let share = exp2_one((score - maximum) * c) as f64 / sum as f64;
                 total -= (self.kernel - counted) as f64 * share;
             }

@@ -27,7 +27,7 @@ const UNREACHED: f32 = f32::MIN;
 /// Fewer tokens would leave lanes empty.
 pub const LEAST_TOKENS: usize = 4;
 
-/// As `attention::causal`, less the probabilities.
+/// As `attention::causal`, less the probabilities; not `masked`, every query sees every row, whatever `behind`.
 pub fn causal(
     layer: &Layer,
     queries: &[f32],
@@ -35,6 +35,7 @@ pub fn causal(
     behind: usize,
     outputs: &mut [f32],
     extras: &mut Extras,
+    masked: bool,
 ) -> Result<()> {
     let (dim, group) = (layer.dim, layer.group());
     let c = LOG2_E / (dim as f32).sqrt();
@@ -45,7 +46,12 @@ pub fn causal(
     for (kv, head) in layer.rows.iter().enumerate() {
         for first in (0..count).step_by(tokens) {
             let here = Tokens { first, count: tokens.min(count - first), kv };
-            block.take(layer, queries, here, head.length - behind - count + first);
+            block.take(layer, queries, here);
+            if masked {
+                block.mask(layer, here, head.length - behind - count + first);
+            } else {
+                block.unmask(head.length);
+            }
             block.attend(head, c, keep);
             block.write(layer, here, outputs, extras.log_sum_exp);
             if keep {
@@ -113,16 +119,13 @@ impl Block {
         })
     }
 
-    /// Starts with the queries of `here`, `(count, heads, dim)`, the first of which sees `before` rows and its own. Empty
-    /// lanes hold zeros and see what the last token sees.
-    fn take(&mut self, layer: &Layer, queries: &[f32], here: Tokens, before: usize) {
+    /// Starts with the queries of `here`, `(count, heads, dim)`; empty lanes hold zeros. What they see is not said yet.
+    fn take(&mut self, layer: &Layer, queries: &[f32], here: Tokens) {
         let stride = self.layout.stride;
         self.outputs.as_mut().fill(0.0);
         self.maxima.as_mut().fill(f32::NEG_INFINITY);
         self.sums.as_mut().fill(0.0);
         self.queries.as_mut().fill(0.0);
-        self.limits.as_mut().fill((before + here.count) as u32);
-        self.starts.as_mut().fill(layer.first_seen(before + here.count) as u32);
         for head in 0..self.group {
             for t in 0..here.count {
                 let column = head * self.tokens + t;
@@ -131,10 +134,28 @@ impl Block {
                 for (x, place) in queries[from..from + layer.dim].iter().zip(panel.chunks_exact_mut(COLUMNS)) {
                     place[column % COLUMNS] = *x;
                 }
+            }
+        }
+    }
+
+    /// Every query of `here` sees the rows up to its own, which `before` rows precede for the first. Empty lanes see what
+    /// the last token sees.
+    fn mask(&mut self, layer: &Layer, here: Tokens, before: usize) {
+        self.limits.as_mut().fill((before + here.count) as u32);
+        self.starts.as_mut().fill(layer.first_seen(before + here.count) as u32);
+        for head in 0..self.group {
+            for t in 0..here.count {
+                let column = head * self.tokens + t;
                 self.limits.as_mut()[column] = (before + t + 1) as u32;
                 self.starts.as_mut()[column] = layer.first_seen(before + t + 1) as u32;
             }
         }
+    }
+
+    /// Every lane sees every row.
+    fn unmask(&mut self, length: usize) {
+        self.starts.as_mut().fill(0);
+        self.limits.as_mut().fill(length as u32);
     }
 
     /// Rows that the last token sees, hence anyone.
@@ -181,6 +202,11 @@ impl Block {
             let scores = &mut scores[at * COLUMNS..(at + padded) * COLUMNS];
             // SAFETY: `padded` rows of keys; a panel of `stride` rows; room for `padded` rows of scores.
             unsafe { score_panel(keys, padded, stride, panel.as_ptr(), scores.as_mut_ptr()) };
+            if head.is_biased() {
+                for (row, bias) in scores.chunks_exact_mut(COLUMNS).take(seen).zip(head.raw_bias(start)) {
+                    row.iter_mut().for_each(|score| *score += bias);
+                }
+            }
         }
         let spans = self.starts.as_slice().iter().zip(self.limits.as_slice());
         for (column, (&from, &limit)) in spans.enumerate() {
@@ -395,7 +421,7 @@ mod tests {
             let mut got = want.clone().map(|want| vec![0.0; want.len()]);
             let [outputs, log_sum_exp, column_sum, column_max] = &mut got;
             let mut extras = Extras { log_sum_exp, column_sum, column_max, probabilities: &mut [] };
-            causal(&layer, &queries, count, 0, outputs, &mut extras).unwrap();
+            causal(&layer, &queries, count, 0, outputs, &mut extras, true).unwrap();
             for (got, want) in got.iter().zip(&want) {
                 close(got, want, 1e-5);
             }

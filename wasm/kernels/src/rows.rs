@@ -91,6 +91,25 @@ impl Page {
 pub struct Head {
     pub pages: Vec<Page>,
     pub length: usize,
+    /// What is added to the scaled logits of the first rows; those behind have none.
+    bias: Vec<f32>,
+    /// √dim, once there is a bias: raw scores are not scaled.
+    root: f32,
+}
+
+impl Head {
+    /// What is added to the raw scores of the rows from `start` on, as far as they have a bias.
+    pub fn raw_bias(&self, start: usize) -> impl Iterator<Item = f32> + '_ {
+        self.bias[start.min(self.bias.len())..].iter().map(|b| b * self.root)
+    }
+
+    pub fn is_biased(&self) -> bool {
+        !self.bias.is_empty()
+    }
+
+    pub fn bias(&self) -> &[f32] {
+        &self.bias
+    }
 }
 
 pub struct Layer {
@@ -227,6 +246,12 @@ impl Layer {
                 }
                 to += run;
             }
+            // Ascending, so that those with a bias come first.
+            let biased = mine.partition_point(|&row| (row as usize) < head.bias.len());
+            for (to, &from) in mine[..biased].iter().enumerate() {
+                head.bias[to] = head.bias[from as usize];
+            }
+            head.bias.truncate(biased);
             shrink(head, mine.len());
         }
         Ok(())
@@ -239,6 +264,24 @@ impl Layer {
         }
         for (head, &length) in self.rows.iter_mut().zip(lengths) {
             shrink(head, length as usize);
+        }
+        Ok(())
+    }
+
+    /// Gives a head other values, `(length, dim)`, and its rows a bias, `(length)`.
+    pub fn refit(&mut self, head: usize, values: &[f32], bias: &[f32]) -> Result<()> {
+        let (dim, layout, root) = (self.dim, self.layout, (self.dim as f32).sqrt());
+        let head = self.rows.get_mut(head).ok_or(Error::Shape)?;
+        if values.len() != head.length * dim || bias.len() != head.length {
+            return Err(Error::Shape);
+        }
+        layout.kind.check(values)?;
+        head.bias.try_reserve_exact(bias.len().saturating_sub(head.bias.len())).map_err(|_| Error::Memory)?;
+        head.bias.clear();
+        head.bias.extend_from_slice(bias);
+        head.root = root;
+        for (row, value) in values.chunks_exact(dim).enumerate() {
+            head.pages[row / PAGE].store(layout, Part::Value, row % PAGE, value);
         }
         Ok(())
     }
@@ -314,6 +357,7 @@ fn move_bytes(pages: &mut [Page], from: (usize, usize), to: (usize, usize), coun
 /// Sets the length and frees the pages beyond it.
 fn shrink(head: &mut Head, length: usize) {
     head.length = length;
+    head.bias.truncate(length);
     head.pages.truncate(length.div_ceil(PAGE));
 }
 
