@@ -78,6 +78,7 @@ export interface KernelExports {
     count: number,
     out: number,
   ): number;
+  dense_has_infinities(weights: number, kind: number, outputs: number, width: number): number;
   dense_multiply(
     weights: number,
     kind: number,

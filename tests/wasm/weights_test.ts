@@ -4,7 +4,7 @@ import { readFile } from "node:fs/promises";
 import { randomSource } from "../../core/measure/random.ts";
 import { dequantise, rowBytesOf, TENSOR_TYPES, type TensorType, typeNamed } from "../../model/file/tensor_types.ts";
 import { hasRelaxedSimd } from "../../runtime/features.ts";
-import { BYTE_INPUT_TYPES, multiply, Stored } from "../../wasm/dense/products.ts";
+import { BYTE_INPUT_TYPES, hasInfinities, multiply, Stored } from "../../wasm/dense/products.ts";
 import { Kernels } from "../../wasm/module.ts";
 
 /** What a file may hold without being widened to float32. */
@@ -39,10 +39,9 @@ function products(
   try {
     return kernels.withBuffers((buffers) => {
       const inputs = buffers.from(x), buffer = buffers.zeros(count * outputs * 4);
-      multiply(kernels, { kernel: type.id, outputs, inputs: width, weights }, inputs, count, {
-        buffer,
-        stride: outputs,
-      }, exact);
+      const matrix = { kernel: type.id, outputs, inputs: width, weights };
+      const held = { ...matrix, infinite: hasInfinities(kernels, matrix) };
+      multiply(kernels, held, inputs, count, { buffer, stride: outputs }, exact);
       return buffers.read(buffer, new Float32Array(count * outputs));
     });
   } finally {

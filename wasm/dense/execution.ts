@@ -7,7 +7,13 @@ import type { Phase, Schedule } from "./schedule.ts";
 
 /** A thread's rows of a matrix; `column`: where their products stand in the whole result. */
 export type HeldMatrix = StoredMatrix & { readonly column: number };
-export type HeldOperation = Operation<Stored, readonly HeldMatrix[]>;
+/** Matrices over one input, with a thread's columns of their products. */
+export interface HeldMatrices {
+  readonly matrices: readonly HeldMatrix[];
+  readonly ranges: readonly Range[];
+  readonly total: number;
+}
+export type HeldOperation = Operation<Stored, HeldMatrices>;
 type HeldMultiply = Extract<HeldOperation, { op: "multiply" }>;
 
 /** Columns `[column, column + columns)`. */
@@ -65,10 +71,7 @@ export class Execution {
     this.#how = how;
     this.#schedule = schedule;
     this.#count = count;
-    const { places, widths, phases } = schedule, published = new Set(phases.map(({ publishes }) => publishes));
-    for (const [name, at] of places) {
-      if (!published.has(name)) this.#values.set(name, { width: widths.get(name)!, at });
-    }
+    for (const { name, at, width } of schedule.given) this.#values.set(name, { width, at });
   }
 
   /** All operations up to the next meeting of the threads. */
@@ -138,15 +141,14 @@ export class Execution {
   }
 
   #multiply({ from, to, weights, rows }: HeldMultiply, sum?: { readonly add: Add; readonly index: number }): void {
-    const ranges = weights.map(({ column, outputs }) => ({ column, columns: outputs }));
-    const total = ranges.reduce((all, { columns }) => all + columns, 0), name = sum?.add.to ?? to;
+    const { matrices, ranges, total } = weights, name = sum?.add.to ?? to;
     // This thread holds none of the rows: the value exists, with no columns here.
     if (total === 0) return this.#setOwn(name, rows, { buffer: -1, ranges, total });
     const inputs = this.#rows(from);
     const buffer = sum ? this.#base(sum.add, sum.index, to, ranges, total) : this.#zeros(total);
     // Every matrix writes its own columns of the buffer's rows.
     let offset = 0;
-    for (const matrix of weights) {
+    for (const matrix of matrices) {
       const target = { buffer, stride: total, offset, add: sum !== undefined };
       if (matrix.outputs > 0) multiply(this.#kernels, matrix, inputs, this.#count, target, this.#how.exact);
       offset += matrix.outputs;
@@ -282,6 +284,12 @@ export class Execution {
     gather(all, width, ranges, mine);
     return mine;
   }
+}
+
+/** This thread's matrices over one input. */
+export function heldMatrices(matrices: readonly HeldMatrix[]): HeldMatrices {
+  const ranges = matrices.map(({ column, outputs }) => ({ column, columns: outputs }));
+  return { matrices, ranges, total: ranges.reduce((all, { columns }) => all + columns, 0) };
 }
 
 function isWhole({ at, buffer }: Value): boolean {

@@ -7,8 +7,8 @@ import { multiplyAddsOf, type Operation } from "../../core/dense/operations.ts";
 import { Buffers, type Kernels } from "../module.ts";
 import type { Workspace } from "../threads/barrier.ts";
 import { WORK_PER_WAIT } from "../threads/cost.ts";
-import { Execution, type HeldOperation } from "./execution.ts";
-import type { Stored } from "./products.ts";
+import { Execution, heldMatrices, type HeldOperation } from "./execution.ts";
+import { hasInfinities, type Stored } from "./products.ts";
 import { type Schedule, scheduleOf } from "./schedule.ts";
 
 /** Some rows of a matrix. Weights by id, so that a plan can be sent to another thread. */
@@ -89,7 +89,7 @@ export class DensePart {
   /** `stored`: the weights by id. */
   constructor(kernels: Kernels, workspace: Workspace, plan: DensePlan, stored: ReadonlyMap<number, Stored>) {
     const held = (operations: readonly PlanOperation[]): Held =>
-      scheduleOf(operations.map((operation) => holding(operation, stored)), plan.inputs, plan.alone);
+      scheduleOf(operations.map((operation) => holding(kernels, operation, stored)), plan.inputs, plan.alone);
     this.#kernels = kernels;
     this.#workspace = workspace;
     this.#plan = plan;
@@ -125,7 +125,7 @@ export class DensePart {
   }
 }
 
-function holding(operation: PlanOperation, stored: ReadonlyMap<number, Stored>): HeldOperation {
+function holding(kernels: Kernels, operation: PlanOperation, stored: ReadonlyMap<number, Stored>): HeldOperation {
   switch (operation.op) {
     case "norm":
     case "headNorm":
@@ -133,10 +133,10 @@ function holding(operation: PlanOperation, stored: ReadonlyMap<number, Stored>):
     case "multiply":
       return {
         ...operation,
-        weights: operation.weights.map((part) => ({
-          ...part,
-          weights: stored.get(part.weights)!,
-          bias: part.bias === undefined ? undefined : stored.get(part.bias)!,
+        weights: heldMatrices(operation.weights.map((part) => {
+          const bias = part.bias === undefined ? undefined : stored.get(part.bias)!;
+          const matrix = { ...part, weights: stored.get(part.weights)!, bias };
+          return { ...matrix, infinite: hasInfinities(kernels, matrix) };
         })),
       };
     default:

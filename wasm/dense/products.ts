@@ -44,6 +44,15 @@ export interface StoredMatrix {
   readonly weights: Stored;
   /** `[outputs]`, float32. */
   readonly bias?: Stored;
+  /** Whether some of its scales are no finite numbers, which only float32 arithmetic sees: {@link hasInfinities}. */
+  readonly infinite?: boolean;
+}
+
+/** Whether some scale of a matrix is infinite or no number. Looks at all of its blocks: once, when it is there. */
+export function hasInfinities(kernels: Kernels, { weights, kernel, outputs, inputs }: StoredMatrix): boolean {
+  if (outputs === 0) return false;
+  const result = kernels.call.dense_has_infinities(weights.handle, kernel, outputs, inputs);
+  return kernels.check(result, "look at weights") === 1;
 }
 
 /** Where products go: row `t` at `offset + t · stride` of a buffer. */
@@ -64,13 +73,13 @@ export function multiply(
   target: Target,
   exact: boolean,
 ): void {
-  const { weights, kernel, outputs, inputs: width, bias } = matrix;
+  const { weights, kernel, outputs, inputs: width, bias, infinite } = matrix;
   const result = kernels.call.dense_multiply(
     weights.handle,
     kernel,
     outputs,
     width,
-    exact ? 1 : 0,
+    exact || infinite ? 1 : 0,
     inputs,
     count,
     bias?.handle ?? -1,

@@ -10,6 +10,8 @@ export interface Schedule<Step> {
   readonly phases: readonly Phase<Step>[];
   /** Where values are in the workspace, in numbers a token: the inputs, and what is put there. */
   readonly places: ReadonlyMap<string, number>;
+  /** The inputs alone. */
+  readonly given: readonly { readonly name: string; readonly at: number; readonly width: number }[];
   /** Numbers a token in the workspace. */
   readonly size: number;
   readonly widths: ReadonlyMap<string, number>;
@@ -38,6 +40,7 @@ export function scheduleOf<Step extends Operation<unknown, unknown>>(
     size += widths.get(name)!;
   };
   Object.keys(inputs).filter((name) => read.has(name)).forEach(place);
+  const given = Array.from(places, ([name, at]) => ({ name, at, width: widths.get(name)! }));
   const phases: Phase<Step>[] = [], whole = new Set(Object.keys(inputs));
   let steps: Phase<Step>["steps"][number][] = [];
   const publish = (name: string) => {
@@ -54,7 +57,7 @@ export function scheduleOf<Step extends Operation<unknown, unknown>>(
     steps.push({ index, operation });
   });
   publish(result);
-  return { phases, places, size, widths, result, lastRead: lastReadsOf(operations) };
+  return { phases, places, given, size, widths, result, lastRead: lastReadsOf(operations) };
 }
 
 function needsRows(operation: Operation<unknown, unknown>) {

@@ -218,11 +218,11 @@ class WasmEngine implements DenseEngine {
     inputs: Readonly<Record<string, Float32Array>>,
   ): Promise<Float32Array> {
     const { widths, result } = this.#alone!.schedule(step, layer), out = new Float32Array(count * widths.get(result)!);
-    const names = Object.keys(inputs);
+    const entries = Object.entries(inputs);
     for (let first = 0; first < count; first += ROWS) {
       if (first > 0) await breathe();
       const rows = Math.min(ROWS, count - first), part = (all: Float32Array) => chunk(all, first, rows, count);
-      const some = names.map((name) => [name, part(inputs[name])] as const);
+      const some = rows === count ? entries : entries.map(([name, input]) => [name, part(input)] as const);
       const turn = this.#last.then(() => this.#step(step, layer, rows, some, part(out)));
       this.#last = turn.catch(() => {});
       await turn;
@@ -272,6 +272,7 @@ class WasmEngine implements DenseEngine {
 
 /** Rows `first … first + rows − 1` of `count`. */
 function chunk(all: Float32Array, first: number, rows: number, count: number): Float32Array {
+  if (rows === count) return all;
   const width = all.length / count;
   return all.subarray(first * width, (first + rows) * width);
 }

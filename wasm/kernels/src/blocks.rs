@@ -35,17 +35,17 @@ pub unsafe fn word(p: *const u8) -> u32 {
     (p as *const u32).read_unaligned()
 }
 
-/// The float16s at the beginning of four blocks.
+/// The float16s at the beginning of four blocks, if finite.
 #[inline(always)]
 unsafe fn halves([a, b, c, d]: [*const u8; 4]) -> F4 {
-    F4::from_halves(I4::new([half(a), half(b), half(c), half(d)])).with_infinities()
+    F4::from_halves(I4::new([half(a), half(b), half(c), half(d)]))
 }
 
-/// The pairs of float16s there: scales and minima.
+/// The pairs of float16s there: scales and minima, if finite.
 #[inline(always)]
 unsafe fn pairs([a, b, c, d]: [*const u8; 4]) -> Scales {
     let both = I4::new([word(a) as i32, word(b) as i32, word(c) as i32, word(d) as i32]);
-    let [scale, minimum] = both.halves().map(|bits| F4::from_halves(bits).with_infinities());
+    let [scale, minimum] = [F4::from_halves(both), F4::from_upper_halves(both)];
     Scales { scales: [scale; 4], minima: [minimum; 4] }
 }
 
@@ -68,6 +68,7 @@ impl Format for Q4_0 {
     const BYTES: usize = 18;
     const GROUP: usize = 32;
     const ZERO: u8 = 8;
+    const FINITE: bool = true;
 
     #[inline(always)]
     unsafe fn slice(p: *const u8, _: usize) -> [B16; 2] {
@@ -84,6 +85,7 @@ impl Format for Q4_1 {
     const BYTES: usize = 20;
     const GROUP: usize = 32;
     const MINIMA: bool = true;
+    const FINITE: bool = true;
 
     #[inline(always)]
     unsafe fn slice(p: *const u8, _: usize) -> [B16; 2] {
@@ -101,6 +103,7 @@ impl Format for Q5_0 {
     const GROUP: usize = 32;
     const ZERO: u8 = 16;
     const MOST: i32 = 31;
+    const FINITE: bool = true;
 
     #[inline(always)]
     unsafe fn slice(p: *const u8, _: usize) -> [B16; 2] {
@@ -118,6 +121,7 @@ impl Format for Q5_1 {
     const GROUP: usize = 32;
     const MINIMA: bool = true;
     const MOST: i32 = 31;
+    const FINITE: bool = true;
 
     #[inline(always)]
     unsafe fn slice(p: *const u8, _: usize) -> [B16; 2] {
@@ -134,6 +138,7 @@ impl Format for Q8_0 {
     const BYTES: usize = 34;
     const GROUP: usize = 32;
     const SIGNED: bool = true;
+    const FINITE: bool = true;
 
     #[inline(always)]
     unsafe fn slice(p: *const u8, _: usize) -> [B16; 2] {
@@ -161,6 +166,7 @@ impl Format for Iq4Nl {
     const BYTES: usize = 18;
     const GROUP: usize = 32;
     const SIGNED: bool = true;
+    const FINITE: bool = true;
 
     #[inline(always)]
     unsafe fn slice(p: *const u8, _: usize) -> [B16; 2] {

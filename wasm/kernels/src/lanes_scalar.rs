@@ -65,7 +65,10 @@ impl F4 {
         I4(self.0.map(|x| x.round_ties_even() as i32))
     }
     pub fn from_halves(bits: I4) -> Self {
-        F4(bits.0.map(|x| f32::from_bits((x << 16 >> 3) as u32 & 0x8fff_e000) * super::HALF_BIAS))
+        Self::from_upper_halves(I4(bits.0.map(|x| x << 16)))
+    }
+    pub fn from_upper_halves(bits: I4) -> Self {
+        F4(bits.0.map(|x| f32::from_bits((x >> 3) as u32 & 0x8fff_e000) * super::HALF_BIAS))
     }
     pub fn with_infinities(self) -> Self {
         F4(self.0.map(|x| if x.abs() >= 65536.0 { f32::from_bits(x.to_bits() | 0x7f80_0000) } else { x }))
@@ -159,9 +162,6 @@ impl I4 {
     }
     pub fn add(self, b: Self) -> Self {
         I4([0, 1, 2, 3].map(|i| self.0[i].wrapping_add(b.0[i])))
-    }
-    pub fn halves(self) -> [Self; 2] {
-        [I4(self.0.map(|x| x & 0xffff)), I4(self.0.map(|x| (x as u32 >> 16) as i32))]
     }
     pub fn from_bytes(word: u32) -> Self {
         I4(word.to_le_bytes().map(|x| x as i8 as i32))

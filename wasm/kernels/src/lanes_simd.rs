@@ -133,8 +133,13 @@ impl F4 {
     /// Four float16 patterns, finite ones, in the low halves of the lanes.
     #[inline(always)]
     pub fn from_halves(bits: I4) -> Self {
+        Self::from_upper_halves(I4(i32x4_shl(bits.0, 16)))
+    }
+    /// The same in the upper halves of the lanes, whatever the low halves hold.
+    #[inline(always)]
+    pub fn from_upper_halves(bits: I4) -> Self {
         // The shift spreads the sign over three bits; the mask takes two of them away again.
-        let moved = v128_and(i32x4_shr(i32x4_shl(bits.0, 16), 3), u32x4_splat(0x8fff_e000));
+        let moved = v128_and(i32x4_shr(bits.0, 3), u32x4_splat(0x8fff_e000));
         F4(f32x4_mul(moved, f32x4_splat(super::HALF_BIAS)))
     }
     /// The lanes whose float16 was infinite or no number, too: [`Self::from_halves`] makes 65536 and more of them.
@@ -218,11 +223,6 @@ impl I4 {
     #[inline(always)]
     pub fn add(self, b: Self) -> Self {
         I4(i32x4_add(self.0, b.0))
-    }
-    /// The lanes' low and high halves, unsigned.
-    #[inline(always)]
-    pub fn halves(self) -> [Self; 2] {
-        [I4(v128_and(self.0, i32x4_splat(0xffff))), I4(u32x4_shr(self.0, 16))]
     }
     /// Four int8 of a word.
     #[inline(always)]

@@ -349,6 +349,25 @@ fn start_rows(target: &mut dense::Target, count: usize, bias: &[f32]) {
     }
 }
 
+/// A matrix whose bytes are in a buffer.
+fn matrix<'a>(weights: &'a Lent, kind: i32, outputs: usize, inputs: usize) -> Result<dense::Matrix<'a>> {
+    let kind = weights::Kind::from_number(kind).ok_or(Error::Shape)?;
+    let row_bytes = kind.row_bytes(inputs).ok_or(Error::Shape)?;
+    Ok(dense::Matrix { kind, bytes: input(weights, product(&[outputs, row_bytes])?)?, outputs, inputs })
+}
+
+/// 1 where `dense_multiply` must be `exact`: some scale in `weights`, as there, is infinite or no number, and arithmetic
+/// in whole numbers would miss that. 0 where it needn't.
+#[no_mangle]
+pub extern "C" fn dense_has_infinities(weights: i32, kind: i32, outputs: i32, width: i32) -> i32 {
+    run(|state| {
+        let (outputs, width) = (size(outputs)?, size(width)?);
+        state.buffers.lend([weights], |[weights]| {
+            Ok(dense::has_infinities(&matrix(&weights, kind, outputs, width)?).into())
+        })
+    })
+}
+
 /// `target[t · stride + offset …] = weights · inputs[t] (+ bias)` for `count` rows, or added to what is there.
 /// `weights`: `(outputs, inputs)` of the GGUF type with the number `kind` (`weights::Kind`); `exact`: not 0 for float32
 /// arithmetic, 0 for int16 inputs; `bias`: `(outputs)` or −1.
@@ -370,18 +389,11 @@ pub extern "C" fn dense_multiply(
     run(|state| {
         let (outputs, width, count, stride, offset) =
             (size(outputs)?, size(width)?, size(count)?, size(stride)?, size(offset)?);
-        let kind = weights::Kind::from_number(kind).ok_or(Error::Shape)?;
-        let row_bytes = kind.row_bytes(width).ok_or(Error::Shape)?;
         if outputs == 0 || width == 0 || count == 0 || offset + outputs > stride {
             return Err(Error::Shape);
         }
         state.buffers.lend([weights, inputs, bias, target], |[weights, inputs, bias, mut target]| {
-            let matrix = dense::Matrix {
-                kind,
-                bytes: input(&weights, product(&[outputs, row_bytes])?)?,
-                outputs,
-                inputs: width,
-            };
+            let matrix = matrix(&weights, kind, outputs, width)?;
             let values = target.as_mut().ok_or(Error::Handle)?.view_mut(product(&[count, stride])?)?;
             let mut target = dense::Target { values, stride, offset, add: add != 0 };
             let x = input(&inputs, product(&[count, width])?)?;

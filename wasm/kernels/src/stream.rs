@@ -113,7 +113,8 @@ fn stream_rows<F: Format, T: Stored>(rows: &[u8], blocks: usize, first: Inputs<T
                 unit::<F, T>(unit_blocks::<F>(row.as_ptr(), whole, blocks), inputs, &mut sums);
             }
         }
-        target.put(token, n, &[sums[0].add(sums[2]).add(sums[1]).sum()]);
+        let scaled = if F::GROUP < SLICE { sums[0].add(sums[2]) } else { sums[0] };
+        target.put(token, n, &[scaled.add(sums[1]).sum()]);
     }
 }
 

@@ -43,6 +43,8 @@ pub struct Codec {
     pub stream: fn(&[u8], usize, &Single, usize, &mut Target),
     /// The same with int8 inputs.
     pub stream_bytes: fn(&[u8], usize, &ByteInputs, usize, &mut Target),
+    /// `(bytes)`, see [`has_infinities`].
+    pub has_infinities: fn(&[u8]) -> bool,
 }
 
 const fn codec<F: Format>() -> Codec {
@@ -64,6 +66,7 @@ const fn codec<F: Format>() -> Codec {
         unpack: unpack::<F>,
         stream: stream::<F>,
         stream_bytes: stream_bytes::<F>,
+        has_infinities: has_infinities::<F>,
     }
 }
 
@@ -119,6 +122,9 @@ pub trait Format {
     const ZERO: u8 = 0;
     const SIGNED: bool = false;
     const MINIMA: bool = false;
+    /// Whether [`Format::scales`] makes 65536 and more of a float16 that is infinite or no number: taking care of those
+    /// would cost a tenth of a product with one token.
+    const FINITE: bool = false;
     /// Largest q where inputs may be int8; 0 where they stay int16.
     const MOST: i32 = 0;
 
@@ -147,6 +153,31 @@ impl Scales {
     pub fn only(scales: [F4; 4]) -> Self {
         Scales { scales, minima: [F4::zero(); 4] }
     }
+
+    /// What the format's definition gives, whatever the float16s are.
+    #[inline(always)]
+    fn exact<F: Format>(blocks: [*const u8; 4]) -> Self {
+        // SAFETY: the caller's promise is the format's.
+        let Scales { scales, minima } = unsafe { F::scales(blocks) };
+        if F::FINITE {
+            Scales { scales: scales.map(F4::with_infinities), minima: minima.map(F4::with_infinities) }
+        } else {
+            Scales { scales, minima }
+        }
+    }
+}
+
+/// Whether some scale or minimum is infinite or no number and [`Format::scales`] would not say so. Then only what goes
+/// through [`unpack`] is right.
+fn has_infinities<F: Format>(bytes: &[u8]) -> bool {
+    // Blocks of 32, each in all four places.
+    F::FINITE
+        && bytes.chunks_exact(F::BYTES).any(|block| {
+            // SAFETY: a whole block.
+            let Scales { scales, minima } = unsafe { F::scales([block.as_ptr(); 4]) };
+            let [scale, ..] = scales[0].abs().max(minima[0].abs()).lanes();
+            scale >= 65536.0
+        })
 }
 
 /// Whether products with one instruction for 16 int8 are there and meant for the format.
@@ -198,7 +229,13 @@ pub unsafe fn unit_slice<F: Format>(blocks: [*const u8; 4], s: usize) -> [B16; 2
 /// Minima for q that ZERO was not taken from.
 #[inline(always)]
 pub fn with_zero<F: Format>(scale: F4, minimum: F4) -> F4 {
-    minimum.madd(scale, F4::splat(-(F::ZERO as f32)))
+    if F::ZERO == 0 {
+        minimum
+    } else if !F::MINIMA {
+        scale.mul(F4::splat(-(F::ZERO as f32)))
+    } else {
+        minimum.madd(scale, F4::splat(-(F::ZERO as f32)))
+    }
 }
 
 /// Where a row goes: `(width)` int8 q − ZERO or q, `(width / GROUP)` scales and minima; `width` rounded up to a multiple of
@@ -222,7 +259,7 @@ unsafe fn unpack<F: Format>(row: *const u8, blocks: usize, out: Unpacked) {
     let (zero, minima_too) = (if out.raw { 0 } else { F::ZERO }, F::MINIMA || out.raw && F::ZERO > 0);
     for unit in 0..(blocks * F::BLOCK).div_ceil(slices * SLICE) {
         let from = unit_blocks::<F>(row, unit, blocks);
-        let Scales { scales, minima } = F::scales(from);
+        let Scales { scales, minima } = Scales::exact::<F>(from);
         for v in 0..groups / 4 {
             scales[v].store(out.scales.add(unit * groups + 4 * v));
             if minima_too {
