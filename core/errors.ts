@@ -6,7 +6,7 @@
  */
 import { type OptionMention, type OptionName, type Said, spoken } from "./options.ts";
 
-export { option, say } from "./options.ts";
+export { option, type Said, say } from "./options.ts";
 
 export type ErrorKind = "usage" | "input" | "resources" | "interrupted";
 
