@@ -62,6 +62,11 @@ export {
   sealSink,
   type Secret,
 } from "./model/snapshot/seal/seal.ts";
+export { indexedDbStore } from "./model/snapshot/stores/indexed_db.ts";
+export { openStore, pageStore } from "./model/snapshot/stores/open.ts";
+export { opfsStore } from "./model/snapshot/stores/opfs.ts";
+export { type S3Options, s3Store } from "./model/snapshot/stores/s3.ts";
+export { type ValkeyOptions, valkeyStore } from "./model/snapshot/stores/valkey.ts";
 export { Cloak, type CloakedHead, newSalt } from "./model/snapshot/cloak/cloak.ts";
 export { cacheFolder, listModels, modelPath, pullModel, removeModel, resolveModel } from "./model/store/store.ts";
 export { type Frame, FRAMES, frameText, resolveFrame } from "./model/text/frames.ts";

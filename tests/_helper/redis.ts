@@ -10,6 +10,8 @@ import { runChild } from "../../tools/child.ts";
 
 export interface TestRedis extends AsyncDisposable {
   readonly port: number;
+  /** Of the server's process. */
+  readonly pid: number;
   readonly url: string;
 }
 
@@ -47,6 +49,7 @@ export async function startRedis(program: string, parameters: readonly string[] 
   for (let i = 0; i < 100 && !(await answers(port)); i++) await delay(50);
   return {
     port,
+    pid: child.pid!,
     url: `redis://127.0.0.1:${port}/0`,
     async [Symbol.asyncDispose]() {
       child.kill("SIGKILL");
