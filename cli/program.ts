@@ -7,6 +7,7 @@ import { calibrateCommand } from "./commands/calibrate.ts";
 import { demoCommand } from "./commands/demo.ts";
 import { doctorCommand } from "./commands/doctor.ts";
 import { evalCommand } from "./commands/eval.ts";
+import { evictCommand } from "./commands/evict.ts";
 import { modelsCommand } from "./commands/models.ts";
 import { policiesCommand } from "./commands/policies.ts";
 import { reportCommand } from "./commands/report.ts";
@@ -22,6 +23,7 @@ const COMMANDS: readonly Command[] = [
   askCommand,
   demoCommand,
   showCommand,
+  evictCommand,
   evalCommand,
   workerCommand,
   reportCommand,
@@ -52,7 +54,7 @@ export async function run(parameters: readonly string[], io: Io): Promise<number
 export function buildProgram(io: Io, all: boolean, done: (code: number) => void): ReturnType<typeof parserOf> {
   return parserOf(COMMANDS, {
     version: VERSION,
-    summary: `Reads a long text, keeps ${KEEP} of the KV cache by default, and answers questions from what is kept.`,
+    summary: `Reads a long text, keeps ${KEEP} of the KV cache, and answers from what is kept.`,
     notes: `\nExample: palisade ask --context book.txt --question "Who is Ishmael?"\n${EXIT_CODES}`,
     ...{ io, all, done },
   });

@@ -19,7 +19,20 @@ export const OPTION_NAMES = [
     "html",
   ],
   ...["keep", "kinds", "length", "maxCache", "maxCache.rule", "maxCacheBytes", "model", "models", "policies", "policy"],
-  ...["question", "queue", "risk", "riskWorst", "seed", "system", "tasks", "temperature", "text", "think", "threads"],
+  ...[
+    "question",
+    "queue",
+    "risk",
+    "riskWorst",
+    "rope",
+    "seed",
+    "system",
+    "tasks",
+    "temperature",
+    "text",
+    "think",
+    "threads",
+  ],
   ...["salt", "snapshot", "tokens", "topK", "topP", "withText"],
 ] as const;
 

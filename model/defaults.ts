@@ -13,6 +13,8 @@ export const DEFAULTS = {
   keep: "20%",
   /** But no fewer entries per head, where nothing was asked for: a short text loses nothing. */
   leastKept: 512,
+  /** The policy for dumps, which any dump of one reading can serve. */
+  dumpPolicy: "layer-defensive",
   /** Where kept keys stand. */
   positions: "true" satisfies Positions as Positions,
   /** How keys and values are stored. */

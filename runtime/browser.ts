@@ -86,6 +86,9 @@ export const browserRuntime: Runtime = {
   environment: () => undefined,
   openFile: (path) => Promise.reject(noFiles(path)),
   readText: (path) => Promise.reject(noFiles(path)),
+  readBytes(path) {
+    throw noFiles(path);
+  },
   cores: () => ({ logical: globals.navigator?.hardwareConcurrency ?? 1 }),
   memory: () => ({ heapBytes: globals.performance?.memory?.usedJSHeapSize }),
   isTerminal: () => false,

@@ -87,6 +87,8 @@ export interface CreateOptions {
 /** Files and processes. Absent in a browser. */
 export interface Host {
   readonly homeFolder: string;
+  /** Where files may lie for a while. */
+  readonly temporaryFolder: string;
   /** Joins path parts by the platform's rule. */
   join(...parts: string[]): string;
   /** The path of a `file:` URL. */
@@ -199,6 +201,12 @@ export interface Runtime {
    * aborted, at once even where nobody writes to a pipe.
    */
   readText(path: string, options?: { readonly maxBytes?: number; readonly signal?: AbortSignal }): Promise<string>;
+
+  /**
+   * The bytes of a file or pipe, or of standard input for `-`, as they come. File errors as in `openFile`; rejects with
+   * the signal's reason when aborted, at once even where nobody writes.
+   */
+  readBytes(path: string, signal?: AbortSignal): AsyncIterable<Uint8Array>;
 
   /** A running SHA-256. */
   sha256(): Hasher;

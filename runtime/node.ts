@@ -7,7 +7,7 @@ import { isatty } from "node:tty";
 import { probeGpu } from "./gpu_probe.ts";
 import type { Cores, Hasher, MemoryUse, Runtime } from "./interface.ts";
 import { inputError, type PalisadeError } from "../core/errors.ts";
-import { openFile, readText } from "./node_files.ts";
+import { openFile, readBytes, readText } from "./node_files.ts";
 import { nodeHost } from "./node_host.ts";
 import { runSandboxed } from "./node_sandbox.ts";
 import { startThread } from "./node_thread.ts";
@@ -90,6 +90,7 @@ export const nodeRuntime: Runtime = {
   environment,
   openFile,
   readText,
+  readBytes,
   sha256,
   cores,
   memory,

@@ -173,12 +173,41 @@ export async function readText(path: string, options: TextOptions = {}): Promise
   }
 }
 
+/** The bytes of a file or pipe, or of standard input for `-`, as they come; see `Runtime.readBytes`. */
+export async function* readBytes(path: string, signal?: AbortSignal): AsyncGenerator<Uint8Array> {
+  const chunks = chunksOf(path)[Symbol.asyncIterator]();
+  let abort: (() => void) | undefined;
+  const aborted = new Promise<never>((_, reject) => {
+    abort = () => reject(signal!.reason);
+    signal?.addEventListener("abort", abort, { once: true });
+  });
+  aborted.catch(() => {});
+  try {
+    signal?.throwIfAborted();
+    while (true) {
+      const next = chunks.next();
+      // Reading a pipe can't be called off: what waits there is left behind.
+      next.catch(() => {});
+      const { done, value } = await Promise.race([next, aborted]);
+      if (done) return;
+      yield value;
+    }
+  } finally {
+    signal?.removeEventListener("abort", abort!);
+    if (!signal?.aborted) await chunks.return?.();
+  }
+}
+
+function chunksOf(path: string): AsyncIterable<Uint8Array> {
+  return path === "-" ? process.stdin as AsyncIterable<Uint8Array> : fileChunks(path);
+}
+
 async function readWhole(path: string, options: TextOptions): Promise<string> {
   const maxBytes = options.maxBytes ?? MAX_TEXT_BYTES;
   const where = path === "-" ? "standard input" : path;
   const chunks: Uint8Array[] = [];
   let size = 0;
-  for await (const chunk of path === "-" ? process.stdin as AsyncIterable<Uint8Array> : fileChunks(path)) {
+  for await (const chunk of chunksOf(path)) {
     size += chunk.length;
     if (size > maxBytes) {
       throw tooLarge(path, maxBytes, where);

@@ -1,7 +1,7 @@
 /** Files and processes through Node's modules, which Deno and Bun implement too. */
 import { type ChildProcess, spawn } from "node:child_process";
 import { chmod, mkdir, open, readdir, readlink, realpath, rename, rm, stat, utimes } from "node:fs/promises";
-import { constants, homedir } from "node:os";
+import { constants, homedir, tmpdir } from "node:os";
 import { basename, dirname, join, resolve } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
@@ -204,6 +204,7 @@ function execute(
 /** The Host of Node, Deno and Bun. */
 export const nodeHost: Host = {
   homeFolder: homedir(),
+  temporaryFolder: tmpdir(),
   join,
   pathOf: (url) => fileURLToPath(url),
   makeFolder,

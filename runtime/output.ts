@@ -4,7 +4,7 @@
  * - {@link checkOutputs} refuses, before anything is read, loaded or fetched, an output that is also an input or another
  *   output (compared by the real file), and one whose place is taken by a file of another kind;
  * - {@link writeWhole} writes beside the target and renames, so that a file is the old one or the new one, whole;
- * - {@link openForAppending} is for files that grow line by line.
+ * - {@link openForAppending} is for files that grow line by line, {@link openTemporary} for those nobody sees.
  */
 import { inputError, PalisadeError } from "../core/errors.ts";
 import { hostOf } from "./host.ts";
@@ -158,4 +158,11 @@ async function fill(sink: ByteSink, parts: Parts, sync = false): Promise<void> {
 /** Opens a file at its end, or makes it. PalisadeErrors as `Host.create`. */
 export function openForAppending(runtime: Runtime, path: string): Promise<ByteSink> {
   return hostOf(runtime, `write ${path}`).create(path, { append: true });
+}
+
+/** A new file among the temporary ones, which ends with the process; who is done with it removes it before. */
+export async function openTemporary(runtime: Runtime, ending: string): Promise<{ path: string; sink: ByteSink }> {
+  const host = hostOf(runtime, "hold what doesn't fit into memory");
+  const path = host.join(host.temporaryFolder, `palisade-${crypto.randomUUID()}${ending}`);
+  return { path, sink: await host.create(path, { temporary: true }) };
 }

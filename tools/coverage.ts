@@ -16,6 +16,7 @@ export const MIN_BRANCHES = 90;
 export const GROUPS: readonly CoverageGroup[] = [
   { name: "core/", pattern: /^core\// },
   { name: "model/file/", pattern: /^model\/file\// },
+  { name: "model/dump/", pattern: /^model\/dump\// },
   { name: "model/text/", pattern: /^model\/text\// },
   { name: "gate files", pattern: /^model\/gate\/file\.ts$/ },
   { name: "sealed and cloaked snapshots", pattern: /^model\/snapshot\/(seal|cloak)\// },
@@ -27,7 +28,7 @@ export const GROUPS: readonly CoverageGroup[] = [
  * because counting branches makes number crunching five to ten times slower.
  */
 export const MEASURED_TESTS =
-  /^tests\/(core\/(?!backend_|cache_)|model\/(gguf|tokenizer|special_tokens|template|prompt|frames|thoughts|safetensors|gate|snapshot\/(seal|cloak))|cli\/budget)[^/]*_test\.ts$/;
+  /^tests\/(core\/(?!backend_|cache_)|model\/(gguf|tokenizer|special_tokens|template|prompt|frames|thoughts|safetensors|gate|dump|snapshot\/(seal|cloak))|cli\/(budget|evict(?=_test)))[^/]*_test\.ts$/;
 
 export interface GroupCoverage {
   readonly name: string;

@@ -32,7 +32,7 @@ const OPTIONS = {
 /** `palisade doctor`. */
 export const doctorCommand = command({
   name: "doctor",
-  summary: "what this machine offers, what is missing and why",
+  summary: "what this machine offers and lacks, and why",
   options: OPTIONS,
   run: doctor,
 });

@@ -1,7 +1,15 @@
 /** Certificates of an eviction on a dump: what `explain` says of a model, without one. */
 import type { LayerCertificate } from "../worst_case/certificate.ts";
 import { CertificateTracker } from "../worst_case/certificate_tracker.ts";
-import { type DumpEviction, dumpNorms, type LayerDump, observeDump, splitHeads, windowQueries } from "./evict.ts";
+import {
+  type DumpEviction,
+  dumpNorms,
+  type LayerDump,
+  observeDump,
+  splitHeads,
+  valueHeads,
+  windowQueries,
+} from "./evict.ts";
 import { observationFor } from "../measure/window.ts";
 import { byQueryHead, memberProjection } from "../measure/projection.ts";
 
@@ -11,30 +19,38 @@ import { byQueryHead, memberProjection } from "../measure/projection.ts";
  * @throws RangeError when a shape does not fit or queries are missing.
  */
 export function certifyDump({ policy, budget, kept }: DumpEviction, layers: readonly LayerDump[]): LayerCertificate[] {
+  return layers.map((dump, layer) => certifyLayer({ policy, budget }, dump, layer, kept[layer]));
+}
+
+/** The same of one layer. */
+export function certifyLayer(
+  { policy, budget }: Pick<DumpEviction, "policy" | "budget">,
+  dump: LayerDump,
+  layer: number,
+  kept: readonly Int32Array[],
+): LayerCertificate {
   const { window, needs } = observationFor(policy, budget);
   const { model: shape, length } = budget;
   const tracker = new CertificateTracker();
-  return layers.map((dump, layer) => {
-    const { pooledMax, logSumExp } = observeDump(dump, layer, { ...budget, window }, needs);
-    const values = splitHeads(dump.values, shape.kvHeads, length * shape.headDim, "values");
-    const members = Array.from({ length: shape.heads / shape.kvHeads }, (_, i) => i);
-    const norms = dump.wo && members.map((member) => {
-      return dumpNorms(values, memberProjection(dump.wo!, shape, member), shape);
-    });
-    tracker.add(layer, {
-      shape,
-      length,
-      window,
-      queries: windowQueries(dump, shape, window),
-      logSumExp: logSumExp!,
-      importance: pooledMax!,
-      values,
-      projectedNorms: norms && byQueryHead(norms, shape.kvHeads),
-    });
-    tracker.compact(layer, kept[layer]);
-    const keys = splitHeads(dump.keys, shape.kvHeads, length * shape.headDim, "keys");
-    return tracker.certificate(layer, keys.map((head, h) => pickRows(head, kept[layer][h], shape.headDim)));
+  const { pooledMax, logSumExp } = observeDump(dump, layer, { ...budget, window }, needs);
+  const values = valueHeads(dump, shape, length);
+  const members = Array.from({ length: shape.heads / shape.kvHeads }, (_, i) => i);
+  const norms = dump.wo && members.map((member) => {
+    return dumpNorms(values, memberProjection(dump.wo!, shape, member), shape);
   });
+  tracker.add(layer, {
+    shape,
+    length,
+    window,
+    queries: windowQueries(dump, shape, window),
+    logSumExp: logSumExp!,
+    importance: pooledMax!,
+    values,
+    projectedNorms: norms && byQueryHead(norms, shape.kvHeads),
+  });
+  tracker.compact(layer, kept);
+  const keys = splitHeads(dump.keys, shape.kvHeads, length * shape.headDim, "keys");
+  return tracker.certificate(layer, keys.map((head, h) => pickRows(head, kept[h], shape.headDim)));
 }
 
 function pickRows(rows: Float32Array, kept: Int32Array, width: number): Float32Array {

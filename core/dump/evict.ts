@@ -12,7 +12,7 @@ import { selectAll } from "../select/select_layers.ts";
 import type { AttentionShape } from "../shape.ts";
 import { valueNorms } from "../measure/value_norms.ts";
 
-/** One layer of a dump. Keys and queries are after RoPE. */
+/** One layer of a dump. Keys and queries are after RoPE. What a policy does not look at may be empty. */
 export interface LayerDump {
   /** `[heads, queryRows, headDim]`: the last `queryRows` queries; at least the window. */
   readonly queries: Float32Array;
@@ -70,23 +70,34 @@ export function evictDump(
  */
 export function observeDump(dump: LayerDump, layer: number, budget: Budget, needs: Needs): Observation {
   const { model: shape, length, window } = budget;
-  const keys = splitHeads(dump.keys, shape.kvHeads, length * shape.headDim, "keys");
-  const values = splitHeads(dump.values, shape.kvHeads, length * shape.headDim, "values");
+  const keys = () => splitHeads(dump.keys, shape.kvHeads, length * shape.headDim, "keys");
   const queries = needs.window && windowQueries(dump, shape, window);
   return {
     layer,
     shape,
     length,
     window,
-    ...(queries && observeWindow({ shape, queries, window, keys, length }, needs)),
-    ...(needs.valueNorms && { valueNorms: dumpNorms(values, dump.wo, shape, needs.valueNorms) }),
+    ...(queries && observeWindow({ shape, queries, window, keys: keys(), length }, needs)),
+    ...(needs.valueNorms &&
+      { valueNorms: dumpNorms(valueHeads(dump, shape, length), dump.wo, shape, needs.valueNorms) }),
     ...(needs.reconstruction && { reconstruction: given(dump.reconstruction, budget, "reconstruction scores") }),
     ...(needs.gate && { gate: given(dump.gate, budget, "gate scores") }),
     ...(needs.softTokens && { softTokens: given(dump.softTokens, budget, "soft token scores") }),
     ...columnsOf(dump, keys, budget, needs),
     ...(needs.queryStatistics && queryStatistics(dump, budget, needs.queryStatistics)),
-    ...(needs.rows && { keys: dump.keys, values: dump.values }),
+    ...(needs.rows && { keys: dump.keys, values: whole(dump, shape, length) }),
   };
+}
+
+/** `[kvHeads, L, headDim]`. */
+function whole(dump: LayerDump, shape: AttentionShape, length: number): Float32Array {
+  valueHeads(dump, shape, length);
+  return dump.values;
+}
+
+/** The values, one view per KV head. */
+export function valueHeads({ values }: LayerDump, { kvHeads, headDim }: AttentionShape, length: number) {
+  return splitHeads(values, kvHeads, length * headDim, "values");
 }
 
 function given(scores: Float32Array | undefined, { model, length }: Budget, name: string): Float32Array {
@@ -96,12 +107,12 @@ function given(scores: Float32Array | undefined, { model, length }: Budget, name
 
 function columnsOf(
   dump: LayerDump,
-  keys: readonly Float32Array[],
+  keys: () => readonly Float32Array[],
   { model: shape, length }: Budget,
   { columnSum, columnMax }: Needs,
 ): Pick<Observation, "columnSum" | "columnMax"> {
   if (!columnSum && !columnMax) return {};
-  const measured = columnReductions({ shape, queries: allQueries(dump, shape, length), keys, length });
+  const measured = columnReductions({ shape, queries: allQueries(dump, shape, length), keys: keys(), length });
   return { ...(columnSum && { columnSum: measured.columnSum }), ...(columnMax && { columnMax: measured.columnMax }) };
 }
 

@@ -10,7 +10,7 @@
 import { softmaxRow } from "../measure/attention.ts";
 import type { AttentionShape } from "../shape.ts";
 
-/** Budgets tried in one round, at most 32 (`KeptSets` in `model/read/at_risk.ts`): three rounds reach 35,000 tokens. */
+/** Budgets tried in one round, at most 32 (`core/select/kept_sets.ts`): three rounds reach 35,000 tokens. */
 const PER_ROUND = 32;
 
 export interface RiskBudget {

@@ -4,36 +4,13 @@
  */
 import { inputError, type PalisadeError } from "../../core/errors.ts";
 import { float16Table } from "./gguf/float16.ts";
+import { dataStart, type Dtype, type HeaderEntry, parseHeader } from "./safetensors_header.ts";
 
-/** Types that are read as float32. */
-const BYTES = { F16: 2, F32: 4 } as const;
-/** Bytes of the types that are known, so that a file holding them can be checked. */
-export const DTYPE_BYTES = {
-  ...BYTES,
-  BOOL: 1,
-  U8: 1,
-  I8: 1,
-  F8_E4M3: 1,
-  F8_E5M2: 1,
-  U16: 2,
-  I16: 2,
-  BF16: 2,
-  U32: 4,
-  I32: 4,
-  U64: 8,
-  I64: 8,
-  F64: 8,
-} as const;
+export { checkHeader, type Dtype, DTYPE_BYTES, type HeaderEntry } from "./safetensors_header.ts";
 
-export type Dtype = keyof typeof DTYPE_BYTES;
-/** The format's own limit is 100 MB; small files need far less. */
-const MAX_HEADER = 4 * 2 ** 20;
-const MAX_TENSORS = 65536;
-const MAX_DIMENSIONS = 8;
+/** Types that are read as float32, and those that are written. */
+const BYTES = { F16: 2, F32: 4, I32: 4 } as const;
 const METADATA = "__metadata__";
-/** The first byte of every header. */
-const BRACE = 0x7b;
-const NO_SAFETENSORS = "it isn't a safetensors file";
 
 export interface SafeTensor {
   readonly dtype: Dtype;
@@ -48,15 +25,6 @@ export interface SafetensorsFile {
   readonly tensors: ReadonlyMap<string, SafeTensor>;
 }
 
-/** A tensor as a checked header describes it: `start` and `end` count from the first byte behind the header. */
-export interface HeaderEntry {
-  readonly name: string;
-  readonly dtype: Dtype;
-  readonly shape: readonly number[];
-  readonly start: number;
-  readonly end: number;
-}
-
 /**
  * Reads a file's bytes; `file` is its name for messages.
  *
@@ -65,117 +33,16 @@ export interface HeaderEntry {
  * `safetensors.offsets` (outside the file, not as long as the shape says, overlapping, or with holes between).
  */
 export function parseSafetensors(bytes: Uint8Array, file: string): SafetensorsFile {
-  const { header, start } = readHeader(bytes, file);
-  const metadata = readMetadata(header[METADATA], file);
-  const { entries } = checkHeader(header, file, bytes.length - start);
+  const start = dataStart(bytes.subarray(0, 9), bytes.length, file);
+  const { metadata, tensors } = parseHeader(bytes.subarray(8, start), bytes.length - start, file);
   return {
     metadata,
-    tensors: new Map(entries.map((entry) => [entry.name, tensorOf(entry, bytes.subarray(start), file)])),
+    tensors: new Map(tensors.map((entry) => [entry.name, tensorOf(entry, bytes.subarray(start), file)])),
   };
-}
-
-/**
- * The tensors that a header describes, in the order of their data, which they cover without holes; `end`: where they
- * end. `dataBytes`: how many there are behind the header, where that is known. Throws as {@link parseSafetensors}.
- */
-export function checkHeader(
-  header: Readonly<Record<string, unknown>>,
-  file: string,
-  dataBytes?: number,
-): { readonly entries: readonly HeaderEntry[]; readonly end: number } {
-  const described = Object.entries(header).filter(([name]) => name !== METADATA);
-  if (described.length > MAX_TENSORS) {
-    throw refuse("header", file, "", `${described.length} tensors; at most ${MAX_TENSORS}`);
-  }
-  const entries = described.map(([name, value]) => checkEntry(name, value, file))
-    .sort((a, b) => a.start - b.start || a.end - b.end);
-  return { entries, end: checkLayout(entries, dataBytes, file) };
 }
 
 function refuse(code: string, file: string, where: string, reason: string): PalisadeError {
   return inputError(`safetensors.${code}`, `${file}: ${reason}`, where);
-}
-
-function readHeader(bytes: Uint8Array, file: string): { header: Record<string, unknown>; start: number } {
-  if (bytes.length < 8) {
-    throw refuse("truncated", file, "", `${NO_SAFETENSORS}: ${bytes.length} bytes, want at least 8`);
-  }
-  const length = new DataView(bytes.buffer, bytes.byteOffset, 8).getBigUint64(0, true);
-  if (length > BigInt(MAX_HEADER)) {
-    if (bytes[8] !== BRACE) throw refuse("header", file, "", NO_SAFETENSORS);
-    throw refuse("header", file, "header.length", `a header of ${length} bytes: want at most ${MAX_HEADER}`);
-  }
-  const start = 8 + Number(length);
-  if (start > bytes.length) {
-    throw refuse("truncated", file, "header.length", `a header of ${length} bytes in a file of ${bytes.length}`);
-  }
-  let header: unknown;
-  try {
-    header = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes.subarray(8, start)));
-  } catch (error) {
-    throw refuse("header", file, "header", `the header is no JSON text: ${(error as Error).message}`);
-  }
-  if (!isObject(header)) throw refuse("header", file, "header", "the header is no JSON object");
-  return { header, start };
-}
-
-function isObject(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
-}
-
-function readMetadata(value: unknown, file: string): Map<string, string> {
-  if (value === undefined) return new Map();
-  if (!isObject(value) || !Object.values(value).every((each) => typeof each === "string")) {
-    throw refuse("header", file, METADATA, "the metadata must be an object of texts");
-  }
-  return new Map(Object.entries(value) as [string, string][]);
-}
-
-function checkEntry(name: string, value: unknown, file: string): HeaderEntry {
-  const where = `tensor[${JSON.stringify(name.slice(0, 80))}]`;
-  if (!isObject(value)) throw refuse("header", file, where, "a tensor must be described by an object");
-  const { dtype, shape, data_offsets: offsets } = value;
-  if (!isDtype(dtype)) {
-    throw refuse("dtype", file, `${where}.dtype`, `unknown type ${JSON.stringify(dtype)}`);
-  }
-  if (!Array.isArray(shape) || shape.length > MAX_DIMENSIONS || !shape.every(isCount)) {
-    throw refuse("shape", file, `${where}.shape`, `want at most ${MAX_DIMENSIONS} whole numbers ≥ 0`);
-  }
-  const bytes = shape.reduce((product, size) => product * size, DTYPE_BYTES[dtype] as number);
-  if (!Number.isSafeInteger(bytes)) throw refuse("shape", file, `${where}.shape`, `${shape.join(" × ")} is too large`);
-  if (!Array.isArray(offsets) || offsets.length !== 2 || !offsets.every(isCount) || offsets[0] > offsets[1]) {
-    throw refuse("offsets", file, `${where}.data_offsets`, "want two whole numbers, the first not above the second");
-  }
-  const [start, end] = offsets;
-  if (end - start !== bytes) {
-    const reason = `${end - start} bytes for ${shape.join(" × ") || "one"} ${dtype}, which takes ${bytes}`;
-    throw refuse("offsets", file, `${where}.data_offsets`, reason);
-  }
-  return { name, dtype, shape, start, end };
-}
-
-function isDtype(value: unknown): value is Dtype {
-  return typeof value === "string" && Object.hasOwn(DTYPE_BYTES, value);
-}
-
-function isCount(value: unknown): value is number {
-  return Number.isSafeInteger(value) && (value as number) >= 0;
-}
-
-/** The tensors, in order, must cover the data exactly, as the format demands. */
-function checkLayout(entries: readonly HeaderEntry[], dataBytes: number | undefined, file: string): number {
-  let at = 0;
-  for (const { name, start, end } of entries) {
-    const where = `tensor[${JSON.stringify(name.slice(0, 80))}].data_offsets`;
-    if (dataBytes !== undefined && end > dataBytes) {
-      throw refuse("offsets", file, where, `it ends at ${end} of ${dataBytes} bytes`);
-    }
-    if (start !== at) throw refuse("offsets", file, where, `it begins at ${start}, the one before ends at ${at}`);
-    at = end;
-  }
-  const rest = (dataBytes ?? at) - at;
-  if (rest !== 0) throw refuse("offsets", file, "", `${rest} bytes after the last tensor`);
-  return at;
 }
 
 function tensorOf({ name, dtype, shape, start, end }: HeaderEntry, data: Uint8Array, file: string): SafeTensor {
@@ -197,7 +64,7 @@ export interface TensorToWrite {
   readonly name: string;
   readonly dtype: keyof typeof BYTES;
   readonly shape: readonly number[];
-  readonly data: Float32Array;
+  readonly data: Float32Array | Int32Array;
 }
 
 /**
@@ -227,6 +94,7 @@ export function writeSafetensors(
   for (const { name, dtype, data } of tensors) {
     for (const value of data) {
       if (dtype === "F32") view.setFloat32(at, value, true);
+      else if (dtype === "I32") view.setInt32(at, value, true);
       else view.setUint16(at, toFloat16(value, name), true);
       at += BYTES[dtype];
     }

@@ -16,6 +16,7 @@ import { resolveBudget } from "../../core/select/budget.ts";
 import { observationFor } from "../../core/measure/window.ts";
 import type { Budget, Observation } from "../../core/policy/policy.ts";
 import { largestMasses, smallestBudget } from "../../core/worst_case/risk_budget.ts";
+import { KeptSets } from "../../core/select/kept_sets.ts";
 import { Eviction, type EvictionSettings, keptOfAll } from "../../core/select/eviction.ts";
 import { entryBytes } from "../../core/cache/entry_type.ts";
 import { crossLayerSelection } from "../../core/select/cross_layer.ts";
@@ -243,38 +244,5 @@ class RiskSearch implements Disposable {
       for (const field of Object.values(observation ?? {})) if (ArrayBuffer.isView(field)) bytes += field.byteLength;
     }
     this.#cache?.setScoreBytes(bytes);
-  }
-}
-
-/** Kept sets of at most 32 candidates, one bit per entry and candidate. */
-class KeptSets {
-  readonly #length: number;
-  readonly #kvHeads: number;
-  /** `[kvHeads, length]` per layer. */
-  readonly #bits: Uint32Array[];
-
-  constructor({ length, model: { layers, kvHeads } }: Budget) {
-    this.#length = length;
-    this.#kvHeads = kvHeads;
-    this.#bits = Array.from({ length: layers }, () => new Uint32Array(kvHeads * length));
-  }
-
-  get byteLength(): number {
-    return this.#bits.reduce((sum, { byteLength }) => sum + byteLength, 0);
-  }
-
-  add(candidate: number, kept: readonly (readonly Int32Array[])[]): void {
-    kept.forEach((heads, layer) =>
-      heads.forEach((head, h) => {
-        for (const i of head) this.#bits[layer][h * this.#length + i] |= 1 << candidate;
-      })
-    );
-  }
-
-  of(candidate: number, layer: number): Int32Array[] {
-    const positions = Int32Array.from({ length: this.#length }, (_, i) => i);
-    return Array.from({ length: this.#kvHeads }, (_, head) => {
-      return positions.filter((i) => this.#bits[layer][head * this.#length + i] >>> candidate & 1);
-    });
   }
 }

@@ -20,6 +20,7 @@ const FILES: Record<string, string | Uint8Array> = {
   "cases.jsonl": CASE,
   "prose.txt": Array.from({ length: 30 }, (_, i) => `Stake ${i} stands.`).join(" "),
   "gate": "no gate, but nobody looks",
+  "dump.safetensors": "no dump",
   "scores.json": "[[1]]",
   "squad.json": "{}",
 };
@@ -59,6 +60,17 @@ const OUTPUTS: Record<string, OutputCase> = {
     ],
     inputs: ["book.txt", "model.gguf", "scores.json"],
   },
+  "evict --write": {
+    parameters: [
+      "evict",
+      at("dump.safetensors"),
+      "--policy",
+      `headkv(file=${at("scores.json")})`,
+      "--gate",
+      at("gate"),
+    ],
+    inputs: ["dump.safetensors", "scores.json", "gate"],
+  },
   "calibrate --out": {
     parameters: ["calibrate", "--text", at("book.txt"), "--model", at("model.gguf")],
     inputs: ["book.txt", "model.gguf"],
@@ -76,14 +88,15 @@ const READ = new Set([
     "calibrate --text",
     "calibrate --model",
     "calibrate --kinds",
+    "evict --gate",
   ],
 ]);
 
 /** What the value of an option is called when it is no file. */
 const NO_FILE = new Set(
-  "text amount name name|text share n mode type t p when url seconds task#n policy".split(" ").map((name) =>
-    `<${name}>`
-  ),
+  "text amount name name|text share n mode type t p when url seconds task#n policy part=name theta".split(" ").map((
+    name,
+  ) => `<${name}>`),
 );
 
 function optionsOf(command: Command, path: readonly string[] = []): { name: string; value: string }[] {
