@@ -50,6 +50,7 @@ export {
   type Positions,
 } from "./model/session.ts";
 export { type ByteSink, fileSink, MemorySink } from "./model/snapshot/bytes.ts";
+export { SnapshotCache, type SnapshotCacheOptions } from "./model/snapshot/cache.ts";
 export { folderStore } from "./model/snapshot/folder_store.ts";
 export type { RestoreOptions } from "./model/snapshot/restore.ts";
 export type { SaveOptions } from "./model/snapshot/save.ts";

@@ -37,6 +37,8 @@ export interface Context extends Disposable {
   readonly leastKept: boolean;
   /** Tokens that the frame puts in front of the text; protected in every head where `budget.sinks` reach as far. */
   readonly frameTokens: number;
+  /** Where snapshots were looked for: which one was used, or why none was. */
+  readonly snapshot?: { readonly used: string } | { readonly missed: string };
   /** The limit that took the place of `keep`; with `risk`, what the search did. */
   readonly risk?: Risk & Partial<RiskFigures> & { readonly worstCase?: WorstCase };
   /** One per layer, when asked: the cache as it was when the context had been read. */
@@ -53,8 +55,8 @@ export interface Context extends Disposable {
 
 /** What a context is made of. */
 export interface ContextState extends Omit<Context, "ask" | "save" | keyof Disposable> {
-  /** What decided what was kept, besides model and tokens. */
-  readonly facts: ReadingFacts;
+  /** What decided what was kept, besides model and tokens; found out when it is first asked for. */
+  readonly facts: () => Promise<ReadingFacts>;
   readonly read: TokenRecord;
   /** The gate's scores of the entries, row by row, `[layers · kvHeads][entries]`, where they were asked for. */
   readonly predicted?: readonly Float32Array[];
@@ -68,10 +70,22 @@ export interface ContextState extends Omit<Context, "ask" | "save" | keyof Dispo
 export function contextOf(loaded: Model, state: ContextState): Context {
   const { facts: _, read: __, predicted: ___, label: ____, cost: _____, ...shown } = state;
   const model = { ...loaded, frame: state.frame };
-  return {
+  const context: Context = {
     ...shown,
     ask: (question, options = {}) => answer(model, state.cache, question, options, state.plan),
     save: (sink, options = {}) => saveContext(model, state, sink, options),
     [Symbol.dispose]: () => state.cache[Symbol.dispose](),
   };
+  insides.set(context, { model, state });
+  return context;
+}
+
+/** What a context is made of, for who keeps it: `model/snapshot/cache.ts`. */
+const insides = new WeakMap<Context, { readonly model: Model; readonly state: ContextState }>();
+
+/** @throws TypeError for what is no context of {@link contextOf}. */
+export function insideOf(context: Context): { readonly model: Model; readonly state: ContextState } {
+  const inside = insides.get(context);
+  if (!inside) throw new TypeError("Want a context as openContext() gives it");
+  return inside;
 }

@@ -81,6 +81,8 @@ export interface Report {
     readonly perLayer: readonly LayerReport[];
   };
   readonly positions: Positions;
+  /** Which snapshot took the place of reading, or why none did; null where none was looked for. */
+  readonly snapshot: { readonly used: string | null; readonly missed: string | null } | null;
   /** The cache when the last answer ended; without answers, when the context was read. */
   readonly health: Health;
   /** Null without a cap. */
@@ -212,6 +214,7 @@ export function reportOf(model: Model, context: Context, answers: readonly Answe
       perLayer: Array.from({ length: layers }, (_, layer) => layerReport(context, layer)),
     },
     positions: context.plan.positions,
+    snapshot: context.snapshot ? { used: null, missed: null, ...context.snapshot } : null,
     health: answers.at(-1)?.health ?? healthOf(cache, model.config.contextLength),
     maxCache: maxCacheReport(context, answers),
     templateDate: context.frame.date ?? null,

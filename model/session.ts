@@ -8,12 +8,10 @@
  * ```
  */
 import { breathe } from "../runtime/breathe.ts";
-import type { PredictedScores } from "../core/cache/limit.ts";
 import { inputError, option, PalisadeError, resourceError } from "../core/errors.ts";
 import type { Policy } from "../core/policy/policy.ts";
-import { type Context, contextOf } from "./context.ts";
-import type { DecodePlan } from "./decode/answer.ts";
-import type { GateScorer } from "./gate/scorer.ts";
+import { type Context, contextOf, type ContextState } from "./context.ts";
+import { type DecodePlan, withPredictions } from "./decode/answer.ts";
 import { type MaxCache, resolveMaxCache } from "./decode/max_cache.ts";
 import type { Model } from "./model.ts";
 import { defaultPolicy } from "./default_policy.ts";
@@ -22,8 +20,11 @@ import { contextIds, controlPositions, withWords } from "./text/prompt.ts";
 import { exceedsTrained, type PlanOptions, planReading } from "./read/plan.ts";
 import { scoreFiles, type SourceOptions } from "./read/policy_inputs.ts";
 import { read } from "./read/read.ts";
-import type { Reading, ReadResult, ScoreFiles } from "./read/reading.ts";
+import type { Reading, ReadOptions, ReadResult, ScoreFiles } from "./read/reading.ts";
 import { factsOf } from "./snapshot/facts.ts";
+import type { ByteSource } from "./snapshot/bytes.ts";
+import type { Search, SnapshotCache, Wanted } from "./snapshot/cache.ts";
+import { cannotGoOnReading, namedSnapshot, reuse } from "./snapshot/reuse.ts";
 import { recordOf } from "./snapshot/tokens.ts";
 
 export {
@@ -52,6 +53,13 @@ export interface ContextOptions extends Omit<PlanOptions, "policy" | "maxCache">
   readonly frame?: string;
   /** Keys the identity of snapshots: one tenant's are never another's. Long and random, or nothing. */
   readonly salt?: string;
+  /**
+   * A snapshot of this text, or of its beginning where the rest can be read behind it, to go on from; refused unless it
+   * is, made with the same options. The source is the caller's to close.
+   */
+  readonly snapshot?: ByteSource;
+  /** Where to look for such a snapshot first; without one the text is read. Nothing is put there but by `keep`. */
+  readonly snapshots?: SnapshotCache;
   readonly onLayer?: (done: number, layers: number) => void;
   readonly signal?: AbortSignal;
 }
@@ -70,18 +78,76 @@ export async function openContext(loaded: Model, text: string, options: ContextO
   const ids = contextIds(frame, model.tokenizer, text);
   const lead = frame.kind === "none" ? leadOf(ids) : undefined;
   const policy = await policyNamed(model, options) ?? await defaultFor(model, ids, options);
-  const decoding = { ...planDecoding(model, ids, options), ...(lead && { lead }) }, { maxCache } = decoding;
+  const plan = { ...planDecoding(model, ids, options), ...(lead && { lead }) }, { maxCache } = plan;
   const cap = maxCache && { tokens: maxCache.tokens, predict: maxCache.rule.predicted ?? false };
   const reading = planReading(model, ids, { ...options, policy, maxCache: cap });
-  const { files, result } = await refuseOutOfMemory(() => carryOut(model, ids, reading, options));
-  const { cache, budget = reading.budget } = result;
-  const plan = cap?.predict ? withPredictions(decoding, files.gate!, result) : decoding;
+  const facts = once(() => factsOf(model, reading, plan, options));
+  const planned = { model, ids, reading, plan, facts, replaced: model.tokenizer.countReplaced(text) };
+  return await refuseOutOfMemory(() => readPlanned(planned, options));
+}
+
+/** A context before it is read. */
+interface PlannedContext {
+  readonly model: Model;
+  readonly ids: readonly number[];
+  readonly reading: Reading;
+  readonly plan: DecodePlan;
+  readonly facts: ContextState["facts"];
+  readonly replaced: number;
+}
+
+/** The same promise at every call. */
+function once<T>(make: () => Promise<T>): () => Promise<T> {
+  let made: Promise<T> | undefined;
+  return () => made ??= make();
+}
+
+/** From a snapshot where there is one, else anew. */
+async function readPlanned(planned: PlannedContext, options: ContextOptions): Promise<Context> {
+  const { model } = planned, { snapshot, snapshots } = options;
+  if (!snapshot && !snapshots) return contextOf(model, await readAnew(planned, options));
+  const start = performance.now(), wanted = await wantedOf(planned, options);
+  const search: Search = snapshot
+    ? { found: await namedSnapshot(snapshot, model, wanted) }
+    : await snapshots!.find(model, wanted);
+  if ("missed" in search) return contextOf(model, { ...await readAnew(planned, options), snapshot: search });
+  try {
+    const files = await scoreFiles(model, planned.reading, planned.ids.length, options);
+    const { maxCache, onLayer, signal } = options, outputWeights = outputWeightsOf(model);
+    const told = { ...planned, gate: files.gate, maxCache, onLayer, signal, outputWeights, wanted, start };
+    return contextOf(model, await reuse(search.found, told));
+  } catch (error) {
+    // One of the cache's that is damaged costs nothing but a reading; one that was named must be right.
+    if (snapshot || !(error instanceof PalisadeError && error.code.startsWith("snapshot."))) throw error;
+    return contextOf(model, { ...await readAnew(planned, options), snapshot: { missed: error.message } });
+  }
+}
+
+async function wantedOf(
+  { model, ids, reading, plan, facts }: PlannedContext,
+  options: ContextOptions,
+): Promise<Wanted> {
+  return {
+    ...{ facts: await facts(), ids, salt: options.salt ?? "" },
+    predicted: plan.maxCache?.rule.predicted ?? false,
+    certificates: options.explain ?? false,
+    cannotGoOn: cannotGoOnReading(reading, model, reading.leastKept ? { tokens: 1 } : options.keep ?? DEFAULTS.keep),
+    again: reading.budget.window,
+  };
+}
+
+async function readAnew(planned: PlannedContext, options: ContextOptions): Promise<ContextState> {
+  const { model, ids, reading, facts, replaced } = planned;
+  const { files, result } = await carryOut(model, ids, reading, options);
+  const { cache, budget = reading.budget, predicted } = result;
+  const plan = planned.plan.maxCache?.rule.predicted
+    ? withPredictions(planned.plan, files.gate!, predicted!)
+    : planned.plan;
   if (plan.positions === "rerotate") await cache.realign(model.config.ropes);
-  return contextOf(model, {
-    ...{ cache, policy, budget, frame, plan },
+  return {
+    ...{ cache, policy: reading.policy, budget, frame: model.frame, plan, replaced, predicted, facts },
     tokens: ids.length,
     reused: 0,
-    replaced: model.tokenizer.countReplaced(text),
     activationBytes: result.activationBytes,
     ms: { ...result.ms, restore: 0 },
     keepCapped: reading.keepCapped ?? false,
@@ -89,12 +155,10 @@ export async function openContext(loaded: Model, text: string, options: ContextO
     frameTokens: reading.frameTokens ?? 0,
     risk: riskOf(reading, result, files),
     certificates: result.certificates,
-    predicted: result.predicted,
-    facts: await factsOf(model, reading, plan, options),
     read: recordOf(ids, options.salt ?? ""),
     label: "",
     cost: result.ms,
-  });
+  };
 }
 
 function reworded(model: Model, frame: string): Model {
@@ -128,17 +192,15 @@ function planDecoding(model: Model, ids: readonly number[], options: ContextOpti
   };
 }
 
-function withPredictions(plan: DecodePlan, gate: GateScorer, { predicted }: ReadResult): DecodePlan {
-  const known: PredictedScores = { known: predicted!, score: gate.score.bind(gate) };
-  return { ...plan, maxCache: plan.maxCache && { ...plan.maxCache, predicted: known } };
-}
-
 /** Opens the files that the scores come from, and reads. */
 async function carryOut(model: Model, ids: readonly number[], reading: Reading, options: ContextOptions) {
   const files = await scoreFiles(model, reading, ids.length, options);
-  const outputWeights = (layer: number) => model.file.readFloat32(`blk.${layer}.attn_output.weight`);
-  const { onLayer, signal } = options;
+  const { onLayer, signal } = options, outputWeights = outputWeightsOf(model);
   return { files, result: await read(model, ids, reading, { ...files, outputWeights, onLayer, signal }) };
+}
+
+function outputWeightsOf({ file }: Model): ReadOptions["outputWeights"] {
+  return (layer) => file.readFloat32(`blk.${layer}.attn_output.weight`);
 }
 
 function riskOf(reading: Reading, { figures }: ReadResult, { worstCase }: ScoreFiles): Context["risk"] {

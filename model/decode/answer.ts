@@ -71,6 +71,16 @@ export interface DecodePlan {
   readonly lead?: readonly number[];
 }
 
+/** The plan with the gate's scores of what is in the cache, for a rule that goes by them. */
+export function withPredictions(
+  plan: DecodePlan,
+  gate: Pick<PredictedScores, "score">,
+  known: readonly Float32Array[],
+): DecodePlan {
+  const predicted: PredictedScores = { known, score: gate.score.bind(gate) };
+  return { ...plan, maxCache: plan.maxCache && { ...plan.maxCache, predicted } };
+}
+
 /**
  * Answers `question` from what `context` holds; afterwards it holds the same. An empty question goes on from the text
  * itself, read with the frame `none`.

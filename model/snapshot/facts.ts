@@ -28,7 +28,7 @@ export async function factsOf(
   const closes = "realign" in reading && reading.realign ? ", closing up" : "";
   return {
     ...{ policy, cacheType, positions },
-    files: await fileHashes(model, policy, options),
+    files: await fileHashes(model, policy, options, maxCache?.rule.predicted ?? false),
     budget: budgetWords(
       { ...options, keep: typeof keep === "string" ? parseKeep(keep) : keep },
       keepCapped ? maxCache?.tokens : undefined,
@@ -42,12 +42,13 @@ async function fileHashes(
   model: Model,
   { needs }: Policy,
   { gate, softTokens }: SourceOptions,
+  predict: boolean,
 ): Promise<Record<string, string>> {
   const hashes: Record<string, string> = {};
   const note = <K extends PolicyFileKind>(kind: K, content: FileContents[K]) => {
     hashes[kind] = taggedHash([[kind, POLICY_FILES[kind].bytes(content)]]);
   };
-  if (needs.gate) note("gate", gate ?? await model.gate());
+  if (needs.gate || predict) note("gate", gate ?? await model.gate());
   const { kind, name } = needs.file ?? {};
   if (softTokens && needs.softTokens) note("soft-tokens", softTokens);
   else if (kind === "soft-tokens") note(kind, await model.softTokens(name!));

@@ -95,6 +95,14 @@ export async function writeSnapshot(
   }
 }
 
+/** Bytes that {@link writeSnapshot} will write. */
+export function snapshotBytes(metadata: Readonly<Record<string, string>>, sections: readonly SectionSpec[]): number {
+  const sizes = sections.map(({ tensors }) => tensors.reduce((sum, tensor) => sum + byteLength(tensor), 0));
+  const chunks = sizes.reduce((sum, size) => sum + chunksOf(size), 0);
+  const header = headerBytes(metadata, sections).length;
+  return sizes.reduce((sum, size) => sum + size, header + HASH_BYTES * (chunks + 2));
+}
+
 /** Length, JSON and padding, so that the data begin at a multiple of 8. */
 function headerBytes(metadata: Readonly<Record<string, string>>, sections: readonly SectionSpec[]): Uint8Array {
   const header: Record<string, unknown> = { __metadata__: { [FORMAT_KEY]: FORMAT_VERSION, ...metadata } };

@@ -127,6 +127,18 @@ export function readingIdentity({ policy, files, budget, cacheType, positions, w
   };
 }
 
+const GONE_ON = ", gone on at ";
+
+/** The way of a context that was gone on with behind `tokens` tokens. */
+export function wayBehind(way: string, tokens: number): string {
+  return `${way}${way.includes(GONE_ON) ? " and " : GONE_ON}${tokens}`;
+}
+
+/** The same way, wherever it was gone on. */
+export function firstWay(way: string): string {
+  return way.split(GONE_ON)[0];
+}
+
 /** A field in which two identities differ. */
 export interface Difference {
   readonly field: IdentityField;

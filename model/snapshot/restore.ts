@@ -11,7 +11,7 @@ import { resolvePolicy } from "../../core/policy/registry.ts";
 import { type Keep, parseKeep } from "../../core/select/budget.ts";
 import type { LayerCertificate } from "../../core/worst_case/certificate.ts";
 import { type Context, contextOf, type ContextState } from "../context.ts";
-import type { DecodePlan, Positions } from "../decode/answer.ts";
+import { type DecodePlan, type Positions, withPredictions } from "../decode/answer.ts";
 import { type MaxCache, resolveMaxCache } from "../decode/max_cache.ts";
 import type { Model } from "../model.ts";
 import { gateScorer } from "../read/policy_inputs.ts";
@@ -154,6 +154,8 @@ export async function restoreState(
   const expected = new Set(["prefixes", "text", ...Array.from({ length: config.layers }, (_, l) => `layer.${l}`)]);
   const odd = file.sections.find((name) => !expected.has(name));
   if (odd) throw refuse("layout", file.name, odd, `nobody knows what section ${odd} is`);
+  const { budget, way } = identity,
+    facts = { policy, cacheType: type, budget, way, files: savedFiles(identity, file.name) };
   const cache = new RaggedCache(backend, config, type);
   try {
     const { predicted, certificates } = await fillCache(cache, file, { state, signal: options.signal });
@@ -172,11 +174,7 @@ export async function restoreState(
       risk: state.risk,
       label: state.label,
       cost: state.ms,
-      facts: {
-        ...{ policy, cacheType: type, budget: identity.budget, way: identity.way },
-        files: savedFiles(identity, file.name),
-        positions: plan.positions,
-      },
+      facts: () => Promise.resolve({ ...facts, positions: plan.positions }),
     };
   } catch (error) {
     cache[Symbol.dispose]();
@@ -240,8 +238,7 @@ async function planFor(
       `${file.name} has none of the gate's scores, which the rule ${cap.rule.name} goes by: read the text anew`;
     throw inputError("snapshot.no-scores", message, option("maxCache.rule"));
   }
-  const scorer = await gateScorer(model);
-  return { ...plan, maxCache: { ...cap, predicted: { known: predicted, score: scorer.score.bind(scorer) } } };
+  return withPredictions(plan, await gateScorer(model), predicted);
 }
 
 function savedPolicy({ policy }: SavedState, file: string): Policy {

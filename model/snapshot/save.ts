@@ -51,7 +51,7 @@ export async function partsOf(
   { withText = false, label = state.label }: SaveOptions,
 ): Promise<SnapshotParts> {
   const { cache, predicted, certificates, frame, read, facts } = state;
-  const identity = { ...await modelIdentity({ ...model, frame }, read.salt), ...readingIdentity(facts) };
+  const identity = { ...await modelIdentity({ ...model, frame }, read.salt), ...readingIdentity(await facts()) };
   const metadata = stateMetadata(identity, savedState(model, state, label));
   const layers = Array.from({ length: cache.shape.layers }, (_, layer) => {
     return layerSpec(cache, layer, { predicted, certificates });

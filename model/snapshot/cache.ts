@@ -1,0 +1,179 @@
+/**
+ * A cache of snapshots in a store: what was read before is found by itself, exactly or not at all. Never more bytes than
+ * it may have: before a snapshot is put there, those that were not used for longest go.
+ *
+ * Of several that fit, the one wins of which most tokens are verified. One of all of a text is used as it is; one of its
+ * beginning where the rest can be read behind it (`model/read/append.ts`).
+ */
+import { PalisadeError } from "../../core/errors.ts";
+import { type Context, insideOf } from "../context.ts";
+import type { Model } from "../model.ts";
+import { snapshotBytes, writeSnapshot } from "./format.ts";
+import {
+  differenceText,
+  firstDifference,
+  firstWay,
+  type Identity,
+  IDENTITY_FIELDS,
+  modelIdentity,
+  type ReadingFacts,
+  readingIdentity,
+  snapshotKey,
+} from "./identity.ts";
+import { type OpenedSnapshot, readHeader, readTokens } from "./restore.ts";
+import { partsOf, type SaveOptions } from "./save.ts";
+import { type SnapshotInfo, type SnapshotStore, storeSink, storeSource } from "./store.ts";
+import { matchOf, recordOf, type TokenRecord, tokensHash } from "./tokens.ts";
+
+/** Texts of fewer tokens are read as quickly as looked up. */
+export const LEAST_TOKENS = 256;
+/** Bytes that a cache may have when nothing is said: 1 GiB. */
+export const CACHE_BYTES = 2 ** 30;
+
+export interface SnapshotCacheOptions {
+  /** Most bytes of all its snapshots. Default {@link CACHE_BYTES}. */
+  readonly maxBytes?: number;
+  /** Tokens of a text that it is worth it for. Default {@link LEAST_TOKENS}. */
+  readonly leastTokens?: number;
+}
+
+/** What is looked for. */
+export interface Wanted {
+  readonly facts: ReadingFacts;
+  readonly ids: readonly number[];
+  readonly salt: string;
+  /** The gate's scores must be in it. */
+  readonly predicted: boolean;
+  /** Certificates must be in it. */
+  readonly certificates: boolean;
+  /** Why the rest of a text can't be read behind its beginning; undefined when it can. */
+  readonly cannotGoOn?: string;
+  /** Last tokens of a beginning that would be read again. */
+  readonly again: number;
+}
+
+/** A snapshot that may be used. */
+export interface Found extends OpenedSnapshot {
+  readonly name: string;
+  readonly read: TokenRecord;
+  /** Tokens from the beginning on whose entries may be used: all that were read, or those before what is read again. */
+  readonly tokens: number;
+}
+
+export type Search = { readonly found: Found } | { readonly missed: string };
+
+/** A snapshot that does not fit, and how nearly it does. */
+interface Miss {
+  readonly nearness: number;
+  readonly reason: string;
+}
+
+export class SnapshotCache {
+  readonly store: SnapshotStore;
+  readonly maxBytes: number;
+  readonly #leastTokens: number;
+
+  constructor(store: SnapshotStore, { maxBytes = CACHE_BYTES, leastTokens = LEAST_TOKENS }: SnapshotCacheOptions = {}) {
+    this.store = store;
+    this.maxBytes = maxBytes;
+    this.#leastTokens = leastTokens;
+  }
+
+  /** Looks for a snapshot to use instead of reading. What can't be read is passed over. */
+  async find(model: Model, wanted: Wanted): Promise<Search> {
+    const { ids, salt, facts } = wanted;
+    if (ids.length < this.#leastTokens) {
+      return { missed: `a text of ${ids.length} tokens is read at once; from ${this.#leastTokens} on they are kept` };
+    }
+    const listed = await this.store.list();
+    if (listed.length === 0) return { missed: "no snapshots are kept yet" };
+    const identity: Identity = { ...await modelIdentity(model, salt), ...readingIdentity(facts) };
+    const key = snapshotKey(identity, tokensHash(recordOf(ids, salt)));
+    // The one that has the name of exactly this comes first, and nothing can be better.
+    const order = listed.sort((a, b) => Number(b.name === key) - Number(a.name === key));
+    let best: Found | undefined, nearest: Miss = { nearness: -1, reason: "none can be read" };
+    for (const { name } of order) {
+      const looked = await this.#look(name, model, identity, wanted);
+      if ("reason" in looked) nearest = looked.nearness > nearest.nearness ? looked : nearest;
+      else if (!best || looked.tokens > best.tokens) best = looked;
+      if (best?.tokens === ids.length) break;
+    }
+    if (!best) return { missed: nearest.reason };
+    await this.store.touch?.(best.name);
+    return { found: best };
+  }
+
+  async #look(name: string, model: Model, identity: Identity, wanted: Wanted): Promise<Found | Miss> {
+    try {
+      const opened = await readHeader(await storeSource(this.store, name), model);
+      const unfit = whyUnfit(opened, identity, wanted);
+      if (unfit) return { ...unfit, reason: `${titleOf(name, opened)}: ${unfit.reason}` };
+      const read = await readTokens(opened, wanted.salt),
+        match = matchedTokens(read, opened.state.budget.window, wanted);
+      if ("tokens" in match) return { ...opened, name, read, tokens: match.tokens };
+      return { nearness: IDENTITY_FIELDS.length + 1 + match.same, reason: `${titleOf(name, opened)}: ${match.reason}` };
+    } catch (error) {
+      if (!(error instanceof PalisadeError)) throw error;
+      return { nearness: 0, reason: error.message };
+    }
+  }
+
+  /**
+   * Keeps a context, unless the cache has it or it is too large or too short for it; the name it has there. Those not
+   * used for longest go first, so that the cache never has more than its bytes.
+   */
+  async keep(context: Context, options: SaveOptions = {}): Promise<string | undefined> {
+    const { model, state } = insideOf(context);
+    if (state.tokens < this.#leastTokens) return undefined;
+    const { identity, metadata, sections } = await partsOf(model, state, options);
+    const name = snapshotKey(identity, tokensHash(state.read)), bytes = snapshotBytes(metadata, sections);
+    if (bytes > this.maxBytes) return undefined;
+    await this.prune(this.maxBytes - bytes, name);
+    await writeSnapshot(storeSink(this.store, name), metadata, sections, () => model.runtime.sha256());
+    return name;
+  }
+
+  /** Removes those not used for longest until the rest takes `bytes` or less; `replaced` counts as gone. */
+  async prune(bytes = this.maxBytes, replaced?: string): Promise<SnapshotInfo[]> {
+    const kept = (await this.store.list()).filter(({ name }) => name !== replaced).sort((a, b) => a.used - b.used);
+    let held = kept.reduce((sum, { size }) => sum + size, 0);
+    const removed: SnapshotInfo[] = [];
+    for (const info of kept) {
+      if (held <= bytes) break;
+      await this.store.delete(info.name);
+      held -= info.size;
+      removed.push(info);
+    }
+    return removed;
+  }
+}
+
+function titleOf(name: string, { state }: OpenedSnapshot): string {
+  return `snapshot ${name.slice(0, 8)}${state.label === "" ? "" : ` of ${state.label}`}`;
+}
+
+/** The first thing but the tokens that is otherwise. */
+function whyUnfit({ file, identity: there }: OpenedSnapshot, asked: Identity, wanted: Wanted): Miss | undefined {
+  const difference = firstDifference({ ...there, way: firstWay(there.way) }, asked);
+  if (difference) {
+    return { nearness: IDENTITY_FIELDS.indexOf(difference.field), reason: differenceText(difference) };
+  }
+  const layer = file.layout("layer.0"),
+    lacks = (what: string) => ({ nearness: IDENTITY_FIELDS.length, reason: `it has no ${what}` });
+  if (wanted.predicted && !layer.has("predicted")) return lacks("scores of the gate");
+  return wanted.certificates && !layer.has("certificate_counts") ? lacks("certificates") : undefined;
+}
+
+/** How many of its tokens may be used, or why none. */
+export function matchedTokens(read: TokenRecord, window: number, wanted: Omit<Wanted, "facts" | "salt" | "predicted">) {
+  const { ids, cannotGoOn, again, certificates } = wanted, { same, differs } = matchOf(read, ids);
+  if (differs === undefined && read.count === ids.length) return { tokens: read.count };
+  // What is verified up to a length is verified up to any shorter one. The window is judged again, with what follows it.
+  const tokens = Math.min(same, read.count - Math.max(again, window));
+  const refuse = (reason: string) => ({ same, reason });
+  if (tokens < 1 || tokens >= ids.length || tokens < read.count / 2) {
+    return refuse(differs ?? "the text ends where it does, or before");
+  }
+  if (cannotGoOn) return refuse(`it is of the text's beginning, and ${cannotGoOn}`);
+  return certificates ? refuse("it is of the text's beginning, and certificates are of a whole reading") : { tokens };
+}
