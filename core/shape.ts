@@ -20,4 +20,40 @@ export function firstSeen({ reach = Infinity }: Pick<AttentionShape, "reach">, e
 /** What a policy must know of the whole model to turn a budget into counts. */
 export interface ModelShape extends AttentionShape {
   readonly layers: number;
+  /**
+   * Tokens that each layer looks back, itself among them, `[layers]`; 0, or absent: all. A *window layer* holds what it
+   * can still look back to, whatever the budget; policies and budgets speak of the others, the *global* layers.
+   */
+  readonly windows?: readonly number[];
+}
+
+/** The window of a layer; Infinity for a global one. */
+export function windowOf({ windows }: Pick<ModelShape, "windows">, layer: number): number {
+  return windows?.[layer] || Infinity;
+}
+
+/** The shape of one layer's rows. */
+export function layerShape(shape: ModelShape, layer: number): AttentionShape {
+  const { heads, kvHeads, headDim } = shape, reach = windowOf(shape, layer);
+  return reach === Infinity ? { heads, kvHeads, headDim } : { heads, kvHeads, headDim, reach };
+}
+
+/** The layers that look at everything, ascending. */
+export function globalLayers(shape: Pick<ModelShape, "layers" | "windows">): number[] {
+  return Array.from({ length: shape.layers }, (_, layer) => layer).filter((layer) =>
+    windowOf(shape, layer) === Infinity
+  );
+}
+
+/** The model as policies and budgets know it: its global layers alone, counted from 0. */
+export function globalShape(model: ModelShape): ModelShape {
+  const { heads, kvHeads, headDim } = model, layers = globalLayers(model).length;
+  return layers === model.layers ? model : { heads, kvHeads, headDim, layers };
+}
+
+/** Entries of the first `tokens` tokens that later ones can still look back to where nothing is evicted: all heads. */
+export function reachableEntries(model: ModelShape, tokens: number): number {
+  let perHead = 0;
+  for (let layer = 0; layer < model.layers; layer++) perHead += Math.min(tokens, windowOf(model, layer) - 1);
+  return perHead * model.kvHeads;
 }

@@ -2,6 +2,7 @@
 import { type Health, healthOf } from "../core/cache/health.ts";
 import { type CacheType, entryBytes } from "../core/cache/entry_type.ts";
 import type { ParameterValues } from "../core/policy/policy.ts";
+import { reachableEntries, windowOf } from "../core/shape.ts";
 import type { MemoryUse } from "../runtime/interface.ts";
 import { type CertificateReport, certificateReport } from "./certificate_report.ts";
 import type { WorstCase } from "./gate/worst_case.ts";
@@ -11,7 +12,10 @@ import type { ChatFrame } from "./text/prompt.ts";
 import type { Answer, CapFigures, Context, Finish, Positions } from "./session.ts";
 
 export interface LayerReport {
+  /** Tokens that the layer looks back; null for one that looks at everything, which alone evicts. */
+  readonly window: number | null;
   readonly kept: number;
+  /** Entries that could still be read. */
   readonly evicted: number;
   /** Entries per KV head. */
   readonly heads: readonly number[];
@@ -39,12 +43,15 @@ export interface Report {
   readonly keep: {
     readonly asked: string;
     readonly tokensPerHead: number;
+    /** Those kept of the layers that look at everything: a budget speaks of them. */
     readonly entries: number;
     /** True when the budget covers the whole context, so that nothing was evicted. */
     readonly everything: boolean;
     /** True when nothing was asked for and the least number of entries decided, not the default share. */
     readonly least: boolean;
   };
+  /** Layers that look back over a window: they hold what they can still see, whatever the budget. Null where none does. */
+  readonly windows: WindowsReport | null;
   /** Null unless a risk took the place of `keep`. */
   readonly risk: RiskReport | null;
   /** What eviction can have cost; null unless asked. */
@@ -67,12 +74,14 @@ export interface Report {
   readonly cache: {
     /** How keys and values are stored. */
     readonly type: CacheType;
+    /** Of all layers, windows included. */
     readonly kept: number;
+    /** Entries that could still be read if they were there. */
     readonly evicted: number;
     /** Live bytes of the evicted cache. */
     readonly bytes: number;
     readonly allocatedBytes: number;
-    /** What the whole context's cache would hold, in the same type. */
+    /** What the whole context's cache would hold of what could still be read, in the same type. */
     readonly fullBytes: number;
     /** The most live bytes, candidate scores included, at any time since reading began. */
     readonly peakBytes: number;
@@ -112,6 +121,17 @@ export interface MemoryReport {
   readonly weights: number;
   /** What the evicted cache takes, pages not yet given back included. */
   readonly cache: number;
+}
+
+/** Window layers of a model. */
+export interface WindowsReport {
+  /** How many there are, of how many. */
+  readonly layers: number;
+  readonly of: number;
+  /** Tokens that they look back, the widest of them. */
+  readonly tokens: number;
+  /** Entries that they hold. */
+  readonly entries: number;
 }
 
 /** What stood around text and question. */
@@ -161,8 +181,8 @@ export interface ReportExtras {
 /** Gathers the report. Call it while the context is alive and after its last answer. */
 export function reportOf(model: Model, context: Context, answers: readonly Answer[], extras: ReportExtras): Report {
   const { cache, policy, budget } = context;
-  const { layers, kvHeads, headDim } = model.config;
-  const total = context.tokens * layers * kvHeads;
+  const { layers, headDim } = model.config;
+  const total = reachableEntries(model.config, context.tokens);
   const kept = cache.entries();
   const bytes = cache.bytes();
   const steps = answers.reduce((sum, each) => sum + Math.max(0, each.ids.length - 1), 0);
@@ -185,10 +205,11 @@ export function reportOf(model: Model, context: Context, answers: readonly Answe
     keep: {
       asked: extras.keepAsked,
       tokensPerHead: budget.perHead,
-      entries: kept,
+      entries: cache.globalEntries(),
       everything: kept === total,
       least: context.leastKept,
     },
+    windows: windowsReport(context),
     risk: riskReport(context),
     certificate: context.certificates ? certificateReport(context.certificates) : null,
     window: { asked: budget.windowAsked, used: budget.window },
@@ -271,9 +292,17 @@ function riskReport({ risk, tokens }: Context): RiskReport | null {
   return { kind, asked, reached, passes, worstCase: promised };
 }
 
+function windowsReport({ cache }: Context): WindowsReport | null {
+  const { globals, shape: { layers, windows = [] } } = cache;
+  if (globals.length === layers) return null;
+  const entries = cache.entries() - cache.globalEntries();
+  return { layers: layers - globals.length, of: layers, tokens: Math.max(...windows), entries };
+}
+
 function layerReport(context: Context, layer: number): LayerReport {
-  const { cache } = context;
+  const { cache } = context, window = windowOf(cache.shape, layer);
   const heads = Array.from({ length: cache.shape.kvHeads }, (_, head) => cache.length(layer, head));
   const kept = heads.reduce((sum, length) => sum + length, 0);
-  return { kept, evicted: context.tokens * heads.length - kept, heads };
+  const evicted = window === Infinity ? context.tokens * heads.length - kept : 0;
+  return { window: window === Infinity ? null : window, kept, evicted, heads };
 }

@@ -132,7 +132,8 @@ function runsTable(runs: readonly Run[]): string {
     ["hits", ...runs.map((run) => `${hitsOf(run)} of ${run.facts.length}`)],
     figure(
       "kept entries",
-      ({ cache }) => `${formatCount(cache.kept)} (${formatShare(cache.kept, cache.kept + cache.evicted)})`,
+      ({ cache: { evicted }, keep: { entries } }) =>
+        `${formatCount(entries)} (${formatShare(entries, entries + evicted)})`,
     ),
     figure("cache bytes", ({ cache }) => formatBytes(cache.bytes)),
     figure("peak cache bytes, reading", ({ cache }) => formatBytes(cache.peakBytes)),

@@ -69,7 +69,7 @@ async function show(options: ShowOptions, io: Io): Promise<number> {
   });
   progress.clear();
   const shading = shadingOf(context.cache, model.tokenizer, contextIds(model.frame, model.tokenizer, text));
-  const entries = context.tokens * shading.heads, kept = context.cache.entries();
+  const entries = context.tokens * shading.heads, kept = context.cache.globalEntries();
   const title =
     `${context.policy.name} at ${keptText(options.keep, context)} of ${model.name}: ${formatCount(kept)} of ` +
     `${formatCount(entries)} entries kept (${formatShare(kept, entries)})`;

@@ -23,17 +23,18 @@ const FRAMED: Record<Report["frame"]["kind"], string> = {
 /** A few lines, most important first; ends with a line break. */
 export function reportText(report: Report): string {
   const { cache, tokens, ms, keep, window } = report;
-  const total = cache.kept + cache.evicted;
+  const total = keep.entries + cache.evicted, { windows } = report;
   const lines = [
     ["context", `${formatCount(tokens.context)} tokens, ${report.model}`],
     [
       "kept",
-      `${formatCount(cache.kept)} of ${formatCount(total)} entries (${formatShare(cache.kept, total)}), ` +
+      `${formatCount(keep.entries)} of ${formatCount(total)} entries (${formatShare(keep.entries, total)}), ` +
       `${formatCount(cache.evicted)} evicted by ${report.policy.name}` +
       (keep.everything ? " (the budget covers the whole context)" : "") +
       (keep.least ? `; by default at least ${formatCount(DEFAULTS.leastKept)} tokens per head stay` : ""),
     ],
     ...(report.frame.tokens > 0 && !keep.everything ? [["frame", frameText(report)]] : []),
+    ...(windows ? [["windows", windowsText(windows)]] : []),
     ...(report.risk ? [["risk", riskText(report.risk, keep.tokensPerHead)]] : []),
     [
       "cache",
@@ -76,6 +77,11 @@ function frameText({ frame, keep }: Report): string {
   return frame.protected
     ? `${count}: they stay in every head`
     : `${count}: too many to protect in ${formatCount(keep.tokensPerHead)} per head`;
+}
+
+function windowsText({ layers, of, tokens, entries }: NonNullable<Report["windows"]>): string {
+  return `${layers} of ${of} layers look back ${formatCount(tokens)} tokens only and hold ${formatCount(entries)} ` +
+    `entries by themselves; the policy chose in the other ${of - layers}`;
 }
 
 function riskText(risk: NonNullable<Report["risk"]>, tokensPerHead: number): string {

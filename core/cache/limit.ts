@@ -1,5 +1,6 @@
 /**
- * The cap of `maxCache`, N tokens per head: Σ lengths ≤ N · kvHeads · layers after every append, for ever.
+ * The cap of `maxCache`, N tokens per head: Σ lengths ≤ N · kvHeads · layers after every append, for ever. Of the global
+ * layers alone: a window layer holds no more than its window by itself.
  *
  * Room is made before tokens are appended. Every head grows by one entry per token, so all of them fill up at the same
  * token, and every head has a cap of its own: what the context left in it, plus its equal part of the free room. So the
@@ -15,11 +16,12 @@ import { SINKS, WINDOW } from "../policy/parameters.ts";
 import type { KeyRotation } from "../measure/rotation.ts";
 import type { StepRule } from "../rules/rule.ts";
 import { RuleState } from "../rules/state.ts";
+import type { ModelShape } from "../shape.ts";
 import type { RaggedCache } from "./ragged.ts";
 
 /** Scores that are known when a key is made, for rules that go by them. */
 export interface PredictedScores {
-  /** Of the entries that are there, row by row, `[layers · kvHeads][entries]`. */
+  /** Of the entries that are there, row by row, `[global layers · kvHeads][entries]`. */
   readonly known: readonly Float32Array[];
   /** Of `count` new ones, `[count, kvHeads]`, from what goes into their layer, `[count, width]`. */
   score(layer: number, hidden: Tensor, count: number): Promise<Float32Array>;
@@ -68,7 +70,7 @@ export function lowWater(tokens: number): number {
 export class CacheLimit {
   readonly #cache: RaggedCache;
   readonly #options: LimitOptions;
-  /** Most entries of each head, `[layers · kvHeads]`. */
+  /** Most entries of each head, `[global layers · kvHeads]`. */
   readonly #caps: Int32Array;
   /** Entries each head gives up at once, ≥ 1. */
   readonly #step: number;
@@ -89,11 +91,12 @@ export class CacheLimit {
     this.#cache = cache;
     this.#options = options;
     this.#contextEnd = cache.seen;
-    const { shape: { kvHeads, layers } } = cache, heads = kvHeads * layers;
+    const { shape, globals } = cache, heads = shape.kvHeads * globals.length;
     const marked = SINK_COUNT + (options.markers?.size ?? 0);
     // What each head holds; at the least, room for its protected entries and one that can be evicted.
     const shares = Int32Array.from({ length: heads }, (_, i) => Math.max(this.#length(i), marked + 1));
-    const held = shares.reduce((sum, share) => sum + share, 0), longest = Math.max(...shares);
+    const held = shares.reduce((sum, share) => sum + share, 0);
+    const longest = Math.max(...shares, ...windowLengths(shape));
     // What N leaves, in equal parts, but no head may outgrow the trained context.
     const free = Math.floor((options.tokens * heads - held) / heads);
     const room = Math.min(free, (options.longest ?? Infinity) - longest);
@@ -118,12 +121,17 @@ export class CacheLimit {
     return this.#options.rule.headReduction !== "none";
   }
 
+  /** Whether it wants a layer's: window layers are none of its business. */
+  wantsProbabilitiesOf(layer: number): boolean {
+    return this.wantsProbabilities && this.#cache.globals.includes(layer);
+  }
+
   /** Call before appending `count` tokens, 1 … {@link chunk}: evicts when they would not fit. */
   async makeRoom(count: number): Promise<void> {
     if (!(count >= 1 && count <= this.chunk)) {
       throw new RangeError(`Cannot make room for ${count}: want 1 … ${this.chunk}`);
     }
-    this.#peak = Math.max(this.#peak, this.#cache.entries());
+    this.#peak = Math.max(this.#peak, this.#cache.globalEntries());
     const full = this.#caps.some((cap, i) => this.#length(i) + count > cap);
     if (full) await this.#evict();
   }
@@ -132,18 +140,18 @@ export class CacheLimit {
   observe(layer: number, probabilities: readonly Float32Array[]): void {
     const { kvHeads } = this.#cache.shape, group = probabilities.length / kvHeads;
     for (let head = 0; head < kvHeads; head++) {
-      this.#states[layer * kvHeads + head].update(probabilities.slice(head * group, (head + 1) * group));
+      this.#state(layer, head).update(probabilities.slice(head * group, (head + 1) * group));
     }
   }
 
   /** Call with what goes into each layer, `[count, width]`, once room has been made for `count` tokens. */
   async predict(layer: number, hidden: Tensor, count: number): Promise<void> {
-    if (!this.#options.rule.predicted) return;
+    if (!this.#options.rule.predicted || !this.#cache.globals.includes(layer)) return;
     const { kvHeads } = this.#cache.shape;
     const scores = await this.#options.predicted!.score(layer, hidden, count);
     for (let head = 0; head < kvHeads; head++) {
       const own = Float32Array.from({ length: count }, (_, t) => scores[t * kvHeads + head]);
-      this.#states[layer * kvHeads + head].remember(own);
+      this.#state(layer, head).remember(own);
     }
   }
 
@@ -152,30 +160,30 @@ export class CacheLimit {
       evictions: this.#evictions,
       evictedEntries: this.#evicted,
       evictedFromContext: this.#evictedFromContext,
-      peakEntries: Math.max(this.#peak, this.#cache.entries()),
+      peakEntries: Math.max(this.#peak, this.#cache.globalEntries()),
       window: { asked: WINDOW_ASKED, used: this.#window },
       stateBytes: this.#states.reduce((sum, { byteLength }) => sum + byteLength, 0),
     };
   }
 
   async #evict(): Promise<void> {
-    const { shape: { kvHeads, layers } } = this.#cache;
-    for (let layer = 0; layer < layers; layer++) {
+    const { shape: { kvHeads }, globals } = this.#cache;
+    for (const [index, layer] of globals.entries()) {
       const kept: Int32Array[] = [];
-      for (let head = 0; head < kvHeads; head++) kept.push(await this.#keep(layer, head));
+      for (let head = 0; head < kvHeads; head++) kept.push(await this.#keep(index * kvHeads + head));
       this.#cache.compact(layer, kept);
     }
+    this.#cache.releaseAll();
     if (this.#options.realign) await this.#cache.realign(this.#options.realign);
     this.#evictions++;
   }
 
   /** The rows of one head that stay; its statistics follow. */
-  async #keep(layer: number, head: number): Promise<Int32Array> {
-    const { backend, shape: { kvHeads } } = this.#cache;
-    const index = layer * kvHeads + head, length = this.#length(index);
+  async #keep(index: number): Promise<Int32Array> {
+    const { backend } = this.#cache, length = this.#length(index);
     const state = this.#states[index];
     const count = Math.min(length, this.#caps[index] - this.#step);
-    const positions = this.#cache.positions(layer, head);
+    const positions = this.#cache.positions(...this.#place(index));
     // A rule that looks at no attention hears of new entries only here.
     state.fit(length);
     const segment = { scores: state.scores(), protectedEntries: this.#protected(positions) };
@@ -203,9 +211,24 @@ export class CacheLimit {
   }
 
   #length(index: number): number {
-    const { kvHeads } = this.#cache.shape;
-    return this.#cache.length(Math.floor(index / kvHeads), index % kvHeads);
+    return this.#cache.length(...this.#place(index));
   }
+
+  /** Layer and head of the cap's `index`-th head. */
+  #place(index: number): [layer: number, head: number] {
+    const { globals, shape: { kvHeads } } = this.#cache;
+    return [globals[Math.floor(index / kvHeads)], index % kvHeads];
+  }
+
+  #state(layer: number, head: number): RuleState {
+    const { globals, shape: { kvHeads } } = this.#cache;
+    return this.#states[globals.indexOf(layer) * kvHeads + head];
+  }
+}
+
+/** Entries that window layers hold by themselves, per head. */
+function windowLengths({ windows = [] }: ModelShape): number[] {
+  return windows.filter((window) => window > 0).map((window) => window - 1);
 }
 
 function tooSmall({ tokens, longest }: LimitOptions, mean: number, most: number, marked: number) {

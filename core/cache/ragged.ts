@@ -6,6 +6,10 @@
  * memory are measured with. A position never changes when neighbours are evicted, and the counter never comes from a
  * length: after reading `L` tokens the next one is at `L`, however few entries were kept.
  *
+ * Window layers (`core/shape.ts`) hold what they can still look back to, in every head the same unbroken run of the last
+ * positions: {@link RaggedCache.release} lets go of the rest. Since a mark may be trimmed back to, what they held then
+ * stays until it is: so while a question is answered a window layer holds at most twice its window.
+ *
  * Only {@link RaggedCache.realign} moves positions: then an entry has a *true* position (which token it was) and a
  * *logical* one (where attention takes its key to be). Without it the two are the same.
  */
@@ -13,7 +17,7 @@ import type { Backend, LayerRows, RefittedRows } from "../backend/interface.ts";
 import { Temporaries, type Tensor } from "../backend/tensor.ts";
 import { BIAS_BYTES, type CacheType, entryBytes } from "./entry_type.ts";
 import type { KeyRotation } from "../measure/rotation.ts";
-import type { ModelShape } from "../shape.ts";
+import { globalLayers, layerShape, type ModelShape, windowOf } from "../shape.ts";
 import { LazyRows } from "./lazy_rows.ts";
 
 /** A point to trim back to: {@link RaggedCache.mark}. */
@@ -21,6 +25,8 @@ export interface CacheMark {
   readonly position: number;
   /** Entries per layer and KV head, `[layers][kvHeads]`. */
   readonly lengths: readonly Int32Array[];
+  /** True position of the last entry of each window layer, `[layers]`; −1 where there is none. */
+  readonly lasts?: readonly number[];
 }
 
 /** Bytes and entries, counted, not computed from a formula. */
@@ -49,6 +55,8 @@ export class RaggedCache implements Disposable {
   readonly shape: ModelShape;
   /** How entries are stored. */
   readonly type: CacheType;
+  /** The layers that look at everything, ascending: those that policies evict from. */
+  readonly globals: readonly number[];
   /** Logical position of the next token. */
   position = 0;
   readonly #rows: (LazyRows | undefined)[];
@@ -66,11 +74,14 @@ export class RaggedCache implements Disposable {
   readonly #layerBiased: number[];
   #biased = 0;
   #peak = 0;
+  /** Marks that may be trimmed back to. */
+  readonly #marks = new Set<CacheMark>();
 
   constructor(backend: Backend, shape: ModelShape, type: CacheType = "f32") {
     this.backend = backend;
     this.shape = shape;
     this.type = type;
+    this.globals = globalLayers(shape);
     this.#rows = new Array(shape.layers).fill(undefined);
     this.#layerEntries = new Array(shape.layers).fill(0);
     this.#layerBiased = new Array(shape.layers).fill(0);
@@ -93,7 +104,9 @@ export class RaggedCache implements Disposable {
   }
 
   #lazy(layer: number, reserve = 0): LazyRows {
-    return this.#rows[layer] ??= new LazyRows(this.backend.createRows(this.shape, reserve, this.type));
+    return this.#rows[layer] ??= new LazyRows(
+      this.backend.createRows(layerShape(this.shape, layer), reserve, this.type),
+    );
   }
 
   /**
@@ -191,6 +204,24 @@ export class RaggedCache implements Disposable {
     this.#count(layer);
   }
 
+  /**
+   * Lets go of what no later token can look back to: in a window layer all but the last entries, one fewer than its window,
+   * and those that a mark needs; nothing in a global one. With `least`, only once so many entries per head would go.
+   */
+  release(layer: number, least = 1): void {
+    const length = this.#positions[layer][0].length, first = length - (windowOf(this.shape, layer) - 1);
+    if (first < least) return;
+    const needed = Math.max(0, ...Array.from(this.#marks, ({ lengths }) => lengths[layer][0]));
+    if (first - needed < least) return;
+    const kept = Int32Array.from({ length: needed + length - first }, (_, i) => i < needed ? i : i - needed + first);
+    this.compact(layer, this.#positions[layer].map(() => kept));
+  }
+
+  /** The same in every layer. */
+  releaseAll(): void {
+    for (let layer = 0; layer < this.shape.layers; layer++) this.release(layer);
+  }
+
   /** Moves up all rows that eviction has left behind gaps, which else happens when they are next used. */
   settle(): void {
     for (const rows of this.#rows) rows?.settled();
@@ -261,6 +292,11 @@ export class RaggedCache implements Disposable {
     return this.#logical !== undefined;
   }
 
+  /** Entries of the global layers: what a budget is about. */
+  globalEntries(): number {
+    return this.globals.reduce((sum, layer) => sum + this.#layerEntries[layer], 0);
+  }
+
   /** A copy of the true positions of one head's entries, in row order. */
   positions(layer: number, kvHead: number): Int32Array {
     return this.#positions[layer][kvHead].toArray();
@@ -271,16 +307,33 @@ export class RaggedCache implements Disposable {
     return (this.#logical ?? this.#positions)[layer][kvHead].toArray();
   }
 
-  /** The state to come back to with {@link trim}. */
+  /** The state to come back to with {@link trim}. Until then window layers go on holding what they hold now. */
   mark(): CacheMark {
-    return {
+    const mark = {
       position: this.position,
       lengths: this.#positions.map((heads) => Int32Array.from(heads, (list) => list.length)),
+      lasts: this.#positions.map(([list], layer) =>
+        windowOf(this.shape, layer) < Infinity ? list.at(list.length - 1) : -1
+      ),
     };
+    this.#marks.add(mark);
+    return mark;
   }
 
-  /** Drops everything appended after `mark`, in every head. Nothing may have been evicted or moved in between. */
+  /**
+   * Drops everything appended after `mark`, in every head. Nothing may have been evicted or moved in between. What a
+   * window layer lets go of afterwards may be the mark's, which then can't be trimmed back to again.
+   * @throws RangeError when a window layer no longer holds what it held.
+   */
   trim(mark: CacheMark): void {
+    mark.lasts?.forEach((last, layer) => {
+      const list = this.#positions[layer][0], length = mark.lengths[layer][0];
+      if (last < 0 || list.at(length - 1) === last) return;
+      throw new RangeError(`Can't trim back: layer ${layer} has let go of entries that it held then`);
+    });
+    for (const each of this.#marks) {
+      if (each === mark || each.position > mark.position) this.#marks.delete(each);
+    }
     mark.lengths.forEach((lengths, layer) => {
       this.#rows[layer]?.settled().truncate(lengths);
       this.#positions[layer].forEach((list, head) => list.truncate(lengths[head]));
@@ -369,6 +422,11 @@ class PositionList {
       this.#data[i] = first + i;
     }
     return moves;
+  }
+
+  /** −1 where there is none. */
+  at(index: number): number {
+    return index >= 0 && index < this.length ? this.#data[index] : -1;
   }
 
   copy(): PositionList {

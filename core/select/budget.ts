@@ -6,7 +6,7 @@
 import { inputError, option } from "../errors.ts";
 import { layerBudgetOf } from "../policy/define.ts";
 import type { Budget, Policy } from "../policy/policy.ts";
-import type { ModelShape } from "../shape.ts";
+import { globalShape, type ModelShape } from "../shape.ts";
 
 /**
  * `fraction`: 0 < fraction ≤ 1 of the context's entries. `tokens`: entries per KV head on average, an integer ≥ 1; a
@@ -59,7 +59,7 @@ export function checkKeep(keep: Keep, text: string = JSON.stringify(keep)): Keep
 }
 
 /**
- * The budget of one context of `length` tokens.
+ * The budget of one context of `length` tokens: of the model's global layers, which alone evict.
  *
  * Ours: n = floor(keep·L + 1e−9) per head; heads × n per layer for policies counted by head, floor(keep·L·Hkv + 1e−9)
  * for one rounded per layer; floor(keep·L·Hkv·layers + 1e−9) over the model. When n < sinks + window the window
@@ -75,8 +75,9 @@ export function resolveBudget(
   policy: Pick<Policy, "name" | "arithmetic" | "allocate" | "sinks" | "window">,
   keep: Keep,
   length: number,
-  model: ModelShape,
+  whole: ModelShape,
 ): Budget {
+  const model = globalShape(whole);
   if (!(length > 0)) throw inputError("context.empty", "The context has no tokens: nothing to keep", option("context"));
   checkKeep(keep);
   const counts = policy.allocate.kind === "all" || keepsEverything(keep, length)

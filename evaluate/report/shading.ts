@@ -5,7 +5,7 @@ import type { TextTokenizer } from "../../model/text/tokenizer.ts";
 import { escapeHtml } from "./escape.ts";
 
 export interface Shading {
-  /** Heads of all layers together. */
+  /** Heads of all layers together that look at everything. */
   readonly heads: number;
   /** Heads that keep each context token. */
   readonly counts: readonly number[];
@@ -15,15 +15,15 @@ export interface Shading {
 
 /** Counts the heads that keep each token of `ids`, the context this cache was read from. */
 export function shadingOf(cache: RaggedCache, tokenizer: TextTokenizer, ids: readonly number[]): Shading {
-  const { layers, kvHeads } = cache.shape;
+  const { globals, shape: { kvHeads } } = cache;
   const counts = new Array<number>(ids.length).fill(0);
-  for (let layer = 0; layer < layers; layer++) {
+  for (const layer of globals) {
     for (let head = 0; head < kvHeads; head++) {
       for (const position of cache.positions(layer, head)) if (position < ids.length) counts[position]++;
     }
   }
   const stream = tokenizer.stream();
-  return { heads: layers * kvHeads, counts, tokens: ids.map((id) => stream.push(id)) };
+  return { heads: globals.length * kvHeads, counts, tokens: ids.map((id) => stream.push(id)) };
 }
 
 /** Steps between no head and all heads. */

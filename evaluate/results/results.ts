@@ -69,7 +69,7 @@ export interface CellOutcome {
     readonly answer: number;
     readonly full: number;
   };
-  /** Entries that stayed, `[layers][kvHeads]`. */
+  /** Entries that stayed, `[layers][kvHeads]`, of the layers that look at everything. */
   readonly kept: readonly (readonly number[])[];
   /** Live bytes of the evicted cache, and of the whole one. */
   readonly bytes: { readonly live: number; readonly full: number };

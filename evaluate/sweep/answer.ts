@@ -81,7 +81,7 @@ export async function answerBeside(
     const divergences = full.distributions.map((distribution, i) => distribution.divergence(rowOf(i)));
     const at = full.ids.findIndex((id, i) => best(rowOf(i)) !== id);
     const middle = performance.now();
-    const own = at < 0 ? full : await branch(model, cache, rowOf(at), at, mark, asked.length, full, options);
+    const own = at < 0 ? full : await branch(model, cache, rowOf(at), at, mark, asked, full, options);
     return {
       ids: own.ids,
       text: own === full ? full.text : textOf(model, own.ids),
@@ -95,21 +95,31 @@ export async function answerBeside(
   }
 }
 
-/** Goes back to the first differing token and decodes on from there. */
+/**
+ * Goes back to the first differing token and decodes on from there. A window layer has let go of what later tokens didn't
+ * see, so there the way up to that token is gone again.
+ */
 async function branch(
   model: Engine,
   cache: RaggedCache,
   first: Float32Array,
   at: number,
   mark: ReturnType<RaggedCache["mark"]>,
-  asked: number,
+  asked: readonly number[],
   full: FullAnswer,
   options: AnswerOptions,
 ): Promise<{ ids: number[]; finish: Finish }> {
-  cache.trim({
-    position: mark.position + asked + at,
-    lengths: mark.lengths.map((heads) => heads.map((length) => length + asked + at)),
-  });
+  if (cache.globals.length === cache.shape.layers) {
+    cache.trim({
+      position: mark.position + asked.length + at,
+      lengths: mark.lengths.map((heads) => heads.map((length) => length + asked.length + at)),
+    });
+  } else {
+    cache.trim(mark);
+    // For the caller, who trims back once more.
+    cache.mark();
+    await extend(model.dense, cache, [...asked, ...full.ids.slice(0, at)], { signal: options.signal });
+  }
   const left = { ...options, maxNewTokens: options.maxNewTokens - at };
   const { ids, finish } = await decode(model, cache, first, left);
   return { ids: [...full.ids.slice(0, at), ...ids], finish };

@@ -31,7 +31,7 @@ export interface Case {
 /** What a case would keep of the context. */
 export interface KeptCase extends Case {
   readonly budget: Budget;
-  /** Kept positions, ascending, `[layers][kvHeads]`; undefined when everything stays. */
+  /** Kept positions, ascending, `[global layers][kvHeads]`; undefined when everything stays. */
   readonly kept: readonly (readonly Int32Array[])[] | undefined;
   /** Milliseconds of scoring and selecting; observing is shared ({@link SharedPrefill.ms}). */
   readonly evictMs: number;
@@ -105,12 +105,12 @@ export async function prefillOnce(
     for (let layer = 0; layer < config.layers; layer++) {
       const start = performance.now();
       const seen = await reader.layer(layer);
-      const read = performance.now();
-      const observed = await observer.observe(layer, seen);
+      const read = performance.now(), index = cache.globals.indexOf(layer);
+      const observed = index < 0 ? undefined : await observer.observe(layer, index, seen);
       reader.release(seen);
       ms.prefill += read - start;
       ms.observe += performance.now() - read;
-      for (const caseEviction of scoring) await caseEviction.add(observed.get(caseEviction)!);
+      if (observed) { for (const caseEviction of scoring) await caseEviction.add(observed.get(caseEviction)!); }
       options.onLayer?.(layer + 1, config.layers);
     }
     cache.advance(ids.length);
@@ -128,7 +128,8 @@ export async function prefillOnce(
 }
 
 /**
- * A cache of its own that holds only the kept entries; `full`, which must be whole, is left as it is. Layer by layer,
+ * A cache of its own that holds only the kept entries, `[global layers][kvHeads]`, and what window layers hold; `full`,
+ * which must be whole, is left as it is. Layer by layer,
  * so that copies of one layer's kept rows are held beside the fork, never of all.
  */
 export async function forkCache(
@@ -140,10 +141,11 @@ export async function forkCache(
   try {
     for (let layer = 0; layer < shape.layers; layer++) {
       const rows = full.rows(layer);
-      // In a whole cache a row's index is its position.
-      const heads: HeadRows[] = [];
-      for (const [head, positions] of kept[layer].entries()) {
-        heads.push({ ...await rows.copyRows(head, positions), positions });
+      const index = full.globals.indexOf(layer), heads: HeadRows[] = [];
+      for (let head = 0; head < shape.kvHeads; head++) {
+        // In a global layer of a whole cache a row's index is its position.
+        const wanted = index < 0 ? undefined : kept[index][head];
+        heads.push({ ...await rows.copyRows(head, wanted), positions: wanted ?? full.positions(layer, head) });
       }
       fork.fill(layer, heads);
     }
@@ -225,7 +227,8 @@ class Observer {
     };
   }
 
-  async observe(layer: number, seen: LayerSeen): Promise<Map<CaseEviction, Observation>> {
+  /** A global layer, the `index`-th of them. */
+  async observe(layer: number, index: number, seen: LayerSeen): Promise<Map<CaseEviction, Observation>> {
     const { windowQueries, ...shared } = seen;
     const rows = this.#cache.rows(layer);
     const norms = new Map<NormKind | undefined, Float32Array>();
@@ -241,7 +244,7 @@ class Observer {
       const queries = temporaries.add(tensors.zeros(count));
       tensors.copy(windowQueries, windowQueries.length - count, count, queries, 0);
       const measured = needs.window || needs.rows ? await rows.observe(queries, window, needs) : {};
-      const observation = { layer, shape, length, window, ...shared, ...measured };
+      const observation = { layer: index, shape, length, window, ...shared, ...measured };
       for (const member of members) {
         observations.set(member, { ...observation, valueNorms: norms.get(normsOf(member)) });
       }

@@ -331,11 +331,8 @@ async function readAlone(model: Model, text: string, cell: Cell, options: GroupO
 }
 
 function headCounts(cache: RaggedCache): number[][] {
-  const { layers, kvHeads } = cache.shape;
-  return Array.from(
-    { length: layers },
-    (_, layer) => Array.from({ length: kvHeads }, (_, head) => cache.length(layer, head)),
-  );
+  const { globals, shape: { kvHeads } } = cache;
+  return globals.map((layer) => Array.from({ length: kvHeads }, (_, head) => cache.length(layer, head)));
 }
 
 function shade(group: CellGroup, model: Model, ids: readonly number[], cache: RaggedCache, options: GroupOptions) {

@@ -10,7 +10,6 @@ import type { Model } from "../model.ts";
 import { controlPositions, questionIds } from "../text/prompt.ts";
 import { Reply, type ReplyOptions } from "./reply.ts";
 import { createSampler, type SamplerOptions } from "./sampler.ts";
-import { checkWindows, shortestWindow } from "./windows.ts";
 
 export interface AskOptions extends SamplerOptions, ReplyOptions {
   /** Most tokens to generate, thinking included. Default 256, 2048 for a model that was told to think. */
@@ -102,8 +101,7 @@ export async function answer(
   }
   const sampler = createSampler(options);
   const asked = [...plan.lead ?? [], ...questionIds(model.frame, tokenizer, question, prefix)];
-  checkWindows(config, context.seen + asked.length, option("question"));
-  const end = lastPosition(plan, config.contextLength), window = shortestWindow(config);
+  const end = lastPosition(plan, config.contextLength);
   if (context.position + asked.length > end) {
     throw inputError(
       "context.too-long",
@@ -132,7 +130,7 @@ export async function answer(
         break;
       }
       if (ids.length === maxTokens) break;
-      if (cache.position >= end || cache.seen >= window) {
+      if (cache.position >= end) {
         finish = "context";
         break;
       }

@@ -55,7 +55,7 @@ export async function forward(
       await onInput?.(layer, hidden);
       const input = { layer, hidden, count, first: cache.position };
       const next = await layerStep(dense, cache, input, async ({ rows, queries, made }) => {
-        const want = { probabilities: limit?.wantsProbabilities };
+        const want = { probabilities: limit?.wantsProbabilitiesOf(layer) };
         const { output, probabilities } = await rows.decodeAttention(queries, count, want);
         if (probabilities) limit?.observe(layer, probabilities);
         return made.add(output);

@@ -1,12 +1,10 @@
 /** One layer of the decoder over a chunk of tokens: the step that every way of reading, and answering, takes. */
-import { option } from "../../core/errors.ts";
-import type { LayerRows } from "../../core/backend/interface.ts";
+import { type LayerRows, ROW_PAGE } from "../../core/backend/interface.ts";
 import { Temporaries, type Tensor } from "../../core/backend/tensor.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
 import { breathe } from "../../runtime/breathe.ts";
 import type { ModelConfig } from "../config.ts";
 import type { Dense, Projected } from "../dense/dense.ts";
-import { checkWindows } from "./windows.ts";
 
 /** Tokens per dense call: large enough for the matrix kernels, small enough to bound activations. */
 export const CHUNK = 256;
@@ -60,13 +58,15 @@ async function attended(
 ): Promise<Tensor> {
   using held = new Temporaries(cache.backend.tensors);
   await breathe();
-  checkWindows(dense.config, Math.max(first, cache.seen) + count, option("context"));
   // Norm and projections, norms per head where there are any, and RoPE at positions `first`, `first + 1`, …
   const projected = await dense.project(layer, hidden, count, first, { unrotated });
   for (const tensor of Object.values<Tensor | undefined>({ ...projected })) if (tensor) held.add(tensor);
   // Keys are stored rotated; the chunk's own rows are there before its queries look.
   cache.append(layer, projected.keys, projected.values, count, first);
-  return await attend({ ...projected, rows: cache.rows(layer), made });
+  const output = await attend({ ...projected, rows: cache.rows(layer), made });
+  // A window layer lets go of what no later token sees; token by token once a page comes free by it.
+  cache.release(layer, count === 1 ? ROW_PAGE : 1);
+  return output;
 }
 
 /** Bytes of a chunk's activations while it is in a layer: hidden states and projections twice, attention output. */

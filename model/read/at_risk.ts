@@ -20,6 +20,7 @@ import { KeptSets } from "../../core/select/kept_sets.ts";
 import { Eviction, type EvictionSettings, keptOfAll } from "../../core/select/eviction.ts";
 import { entryBytes } from "../../core/cache/entry_type.ts";
 import { crossLayerSelection } from "../../core/select/cross_layer.ts";
+import { globalLayers, reachableEntries } from "../../core/shape.ts";
 import type { ModelConfig } from "../config.ts";
 import type { Device } from "../device.ts";
 import { Explainer } from "./explain.ts";
@@ -55,9 +56,11 @@ export async function readAtRisk(
   return await search.run();
 }
 
-/** A layer in the search: everything is still there. */
+/** A global layer in the search: everything is still there. */
 interface Visit {
   readonly layer: number;
+  /** Which of the global layers it is. */
+  readonly index: number;
   readonly seen: LayerSeen;
 }
 
@@ -81,14 +84,14 @@ class RiskSearch implements Disposable {
   readonly #now: () => number;
 
   constructor(device: Device, ids: ArrayLike<number>, options: RiskOptions) {
-    const { kvHeads, headDim, layers } = device.dense.config;
+    const { config } = device.dense, { headDim } = config;
     this.#device = device;
-    this.#config = device.dense.config;
+    this.#config = config;
     this.#ids = ids;
     this.#options = options;
     this.#window = observationFor(options.policy, this.#budget(ids.length)).window;
-    this.#waits =
-      ids.length * layers * kvHeads * entryBytes(headDim, options.cacheType ?? "f32") <= options.maxCacheBytes;
+    const waiting = reachableEntries(config, ids.length) * entryBytes(headDim, options.cacheType ?? "f32");
+    this.#waits = waiting <= options.maxCacheBytes;
     this.#now = options.now ?? (() => performance.now());
   }
 
@@ -102,7 +105,7 @@ class RiskSearch implements Disposable {
     const { policy, limit } = this.#options;
     const most = this.#ids.length, least = Math.min(most, Math.max(1, policy.sinks + policy.window));
     const crossLayer = crossLayerSelection(policy, this.#budget(least)) !== undefined;
-    if (crossLayer && least < most) await this.#each(({ layer, seen }) => this.#remember(layer, seen));
+    if (crossLayer && least < most) await this.#each((each) => this.#remember(each));
     const found = policy.allocate.kind === "all" ? { tokens: most, risk: 0 } : await smallestBudget(
       { least, most },
       limit,
@@ -118,23 +121,19 @@ class RiskSearch implements Disposable {
     return resolveBudget(this.#options.policy, { tokens }, this.#ids.length, this.#config);
   }
 
-  async #remember(layer: number, seen: LayerSeen): Promise<void> {
-    this.#observations[layer] = await this.#observe(layer, seen);
+  async #remember(each: Visit): Promise<void> {
+    this.#observations[each.index] = await this.#observe(each);
     this.#countBytes(0);
   }
 
-  #observe(layer: number, seen: LayerSeen): Promise<Observation> {
-    const { policy, outputWeights } = this.#options;
-    return observeLayer(this.#cache!.rows(layer), layer, seen, {
-      policy,
-      budget: this.#budget(this.#ids.length),
-      outputWeights,
-    });
+  #observe({ layer, index, seen }: Visit): Promise<Observation> {
+    const { policy, outputWeights } = this.#options, budget = this.#budget(this.#ids.length);
+    return observeLayer(this.#cache!.rows(layer), { layer, index }, seen, { policy, budget, outputWeights });
   }
 
   /** The risk of each budget, in one round over the layers. */
   async #risks(budgets: readonly Budget[], crossLayer: boolean): Promise<Float64Array> {
-    const { policy } = this.#options, { heads, layers } = this.#config;
+    const { policy } = this.#options, { heads } = this.#config, layers = globalLayers(this.#config).length;
     const sums = new Float64Array(budgets.length);
     const chosen = crossLayer ? new KeptSets(this.#budget(this.#ids.length)) : undefined;
     if (chosen) {
@@ -143,10 +142,11 @@ class RiskSearch implements Disposable {
       }
     }
     this.#countBytes(chosen?.byteLength ?? 0);
-    await this.#each(async ({ layer, seen }) => {
+    await this.#each(async (each) => {
+      const { layer, index, seen } = each;
       const candidates = chosen
-        ? budgets.map((_, c) => chosen.of(c, layer))
-        : await this.#keptAlone(await this.#observe(layer, seen), budgets);
+        ? budgets.map((_, c) => chosen.of(c, index))
+        : await this.#keptAlone(await this.#observe(each), budgets);
       const masses = largestMasses({
         shape: this.#config,
         length: this.#ids.length,
@@ -174,7 +174,7 @@ class RiskSearch implements Disposable {
     return keptOfAll(settings, this.#observations, this.#device.backend);
   }
 
-  /** One visit to every layer, whole: read for the first time, waiting since then, or read anew. */
+  /** One visit to every global layer, whole: read for the first time, waiting since then, or read anew. */
   async #each(visit: (each: Visit) => Promise<void>): Promise<void> {
     const { onLayer } = this.#options, { layers } = this.#config;
     const seen = this.#seen ?? [], reader = this.#seen ? this.#reader! : await this.#newReader();
@@ -182,7 +182,8 @@ class RiskSearch implements Disposable {
       const start = this.#now();
       seen[layer] ??= await reader.layer(layer);
       const middle = this.#now();
-      await visit({ layer, seen: seen[layer] });
+      const index = this.#cache!.globals.indexOf(layer);
+      if (index >= 0) await visit({ layer, index, seen: seen[layer] });
       this.#ms.prefill += middle - start;
       this.#ms.evict += this.#now() - middle;
       this.#peak = Math.max(this.#peak, this.#cache!.bytes().peak);
@@ -212,10 +213,11 @@ class RiskSearch implements Disposable {
     const explainer = explain ? new Explainer(cache, { policy, budget, outputWeights }) : undefined;
     const start = this.#now();
     const chosen = crossLayer ? await this.#keptOfAll({ policy, budget }) : undefined;
-    for (const [layer, each] of this.#seen!.entries()) {
-      await explainer?.add(layer, each.windowQueries);
-      const kept = chosen?.[layer] ??
-        (await this.#keptAlone(await this.#observe(layer, each), [budget]))[0];
+    for (const [index, layer] of cache.globals.entries()) {
+      const seen = this.#seen![layer];
+      await explainer?.add(layer, seen.windowQueries);
+      const kept = chosen?.[index] ??
+        (await this.#keptAlone(await this.#observe({ layer, index, seen }), [budget]))[0];
       cache.compact(layer, kept);
       explainer?.compact(layer, kept);
     }

@@ -31,7 +31,7 @@ export class Explainer {
   }
 
   /**
-   * Takes the evidence of a layer that is whole. `queries`: its last `window` queries, `[window, heads, headDim]`. Copies
+   * Takes the evidence of a global layer that is whole. `queries`: its last `window` queries, `[window, heads, headDim]`. Copies
    * the layer's values for a moment, and weighs them once per query head of a group.
    */
   async add(layer: number, queries: Tensor): Promise<void> {
@@ -63,7 +63,7 @@ export class Explainer {
   /** From what the cache holds now: before any key is turned, and before a question. */
   async certificates(): Promise<LayerCertificate[]> {
     const certificates: LayerCertificate[] = [];
-    for (let layer = 0; layer < this.#cache.shape.layers; layer++) {
+    for (const layer of this.#cache.globals) {
       const heads = await copyHeads(this.#cache.rows(layer));
       certificates.push(this.#tracker.certificate(layer, heads.map(({ keys }) => keys)));
     }

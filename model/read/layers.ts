@@ -2,6 +2,8 @@
  * Layer-major prefill: the whole context passes through layer 0, then layer 1, … Only the hidden states and ONE
  * layer's full keys and values exist at a time; what the policy evicts is freed before the next layer starts.
  *
+ * Window layers let go on the way of what no later token sees; policies decide over the others (`core/shape.ts`).
+ *
  * For policies whose layers compete or share, an entry that a later layer can only push further down is dropped at
  * once, and the streaming selection stays exact (`core/select/joint.ts`, `core/select/cascade.ts`).
  */
@@ -13,7 +15,8 @@ import type { LayerChange } from "../../core/select/candidates.ts";
 import type { Budget, Needs, Observation } from "../../core/policy/policy.ts";
 import { QueryStatistics, type QueryStatisticsResult } from "../../core/measure/query_statistics.ts";
 import { Eviction, keepsAll } from "../../core/select/eviction.ts";
-import { type AtAttention, layerAttention, layerStep, stepBytes } from "../decode/layer.ts";
+import { globalShape, windowOf } from "../../core/shape.ts";
+import { type AtAttention, CHUNK, layerAttention, layerStep, stepBytes } from "../decode/layer.ts";
 import type { Rope } from "../config.ts";
 import { growthAt } from "../dense/rope.ts";
 import type { Dense } from "../dense/dense.ts";
@@ -57,8 +60,10 @@ export async function readContext(
       const start = now();
       const seen = await reader.layer(layer);
       const middle = now();
-      await explainer?.add(layer, seen.windowQueries);
-      await eviction.layer(layer, seen);
+      if (cache.globals.includes(layer)) {
+        await explainer?.add(layer, seen.windowQueries);
+        await eviction.layer(layer, seen);
+      }
       reader.release(seen);
       prefill += middle - start;
       evict += now() - middle;
@@ -83,7 +88,7 @@ export async function readContext(
 export const readThreshold: Reader<ThresholdReading> = async (device, ids, options) => {
   const threshold = options.worstCase?.threshold ?? options.limit;
   const read = await readContext(device, ids, { ...options, threshold });
-  return { ...read, budget: budgetKept(options.budget, read.cache.entries()) };
+  return { ...read, budget: budgetKept(options.budget, read.cache.globalEntries()) };
 };
 
 /** The budget that a threshold came to: per head and layer on average, rounded down. */
@@ -191,11 +196,14 @@ export class LayerReader implements Disposable {
     for (const part of [hidden, probe, reconstruction]) part?.[Symbol.dispose]();
   }
 
+  /** What is asked for is measured in global layers; a window layer leaves nothing behind but its last entries. */
   async layer(layer: number): Promise<LayerSeen> {
-    const { needs, window, signal, onInput } = this.#options, { hidden, probe, reconstruction } = this.#parts;
+    const { signal, onInput } = this.#options, { hidden, probe, reconstruction } = this.#parts;
     const { kvHeads, heads, headDim } = this.#dense.config;
-    // Room for the whole layer, so that rows don't move while it is appended.
-    this.#cache.rows(layer, this.#length);
+    const isGlobal = this.#cache.globals.includes(layer);
+    const { needs, window } = isGlobal ? this.#options : { needs: {} as Needs, window: 0 };
+    // Room for all that will be there at once, so that rows don't move while they are appended.
+    this.#cache.rows(layer, Math.min(this.#length, windowOf(this.#cache.shape, layer) + CHUNK));
     const windowQueries = this.#cache.backend.tensors.zeros(window * heads * headDim);
     this.#given.add(windowQueries);
     const seen = new SeenQueries(this.#cache, this.#length, windowQueries, needs);
@@ -209,7 +217,8 @@ export class LayerReader implements Disposable {
     }
     // What asks the whole layer comes after its last chunk: kvzip's prompts, then the soft tokens.
     const repeated = await reconstruction?.layer(layer);
-    const softTokens = await probe?.layer(layer, needs.softTokens!.reduction);
+    const softTokens = await probe?.layer(layer, this.#options.needs.softTokens!.reduction);
+    this.#cache.release(layer);
     return { ...seen.result(this.#dense.config.ropes[layer]), reconstruction: repeated, gate, softTokens };
   }
 
@@ -331,10 +340,10 @@ class ColumnReductions {
   }
 }
 
-/** What `policy` needs to know of a layer whose rows are all there. */
+/** What `policy` needs to know of a global layer whose rows are all there; `index`: which of the global layers it is. */
 export async function observeLayer(
   rows: LayerRows,
-  layer: number,
+  { layer, index }: { readonly layer: number; readonly index: number },
   seen: LayerSeen,
   { policy: { needs }, budget, outputWeights }: Pick<LayersOptions, "policy" | "budget" | "outputWeights">,
 ): Promise<Observation> {
@@ -342,7 +351,7 @@ export async function observeLayer(
   const measured = needs.window || needs.rows ? await rows.observe(seen.windowQueries, window, needs) : {};
   const wo = needs.valueNorms && await outputWeights(layer);
   return {
-    layer,
+    layer: index,
     shape,
     length,
     window,
@@ -371,24 +380,28 @@ class LayerEviction {
     this.#options = options;
     this.#explainer = explainer;
     if (!keepsAll(options)) this.#eviction = new Eviction(options, cache.backend);
-    if (options.predict) this.predicted = new ScoreLists(cache.shape);
+    if (options.predict) this.predicted = new ScoreLists(globalShape(cache.shape));
   }
 
+  /** Takes a global layer. */
   async layer(layer: number, seen: LayerSeen): Promise<void> {
-    this.predicted?.fill(layer, seen.gate!);
+    const { globals } = this.#cache, index = globals.indexOf(layer);
+    this.predicted?.fill(index, seen.gate!);
     const eviction = this.#eviction;
     if (!eviction) return;
-    const observation = await observeLayer(this.#cache.rows(layer), layer, seen, this.#options);
+    const observation = await observeLayer(this.#cache.rows(layer), { layer, index }, seen, this.#options);
     for (const change of await eviction.add(observation)) this.#compact(change);
     if (!eviction.crossLayer) return;
-    const last = layer === this.#cache.shape.layers - 1;
+    const last = index === globals.length - 1;
     if (last) this.#cache.settle();
     this.#cache.setScoreBytes((last ? 0 : eviction.scoreBytes) + (this.predicted?.byteLength ?? 0));
   }
 
-  #compact({ layer, kept }: LayerChange): void {
+  /** Evictions count global layers. */
+  #compact({ layer: index, kept }: LayerChange): void {
+    const layer = this.#cache.globals[index];
     this.#cache.compact(layer, kept);
-    this.predicted?.compact(layer, kept);
+    this.predicted?.compact(index, kept);
     this.#explainer?.compact(layer, kept);
   }
 }

@@ -8,7 +8,6 @@ import type { ModelConfig } from "../config.ts";
 import type { Positions } from "../decode/answer.ts";
 import { DEFAULTS } from "../defaults.ts";
 import { budgetUnderCap } from "../decode/max_cache.ts";
-import { checkWindows } from "../decode/windows.ts";
 import { type ChatFrame, frameTokens } from "../text/prompt.ts";
 import type { TextTokenizer } from "../text/tokenizer.ts";
 import { withFrameKept } from "./frame_kept.ts";
@@ -44,11 +43,10 @@ export interface PlanOptions extends RiskSettings {
 /**
  * The way to read the context `ids`.
  * @throws PalisadeError (usage) `risk.exclusive`; (input) `risk.*`, `keep.*`, `max-cache.policy`, `cache-type.*`,
- * `context.too-long`, `context.window`, `explain.early`.
+ * `context.too-long`, `explain.early`.
  */
 export function planReading(model: PlannedModel, ids: readonly number[], options: PlanOptions): Reading {
   const { maxCache, explain, positions } = options;
-  checkWindows(model.config, ids.length, option("context"));
   const risk = resolveRisk(options, options.policy, rivals(options));
   const exceeds = exceedsTrained(model.config, ids.length, options);
   const { policy, budget, ...counted } = plannedBudget(model, ids, { risk, exceeds }, options);

@@ -103,9 +103,9 @@ export interface ReadResult {
   readonly activationBytes: number;
   /** Milliseconds in dense and attention work, and in observing, scoring, selecting and compacting. */
   readonly ms: { readonly prefill: number; readonly evict: number };
-  /** One per layer, when asked. */
+  /** One per global layer, when asked. */
   readonly certificates?: readonly LayerCertificate[];
-  /** The gate's scores of the entries in the cache, row by row, `[layers · kvHeads][entries]`, when asked. */
+  /** The gate's scores of the entries in global layers, row by row, `[global layers · kvHeads][entries]`, when asked. */
   readonly predicted?: readonly Float32Array[];
   /** What a limit came to, where it took the place of a budget. */
   readonly budget?: Budget;

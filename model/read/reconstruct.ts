@@ -126,17 +126,24 @@ export class Reconstruction implements Disposable {
     for (const states of this.hidden) states[Symbol.dispose]();
   }
 
-  /** Importance of the context's entries in this layer, `[kvHeads, length]`, 0 … 1; the sinks have 1. */
-  async layer(layer: number): Promise<Float32Array> {
+  /**
+   * Importance of the context's entries in this layer, `[kvHeads, length]`, 0 … 1; the sinks have 1. Undefined for a
+   * window layer, which the prompts only pass through.
+   */
+  async layer(layer: number): Promise<Float32Array | undefined> {
     const { kvHeads } = this.#cache.shape;
-    const importance = new Float32Array(kvHeads * this.#length);
-    const whole = this.#prompts.length === 1 ? undefined : await SubsetRows.copy(this.#cache, layer, this.#length);
+    const isGlobal = this.#cache.globals.includes(layer);
+    const importance = isGlobal ? new Float32Array(kvHeads * this.#length) : undefined;
+    const whole = this.#prompts.length === 1 || !isGlobal
+      ? undefined
+      : await SubsetRows.copy(this.#cache, layer, this.#length);
     for (const [i, prompt] of this.#prompts.entries()) {
       const mark = this.#cache.mark();
       using subset = whole?.of(prompt);
       await this.#prompt(layer, i, { subset, importance });
       this.#cache.trim(mark);
     }
+    if (!importance) return undefined;
     for (let g = 0; g < kvHeads; g++) {
       importance.fill(1, g * this.#length, g * this.#length + Math.min(SINKS, this.#length));
     }
@@ -144,14 +151,16 @@ export class Reconstruction implements Disposable {
   }
 
   /** Runs one prompt through the layer; its rows stay behind the context's until the caller trims them. */
-  async #prompt(layer: number, index: number, { subset, importance }: { subset?: Subset; importance: Float32Array }) {
+  async #prompt(layer: number, index: number, { subset, importance }: { subset?: Subset; importance?: Float32Array }) {
     const { config } = this.#dense, states = this.hidden[index];
     for (const chunk of states.chunks()) {
       this.#signal?.throwIfAborted();
       const { hidden, count } = chunk, input = { layer, hidden, count, first: this.#length + chunk.first };
       const attend = async (at: AtAttention) => {
-        const { output, columnMax } = await at.rows.prefillAttention(at.queries, count, { columnMax: !subset });
+        const want = { columnMax: importance !== undefined && !subset };
+        const { output, columnMax } = await at.rows.prefillAttention(at.queries, count, want);
         at.made.add(output);
+        if (!importance) return output;
         if (subset) await subset.add(at, count, importance);
         else raise(importance, columnMax!, config, { at: 0, from: 0, count: this.#length, length: this.#length });
         return output;

@@ -12,6 +12,7 @@ import { ScoreLists } from "../../core/cache/score_lists.ts";
 import { Eviction } from "../../core/select/eviction.ts";
 import { resolveBudget } from "../../core/select/budget.ts";
 import type { Needs, Policy } from "../../core/policy/policy.ts";
+import { globalShape } from "../../core/shape.ts";
 import type { Device } from "../device.ts";
 import { forward } from "../decode/extend.ts";
 import { CHUNK, stepBytes } from "../decode/layer.ts";
@@ -37,7 +38,7 @@ export async function readRolling(
     { width } = config,
     { policy, budget, signal, gate, now = () => performance.now() } = options;
   const cache = new RaggedCache(backend, config, options.cacheType);
-  const scores = options.predict ? new ScoreLists(config) : undefined;
+  const scores = options.predict ? new ScoreLists(globalShape(config)) : undefined;
   const ms = { prefill: 0, evict: 0 };
   let lastHidden = new Float32Array(0) as Float32Array, activationBytes = 0;
   try {
@@ -46,15 +47,20 @@ export async function readRolling(
       count = Math.min(CHUNK, ids.length - start, config.contextLength - cache.position);
       const began = now();
       using temporaries = new Temporaries(backend.tensors);
-      const onInput = async (layer: number, input: Tensor) =>
-        scores?.append(layer, await gate!.score(layer, input, count), count);
+      const onInput = async (layer: number, input: Tensor) => {
+        const index = cache.globals.indexOf(layer);
+        if (index >= 0) scores?.append(index, await gate!.score(layer, input, count), count);
+      };
       const hidden = temporaries.add(await forward(dense, cache, ids.slice(start, start + count), { onInput }));
       if (start + count === ids.length) {
         lastHidden = await readPart(backend.tensors, hidden, (count - 1) * width, width);
       }
       const read = now();
-      if (cache.length(0, 0) > budget.perHead) {
+      // Where no layer looks at everything, positions close up all the same.
+      const [first] = cache.globals, held = first === undefined ? Infinity : cache.length(first, 0);
+      if (held > budget.perHead) {
         await evict(cache, policy, budget.perHead, scores);
+        cache.releaseAll();
         await cache.realign(config.ropes);
       }
       ms.prefill += read - began;
@@ -62,6 +68,7 @@ export async function readRolling(
       activationBytes = Math.max(activationBytes, stepBytes(config, count));
       options.onLayer?.(Math.floor((start + count) / ids.length * config.layers), config.layers);
     }
+    cache.releaseAll();
     return { cache, lastHidden, activationBytes, ms, predicted: scores?.lists };
   } catch (error) {
     cache[Symbol.dispose]();
@@ -69,17 +76,19 @@ export async function readRolling(
   }
 }
 
-/** Down to `perHead` entries in every head of every layer. */
+/** Down to `perHead` entries in every head of every global layer. */
 async function evict(cache: RaggedCache, policy: Policy, perHead: number, predicted?: ScoreLists): Promise<void> {
-  const { backend, shape } = cache, length = cache.length(0, 0);
+  const { backend, shape, globals } = cache;
+  if (globals.length === 0) return;
+  const length = cache.length(globals[0], 0);
   const budget = resolveBudget(policy, { tokens: perHead }, length, shape);
   const eviction = new Eviction({ policy, budget }, backend);
   using temporaries = new Temporaries(backend.tensors);
   const noQueries = temporaries.add(backend.tensors.zeros(0));
-  for (let layer = 0; layer < shape.layers; layer++) {
+  for (const [index, layer] of globals.entries()) {
     const rows = await cache.rows(layer).observe(noQueries, budget.window, policy.needs);
-    const [{ kept }] = await eviction.add({ layer, shape, length, window: budget.window, ...rows });
+    const [{ kept }] = await eviction.add({ layer: index, shape, length, window: budget.window, ...rows });
     cache.compact(layer, kept);
-    predicted?.compact(layer, kept);
+    predicted?.compact(index, kept);
   }
 }

@@ -34,8 +34,11 @@ export class Probe implements Disposable {
     return this.#hidden.byteLength;
   }
 
-  /** Mean or largest attention on the context's entries over the group and all probes, `[kvHeads, length]`. */
-  async layer(layer: number, reduction: "mean" | "max"): Promise<Float32Array> {
+  /**
+   * Mean or largest attention on the context's entries over the group and all probes, `[kvHeads, length]`; undefined in a
+   * window layer.
+   */
+  async layer(layer: number, reduction: "mean" | "max"): Promise<Float32Array | undefined> {
     const { config } = this.#dense, count = this.#count;
     const mark = this.#cache.mark();
     // Pooling over one entry changes nothing.
@@ -43,7 +46,7 @@ export class Probe implements Disposable {
     let observed: Pick<Observation, "mean" | "pooledMax"> = {};
     const attend = async ({ rows, queries, made }: AtAttention) => {
       const output = made.add((await rows.prefillAttention(queries, count)).output);
-      observed = await rows.observe(queries, count, needs);
+      if (this.#cache.globals.includes(layer)) observed = await rows.observe(queries, count, needs);
       this.#cache.trim(mark);
       return output;
     };
@@ -55,7 +58,7 @@ export class Probe implements Disposable {
       this[Symbol.dispose]();
       this.#hidden = next;
     }
-    return observed.mean ?? observed.pooledMax!;
+    return observed.mean ?? observed.pooledMax;
   }
 
   [Symbol.dispose](): void {

@@ -6,13 +6,14 @@
  * every head, and of all others seen so far the best, as many as the budget has room for besides sinks and window. So an
  * entry competes once it leaves the recent window, and what loses could not have been in the final set: entries seen
  * later only add rivals. The kept set equals one selection over all scores that were produced. Never more entries than
- * the budget and one chunk are held, counted over all layers and heads.
+ * the budget and one chunk are held, counted over all global layers and heads.
  */
 import { readPart, Temporaries, type Tensor } from "../../core/backend/tensor.ts";
 import { RaggedCache } from "../../core/cache/ragged.ts";
 import { ScoreLists } from "../../core/cache/score_lists.ts";
 import type { Budget, Policy } from "../../core/policy/policy.ts";
 import type { SelectionInput } from "../../core/select/select.ts";
+import { globalShape } from "../../core/shape.ts";
 import { forward } from "../decode/extend.ts";
 import { CHUNK, stepBytes } from "../decode/layer.ts";
 import type { Dense } from "../dense/dense.ts";
@@ -23,7 +24,7 @@ import { roomBelow } from "./room.ts";
 
 /** Of the policy only scope, sinks and window count; the scores are the gate's, which must be there. */
 export interface StreamOptions extends Omit<StreamingReading, "way">, Omit<ReadOptions, "outputWeights"> {
-  /** Called with the scores of every chunk and layer, `[count, kvHeads]`, tokens from `first` on. */
+  /** Called with the scores of every chunk and global layer, `[count, kvHeads]`, tokens from `first` on. */
   readonly onScores?: (layer: number, scores: Float32Array, first: number) => void;
 }
 
@@ -42,7 +43,7 @@ export async function readStreaming(
   const ms = { prefill: 0, evict: 0 };
   let lastHidden = new Float32Array(0) as Float32Array, activationBytes = 0;
   try {
-    const scores = new ScoreLists(config);
+    const scores = new ScoreLists(globalShape(config));
     for (let start = 0, count = 0; start < ids.length; start += count) {
       signal?.throwIfAborted();
       const room = options.realign ? roomBelow(config, cache.position) : CHUNK, began = now();
@@ -63,6 +64,7 @@ export async function readStreaming(
       activationBytes = Math.max(activationBytes, stepBytes(config, count));
       options.onLayer?.(Math.floor((start + count) / ids.length * config.layers), config.layers);
     }
+    cache.releaseAll();
     cache.setScoreBytes(0);
     return { cache, lastHidden, activationBytes, ms, predicted: scores.lists };
   } catch (error) {
@@ -81,8 +83,10 @@ async function readChunk(
 ): Promise<Tensor> {
   const count = ids.length, token = cache.seen;
   const onInput = async (layer: number, hidden: Tensor) => {
+    const index = cache.globals.indexOf(layer);
+    if (index < 0) return;
     const chunkScores = await gate.score(layer, hidden, count);
-    scores.append(layer, chunkScores, count);
+    scores.append(index, chunkScores, count);
     cache.setScoreBytes(scores.byteLength);
     onScores?.(layer, chunkScores, token);
   };
@@ -91,10 +95,10 @@ async function readChunk(
 
 /** Keeps what may still be in the final set. */
 async function evict(cache: RaggedCache, scores: ScoreLists, { policy, budget }: StreamOptions): Promise<void> {
-  const { layers, kvHeads } = cache.shape, { seen } = cache;
+  const { globals, seen, shape: { kvHeads } } = cache;
   const recent = Math.max(budget.sinks, seen - budget.window);
   const segments = scores.lists.map((list, index) => {
-    const positions = cache.positions(Math.floor(index / kvHeads), index % kvHeads);
+    const positions = cache.positions(globals[Math.floor(index / kvHeads)], index % kvHeads);
     return {
       scores: list,
       protectedEntries: Uint8Array.from(positions, (p) => Number(p < budget.sinks || p >= recent)),
@@ -107,10 +111,10 @@ async function evict(cache: RaggedCache, scores: ScoreLists, { policy, budget }:
     const input: SelectionInput = { segments: pool, count: Math.min(count, entries) };
     kept.push(...await cache.backend.select(input));
   }
-  for (let layer = 0; layer < layers; layer++) {
-    const rows = kept.slice(layer * kvHeads, (layer + 1) * kvHeads);
+  for (const [index, layer] of globals.entries()) {
+    const rows = kept.slice(index * kvHeads, (index + 1) * kvHeads);
     cache.compact(layer, rows);
-    scores.compact(layer, rows);
+    scores.compact(index, rows);
   }
   cache.setScoreBytes(scores.byteLength);
 }

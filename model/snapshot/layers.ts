@@ -5,7 +5,7 @@
 import { copyHeads } from "../../core/backend/copy_heads.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
 import type { CacheType } from "../../core/cache/entry_type.ts";
-import type { AttentionShape } from "../../core/shape.ts";
+import { type ModelShape, windowOf } from "../../core/shape.ts";
 import type { HeadCertificate, LayerCertificate } from "../../core/worst_case/certificate.ts";
 import { refuse, type SectionSpec, type SectionTensor, type SnapshotFile, type TensorSpec } from "./format.ts";
 import { bytesOf, joined, packRows, ROW_DTYPES, unpackRows } from "./rows.ts";
@@ -37,7 +37,7 @@ type Lazy = TensorSpec & { bytes(): Uint8Array };
 /** The section of one layer; its rows are copied when their turn comes. */
 export function layerSpec(cache: RaggedCache, layer: number, extras: LayerExtras): SectionSpec {
   const { kvHeads, headDim } = cache.shape, rows = cache.layerEntries(layer);
-  const heads = Array.from({ length: kvHeads }, (_, head) => head);
+  const heads = Array.from({ length: kvHeads }, (_, head) => head), index = cache.globals.indexOf(layer);
   const ints = (name: string, of: (head: number) => Int32Array): Lazy => ({
     ...{ name, dtype: "I32", shape: [rows] },
     bytes: () => bytesOf(joined(heads.map(of), new Int32Array(rows))),
@@ -49,8 +49,9 @@ export function layerSpec(cache: RaggedCache, layer: number, extras: LayerExtras
     },
     ints("positions", (head) => cache.positions(layer, head)),
     ...(cache.realigned ? [ints("logical", (head) => cache.logicalPositions(layer, head))] : []),
-    ...predictedSpec(extras, layer * kvHeads, kvHeads, rows),
-    ...certificateSpec(extras.certificates?.[layer]),
+    // Nothing is predicted or certified of a layer that looks back over a window.
+    ...(index < 0 ? [] : predictedSpec(extras, index * kvHeads, kvHeads, rows)),
+    ...(index < 0 ? [] : certificateSpec(extras.certificates?.[index])),
   ];
   const stored = rowSpecs(cache.type, rows, headDim);
   return {
@@ -113,7 +114,7 @@ function figuresOf({ largestRisk, riskSum, valueNorm, projectedNorm = [] }: Head
 
 /** What the reader of a layer goes by. */
 export interface LayerForm {
-  readonly shape: AttentionShape;
+  readonly shape: ModelShape;
   readonly type: CacheType;
   /** Tokens that were read. */
   readonly tokens: number;
@@ -138,6 +139,10 @@ export async function readLayer(file: SnapshotFile, layer: number, form: LayerFo
   const positions = split(ints(tensors.get("positions")!)), logical = tensors.get("logical");
   const moved = logical && split(ints(logical)), predicted = tensors.get("predicted");
   for (const list of [...positions, ...moved ?? []]) if (!ascends(list, tokens)) fail("positions don't ascend");
+  const window = windowOf(form.shape, layer);
+  if (window < Infinity && !positions.every((list) => isRun(list, tokens, window))) {
+    fail(`it looks back ${window} tokens, but these are not the last ones`);
+  }
   const floats = (what: string, scales: string) =>
     split(unpackRows(tensors.get(what)!.bytes, tensors.get(scales)?.bytes, type, headDim), headDim);
   const certificate = tensors.has("certificate_counts") ? certificateOf(layer, kvHeads, tensors) : undefined;
@@ -195,6 +200,12 @@ function sum(lengths: Int32Array): number {
 function cut(all: Int32Array | Float32Array, lengths: Int32Array, width: number): (Int32Array | Float32Array)[] {
   let start = 0;
   return Array.from(lengths, (length) => all.subarray(start, start += length * width));
+}
+
+/** Whether a window layer holds the last positions that it can look back to, without a gap. */
+function isRun(positions: Int32Array, end: number, window: number): boolean {
+  const first = end - positions.length;
+  return positions.length === Math.min(end, window - 1) && positions.every((position, i) => position === first + i);
 }
 
 function ascends(positions: Int32Array, end: number): boolean {

@@ -9,6 +9,7 @@ import { inputError, option, PalisadeError } from "../../core/errors.ts";
 import type { Policy } from "../../core/policy/policy.ts";
 import { resolvePolicy } from "../../core/policy/registry.ts";
 import { type Keep, parseKeep } from "../../core/select/budget.ts";
+import { globalShape } from "../../core/shape.ts";
 import type { LayerCertificate } from "../../core/worst_case/certificate.ts";
 import { type Context, contextOf, type ContextState } from "../context.ts";
 import { type DecodePlan, type Positions, withPredictions } from "../decode/answer.ts";
@@ -162,7 +163,7 @@ export async function restoreState(
     const plan = await planFor(model, { ...accepted, predicted }, options);
     return {
       ...{ cache, policy, frame, plan, read, predicted, certificates },
-      budget: { ...state.budget, model: config },
+      budget: { ...state.budget, model: globalShape(config) },
       tokens: state.tokens,
       reused: state.tokens,
       replaced: state.replaced,
@@ -211,8 +212,8 @@ async function fillCache(
   };
   cache.resume(state.position, state.seen, all(logical, shape.layers, "logical positions"));
   return {
-    predicted: all(predicted, shape.layers * shape.kvHeads, "scores"),
-    certificates: all(certificates, shape.layers, "certificates"),
+    predicted: all(predicted, cache.globals.length * shape.kvHeads, "scores"),
+    certificates: all(certificates, cache.globals.length, "certificates"),
   };
 }
 

@@ -9,6 +9,7 @@
 import type { Tensor } from "../../../core/backend/tensor.ts";
 import { RaggedCache } from "../../../core/cache/ragged.ts";
 import { conformalQuantile } from "../../../core/worst_case/conformal.ts";
+import { windowOf } from "../../../core/shape.ts";
 import type { Runtime } from "../../../runtime/interface.ts";
 import { GATE_FORMAT, type GateInfo } from "../file.ts";
 import type { GateWeights } from "../scorer.ts";
@@ -16,7 +17,7 @@ import type { Model } from "../../model.ts";
 import type { HiddenStates } from "../../read/hidden_states.ts";
 import { LayerReader } from "../../read/layers.ts";
 import { repeatPrompts } from "../../read/reconstruct.ts";
-import { FLOOR, LayerCalibration, type LayerFit, type LayerText, RECENT, SKIPPED } from "./layer.ts";
+import { FLOOR, LayerCalibration, type LayerFit, type LayerText, RECENT, SKIPPED, unfitted } from "./layer.ts";
 import { type CalibrationPlan, HELD_OUT_TOKENS } from "./plan.ts";
 import { restore, save } from "./state.ts";
 
@@ -77,16 +78,17 @@ export async function calibrate(
     let saved = performance.now(), done = layers.length * texts.length;
     for (let layer = layers.length; layer < config.layers; layer++) {
       const gains = await model.file.readFloat32(`blk.${layer}.attn_norm.weight`);
-      const calibration = new LayerCalibration(config, gains);
+      const looksAtAll = windowOf(config, layer) === Infinity;
+      const calibration = looksAtAll ? new LayerCalibration(config, gains) : undefined;
       for (const [i, text] of texts.entries()) {
         signal?.throwIfAborted();
         const seen = await text.layer(layer);
-        if (i < plan.fit.length) calibration.add(seen);
-        else calibration.check(seen, i < plan.fit.length + plan.heldOut.length ? "heldOut" : "shifted");
-        if (i === plan.fit.length - 1) calibration.fit();
+        if (i < plan.fit.length) calibration?.add(seen);
+        else calibration?.check(seen, i < plan.fit.length + plan.heldOut.length ? "heldOut" : "shifted");
+        if (i === plan.fit.length - 1) calibration?.fit();
         onProgress?.(++done, texts.length * config.layers);
       }
-      layers.push(calibration.result());
+      layers.push(calibration?.result() ?? unfitted(config));
       if (statePath && performance.now() - saved >= (options.saveEveryMs ?? SAVE_EVERY_MS)) {
         await save(statePath, runtime, { fingerprint, layers }, states);
         saved = performance.now();
@@ -143,7 +145,7 @@ class TextReader implements Disposable {
     this.#reader.release(seen);
     this.#cache.compact(layer, Array.from({ length: this.#cache.shape.kvHeads }, () => new Int32Array(0)));
     this.#input.numbers = new Float32Array(0);
-    return { hidden, importance: seen.reconstruction!, tokens };
+    return { hidden, importance: seen.reconstruction ?? new Float32Array(0), tokens };
   }
 
   [Symbol.dispose](): void {
@@ -163,7 +165,7 @@ interface LayerInputs {
 function assemble({ config }: Model, plan: CalibrationPlan, layers: readonly LayerFit[], sha256: string): Calibration {
   const { name, architecture, kvHeads, width } = config;
   const worst = (set: "heldOut" | "shifted") =>
-    plan[set].map((_, text) => Math.max(...layers.map((layer) => layer.worst[set][text])));
+    plan[set].map((_, text) => Math.max(...layers.flatMap((layer) => layer.worst[set][text] ?? [])));
   const scores = worst("heldOut"), shifted = worst("shifted");
   return {
     gate: {

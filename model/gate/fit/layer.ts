@@ -22,6 +22,18 @@ export interface LayerFit {
   readonly worst: { readonly heldOut: readonly number[]; readonly shifted: readonly number[] };
 }
 
+/** What stands for a window layer, which has nothing to predict. */
+export function unfitted({ kvHeads, width }: Pick<ModelConfig, "kvHeads" | "width">): LayerFit {
+  const zeros = (length: number) => new Array<number>(length).fill(0);
+  return {
+    ridge: 0,
+    weights: Array.from({ length: kvHeads }, () => zeros(width)),
+    bias: zeros(kvHeads),
+    correlation: zeros(kvHeads),
+    worst: { heldOut: [], shifted: [] },
+  };
+}
+
 /** One text in one layer. */
 export interface LayerText {
   /** Layer input before its norm, `[tokens, width]`. */
