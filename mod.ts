@@ -23,7 +23,7 @@ export type { ModelConfig, Rope } from "./model/config.ts";
 export type { Tensor, Tensors } from "./core/backend/tensor.ts";
 export type { Dense, Projected } from "./model/dense/dense.ts";
 export { HostDense } from "./model/dense/host.ts";
-export type { DenseEngine, DenseName } from "./model/dense/interface.ts";
+export type { DenseEngine, DenseName, HostDenseName } from "./model/dense/interface.ts";
 export { DENSE_CHOICES, type DenseChoice, pickDense } from "./model/dense/pick.ts";
 export { configOf } from "./model/file/gguf/config.ts";
 export { Dump, type DumpOptions, type DumpRope, type NotFinite } from "./model/dump/layers.ts";

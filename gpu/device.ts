@@ -223,6 +223,21 @@ export class GpuDevice implements Disposable {
     }
   }
 
+  /**
+   * Waits until the device has taken all that was made and written so far, as after the weights of a tensor.
+   * @throws PalisadeError `gpu.memory`, or what else went wrong.
+   */
+  async settled(): Promise<void> {
+    this.#check();
+    this.flush();
+    this.#closeScopes();
+    this.#openScopes();
+    this.#counts.waits++;
+    const failed = await this.#settle(this.#device.queue.onSubmittedWorkDone());
+    await this.#checked();
+    if (failed) throw this.#ended ?? refused(failed.message);
+  }
+
   /** Submits what was collected. */
   flush(): void {
     if (!this.#encoder) return;

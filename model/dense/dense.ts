@@ -46,4 +46,15 @@ export interface Dense<T extends Tensor = Tensor> extends AsyncDisposable {
   finish(layer: number, hidden: T, attention: T, count: number): Promise<T>;
   /** Final norm and output head: `[count, width]` → `[count, vocabulary]`. Call it for the rows that need logits. */
   logits(hidden: T, count: number): Promise<T>;
+  /**
+   * The greedy choice after one row of `hidden`, `[1, width]`, made where the logits are, so that they need not be read.
+   * Callers go through `chooseNext` (`model/decode/extend.ts`), which reads the logits where an engine has no choice.
+   */
+  choose?(hidden: T): Promise<Choice>;
+}
+
+/** The lowest token of the largest logit. A logit that is no number, or +∞, counts as the largest of all. */
+export interface Choice {
+  readonly token: number;
+  readonly logit: number;
 }

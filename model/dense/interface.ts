@@ -4,12 +4,14 @@
  */
 import type { ModelConfig } from "../config.ts";
 
-/** `mixed`: `wasm` for few rows at once, `node` for many. */
-export type DenseName = "web" | "node" | "wasm" | "mixed";
+/** The engines on this side. `mixed`: `wasm` for few rows at once, `node` for many. */
+export type HostDenseName = "web" | "node" | "wasm" | "mixed";
+/** Those, and `webgpu`, whose weights and results stay on its device (`dense/gpu/`). */
+export type DenseName = HostDenseName | "webgpu";
 
 /** The layers alone. */
 export interface DenseLayers extends AsyncDisposable {
-  readonly name: DenseName;
+  readonly name: HostDenseName;
   /** One line for people: engine, version, threads, how the weights are held. */
   readonly detail: string;
   readonly config: ModelConfig;

@@ -6,7 +6,7 @@ import { DEFAULTS } from "../defaults.ts";
 import type { GgufFile } from "../file/gguf/reader.ts";
 import { hasSimd128 } from "../../runtime/features.ts";
 import type { ThreadPool } from "../../wasm/threads/pool.ts";
-import type { DenseEngine, DenseName } from "./interface.ts";
+import type { DenseEngine, HostDenseName } from "./interface.ts";
 import { MixedEngine } from "./by_rows.ts";
 import { createNodeEngine, createNodeLayers, probeNode } from "./ort/node.ts";
 import type { DenseOptions } from "./ort/engine.ts";
@@ -89,7 +89,7 @@ export async function pickDense(
  */
 export const MANY_ROWS = 8;
 
-async function chooseEngine(file: GgufFile, options: PickDenseOptions): Promise<DenseName> {
+async function chooseEngine(file: GgufFile, options: PickDenseOptions): Promise<HostDenseName> {
   const { dense = DEFAULTS.dense, precision, oneEngine } = options;
   if (dense !== "auto") return dense;
   const ours = hasSimd128() && staysInBlocks(file);

@@ -6,6 +6,7 @@ import { dequantise, rowBytesOf, TENSOR_TYPES, type TensorType, typeNamed } from
 import { hasRelaxedSimd } from "../../runtime/features.ts";
 import { BYTE_INPUT_TYPES, hasInfinities, multiply, Stored } from "../../wasm/dense/products.ts";
 import { Kernels } from "../../wasm/module.ts";
+import { HALVES, randomRows } from "../_helper/random_rows.ts";
 
 /** What a file may hold without being widened to float32. */
 const TYPES = [...TENSOR_TYPES.values()].filter(({ kernel }) => kernel);
@@ -125,23 +126,6 @@ function product(weights: Float32Array, x: Float32Array): { sum: number; bound: 
     bound += most * sizes;
   }
   return { sum, bound };
-}
-
-/** Where a block has its float16s. */
-const HALVES: Readonly<Record<string, readonly number[]>> = {
-  ...{ F16: [0], BF16: [0], Q4_0: [0], Q4_1: [0, 2], Q5_0: [0], Q5_1: [0, 2], Q8_0: [0], Q2_K: [80, 82], Q3_K: [108] },
-  ...{ Q4_K: [0, 2], Q5_K: [0, 2], Q6_K: [208], IQ4_NL: [0], IQ4_XS: [0] },
-};
-
-/** Rows of random bytes whose scales are below 2 and of either sign. */
-function randomRows(type: TensorType, elements: number, next: () => number): Uint8Array {
-  if (type.name === "F32") return new Uint8Array(Float32Array.from({ length: elements }, () => 2 * next() - 1).buffer);
-  const bytes = Uint8Array.from({ length: rowBytesOf(type, elements) }, () => next() * 256);
-  for (let at = 0; at < bytes.length; at += type.bytes) {
-    for (const half of HALVES[type.name] ?? []) bytes[at + half + 1] &= 0xbf;
-    if (type.name === "MXFP4") bytes[at] = 115 + bytes[at] % 16;
-  }
-  return bytes;
 }
 
 Deno.test("infinite scales come through as what is no finite number", async () => {

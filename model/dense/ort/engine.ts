@@ -6,7 +6,7 @@ import { type DenseOperation, inputsOf } from "../../architecture.ts";
 import type { ModelConfig } from "../../config.ts";
 import type { GgufFile } from "../../file/gguf/reader.ts";
 import { type Embedding, readEmbedding } from "../embedding.ts";
-import type { DenseEngine, DenseLayers, DenseName } from "../interface.ts";
+import type { DenseEngine, DenseLayers, HostDenseName } from "../interface.ts";
 import { encodeModel, type Graph } from "./onnx.ts";
 import { type LinearStyle, segmentGraph } from "./segments.ts";
 import { describeWeights, type WeightForm, WeightReader } from "./weights.ts";
@@ -30,7 +30,7 @@ export interface DenseOptions {
 
 /** How an engine is set up; `createSegmentEngine` decides nothing. */
 export interface SegmentPlan {
-  readonly name: DenseName;
+  readonly name: HostDenseName;
   /** Package and version, for people. */
   readonly library: string;
   readonly ort: Onnxruntime;
@@ -106,13 +106,13 @@ function detailOf(file: GgufFile, { library, form }: SegmentPlan, { threads = 1 
 }
 
 class SegmentLayers implements DenseLayers {
-  readonly name: DenseName;
+  readonly name: HostDenseName;
   readonly detail: string;
   readonly config: ModelConfig;
   readonly weightBytes: number;
   readonly #sessions: Sessions;
 
-  constructor(name: DenseName, detail: string, config: ModelConfig, sessions: Sessions, otherBytes = 0) {
+  constructor(name: HostDenseName, detail: string, config: ModelConfig, sessions: Sessions, otherBytes = 0) {
     this.name = name;
     this.detail = detail;
     this.config = config;
@@ -137,7 +137,7 @@ class SegmentEngine extends SegmentLayers implements DenseEngine {
   readonly #embedding: Embedding;
   readonly #sessions: Sessions;
 
-  constructor(name: DenseName, detail: string, config: ModelConfig, sessions: Sessions, embedding: Embedding) {
+  constructor(name: HostDenseName, detail: string, config: ModelConfig, sessions: Sessions, embedding: Embedding) {
     super(name, detail, config, sessions, embedding.byteLength);
     this.#embedding = embedding;
     this.#sessions = sessions;
@@ -223,7 +223,7 @@ class Sessions {
 /** Words of the failures that mean there was not enough memory, in onnxruntime, Emscripten and the JS engines. */
 const OUT_OF_MEMORY = /bad_?alloc|out of memory|\bOOM\b|failed to allocate|allocation (failed|size)|array length/i;
 
-function denseError(error: unknown, engine: DenseName, action: string): unknown {
+function denseError(error: unknown, engine: HostDenseName, action: string): unknown {
   if (error instanceof PalisadeError) return error;
   const message = error instanceof Error ? error.message : String(error);
   if (OUT_OF_MEMORY.test(message)) {

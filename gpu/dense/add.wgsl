@@ -1,0 +1,23 @@
+// out = a + b, (count, WIDTH) each.
+//
+//   params  count
+//
+// A thread gives one number.
+
+override WIDTH: u32 = 1u;
+
+@group(0) @binding(0) var<storage, read> params: array<u32>;
+@group(0) @binding(1) var<storage, read> a: array<f32>;
+@group(0) @binding(2) var<storage, read> b: array<f32>;
+@group(0) @binding(3) var<storage, read_write> out: array<f32>;
+
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3u) {
+  let i = id.x;
+  let t = id.y;
+  if (i >= WIDTH || t >= params[0]) {
+    return;
+  }
+  let at = t * WIDTH + i;
+  out[at] = a[at] + b[at];
+}

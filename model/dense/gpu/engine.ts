@@ -1,0 +1,274 @@
+/**
+ * Dense part of a WebGPU device: the weights are held once, as they stand in the GGUF, and multiplied there. Hidden states,
+ * queries, keys and values stay on the device; of an answer's token its number comes back (`choose`).
+ */
+import { breathe } from "../../../runtime/breathe.ts";
+import type { GpuBuffer, GpuDevice } from "../../../gpu/device.ts";
+import { type DeviceList, listOf } from "../../../gpu/dense/lists.ts";
+import { DenseStages } from "../../../gpu/dense/stages.ts";
+import { DeviceWeights, type MatrixPart } from "../../../gpu/dense/weights.ts";
+import type { GpuTensor, GpuTensors } from "../../../gpu/tensors.ts";
+import { inputsOf } from "../../architecture.ts";
+import type { ModelConfig } from "../../config.ts";
+import type { GgufFile } from "../../file/gguf/reader.ts";
+import type { Choice, Dense, Projected } from "../dense.ts";
+import { RopeTables } from "./tables.ts";
+import { GpuWeightLoader } from "./weights.ts";
+
+export interface GpuDenseOptions {
+  /** `float32`: no 16-bit arithmetic, also where the device has it. Default `auto`. */
+  readonly precision?: "auto" | "float32" | "quantised";
+  /** Called after each layer is held, and after the head. */
+  readonly onProgress?: (done: number, total: number) => void;
+  /** Stops between layers. */
+  readonly signal?: AbortSignal;
+  /** For tests: bytes of a buffer of weights at most. Default: what a stage of the device can see. */
+  readonly largest?: number;
+  /** For tests: results of a thread in each direction (`StagesOptions`). */
+  readonly tile?: number;
+}
+
+interface Layer {
+  readonly project: DeviceList;
+  readonly finish: DeviceList;
+}
+
+/**
+ * Makes the dense part from a GGUF whose configuration was checked (`configOf`). The device and its tensors stay the
+ * caller's. PalisadeErrors: `gpu.*`, `gpu.memory` by the tensor that there was no room for, `gguf.*` for tensors that
+ * can't be read; `signal.reason` when stopped. Nothing is kept on failure.
+ */
+export async function createGpuDense(
+  file: GgufFile,
+  config: ModelConfig,
+  gpu: GpuDevice,
+  tensors: GpuTensors,
+  options: GpuDenseOptions = {},
+): Promise<Dense<GpuTensor>> {
+  const { signal, onProgress, largest = gpu.info.maxBinding } = options, { decoder, vocabulary } = config;
+  const weights = new DeviceWeights(gpu), total = config.layers + 1;
+  try {
+    // A buffer ends with one word more.
+    const loader = new GpuWeightLoader(weights, file, largest - 4), inputs = inputsOf(config);
+    const layers: Layer[] = [];
+    for (const { project, finish } of decoder.layers.slice(0, config.layers)) {
+      await breathe(signal);
+      layers.push({
+        project: listOf(await loader.operations(project), inputs),
+        finish: listOf(await loader.operations(finish), inputs),
+      });
+      onProgress?.(layers.length, total);
+    }
+    const head = listOf(await loader.operations(decoder.head), inputs);
+    const embedding = await loader.whole("token_embd", vocabulary);
+    await weights.settle("token_embd.weight");
+    onProgress?.(total, total);
+    return new GpuDense(config, weights, tensors, { layers, head, embedding }, options);
+  } catch (error) {
+    weights[Symbol.dispose]();
+    throw error;
+  }
+}
+
+interface Held {
+  readonly layers: readonly Layer[];
+  readonly head: DeviceList;
+  readonly embedding: readonly MatrixPart[];
+}
+
+class GpuDense implements Dense<GpuTensor> {
+  readonly name = "webgpu";
+  readonly detail: string;
+  readonly config: ModelConfig;
+  readonly weightBytes: number;
+  readonly #gpu: GpuDevice;
+  readonly #tensors: GpuTensors;
+  readonly #stages: DenseStages;
+  readonly #tables: RopeTables;
+  readonly #weights: DeviceWeights;
+  #held: Held | undefined;
+
+  constructor(config: ModelConfig, weights: DeviceWeights, tensors: GpuTensors, held: Held, options: GpuDenseOptions) {
+    const { gpu } = weights, { features, description } = gpu.info;
+    const f16 = features.f16 && options.precision !== "float32";
+    const sums = features.subgroups ? ", subgroups" : "", inputs = f16 ? "16-bit products of many rows" : "float32";
+    this.detail = `own WebGPU stages on ${description}, weights as in the file, ${inputs}${sums}`;
+    this.config = config;
+    this.weightBytes = weights.bytes;
+    this.#gpu = gpu;
+    this.#tensors = tensors;
+    this.#weights = weights;
+    this.#stages = new DenseStages(gpu, { normEpsilon: config.normEpsilon, f16, tile: options.tile });
+    this.#tables = new RopeTables(gpu, config.ropes);
+    this.#held = held;
+  }
+
+  // deno-lint-ignore require-await -- a bad id must reject, not throw
+  async embed(ids: ArrayLike<number>): Promise<GpuTensor> {
+    const { embedding } = this.#alive("embed()"), { width, vocabulary, decoder } = this.config;
+    const numbers = Uint32Array.from(ids);
+    for (let i = 0; i < ids.length; i++) {
+      if (numbers[i] === ids[i] && ids[i] < vocabulary) continue;
+      throw new RangeError(`embed() wants token ids from 0 to ${vocabulary - 1}, not ${ids[i]}`);
+    }
+    return this.#made(ids.length * width, (out) =>
+      this.#with(4 * ids.length, (words) => {
+        this.#gpu.write(words, 0, numbers);
+        this.#stages.embed(embedding, words, ids.length, decoder.embeddingScale, out);
+      }));
+  }
+
+  // deno-lint-ignore require-await -- a bad shape must reject, not throw
+  async project(
+    layer: number,
+    hidden: GpuTensor,
+    count: number,
+    first: number,
+    want: { readonly unrotated?: boolean } = {},
+  ): Promise<Projected<GpuTensor>> {
+    const { project } = this.#layer("project()", layer), { heads, kvHeads, headDim, width, ropes } = this.config;
+    checkRows("project() hidden", hidden, count, width);
+    const rope = ropes[layer], { rotated } = rope, interleaved = rope.pairs === "interleaved";
+    const q = count * heads * headDim, kv = count * kvHeads * headDim, made: GpuTensor[] = [];
+    const make = (length: number) => {
+      const tensor = this.#tensors.make(length);
+      made.push(tensor);
+      return tensor;
+    };
+    try {
+      const queries = make(q), keys = make(kv), values = make(kv);
+      const unrotated = want.unrotated ? { unrotated: make(q) } : {};
+      const table = this.#tables.table(rope, first, count), turn = { heads, kvHeads, headDim, rotated, interleaved };
+      this.#with(4 * (q + 2 * kv), (qkv) => {
+        this.#run(project, { hidden }, count, qkv);
+        this.#stages.rotate(turn, [qkv, table], count, {
+          queries: queries.buffer,
+          keys: keys.buffer,
+          values: values.buffer,
+          unrotated: unrotated.unrotated?.buffer,
+        });
+      });
+      return { queries, keys, values, ...unrotated };
+    } catch (error) {
+      for (const tensor of made) this.#tensors.free(tensor);
+      throw error;
+    }
+  }
+
+  // deno-lint-ignore require-await -- a bad shape must reject, not throw
+  async finish(layer: number, hidden: GpuTensor, attention: GpuTensor, count: number): Promise<GpuTensor> {
+    const { finish } = this.#layer("finish()", layer), { heads, headDim, width } = this.config;
+    checkRows("finish() hidden", hidden, count, width);
+    checkRows("finish() attention", attention, count, heads * headDim);
+    return this.#made(count * width, (out) => this.#run(finish, { hidden, attention }, count, out));
+  }
+
+  // deno-lint-ignore require-await -- a bad shape must reject, not throw
+  async logits(hidden: GpuTensor, count: number): Promise<GpuTensor> {
+    const { head } = this.#alive("logits()"), { vocabulary, width } = this.config;
+    checkRows("logits() hidden", hidden, count, width);
+    return this.#made(count * vocabulary, (out) => this.#run(head, { hidden }, count, out));
+  }
+
+  async choose(hidden: GpuTensor): Promise<Choice> {
+    const { head } = this.#alive("choose()"), { vocabulary, width } = this.config;
+    checkRows("choose() hidden", hidden, 1, width);
+    const words = this.#gpu.borrow(8);
+    try {
+      this.#with(4 * vocabulary, (logits) => {
+        this.#run(head, { hidden }, 1, logits);
+        this.#stages.choose(logits, vocabulary, words);
+      });
+      const read = await this.#gpu.read(words, 0, 8);
+      return { token: new Uint32Array(read)[0], logit: new Float32Array(read)[1] };
+    } finally {
+      this.#gpu.giveBack(words);
+    }
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    if (this.#held) {
+      this.#tables[Symbol.dispose]();
+      this.#weights[Symbol.dispose]();
+    }
+    this.#held = undefined;
+    return Promise.resolve();
+  }
+
+  #alive(what: string): Held {
+    if (!this.#held) throw new Error(`The dense engine is disposed; ${what} can't run`);
+    return this.#held;
+  }
+
+  #layer(what: string, index: number): Layer {
+    const { layers } = this.#alive(what);
+    if (layers[index] === undefined) {
+      throw new RangeError(`${what} wants a layer from 0 to ${layers.length - 1}, not ${index}`);
+    }
+    return layers[index];
+  }
+
+  /** A tensor that `write` fills; freed when that fails. */
+  #made(length: number, write: (out: GpuBuffer) => void): GpuTensor {
+    const tensor = this.#tensors.make(length);
+    try {
+      write(tensor.buffer);
+      return tensor;
+    } catch (error) {
+      this.#tensors.free(tensor);
+      throw error;
+    }
+  }
+
+  /** A buffer for as long as `work` records commands. */
+  #with(bytes: number, work: (buffer: GpuBuffer) => void): void {
+    const buffer = this.#gpu.borrow(bytes);
+    try {
+      work(buffer);
+    } finally {
+      this.#gpu.giveBack(buffer);
+    }
+  }
+
+  /** A list over all rows, in chunks where a stage could not see all of them. */
+  #run(list: DeviceList, inputs: Readonly<Record<string, GpuTensor>>, count: number, out: GpuBuffer): void {
+    const most = this.#stages.rowsAtOnce(list), names = Object.keys(inputs);
+    if (count <= most) {
+      const buffers = Object.fromEntries(names.map((name) => [name, inputs[name].buffer]));
+      return this.#stages.run(list, buffers, count, out);
+    }
+    for (let first = 0; first < count; first += most) {
+      this.#chunk(list, inputs, first, Math.min(most, count - first), out);
+    }
+  }
+
+  /** Rows `first … first + rows − 1` of it, copied out of the inputs and into `out`. */
+  #chunk(
+    list: DeviceList,
+    inputs: Readonly<Record<string, GpuTensor>>,
+    first: number,
+    rows: number,
+    out: GpuBuffer,
+  ): void {
+    const borrowed: Record<string, GpuBuffer> = {};
+    try {
+      for (const [name, { buffer }] of Object.entries(inputs)) {
+        const rowBytes = 4 * list.widths.get(name)!;
+        borrowed[name] = this.#gpu.borrow(rows * rowBytes);
+        this.#gpu.copy(buffer, first * rowBytes, borrowed[name], 0, rows * rowBytes);
+      }
+      const rowBytes = 4 * list.widths.get(list.result)!;
+      this.#with(rows * rowBytes, (part) => {
+        this.#stages.run(list, borrowed, rows, part);
+        this.#gpu.copy(part, 0, out, first * rowBytes, rows * rowBytes);
+      });
+    } finally {
+      for (const buffer of Object.values(borrowed)) this.#gpu.giveBack(buffer);
+    }
+  }
+}
+
+function checkRows(what: string, { length }: GpuTensor, count: number, width: number): void {
+  if (!Number.isInteger(count) || count < 1) throw new RangeError(`${what} wants at least one row, not ${count}`);
+  if (length !== count * width) throw new RangeError(`${what} wants [${count}, ${width}], not ${length} numbers`);
+}
