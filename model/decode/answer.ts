@@ -5,7 +5,7 @@ import type { RaggedCache } from "../../core/cache/ragged.ts";
 import { inputError, option } from "../../core/errors.ts";
 import type { StepRule } from "../../core/rules/rule.ts";
 import { DEFAULTS } from "../defaults.ts";
-import { extend } from "./extend.ts";
+import { extendByOne } from "./extend.ts";
 import type { Model } from "../model.ts";
 import { controlPositions, questionIds } from "../text/prompt.ts";
 import { Reply, type ReplyOptions } from "./reply.ts";
@@ -116,11 +116,11 @@ export async function answer(
   const start = performance.now();
   let decodeStart = start, finish: Finish = "length";
   try {
-    let logits = await extend(dense, cache, asked, { signal: options.signal, limit });
+    const next = (after: readonly number[]) =>
+      extendByOne(dense, cache, after, sampler, { signal: options.signal, limit });
+    let id = await next(asked);
     decodeStart = performance.now();
-    while (ids.length < maxTokens) {
-      const id = sampler.next(logits);
-      ids.push(id);
+    while (ids.push(id) <= maxTokens) {
       if (tokenizer.endIds.has(id)) {
         finish = "stop";
         break;
@@ -134,7 +134,7 @@ export async function answer(
         finish = "context";
         break;
       }
-      logits = await extend(dense, cache, [id], { signal: options.signal, limit });
+      id = await next([id]);
     }
   } catch (error) {
     if (!options.signal?.aborted) throw error;

@@ -4,38 +4,77 @@ import type { CacheLimit } from "../../core/cache/limit.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
 import type { Dense } from "../dense/dense.ts";
 import { CHUNK, layerStep } from "./layer.ts";
+import { chosen, type Sampler } from "./sampler.ts";
+
+export interface ExtendOptions {
+  readonly signal?: AbortSignal;
+  /** Room is made before each chunk, so that the cache never exceeds it; a chunk is as short as its rule wants. */
+  readonly limit?: CacheLimit;
+}
 
 /**
  * Runs `ids` through all layers, appends one entry per token to every head, and returns the logits of the last `rows`
  * tokens, `[rows, vocabulary]`; 1 ≤ rows ≤ ids. Each token sees what the cache kept plus the tokens before it.
- * With a `limit` the cache never exceeds it: room is made before each chunk, and a chunk is as short as its rule wants.
  */
 export async function extend(
   dense: Dense,
   cache: RaggedCache,
   ids: ArrayLike<number>,
-  options: { signal?: AbortSignal; rows?: number; limit?: CacheLimit } = {},
+  options: ExtendOptions & { readonly rows?: number } = {},
 ): Promise<Float32Array> {
+  const { tensors } = cache.backend, { rows = 1 } = options;
+  using temporaries = new Temporaries(tensors);
+  const wanted = temporaries.add(await lastRows(dense, cache, ids, rows, options));
+  return await tensors.read(temporaries.add(await dense.logits(wanted, rows)));
+}
+
+/**
+ * The same, and the token that follows. A greedy choice is made where the logits are, if that place can: then a number
+ * comes back instead of them.
+ */
+export async function extendByOne(
+  dense: Dense,
+  cache: RaggedCache,
+  ids: ArrayLike<number>,
+  sampler: Sampler,
+  options: ExtendOptions = {},
+): Promise<number> {
+  if (!sampler.greedy || !dense.choose) return sampler.next(await extend(dense, cache, ids, options));
+  using temporaries = new Temporaries(cache.backend.tensors);
+  const last = temporaries.add(await lastRows(dense, cache, ids, 1, options));
+  return chosen(await dense.choose(last));
+}
+
+/** Hidden states of the last `rows` tokens, `[rows, width]`, which are the caller's. */
+async function lastRows(
+  dense: Dense,
+  cache: RaggedCache,
+  ids: ArrayLike<number>,
+  rows: number,
+  { limit, signal }: ExtendOptions,
+): Promise<Tensor> {
   const { config: { width } } = dense, { tensors } = cache.backend;
-  const rows = options.rows ?? 1;
   if (ids.length === 0) throw new RangeError("extend() needs at least one token");
   if (rows < 1 || rows > ids.length) throw new RangeError(`extend() can't give ${rows} rows of ${ids.length} tokens`);
-  using temporaries = new Temporaries(tensors);
-  const wanted = temporaries.add(tensors.zeros(rows * width));
-  const { limit } = options;
-  for (let start = 0, count = 0; start < ids.length; start += count) {
-    options.signal?.throwIfAborted();
-    count = Math.min(limit?.chunk ?? CHUNK, CHUNK, ids.length - start);
-    await limit?.makeRoom(count);
-    const hidden = await forward(dense, cache, Array.from(ids).slice(start, start + count), {
-      onInput: (layer, input) => limit?.predict(layer, input, count),
-      limit,
-    });
-    const first = start - (ids.length - rows), from = Math.max(0, -first);
-    if (from < count) tensors.copy(hidden, from * width, (count - from) * width, wanted, Math.max(0, first) * width);
-    tensors.free(hidden);
+  const wanted = tensors.zeros(rows * width);
+  try {
+    for (let start = 0, count = 0; start < ids.length; start += count) {
+      signal?.throwIfAborted();
+      count = Math.min(limit?.chunk ?? CHUNK, CHUNK, ids.length - start);
+      await limit?.makeRoom(count);
+      const hidden = await forward(dense, cache, Array.from(ids).slice(start, start + count), {
+        onInput: (layer, input) => limit?.predict(layer, input, count),
+        limit,
+      });
+      const first = start - (ids.length - rows), from = Math.max(0, -first);
+      if (from < count) tensors.copy(hidden, from * width, (count - from) * width, wanted, Math.max(0, first) * width);
+      tensors.free(hidden);
+    }
+    return wanted;
+  } catch (error) {
+    tensors.free(wanted);
+    throw error;
   }
-  return await tensors.read(temporaries.add(await dense.logits(wanted, rows)));
 }
 
 /**

@@ -3,6 +3,7 @@ import { inputError, option, PalisadeError, say } from "../../core/errors.ts";
 import { exp } from "../../core/measure/exp.ts";
 import { randomSource } from "../../core/measure/random.ts";
 import { DEFAULTS } from "../defaults.ts";
+import type { Choice } from "../dense/dense.ts";
 
 export interface SamplerOptions {
   /** 0 (default) always takes the most likely token; above, logits are divided by it. Finite, ≥ 0. */
@@ -16,6 +17,8 @@ export interface SamplerOptions {
 }
 
 export interface Sampler {
+  /** Whether `next` gives the most likely token, whatever came before. */
+  readonly greedy: boolean;
   /**
    * The next token's id from `logits`, `[vocabulary]`, left as they are; −∞ rules a token out. Equal logits rank by
    * the lower id. Throws PalisadeError input `model.logits` when there is a NaN or +∞ among them or nothing to pick.
@@ -35,9 +38,10 @@ export function createSampler(options: SamplerOptions = {}): Sampler {
   check("topP", topP, topP > 0 && topP <= 1, "a number above 0 and at most 1");
   check("topK", topK, topK === undefined || (Number.isSafeInteger(topK) && topK >= 1), "an integer ≥ 1");
   check("seed", seed, Number.isSafeInteger(seed) && seed >= 0, "an integer from 0 to 2^53 − 1");
-  if (temperature === 0) return { next: mostLikely };
+  if (temperature === 0) return { greedy: true, next: mostLikely };
   const random = randomSource(seed);
   return {
+    greedy: false,
     next(logits) {
       const weights = weightsOf(logits, temperature);
       if (topK !== undefined) keepTop(weights, topK);
@@ -54,6 +58,16 @@ function check(name: keyof typeof CODES, value: unknown, ok: boolean, wanted: st
 
 /** Ends of the errors' codes. */
 const CODES = { temperature: "temperature", topP: "top-p", topK: "top-k", seed: "seed" } as const;
+
+/**
+ * The token of a choice that was made elsewhere.
+ * @throws PalisadeError `model.logits` as {@link Sampler.next}.
+ */
+export function chosen({ token, logit }: Choice): number {
+  if (!(logit < Infinity)) throw unusable(`token ${token} has ${logit}`);
+  if (logit === -Infinity) throw unusable("no token is possible");
+  return token;
+}
 
 /** Lowest id of the largest logit. */
 function mostLikely(logits: Float32Array): number {

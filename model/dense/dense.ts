@@ -48,7 +48,7 @@ export interface Dense<T extends Tensor = Tensor> extends AsyncDisposable {
   logits(hidden: T, count: number): Promise<T>;
   /**
    * The greedy choice after one row of `hidden`, `[1, width]`, made where the logits are, so that they need not be read.
-   * Callers go through `chooseNext` (`model/decode/extend.ts`), which reads the logits where an engine has no choice.
+   * Callers go through `extendByOne` (`model/decode/extend.ts`), which reads the logits where an engine has no choice.
    */
   choose?(hidden: T): Promise<Choice>;
 }

@@ -213,6 +213,13 @@ function createAwkwardDense(memory: AwkwardMemory, on: Dense<Float32Array>): Den
       const numbers = memory.of(hidden);
       return made(() => on.logits(numbers, count));
     },
+    choose(hidden) {
+      const numbers = memory.of(hidden);
+      return memory.later(async () => {
+        const logits = await on.logits(numbers, 1), logit = logits.reduce((most, each) => Math.max(most, each));
+        return { token: logits.indexOf(logit), logit };
+      });
+    },
     [Symbol.asyncDispose]: () => Promise.resolve(),
   };
 }

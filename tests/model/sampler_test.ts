@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { createSampler, type SamplerOptions } from "../../model/decode/sampler.ts";
+import { chosen, createSampler, type SamplerOptions } from "../../model/decode/sampler.ts";
 
 const SEED = 7;
 
@@ -30,6 +30,14 @@ Deno.test("next() refuses logits that are damaged or leave no choice", () => {
       assert.throws(() => sampler.next(new Float32Array(logits)), { code: "model.logits", kind: "input" });
     }
   }
+});
+
+Deno.test("chosen() takes a choice that was made elsewhere, and refuses what next() refuses", () => {
+  assert.equal(chosen({ token: 7, logit: -3 }), 7);
+  for (const logit of [NaN, Infinity, -Infinity]) {
+    assert.throws(() => chosen({ token: 1, logit }), { code: "model.logits", kind: "input" });
+  }
+  assert.deepEqual([createSampler().greedy, createSampler({ temperature: 0.1 }).greedy], [true, false]);
 });
 
 Deno.test("next() leaves the logits as they are", () => {
