@@ -42,7 +42,7 @@ export function cannotGoOn({ name, needs }: Policy, { windows }: Pick<ModelConfi
  */
 export function budgetBehind(whole: Budget, { allocate }: Policy, cache: RaggedCache, count: number): Budget {
   const { layers, kvHeads } = whole.model, heads = layers * kvHeads, entries = cache.entries();
-  const lengths = cache.mark().lengths, even = !("uneven" in allocate && allocate.uneven);
+  const lengths = lengthsOf(cache), even = !("uneven" in allocate && allocate.uneven);
   const fullestHead = Math.max(...lengths.flatMap((each) => [...each]));
   const fullestLayer = Math.max(...lengths.map((_, layer) => cache.layerEntries(layer)));
   const held = {
@@ -62,6 +62,14 @@ export function budgetBehind(whole: Budget, { allocate }: Policy, cache: RaggedC
     sinks: 0,
     window: Math.min(whole.window, perHead),
   };
+}
+
+/** Entries of each layer and head. */
+function lengthsOf(cache: RaggedCache): Int32Array[] {
+  const { layers, kvHeads } = cache.shape;
+  return Array.from({ length: layers }, (_, layer) => {
+    return Int32Array.from({ length: kvHeads }, (_, head) => cache.length(layer, head));
+  });
 }
 
 /**
@@ -116,7 +124,7 @@ class Appender {
     this.#hidden = hidden;
     this.#length = length;
     this.#options = options;
-    this.#before = cache.mark().lengths.map((each) => each.slice());
+    this.#before = lengthsOf(cache);
     if (!keepsAll(options)) this.#eviction = new Eviction(options, cache.backend);
     if (options.predicted) {
       this.#scores = new ScoreLists(cache.shape);
@@ -181,7 +189,7 @@ class Appender {
   async evict(layer: number, tail: LayerRows, seen: LayerSeen): Promise<void> {
     const eviction = this.#eviction;
     if (!eviction) return;
-    const observation = await observeLayer(tail, layer, seen, this.#options);
+    const observation = await observeLayer(tail, { layer, index: layer }, seen, this.#options);
     for (const change of await eviction.add(observation)) this.#compact(change);
     if (eviction.crossLayer) this.#cache.setScoreBytes(eviction.scoreBytes);
   }
