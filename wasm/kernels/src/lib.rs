@@ -34,12 +34,16 @@ mod tile;
 #[cfg(test)]
 mod twin;
 mod weights;
+mod wiping;
 
 use attention::Extras;
 use memory::{Buffer, Error, Result, Slab};
 use observe::Reductions;
 use rows::{Layer, MAX_ROWS};
 use std::cell::RefCell;
+
+#[global_allocator]
+static ALLOCATOR: wiping::Wiping = wiping::Wiping;
 
 struct State {
     buffers: Slab<Buffer>,
