@@ -7,6 +7,7 @@ import type { WorstCase } from "./gate/worst_case.ts";
 import type { Model } from "./model.ts";
 import type { RiskFigures } from "./read/at_risk.ts";
 import type { Risk } from "./read/risk_options.ts";
+import { CloakedRest } from "./snapshot/cloak/at_rest.ts";
 import type { ByteSink } from "./snapshot/bytes.ts";
 import type { ReadingFacts } from "./snapshot/identity.ts";
 import type { TokenRecord } from "./snapshot/tokens.ts";
@@ -66,26 +67,48 @@ export interface ContextState extends Omit<Context, "ask" | "save" | keyof Dispo
   readonly cost: { readonly prefill: number; readonly evict: number };
 }
 
-/** The context of a state, which it takes over. */
-export function contextOf(loaded: Model, state: ContextState): Context {
+/** The context of a state, which it takes over; `rest`: where its rows wait between questions, if not in the backend. */
+export function contextOf(loaded: Model, state: ContextState, rest?: CloakedRest): Context {
   const { facts: _, read: __, predicted: ___, label: ____, cost: _____, ...shown } = state;
   const model = { ...loaded, frame: state.frame };
+  const awake = <T>(work: () => Promise<T>) => rest ? rest.awake(work) : work();
   const context: Context = {
     ...shown,
-    ask: (question, options = {}) => answer(model, state.cache, question, options, state.plan),
-    save: (sink, options = {}) => saveContext(model, state, sink, options),
+    ask: (question, options = {}) => awake(() => answer(model, state.cache, question, options, state.plan)),
+    save: (sink, options = {}) => awake(() => saveContext(model, state, sink, options)),
     [Symbol.dispose]: () => state.cache[Symbol.dispose](),
   };
-  insides.set(context, { model, state });
+  insides.set(context, { model, state, awake });
   return context;
 }
 
 /** What a context is made of, for who keeps it: `model/snapshot/cache.ts`. */
-const insides = new WeakMap<Context, { readonly model: Model; readonly state: ContextState }>();
+const insides = new WeakMap<Context, Inside>();
+
+interface Inside {
+  readonly model: Model;
+  readonly state: ContextState;
+  /** Does something with the rows in the backend, where they may not be otherwise. */
+  awake<T>(work: () => Promise<T>): Promise<T>;
+}
 
 /** @throws TypeError for what is no context of {@link contextOf}. */
-export function insideOf(context: Context): { readonly model: Model; readonly state: ContextState } {
+export function insideOf(context: Context): Inside {
   const inside = insides.get(context);
   if (!inside) throw new TypeError("Want a context as openContext() gives it");
   return inside;
+}
+
+/**
+ * The same context, its rows cloaked while nobody asks; it takes over the one given, which is disposed of when this fails.
+ * @throws PalisadeError input `cloak.range`, resources `seal.no-crypto`.
+ */
+export async function laidToRest(context: Context): Promise<Context> {
+  const { model, state } = insideOf(context);
+  try {
+    return contextOf(model, state, await CloakedRest.of(state.cache));
+  } catch (error) {
+    context[Symbol.dispose]();
+    throw error;
+  }
 }

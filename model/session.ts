@@ -10,7 +10,7 @@
 import { breathe } from "../runtime/breathe.ts";
 import { inputError, option, PalisadeError, resourceError } from "../core/errors.ts";
 import type { Policy } from "../core/policy/policy.ts";
-import { type Context, contextOf, type ContextState } from "./context.ts";
+import { type Context, contextOf, type ContextState, laidToRest } from "./context.ts";
 import { type DecodePlan, withPredictions } from "./decode/answer.ts";
 import { type MaxCache, resolveMaxCache } from "./decode/max_cache.ts";
 import type { Model } from "./model.ts";
@@ -60,6 +60,11 @@ export interface ContextOptions extends Omit<PlanOptions, "policy" | "maxCache">
   readonly snapshot?: ByteSource;
   /** Where to look for such a snapshot first; without one the text is read. Nothing is put there but by `keep`. */
   readonly snapshots?: SnapshotCache;
+  /**
+   * Keeps the rows cloaked while nobody asks (KV-Cloak), by a key that only this context has. Each question, and each
+   * save, then takes longer: `bench/results/secrets.md`. Default false.
+   */
+  readonly cloak?: boolean;
   readonly onLayer?: (done: number, layers: number) => void;
   readonly signal?: AbortSignal;
 }
@@ -83,7 +88,8 @@ export async function openContext(loaded: Model, text: string, options: ContextO
   const reading = planReading(model, ids, { ...options, policy, maxCache: cap });
   const facts = once(() => factsOf(model, reading, plan, options));
   const planned = { model, ids, reading, plan, facts, replaced: model.tokenizer.countReplaced(text) };
-  return await refuseOutOfMemory(() => readPlanned(planned, options));
+  const context = await refuseOutOfMemory(() => readPlanned(planned, options));
+  return options.cloak ? await laidToRest(context) : context;
 }
 
 /** A context before it is read. */

@@ -13,7 +13,7 @@
  * Only {@link RaggedCache.realign} moves positions: then an entry has a *true* position (which token it was) and a
  * *logical* one (where attention takes its key to be). Without it the two are the same.
  */
-import type { Backend, LayerRows, RefittedRows } from "../backend/interface.ts";
+import type { Backend, CopiedRows, LayerRows, RefittedRows } from "../backend/interface.ts";
 import { Temporaries, type Tensor } from "../backend/tensor.ts";
 import { BIAS_BYTES, type CacheType, entryBytes } from "./entry_type.ts";
 import type { KeyRotation } from "../measure/rotation.ts";
@@ -67,6 +67,8 @@ export class RaggedCache implements Disposable {
   /** True position of the next token minus its logical one. */
   #shift = 0;
   #scoreBytes = 0;
+  /** Bytes of the rows where they wait, while they are not here. */
+  #elsewhere?: number;
   /** Entries of each layer, and of all. */
   readonly #layerEntries: number[];
   #entries = 0;
@@ -100,13 +102,16 @@ export class RaggedCache implements Disposable {
    * Rows of one layer, to be asked for anew after each eviction; made on first use with room for `reserve` rows per head.
    */
   rows(layer: number, reserve = 0): LayerRows {
+    if (this.#elsewhere !== undefined) throw new Error("The cache's rows are elsewhere: show() brings them back");
     return this.#lazy(layer, reserve).settled();
   }
 
   #lazy(layer: number, reserve = 0): LazyRows {
-    return this.#rows[layer] ??= new LazyRows(
-      this.backend.createRows(layerShape(this.shape, layer), reserve, this.type),
-    );
+    return this.#rows[layer] ??= this.#newRows(layer, reserve);
+  }
+
+  #newRows(layer: number, reserve: number): LazyRows {
+    return new LazyRows(this.backend.createRows(layerShape(this.shape, layer), reserve, this.type));
   }
 
   /**
@@ -126,18 +131,7 @@ export class RaggedCache implements Disposable {
    * Like {@link append} it does not move the logical counter.
    */
   fill(layer: number, heads: readonly HeadRows[]): void {
-    const { headDim } = this.shape;
-    const count = heads.reduce((most, { positions }) => Math.max(most, positions.length), 0);
-    const keys = new Float32Array(count * heads.length * headDim), values = new Float32Array(keys.length);
-    heads.forEach((head, h) => {
-      // Plain loops: a `subarray` per row costs more than the row.
-      for (let i = 0, from = 0; i < head.positions.length; i++) {
-        for (let to = (i * heads.length + h) * headDim, end = to + headDim; to < end; to++, from++) {
-          keys[to] = head.keys[from];
-          values[to] = head.values[from];
-        }
-      }
-    });
+    const { keys, values, count } = byToken(heads, this.shape.headDim);
     if (count > 0) this.#appendNumbers(layer, keys, values, count);
     this.compact(layer, heads.map(({ positions }) => positions.map((_, i) => i)));
     heads.forEach(({ positions }, h) => this.#positions[layer][h].set(positions));
@@ -266,6 +260,51 @@ export class RaggedCache implements Disposable {
     return copy;
   }
 
+  /**
+   * Frees all rows, which wait elsewhere, in `bytes` bytes, until {@link show}. What is known of them stays: positions,
+   * lengths, counters. The kernels wipe what they free; a script's arrays are left to the engine.
+   */
+  hide(bytes: number): void {
+    for (const rows of this.#rows) rows?.free();
+    this.#rows.fill(undefined);
+    this.#elsewhere = bytes;
+  }
+
+  /**
+   * Takes back rows that were hidden: `give` has those of each layer, head by head, as many as there were.
+   * @throws RangeError for others, and what `give` throws; the rows are still elsewhere then.
+   */
+  async show(give: (layer: number) => Promise<readonly CopiedRows[]>): Promise<void> {
+    const made: LazyRows[] = [];
+    try {
+      for (let layer = 0; layer < this.shape.layers; layer++) {
+        const rows = this.#newRows(layer, 0);
+        made.push(rows);
+        this.#putBack(rows.settled(), layer, await give(layer));
+      }
+    } catch (error) {
+      for (const rows of made) rows.free();
+      throw error;
+    }
+    made.forEach((rows, layer) => this.#rows[layer] = rows);
+    this.#elsewhere = undefined;
+  }
+
+  #putBack(rows: LayerRows, layer: number, heads: readonly CopiedRows[]): void {
+    const { headDim } = this.shape, { tensors } = this.backend;
+    const lengths = heads.map(({ keys }) => keys.length / headDim);
+    const wanted = this.#positions[layer].map(({ length }) => length);
+    if (`${lengths}` !== `${wanted}`) throw new RangeError(`Layer ${layer}: heads of ${lengths} rows: want ${wanted}`);
+    const { keys, values, count } = byToken(heads, headDim);
+    using temporaries = new Temporaries(tensors);
+    const [k, v] = [keys, values].map((numbers) => temporaries.add(tensors.upload(numbers)));
+    if (count > 0) rows.append(k, v, count);
+    rows.compact(lengths.map((length) => Int32Array.from({ length }, (_, i) => i)));
+    heads.forEach(({ values, bias }, h) => {
+      if (bias && bias.length > 0) rows.refit!(h, { values, bias });
+    });
+  }
+
   /** Tells the counter how many bytes of candidate scores exist right now. */
   setScoreBytes(bytes: number): void {
     this.#scoreBytes = bytes;
@@ -344,7 +383,7 @@ export class RaggedCache implements Disposable {
   }
 
   bytes(): CacheBytes {
-    const allocated = this.#rows.reduce((sum, rows) => sum + (rows?.allocatedBytes ?? 0), 0);
+    const allocated = this.#rows.reduce((sum, rows) => sum + (rows?.allocatedBytes ?? 0), this.#elsewhere ?? 0);
     return { live: this.#live, allocated, peak: this.#peak, scores: this.#scoreBytes };
   }
 
@@ -376,6 +415,22 @@ export class RaggedCache implements Disposable {
   #raisePeak(): void {
     this.#peak = Math.max(this.#peak, this.#live + this.#scoreBytes);
   }
+}
+
+/** Rows of heads, `[length, headDim]` each, as they are appended: `[count, heads, headDim]`, zeros behind shorter heads. */
+function byToken(heads: readonly Pick<CopiedRows, "keys" | "values">[], headDim: number) {
+  const count = heads.reduce((most, head) => Math.max(most, head.keys.length / headDim), 0);
+  const keys = new Float32Array(count * heads.length * headDim), values = new Float32Array(keys.length);
+  heads.forEach((head, h) => {
+    // Plain loops: a `subarray` per row costs more than the row.
+    for (let i = 0, from = 0; from < head.keys.length; i++) {
+      for (let to = (i * heads.length + h) * headDim, end = to + headDim; to < end; to++, from++) {
+        keys[to] = head.keys[from];
+        values[to] = head.values[from];
+      }
+    }
+  });
+  return { keys, values, count };
 }
 
 /** Growable list of positions; doubles, so that appending stays linear. */

@@ -123,13 +123,13 @@ export class SnapshotCache {
    * used for longest go first, so that the cache never has more than its bytes.
    */
   async keep(context: Context, options: SaveOptions = {}): Promise<string | undefined> {
-    const { model, state } = insideOf(context);
+    const { model, state, awake } = insideOf(context);
     if (state.tokens < this.#leastTokens) return undefined;
     const { identity, metadata, sections } = await partsOf(model, state, options);
     const name = snapshotKey(identity, tokensHash(state.read)), bytes = snapshotBytes(metadata, sections);
     if (bytes > this.maxBytes) return undefined;
     await this.prune(this.maxBytes - bytes, name);
-    await writeSnapshot(storeSink(this.store, name), metadata, sections, () => model.runtime.sha256());
+    await awake(() => writeSnapshot(storeSink(this.store, name), metadata, sections, () => model.runtime.sha256()));
     return name;
   }
 

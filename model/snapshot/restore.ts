@@ -11,7 +11,7 @@ import { resolvePolicy } from "../../core/policy/registry.ts";
 import { type Keep, parseKeep } from "../../core/select/budget.ts";
 import { globalShape } from "../../core/shape.ts";
 import type { LayerCertificate } from "../../core/worst_case/certificate.ts";
-import { type Context, contextOf, type ContextState } from "../context.ts";
+import { type Context, contextOf, type ContextState, laidToRest } from "../context.ts";
 import { type DecodePlan, type Positions, withPredictions } from "../decode/answer.ts";
 import { type MaxCache, resolveMaxCache } from "../decode/max_cache.ts";
 import type { Model } from "../model.ts";
@@ -50,6 +50,8 @@ export interface RestoreOptions {
   readonly maxCache?: MaxCache;
   /** Goes on beyond the trained context. Default: as it was read. */
   readonly beyondTrained?: boolean;
+  /** Keeps the rows cloaked while nobody asks; as for `openContext`. Default false. */
+  readonly cloak?: boolean;
   readonly signal?: AbortSignal;
 }
 
@@ -75,7 +77,8 @@ export async function restoreContext(model: Model, source: ByteSource, options: 
   await refuseOther(model, opened, frame, options);
   const read = await readTokens(opened, salt);
   const state = await restoreState(model, { ...opened, frame, read }, { ...options, start });
-  return contextOf(model, state);
+  const context = contextOf(model, state);
+  return options.cloak ? await laidToRest(context) : context;
 }
 
 /** The model's own frame, with the snapshot's words and day. */

@@ -20,9 +20,13 @@
  */
 import { inputError } from "../../../core/errors.ts";
 import type { CopiedRows } from "../../../core/backend/interface.ts";
+import { KEY_BYTES, keyMaterial, SCRYPT_COST, type ScryptCost, type Secret } from "../seal/key.ts";
 import { BLOCK, type HeadSecrets, SecretSource, type SideSecrets } from "./secrets.ts";
 
 export { BLOCK } from "./secrets.ts";
+
+/** Where heads have their layer: no model has as many. */
+const MASKED = 2 ** 32 - 1;
 
 /** The published 2 · 1.42: above any value of a turned row. */
 const THRESHOLD = 2 * 1.42;
@@ -46,9 +50,13 @@ export class Cloak {
     this.#secrets = secrets;
   }
 
-  /** `key` and `salt`: 32 bytes each; never the same salt twice for a key ({@link newSalt}). */
-  static async of(key: Uint8Array<ArrayBuffer>, salt: Uint8Array<ArrayBuffer>): Promise<Cloak> {
-    return new Cloak(await SecretSource.of(key, salt));
+  /**
+   * `salt`: 32 bytes, never the same twice for a secret ({@link newSalt}). A passphrase goes through scrypt first.
+   * @throws RangeError for a salt of another length; PalisadeError resources `seal.no-crypto`.
+   */
+  static async of(secret: Secret, salt: Uint8Array<ArrayBuffer>, cost: ScryptCost = SCRYPT_COST): Promise<Cloak> {
+    if (salt.length !== KEY_BYTES) throw new RangeError(`A salt of ${salt.length} bytes: want ${KEY_BYTES}`);
+    return new Cloak(await SecretSource.of(await keyMaterial(secret, salt, cost), salt));
   }
 
   /** 16 bytes that tell whether a key is the right one ({@link isKeyOf}) and say nothing about it. */
@@ -76,6 +84,15 @@ export class Cloak {
       values: cover(values, headDim, secrets, secrets.values, THRESHOLD * largest[1]),
       largest,
     };
+  }
+
+  /**
+   * Hides what is not rows, or shows it again: each bit is turned by a stream of its own for each `purpose`, from 0 on.
+   * Never the same purpose for two contents.
+   */
+  async mask(purpose: number, bytes: Uint8Array): Promise<Uint8Array<ArrayBuffer>> {
+    const stream = await this.#secrets.stream(MASKED, purpose, bytes.length);
+    return stream.map((byte, i) => byte ^ bytes[i]);
   }
 
   /** What was cloaked, to within some 10⁻⁶ of its largest magnitude. @throws RangeError when sizes don't fit. */

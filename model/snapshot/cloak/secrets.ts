@@ -2,7 +2,7 @@
  * The secrets of one cloaked file or context, drawn from a key and a salt that is never used twice: so what an attacker
  * learns of one says nothing about the next. Nothing but the key needs to be kept to draw them again.
  */
-import { hkdf, KEY_BYTES, subtle } from "../seal/key.ts";
+import { hkdf, subtle } from "../seal/key.ts";
 
 /** Rows that are mixed together: the paper's b. */
 export const BLOCK = 16;
@@ -41,12 +41,8 @@ export class SecretSource {
     this.check = check;
   }
 
-  /** Both 32 bytes. @throws RangeError for other lengths. */
-  static async of(key: Uint8Array<ArrayBuffer>, salt: Uint8Array<ArrayBuffer>): Promise<SecretSource> {
-    if (key.length !== KEY_BYTES || salt.length !== KEY_BYTES) {
-      throw new RangeError("Want a key and a salt of 32 bytes");
-    }
-    const material = await subtle().importKey("raw", key, "HKDF", false, ["deriveKey", "deriveBits"]);
+  /** From key material for HKDF, which the salt is mixed into. */
+  static async of(material: CryptoKey, salt: Uint8Array<ArrayBuffer>): Promise<SecretSource> {
     const use = { name: "AES-CTR", length: 256 };
     const stream = await subtle().deriveKey(hkdf(salt, "palisade cloak 1"), material, use, false, ["encrypt"]);
     const check = await subtle().deriveBits(hkdf(salt, "palisade cloak 1 check"), material, 128);
@@ -57,7 +53,7 @@ export class SecretSource {
   async head(layer: number, kvHead: number, rows: number, headDim: number): Promise<HeadSecrets> {
     const blocks = Math.ceil(rows / BLOCK), side = BLOCK * BLOCK + headDim / 2 + headDim;
     const numbers = 2 * side + BLOCK * headDim + blocks * BLOCK;
-    const draw = new Draw(await this.#stream(layer, kvHead, 4 * numbers));
+    const draw = new Draw((await this.stream(layer, kvHead, 4 * numbers)).buffer);
     const keys = sideSecrets(draw, headDim), values = sideSecrets(draw, headDim);
     const filling = Float64Array.from({ length: BLOCK * headDim }, () => draw.uniform() / 2 - 0.25);
     const order = new Uint8Array(blocks * BLOCK), lit = new Uint8Array(blocks);
@@ -68,12 +64,13 @@ export class SecretSource {
     return { keys, values, order, lit, filling };
   }
 
-  /** AES in counter mode: layer and head are its nonce. */
-  async #stream(layer: number, kvHead: number, bytes: number): Promise<ArrayBuffer> {
+  /** `bytes` random bytes for one place: AES in counter mode, layer and head are its nonce. */
+  async stream(layer: number, kvHead: number, bytes: number): Promise<Uint8Array<ArrayBuffer>> {
     const counter = new Uint8Array(16), view = new DataView(counter.buffer);
     view.setUint32(0, layer);
     view.setUint32(4, kvHead);
-    return await subtle().encrypt({ name: "AES-CTR", counter, length: 64 }, this.#key, new Uint8Array(bytes));
+    const how = { name: "AES-CTR", counter, length: 64 };
+    return new Uint8Array(await subtle().encrypt(how, this.#key, new Uint8Array(bytes)));
   }
 }
 
