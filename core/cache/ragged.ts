@@ -355,7 +355,8 @@ export class RaggedCache implements Disposable {
         windowOf(this.shape, layer) < Infinity ? list.at(list.length - 1) : -1
       ),
     };
-    this.#marks.add(mark);
+    // Others hold everything anyway.
+    if (this.globals.length < this.shape.layers) this.#marks.add(mark);
     return mark;
   }
 
