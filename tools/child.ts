@@ -13,7 +13,7 @@ export interface ChildOptions {
   /** Pass the output on as it comes, through a function that may shorten it. Default false. */
   readonly echo?: boolean | ((part: string) => string);
   /** Written to the child's standard input, which is closed after it. Default: nothing. */
-  readonly input?: string;
+  readonly input?: string | Uint8Array;
 }
 
 export interface ChildResult {

@@ -17,6 +17,8 @@ export const ZIP_MAGIC: readonly number[] = [0x50, 0x4b];
 const END = 0x06054b50, END64 = 0x06064b50, LOCATOR64 = 0x07064b50, ENTRY = 0x02014b50, LOCAL = 0x04034b50;
 const END_BYTES = 22, END64_BYTES = 56, LOCATOR_BYTES = 20, ENTRY_BYTES = 46, LOCAL_BYTES = 30;
 const MAX_DIRECTORY = 4 * 2 ** 20;
+/** The last version of the format, times ten: what asks for more is damaged. */
+const NEWEST = 63;
 const STORED = 0, DEFLATED = 8;
 /** Flags that change nothing of what is read: how well it was packed, sizes behind the data, names in UTF-8. */
 const HARMLESS_FLAGS = 0x0006 | 0x0008 | 0x0800;
@@ -129,6 +131,8 @@ function entryAt(view: DataView, at: number, file: string): ZipEntry {
   if (text === undefined) {
     throw refuse("names", file, "an entry is no array: want names of plain letters that end in .npy");
   }
+  const version = view.getUint16(at + 6, true);
+  if (version > NEWEST) throw refuse("packing", file, `${text} asks for version ${version / 10} of zip files`);
   if (view.getUint16(at + 8, true) & ~HARMLESS_FLAGS) throw refuse("packing", file, `${text} is encrypted or patched`);
   const method = view.getUint16(at + 10, true);
   if (method !== STORED && method !== DEFLATED) {

@@ -165,6 +165,7 @@ Deno.test("openSource() refuses zip files that say two things, or lie", async ()
   await refused(changed(file, directory, 7), "npz.directory", /damaged/);
   await refused(changed(file, directory + 28, 999), "npz.directory", /cut off/);
   await refused(changed(file, directory + 46, 0x0a61), "npz.names", /plain letters/);
+  await refused(changed(file, directory + 6, 64), "npz.packing", /asks for version 6\.4/);
   await refused(changed(file, directory + 8, 1), "npz.packing", /encrypted/);
   await refused(changed(file, directory + 10, 12), "npz.packing", /method 12/);
   await refused(changed(file, directory + 24, 99, 32), "npz.size", /can't have 99/);
