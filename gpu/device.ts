@@ -26,8 +26,8 @@ export interface BoundPart {
 export interface Call {
   /** `@binding(0)`: a read-only storage array of 32-bit words. Floats by `floatBits`. */
   readonly params: readonly number[];
-  /** `@binding(1)` and on. */
-  readonly buffers: readonly (GpuBuffer | BoundPart)[];
+  /** `@binding(1)` and on; `undefined` where the entry point has no such binding. */
+  readonly buffers: readonly (GpuBuffer | BoundPart | undefined)[];
   /** Workgroups, at most 65535 in each direction. */
   readonly groups: readonly [number, number?, number?];
 }
@@ -37,7 +37,7 @@ export interface Owner {
   fail(error: Error): void;
 }
 
-/** How many commands, batches and waits there were: a plan is measured by it. */
+/** How many stages, batches and waits there were: a plan is measured by it. Reads that overlap are one wait. */
 export interface GpuCounts {
   readonly passes: number;
   readonly submits: number;
@@ -88,7 +88,8 @@ export class GpuDevice implements Disposable {
   #batch = 1;
   #used = 0;
   #stagesInBatch = 0;
-  #reads = 0;
+  /** Reads that were not answered yet. */
+  #reading = 0;
   #nextOwner = 1;
   #counts = { passes: 0, submits: 0, waits: 0 };
   #ended: PalisadeError | undefined;
@@ -167,7 +168,7 @@ export class GpuDevice implements Disposable {
     const [x, y = 1, z = 1] = groups;
     if (x === 0 || y === 0 || z === 0) return;
     const start = this.#place(params);
-    const entries = buffers.map((part, i) => ({ binding: i + 1, resource: this.#bound(part) }));
+    const entries = buffers.flatMap((part, i) => part ? [{ binding: i + 1, resource: this.#bound(part) }] : []);
     const resource = { buffer: this.#ring.buffer, offset: start, size: Math.max(16, params.length * 4) };
     const bindGroup = this.#device.createBindGroup({
       layout: stage.layout,
@@ -214,11 +215,13 @@ export class GpuDevice implements Disposable {
   async read(buffer: GpuBuffer, start: number, bytes: number): Promise<ArrayBuffer> {
     this.#check();
     const staging = this.#pool.staging(bytes + 4 * FAULT_WORDS);
+    if (this.#reading++ === 0) this.#counts.waits++;
     try {
       this.copy(buffer, start, staging, 0, bytes);
       this.copy(this.faults, 0, staging, bytes, 4 * FAULT_WORDS);
       return await this.#map(staging, bytes);
     } finally {
+      this.#reading--;
       this.destroy(staging);
     }
   }
@@ -248,7 +251,7 @@ export class GpuDevice implements Disposable {
     this.#counts.submits++;
     this.#closeScopes();
     this.#openScopes();
-    this.#used = this.#stagesInBatch = this.#reads = 0;
+    this.#used = this.#stagesInBatch = 0;
     this.#batch++;
     this.#pool.sweep();
   }
@@ -271,7 +274,6 @@ export class GpuDevice implements Disposable {
   }
 
   async #map(staging: GpuBuffer, bytes: number): Promise<ArrayBuffer> {
-    if (this.#reads++ === 0) this.#counts.waits++;
     const batch = this.#batch;
     await Promise.resolve();
     if (batch === this.#batch) this.flush();

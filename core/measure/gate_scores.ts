@@ -26,7 +26,7 @@ export function gateScores(gate: LinearGate, hidden: Float32Array, count: number
 }
 
 /** The width that gate and hidden states agree on. */
-export function gateWidth({ weights, bias }: LinearGate, hidden: Float32Array, count: number): number {
+export function gateWidth({ weights, bias }: LinearGate, hidden: { readonly length: number }, count: number): number {
   const width = weights.length / bias.length;
   if (!Number.isInteger(width) || width < 1 || hidden.length !== count * width) {
     throw new RangeError(

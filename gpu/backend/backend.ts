@@ -1,0 +1,96 @@
+/** The WebGPU backend: the stages of this folder behind the backend interface. */
+import { checkedRows } from "../../core/backend/checked_rows.ts";
+import type { Backend } from "../../core/backend/interface.ts";
+import { gateWidth, type LinearGate } from "../../core/measure/gate_scores.ts";
+import { selectTop } from "../../core/select/select.ts";
+import { floatBits, type GpuBuffer, type GpuDevice } from "../device.ts";
+import { createGpuTensors, type GpuTensor, type GpuTensors } from "../tensors.ts";
+import { GpuRows } from "./rows.ts";
+import { GATE } from "./shaders.ts";
+import { MOST_GROUPS } from "./stages.ts";
+import { RowMeter } from "./stored_heads.ts";
+
+export interface GpuBackend extends Backend<GpuTensor> {
+  readonly tensors: GpuTensors;
+}
+
+export interface GpuBackendOptions {
+  /** Bytes that a stage may see of one buffer; default: what the device allows. */
+  readonly maxBinding?: number;
+  /** Floats of attention that are at hand at once while columns are brought together. */
+  readonly scratch?: number;
+}
+
+/**
+ * A backend on a device, which stays the caller's to close. Its rows reject with `PalisadeError`s of `gpu/errors.ts` and,
+ * for keys and values that their type can't hold, `cache-type.range`: from the next promise on.
+ *
+ * `select` runs on this side: the scores are here, where the policy computed them, and so no wait is added.
+ */
+export function createGpuBackend(gpu: GpuDevice, options: GpuBackendOptions = {}): GpuBackend {
+  const meter = new RowMeter(), tensors = createGpuTensors(gpu), gates = new Map<LinearGate, GateBuffers>();
+  const { maxBinding = gpu.info.maxBinding, scratch } = options;
+  return {
+    name: "webgpu",
+    detail: `WebGPU, ${gpu.info.description}${featureList(gpu)}`,
+    memory: () => meter.memory(),
+    refits: true,
+    tensors,
+    createRows: (shape, reserve, type = "f32") =>
+      checkedRows(
+        shape,
+        reserve,
+        type,
+        (checked) => new GpuRows(tensors, { gpu, meter, shape: checked, type, maxBinding, scratch }, reserve),
+      ),
+    // deno-lint-ignore require-await -- a bad input must reject, not throw
+    select: async (input) => selectTop(input),
+    gateScores: (gate, hidden, count) => gateScores(gpu, gates, gate, hidden, count),
+    [Symbol.dispose]: () => {
+      for (const { weights, bias } of gates.values()) [weights, bias].forEach((buffer) => gpu.destroy(buffer));
+      gates.clear();
+    },
+  };
+}
+
+/** A gate's numbers on the device. */
+interface GateBuffers {
+  readonly weights: GpuBuffer;
+  readonly bias: GpuBuffer;
+}
+
+async function gateScores(
+  gpu: GpuDevice,
+  gates: Map<LinearGate, GateBuffers>,
+  gate: LinearGate,
+  hidden: GpuTensor,
+  count: number,
+): Promise<Float32Array> {
+  const heads = gate.bias.length, width = gateWidth(gate, hidden, count);
+  const { weights, bias } = gates.get(gate) ?? uploadGate(gpu, gate);
+  gates.set(gate, { weights, bias });
+  const scores = gpu.borrow(4 * count * heads), stage = gpu.stage(GATE);
+  for (let first = 0; first < count; first += MOST_GROUPS) {
+    gpu.run(stage, {
+      params: [count, width, heads, floatBits(gate.epsilon), first],
+      buffers: [hidden.buffer, weights, bias, scores],
+      groups: [heads, Math.min(MOST_GROUPS, count - first)],
+    });
+  }
+  const read = gpu.read(scores, 0, 4 * count * heads);
+  gpu.giveBack(scores);
+  return new Float32Array(await read);
+}
+
+function uploadGate(gpu: GpuDevice, gate: LinearGate): GateBuffers {
+  const [weights, bias] = [gate.weights, gate.bias].map((numbers) => {
+    const buffer = gpu.own(numbers.byteLength);
+    gpu.write(buffer, 0, numbers as Float32Array<ArrayBuffer>);
+    return buffer;
+  });
+  return { weights, bias };
+}
+
+function featureList({ info: { features: { f16, subgroups } } }: GpuDevice): string {
+  return [f16 ? ", 16-bit floats" : "", subgroups ? ", subgroups" : ""].join("");
+}

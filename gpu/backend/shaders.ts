@@ -1,0 +1,931 @@
+/** Made from the .wgsl files beside it by `deno run -A tools/build_shaders.ts`: don't edit. */
+import type { ShaderFile } from "../stage.ts";
+
+export const ATTENTION: ShaderFile = {
+  name: "backend/attention.wgsl",
+  text: `// Attention over stored rows, and its scores alone.
+//
+//   attend: out[t, head] = sum over rows i of softmax(q[t, head] . k[i] / sqrt(D) + bias[i])[i] * v[i]
+//   scores: scratch[r, i] = q . k[i] / sqrt(D) + bias[i] for a run of heads and queries
+//
+// Query t of \`count\` sees the last \`reach\` rows (0: all) up to length - count + t of its head, or every row (UNMASKED);
+// heads may differ in length. The first rows of a head may have a bias.
+// Shapes: queries [count, HEADS, D]; keys and values as store.wgsl lays them.
+//
+// One workgroup takes TILE (query, query head) pairs of one KV head, so that heads of a group share what is loaded, and
+// runs over rows in steps of 64. In a step: 1. the scores of its pairs, 16 numbers of the rows at a time, through
+// workgroup memory; 2. their softmax so far (largest m, sum l); 3. what the rows' values add, each invocation holding up
+// to 16 numbers of the output. Workgroups of a head's other rows (\`splits\`) are brought together by merge.wgsl.
+
+override D: u32 = 64u;
+/** 0: f32, 1: f16, 2: int8. */
+override KIND: u32 = 0u;
+/** Query heads, and how many share a KV head. */
+override HEADS: u32 = 1u;
+override GROUP: u32 = 1u;
+/** Pairs of a workgroup, 1 to 16. */
+override TILE: u32 = 16u;
+
+const SIZE = 256u;
+const ROWS = 64u;
+const DEPTH = 16u;
+/** Below every score. */
+const LOWEST = -3.4e38;
+/** \`reach\` where every query sees every row. */
+const UNMASKED = 0xffffffffu;
+
+/**
+ * attend: count, first KV head, rows a split (a multiple of 64), reach, then for each KV head of the dispatch its first word,
+ *   its rows, its first bias and how many of its rows have one.
+ * scores: first query head, first query, queries, pitch, then the same for each KV head that the run touches.
+ */
+@group(0) @binding(0) var<storage, read> params: array<u32>;
+@group(0) @binding(1) var<storage, read> queries: array<f32>;
+@group(0) @binding(2) var<storage, read> keys: array<u32>;
+@group(0) @binding(3) var<storage, read> values: array<u32>;
+/** [splits, count, HEADS, D] */
+@group(0) @binding(4) var<storage, read_write> out: array<f32>;
+/** Largest score and sum of exp(score - largest), [splits, count, HEADS] */
+@group(0) @binding(5) var<storage, read_write> stats: array<vec2f>;
+/** [heads * queries of the run, pitch] */
+@group(0) @binding(6) var<storage, read_write> scratch: array<f32>;
+@group(0) @binding(7) var<storage, read> biases: array<f32>;
+
+var<workgroup> key_tile: array<f32, 1024>;
+var<workgroup> query_tile: array<f32, 256>;
+var<workgroup> score: array<f32, 1024>;
+var<workgroup> partial: array<f32, 256>;
+var<workgroup> largest: array<f32, 16>;
+var<workgroup> sums: array<f32, 16>;
+var<workgroup> fade: array<f32, 16>;
+
+fn stride() -> u32 {
+  if (KIND == 0u) { return D; }
+  return select((D + 3u) / 4u + 1u, (D + 1u) / 2u, KIND == 1u);
+}
+
+/** Rows up to the last that query t sees. */
+fn seen_by(t: u32, count: u32, length: u32, reach: u32) -> u32 {
+  if (reach == UNMASKED) { return length; }
+  return length - count + t + 1u;
+}
+
+/** What is added to the score of row i of the head at \`table\`. */
+fn bias_of(i: u32, table: u32) -> f32 {
+  if (i >= params[table + 3u]) { return 0.0; }
+  return biases[params[table + 2u] + i];
+}
+
+fn key(at: u32, d: u32) -> f32 {
+  if (KIND == 0u) { return bitcast<f32>(keys[at + d]); }
+  if (KIND == 1u) { return unpack2x16float(keys[at + d / 2u])[d & 1u]; }
+  let whole = extractBits(bitcast<i32>(keys[at + 1u + d / 4u]), 8u * (d & 3u), 8u);
+  return f32(whole) * bitcast<f32>(keys[at]);
+}
+
+fn value(at: u32, d: u32) -> f32 {
+  if (KIND == 0u) { return bitcast<f32>(values[at + d]); }
+  if (KIND == 1u) { return unpack2x16float(values[at + d / 2u])[d & 1u]; }
+  let whole = extractBits(bitcast<i32>(values[at + 1u + d / 4u]), 8u * (d & 3u), 8u);
+  return f32(whole) * bitcast<f32>(values[at]);
+}
+
+/** Rows \`row ... row + ROWS - 1\`, numbers \`depth ... depth + DEPTH - 1\` of them, those beyond \`end\` 0. */
+fn load_keys(first_word: u32, row: u32, end: u32, depth: u32, local: u32) {
+  for (var i = local; i < ROWS * DEPTH; i += SIZE) {
+    let r = row + i / DEPTH;
+    let d = depth + i % DEPTH;
+    var x = 0.0;
+    if (r < end && d < D) { x = key(first_word + r * stride(), d); }
+    key_tile[(i % DEPTH) * ROWS + i / DEPTH] = x;
+  }
+}
+
+/** Adds what this step of the depth gives to the four scores of an invocation: pairs local / 64 + 4j, row local % 64. */
+fn add_products(so_far: vec4f, local: u32) -> vec4f {
+  var sum = so_far;
+  let row = local % ROWS;
+  let pair = local / ROWS;
+  for (var d = 0u; d < DEPTH; d++) {
+    let x = key_tile[d * ROWS + row];
+    sum += x * vec4f(
+      query_tile[pair * DEPTH + d],
+      query_tile[(pair + 4u) * DEPTH + d],
+      query_tile[(pair + 8u) * DEPTH + d],
+      query_tile[(pair + 12u) * DEPTH + d],
+    );
+  }
+  return sum;
+}
+
+@compute @workgroup_size(256)
+fn attend(
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(local_invocation_index) local: u32,
+) {
+  let count = params[0];
+  let kv_head = params[1] + group.y;
+  let reach = params[3];
+  let table = 4u + 4u * group.y;
+  let first_word = params[table];
+  let length = params[table + 1u];
+  let pairs = count * GROUP;
+  let first_pair = group.x * TILE;
+  let last_query = (min(first_pair + TILE, pairs) - 1u) / GROUP;
+  let end = min(seen_by(last_query, count, length, reach), (group.z + 1u) * params[2]);
+  var start = group.z * params[2];
+  let first_seen = seen_by(first_pair / GROUP, count, length, reach);
+  if (reach > 0u && first_seen > reach) { start = max(start, (first_seen - reach) / ROWS * ROWS); }
+
+  // What of the output this invocation holds: pairs lane_pair + i * lane_pairs, numbers lane_d + j * lanes.
+  let lanes = min(D, SIZE);
+  let lane_pairs = SIZE / lanes;
+  let depths = (D + lanes - 1u) / lanes;
+  let lane_pair = local / lanes;
+  let lane_d = local % lanes;
+  let holds = lane_pair < lane_pairs;
+  var sum: array<f32, 16>;
+  for (var i = 0u; i < 16u; i++) { sum[i] = 0.0; }
+  if (local < 16u) {
+    largest[local] = LOWEST;
+    sums[local] = 0.0;
+  }
+
+  for (var row = start; row < end; row += ROWS) {
+    var dots = vec4f();
+    for (var depth = 0u; depth < D; depth += DEPTH) {
+      workgroupBarrier();
+      load_keys(first_word, row, end, depth, local);
+      let pair = first_pair + local / DEPTH;
+      let d = depth + local % DEPTH;
+      var q = 0.0;
+      if (pair < pairs && local / DEPTH < TILE && d < D) {
+        q = queries[((pair / GROUP) * HEADS + kv_head * GROUP + pair % GROUP) * D + d];
+      }
+      query_tile[local] = q;
+      workgroupBarrier();
+      dots = add_products(dots, local);
+    }
+    for (var j = 0u; j < 4u; j++) {
+      let pair = first_pair + local / ROWS + 4u * j;
+      let i = row + local % ROWS;
+      let seen = seen_by(pair / GROUP, count, length, reach);
+      let visible = i < seen && i < end && (reach == 0u || reach == UNMASKED || i + reach >= seen);
+      score[(local / ROWS + 4u * j) * ROWS + local % ROWS] =
+        select(LOWEST, dots[j] / sqrt(f32(D)) + bias_of(i, table), visible);
+    }
+    workgroupBarrier();
+
+    // Softmax so far: sixteen invocations a pair.
+    let mine = local / 16u;
+    var most = LOWEST;
+    for (var i = local % 16u; i < ROWS; i += 16u) { most = max(most, score[mine * ROWS + i]); }
+    partial[local] = most;
+    workgroupBarrier();
+    most = largest[mine];
+    for (var i = 0u; i < 16u; i++) { most = max(most, partial[mine * 16u + i]); }
+    var part = 0.0;
+    for (var i = local % 16u; i < ROWS; i += 16u) {
+      let s = score[mine * ROWS + i];
+      let p = select(0.0, exp(s - most), s > LOWEST);
+      score[mine * ROWS + i] = p;
+      part += p;
+    }
+    workgroupBarrier();
+    partial[local] = part;
+    workgroupBarrier();
+    if (local % 16u == 0u) {
+      let faded = select(0.0, exp(largest[mine] - most), largest[mine] > LOWEST);
+      var all = sums[mine] * faded;
+      for (var i = 0u; i < 16u; i++) { all += partial[mine * 16u + i]; }
+      sums[mine] = all;
+      largest[mine] = most;
+      fade[mine] = faded;
+    }
+    workgroupBarrier();
+
+    if (holds) {
+      let rows = min(ROWS, end - row);
+      for (var j = 0u; j < depths; j++) {
+        let d = lane_d + j * lanes;
+        if (d >= D) { break; }
+        for (var i = 0u; lane_pair + i * lane_pairs < TILE; i++) { sum[i * depths + j] *= fade[lane_pair + i * lane_pairs]; }
+        for (var r = 0u; r < rows; r++) {
+          let v = value(first_word + (row + r) * stride(), d);
+          for (var i = 0u; lane_pair + i * lane_pairs < TILE; i++) {
+            sum[i * depths + j] += score[(lane_pair + i * lane_pairs) * ROWS + r] * v;
+          }
+        }
+      }
+    }
+  }
+  workgroupBarrier();
+
+  let split = group.z * count * HEADS;
+  if (local < TILE && first_pair + local < pairs) {
+    let pair = first_pair + local;
+    stats[split + (pair / GROUP) * HEADS + kv_head * GROUP + pair % GROUP] = vec2f(largest[local], sums[local]);
+  }
+  if (!holds) { return; }
+  for (var i = 0u; lane_pair + i * lane_pairs < TILE; i++) {
+    let pair = first_pair + lane_pair + i * lane_pairs;
+    if (pair >= pairs) { break; }
+    let at = (split + (pair / GROUP) * HEADS + kv_head * GROUP + pair % GROUP) * D;
+    let total = sums[lane_pair + i * lane_pairs];
+    for (var j = 0u; j < depths; j++) {
+      let d = lane_d + j * lanes;
+      if (d < D) { out[at + d] = select(0.0, sum[i * depths + j] / total, total > 0.0); }
+    }
+  }
+}
+
+/** Group (rows / 64, queries / 16, heads of the run). */
+@compute @workgroup_size(256)
+fn scores(
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(local_invocation_index) local: u32,
+) {
+  let head = params[0] + group.z;
+  let queried = params[2];
+  let pitch = params[3];
+  let table = 4u + 4u * (head / GROUP - params[0] / GROUP);
+  let first_word = params[table];
+  let length = params[table + 1u];
+  let row = group.x * ROWS;
+  if (row >= length) { return; }
+  var dots = vec4f();
+  for (var depth = 0u; depth < D; depth += DEPTH) {
+    workgroupBarrier();
+    load_keys(first_word, row, length, depth, local);
+    let t = group.y * 16u + local / DEPTH;
+    let d = depth + local % DEPTH;
+    var q = 0.0;
+    if (t < queried && d < D) { q = queries[((params[1] + t) * HEADS + head) * D + d]; }
+    query_tile[local] = q;
+    workgroupBarrier();
+    dots = add_products(dots, local);
+  }
+  let i = row + local % ROWS;
+  if (i >= length) { return; }
+  let bias = bias_of(i, table);
+  for (var j = 0u; j < 4u; j++) {
+    let t = group.y * 16u + local / ROWS + 4u * j;
+    if (t < queried) { scratch[(group.z * queried + t) * pitch + i] = dots[j] / sqrt(f32(D)) + bias; }
+  }
+}
+`,
+};
+
+export const COLUMNS: ShaderFile = {
+  name: "backend/columns.wgsl",
+  text: `// Brings rows of attention together, column by column.
+//
+//   window:  mean, pooledMean, pooledMax and variance over a group's query heads and queries, [planes, kvHeads, prefix]
+//   reduce:  sum and maximum over queries, [2, heads, pitch]
+//
+// A run of query heads and queries is at hand; planes hold what runs before gave. One invocation takes one column of one
+// KV head (window) or query head (reduce) and walks over its rows: head by head, query by query.
+// Planes of window: 0 mean's sum, 1 pooledMean's sum, 2 pooledMax, 3 variance's sum, 4 and 5 Welford's mean and squares.
+
+/** Query heads that share a KV head. */
+override GROUP: u32 = 1u;
+
+/**
+ * first query head, query heads, first query, queries, pitch, prefix, all queries, KV heads (window) or heads (reduce),
+ * first measure, kernel
+ */
+@group(0) @binding(0) var<storage, read> params: array<u32>;
+/** [query heads * queries of the run, pitch] */
+@group(0) @binding(1) var<storage, read> attention: array<f32>;
+@group(0) @binding(2) var<storage, read> measures: array<vec4f>;
+@group(0) @binding(3) var<storage, read_write> planes: array<f32>;
+
+@compute @workgroup_size(64)
+fn window(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) local: u32) {
+  let prefix = params[5];
+  let i = group.x * 64u + local;
+  if (i >= prefix) { return; }
+  let kv_head = params[0] / GROUP + group.y;
+  let plane = params[7] * prefix;
+  let at = kv_head * prefix + i;
+  var mean = planes[at];
+  var pooled_mean = planes[plane + at];
+  var pooled_max = planes[2u * plane + at];
+  var variance = planes[3u * plane + at];
+  var running = planes[4u * plane + at];
+  var squares = planes[5u * plane + at];
+  let reach = params[9] / 2u;
+  let first = i - min(i, reach);
+  let last = min(i + reach, prefix - 1u);
+  let queries = params[3];
+  let begin = max(kv_head * GROUP, params[0]);
+  let end = min((kv_head + 1u) * GROUP, params[0] + params[1]);
+  for (var head = begin; head < end; head++) {
+    for (var t = 0u; t < queries; t++) {
+      let r = (head - params[0]) * queries + t;
+      let p = attention[r * params[4] + i];
+      mean += p;
+      let seen = params[2] + t;
+      if (seen == 0u) {
+        running = 0.0;
+        squares = 0.0;
+      }
+      let off = p - running;
+      running += off / f32(seen + 1u);
+      squares += off * (p - running);
+      if (seen + 1u == params[6] && seen > 0u) { variance += squares / f32(seen); }
+      var pooled = 0.0;
+      for (var j = first; j <= last; j++) { pooled += attention[r * params[4] + j]; }
+      let importance = pooled / f32(params[9]) * measures[params[8] + r].z;
+      pooled_mean += importance;
+      pooled_max = max(pooled_max, importance);
+    }
+  }
+  planes[at] = mean;
+  planes[plane + at] = pooled_mean;
+  planes[2u * plane + at] = pooled_max;
+  planes[3u * plane + at] = variance;
+  planes[4u * plane + at] = running;
+  planes[5u * plane + at] = squares;
+}
+
+@compute @workgroup_size(64)
+fn reduce(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) local: u32) {
+  let pitch = params[4];
+  let i = group.x * 64u + local;
+  if (i >= pitch) { return; }
+  let head = params[0] + group.y;
+  let plane = params[7] * pitch;
+  let at = head * pitch + i;
+  var sum = planes[at];
+  var most = planes[plane + at];
+  for (var t = 0u; t < params[3]; t++) {
+    let p = attention[(group.y * params[3] + t) * pitch + i];
+    sum += p;
+    most = max(most, p);
+  }
+  planes[at] = sum;
+  planes[plane + at] = most;
+}
+`,
+};
+
+export const GATE: ShaderFile = {
+  name: "backend/gate.wgsl",
+  text: `// Scores of a linear gate: scores[t, g] = weights[g] . x[t] / sqrt(mean x[t]^2 + epsilon) + bias[g]
+//
+// Shapes: hidden [count, width], weights [heads, width], bias [heads], scores [count, heads].
+// One workgroup gives one score, group (g, t); its 64 invocations take every 64th number.
+
+// subgroups: enable subgroups;
+
+/** count, width, heads, epsilon (a float's bits), first token */
+@group(0) @binding(0) var<storage, read> params: array<u32>;
+@group(0) @binding(1) var<storage, read> hidden: array<f32>;
+@group(0) @binding(2) var<storage, read> weights: array<f32>;
+@group(0) @binding(3) var<storage, read> bias: array<f32>;
+@group(0) @binding(4) var<storage, read_write> scores: array<f32>;
+
+const SIZE = 64u;
+var<workgroup> parts: array<vec2f, 64>;
+/** Invocations whose numbers are brought together before workgroup memory is used. */
+var<private> width: u32 = 1u;
+
+fn sum_of_parts(local: u32) -> vec2f {
+  for (var half = SIZE / 2u; half > 0u; half /= 2u) {
+    if (local < half) { parts[local] += parts[local + half]; }
+    workgroupBarrier();
+  }
+  return parts[0];
+}
+
+fn sum_of_few() -> vec2f {
+  var sum = vec2f();
+  for (var i = 0u; i < SIZE / width; i++) { sum += parts[i]; }
+  return sum;
+}
+
+@compute @workgroup_size(64)
+fn main(
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(local_invocation_index) local: u32,
+  // subgroups: @builtin(subgroup_size) subgroup_width: u32,
+) {
+  // subgroups: width = min(SIZE, subgroup_width);
+  let t = params[4] + group.y;
+  let inner = params[1];
+  if (t >= params[0]) { return; }
+  var sums = vec2f();
+  for (var i = local; i < inner; i += SIZE) {
+    let x = hidden[t * inner + i];
+    sums += vec2f(x * x, x * weights[group.x * inner + i]);
+  }
+  let part = sums; // subgroups: let part = subgroupAdd(sums);
+  if (local % width == 0u) { parts[local / width] = part; }
+  workgroupBarrier();
+  let all = sum_of_parts(local); // subgroups: let all = sum_of_few();
+  if (local == 0u) {
+    let scale = 1.0 / sqrt(all.x / f32(inner) + bitcast<f32>(params[3]));
+    scores[t * params[2] + group.x] = all.y * scale + bias[group.x];
+  }
+}
+`,
+};
+
+export const MERGE: ShaderFile = {
+  name: "backend/merge.wgsl",
+  text: `// Brings the parts of attention over splits of the rows together.
+//
+//   M = max m_s;  w_s = l_s exp(m_s - M);  out = sum w_s out_s / sum w_s;  stats = (M, sum w_s)
+//
+// Shapes: parts [splits, rows, D], part_stats [splits, rows]; rows = count * heads. One invocation gives one number.
+
+override D: u32 = 64u;
+
+/** rows, splits */
+@group(0) @binding(0) var<storage, read> params: array<u32>;
+@group(0) @binding(1) var<storage, read> parts: array<f32>;
+@group(0) @binding(2) var<storage, read> part_stats: array<vec2f>;
+@group(0) @binding(3) var<storage, read_write> out: array<f32>;
+@group(0) @binding(4) var<storage, read_write> stats: array<vec2f>;
+
+@compute @workgroup_size(64)
+fn main(
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(num_workgroups) groups: vec3u,
+  @builtin(local_invocation_index) local: u32,
+) {
+  let i = (group.y * groups.x + group.x) * 64u + local;
+  let rows = params[0];
+  if (i >= rows * D) { return; }
+  let row = i / D;
+  var most = -3.4e38;
+  for (var s = 0u; s < params[1]; s++) { most = max(most, part_stats[s * rows + row].x); }
+  var weights = 0.0;
+  var sum = 0.0;
+  for (var s = 0u; s < params[1]; s++) {
+    let part = part_stats[s * rows + row];
+    if (part.y == 0.0) { continue; }
+    let weight = part.y * exp(part.x - most);
+    weights += weight;
+    sum += weight * parts[(s * rows + row) * D + i % D];
+  }
+  out[i] = sum / weights;
+  if (i % D == 0u) { stats[row] = vec2f(most, weights); }
+}
+`,
+};
+
+export const NORMS: ShaderFile = {
+  name: "backend/norms.wgsl",
+  text: `// How far a value moves the output: norms of its way through the output projection.
+//
+//   norms[h, i] = mean over the group's query heads g of || v[h, i] . Wo_g ||, l1 or l2
+//
+// Shapes: values as store.wgsl lays them, wo [width, HEADS * D]: the columns of the dispatch's heads, y = x wo^T, norms [KV heads, rows].
+// One workgroup takes 16 rows of one KV head and walks over the outputs, 64 at a time, 16 numbers of the rows at a time;
+// invocation (local / 64, local % 64) adds up rows local / 64 + 4j for outputs local % 64, + 64, ...
+
+override D: u32 = 64u;
+override KIND: u32 = 0u;
+override HEADS: u32 = 1u;
+override GROUP: u32 = 1u;
+/** 1 or 2. */
+override NORM: u32 = 1u;
+
+const SIZE = 256u;
+const OUTPUTS = 64u;
+const DEPTH = 16u;
+
+/** width, rows, first KV head, then the first word of each KV head of the dispatch */
+@group(0) @binding(0) var<storage, read> params: array<u32>;
+@group(0) @binding(1) var<storage, read> values: array<u32>;
+@group(0) @binding(2) var<storage, read> wo: array<f32>;
+@group(0) @binding(3) var<storage, read_write> norms: array<f32>;
+
+var<workgroup> weight_tile: array<f32, 1024>;
+var<workgroup> value_tile: array<f32, 256>;
+var<workgroup> partial: array<f32, 1024>;
+
+fn stride() -> u32 {
+  if (KIND == 0u) { return D; }
+  return select((D + 3u) / 4u + 1u, (D + 1u) / 2u, KIND == 1u);
+}
+
+fn value(at: u32, d: u32) -> f32 {
+  if (KIND == 0u) { return bitcast<f32>(values[at + d]); }
+  if (KIND == 1u) { return unpack2x16float(values[at + d / 2u])[d & 1u]; }
+  let whole = extractBits(bitcast<i32>(values[at + 1u + d / 4u]), 8u * (d & 3u), 8u);
+  return f32(whole) * bitcast<f32>(values[at]);
+}
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) local: u32) {
+  let width = params[0];
+  let rows = params[1];
+  let first_row = group.x * 16u;
+  if (first_row >= rows) { return; }
+  let first_word = params[3u + group.y];
+  let kv_head = params[2] + group.y;
+  var norm = 0.0;
+  for (var member = 0u; member < GROUP; member++) {
+    let column = (group.y * GROUP + member) * D;
+    var sum = vec4f();
+    for (var first = 0u; first < width; first += OUTPUTS) {
+      var dots = vec4f();
+      for (var depth = 0u; depth < D; depth += DEPTH) {
+        workgroupBarrier();
+        for (var i = local; i < OUTPUTS * DEPTH; i += SIZE) {
+          let o = first + i / DEPTH;
+          let d = depth + i % DEPTH;
+          var x = 0.0;
+          if (o < width && d < D) { x = wo[o * HEADS * D + column + d]; }
+          weight_tile[(i % DEPTH) * OUTPUTS + i / DEPTH] = x;
+        }
+        let row = first_row + local / DEPTH;
+        let d = depth + local % DEPTH;
+        var v = 0.0;
+        if (row < rows && d < D) { v = value(first_word + row * stride(), d); }
+        value_tile[local] = v;
+        workgroupBarrier();
+        for (var k = 0u; k < DEPTH; k++) {
+          let pair = local / OUTPUTS;
+          dots += weight_tile[k * OUTPUTS + local % OUTPUTS] * vec4f(
+            value_tile[pair * DEPTH + k],
+            value_tile[(pair + 4u) * DEPTH + k],
+            value_tile[(pair + 8u) * DEPTH + k],
+            value_tile[(pair + 12u) * DEPTH + k],
+          );
+        }
+      }
+      if (NORM == 1u) { sum += abs(dots); } else { sum += dots * dots; }
+    }
+    workgroupBarrier();
+    for (var j = 0u; j < 4u; j++) { partial[(local / OUTPUTS + 4u * j) * OUTPUTS + local % OUTPUTS] = sum[j]; }
+    workgroupBarrier();
+    if (local < 16u) {
+      var all = 0.0;
+      for (var i = 0u; i < OUTPUTS; i++) { all += partial[local * OUTPUTS + i]; }
+      norm += select(sqrt(all), all, NORM == 1u);
+    }
+  }
+  if (local < 16u && first_row + local < rows) {
+    norms[kv_head * rows + first_row + local] = norm / f32(GROUP);
+  }
+}
+`,
+};
+
+export const ROWS: ShaderFile = {
+  name: "backend/rows.wgsl",
+  text: `// Moves rows as they are stored, and reads them as float32.
+//
+//   gather: to[i] = from[list[i]], whole rows.                              Rows that stay after an eviction.
+//   floats: out[i, d] = number d of row list[i], or of row i where there is no list.
+//   turned: the same with the pairs of RoPE turned: (a, b) -> (a cos - b sin, b cos + a sin).
+//
+// One invocation moves one word (gather), or computes one number (floats, turned), of the last two bounded by D.
+
+override D: u32 = 64u;
+/** 0: f32, 1: f16, 2: int8; see store.wgsl for how rows lie. */
+override KIND: u32 = 0u;
+/** Numbers of a row that turn, and how far apart those of a pair are: 1 (interleaved), or ROTATED / 2. */
+override ROTATED: u32 = 0u;
+override PARTNER: u32 = 1u;
+
+/** rows, first word of the head's rows, start in list (or 0xffffffff: none), first row; gather: first word of \`to\`. */
+@group(0) @binding(0) var<storage, read> params: array<u32>;
+@group(0) @binding(1) var<storage, read> stored: array<u32>;
+@group(0) @binding(2) var<storage, read> list: array<u32>;
+@group(0) @binding(3) var<storage, read_write> words: array<u32>;
+@group(0) @binding(4) var<storage, read_write> out: array<f32>;
+/** Cosine and sine of each pair, [turns, ROTATED / 2]. */
+@group(0) @binding(5) var<storage, read> circle: array<vec2f>;
+
+fn stride() -> u32 {
+  if (KIND == 0u) { return D; }
+  return select((D + 3u) / 4u + 1u, (D + 1u) / 2u, KIND == 1u);
+}
+
+/** Exact, unlike unpack2x16float, which may lose subnormals. */
+fn half(bits: u32) -> f32 {
+  let exponent = (bits >> 10u) & 31u;
+  let mantissa = bits & 1023u;
+  let magnitude = select(
+    bitcast<f32>((exponent + 112u) << 23u | mantissa << 13u),
+    f32(mantissa) * 5.9604644775390625e-8,
+    exponent == 0u,
+  );
+  return select(magnitude, -magnitude, (bits & 0x8000u) != 0u);
+}
+
+fn number(row: u32, d: u32) -> f32 {
+  let at = params[1] + row * stride();
+  if (KIND == 0u) { return bitcast<f32>(stored[at + d]); }
+  if (KIND == 1u) { return half((stored[at + d / 2u] >> (16u * (d & 1u))) & 0xffffu); }
+  let whole = extractBits(bitcast<i32>(stored[at + 1u + d / 4u]), 8u * (d & 3u), 8u);
+  return f32(whole) * bitcast<f32>(stored[at]);
+}
+
+fn thread(group: vec3u, groups: vec3u, local: u32) -> u32 {
+  return (group.y * groups.x + group.x) * 64u + local;
+}
+
+@compute @workgroup_size(64)
+fn gather(
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(num_workgroups) groups: vec3u,
+  @builtin(local_invocation_index) local: u32,
+) {
+  let i = thread(group, groups, local);
+  let each = stride();
+  if (i >= params[0] * each) { return; }
+  words[params[4] + i] = stored[params[1] + list[params[2] + i / each] * each + i % each];
+}
+
+@compute @workgroup_size(64)
+fn floats(
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(num_workgroups) groups: vec3u,
+  @builtin(local_invocation_index) local: u32,
+) {
+  let i = thread(group, groups, local);
+  if (i >= params[0] * D) { return; }
+  var row = params[3] + i / D;
+  if (params[2] != 0xffffffffu) { row = list[params[2] + i / D]; }
+  out[i] = number(row, i % D);
+}
+
+@compute @workgroup_size(64)
+fn turned(
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(num_workgroups) groups: vec3u,
+  @builtin(local_invocation_index) local: u32,
+) {
+  let i = thread(group, groups, local);
+  if (i >= params[0] * D) { return; }
+  let row = params[3] + i / D;
+  let d = i % D;
+  let x = number(row, d);
+  if (d >= ROTATED) {
+    out[i] = x;
+    return;
+  }
+  let second = select(d >= PARTNER, (d & 1u) == 1u, PARTNER == 1u);
+  let pair = select(d % PARTNER, d / 2u, PARTNER == 1u);
+  let turn = circle[list[row] * (ROTATED / 2u) + pair];
+  let other = number(row, select(d + PARTNER, d - PARTNER, second));
+  out[i] = select(x * turn.x - other * turn.y, x * turn.x + other * turn.y, second);
+}
+`,
+};
+
+export const SOFTMAX: ShaderFile = {
+  name: "backend/softmax.wgsl",
+  text: `// Turns rows of scores into attention, and measures them.
+//
+//   p[i] = exp(s[i] - max) / sum over visible i, 0 beyond                            in place
+//   measures[r] = (mass, entropy, factor, ln sum exp s), over the prefix i < N:
+//     mass = sum p;  entropy = -sum p ln(p + 1e-10);  factor = mass / sum of the pooled row, 0 where that is 0
+//
+// The pooled row is the average over \`kernel\` neighbours with zeros beside it, so its sum is
+// sum p[i] * (centres that see i) / kernel. One workgroup takes one row; its 256 invocations every 256th number.
+
+// subgroups: enable subgroups;
+
+/** Query heads that share a KV head. */
+override GROUP: u32 = 1u;
+
+/**
+ * rows, pitch, count, first query, queries a head, prefix, first query head, first measure, kernel, reach
+ * (rows that a query looks back, its own among them; 0: all, 0xffffffff: every row whatever the query), then the rows of each KV head
+ * that the run touches.
+ */
+@group(0) @binding(0) var<storage, read> params: array<u32>;
+@group(0) @binding(1) var<storage, read_write> scratch: array<f32>;
+@group(0) @binding(2) var<storage, read_write> measures: array<vec4f>;
+
+const SIZE = 256u;
+var<workgroup> parts: array<f32, 256>;
+/** Invocations whose numbers are brought together before workgroup memory is used. */
+var<private> width: u32 = 1u;
+
+fn sum_of_parts(local: u32) -> f32 {
+  for (var half = SIZE / 2u; half > 0u; half /= 2u) {
+    if (local < half) { parts[local] += parts[local + half]; }
+    workgroupBarrier();
+  }
+  return parts[0];
+}
+
+fn highest_of_parts(local: u32) -> f32 {
+  for (var half = SIZE / 2u; half > 0u; half /= 2u) {
+    if (local < half) { parts[local] = max(parts[local], parts[local + half]); }
+    workgroupBarrier();
+  }
+  return parts[0];
+}
+
+fn sum_of_few() -> f32 {
+  var sum = 0.0;
+  for (var i = 0u; i < SIZE / width; i++) { sum += parts[i]; }
+  return sum;
+}
+
+fn highest_of_few() -> f32 {
+  var most = parts[0];
+  for (var i = 1u; i < SIZE / width; i++) { most = max(most, parts[i]); }
+  return most;
+}
+
+/** The sum over the workgroup, for all of its invocations. */
+fn total(x: f32, local: u32) -> f32 {
+  let part = x; // subgroups: let part = subgroupAdd(x);
+  workgroupBarrier();
+  if (local % width == 0u) { parts[local / width] = part; }
+  workgroupBarrier();
+  return sum_of_parts(local); // subgroups: return sum_of_few();
+}
+
+fn highest(x: f32, local: u32) -> f32 {
+  let part = x; // subgroups: let part = subgroupMax(x);
+  workgroupBarrier();
+  if (local % width == 0u) { parts[local / width] = part; }
+  workgroupBarrier();
+  return highest_of_parts(local); // subgroups: return highest_of_few();
+}
+
+@compute @workgroup_size(256)
+fn main(
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(num_workgroups) groups: vec3u,
+  @builtin(local_invocation_index) local: u32,
+  // subgroups: @builtin(subgroup_size) subgroup_width: u32,
+) {
+  // subgroups: width = subgroup_width;
+  let r = group.y * groups.x + group.x;
+  if (r >= params[0]) { return; }
+  let pitch = params[1];
+  let t = params[3] + r % params[4];
+  let head = params[6] + r / params[4];
+  let length = params[10u + head / GROUP - params[6] / GROUP];
+  var seen = length;
+  if (params[9] != 0xffffffffu) { seen = length - params[2] + t + 1u; }
+  var start = 0u;
+  if (params[9] > 0u && seen > params[9]) { start = seen - params[9]; }
+  let at = r * pitch;
+
+  var most = -3.4e38;
+  for (var i = start + local; i < seen; i += SIZE) { most = max(most, scratch[at + i]); }
+  most = highest(most, local);
+  var sum = 0.0;
+  for (var i = start + local; i < seen; i += SIZE) { sum += exp(scratch[at + i] - most); }
+  sum = total(sum, local);
+
+  let prefix = params[5];
+  let sides = params[8] / 2u;
+  var mass = 0.0;
+  var pooled = 0.0;
+  var entropy = 0.0;
+  for (var i = local; i < pitch; i += SIZE) {
+    var p = 0.0;
+    if (i >= start && i < seen) { p = exp(scratch[at + i] - most) / sum; }
+    scratch[at + i] = p;
+    if (i < prefix) {
+      mass += p;
+      pooled += p * f32(min(i, sides) + min(prefix - 1u - i, sides) + 1u);
+      entropy -= p * log(p + 1e-10);
+    }
+  }
+  mass = total(mass, local);
+  pooled = total(pooled, local) / f32(params[8]);
+  entropy = total(entropy, local);
+  if (local == 0u) {
+    let factor = select(mass / pooled, 0.0, pooled == 0.0);
+    measures[params[7] + r] = vec4f(mass, entropy, factor, most + log(sum));
+  }
+}
+`,
+};
+
+export const STORE: ShaderFile = {
+  name: "backend/store.wgsl",
+  text: `// Stores rows of float32 as the cache keeps them, bit for bit as core/backend/stored_rows.ts does.
+//
+//   f32:  the numbers.
+//   f16:  each number rounded to float16, ties to even; two in a word, the first in the low half.
+//   int8: one word with the float32 scale, then four whole numbers a word, the first in the low byte.
+//         scale = largest / 127, rounded up to 17 bits of mantissa; each number / scale, ties to even.
+//
+// Shapes: source [rows, sourceHeads, D], target: words, head h's row t from params[5 + h] + t * stride on.
+// One workgroup stores one row of one head: group (h, t). Its 64 invocations take every 64th number, then word.
+// A number that the type can't hold sets faults[0] to the owner's number; the row is then not used.
+// Only integer arithmetic decides on a bit: a device's division and rounding need not be exact.
+
+/** Numbers of a row. */
+override D: u32 = 64u;
+/** 0: f32, 1: f16, 2: int8. */
+override KIND: u32 = 0u;
+
+/** rows, sourceHeads, first source head, owner, first row, then the first word of each head's first row. */
+@group(0) @binding(0) var<storage, read> params: array<u32>;
+@group(0) @binding(1) var<storage, read> source: array<f32>;
+@group(0) @binding(2) var<storage, read_write> stored: array<u32>;
+@group(0) @binding(3) var<storage, read_write> faults: array<atomic<u32>>;
+
+const SIZE = 64u;
+/** Magnitudes from here on round to infinity in float16 (65520), or are none (infinity, NaN). */
+const HALF_LIMIT = 0x477ff000u;
+const FLOAT_LIMIT = 0x7f800000u;
+
+/** The largest magnitude of the row, as the float's bits: for magnitudes they are in the order of the numbers. */
+var<workgroup> largest: atomic<u32>;
+
+fn half_of(bits: u32) -> u32 {
+  let sign = (bits >> 16u) & 0x8000u;
+  let magnitude = bits & 0x7fffffffu;
+  if (magnitude >= 0x38800000u) {
+    return sign | ((magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13u) & 1u)) >> 13u);
+  }
+  // Below 2^-14: whole multiples of 2^-24.
+  let exponent = magnitude >> 23u;
+  if (exponent < 102u) { return sign; }
+  let shift = 126u - exponent;
+  let mantissa = (magnitude & 0x7fffffu) | 0x800000u;
+  let rest = mantissa & ((1u << shift) - 1u);
+  let half = 1u << (shift - 1u);
+  let whole = mantissa >> shift;
+  return sign | (whole + select(0u, 1u, rest > half || (rest == half && (whole & 1u) == 1u)));
+}
+
+/** The float next to bits / 127, rounded up to 17 bits of mantissa; 0 below 2^-119. */
+fn scale_of(bits: u32) -> u32 {
+  let exponent = bits >> 23u;
+  if (exponent < 8u) { return 0u; }
+  let shifted = ((bits & 0x7fffffu) | 0x800000u) << 7u;
+  let quotient = shifted / 127u;
+  let rest = shifted % 127u;
+  var mantissa = quotient;
+  var power = exponent - 7u;
+  if (quotient < 0x1000000u) {
+    mantissa += select(0u, 1u, 2u * rest > 127u);
+  } else {
+    mantissa = quotient >> 1u;
+    mantissa += select(0u, 1u, (quotient & 1u) == 1u && (rest > 0u || (mantissa & 1u) == 1u));
+    power += 1u;
+  }
+  return ((power << 23u) + (mantissa - 0x800000u) + 0x7fu) & ~0x7fu;
+}
+
+/** x / scale to the nearest whole number, ties to even: what is left of x after whole scales is exact. */
+fn byte_of(x: f32, scale: f32) -> u32 {
+  if (scale == 0.0) { return 0u; }
+  let magnitude = abs(x);
+  let whole = min(floor(magnitude / scale), 127.0);
+  let rest = magnitude - whole * scale;
+  let twice = 2.0 * rest;
+  let odd = (u32(whole) & 1u) == 1u;
+  let rounded = i32(whole) + select(0, 1, twice > scale || (twice == scale && odd));
+  return bitcast<u32>(select(rounded, -rounded, x < 0.0)) & 0xffu;
+}
+
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) local: u32) {
+  let row = params[4] + group.y;
+  if (row >= params[0]) { return; }
+  let origin = (row * params[1] + params[2] + group.x) * D;
+  if (KIND == 0u) {
+    let to = params[5u + group.x] + row * D;
+    for (var d = local; d < D; d += SIZE) { stored[to + d] = bitcast<u32>(source[origin + d]); }
+    return;
+  }
+  var most = 0u;
+  for (var d = local; d < D; d += SIZE) { most = max(most, bitcast<u32>(source[origin + d]) & 0x7fffffffu); }
+  atomicMax(&largest, most);
+  if (most >= select(FLOAT_LIMIT, HALF_LIMIT, KIND == 1u)) { atomicMax(&faults[0], params[3]); }
+  workgroupBarrier();
+  if (KIND == 1u) {
+    let words = (D + 1u) / 2u;
+    let to = params[5u + group.x] + row * words;
+    for (var w = local; w < words; w += SIZE) {
+      var word = half_of(bitcast<u32>(source[origin + 2u * w]));
+      if (2u * w + 1u < D) { word |= half_of(bitcast<u32>(source[origin + 2u * w + 1u])) << 16u; }
+      stored[to + w] = word;
+    }
+    return;
+  }
+  let words = (D + 3u) / 4u;
+  let to = params[5u + group.x] + row * (words + 1u);
+  let bits = scale_of(atomicLoad(&largest));
+  if (local == 0u) { stored[to] = bits; }
+  for (var w = local; w < words; w += SIZE) {
+    var word = 0u;
+    for (var i = 0u; i < 4u; i++) {
+      let d = 4u * w + i;
+      if (d < D) { word |= byte_of(source[origin + d], bitcast<f32>(bits)) << (8u * i); }
+    }
+    stored[to + 1u + w] = word;
+  }
+}
+`,
+};

@@ -1,0 +1,73 @@
+/** Turns keys to other positions: read as float32, turned, stored anew, some rows of a head at a time. */
+import type { KeyRotation } from "../../core/measure/rotation.ts";
+import type { GpuBuffer } from "../device.ts";
+import { ROWS, STORE } from "./shaders.ts";
+import { KINDS, MOST_GROUPS, spread } from "./stages.ts";
+import type { StoredHeads } from "./stored_heads.ts";
+
+/** Floats that are turned at once. */
+const AT_ONCE = 4 * 2 ** 20;
+
+/** Row `i` of head `h` by `moves[h][i]` positions. `owner`: who is told of a key that can't be stored. */
+export function turnKeys(
+  stored: StoredHeads,
+  owner: number,
+  moves: readonly Int32Array[],
+  rotation: KeyRotation,
+): void {
+  moves.forEach((list, head) => {
+    if (list.some((move) => move !== 0)) turnHead(stored, owner, head, list, rotation);
+  });
+}
+
+function turnHead(stored: StoredHeads, owner: number, head: number, moves: Int32Array, rotation: KeyRotation): void {
+  const { gpu, shape: { headDim } } = stored.options;
+  const { turns, circle } = circleOf(moves, rotation);
+  const list = gpu.borrow(turns.byteLength), points = gpu.borrow(Math.max(8, circle.byteLength));
+  gpu.write(list, 0, turns);
+  gpu.write(points, 0, circle);
+  const most = Math.max(1, Math.min(MOST_GROUPS, Math.floor(AT_ONCE / headDim)));
+  for (let first = 0; first < moves.length; first += most) {
+    const rows = { first, count: Math.min(most, moves.length - first) };
+    turnRows(stored, owner, head, rows, rotation, { list, points });
+  }
+  gpu.giveBack(list);
+  gpu.giveBack(points);
+}
+
+function turnRows(
+  stored: StoredHeads,
+  owner: number,
+  head: number,
+  { first, count }: { first: number; count: number },
+  { pairs, rotated }: KeyRotation,
+  { list, points }: { list: GpuBuffer; points: GpuBuffer },
+): void {
+  const { gpu, shape: { headDim }, type } = stored.options, { block, word } = stored.place(head);
+  const constants = { D: headDim, KIND: KINDS[type] }, turned = gpu.borrow(4 * count * headDim);
+  const partner = pairs === "interleaved" ? 1 : rotated / 2;
+  gpu.run(gpu.stage(ROWS, { entry: "turned", constants: { ...constants, ROTATED: rotated, PARTNER: partner } }), {
+    params: [count, word, 0, first],
+    buffers: [block.keys, list, undefined, turned, points],
+    groups: spread(count * headDim),
+  });
+  gpu.run(gpu.stage(STORE, { constants }), {
+    params: [count, 1, 0, owner, 0, word + first * stored.stride],
+    buffers: [turned, block.keys, gpu.faults],
+    groups: [1, count],
+  });
+  gpu.giveBack(turned);
+}
+
+/** For each row the number of its turn, and each turn's cosines and sines, `[turns, rotated / 2, 2]`; in float64. */
+function circleOf(moves: Int32Array, { frequencies }: KeyRotation) {
+  const numbers = new Map<number, number>(), points: number[] = [];
+  const turns = Int32Array.from(moves, (move) => {
+    const known = numbers.get(move);
+    if (known !== undefined) return known;
+    numbers.set(move, numbers.size);
+    for (const frequency of frequencies) points.push(Math.cos(move * frequency), Math.sin(move * frequency));
+    return numbers.size - 1;
+  });
+  return { turns, circle: Float32Array.from(points) };
+}
