@@ -4,7 +4,7 @@
  *
  * A new architecture is an entry here, its tokenizer aside, and a tiny model of it among the tests.
  */
-import type { Operation } from "../core/dense/operations.ts";
+import type { Activation, Operation } from "../core/dense/operations.ts";
 import type { ModelShape } from "../core/shape.ts";
 
 /** Some rows of a matrix in the file. */
@@ -77,6 +77,9 @@ export interface Architecture {
   head?(model: Dimensions): readonly DenseOperation[];
 }
 
+/** What files with experts say of them. */
+const EXPERT_SETTINGS = ["expert_count", "expert_used_count", "expert_feed_forward_length"];
+
 const LIST: readonly Architecture[] = [
   {
     name: "llama",
@@ -102,6 +105,22 @@ const LIST: readonly Architecture[] = [
           headNorm("qNormed", model, heads, kvHeads, `${block}.attn_k_norm`, "qkNormed"),
         ],
         finish,
+      };
+    },
+  },
+  {
+    name: "qwen3moe",
+    pairs: "half",
+    settings: EXPERT_SETTINGS,
+    layer: (model, index) => {
+      const block = `blk.${index}`, { heads, kvHeads } = model, { project, finish } = layerOf(model, block);
+      return {
+        project: [
+          ...project,
+          headNorm("qkv", model, 0, heads, `${block}.attn_q_norm`, "qNormed"),
+          headNorm("qNormed", model, heads, kvHeads, `${block}.attn_k_norm`, "qkNormed"),
+        ],
+        finish: withExperts(finish, model, block),
       };
     },
   },
@@ -292,7 +311,41 @@ function scale(from: string, factor: number, first: number, width: number, to: s
   return { op: "scale", from, to, factor, first, width };
 }
 
-function gate(from: string, activation: "silu" | "gelu", to: string): DenseOperation {
+/** A layer's feed-forward part by the experts that a token is sent to; `bias`: on all that is multiplied. */
+function withExperts(
+  finish: readonly DenseOperation[],
+  { width, settings, feedForward }: Dimensions,
+  block: string,
+  { bias = false, activation = "silu" }: { bias?: boolean; activation?: Activation } = {},
+): DenseOperation[] {
+  const { expert_count: experts = 1, expert_used_count: used = 1 } = settings;
+  const inner = settings.expert_feed_forward_length ?? feedForward, chosen = "chosen";
+  const stack = (names: readonly string[], rows: number): TensorRows[][] =>
+    Array.from({ length: experts }, (_, expert) => {
+      return names.map((name) => ({ tensor: `${block}.ffn_${name}_exps`, first: expert * rows, rows, bias }));
+    });
+  const before = finish.slice(0, finish.findIndex(({ to }) => to === "gateUp"));
+  return [
+    ...before,
+    multiply("x", [{ ...all(`${block}.ffn_gate_inp`, experts), bias }], "router"),
+    { op: "choose", from: "router", to: chosen, used },
+    {
+      op: "expand",
+      from: "x",
+      chosen,
+      to: "gateUp",
+      used,
+      parts: 2,
+      rows: inner,
+      weights: stack(["gate", "up"], inner),
+    },
+    gate("gateUp", activation, "gated"),
+    { op: "collect", from: "gated", chosen, to: "fed", used, rows: width, weights: stack(["down"], width) },
+    add("residual", "fed", "next"),
+  ];
+}
+
+function gate(from: string, activation: Activation, to: string): DenseOperation {
   return { op: "gate", from, to, activation };
 }
 

@@ -25,7 +25,7 @@ from gguf import GGMLQuantizationType as T
 from gguf.quants import dequantize, quantize
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import (
-    Gemma3ForCausalLM, Gemma3TextConfig, GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM, Ministral3Config, Ministral3ForCausalLM,
+    Gemma3ForCausalLM, Gemma3TextConfig, Qwen3MoeConfig, Qwen3MoeForCausalLM, GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM, Ministral3Config, Ministral3ForCausalLM,
     Phi3Config, Phi3ForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM, SmolLM3Config,
     SmolLM3ForCausalLM,
 )
@@ -129,6 +129,11 @@ MODELS = [
     # biases on all of attention
     Model("llama-biases", "llama", "smollm", 32, 4, 2, 8, 64, True, {"attn_k": T.Q4_1, "": T.Q8_0}, long=True,
           more={"attention_bias": True}),
+    # five experts, of which a token goes to two
+    Model("qwen3moe-plain", "qwen3moe", "qwen2", 64, 4, 2, 16, 96, False,
+          {"ffn_gate_inp": T.F32, "ffn_down_exps": T.Q4_1, "ffn_up_exps": T.Q5_0, "": T.Q8_0},
+          {"rope_type": "default", "rope_theta": 1000000.0}, long=True,
+          more={"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}),
 ]
 # their files have the pairs of q and k rows side by side
 INTERLEAVED = ("llama", "granite", "smollm3", "mistral3")
@@ -217,6 +222,10 @@ def add_metadata(writer: gguf.GGUFWriter, model: Model, tokenizer: Tokenizer) ->
         writer.add_residual_scale(model.more["residual_multiplier"])
         writer.add_attention_scale(model.more["attention_multiplier"])
         writer.add_logit_scale(model.more["logits_scaling"])
+    if "num_experts" in model.more:
+        writer.add_expert_count(model.more["num_experts"])
+        writer.add_expert_used_count(model.more["num_experts_per_tok"])
+        writer.add_expert_feed_forward_length(model.more["moe_intermediate_size"])
     if model.architecture == "gemma3":
         writer.add_sliding_window(model.more["sliding_window"])
     if model.architecture == "phi3":
@@ -284,6 +293,11 @@ def matrices(model: Model) -> list[tuple[str, str, tuple[int, int]]]:
             (f"blk.{i}.attn_k", f"{attention}.k_proj", (k, model.width)),
             (f"blk.{i}.attn_v", f"{attention}.v_proj", (k, model.width)),
             (f"blk.{i}.attn_output", f"{attention}.o_proj", (model.width, q)),
+        ]
+        if "num_experts" in model.more:
+            names.append((f"blk.{i}.ffn_gate_inp", f"{mlp}.gate", (model.more["num_experts"], model.width)))
+            continue
+        names += [
             (f"blk.{i}.ffn_gate", f"{mlp}.gate_proj", (model.feed_forward, model.width)),
             (f"blk.{i}.ffn_up", f"{mlp}.up_proj", (model.feed_forward, model.width)),
             (f"blk.{i}.ffn_down", f"{mlp}.down_proj", (model.width, model.feed_forward)),
@@ -308,7 +322,7 @@ def vectors(model: Model) -> list[tuple[str, str, int]]:
                 (f"blk.{i}.post_attention_norm.weight", f"{layer}.post_attention_layernorm.weight", model.width),
                 (f"blk.{i}.post_ffw_norm.weight", f"{layer}.post_feedforward_layernorm.weight", model.width),
             ]
-        if model.architecture in ("qwen3", "gemma3"):
+        if model.architecture in ("qwen3", "qwen3moe", "gemma3"):
             names += [
                 (f"blk.{i}.attn_{short}_norm.weight", f"{layer}.self_attn.{short}_norm.weight", model.head_dim)
                 for short in ("q", "k")
@@ -340,6 +354,8 @@ def add_weights(writer: gguf.GGUFWriter, model: Model, rng: np.random.Generator)
         if model.architecture in INTERLEAVED and name.endswith(("attn_q", "attn_k")):
             rows = unpermute(rows, model.heads if name.endswith("attn_q") else model.kv_heads)
         state[f"{theirs}.weight"] = torch.from_numpy(rows.copy())
+    if "num_experts" in model.more:
+        state |= add_experts(writer, model, rng)
     for name, theirs, length in vectors(model):
         centre, std = (1, 0.1) if "norm" in name else (0, 0.5)
         values = (centre + std * rng.standard_normal(length)).astype(np.float32)
@@ -351,12 +367,30 @@ def add_weights(writer: gguf.GGUFWriter, model: Model, rng: np.random.Generator)
     return state
 
 
+def add_experts(writer: gguf.GGUFWriter, model: Model, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    """The experts' matrices, one behind the other; gates and ups of an expert are one tensor in transformers."""
+    state, experts, inner = {}, model.more["num_experts"], model.more["moe_intermediate_size"]
+    for i in range(model.layers):
+        rows = {}
+        for part, shape in (("gate", (inner, model.width)), ("up", (inner, model.width)), ("down", (model.width, inner))):
+            name = f"blk.{i}.ffn_{part}_exps"
+            kind = next(kind for end, kind in model.types.items() if name.endswith(end))
+            data = np.stack([encode(kind, shape, 1.5 / shape[1] ** 0.5, rng) for _ in range(experts)])
+            writer.add_tensor(f"{name}.weight", data, raw_dtype=kind)
+            rows[part] = np.stack([dequantize(expert, kind) for expert in data]).astype(np.float32)
+        theirs = f"model.layers.{i}.mlp.experts"
+        state[f"{theirs}.gate_up_proj"] = torch.from_numpy(np.concatenate([rows["gate"], rows["up"]], axis=1))
+        state[f"{theirs}.down_proj"] = torch.from_numpy(rows["down"])
+    return state
+
+
 def reference(model: Model, state: dict[str, torch.Tensor], ids: list[int]) -> torch.Tensor:
     """Logits of transformers, (tokens, vocabulary)."""
     kind, build = {
         "llama": (LlamaConfig, LlamaForCausalLM),
         "qwen2": (Qwen2Config, Qwen2ForCausalLM),
         "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+        "qwen3moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM),
         "granite": (GraniteConfig, GraniteForCausalLM),
         "phi3": (Phi3Config, Phi3ForCausalLM),
         "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),

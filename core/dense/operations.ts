@@ -15,7 +15,10 @@ export type Operation<Gains, Weights> =
   | Gate
   | Add
   | Scale
-  | Cap;
+  | Cap
+  | Choose
+  | Expand<Weights>
+  | Collect<Weights>;
 
 /** RMS norm of the row: `from / √(mean from² + ε) · gains`, gains `[width]`. */
 export interface Norm<Gains> {
@@ -45,13 +48,18 @@ export interface Multiply<Weights> {
   readonly rows: number;
 }
 
-/** `activation(a) · b` of a row that holds a and b side by side. `gelu` is the tanh form. */
+/**
+ * `activation(a) · b` of a row that holds a and b side by side. `gelu` is the tanh form. `clamped` (gpt-oss): with a at most
+ * 7 and b within ±7, a · σ(1.702·a) · (b + 1).
+ */
 export interface Gate {
   readonly op: "gate";
   readonly from: string;
   readonly to: string;
-  readonly activation: "silu" | "gelu";
+  readonly activation: Activation;
 }
+
+export type Activation = "silu" | "gelu" | "clamped";
 
 /** The sum of two values of one width. */
 export interface Add {
@@ -76,6 +84,64 @@ export interface Cap {
   readonly from: string;
   readonly to: string;
   readonly cap: number;
+}
+
+/**
+ * The experts that each token goes to: those of its `used` largest numbers, the lower one among equals. A row of `used`
+ * experts, then the softmax of their numbers.
+ */
+export interface Choose {
+  readonly op: "choose";
+  readonly from: string;
+  readonly to: string;
+  readonly used: number;
+}
+
+/**
+ * Products of each token with the weights of its experts, which are `parts` matrices of `rows` rows each: `[parts, used,
+ * rows]`.
+ */
+export interface Expand<Weights> {
+  readonly op: "expand";
+  readonly from: string;
+  /** What {@link Choose} gave. */
+  readonly chosen: string;
+  readonly to: string;
+  readonly used: number;
+  readonly parts: number;
+  readonly rows: number;
+  /** One for each expert. */
+  readonly weights: readonly Weights[];
+}
+
+/** The other way: of `[used, width]` each part with its own expert's weights, their sum weighed by the shares: `[rows]`. */
+export interface Collect<Weights> {
+  readonly op: "collect";
+  readonly from: string;
+  readonly chosen: string;
+  readonly to: string;
+  readonly used: number;
+  readonly rows: number;
+  readonly weights: readonly Weights[];
+}
+
+/** Whether a list sends tokens to experts. */
+export function hasExperts(operations: readonly Operation<unknown, unknown>[]): boolean {
+  return operations.some(({ op }) => op === "expand" || op === "collect");
+}
+
+/** Experts and shares of one token, from its row of numbers; in doubles. */
+export function chosenOf(numbers: ArrayLike<number>, used: number): { experts: number[]; shares: number[] } {
+  const experts = Array.from(numbers, (_, i) => i).sort((a, b) => numbers[b] - numbers[a] || a - b).slice(0, used);
+  const weights = experts.map((expert) => Math.exp(numbers[expert] - numbers[experts[0]]));
+  const total = weights.reduce((sum, weight) => sum + weight, 0);
+  return { experts, shares: weights.map((weight) => weight / total) };
+}
+
+/** `clamped` of {@link Gate}. */
+export function clampedGate(a: number, b: number): number {
+  const gate = Math.min(a, 7);
+  return gate / (1 + Math.exp(-1.702 * gate)) * (Math.min(Math.max(b, -7), 7) + 1);
 }
 
 /** Width of every value of a list, its inputs first. RangeError for a value that is read before it is there, or given twice. */
@@ -103,6 +169,15 @@ function resultWidth(operation: Operation<unknown, unknown>, width: (name: strin
       return operation.rows;
     case "gate":
       return width(operation.from) / 2;
+    case "choose":
+      width(operation.from);
+      return 2 * operation.used;
+    case "expand":
+      for (const name of [operation.from, operation.chosen]) width(name);
+      return operation.parts * operation.used * operation.rows;
+    case "collect":
+      for (const name of [operation.from, operation.chosen]) width(name);
+      return operation.rows;
     case "add":
       return Math.max(...operation.from.map(width));
     case "norm":
@@ -115,20 +190,24 @@ function resultWidth(operation: Operation<unknown, unknown>, width: (name: strin
   }
 }
 
-/** Multiply-adds of a list's products for one token, which are the weights they read. */
+/** Multiply-adds of a list's products for one token: the weights they read for it. */
 export function multiplyAddsOf(
   operations: readonly Operation<unknown, unknown>[],
   inputs: Readonly<Record<string, number>>,
 ): number {
   const widths = widthsOf(operations, inputs);
   return operations.reduce((sum, operation) => {
-    return operation.op === "multiply" ? sum + widths.get(operation.from)! * operation.rows : sum;
+    if (!("rows" in operation)) return sum;
+    // Of experts those that a token goes to.
+    const times = operation.op === "expand" ? operation.parts * operation.used : 1;
+    return sum + times * widths.get(operation.from)! * operation.rows;
   }, 0);
 }
 
 /** Names of the values that an operation reads. */
 export function readsOf(operation: Operation<unknown, unknown>): readonly string[] {
-  return operation.op === "add" ? operation.from : [operation.from];
+  if (operation.op === "add") return operation.from;
+  return "chosen" in operation ? [operation.from, operation.chosen] : [operation.from];
 }
 
 /** The name of a list's result. */

@@ -137,6 +137,7 @@ export class DenseStages {
         return this.#norm(value(operation.from), gains, count, to, runs);
       }
       case "gate": {
+        if (operation.activation === "clamped") throw new RangeError("No shader has a clamped gate");
         const constants = { WIDTH: width, GELU: Number(operation.activation === "gelu") };
         return this.#each(GATE, constants, [value(operation.from), to], count, width);
       }
@@ -151,6 +152,10 @@ export class DenseStages {
       }
       case "cap":
         return this.#each(CAP, { WIDTH: width, CAP: operation.cap }, [value(operation.from), to], count, width);
+      case "choose":
+      case "expand":
+      case "collect":
+        throw new RangeError("No shader sends tokens to experts");
       default:
         throw new TypeError(`Unknown operation ${operation satisfies never}`);
     }

@@ -1,11 +1,13 @@
 /** The one place where an engine and its precision are chosen. */
 import { multiplyAddsOf } from "../../core/dense/operations.ts";
+import { option, resourceError } from "../../core/errors.ts";
 import { inputsOf } from "../architecture.ts";
 import type { ModelConfig } from "../config.ts";
 import { DEFAULTS } from "../defaults.ts";
 import type { GgufFile } from "../file/gguf/reader.ts";
 import { hasSimd128 } from "../../runtime/features.ts";
 import type { ThreadPool } from "../../wasm/threads/pool.ts";
+import { expertsRefused, hasExpertLayers } from "./experts.ts";
 import type { DenseEngine, HostDenseName } from "./interface.ts";
 import { MixedEngine } from "./by_rows.ts";
 import { createNodeEngine, createNodeLayers, probeNode } from "./ort/node.ts";
@@ -64,7 +66,7 @@ export async function pickDense(
   const { threads = 1, precision = "auto", onProgress, signal, pool } = options;
   if (!Number.isInteger(threads) || threads < 1) throw new RangeError(`pickDense() wants threads ≥ 1, not ${threads}`);
   const wasm = { precision: precision === "float32" ? precision : "quantised", onProgress, signal, pool } as const;
-  const name = await chooseEngine(file, options);
+  const name = hasExpertLayers(config) ? expertEngine(options) : await chooseEngine(file, options);
   const form = weightForm(name === "web" ? "web" : "node", precision, config);
   const needed = neededBytes(file, name, form);
   checkNeeded(file, needed, options.limitBytes);
@@ -88,6 +90,19 @@ export async function pickDense(
  * `bench/results/dense.md`).
  */
 export const MANY_ROWS = 8;
+
+/**
+ * Experts run on our own kernels alone.
+ * @throws PalisadeError `dense.experts` where another engine was named, resources `dense.unavailable` without SIMD.
+ */
+function expertEngine({ dense = DEFAULTS.dense }: PickDenseOptions): HostDenseName {
+  if (dense !== "auto" && dense !== "wasm") {
+    throw expertsRefused(dense);
+  }
+  if (hasSimd128()) return "wasm";
+  const message = "A model with experts needs WebAssembly's 128-bit vectors, which this runtime lacks";
+  throw resourceError("dense.unavailable", message, option("dense"));
+}
 
 async function chooseEngine(file: GgufFile, options: PickDenseOptions): Promise<HostDenseName> {
   const { dense = DEFAULTS.dense, precision, oneEngine } = options;

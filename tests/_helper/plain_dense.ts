@@ -50,6 +50,13 @@ async function readAll(file: GgufFile, operations: readonly DenseOperation[]): P
       const weights: Layer[] = [];
       for (const rows of operation.weights) weights.push(await readLayer(file, rows));
       steps.push({ ...operation, weights });
+    } else if (operation.op === "expand" || operation.op === "collect") {
+      const weights: Layer[][] = [];
+      for (const parts of operation.weights) {
+        weights.push([]);
+        for (const rows of parts) weights.at(-1)!.push(await readLayer(file, rows));
+      }
+      steps.push({ ...operation, weights });
     } else steps.push(operation);
   }
   return steps;
@@ -88,7 +95,9 @@ function apply(step: Step, from: (name: string) => number[], epsilon: number): n
       return step.weights.flatMap((layer) => multiply(layer, from(step.from)));
     case "gate": {
       const both = from(step.from), half = both.length / 2;
-      return both.slice(0, half).map((x, i) => ACTIVATIONS[step.activation](x) * both[half + i]);
+      if (step.activation === "clamped") return both.slice(0, half).map((x, i) => clamped(x, both[half + i]));
+      const activation = ACTIVATIONS[step.activation];
+      return both.slice(0, half).map((x, i) => activation(x) * both[half + i]);
     }
     case "add":
       return from(step.from[0]).map((x, i) => x + from(step.from[1])[i]);
@@ -96,6 +105,25 @@ function apply(step: Step, from: (name: string) => number[], epsilon: number): n
       return from(step.from).map((x, i) => i >= step.first && i < step.first + step.width ? x * step.factor : x);
     case "cap":
       return from(step.from).map((x) => step.cap * Math.tanh(x / step.cap));
+    case "choose": {
+      const numbers = from(step.from), order = [...numbers.keys()].sort((a, b) => numbers[b] - numbers[a]);
+      const best = order.slice(0, step.used), weights = best.map((expert) => Math.exp(numbers[expert]));
+      return [...best, ...weights.map((weight) => weight / weights.reduce((a, b) => a + b, 0))];
+    }
+    case "expand": {
+      const x = from(step.from), experts = from(step.chosen).slice(0, step.used);
+      return Array.from({ length: step.parts }, (_, part) => part)
+        .flatMap((part) => experts.flatMap((expert) => multiply(step.weights[expert][part], x)));
+    }
+    case "collect": {
+      const x = from(step.from), chosen = from(step.chosen), each = x.length / step.used;
+      const sum = new Array<number>(step.rows).fill(0);
+      for (let slot = 0; slot < step.used; slot++) {
+        const products = multiply(step.weights[chosen[slot]][0], x.slice(slot * each, (slot + 1) * each));
+        products.forEach((product, i) => sum[i] += chosen[step.used + slot] * product);
+      }
+      return sum;
+    }
     default:
       throw new TypeError(`Unknown operation ${step satisfies never}`);
   }
@@ -105,6 +133,12 @@ const ACTIVATIONS = {
   silu: (x: number) => x / (1 + Math.exp(-x)),
   gelu: (x: number) => 0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3))),
 };
+
+/** The gate of gpt-oss. */
+function clamped(gate: number, up: number): number {
+  const a = Math.min(gate, 7), b = Math.max(-7, Math.min(up, 7));
+  return a * (1 / (1 + Math.exp(-1.702 * a))) * (b + 1);
+}
 
 /** Applies `step` to every row of the inputs and joins the rows it gives. */
 function perRow<Names extends string>(

@@ -20,7 +20,15 @@ export const TINY_MODELS = [
   "mistral3-yarn",
   "gemma3-windows",
   "llama-biases",
+  "qwen3moe-plain",
 ] as const;
+
+/** Those that send tokens to experts: only our own kernels run them. */
+export const EXPERT_MODELS: readonly (typeof TINY_MODELS[number])[] = ["qwen3moe-plain"];
+/** The others, for every engine. */
+export const DENSE_MODELS: readonly (typeof TINY_MODELS[number])[] = TINY_MODELS.filter((name) => {
+  return !EXPERT_MODELS.includes(name);
+});
 
 export interface OpenModel extends AsyncDisposable {
   readonly file: GgufFile;

@@ -11,7 +11,7 @@ import { HostDense } from "../../model/dense/host.ts";
 import { assertClose } from "../_helper/close.ts";
 import { gpuTest } from "../_helper/gpu.ts";
 import { plainDense } from "../_helper/plain_dense.ts";
-import { openTiny, TINY_MODELS } from "../_helper/tiny_models.ts";
+import { DENSE_MODELS, openTiny, type TINY_MODELS } from "../_helper/tiny_models.ts";
 
 /** Largest difference over the largest magnitude: sums in another order; or factors of 11 bits, in three products. */
 const TOLERANCES = { f32: 2e-5, f16: 4e-3 } as const;
@@ -82,7 +82,7 @@ async function withModel(
   assert.equal(tensors.alive, 0, "tensors were not freed");
 }
 
-for (const model of TINY_MODELS) {
+for (const model of DENSE_MODELS) {
   gpuTest(`the dense stages equal the plain loops on ${model}`, async (gpu) => {
     await withModel(gpu, model, {}, async (dense, plain, tensors) => {
       for (const count of COUNTS) await assertSamePieces([dense, tensors], plain, count, TOLERANCES.f32);

@@ -2,11 +2,12 @@
 import assert from "node:assert/strict";
 import type { DenseEngine } from "../../model/dense/interface.ts";
 import { createNodeEngine, probeNode } from "../../model/dense/ort/node.ts";
+import { pickDense } from "../../model/dense/pick.ts";
 import { createWebEngine } from "../../model/dense/ort/web.ts";
 import { smollm2 } from "../_helper/model.ts";
 import { plainDense } from "../_helper/plain_dense.ts";
 import { skipped } from "../_helper/skip.ts";
-import { openModel, openTiny, TINY_MODELS } from "../_helper/tiny_models.ts";
+import { DENSE_MODELS, EXPERT_MODELS, openModel, openTiny } from "../_helper/tiny_models.ts";
 
 /**
  * Largest difference over the largest magnitude of a result. Weights are the same in every form, so only the order of
@@ -53,9 +54,23 @@ async function assertSamePieces(engine: DenseEngine, oracle: DenseEngine, count:
   assertClose(await engine.logits(hidden, count), await oracle.logits(hidden, count), `logits, ${count} rows`);
 }
 
+Deno.test("a model with experts is refused by every engine but our own kernels, and they take it by default", async () => {
+  for (const model of EXPERT_MODELS) {
+    await using open = await openTiny(model);
+    const refused = { code: "dense.experts", kind: "input", message: /runs on our own kernels alone/ };
+    for (const dense of ["web", "node"] as const) {
+      await assert.rejects(pickDense(open.file, open.config, { dense }), refused);
+      if (dense === "node" && !probe.available) continue;
+      await assert.rejects(ENGINES[dense](open.file, open.config, "float32"), refused);
+    }
+    await using engine = await pickDense(open.file, open.config);
+    assert.equal(engine.name, "wasm");
+  }
+});
+
 for (const [name, create] of Object.entries(ENGINES)) {
   for (const form of ["float32", "blocks"] as const) {
-    for (const model of TINY_MODELS) {
+    for (const model of DENSE_MODELS) {
       const title = `${name} engine with ${form} weights equals the plain loops on ${model}`;
       if (name === "node" && !probe.available) {
         skipped(title, probe.reason, "device");

@@ -546,3 +546,58 @@ for (const [group, refusals] of Object.entries(ALL_REFUSALS)) {
     }
   });
 }
+
+/** A qwen3moe of four experts, two for each token, of six rows each. */
+function moe(metadata: Metadata = {}, shapes: Shapes = {}): Change {
+  const experts = (block: string): Shapes => ({
+    [`${block}.attn_q_norm.weight`]: [2],
+    [`${block}.attn_k_norm.weight`]: [2],
+    [`${block}.ffn_gate.weight`]: undefined,
+    [`${block}.ffn_up.weight`]: undefined,
+    [`${block}.ffn_down.weight`]: undefined,
+    [`${block}.ffn_gate_inp.weight`]: [8, 4],
+    [`${block}.ffn_gate_exps.weight`]: [8, 6, 4],
+    [`${block}.ffn_up_exps.weight`]: [8, 6, 4],
+    [`${block}.ffn_down_exps.weight`]: [6, 8, 4],
+  });
+  const counts = { expert_count: 4, expert_used_count: 2, expert_feed_forward_length: 6 };
+  return {
+    metadata: {
+      ...Object.fromEntries(Object.entries(counts).map(([key, value]) => [`qwen3moe.${key}`, u32(value)])),
+      ...metadata,
+    },
+    shapes: { ...experts("blk.0"), ...experts("blk.1"), ...shapes },
+  };
+}
+
+Deno.test("configOf() of experts: their matrices lie in tensors of three dimensions", async () => {
+  const { decoder: { layers: [{ finish }] } } = await config("qwen3moe", moe());
+  const expand = finish.find(({ op }) => op === "expand"), collect = finish.find(({ op }) => op === "collect");
+  assert.ok(expand?.op === "expand" && collect?.op === "collect");
+  assert.deepEqual([expand.weights.length, expand.parts, expand.rows, collect.rows], [4, 2, 6, 8]);
+  assert.deepEqual(expand.weights[3].map(({ tensor, first, rows }) => [tensor, first, rows]), [
+    ["blk.0.ffn_gate_exps", 18, 6],
+    ["blk.0.ffn_up_exps", 18, 6],
+  ]);
+});
+
+for (
+  const [what, change, code, where] of [
+    ["no count", moe({ "qwen3moe.expert_count": undefined }), "gguf.missing", "expert_count"],
+    ["no count of those used", moe({ "qwen3moe.expert_used_count": undefined }), "gguf.missing", "expert_used_count"],
+    ["no expert", moe({ "qwen3moe.expert_count": u32(0) }), "gguf.value", "expert_count"],
+    ["too many", moe({ "qwen3moe.expert_count": u32(1 << 30) }), "gguf.value", "expert_count"],
+    ["more used than there are", moe({ "qwen3moe.expert_used_count": u32(5) }), "gguf.value", "expert_used_count"],
+    ["experts of no rows", moe({ "qwen3moe.expert_feed_forward_length": u32(0) }), "gguf.value", "feed_forward_length"],
+    ["one expert fewer", moe({}, { "blk.1.ffn_up_exps.weight": [8, 6, 3] }), "gguf.shape", "blk.1.ffn_up_exps"],
+    ["a flat tensor", moe({}, { "blk.0.ffn_down_exps.weight": [6, 32] }), "gguf.shape", "blk.0.ffn_down_exps"],
+    ["no router", moe({}, { "blk.0.ffn_gate_inp.weight": undefined }), "gguf.missing", "blk.0.ffn_gate_inp"],
+  ] as const
+) {
+  Deno.test(`configOf() refuses experts: ${what}`, async () => {
+    await assert.rejects(config("qwen3moe", change), (error: PalisadeError) => {
+      assert.ok(`${error.where}`.includes(where), `${error.where}`);
+      return error.code === code;
+    });
+  });
+}

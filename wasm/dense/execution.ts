@@ -1,5 +1,15 @@
 /** One run of a list of operations by one thread: where its values are, and the kernels that make them. */
-import type { Add, Gate, HeadNorm, Norm, Operation, Scale } from "../../core/dense/operations.ts";
+import {
+  type Add,
+  type Choose,
+  chosenOf,
+  clampedGate,
+  type Gate,
+  type HeadNorm,
+  type Norm,
+  type Operation,
+  type Scale,
+} from "../../core/dense/operations.ts";
 import type { Buffers, Kernels } from "../module.ts";
 import type { Workspace } from "../threads/barrier.ts";
 import { multiply, type Stored, type StoredMatrix } from "./products.ts";
@@ -15,6 +25,15 @@ export interface HeldMatrices {
 }
 export type HeldOperation = Operation<Stored, HeldMatrices>;
 type HeldMultiply = Extract<HeldOperation, { op: "multiply" }>;
+type HeldExpand = Extract<HeldOperation, { op: "expand" }>;
+type HeldCollect = Extract<HeldOperation, { op: "collect" }>;
+
+/** A token that goes to an expert, as the `slot`-th of its own. */
+interface Turn {
+  readonly token: number;
+  readonly slot: number;
+  readonly share: number;
+}
 
 /** Columns `[column, column + columns)`. */
 interface Range {
@@ -101,6 +120,12 @@ export class Execution {
         return this.#add(operation);
       case "scale":
         return this.#map(operation, scaling(operation));
+      case "choose":
+        return this.#choose(operation);
+      case "expand":
+        return this.#expand(operation);
+      case "collect":
+        return this.#collect(operation);
       case "cap": {
         const { cap } = operation;
         return this.#map(operation, (x) => cap * Math.tanh(x / cap));
@@ -171,8 +196,11 @@ export class Execution {
     const mine = own.total / 2, result = { ranges: [{ column: own.ranges[0].column, columns: mine }], total: mine };
     if (mine === 0) return this.#setOwn(to, width, { ...result, buffer: -1 });
     // This thread has the same columns of gate and up, gates first; half as many are left.
-    const both = activation === "gelu" ? this.#geluAsSilu(own) : own.buffer, buffer = this.#zeros(mine);
-    this.#kernels.check(this.#kernels.call.dense_swiglu(both, mine, this.#count, buffer), "gate");
+    const buffer = activation === "clamped" ? this.#clamped(own) : this.#zeros(mine);
+    if (activation !== "clamped") {
+      const both = activation === "gelu" ? this.#geluAsSilu(own) : own.buffer;
+      this.#kernels.check(this.#kernels.call.dense_swiglu(both, mine, this.#count, buffer), "gate");
+    }
     if (isWhole(value)) this.#setRows(to, width, buffer);
     else this.#setOwn(to, width, { ...result, buffer });
   }
@@ -191,6 +219,83 @@ export class Execution {
       }
     }
     return this.#buffers.from(floats);
+  }
+
+  #clamped({ buffer, total }: Own): number {
+    const half = total / 2, both = this.#buffers.floats(buffer, this.#count * total);
+    const floats = new Float32Array(this.#count * half);
+    for (let t = 0, to = 0; t < this.#count; t++) {
+      for (let i = t * total; to < (t + 1) * half; i++, to++) floats[to] = clampedGate(both[i], both[i + half]);
+    }
+    return this.#buffers.from(floats);
+  }
+
+  #choose({ from, to, used }: Choose): void {
+    const { width } = this.#value(from), numbers = this.#wholeFloats(from), row = 2 * used;
+    const chosen = new Float32Array(this.#count * row);
+    for (let t = 0; t < this.#count; t++) {
+      const { experts, shares } = chosenOf(numbers.subarray(t * width, (t + 1) * width), used);
+      chosen.set(experts, t * row);
+      chosen.set(shares, t * row + used);
+    }
+    this.#setRows(to, row, this.#buffers.from(chosen));
+  }
+
+  /** One thread alone: expert by expert, the tokens that go to it side by side. */
+  #expand({ from, chosen, to, used, parts, rows, weights }: HeldExpand): void {
+    const { width } = this.#value(from), x = this.#wholeFloats(from).slice(), row = parts * used * rows;
+    const out = new Float32Array(this.#count * row);
+    for (const [expert, turns] of this.#turns(chosen, used)) {
+      const inputs = joined(turns.map(({ token }) => x.subarray(token * width, (token + 1) * width)));
+      const products = this.#expertProducts(weights[expert], inputs, turns.length);
+      turns.forEach(({ token, slot }, i) => {
+        for (let part = 0; part < parts; part++) {
+          const at = (i * parts + part) * rows;
+          out.set(products.subarray(at, at + rows), token * row + (part * used + slot) * rows);
+        }
+      });
+    }
+    this.#setRows(to, row, this.#buffers.from(out));
+  }
+
+  #collect({ from, chosen, to, used, rows, weights }: HeldCollect): void {
+    const each = this.#value(from).width / used, x = this.#wholeFloats(from).slice();
+    const out = new Float32Array(this.#count * rows);
+    for (const [expert, turns] of this.#turns(chosen, used)) {
+      const place = ({ token, slot }: Turn) => (token * used + slot) * each;
+      const inputs = joined(turns.map((turn) => x.subarray(place(turn), place(turn) + each)));
+      const products = this.#expertProducts(weights[expert], inputs, turns.length);
+      turns.forEach(({ token, share }, i) => {
+        for (let r = 0; r < rows; r++) out[token * rows + r] += share * products[i * rows + r];
+      });
+    }
+    this.#setRows(to, rows, this.#buffers.from(out));
+  }
+
+  /** Who goes to each expert, experts ascending. */
+  #turns(chosen: string, used: number): [expert: number, turns: Turn[]][] {
+    const floats = this.#wholeFloats(chosen), turns = new Map<number, Turn[]>();
+    for (let token = 0; token < this.#count; token++) {
+      for (let slot = 0; slot < used; slot++) {
+        const expert = floats[2 * used * token + slot], share = floats[2 * used * token + used + slot];
+        if (!turns.has(expert)) turns.set(expert, []);
+        turns.get(expert)!.push({ token, slot, share });
+      }
+    }
+    return [...turns].sort(([a], [b]) => a - b);
+  }
+
+  /** Products of `count` rows with an expert's matrices, side by side; its buffers are given back at once. */
+  #expertProducts({ matrices, total }: HeldMatrices, inputs: Float32Array, count: number): Float32Array {
+    return this.#kernels.withBuffers((buffers) => {
+      const x = buffers.from(inputs), buffer = buffers.zeros(count * total * 4);
+      let offset = 0;
+      for (const matrix of matrices) {
+        multiply(this.#kernels, matrix, x, count, { buffer, stride: total, offset }, this.#how.exact);
+        offset += matrix.outputs;
+      }
+      return buffers.read(buffer, new Float32Array(count * total));
+    });
   }
 
   #add({ from: [a, b], to }: Add): void {
@@ -290,6 +395,16 @@ export class Execution {
 export function heldMatrices(matrices: readonly HeldMatrix[]): HeldMatrices {
   const ranges = matrices.map(({ column, outputs }) => ({ column, columns: outputs }));
   return { matrices, ranges, total: ranges.reduce((all, { columns }) => all + columns, 0) };
+}
+
+function joined(rows: readonly Float32Array[]): Float32Array {
+  const all = new Float32Array(rows.reduce((sum, { length }) => sum + length, 0));
+  let at = 0;
+  for (const row of rows) {
+    all.set(row, at);
+    at += row.length;
+  }
+  return all;
 }
 
 function isWhole({ at, buffer }: Value): boolean {

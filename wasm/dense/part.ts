@@ -7,7 +7,7 @@ import { multiplyAddsOf, type Operation } from "../../core/dense/operations.ts";
 import { Buffers, type Kernels } from "../module.ts";
 import type { Workspace } from "../threads/barrier.ts";
 import { WORK_PER_WAIT } from "../threads/cost.ts";
-import { Execution, heldMatrices, type HeldOperation } from "./execution.ts";
+import { Execution, type HeldMatrices, heldMatrices, type HeldOperation } from "./execution.ts";
 import { hasInfinities, type Stored } from "./products.ts";
 import { type Schedule, scheduleOf } from "./schedule.ts";
 
@@ -131,17 +131,21 @@ function holding(kernels: Kernels, operation: PlanOperation, stored: ReadonlyMap
     case "headNorm":
       return { ...operation, gains: stored.get(operation.gains)! };
     case "multiply":
-      return {
-        ...operation,
-        weights: heldMatrices(operation.weights.map((part) => {
-          const bias = part.bias === undefined ? undefined : stored.get(part.bias)!;
-          const matrix = { ...part, weights: stored.get(part.weights)!, bias };
-          return { ...matrix, infinite: hasInfinities(kernels, matrix) };
-        })),
-      };
+      return { ...operation, weights: held(kernels, operation.weights, stored) };
+    case "expand":
+    case "collect":
+      return { ...operation, weights: operation.weights.map((expert) => held(kernels, expert, stored)) };
     default:
       return operation;
   }
+}
+
+function held(kernels: Kernels, plans: readonly MatrixPlan[], stored: ReadonlyMap<number, Stored>): HeldMatrices {
+  return heldMatrices(plans.map((part) => {
+    const bias = part.bias === undefined ? undefined : stored.get(part.bias)!;
+    const matrix = { ...part, weights: stored.get(part.weights)!, bias };
+    return { ...matrix, infinite: hasInfinities(kernels, matrix) };
+  }));
 }
 
 /** A step under way. */

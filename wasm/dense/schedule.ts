@@ -60,8 +60,10 @@ export function scheduleOf<Step extends Operation<unknown, unknown>>(
   return { phases, places, given, size, widths, result, lastRead: lastReadsOf(operations) };
 }
 
-function needsRows(operation: Operation<unknown, unknown>) {
-  return operation.op === "norm" || operation.op === "headNorm" || operation.op === "multiply";
+function needsRows(
+  operation: Operation<unknown, unknown>,
+): operation is Exclude<Operation<unknown, unknown>, { op: "add" }> {
+  return ["norm", "headNorm", "multiply", "choose", "expand", "collect"].includes(operation.op);
 }
 
 function lastReadsOf(operations: readonly Operation<unknown, unknown>[]): ReadonlyMap<string, number> {

@@ -3,6 +3,7 @@ import { inputError } from "../../../core/errors.ts";
 import type { GpuBuffer } from "../../../gpu/device.ts";
 import { KINDS } from "../../../gpu/dense/kinds.ts";
 import type { DeviceOperation } from "../../../gpu/dense/lists.ts";
+import { withoutExperts } from "../experts.ts";
 import type { DeviceWeights, Filling, MatrixPart } from "../../../gpu/dense/weights.ts";
 import type { DenseOperation, TensorRows } from "../../architecture.ts";
 import type { GgufFile, GgufTensor } from "../../file/gguf/reader.ts";
@@ -56,7 +57,7 @@ export class GpuWeightLoader {
       case "multiply":
         return { ...operation, weights: await this.#matrix(operation.weights) };
       default:
-        return operation;
+        return withoutExperts(operation, "webgpu");
     }
   }
 

@@ -7,6 +7,7 @@
  * microsoft/onnxruntime `docs/ContribOperators.md`.
  */
 import {
+  type Activation,
   type HeadNorm,
   type Operation,
   readsOf,
@@ -107,6 +108,10 @@ function pieceOf(
       return scale(operation, place(operation.from), widths.get(operation.from)!);
     case "cap":
       return cap(to, place(operation.from), operation.cap);
+    case "choose":
+    case "expand":
+    case "collect":
+      throw new RangeError("No graph sends tokens to experts");
     default:
       throw new TypeError(`Unknown operation ${operation satisfies never}`);
   }
@@ -179,7 +184,8 @@ function headNorm(operation: HeadNorm<Float32Array>, input: string, width: numbe
 }
 
 /** `activation(a) · b` of an input that holds both halves side by side. */
-function gate(name: string, input: string, activation: "silu" | "gelu"): Piece {
+function gate(name: string, input: string, activation: Activation): Piece {
+  if (activation === "clamped") throw new RangeError("No graph has a clamped gate");
   const halves = [`${name}.gate`, `${name}.up`], active = `${name}.${activation}`;
   const split = { axis: { int: 1 }, num_outputs: { int: 2 } };
   // QuickGelu with alpha 1 is x·sigmoid(x), which is SiLU; FastGelu is GELU's tanh form.

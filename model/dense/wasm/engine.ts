@@ -17,6 +17,7 @@ import {
   worthSharing,
 } from "../../../wasm/dense/part.ts";
 import { Kernels, type WasmOptions } from "../../../wasm/module.ts";
+import { hasExperts } from "../../../core/dense/operations.ts";
 import { breathe } from "../../../runtime/breathe.ts";
 import { inputsOf } from "../../architecture.ts";
 import type { ModelConfig } from "../../config.ts";
@@ -69,7 +70,10 @@ export async function createWasmEngine(
   const id = memory.newId();
   try {
     const inputs = inputsOf(config), { decoder, width, vocabulary, normEpsilon } = config;
-    const loader = new WeightLoader(memory, file, (list) => !worthSharing(workOf(list, inputs), 1, workPerWait));
+    const loader = new WeightLoader(memory, file, (list) => {
+      if (hasExperts(list)) return "here";
+      return worthSharing(workOf(list, inputs), 1, workPerWait) ? "shared" : "alone";
+    });
     const layers: { project: PerThread<PlanOperation[]>; finish: PerThread<PlanOperation[]> }[] = [];
     for (const [index, { project, finish }] of decoder.layers.slice(0, config.layers).entries()) {
       await breathe(signal);
@@ -264,6 +268,8 @@ class WasmEngine implements DenseEngine {
   #isWorthSharing(step: Step, layer: number, count: number): boolean {
     const { layers, head } = this.config.decoder;
     const list = [layers[layer].project, layers[layer].finish, head][step];
+    // Which tokens meet which expert is not known beforehand: this thread takes them all.
+    if (hasExperts(list)) return false;
     let work = this.#work.get(list);
     if (!work) this.#work.set(list, work = workOf(list, this.#plan.inputs));
     return worthSharing(work, count, this.#workPerWait);

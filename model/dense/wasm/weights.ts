@@ -109,28 +109,28 @@ interface Piece extends Rows {
 export type PerThread<T> = readonly T[];
 
 /** Which threads hold a matrix: all of them some rows, and this one all where it works alone; or this one alone. */
-type Holders = "shared" | "alone" | "here";
+export type Holders = "shared" | "alone" | "here";
 
 /** Reads a model's tensors into a {@link WeightMemory}. */
 export class WeightLoader {
   readonly #memory: WeightMemory;
   readonly #file: GgufFile;
-  readonly #alone: (operations: readonly DenseOperation[]) => boolean;
+  readonly #holders: (operations: readonly DenseOperation[]) => Holders;
   /** Matrices of whole tensors. */
   readonly #whole = new Map<string, PerThread<MatrixPlan>>();
 
   /**
-   * `alone`: whether this thread works alone at a list over few rows, and so holds all rows of its matrices.
+   * `holders`: of a list's matrices; this thread holds all rows where it works alone at it, over few rows or any.
    */
-  constructor(memory: WeightMemory, file: GgufFile, alone: (operations: readonly DenseOperation[]) => boolean) {
+  constructor(memory: WeightMemory, file: GgufFile, holders: (operations: readonly DenseOperation[]) => Holders) {
     this.#memory = memory;
     this.#file = file;
-    this.#alone = alone;
+    this.#holders = holders;
   }
 
   /** A list with each thread's part of its weights. */
   async operations(operations: readonly DenseOperation[]): Promise<PerThread<PlanOperation[]>> {
-    const holders = this.#alone(operations) ? "alone" : "shared";
+    const holders = this.#holders(operations);
     const gated = new Set(operations.flatMap((each) => each.op === "gate" ? [each.from] : []));
     const parts: PlanOperation[][] = Array.from({ length: this.#memory.threads + 1 }, () => []);
     for (const operation of operations) {
@@ -161,6 +161,12 @@ export class WeightLoader {
       case "multiply": {
         const weights = await this.#beside(operation.weights, holders, gated.has(operation.to));
         return (i) => ({ ...operation, weights: weights.map((matrix) => matrix[i]) });
+      }
+      case "expand":
+      case "collect": {
+        const experts: PerThread<MatrixPlan>[][] = [];
+        for (const parts of operation.weights) experts.push(await this.#beside(parts, holders, false));
+        return (i) => ({ ...operation, weights: experts.map((matrices) => matrices.map((matrix) => matrix[i])) });
       }
       default:
         return () => operation;

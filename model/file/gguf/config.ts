@@ -57,7 +57,9 @@ export async function configOf(gguf: GgufFile, options: ConfigOptions = {}): Pro
     vocabulary: vocabularyOf(gguf),
     tiedHead: !gguf.tensors.has("output.weight"),
   };
-  const dimensions = { ...sizes, settings: settingsOf(gguf, entry), has: (name: string) => gguf.tensors.has(name) };
+  const settings = settingsOf(gguf, entry);
+  checkExperts(gguf, entry, settings);
+  const dimensions = { ...sizes, settings, has: (name: string) => gguf.tensors.has(name) };
   checkTensors(gguf, entry, dimensions);
   const locals = localLayers(gguf, entry, contextLength, layers);
   return {
@@ -124,6 +126,18 @@ function settingsOf(gguf: GgufFile, { name, settings = [] }: Architecture): Reco
     const value = optionalNumber(gguf, `${name}.${setting}`, { min: 0 });
     return value === undefined ? [] : [[setting, value]];
   }));
+}
+
+/** Most experts: those of models are far fewer, and each is a matrix of its own. */
+const MOST_EXPERTS = 1024;
+
+/** Of an architecture with experts: how many there are, and how many a token is sent to. */
+function checkExperts(gguf: GgufFile, { name, settings = [] }: Architecture, given: Readonly<Record<string, number>>) {
+  if (!settings.includes("expert_count")) return;
+  const count = requireNumber(gguf, `${name}.expert_count`, { min: 1, max: MOST_EXPERTS, integer: true });
+  requireNumber(gguf, `${name}.expert_used_count`, { min: 1, max: count, integer: true });
+  if (given.expert_feed_forward_length === undefined) return;
+  requireNumber(gguf, `${name}.expert_feed_forward_length`, COUNT);
 }
 
 function refuseUnsupported(gguf: GgufFile, { name, settings = [] }: Architecture): void {
@@ -275,12 +289,25 @@ function* tensorsOf(
   for (const operation of operations) {
     if (operation.op === "norm") yield [operation.gains, [widths.get(operation.from)!]];
     if (operation.op === "headNorm") yield [operation.gains, [operation.width]];
+    if (operation.op === "expand" || operation.op === "collect") yield* expertTensors(operation, widths);
     if (operation.op !== "multiply") continue;
     const rows = rowsOf(operation.weights);
     for (const { tensor, bias } of operation.weights) {
       yield [`${tensor}.weight`, [widths.get(operation.from)!, rows.get(tensor)!]];
       if (bias) yield [`${tensor}.bias`, [rows.get(tensor)!]];
     }
+  }
+}
+
+/** Experts' matrices lie one behind the other in a tensor of three dimensions. */
+function* expertTensors(
+  operation: Extract<DenseOperation, { op: "expand" | "collect" }>,
+  widths: ReadonlyMap<string, number>,
+): Generator<readonly [name: string, shape: readonly number[]]> {
+  const { weights: { length: experts, 0: first }, rows } = operation, width = widths.get(operation.from)!;
+  for (const { tensor, bias } of first) {
+    yield [`${tensor}.weight`, [operation.op === "collect" ? width / operation.used : width, rows, experts]];
+    if (bias) yield [`${tensor}.bias`, [rows, experts]];
   }
 }
 
