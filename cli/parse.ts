@@ -27,6 +27,8 @@ export function parserOf(commands: readonly Command[], options: ParserOptions): 
     .description(options.summary)
     .version(options.version)
     .helpCommand(false)
+    // Who reads this has found it.
+    .addHelpOption(new Option("-h, --help").hideHelp())
     .addHelpText("after", options.notes);
   // Commands made from here on inherit these.
   program.exitOverride()

@@ -10,8 +10,10 @@ import { evalCommand } from "./commands/eval.ts";
 import { evictCommand } from "./commands/evict.ts";
 import { modelsCommand } from "./commands/models.ts";
 import { policiesCommand } from "./commands/policies.ts";
+import { readCommand } from "./commands/read.ts";
 import { reportCommand } from "./commands/report.ts";
 import { showCommand } from "./commands/show.ts";
+import { snapshotsCommand } from "./commands/snapshots.ts";
 import { workerCommand } from "./commands/worker.ts";
 import { failureText } from "./failure.ts";
 import { EXIT, EXIT_CODES, type Io } from "./io.ts";
@@ -21,6 +23,8 @@ import { VERSION } from "../runtime/version.ts";
 /** Every command, in the order of help. */
 const COMMANDS: readonly Command[] = [
   askCommand,
+  readCommand,
+  snapshotsCommand,
   demoCommand,
   showCommand,
   evictCommand,

@@ -1,67 +1,52 @@
-/** `palisade ask`: read a text once, evict, answer every question from what was kept. */
-import { parseKeep } from "../../core/select/budget.ts";
-import { CACHE_TYPES } from "../../core/cache/entry_type.ts";
+/** `palisade ask`: read a text once, evict, answer every question from what was kept; or from a snapshot. */
 import { inputError, option, PalisadeError } from "../../core/errors.ts";
-import type { Policy } from "../../core/policy/policy.ts";
-import { resolveStepRule } from "../../core/rules/registry.ts";
-import { POSITIONS } from "../../model/decode/answer.ts";
+import { type Context, insideOf } from "../../model/context.ts";
 import { checkQuestions } from "../../model/decode/questions.ts";
 import { DEFAULTS } from "../../model/defaults.ts";
+import type { Model } from "../../model/model.ts";
 import { reportOf } from "../../model/report.ts";
+import type { SnapshotCache } from "../../model/snapshot/cache.ts";
 import { NO_FRAME, resolveFrame } from "../../model/text/frames.ts";
-import { loadPolicy } from "../../model/policy_files/policy_files.ts";
-import { type Answer, type AskOptions, type Context, type MaxCache, openContext } from "../../model/session.ts";
+import { type Answer, type AskOptions, openContext } from "../../model/session.ts";
 import { command } from "../command.ts";
-import { DEFAULT_KEEP, DEFAULT_POLICY, ENGINE, startModel } from "../engine.ts";
+import { ENGINE, startModel } from "../engine.ts";
 import { certificateText } from "../print/certificate.ts";
 import { EXIT, type Io } from "../io.ts";
-import { number, type OptionTable, repeated, share, type Values, whole } from "../options.ts";
-import { createProgress } from "../print/progress.ts";
+import { number, type OptionTable, repeated, type Values, whole } from "../options.ts";
+import { createProgress, type Progress } from "../print/progress.ts";
 import { reportText } from "../print/closing_report.ts";
+import {
+  BUDGET,
+  contextOptions,
+  idle,
+  keepAsked,
+  noGate,
+  type ParsedReading,
+  parseReading,
+  readContextText,
+  typedFrame,
+  WORDS,
+} from "../reading.ts";
+import { keepRead, openCache, openNamed, PLACE, SALT } from "../snapshots.ts";
 
 const OPTIONS = {
-  context: { value: "file", help: "the text, UTF-8; - reads standard input", required: true },
+  context: { value: "file", help: "the text, UTF-8; - reads standard input" },
+  snapshot: {
+    value: "file",
+    help: "instead: what palisade read wrote",
+    conflicts: ["context", "risk", "riskWorst", "maxCacheBytes", "explain"],
+  },
   question: {
     value: "text",
     help: "what to ask; repeat it to ask the same cache more",
     read: repeated,
     required: true,
   },
-  keep: { value: "amount", help: "what stays: 20%, or tokens per head", shown: DEFAULT_KEEP },
-  policy: { value: "name", help: "see: palisade policies", shown: DEFAULT_POLICY },
-  risk: {
-    value: "share",
-    help: "instead of --keep: largest loss of attention, mean",
-    read: share,
-    conflicts: ["keep", "riskWorst", "maxCache"],
-    rare: true,
-  },
-  riskWorst: {
-    value: "share",
-    help: "instead: evict what is less important",
-    read: share,
-    conflicts: ["keep", "maxCache"],
-    rare: true,
-  },
-  maxCacheBytes: {
-    value: "n",
-    help: "may wait for --risk",
-    read: whole(1),
-    shown: `${DEFAULTS.maxCacheBytes / 2 ** 30} GiB`,
-    rare: true,
-  },
-  explain: { help: "print what eviction can have cost at worst", rare: true },
-  maxCache: { value: "n", help: "cap while answering, tokens per head", read: whole(1) },
-  stepPolicy: { value: "name", help: "its rule, see policies --steps", shown: DEFAULTS.stepRule, rare: true },
-  positions: {
-    value: "mode",
-    help: "kept keys stay or close up",
-    choices: POSITIONS,
-    shown: DEFAULTS.positions,
-    rare: true,
-  },
-  cacheType: { value: "type", help: "keys and values", choices: CACHE_TYPES, shown: DEFAULTS.cacheType },
+  ...BUDGET,
+  ...PLACE,
   ...ENGINE,
+  // Help fits a screen.
+  dense: { ...ENGINE.dense, rare: true },
   maxTokens: { value: "n", help: "longest answer in tokens", read: whole(1), shown: DEFAULTS.maxTokens },
   temperature: { value: "t", help: "0 is greedy, up to 10", read: number(0, 10), shown: DEFAULTS.temperature },
   topP: {
@@ -71,14 +56,11 @@ const OPTIONS = {
     shown: DEFAULTS.topP,
     rare: true,
   },
-  seed: { value: "n", help: "seed of the sampler", read: whole(0), shown: DEFAULTS.seed },
+  seed: { value: "n", help: "seed of the sampler", read: whole(0), shown: DEFAULTS.seed, rare: true },
   answerPrefix: { value: "text", help: "the reply starts with this", rare: true },
-  system: { value: "text", help: "system prompt instead of the template's own", rare: true },
-  think: { help: "let the model think first", rare: true },
-  frame: { value: "name|text", help: "words around text and question", rare: true },
+  ...WORDS,
   allowLoops: { help: "never end an answer that repeats itself", rare: true },
-  gate: { value: "file", help: "for policy gate: see palisade calibrate", rare: true },
-  beyondTrained: { help: "allow more context than the model was trained on", rare: true },
+  ...SALT,
   json: { help: "print one object with answers and figures" },
 } satisfies OptionTable;
 
@@ -94,52 +76,68 @@ export const askCommand = command({
 
 /** Runs the command; returns the exit code. Refusals are thrown. */
 async function ask(options: Options, io: Io): Promise<number> {
-  const policy = options.policy === undefined ? undefined : await loadPolicy(options.policy, io.runtime);
-  const keep = options.keep === undefined ? undefined : parseKeep(options.keep);
-  const maxCache = maxCacheOf(options);
-  refuseIdle(options, policy, maxCache);
-  const frame = frameOf(options), { system, think, gate } = options;
-  const text = await io.runtime.readText(options.context, { signal: io.signal });
-  if (text.trim() === "") {
-    const where = options.context === "-" ? "standard input" : options.context;
-    throw inputError("context.empty", `There is no text in ${where}`, option("context"));
-  }
-
+  const parsed = await parseReading(options, io), { system, think, gate } = options, frame = frameOf(options);
+  const text = options.snapshot === undefined ? await readContextText(contextOf(options), io) : undefined;
+  const say = (note: string) => io.interactive && !options.quiet && io.err(`${note}\n`);
+  const cache = text === undefined ? undefined : await openCache(options, io);
+  await using _store = cache?.store ?? NO_STORE;
   using progress = createProgress(io.interactive && !options.quiet);
   const start = performance.now();
   await using model = await startModel(options, io, progress, { system, think, frame, gate });
-  const loadMs = performance.now() - start;
-  const { answerPrefix, positions, beyondTrained } = options;
-  checkQuestions(model, text, options.question, { answerPrefix, positions, beyondTrained, capped: !!maxCache });
-  using context = await openContext(model, text, {
-    policy,
-    keep,
-    maxCache,
-    risk: options.risk,
-    riskWorst: options.riskWorst,
-    maxCacheBytes: options.maxCacheBytes,
-    explain: options.explain,
-    positions: options.positions,
-    cacheType: options.cacheType,
-    beyondTrained: options.beyondTrained,
-    signal: io.signal,
-    onLayer: (done, layers) => progress.update("Reading, layer", done, layers),
-  });
+  const loadMs = performance.now() - start, told = { options, parsed, progress, cache };
+  using context = text === undefined ? await restored(model, io, told) : await read(model, text, io, told);
   progress.clear();
-  if (!policy && context.policy.needs.reconstruction && io.interactive && !options.quiet) {
-    io.err(`${noGate(options.model)}\n`);
-  }
+  if (!options.policy && context.reused === 0 && context.policy.needs.reconstruction) say(noGate(options.model));
 
   const answers = await askAll(options, io, context);
   const report = reportOf(model, context, answers, {
-    keepAsked: keepAsked(options),
+    keepAsked: text === undefined ? (await insideOf(context).state.facts()).budget : keepAsked(options),
     loadMs,
     memory: io.runtime.memory(),
   });
   if (options.json) io.out(`${JSON.stringify(report, null, 2)}\n`);
   if (report.certificate && !options.json && !options.quiet) io.err(`\n${certificateText(report.certificate)}`);
   if (io.interactive && !options.quiet) io.err(`\n${reportText(report)}`);
-  return answers.some((each) => each.finish === "interrupted") ? EXIT.interrupted : EXIT.ok;
+  if (answers.some((each) => each.finish === "interrupted")) return EXIT.interrupted;
+  if (text !== undefined) await keepRead(cache, context, options.context!, say);
+  return EXIT.ok;
+}
+
+const NO_STORE: AsyncDisposable = { [Symbol.asyncDispose]: () => Promise.resolve() };
+
+/** @throws PalisadeError usage `context.missing`. */
+function contextOf({ context }: Options): string {
+  if (context !== undefined) return context;
+  throw new PalisadeError("usage", "context.missing", "There is nothing to ask about: want --context or --snapshot", {
+    where: "--context",
+  });
+}
+
+interface Told {
+  readonly options: Options;
+  readonly parsed: ParsedReading;
+  readonly progress: Progress;
+  readonly cache?: SnapshotCache;
+}
+
+/** The context of a text: kept from an earlier reading, or read now. */
+async function read(model: Model, text: string, io: Io, { options, parsed, progress, cache }: Told): Promise<Context> {
+  const { answerPrefix, positions, beyondTrained, salt } = options, capped = !!parsed.maxCache;
+  checkQuestions(model, text, options.question, { answerPrefix, positions, beyondTrained, capped });
+  const reading = contextOptions(options, parsed, io, progress);
+  return await openContext(model, text, { ...reading, salt, snapshots: cache });
+}
+
+/** The context of a snapshot's file. */
+async function restored(model: Model, io: Io, { options, parsed, progress }: Told): Promise<Context> {
+  await using source = await openNamed(options.snapshot!, options, io);
+  progress.update("Restoring", 0, 1);
+  const { positions, cacheType, beyondTrained, salt } = options, frame = frameOf(options);
+  return await model.restore(source, {
+    ...parsed,
+    ...{ positions, cacheType, beyondTrained, salt, frame },
+    signal: io.signal,
+  });
 }
 
 /**
@@ -152,7 +150,7 @@ function frameOf({ question, frame }: Options): string | undefined {
     const message = 'The question has no text in it; "" goes on from the text itself';
     throw inputError("question.empty", message, option("question"));
   }
-  const typed = frame?.replace(/\\([nt\\])/g, (_, letter: "n" | "t" | "\\") => ESCAPED[letter]);
+  const typed = typedFrame(frame);
   if (typed !== undefined) resolveFrame(typed);
   if (empty === 0) return typed;
   if (empty < question.length) {
@@ -162,37 +160,6 @@ function frameOf({ question, frame }: Options): string | undefined {
   }
   if (typed !== undefined && typed !== NO_FRAME) throw idle("frame", "There is no question to put words around");
   return NO_FRAME;
-}
-
-const ESCAPED = { n: "\n", t: "\t", "\\": "\\" };
-
-/** What said how much stays. */
-function keepAsked({ keep, risk, riskWorst }: Options): string {
-  if (risk !== undefined) return `risk ${risk}`;
-  return riskWorst === undefined ? keep ?? DEFAULTS.keep : `risk-worst ${riskWorst}`;
-}
-
-/** Why the default was the slow one, and what makes it the fast one. */
-function noGate(model: string): string {
-  return `No gate is fitted for this model, so kvzip read the text a second time to find what must stay.\n` +
-    `To keep as much in one reading: palisade calibrate --model ${model}`;
-}
-
-function maxCacheOf({ maxCache, stepPolicy }: Options): MaxCache | undefined {
-  if (maxCache !== undefined) return { tokens: maxCache, rule: stepPolicy && resolveStepRule(stepPolicy) };
-  if (stepPolicy !== undefined) throw idle("step-policy", "There is nothing to evict by it without --max-cache");
-  return undefined;
-}
-
-/** Refuses options that would be read and then do nothing. */
-function refuseIdle({ risk, maxCacheBytes, gate }: Options, policy?: Policy, maxCache?: MaxCache): void {
-  if (maxCacheBytes !== undefined && risk === undefined) throw idle("max-cache-bytes", "Nothing waits without --risk");
-  const rule = maxCache?.rule, asks = !policy || policy.needs.gate || (typeof rule === "object" && rule.predicted);
-  if (gate !== undefined && !asks) throw idle("gate", "Nothing asks a gate: add --policy gate or --step-policy gate");
-}
-
-function idle(option: string, message: string): PalisadeError {
-  return new PalisadeError("usage", `${option}.alone`, message, { where: `--${option}` });
 }
 
 /** Every question in turn, streamed; stops at the first interruption. */

@@ -118,13 +118,16 @@ export function budgetWords(
 }
 
 export function readingIdentity({ policy, files, budget, cacheType, positions, way }: ReadingFacts): ReadingIdentity {
-  const sorted = (values: object) => JSON.stringify(Object.entries(values).sort(([a], [b]) => a < b ? -1 : 1));
-  return {
-    policy: policy.name,
-    parameters: sorted(policy.parameters),
-    files: sorted(files),
-    ...{ budget, cacheType, positions, way },
-  };
+  return { ...policyIdentity(policy), files: sortedPairs(files), budget, cacheType, positions, way };
+}
+
+/** Which policy, with all its parameters. */
+export function policyIdentity({ name, parameters }: Policy): Pick<ReadingIdentity, "policy" | "parameters"> {
+  return { policy: name, parameters: sortedPairs(parameters) };
+}
+
+function sortedPairs(values: object): string {
+  return JSON.stringify(Object.entries(values).sort(([a], [b]) => a < b ? -1 : 1));
 }
 
 const GONE_ON = ", gone on at ";

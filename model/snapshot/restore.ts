@@ -25,8 +25,7 @@ import {
   firstDifference,
   type Identity,
   modelIdentity,
-  type ReadingFacts,
-  readingIdentity,
+  policyIdentity,
   refuseDifference,
 } from "./identity.ts";
 import { readLayer } from "./layers.ts";
@@ -104,10 +103,9 @@ async function refuseOther(
 ) {
   const { salt = "", policy: named, keep, cacheType, positions } = options;
   const policy = typeof named === "string" ? resolvePolicy(named) : named;
-  const facts = policy && readingIdentity({ policy } as ReadingFacts);
   const asked: Partial<Identity> = {
     ...await modelIdentity({ ...model, frame }, salt),
-    ...(facts && { policy: facts.policy, parameters: facts.parameters }),
+    ...(policy && policyIdentity(policy)),
     ...(keep !== undefined && { budget: budgetWords({ keep: typeof keep === "string" ? parseKeep(keep) : keep }) }),
     ...(cacheType && { cacheType }),
     ...(positions && { positions }),

@@ -1,9 +1,13 @@
 /** A command line without a process: what a command writes, and the exit code. */
+import process from "node:process";
 import type { Io } from "../../cli/io.ts";
 import { guarded } from "../../cli/print/terminal.ts";
 import { run } from "../../cli/program.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
 import type { Runtime } from "../../runtime/interface.ts";
+
+/** Commands under test keep what they read only where a test says so. */
+process.env["PALISADE_SNAPSHOTS"] ??= "off";
 
 export interface CliResult {
   readonly code: number;

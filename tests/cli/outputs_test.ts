@@ -53,6 +53,13 @@ const OUTPUTS: Record<string, OutputCase> = {
   },
   "report --html": REPORT,
   "report --csv": REPORT,
+  "read --out": {
+    parameters: [
+      ...["read", "--context", at("book.txt"), "--model", at("model.gguf")],
+      ...["--policy", `headkv(file=${at("scores.json")})`],
+    ],
+    inputs: ["book.txt", "model.gguf", "scores.json"],
+  },
   "show --html": {
     parameters: [
       ...["show", "--context", at("book.txt"), "--model", at("model.gguf")],
@@ -79,7 +86,10 @@ const OUTPUTS: Record<string, OutputCase> = {
 
 /** Options that take a file or a list with files in it, and only read it. */
 const READ = new Set([
-  ...["ask --context", "ask --model", "ask --gate", "demo --model", "show --context", "show --model"],
+  ...["ask --context", "ask --model", "ask --gate", "ask --snapshot", "read --context", "read --model", "read --gate"],
+  // Replaced on purpose, when the new one is whole: tests/cli/snapshots_test.ts.
+  ...["read --append"],
+  ...["demo --model", "show --context", "show --model"],
   ...["eval --tasks", "eval --length", "eval --policies", "eval --keep", "eval --models", "eval --gate"],
   ...[
     "eval --haystack",
@@ -94,7 +104,9 @@ const READ = new Set([
 
 /** What the value of an option is called when it is no file. */
 const NO_FILE = new Set(
-  "text amount name name|text share n mode type t p when url seconds task#n policy part=name theta".split(" ").map((
+  "text amount name name|text share n mode type t p when place size url seconds task#n policy part=name theta".split(
+    " ",
+  ).map((
     name,
   ) => `<${name}>`),
 );

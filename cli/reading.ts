@@ -1,0 +1,143 @@
+/** How a text is to be read: what `ask` and `read` can both be told, and what the library is told then. */
+import { CACHE_TYPES } from "../core/cache/entry_type.ts";
+import { inputError, option, PalisadeError } from "../core/errors.ts";
+import type { Policy } from "../core/policy/policy.ts";
+import { resolveStepRule } from "../core/rules/registry.ts";
+import { type Keep, parseKeep } from "../core/select/budget.ts";
+import { POSITIONS } from "../model/decode/answer.ts";
+import { DEFAULTS } from "../model/defaults.ts";
+import { loadPolicy } from "../model/policy_files/policy_files.ts";
+import type { ContextOptions, MaxCache } from "../model/session.ts";
+import { DEFAULT_KEEP, DEFAULT_POLICY } from "./engine.ts";
+import type { Io } from "./io.ts";
+import { type OptionTable, share, type Values, whole } from "./options.ts";
+import type { Progress } from "./print/progress.ts";
+
+/** What stays, and by what. */
+export const BUDGET = {
+  keep: { value: "amount", help: "what stays: 20%, or tokens per head", shown: DEFAULT_KEEP },
+  policy: { value: "name", help: "see: palisade policies", shown: DEFAULT_POLICY },
+  risk: {
+    value: "share",
+    help: "instead of --keep: largest loss of attention, mean",
+    read: share,
+    conflicts: ["keep", "riskWorst", "maxCache"],
+    rare: true,
+  },
+  riskWorst: {
+    value: "share",
+    help: "instead: evict what is less important",
+    read: share,
+    conflicts: ["keep", "maxCache"],
+    rare: true,
+  },
+  maxCacheBytes: {
+    value: "n",
+    help: "may wait for --risk",
+    read: whole(1),
+    shown: `${DEFAULTS.maxCacheBytes / 2 ** 30} GiB`,
+    rare: true,
+  },
+  explain: { help: "print what eviction can have cost at worst", rare: true },
+  maxCache: { value: "n", help: "cap while answering, tokens per head", read: whole(1) },
+  stepPolicy: { value: "name", help: "its rule, see policies --steps", shown: DEFAULTS.stepRule, rare: true },
+  positions: {
+    value: "mode",
+    help: "kept keys stay or close up",
+    choices: POSITIONS,
+    shown: DEFAULTS.positions,
+    rare: true,
+  },
+  cacheType: { value: "type", help: "keys and values", choices: CACHE_TYPES, shown: DEFAULTS.cacheType, rare: true },
+} satisfies OptionTable;
+
+/** What stands around the text, and what it is read with. */
+export const WORDS = {
+  system: { value: "text", help: "system prompt instead of the template's own", rare: true },
+  think: { help: "let the model think first", rare: true },
+  frame: { value: "name|text", help: "words around text and question", rare: true },
+  gate: { value: "file", help: "for policy gate: see palisade calibrate", rare: true },
+  beyondTrained: { help: "allow more context than the model was trained on", rare: true },
+} satisfies OptionTable;
+
+/** What both tables give. */
+export type ReadingOptions = Values<typeof BUDGET & typeof WORDS>;
+
+/** Options read as far as that is possible without a model. */
+export interface ParsedReading {
+  readonly policy?: Policy;
+  readonly keep?: Keep;
+  readonly maxCache?: MaxCache;
+}
+
+/**
+ * Reads the options, files of the policy included.
+ * @throws PalisadeErrors of policies and budgets; usage where one would do nothing.
+ */
+export async function parseReading(options: ReadingOptions, io: Io): Promise<ParsedReading> {
+  const policy = options.policy === undefined ? undefined : await loadPolicy(options.policy, io.runtime);
+  const keep = options.keep === undefined ? undefined : parseKeep(options.keep);
+  const maxCache = maxCacheOf(options);
+  refuseIdle(options, policy, maxCache);
+  return { policy, keep, maxCache };
+}
+
+/** What `openContext` is told of them. */
+export function contextOptions(
+  options: ReadingOptions,
+  parsed: ParsedReading,
+  io: Io,
+  progress: Progress,
+): ContextOptions {
+  const { risk, riskWorst, maxCacheBytes, explain, positions, cacheType, beyondTrained } = options;
+  return {
+    ...parsed,
+    ...{ risk, riskWorst, maxCacheBytes, explain, positions, cacheType, beyondTrained },
+    signal: io.signal,
+    onLayer: (done, layers) => progress.update("Reading, layer", done, layers),
+  };
+}
+
+/** The text of a file, or of standard input. @throws PalisadeError input `context.empty`, and as `readText`. */
+export async function readContextText(path: string, io: Io): Promise<string> {
+  const text = await io.runtime.readText(path, { signal: io.signal });
+  if (text.trim() !== "") return text;
+  throw inputError("context.empty", `There is no text in ${path === "-" ? "standard input" : path}`, option("context"));
+}
+
+const ESCAPED = { n: "\n", t: "\t", "\\": "\\" };
+
+/** Words around text and question as they were typed, with their line breaks. */
+export function typedFrame(frame: string | undefined): string | undefined {
+  return frame?.replace(/\\([nt\\])/g, (_, letter: "n" | "t" | "\\") => ESCAPED[letter]);
+}
+
+/** What said how much stays. */
+export function keepAsked({ keep, risk, riskWorst }: Pick<ReadingOptions, "keep" | "risk" | "riskWorst">): string {
+  if (risk !== undefined) return `risk ${risk}`;
+  return riskWorst === undefined ? keep ?? DEFAULTS.keep : `risk-worst ${riskWorst}`;
+}
+
+/** Why the default was the slow one, and what makes it the fast one. */
+export function noGate(model: string): string {
+  return `No gate is fitted for this model, so kvzip read the text a second time to find what must stay.\n` +
+    `To keep as much in one reading: palisade calibrate --model ${model}`;
+}
+
+function maxCacheOf({ maxCache, stepPolicy }: ReadingOptions): MaxCache | undefined {
+  if (maxCache !== undefined) return { tokens: maxCache, rule: stepPolicy && resolveStepRule(stepPolicy) };
+  if (stepPolicy !== undefined) throw idle("step-policy", "There is nothing to evict by it without --max-cache");
+  return undefined;
+}
+
+/** Refuses options that would be read and then do nothing. */
+function refuseIdle({ risk, maxCacheBytes, gate }: ReadingOptions, policy?: Policy, maxCache?: MaxCache): void {
+  if (maxCacheBytes !== undefined && risk === undefined) throw idle("max-cache-bytes", "Nothing waits without --risk");
+  const rule = maxCache?.rule, asks = !policy || policy.needs.gate || (typeof rule === "object" && rule.predicted);
+  if (gate !== undefined && !asks) throw idle("gate", "Nothing asks a gate: add --policy gate or --step-policy gate");
+}
+
+/** The refusal of an option that would do nothing. */
+export function idle(option: string, message: string): PalisadeError {
+  return new PalisadeError("usage", `${option}.alone`, message, { where: `--${option}` });
+}
