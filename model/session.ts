@@ -22,6 +22,7 @@ import { scoreFiles, type SourceOptions } from "./read/policy_inputs.ts";
 import { read } from "./read/read.ts";
 import type { Reading, ReadOptions, ReadResult, ScoreFiles } from "./read/reading.ts";
 import { factsOf } from "./snapshot/facts.ts";
+import type { Secret } from "./snapshot/seal/key.ts";
 import type { ByteSource } from "./snapshot/bytes.ts";
 import type { Search, SnapshotCache, Wanted } from "./snapshot/cache.ts";
 import { cannotGoOnReading, namedSnapshot, reuse } from "./snapshot/reuse.ts";
@@ -60,6 +61,8 @@ export interface ContextOptions extends Omit<PlanOptions, "policy" | "maxCache">
   readonly snapshot?: ByteSource;
   /** Where to look for such a snapshot first; without one the text is read. Nothing is put there but by `keep`. */
   readonly snapshots?: SnapshotCache;
+  /** What `snapshot`, or those of `snapshots`, are sealed or cloaked by; without it such ones are refused, or passed over. */
+  readonly secret?: Secret;
   /**
    * Keeps the rows cloaked while nobody asks (KV-Cloak), by a key that only this context has. Each question, and each
    * save, then takes longer: `bench/results/secrets.md`. Default false.
@@ -139,6 +142,7 @@ async function wantedOf(
     certificates: options.explain ?? false,
     cannotGoOn: cannotGoOnReading(reading, model, reading.leastKept ? { tokens: 1 } : options.keep ?? DEFAULTS.keep),
     again: reading.budget.window,
+    secret: options.secret,
   };
 }
 

@@ -8,7 +8,7 @@
 import { PalisadeError } from "../../core/errors.ts";
 import { type Context, insideOf } from "../context.ts";
 import type { Model } from "../model.ts";
-import { snapshotBytes, writeSnapshot } from "./format.ts";
+import { snapshotBytes } from "./format.ts";
 import {
   differenceText,
   firstDifference,
@@ -21,7 +21,8 @@ import {
   snapshotKey,
 } from "./identity.ts";
 import { type OpenedSnapshot, readHeader, readTokens } from "./restore.ts";
-import { partsOf, type SaveOptions } from "./save.ts";
+import { partsOf, type SaveOptions, writeParts } from "./save.ts";
+import { sealedSize, type Secret } from "./seal/seal.ts";
 import { type SnapshotInfo, type SnapshotStore, storeSink, storeSource } from "./store.ts";
 import { matchOf, recordOf, type TokenRecord, tokensHash } from "./tokens.ts";
 
@@ -50,6 +51,8 @@ export interface Wanted {
   readonly cannotGoOn?: string;
   /** Last tokens of a beginning that would be read again. */
   readonly again: number;
+  /** What sealed or cloaked ones are opened by; without it they are passed over. */
+  readonly secret?: Secret;
 }
 
 /** A snapshot that may be used. */
@@ -103,9 +106,9 @@ export class SnapshotCache {
     return { found: best };
   }
 
-  async #look(name: string, model: Model, identity: Identity, wanted: Wanted): Promise<Found | Miss> {
+  async #look(name: string, model: Model, identity: Identity, { secret, ...wanted }: Wanted): Promise<Found | Miss> {
     try {
-      const opened = await readHeader(await storeSource(this.store, name), model);
+      const opened = await readHeader(await storeSource(this.store, name), { runtime: model.runtime, secret });
       const unfit = whyUnfit(opened, identity, wanted);
       if (unfit) return { ...unfit, reason: `${titleOf(name, opened)}: ${unfit.reason}` };
       const read = await readTokens(opened, wanted.salt),
@@ -125,11 +128,12 @@ export class SnapshotCache {
   async keep(context: Context, options: SaveOptions = {}): Promise<string | undefined> {
     const { model, state, awake } = insideOf(context);
     if (state.tokens < this.#leastTokens) return undefined;
-    const { identity, metadata, sections } = await partsOf(model, state, options);
-    const name = snapshotKey(identity, tokensHash(state.read)), bytes = snapshotBytes(metadata, sections);
+    const parts = await partsOf(model, state, options), plain = snapshotBytes(parts.metadata, parts.sections);
+    const name = snapshotKey(parts.identity, tokensHash(state.read)),
+      bytes = options.encrypt ? sealedSize(plain) : plain;
     if (bytes > this.maxBytes) return undefined;
     await this.prune(this.maxBytes - bytes, name);
-    await awake(() => writeSnapshot(storeSink(this.store, name), metadata, sections, () => model.runtime.sha256()));
+    await awake(() => writeParts(model, parts, storeSink(this.store, name), options));
     return name;
   }
 

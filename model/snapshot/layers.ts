@@ -7,6 +7,8 @@ import type { RaggedCache } from "../../core/cache/ragged.ts";
 import type { CacheType } from "../../core/cache/entry_type.ts";
 import { type ModelShape, windowOf } from "../../core/shape.ts";
 import type { HeadCertificate, LayerCertificate } from "../../core/worst_case/certificate.ts";
+import type { Cloak } from "./cloak/cloak.ts";
+import { cloakedRows, cloakedSpecs, coveredBytes, maskedBytes, uncoveredRows, unmasked } from "./cloak/layer.ts";
 import { refuse, type SectionSpec, type SectionTensor, type SnapshotFile, type TensorSpec } from "./format.ts";
 import { bytesOf, joined, packRows, ROW_DTYPES, unpackRows } from "./rows.ts";
 
@@ -34,8 +36,8 @@ export function layerSection(layer: number): string {
 /** A tensor and its bytes, which are made when they are needed. */
 type Lazy = TensorSpec & { bytes(): Uint8Array };
 
-/** The section of one layer; its rows are copied when their turn comes. */
-export function layerSpec(cache: RaggedCache, layer: number, extras: LayerExtras): SectionSpec {
+/** The section of one layer; its rows are copied, and cloaked where there is a cloak, when their turn comes. */
+export function layerSpec(cache: RaggedCache, layer: number, extras: LayerExtras, cloak?: Cloak): SectionSpec {
   const { kvHeads, headDim } = cache.shape, rows = cache.layerEntries(layer);
   const heads = Array.from({ length: kvHeads }, (_, head) => head), index = cache.globals.indexOf(layer);
   const ints = (name: string, of: (head: number) => Int32Array): Lazy => ({
@@ -53,12 +55,18 @@ export function layerSpec(cache: RaggedCache, layer: number, extras: LayerExtras
     ...(index < 0 ? [] : predictedSpec(extras, index * kvHeads, kvHeads, rows)),
     ...(index < 0 ? [] : certificateSpec(extras.certificates?.[index])),
   ];
-  const stored = rowSpecs(cache.type, rows, headDim);
+  const stored = cloak
+    ? cloakedSpecs(kvHeads, cloakedRows(heads.map((head) => cache.length(layer, head))), headDim)
+    : rowSpecs(cache.type, rows, headDim);
   return {
     name: layerSection(layer),
     tensors: [...lazy, ...stored],
     async bytes() {
       const copied = await copyHeads(cache.rows(layer));
+      if (cloak) {
+        const plain = [...lazy.map((each) => each.bytes()), ...await coveredBytes(cloak, layer, copied, headDim)];
+        return await maskedBytes(cloak, layer, [...lazy, ...stored].map(({ name }) => name), plain);
+      }
       const packed = ["keys", "values"].map((what) =>
         packRows(copied.map((head) => head[what as "keys" | "values"]), cache.type, headDim)
       );
@@ -118,6 +126,8 @@ export interface LayerForm {
   readonly type: CacheType;
   /** Tokens that were read. */
   readonly tokens: number;
+  /** What its rows are cloaked by, if they are. */
+  readonly cloak?: Cloak;
 }
 
 /**
@@ -130,7 +140,7 @@ export async function readLayer(file: SnapshotFile, layer: number, form: LayerFo
     throw refuse("layout", file.name, name, `section ${name}: ${reason}`);
   };
   const rows = checkLayout(file.layout(name), form, fail);
-  const tensors = await file.read(name);
+  const read = await file.read(name), tensors = form.cloak ? await unmasked(form.cloak, layer, read) : read;
   const lengths = ints(tensors.get("lengths")!);
   if (lengths.some((length) => length < 0 || length > tokens) || sum(lengths) !== rows) {
     fail(`heads of ${[...lengths].slice(0, 8)} rows, which are ${rows}`);
@@ -145,12 +155,17 @@ export async function readLayer(file: SnapshotFile, layer: number, form: LayerFo
   }
   const floats = (what: string, scales: string) =>
     split(unpackRows(tensors.get(what)!.bytes, tensors.get(scales)?.bytes, type, headDim), headDim);
+  if (form.cloak && tensors.get("keys")!.shape[0] !== cloakedRows(lengths)) {
+    fail("cloaked rows that don't fit its heads");
+  }
+  const rowsOf = form.cloak
+    ? await uncoveredRows(form.cloak, layer, tensors, { lengths, headDim })
+    : { keys: floats("keys", "key_scales"), values: floats("values", "value_scales") };
   const certificate = tensors.has("certificate_counts") ? certificateOf(layer, kvHeads, tensors) : undefined;
   return {
     positions,
     ...(moved && { logical: moved }),
-    keys: floats("keys", "key_scales"),
-    values: floats("values", "value_scales"),
+    ...rowsOf,
     ...(predicted && { predicted: split(new Float32Array(predicted.bytes.buffer)) }),
     ...(certificate && { certificate }),
   };
@@ -159,7 +174,7 @@ export async function readLayer(file: SnapshotFile, layer: number, form: LayerFo
 /** Types and shapes of a layer's tensors; the number of its rows. */
 function checkLayout(
   layout: ReadonlyMap<string, TensorSpec>,
-  { shape: { heads, kvHeads, headDim }, type }: LayerForm,
+  { shape: { heads, kvHeads, headDim }, type, cloak }: LayerForm,
   fail: (reason: string) => never,
 ): number {
   const rows = layout.get("positions")?.shape[0] ?? -1, [, figures] = layout.get("certificate_figures")?.shape ?? [];
@@ -173,7 +188,8 @@ function checkLayout(
   const needed: TensorSpec[] = [
     { name: "lengths", dtype: "I32", shape: [kvHeads] },
     list("positions", "I32"),
-    ...rowSpecs(type, rows, headDim),
+    // How many rows the heads have once cloaked is known when their lengths are read.
+    ...(cloak ? cloakedSpecs(kvHeads, layout.get("keys")?.shape[0] ?? -1, headDim) : rowSpecs(type, rows, headDim)),
     ...(layout.has("certificate_counts") ? certificate : []),
   ];
   const known = [...needed, list("logical", "I32"), list("predicted", "F32")];

@@ -11,6 +11,7 @@ import { resolvePolicy } from "../../core/policy/registry.ts";
 import { type Keep, parseKeep } from "../../core/select/budget.ts";
 import { globalShape } from "../../core/shape.ts";
 import type { LayerCertificate } from "../../core/worst_case/certificate.ts";
+import type { Runtime } from "../../runtime/interface.ts";
 import { type Context, contextOf, type ContextState, laidToRest } from "../context.ts";
 import { type DecodePlan, type Positions, withPredictions } from "../decode/answer.ts";
 import { type MaxCache, resolveMaxCache } from "../decode/max_cache.ts";
@@ -19,6 +20,8 @@ import { gateScorer } from "../read/policy_inputs.ts";
 import { frameText, NO_FRAME } from "../text/frames.ts";
 import { type ChatFrame, withWords } from "../text/prompt.ts";
 import type { ByteSource } from "./bytes.ts";
+import type { Cloak } from "./cloak/cloak.ts";
+import { cloakOf, masked, maskedIds, MASKS } from "./cloak/file.ts";
 import { openSnapshot, refuse, type SnapshotFile } from "./format.ts";
 import {
   budgetWords,
@@ -29,6 +32,7 @@ import {
   refuseDifference,
 } from "./identity.ts";
 import { readLayer } from "./layers.ts";
+import { isSealed, openSealed, type Secret } from "./seal/seal.ts";
 import { readMetadata, type SavedState } from "./state.ts";
 import type { TokenRecord } from "./tokens.ts";
 
@@ -49,6 +53,8 @@ export interface RestoreOptions {
   readonly maxCache?: MaxCache;
   /** Goes on beyond the trained context. Default: as it was read. */
   readonly beyondTrained?: boolean;
+  /** What the snapshot was sealed, or cloaked, by. */
+  readonly secret?: Secret;
   /** Keeps the rows cloaked while nobody asks; as for `openContext`. Default false. */
   readonly cloak?: boolean;
   readonly signal?: AbortSignal;
@@ -59,19 +65,43 @@ export interface OpenedSnapshot {
   readonly file: SnapshotFile;
   readonly identity: Identity;
   readonly state: SavedState;
+  /** What it is cloaked by, if it is. */
+  readonly cloak?: Cloak;
 }
 
-/** Opens a snapshot without a model. PalisadeErrors as `openSnapshot`, and `snapshot.state`. */
-export async function readHeader(source: ByteSource, { runtime }: Pick<Model, "runtime">): Promise<OpenedSnapshot> {
-  const file = await openSnapshot(source, () => runtime.sha256());
-  return { file, ...readMetadata(file.metadata, undefined, file.name) };
+/** What a snapshot is opened with. */
+export interface OpenWith {
+  readonly runtime: Runtime;
+  readonly secret?: Secret;
+}
+
+/**
+ * Opens a snapshot without a model. PalisadeErrors as `openSnapshot`, `snapshot.state`, and `seal.*` and `cloak.*` where
+ * it wants a secret.
+ */
+export async function readHeader(source: ByteSource, { runtime, secret }: OpenWith): Promise<OpenedSnapshot> {
+  const file = await openSnapshot(await unsealed(source, secret), () => runtime.sha256());
+  const { identity, state } = readMetadata(file.metadata, undefined, file.name);
+  const cloak = await cloakOf(file.metadata, file.name, secret);
+  return { file, identity, state: { ...state, lead: await maskedIds(cloak, state.lead) }, ...(cloak && { cloak }) };
+}
+
+/** A source as it was before it was sealed. @throws PalisadeError input `seal.*`. */
+async function unsealed(source: ByteSource, secret?: Secret): Promise<ByteSource> {
+  if (!await isSealed(source)) return source;
+  if (secret) return await openSealed(source, secret);
+  throw inputError(
+    "seal.secret",
+    `Can't open the sealed snapshot ${source.name}: pass its key file or passphrase`,
+    "seal.header",
+  );
 }
 
 /** See `Model.restore`. */
 export async function restoreContext(model: Model, source: ByteSource, options: RestoreOptions = {}): Promise<Context> {
   const start = performance.now(), { signal, salt = "" } = options;
   signal?.throwIfAborted();
-  const opened = await readHeader(source, model);
+  const opened = await readHeader(source, { runtime: model.runtime, secret: options.secret });
   const frame = frameFor(model, opened, options);
   await refuseOther(model, opened, frame, options);
   const read = await readTokens(opened, salt);
@@ -115,15 +145,17 @@ async function refuseOther(
 }
 
 /** The tokens that were read: hashes of prefixes, and the ids where they were kept. */
-export async function readTokens({ file, state }: OpenedSnapshot, salt: string): Promise<TokenRecord> {
+export async function readTokens({ file, state, cloak }: OpenedSnapshot, salt: string): Promise<TokenRecord> {
   const fail = (reason: string) => refuse("layout", file.name, "prefixes", `section prefixes: ${reason}`);
   const [lengths, hashes] = ["lengths", "hashes"].map((name) => file.layout("prefixes").get(name)?.shape ?? []);
   if (`${hashes}` !== `${lengths[0]},32` || file.layout("prefixes").size !== 2) throw fail("want lengths and hashes");
   const tensors = await file.read("prefixes"), ends = [...new Int32Array(tensors.get("lengths")!.bytes.buffer)];
   const ascends = ends.every((end, i) => end > (i === 0 ? 0 : ends[i - 1]));
   if (!ascends || ends.at(-1) !== state.tokens) throw fail("lengths don't ascend to the number of tokens");
-  const hex = [...tensors.get("hashes")!.bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-  const ids = file.sections.includes("text") ? await readText(file, state.tokens) : undefined;
+  const hex = [...await masked(cloak, MASKS.prefixes, tensors.get("hashes")!.bytes)].map((byte) =>
+    byte.toString(16).padStart(2, "0")
+  ).join("");
+  const ids = file.sections.includes("text") ? await readText(file, state.tokens, cloak) : undefined;
   return {
     count: state.tokens,
     salt,
@@ -133,10 +165,10 @@ export async function readTokens({ file, state }: OpenedSnapshot, salt: string):
   };
 }
 
-async function readText(file: SnapshotFile, tokens: number): Promise<number[]> {
+async function readText(file: SnapshotFile, tokens: number, cloak?: Cloak): Promise<number[]> {
   const shape = file.layout("text").get("ids")?.shape;
   if (`${shape}` !== `${tokens}`) throw refuse("layout", file.name, "text", `section text: want ${tokens} ids`);
-  return [...new Int32Array((await file.read("text")).get("ids")!.bytes.buffer)];
+  return [...new Int32Array((await masked(cloak, MASKS.text, (await file.read("text")).get("ids")!.bytes)).buffer)];
 }
 
 /** What is known of a snapshot that may be used. */
@@ -151,7 +183,7 @@ export async function restoreState(
   accepted: AcceptedSnapshot,
   options: Pick<RestoreOptions, "maxCache" | "beyondTrained" | "signal"> & { readonly start: number },
 ): Promise<ContextState> {
-  const { file, identity, state, frame, read } = accepted, { config, backend } = model;
+  const { file, identity, state, frame, read, cloak } = accepted, { config, backend } = model;
   const policy = savedPolicy(state, file.name), type = savedType(identity, file.name);
   const expected = new Set(["prefixes", "text", ...Array.from({ length: config.layers }, (_, l) => `layer.${l}`)]);
   const odd = file.sections.find((name) => !expected.has(name));
@@ -160,7 +192,7 @@ export async function restoreState(
     facts = { policy, cacheType: type, budget, way, files: savedFiles(identity, file.name) };
   const cache = new RaggedCache(backend, config, type);
   try {
-    const { predicted, certificates } = await fillCache(cache, file, { state, signal: options.signal });
+    const { predicted, certificates } = await fillCache(cache, file, { state, cloak, signal: options.signal });
     const plan = await planFor(model, { ...accepted, predicted }, options);
     return {
       ...{ cache, policy, frame, plan, read, predicted, certificates },
@@ -193,13 +225,13 @@ interface FilledExtras {
 async function fillCache(
   cache: RaggedCache,
   file: SnapshotFile,
-  { state, signal }: { readonly state: SavedState; readonly signal?: AbortSignal },
+  { state, cloak, signal }: Pick<OpenedSnapshot, "state" | "cloak"> & { readonly signal?: AbortSignal },
 ): Promise<FilledExtras> {
   const { shape, type } = cache, logical: Int32Array[][] = [];
   const predicted: Float32Array[] = [], certificates: LayerCertificate[] = [];
   for (let layer = 0; layer < shape.layers; layer++) {
     signal?.throwIfAborted();
-    const saved = await readLayer(file, layer, { shape, type, tokens: state.tokens });
+    const saved = await readLayer(file, layer, { shape, type, tokens: state.tokens, cloak });
     const { positions, keys, values } = saved;
     cache.fill(layer, positions.map((each, head) => ({ positions: each, keys: keys[head], values: values[head] })));
     if (saved.logical) logical.push([...saved.logical]);

@@ -11,7 +11,7 @@ import type { Reading } from "../read/reading.ts";
 import type { ByteSource } from "./bytes.ts";
 import { type Found, matchedTokens, type Wanted } from "./cache.ts";
 import { firstDifference, firstWay, modelIdentity, readingIdentity, refuseDifference, wayBehind } from "./identity.ts";
-import { readHeader, readTokens, restoreState } from "./restore.ts";
+import { type OpenWith, readHeader, readTokens, restoreState } from "./restore.ts";
 import { recordOf } from "./tokens.ts";
 
 /** What a reading would have been, and what it would have been told. */
@@ -94,8 +94,8 @@ function cut(cache: RaggedCache, tokens: number, predicted: ContextState["predic
 }
 
 /** What a snapshot that is to be gone on with was made with, for options that are left open. */
-export async function madeWith(source: ByteSource, model: Model) {
-  const { identity, state } = await readHeader(source, model);
+export async function madeWith(source: ByteSource, opening: OpenWith) {
+  const { identity, state } = await readHeader(source, opening);
   const [kind, amount] = identity.budget.split(" ");
   const known = kind === "fraction" || kind === "tokens" || kind === "ratio";
   return { state, identity, ...(known && { keep: { [kind]: Number(amount) } as unknown as Keep }) };
@@ -107,7 +107,8 @@ export async function madeWith(source: ByteSource, model: Model) {
  * behind it.
  */
 export async function namedSnapshot(source: ByteSource, model: Model, wanted: Wanted): Promise<Found> {
-  const opened = await readHeader(source, model), { identity, state, file } = opened;
+  const opened = await readHeader(source, { runtime: model.runtime, secret: wanted.secret });
+  const { identity, state, file } = opened;
   const asked = { ...await modelIdentity(model, wanted.salt), ...readingIdentity(wanted.facts) };
   const difference = firstDifference({ ...identity, way: firstWay(identity.way) }, asked);
   if (difference) throw refuseDifference(file.name, difference);

@@ -6,10 +6,13 @@ import type { ContextState } from "../context.ts";
 import type { Model } from "../model.ts";
 import { frameText } from "../text/frames.ts";
 import type { ByteSink } from "./bytes.ts";
+import type { Cloak } from "./cloak/cloak.ts";
+import { masked, maskedIds, MASKS, newCloak } from "./cloak/file.ts";
 import { type SectionSpec, writeSnapshot } from "./format.ts";
 import { type Identity, modelIdentity, readingIdentity } from "./identity.ts";
 import { layerSpec } from "./layers.ts";
 import { bytesOf } from "./rows.ts";
+import { sealSink, type Secret } from "./seal/seal.ts";
 import { type SavedState, stateMetadata } from "./state.ts";
 import { textBytes, type TokenRecord } from "./tokens.ts";
 
@@ -18,6 +21,13 @@ export interface SaveOptions {
   readonly withText?: boolean;
   /** What lists call the text, such as its file's name. It stands in the file as it is. */
   readonly label?: string;
+  /**
+   * Encrypts the file: a key or a passphrase, which `restore` wants as `secret`. A key costs nothing, a passphrase half a
+   * second each time.
+   */
+  readonly encrypt?: Secret;
+  /** Cloaks rows, and masks what else tells tokens (KV-Cloak): obfuscation; see docs/secrets.md for what it is worth. */
+  readonly cloak?: Secret;
 }
 
 /** See `Context.save`. */
@@ -34,7 +44,17 @@ export async function saveContext(
     await sink.abort();
     throw error;
   }
-  await writeSnapshot(sink, parts.metadata, parts.sections, () => model.runtime.sha256());
+  await writeParts(model, parts, sink, options);
+}
+
+/** Writes the parts, sealed if that was asked for, and commits the sink. */
+export async function writeParts(
+  { runtime }: Pick<Model, "runtime">,
+  { metadata, sections }: SnapshotParts,
+  sink: ByteSink,
+  { encrypt }: Pick<SaveOptions, "encrypt">,
+): Promise<void> {
+  await writeSnapshot(encrypt ? await sealSink(sink, encrypt) : sink, metadata, sections, () => runtime.sha256());
 }
 
 /** What a snapshot of a context will be made of. */
@@ -48,15 +68,17 @@ export interface SnapshotParts {
 export async function partsOf(
   model: Model,
   state: ContextState,
-  { withText = false, label = state.label }: SaveOptions,
+  { withText = false, label = state.label, cloak: secret }: SaveOptions,
 ): Promise<SnapshotParts> {
   const { cache, predicted, certificates, frame, read, facts } = state;
   const identity = { ...await modelIdentity({ ...model, frame }, read.salt), ...readingIdentity(await facts()) };
-  const metadata = stateMetadata(identity, savedState(model, state, label));
+  const { cloak, metadata: cloaked } = secret ? await newCloak(secret) : {};
+  const saved = savedState(model, state, label), lead = await maskedIds(cloak, saved.lead);
+  const metadata = { ...stateMetadata(identity, { ...saved, lead }), ...cloaked };
   const layers = Array.from({ length: cache.shape.layers }, (_, layer) => {
-    return layerSpec(cache, layer, { predicted, certificates });
+    return layerSpec(cache, layer, { predicted, certificates }, cloak);
   });
-  return { identity, metadata, sections: [...tokenSpecs(read, withText), ...layers] };
+  return { identity, metadata, sections: [...tokenSpecs(read, withText, cloak), ...layers] };
 }
 
 function savedState(model: Model, state: ContextState, label: string): SavedState {
@@ -91,7 +113,7 @@ function savedState(model: Model, state: ContextState, label: string): SavedStat
 }
 
 /** Hashes of prefixes, and the ids where they are to be kept. */
-function tokenSpecs(read: TokenRecord, withText: boolean): SectionSpec[] {
+function tokenSpecs(read: TokenRecord, withText: boolean, cloak?: Cloak): SectionSpec[] {
   const { lengths, hashes } = read, text = withText ? textBytes(read) : undefined;
   if (withText && !text) {
     const message = "The context came from a snapshot without its text, so there is no text to keep";
@@ -104,9 +126,9 @@ function tokenSpecs(read: TokenRecord, withText: boolean): SectionSpec[] {
       { name: "lengths", dtype: "I32", shape: [lengths.length] },
       { name: "hashes", dtype: "U8", shape: [lengths.length, 32] },
     ],
-    bytes: () => Promise.resolve([bytesOf(Int32Array.from(lengths)), digests]),
+    bytes: async () => [bytesOf(Int32Array.from(lengths)), await masked(cloak, MASKS.prefixes, digests)],
   };
   if (!text) return [prefixes];
   const ids: SectionSpec["tensors"] = [{ name: "ids", dtype: "I32", shape: [text.length / 4] }];
-  return [prefixes, { name: "text", tensors: ids, bytes: () => Promise.resolve([text]) }];
+  return [prefixes, { name: "text", tensors: ids, bytes: async () => [await masked(cloak, MASKS.text, text)] }];
 }
