@@ -4,6 +4,7 @@ import { DEFAULTS } from "../model/defaults.ts";
 import type { Command } from "./command.ts";
 import { askCommand } from "./commands/ask.ts";
 import { calibrateCommand } from "./commands/calibrate.ts";
+import { cellCommand } from "./commands/cell.ts";
 import { demoCommand } from "./commands/demo.ts";
 import { doctorCommand } from "./commands/doctor.ts";
 import { evalCommand } from "./commands/eval.ts";
@@ -30,6 +31,7 @@ const COMMANDS: readonly Command[] = [
   evictCommand,
   evalCommand,
   workerCommand,
+  cellCommand,
   reportCommand,
   calibrateCommand,
   modelsCommand,

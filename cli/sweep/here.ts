@@ -1,6 +1,5 @@
 /** A sweep whose cells are computed by this process. */
 import { PalisadeError } from "../../core/errors.ts";
-import { loadModel } from "../../model/model.ts";
 import { type GroupOptions, measureSample, runGroup, type Subject } from "../../evaluate/sweep/sweep.ts";
 import { NO_HAYSTACK, openHaystack } from "../../evaluate/tasks/haystack.ts";
 import {
@@ -17,12 +16,9 @@ import { openTasks } from "../../evaluate/tasks/registry.ts";
 import { failureText } from "../failure.ts";
 import { EVAL_NAMES, type EvalOptions } from "./options.ts";
 import { formatMs } from "../print/format.ts";
-import { LINE } from "../../model/text/frames.ts";
-import { modelHash } from "../../model/store/identity.ts";
 import { EXIT, type Io } from "../io.ts";
-import { obtainModel } from "../obtain.ts";
 import { createProgress, type Progress } from "../print/progress.ts";
-import { VERSION } from "../../runtime/version.ts";
+import { type ModelFile, openModelFile, openSubject } from "./subject.ts";
 
 /** Runs the sweep; returns the exit code. Refusals are thrown before any model is loaded where that is possible. */
 export async function evaluateHere(options: EvalOptions, io: Io): Promise<number> {
@@ -57,49 +53,14 @@ export async function evaluateHere(options: EvalOptions, io: Io): Promise<number
   return sweep.end();
 }
 
-/** A model's file, and its hash: the model's identity. */
-interface ModelFile {
-  readonly name: string;
-  readonly path: string;
-  readonly sha256: string;
-}
-
 /** All models, fetched where they aren't here. @throws PalisadeError `list.repeated` for two names of one model. */
 async function findModels(names: string[], options: EvalOptions, io: Io, progress: Progress): Promise<ModelFile[]> {
   const files: ModelFile[] = [];
   for (const name of names) {
-    const path = await obtainModel(name, io, progress, options);
-    files.push({ name, path, sha256: await modelHash(path, io.runtime) });
+    files.push(await openModelFile(name, options, io, progress));
   }
   refuseRepeated(files, { key: ({ sha256 }) => sha256, name: ({ name }) => name, where: "models" });
   return files;
-}
-
-async function openSubject(
-  { name, path, sha256 }: ModelFile,
-  options: EvalOptions,
-  io: Io,
-  progress: Progress,
-): Promise<Subject & AsyncDisposable> {
-  const model = await loadModel(path, io.runtime, {
-    backend: options.backend,
-    dense: options.dense,
-    // Cells made before, and elsewhere, stay comparable.
-    oneEngine: true,
-    frame: LINE,
-    threads: options.threads,
-    gate: options.gate,
-    signal: io.signal,
-    onProgress: (done, total) => progress.update(`Starting ${name}`, done, total),
-  });
-  progress.clear();
-  return {
-    model,
-    runtime: io.runtime,
-    sha256,
-    palisade: VERSION,
-    [Symbol.asyncDispose]: () => model[Symbol.asyncDispose](),
-  };
 }
 
 /** Samples named behind one reason. */

@@ -99,6 +99,7 @@ const READ = new Set([
     "calibrate --model",
     "calibrate --kinds",
     "evict --gate",
+    "cell --model",
   ],
 ]);
 

@@ -18,9 +18,21 @@ Deno.test("VERSION is the package's version", async () => {
 });
 
 for (
-  const command of [[], ["ask"], ["demo"], ["models"], ["models", "pull"], ["policies"], ["doctor"], ["calibrate"], [
-    "worker",
-  ], ["evict"]]
+  const command of [
+    [],
+    ["ask"],
+    ["demo"],
+    ["models"],
+    ["models", "pull"],
+    ["policies"],
+    ["doctor"],
+    ["calibrate"],
+    [
+      "worker",
+    ],
+    ["evict"],
+    ["cell"],
+  ]
 ) {
   Deno.test(`run() prints a help that fits a screen for "${command.join(" ")}"`, async () => {
     const { code, out } = await palisade([...command, "--help"]);
