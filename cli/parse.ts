@@ -30,6 +30,8 @@ export function parserOf(commands: readonly Command[], options: ParserOptions): 
     // Who reads this has found it.
     .addHelpOption(new Option("-h, --help").hideHelp())
     .addHelpText("after", options.notes);
+  // The notes say it, in a line less.
+  for (const option of program.options) option.hideHelp();
   // Commands made from here on inherit these.
   program.exitOverride()
     .configureOutput({

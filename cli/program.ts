@@ -61,7 +61,8 @@ export function buildProgram(io: Io, all: boolean, done: (code: number) => void)
   return parserOf(COMMANDS, {
     version: VERSION,
     summary: `Reads a long text, keeps ${KEEP} of the KV cache, and answers from what is kept.`,
-    notes: `\nExample: palisade ask --context book.txt --question "Who is Ishmael?"\n${EXIT_CODES}`,
+    notes:
+      `\nExample: palisade ask --context book.txt --question "Who is Ishmael?"\nVersion: palisade --version\n${EXIT_CODES}`,
     ...{ io, all, done },
   });
 }
