@@ -78,7 +78,8 @@ export interface KernelExports {
     count: number,
     out: number,
   ): number;
-  dense_has_infinities(weights: number, kind: number, outputs: number, width: number): number;
+  dense_weave(weights: number, kind: number, width: number): number;
+  dense_row(weights: number, kind: number, width: number, woven: number, row: number, out: number): number;
   dense_multiply(
     weights: number,
     kind: number,

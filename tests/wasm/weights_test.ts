@@ -4,7 +4,7 @@ import { readFile } from "node:fs/promises";
 import { randomSource } from "../../core/measure/random.ts";
 import { dequantise, rowBytesOf, TENSOR_TYPES, type TensorType, typeNamed } from "../../model/file/tensor_types.ts";
 import { hasRelaxedSimd } from "../../runtime/features.ts";
-import { BYTE_INPUT_TYPES, hasInfinities, multiply, Stored } from "../../wasm/dense/products.ts";
+import { BYTE_INPUT_TYPES, multiply, Stored } from "../../wasm/dense/products.ts";
 import { Kernels } from "../../wasm/module.ts";
 import { HALVES, randomRows } from "../_helper/random_rows.ts";
 
@@ -41,8 +41,7 @@ function products(
     return kernels.withBuffers((buffers) => {
       const inputs = buffers.from(x), buffer = buffers.zeros(count * outputs * 4);
       const matrix = { kernel: type.id, outputs, inputs: width, weights };
-      const held = { ...matrix, infinite: hasInfinities(kernels, matrix) };
-      multiply(kernels, held, inputs, count, { buffer, stride: outputs }, exact);
+      multiply(kernels, matrix, inputs, count, { buffer, stride: outputs }, exact);
       return buffers.read(buffer, new Float32Array(count * outputs));
     });
   } finally {

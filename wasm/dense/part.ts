@@ -8,7 +8,7 @@ import { Buffers, type Kernels } from "../module.ts";
 import type { Workspace } from "../threads/barrier.ts";
 import { WORK_PER_WAIT } from "../threads/cost.ts";
 import { Execution, type HeldMatrices, heldMatrices, type HeldOperation } from "./execution.ts";
-import { hasInfinities, type Stored } from "./products.ts";
+import type { Stored } from "./products.ts";
 import { type Schedule, scheduleOf } from "./schedule.ts";
 
 /** Some rows of a matrix. Weights by id, so that a plan can be sent to another thread. */
@@ -89,7 +89,7 @@ export class DensePart {
   /** `stored`: the weights by id. */
   constructor(kernels: Kernels, workspace: Workspace, plan: DensePlan, stored: ReadonlyMap<number, Stored>) {
     const held = (operations: readonly PlanOperation[]): Held =>
-      scheduleOf(operations.map((operation) => holding(kernels, operation, stored)), plan.inputs, plan.alone);
+      scheduleOf(operations.map((operation) => holding(operation, stored)), plan.inputs, plan.alone);
     this.#kernels = kernels;
     this.#workspace = workspace;
     this.#plan = plan;
@@ -125,26 +125,27 @@ export class DensePart {
   }
 }
 
-function holding(kernels: Kernels, operation: PlanOperation, stored: ReadonlyMap<number, Stored>): HeldOperation {
+function holding(operation: PlanOperation, stored: ReadonlyMap<number, Stored>): HeldOperation {
   switch (operation.op) {
     case "norm":
     case "headNorm":
       return { ...operation, gains: stored.get(operation.gains)! };
     case "multiply":
-      return { ...operation, weights: held(kernels, operation.weights, stored) };
+      return { ...operation, weights: held(operation.weights, stored) };
     case "expand":
     case "collect":
-      return { ...operation, weights: operation.weights.map((expert) => held(kernels, expert, stored)) };
+      return { ...operation, weights: operation.weights.map((expert) => held(expert, stored)) };
     default:
       return operation;
   }
 }
 
-function held(kernels: Kernels, plans: readonly MatrixPlan[], stored: ReadonlyMap<number, Stored>): HeldMatrices {
+function held(plans: readonly MatrixPlan[], stored: ReadonlyMap<number, Stored>): HeldMatrices {
   return heldMatrices(plans.map((part) => {
     const bias = part.bias === undefined ? undefined : stored.get(part.bias)!;
-    const matrix = { ...part, weights: stored.get(part.weights)!, bias };
-    return { ...matrix, infinite: hasInfinities(kernels, matrix) };
+    const weights = stored.get(part.weights)!;
+    weights.weave(part.kernel, part.inputs);
+    return { ...part, weights, bias };
   }));
 }
 

@@ -6,6 +6,8 @@ export class Stored {
   readonly handle: number;
   readonly byteLength: number;
   readonly #kernels: Kernels;
+  #woven = false;
+  #infinite = false;
 
   /** Throws PalisadeError `wasm.memory` when there is no room. */
   constructor(kernels: Kernels, byteLength: number) {
@@ -15,12 +17,39 @@ export class Stored {
     this.handle = kernels.check(room, `hold ${byteLength} bytes of weights`);
   }
 
-  /** A view, valid until the memory grows. */
+  /** Some of the bytes, to be written; valid until the memory grows. Once they are woven there is no view of them. */
   view(offset: number, length: number): Uint8Array {
     if (offset < 0 || length < 0 || offset + length > this.byteLength) {
       throw new RangeError(`No bytes ${offset} to ${offset + length} of ${this.byteLength}`);
     }
+    if (this.#woven) throw new RangeError("Weights that are in use can't be written to");
     return this.#kernels.bytes((this.#kernels.call.buffer_address(this.handle) >>> 0) + offset, length);
+  }
+
+  /**
+   * Has all rows of a matrix, of the type `kernel` and `inputs` wide, as products want them: eight side by side. Once.
+   * Whether some scale is infinite or no number, which only float32 arithmetic sees.
+   */
+  weave(kernel: number, inputs: number): boolean {
+    if (!this.#woven && this.byteLength > 0) {
+      const result = this.#kernels.call.dense_weave(this.handle, kernel, inputs);
+      this.#infinite = this.#kernels.check(result, "weave weights") === 1;
+      this.#woven = true;
+    }
+    return this.#infinite;
+  }
+
+  /** Copies of rows as float32, one after another. */
+  rows(kernel: number, inputs: number, rows: readonly number[]): Float32Array {
+    const kernels = this.#kernels, floats = new Float32Array(rows.length * inputs);
+    kernels.withBuffers((buffers) => {
+      const out = buffers.zeros(4 * inputs);
+      rows.forEach((row, i) => {
+        kernels.check(kernels.call.dense_row(this.handle, kernel, inputs, this.#woven ? 1 : 0, row, out), "copy a row");
+        buffers.read(out, floats.subarray(i * inputs, (i + 1) * inputs));
+      });
+    });
+    return floats;
   }
 
   free(): void {
@@ -44,15 +73,6 @@ export interface StoredMatrix {
   readonly weights: Stored;
   /** `[outputs]`, float32. */
   readonly bias?: Stored;
-  /** Whether some of its scales are no finite numbers, which only float32 arithmetic sees: {@link hasInfinities}. */
-  readonly infinite?: boolean;
-}
-
-/** Whether some scale of a matrix is infinite or no number. Looks at all of its blocks: once, when it is there. */
-export function hasInfinities(kernels: Kernels, { weights, kernel, outputs, inputs }: StoredMatrix): boolean {
-  if (outputs === 0) return false;
-  const result = kernels.call.dense_has_infinities(weights.handle, kernel, outputs, inputs);
-  return kernels.check(result, "look at weights") === 1;
 }
 
 /** Where products go: row `t` at `offset + t · stride` of a buffer. */
@@ -73,7 +93,7 @@ export function multiply(
   target: Target,
   exact: boolean,
 ): void {
-  const { weights, kernel, outputs, inputs: width, bias, infinite } = matrix;
+  const { weights, kernel, outputs, inputs: width, bias } = matrix, infinite = weights.weave(kernel, width);
   const result = kernels.call.dense_multiply(
     weights.handle,
     kernel,

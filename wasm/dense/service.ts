@@ -1,5 +1,5 @@
 /** A thread's part of the dense weights, and the commands that other threads have for it. */
-import { bytes, commandsFrom, json, list, number } from "../threads/command.ts";
+import { bytes, commandsFrom, floats, json, list, number } from "../threads/command.ts";
 import type { Barrier } from "../threads/barrier.ts";
 import { Stored } from "./products.ts";
 import { DensePart, type DensePlan, type Step } from "./part.ts";
@@ -55,11 +55,11 @@ export const DENSE = {
   write: command({ id, at: number, bytes }, {}, (service, { id, at, bytes }) => {
     service.weights(id).view(at, bytes.length).set(bytes);
   }),
-  /** Copies of rows of a matrix, one after another. */
+  /** Copies of rows of a matrix as float32, one after another. */
   rows: command(
-    { id, rowBytes: number, rows: list(number) },
-    { bytes },
-    (service, { id, rowBytes, rows }) => ({ bytes: rowsOf(service.weights(id), rowBytes, rows) }),
+    { id, kernel: number, inputs: number, rows: list(number) },
+    { floats },
+    (service, { id, kernel, inputs, rows }) => ({ floats: service.weights(id).rows(kernel, inputs, rows) }),
   ),
   plan: command({ id, plan: json<DensePlan>() }, {}, (service, { id, plan }) => service.plan(id, plan)),
   /** Runs with the other threads at the barrier. */
@@ -71,10 +71,3 @@ export const DENSE = {
   /** An engine, and all weights that it has in this thread. */
   free: command({ id, weights: list(number) }, {}, (service, { id, weights }) => service.free(id, weights)),
 };
-
-/** Copies of rows of a matrix, one after another. */
-export function rowsOf(weights: Stored, rowBytes: number, rows: readonly number[]): Uint8Array {
-  const bytes = new Uint8Array(rows.length * rowBytes);
-  rows.forEach((row, i) => bytes.set(weights.view(row * rowBytes, rowBytes), i * rowBytes));
-  return bytes;
-}

@@ -22,7 +22,6 @@ import { breathe } from "../../../runtime/breathe.ts";
 import { inputsOf } from "../../architecture.ts";
 import type { ModelConfig } from "../../config.ts";
 import type { GgufFile } from "../../file/gguf/reader.ts";
-import { dequantise, rowBytesOf, TENSOR_TYPES } from "../../file/tensor_types.ts";
 import { scaled } from "../embedding.ts";
 import type { DenseEngine } from "../interface.ts";
 import { type PerThread, WeightLoader, WeightMemory } from "./weights.ts";
@@ -157,16 +156,13 @@ class WasmEngine implements DenseEngine {
       }
     }
     const places = Array.from(ids, (id, place) => ({ id, place }));
-    this.#embedding.forEach(({ kernel, inputs, weights, column, outputs }, rank) => {
-      const type = TENSOR_TYPES.get(kernel)!, rowBytes = rowBytesOf(type, inputs);
+    this.#embedding.forEach((matrix, rank) => {
+      const { column, outputs } = matrix;
       const mine = places.filter(({ id }) => id >= column && id < column + outputs);
       for (let first = 0; first < mine.length; first += EMBEDDINGS) {
         const some = mine.slice(first, first + EMBEDDINGS);
-        const rows = memory.rows(rank, weights, rowBytes, some.map(({ id }) => id - column));
-        some.forEach(({ place }, i) => {
-          const row = rows.subarray(i * rowBytes, (i + 1) * rowBytes);
-          dequantise(type, row, out.subarray(place * width, (place + 1) * width));
-        });
+        const rows = memory.rows(rank, matrix, some.map(({ id }) => id - column));
+        some.forEach(({ place }, i) => out.set(rows.subarray(i * width, (i + 1) * width), place * width));
       }
     });
     return scaled(out, this.config.decoder.embeddingScale);

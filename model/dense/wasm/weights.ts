@@ -3,7 +3,7 @@ import { inputError } from "../../../core/errors.ts";
 import type { Ask, ThreadPool } from "../../../wasm/threads/pool.ts";
 import { BYTE_INPUT_TYPES, Stored } from "../../../wasm/dense/products.ts";
 import type { Asked } from "../../../wasm/threads/command.ts";
-import { DENSE, rowsOf } from "../../../wasm/dense/service.ts";
+import { DENSE } from "../../../wasm/dense/service.ts";
 import { type DensePlan, type MatrixPlan, type PlanOperation, shareRows } from "../../../wasm/dense/part.ts";
 import type { Kernels } from "../../../wasm/module.ts";
 import type { DenseOperation, TensorRows } from "../../architecture.ts";
@@ -58,11 +58,11 @@ export class WeightMemory {
     else this.#tell(rank, DENSE.write, { id, at, bytes });
   }
 
-  /** Copies of rows of `rowBytes` bytes, one after another. */
-  rows(rank: number, id: number, rowBytes: number, rows: readonly number[]): Uint8Array {
-    if (rank === 0) return rowsOf(this.stored.get(id)!, rowBytes, rows);
+  /** Copies of rows of a matrix as float32, one after another. */
+  rows(rank: number, { weights: id, kernel, inputs }: MatrixPlan, rows: readonly number[]): Float32Array {
+    if (rank === 0) return this.stored.get(id)!.rows(kernel, inputs, rows);
     const pool = this.pool!;
-    return pool.answerNow(rank, pool.ask(rank, DENSE.rows, { id, rowBytes, rows })).bytes;
+    return pool.answerNow(rank, pool.ask(rank, DENSE.rows, { id, kernel, inputs, rows })).floats;
   }
 
   /** Gives every other thread its own of the `plans` under `id`; throws what went wrong there so far. */

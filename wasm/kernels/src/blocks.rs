@@ -3,6 +3,7 @@
 
 use crate::lanes::{FixedBytes, B16, F4, I4};
 use crate::weights::{Format, Scales};
+use crate::woven::{side_by_side, ROWS};
 
 /// d, 16 bytes; d · (q − 8).
 pub struct Q4_0;
@@ -28,25 +29,10 @@ pub unsafe fn half(p: *const u8) -> i32 {
     (p as *const u16).read_unaligned() as i32
 }
 
-/// # Safety
-/// `p` is readable for four bytes.
+/// Eight float16s of woven blocks, if finite.
 #[inline(always)]
-pub unsafe fn word(p: *const u8) -> u32 {
-    (p as *const u32).read_unaligned()
-}
-
-/// The float16s at the beginning of four blocks, if finite.
-#[inline(always)]
-unsafe fn halves([a, b, c, d]: [*const u8; 4]) -> F4 {
-    F4::from_halves(I4::new([half(a), half(b), half(c), half(d)]))
-}
-
-/// The pairs of float16s there: scales and minima, if finite.
-#[inline(always)]
-unsafe fn pairs([a, b, c, d]: [*const u8; 4]) -> Scales {
-    let both = I4::new([word(a) as i32, word(b) as i32, word(c) as i32, word(d) as i32]);
-    let [scale, minimum] = [F4::from_halves(both), F4::from_upper_halves(both)];
-    Scales { scales: [scale; 4], minima: [minimum; 4] }
+unsafe fn halves(p: *const u8) -> [F4; 2] {
+    [F4::from_halves(I4::load_halves(p)), F4::from_halves(I4::load_halves(p.add(8)))]
 }
 
 /// Low and high halves of 16 bytes.
@@ -63,91 +49,103 @@ unsafe fn fives(p: *const u8) -> [B16; 2] {
     [0, 1].map(|half| fours[half].or(bits[half].and(sixteen)))
 }
 
+/// Float16s at the beginning of the blocks and, for pairs, right behind. Whether one is infinite or no number.
+unsafe fn weave_halves(blocks: [*const u8; ROWS], to: *mut u8, count: usize) -> bool {
+    let mut infinite = false;
+    for i in 0..count {
+        side_by_side(blocks.map(|p| p.add(2 * i)), 2, to.add(16 * i));
+        infinite |= blocks.iter().any(|p| half(p.add(2 * i)) & 0x7c00 == 0x7c00);
+    }
+    infinite
+}
+
+/// What formats in blocks of 32 with float16 scales have in common.
+macro_rules! halves {
+    (scale) => {
+        unsafe fn weave(blocks: [*const u8; ROWS], to: *mut u8) -> bool {
+            weave_halves(blocks, to, 1)
+        }
+        #[inline(always)]
+        unsafe fn own(woven: *const u8) -> Scales {
+            Scales::only(halves(woven))
+        }
+    };
+    (scale and minimum) => {
+        unsafe fn weave(blocks: [*const u8; ROWS], to: *mut u8) -> bool {
+            weave_halves(blocks, to, 2)
+        }
+        #[inline(always)]
+        unsafe fn own(woven: *const u8) -> Scales {
+            Scales { scales: halves(woven), minima: halves(woven.add(16)) }
+        }
+    };
+}
+
 impl Format for Q4_0 {
     const BLOCK: usize = 32;
     const BYTES: usize = 18;
     const GROUP: usize = 32;
+    const BITS: usize = 4;
     const ZERO: u8 = 8;
-    const FINITE: bool = true;
 
-    #[inline(always)]
-    unsafe fn slice(p: *const u8, _: usize) -> [B16; 2] {
+    unsafe fn places(p: *const u8, _: usize) -> [B16; 2] {
         nibbles(p.add(2))
     }
-    #[inline(always)]
-    unsafe fn scales(blocks: [*const u8; 4]) -> Scales {
-        Scales::only([halves(blocks); 4])
-    }
+    halves!(scale);
 }
 
 impl Format for Q4_1 {
     const BLOCK: usize = 32;
     const BYTES: usize = 20;
     const GROUP: usize = 32;
+    const BITS: usize = 4;
     const MINIMA: bool = true;
-    const FINITE: bool = true;
 
-    #[inline(always)]
-    unsafe fn slice(p: *const u8, _: usize) -> [B16; 2] {
+    unsafe fn places(p: *const u8, _: usize) -> [B16; 2] {
         nibbles(p.add(4))
     }
-    #[inline(always)]
-    unsafe fn scales(blocks: [*const u8; 4]) -> Scales {
-        pairs(blocks)
-    }
+    halves!(scale and minimum);
 }
 
 impl Format for Q5_0 {
     const BLOCK: usize = 32;
     const BYTES: usize = 22;
     const GROUP: usize = 32;
+    const BITS: usize = 5;
     const ZERO: u8 = 16;
     const MOST: i32 = 31;
-    const FINITE: bool = true;
 
-    #[inline(always)]
-    unsafe fn slice(p: *const u8, _: usize) -> [B16; 2] {
+    unsafe fn places(p: *const u8, _: usize) -> [B16; 2] {
         fives(p.add(2))
     }
-    #[inline(always)]
-    unsafe fn scales(blocks: [*const u8; 4]) -> Scales {
-        Scales::only([halves(blocks); 4])
-    }
+    halves!(scale);
 }
 
 impl Format for Q5_1 {
     const BLOCK: usize = 32;
     const BYTES: usize = 24;
     const GROUP: usize = 32;
+    const BITS: usize = 5;
     const MINIMA: bool = true;
     const MOST: i32 = 31;
-    const FINITE: bool = true;
 
-    #[inline(always)]
-    unsafe fn slice(p: *const u8, _: usize) -> [B16; 2] {
+    unsafe fn places(p: *const u8, _: usize) -> [B16; 2] {
         fives(p.add(4))
     }
-    #[inline(always)]
-    unsafe fn scales(blocks: [*const u8; 4]) -> Scales {
-        pairs(blocks)
-    }
+    halves!(scale and minimum);
 }
 
 impl Format for Q8_0 {
     const BLOCK: usize = 32;
     const BYTES: usize = 34;
     const GROUP: usize = 32;
+    const BITS: usize = 8;
     const SIGNED: bool = true;
-    const FINITE: bool = true;
 
-    #[inline(always)]
-    unsafe fn slice(p: *const u8, _: usize) -> [B16; 2] {
+    unsafe fn places(p: *const u8, _: usize) -> [B16; 2] {
         [B16::load(p.add(2)), B16::load(p.add(18))]
     }
-    #[inline(always)]
-    unsafe fn scales(blocks: [*const u8; 4]) -> Scales {
-        Scales::only([halves(blocks); 4])
-    }
+    halves!(scale);
 }
 
 /// The table of IQ4_NL and IQ4_XS: int8.
@@ -155,27 +153,27 @@ static VALUES: FixedBytes = FixedBytes::new([129, 152, 173, 191, 207, 221, 234, 
 /// Twice the 4-bit floats (a sign, two bits of exponent, one of mantissa), and 12.
 static DOUBLES: FixedBytes = FixedBytes::new([12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0]);
 
-/// The q of 16 bytes of places in [`VALUES`].
+/// The q of places in [`VALUES`].
 #[inline(always)]
-pub unsafe fn values(p: *const u8) -> [B16; 2] {
-    nibbles(p).map(|places| B16::fixed(&VALUES).look_up(places))
+pub fn values(places: B16) -> B16 {
+    B16::fixed(&VALUES).look_up(places)
 }
 
 impl Format for Iq4Nl {
     const BLOCK: usize = 32;
     const BYTES: usize = 18;
     const GROUP: usize = 32;
+    const BITS: usize = 4;
     const SIGNED: bool = true;
-    const FINITE: bool = true;
 
-    #[inline(always)]
-    unsafe fn slice(p: *const u8, _: usize) -> [B16; 2] {
-        values(p.add(2))
+    unsafe fn places(p: *const u8, _: usize) -> [B16; 2] {
+        nibbles(p.add(2))
     }
     #[inline(always)]
-    unsafe fn scales(blocks: [*const u8; 4]) -> Scales {
-        Scales::only([halves(blocks); 4])
+    fn values(places: B16) -> B16 {
+        values(places)
     }
+    halves!(scale);
 }
 
 /// 2^(e − 128), the half of what the exponent says.
@@ -187,16 +185,25 @@ impl Format for Mxfp4 {
     const BLOCK: usize = 32;
     const BYTES: usize = 17;
     const GROUP: usize = 32;
+    const BITS: usize = 4;
     const ZERO: u8 = 12;
+    const HALVES: bool = false;
     const MOST: i32 = 24;
 
-    #[inline(always)]
-    unsafe fn slice(p: *const u8, _: usize) -> [B16; 2] {
-        nibbles(p.add(1)).map(|places| B16::fixed(&DOUBLES).look_up(places))
+    unsafe fn places(p: *const u8, _: usize) -> [B16; 2] {
+        nibbles(p.add(1))
     }
     #[inline(always)]
-    unsafe fn scales(blocks: [*const u8; 4]) -> Scales {
-        let each = blocks.map(|p| half_power(*p));
-        Scales::only([F4::load(each.as_ptr()); 4])
+    fn values(places: B16) -> B16 {
+        B16::fixed(&DOUBLES).look_up(places)
+    }
+    unsafe fn weave(blocks: [*const u8; ROWS], to: *mut u8) -> bool {
+        side_by_side(blocks, 1, to);
+        false
+    }
+    #[inline(always)]
+    unsafe fn own(woven: *const u8) -> Scales {
+        let each: [f32; ROWS] = core::array::from_fn(|r| half_power(*woven.add(r)));
+        Scales::only([F4::load(each.as_ptr()), F4::load(each.as_ptr().add(4))])
     }
 }

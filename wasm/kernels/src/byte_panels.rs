@@ -7,10 +7,10 @@
 
 use crate::dense::{Matrix, Target};
 use crate::inputs::ByteInputs;
-use crate::lanes::{B16, F4, I4, S8};
+use crate::lanes::{B16, I4, S8};
 use crate::memory::{Array, Result};
-use crate::row_panels::{PanelScales, Rows, PANEL_ROWS};
 use crate::weights::Codec;
+use crate::woven::{Panel, ROWS};
 
 /// Tokens that meet a panel together.
 const TOKENS: usize = 4;
@@ -18,55 +18,29 @@ const TOKENS: usize = 4;
 /// `target[t] = matrix · inputs[t]` for `count` rows `(count, inputs)`.
 pub fn byte_panels(codec: &Codec, matrix: &Matrix, inputs: &[f32], count: usize, target: &mut Target) -> Result<()> {
     let x = ByteInputs::new(inputs, matrix.inputs, codec.group, TOKENS)?;
-    let mut rows = Rows::new(PANEL_ROWS, matrix.inputs, codec, true)?;
-    let groups = matrix.inputs / codec.group;
-    let mut values = Array::zeros(PANEL_ROWS * rows.width)?;
-    let mut scales = PanelScales::new(rows.width / codec.group)?;
-    let mut sums = Array::zeros(TOKENS * PANEL_ROWS * groups)?;
-    for first in (0..matrix.outputs).step_by(PANEL_ROWS) {
-        for r in 0..PANEL_ROWS {
-            // Beyond the last row, the last one again.
-            rows.fill(codec, matrix, (first + r).min(matrix.outputs - 1), r);
-        }
-        fill(&rows, values.as_mut());
-        scales.fill(&rows);
-        let columns = PANEL_ROWS.min(matrix.outputs - first);
+    let mut panel = Panel::new(matrix.inputs, codec, true)?;
+    let mut sums = Array::zeros(TOKENS * ROWS * matrix.inputs / codec.group)?;
+    matrix.each_eight(codec, |first, woven| {
+        // SAFETY: whole blocks of eight rows.
+        unsafe { (codec.unpack)(woven, matrix.inputs / codec.block, &mut panel) };
+        let columns = ROWS.min(matrix.outputs - first);
         for token in (0..count).step_by(TOKENS) {
             let x_values = &x.values.as_slice()[token * x.width..(token + TOKENS) * x.width];
-            group_sums(codec, values.as_slice(), x_values, x.width, sums.as_mut());
+            group_sums(codec, panel.values.as_slice(), x_values, x.width, sums.as_mut());
             let at = token * x.width / codec.group;
             let (input_scales, input_sums) = (&x.scales.as_slice()[at..], &x.sums.as_slice()[at..]);
-            let products = scales.scaled(input_scales, input_sums, sums.as_slice(), true);
-            for (t, row) in products.chunks_exact(PANEL_ROWS).enumerate().take(count - token) {
+            let products = panel.scaled(input_scales, input_sums, sums.as_slice(), true);
+            for (t, row) in products.chunks_exact(ROWS).enumerate().take(count - token) {
                 target.put(token + t, first, &row[..columns]);
             }
         }
-    }
-    Ok(())
-}
-
-/// Eight rows as `(inputs / 4, 2, 4, 4)`: of each four inputs the weights of four rows, then of the others.
-#[inline(never)]
-fn fill(rows: &Rows, values: &mut [u8]) {
-    for (at, to) in values.chunks_exact_mut(16 * PANEL_ROWS).enumerate() {
-        for half in 0..2 {
-            let four = [0, 1, 2, 3].map(|r| {
-                let from = &rows.quants.as_slice()[(4 * half + r) * rows.width + 16 * at..][..16];
-                // SAFETY: sixteen bytes; only moved.
-                unsafe { F4::load(from.as_ptr() as *const f32) }
-            });
-            for (i, column) in F4::transpose(four).into_iter().enumerate() {
-                // SAFETY: sixteen bytes.
-                unsafe { column.store(to[(2 * i + half) * 16..][..16].as_mut_ptr() as *mut f32) };
-            }
-        }
-    }
+    })
 }
 
 /// Whole-number products of the panel's rows with four tokens, group by group: `sums`, `(groups, 4, 8)`.
 fn group_sums(codec: &Codec, panel: &[u8], inputs: &[u8], width: usize, sums: &mut [i32]) {
-    assert!(panel.len() == PANEL_ROWS * width && inputs.len() == TOKENS * width);
-    assert!(sums.len() * codec.group <= panel.len() * TOKENS && sums.len() % (TOKENS * PANEL_ROWS) == 0);
+    assert!(panel.len() == ROWS * width && inputs.len() == TOKENS * width);
+    assert!(sums.len() * codec.group <= panel.len() * TOKENS && sums.len() % (TOKENS * ROWS) == 0);
     // SAFETY: the lengths above.
     unsafe {
         let (panel, inputs) = (panel.as_ptr(), inputs.as_ptr());
@@ -93,7 +67,7 @@ unsafe fn sums_of<const FULL: usize, const GROUP: usize>(
     width: usize,
     sums: &mut [i32],
 ) {
-    for out in sums.chunks_exact_mut(TOKENS * PANEL_ROWS) {
+    for out in sums.chunks_exact_mut(TOKENS * ROWS) {
         let mut totals = [[I4::new([0; 4]); 2]; TOKENS];
         let mut part: Sums = [[S8::zero(); 2]; TOKENS];
         for sixteen in 0..GROUP / 16 {
@@ -108,7 +82,7 @@ unsafe fn sums_of<const FULL: usize, const GROUP: usize>(
             if FULL <= 16 || 16 * (sixteen + 1) == GROUP {
                 take_up(&mut totals, &mut part);
             }
-            (panel, inputs) = (panel.add(16 * PANEL_ROWS), inputs.add(16));
+            (panel, inputs) = (panel.add(16 * ROWS), inputs.add(16));
         }
         for (i, total) in totals.as_flattened().iter().enumerate() {
             total.store(out.as_mut_ptr().add(4 * i));

@@ -7,19 +7,113 @@
 use crate::byte_panels::byte_panels;
 use crate::floats::{row_product, widen, Bfloat16, Float16, Float32, Floating};
 use crate::inputs::{ByteInputs, Single};
-use crate::lanes::{BYTE_DOTS, F4};
+use crate::lanes::{B16, BYTE_DOTS, F4};
 use crate::math::{exp2, LOG2_E};
 use crate::memory::{Array, Result};
-use crate::row_panels::{panels, Rows};
+use crate::row_panels::panels;
 use crate::tile::{dots, Floats, Tile};
-use crate::weights::{to_floats, Kind};
+use crate::weights::{Codec, Kind};
+use crate::woven::{Panel, ROWS};
 
-/// `(outputs, inputs)`, checked against its bytes by the caller.
+/// `(outputs, inputs)`, checked against its bytes by the caller: `outputs` rows or more. Blocks are woven as far as there
+/// are whole eights of rows.
 pub struct Matrix<'a> {
     pub kind: Kind,
     pub bytes: &'a [u8],
     pub outputs: usize,
     pub inputs: usize,
+}
+
+impl Matrix<'_> {
+    /// Calls `body(first, woven)` for each eight rows; in the last, rows that are missing are the last one again.
+    pub fn each_eight(&self, codec: &Codec, mut body: impl FnMut(usize, *const u8)) -> Result<()> {
+        let row_bytes = self.inputs / codec.block * codec.bytes;
+        let woven = self.bytes.len() / row_bytes / ROWS * ROWS;
+        for first in (0..self.outputs.min(woven)).step_by(ROWS) {
+            body(first, self.bytes[first * row_bytes..][..ROWS * row_bytes].as_ptr());
+        }
+        if self.outputs > woven {
+            let mut eight = Array::zeros(ROWS * row_bytes)?;
+            let rows = core::array::from_fn(|r| {
+                self.bytes[(woven + r).min(self.outputs - 1) * row_bytes..][..row_bytes].as_ptr()
+            });
+            // SAFETY: whole rows, and room for eight.
+            unsafe { (codec.weave)(rows, self.inputs / codec.block, eight.as_mut().as_mut_ptr()) };
+            body(woven, eight.as_slice().as_ptr());
+        }
+        Ok(())
+    }
+}
+
+/// Weaves as many rows as there are whole eights. Whether some scale is infinite or no number and only `exact` products
+/// would say so.
+pub fn weave(codec: &Codec, inputs: usize, bytes: &mut [u8]) -> Result<bool> {
+    let (blocks, row_bytes) = (inputs / codec.block, inputs / codec.block * codec.bytes);
+    let mut copy = Array::zeros(ROWS * row_bytes)?;
+    let mut infinite = false;
+    let mut eights = bytes.chunks_exact_mut(ROWS * row_bytes);
+    for eight in &mut eights {
+        copy.as_mut().copy_from_slice(eight);
+        let rows = core::array::from_fn(|r| copy.as_slice()[r * row_bytes..].as_ptr());
+        // SAFETY: whole rows, and room for them.
+        infinite |= unsafe { (codec.weave)(rows, blocks, eight.as_mut_ptr()) };
+    }
+    let rest = eights.into_remainder();
+    if !rest.is_empty() {
+        let rows = core::array::from_fn(|r| rest[(r * row_bytes).min(rest.len() - row_bytes)..].as_ptr());
+        // SAFETY: as above.
+        infinite |= unsafe { (codec.weave)(rows, blocks, copy.as_mut().as_mut_ptr()) };
+    }
+    Ok(infinite)
+}
+
+/// Row `n` of `outputs` as float32; `woven`: whether the matrix is.
+pub fn row(matrix: &Matrix, n: usize, woven: bool, out: &mut [f32]) -> Result<()> {
+    let width = matrix.inputs;
+    // SAFETY: whole rows; `out` is as long as one.
+    match matrix.kind {
+        Kind::F32 => unsafe { widen::<Float32>(matrix.bytes[4 * n * width..].as_ptr(), width, out.as_mut_ptr()) },
+        Kind::F16 => unsafe { widen::<Float16>(matrix.bytes[2 * n * width..].as_ptr(), width, out.as_mut_ptr()) },
+        Kind::Bf16 => unsafe { widen::<Bfloat16>(matrix.bytes[2 * n * width..].as_ptr(), width, out.as_mut_ptr()) },
+        Kind::Blocks(codec) => {
+            let row_bytes = width / codec.block * codec.bytes;
+            let first = if woven && n < matrix.bytes.len() / row_bytes / ROWS * ROWS { n / ROWS * ROWS } else { n };
+            // Less than eight rows are not woven.
+            let last = if first == n && !(woven && n % ROWS == 0) { n + 1 } else { first + ROWS };
+            let bytes = &matrix.bytes[first * row_bytes..(last * row_bytes).min(matrix.bytes.len())];
+            let part = Matrix { bytes, outputs: bytes.len() / row_bytes, ..*matrix };
+            let mut panel = Panel::new(width, codec, false)?;
+            part.each_eight(codec, |_, eight| {
+                // SAFETY: whole blocks.
+                unsafe { (codec.unpack)(eight, width / codec.block, &mut panel) };
+            })?;
+            let mut all = Array::zeros(ROWS * width)?;
+            to_floats(codec, &panel, width, width, all.as_mut());
+            out.copy_from_slice(&all.as_slice()[(n - first) * width..][..width]);
+        }
+    }
+    Ok(())
+}
+
+/// Unpacked rows of `width` weights as float32, `stride` floats apart, with the bits that the format's definition gives.
+#[inline(never)]
+fn to_floats(codec: &Codec, panel: &Panel, width: usize, stride: usize, out: &mut [f32]) {
+    let out = out[..(ROWS - 1) * stride + width].as_mut_ptr();
+    for (c, chunk) in panel.values.as_slice()[..ROWS * width].chunks_exact(4 * ROWS).enumerate() {
+        let at = 4 * c / codec.group * ROWS;
+        let (scales, minima) = (&panel.scales.as_slice()[at..at + ROWS], &panel.minima.as_slice()[at..at + ROWS]);
+        for half in 0..2 {
+            // SAFETY: sixteen bytes.
+            let rows = unsafe { B16::load(chunk[16 * half..][..16].as_ptr()) }.to_ints();
+            for (r, four) in rows.into_iter().enumerate() {
+                let row = 4 * half + r;
+                let product = four.to_floats().mul(F4::splat(scales[row]));
+                let weights = if codec.minima { product.add(F4::splat(minima[row])) } else { product };
+                // SAFETY: four floats of a row.
+                unsafe { weights.store(out.add(row * stride + 4 * c)) };
+            }
+        }
+    }
 }
 
 /// Where products go: row `t` at `offset + t · stride`.
@@ -45,47 +139,41 @@ impl Target<'_> {
 /// Tokens from which on unpacking rows once beats reading them packed for each.
 const MANY: usize = 4;
 
-/// Whether products of the matrix that are not exact would miss scales that are infinite or no numbers.
-pub fn has_infinities(matrix: &Matrix) -> bool {
-    match matrix.kind {
-        Kind::Blocks(codec) => (codec.has_infinities)(matrix.bytes),
-        _ => false,
-    }
-}
-
-/// `target[t] = matrix · inputs[t]` for `count` rows `(count, inputs)`; `exact` where the matrix [`has_infinities`].
+/// `target[t] = matrix · inputs[t]` for `count` rows `(count, inputs)`; `exact` where [`weave`] said so.
 pub fn multiply(matrix: &Matrix, inputs: &[f32], count: usize, exact: bool, target: &mut Target) -> Result<()> {
     let inputs = &inputs[..count * matrix.inputs];
     match matrix.kind {
         Kind::F32 => float_product::<Float32>(matrix, inputs, count, target),
         Kind::F16 => float_product::<Float16>(matrix, inputs, count, target),
         Kind::Bf16 => float_product::<Bfloat16>(matrix, inputs, count, target),
-        Kind::Blocks(codec) if exact => {
-            let mut row = Rows::new(1, matrix.inputs, codec, false)?;
-            exact_product(matrix, inputs, count, target, |n, out| {
-                let unpacked = row.fill(codec, matrix, n, 0);
-                // SAFETY: rows of blocks are whole slices.
-                unsafe { to_floats(codec, unpacked, matrix.inputs, out.as_mut_ptr()) };
-            })
-        }
+        Kind::Blocks(codec) if exact => exact_blocks(codec, matrix, inputs, count, target),
         Kind::Blocks(codec) if BYTE_DOTS && count >= MANY && codec.bytes_in => {
             byte_panels(codec, matrix, inputs, count, target)
         }
         Kind::Blocks(codec) if count >= MANY => panels(codec, matrix, inputs, count, target),
-        Kind::Blocks(codec) if codec.bytes_in => {
-            for (token, row) in inputs.chunks_exact(matrix.inputs).enumerate() {
-                let x = ByteInputs::new(row, matrix.inputs, codec.group, 1)?;
-                (codec.stream_bytes)(matrix.bytes, matrix.inputs / codec.block, &x, token, target);
-            }
-            Ok(())
-        }
         Kind::Blocks(codec) => {
             for (token, row) in inputs.chunks_exact(matrix.inputs).enumerate() {
-                let blocks = matrix.inputs / codec.block;
-                (codec.stream)(matrix.bytes, blocks, &Single::new(row, codec.group)?, token, target);
+                streamed(codec, matrix, row, token, target)?;
             }
             Ok(())
         }
+    }
+}
+
+/// Products with one token's inputs.
+fn streamed(codec: &Codec, matrix: &Matrix, inputs: &[f32], token: usize, target: &mut Target) -> Result<()> {
+    let (width, outputs) = (matrix.inputs, matrix.outputs);
+    let blocks = width / codec.block;
+    let mut put = |first: usize, products: [f32; ROWS]| {
+        target.put(token, first, &products[..ROWS.min(outputs - first)]);
+    };
+    // SAFETY: whole blocks of eight rows, and as many inputs.
+    if codec.bytes_in {
+        let x = ByteInputs::new(inputs, width, codec.group, 1)?;
+        matrix.each_eight(codec, |first, woven| put(first, unsafe { (codec.stream_bytes)(woven, blocks, &x) }))
+    } else {
+        let x = Single::new(inputs, codec.group)?;
+        matrix.each_eight(codec, |first, woven| put(first, unsafe { (codec.stream)(woven, blocks, &x) }))
     }
 }
 
@@ -113,7 +201,40 @@ const PANEL_FLOATS: usize = 6144;
 /// Numbers of a vector: rows are padded to whole ones.
 const LANES: usize = 4;
 
-/// Products in float32 arithmetic; `expand(n, out)` writes row `n`.
+/// Products of blocks in float32 arithmetic.
+fn exact_blocks(codec: &Codec, matrix: &Matrix, inputs: &[f32], count: usize, target: &mut Target) -> Result<()> {
+    let mut panel = Panel::new(matrix.inputs, codec, false)?;
+    let mut rows = Array::<f32>::zeros(ROWS * matrix.inputs)?;
+    let mut products = Array::<f32>::zeros(count * ROWS)?;
+    matrix.each_eight(codec, |first, woven| {
+        // SAFETY: whole blocks of eight rows.
+        unsafe { (codec.unpack)(woven, matrix.inputs / codec.block, &mut panel) };
+        to_floats(codec, &panel, matrix.inputs, matrix.inputs, rows.as_mut());
+        let here = ROWS.min(matrix.outputs - first);
+        put_dots(inputs, rows.as_slice(), matrix.inputs, here, products.as_mut(), |t, row| target.put(t, first, row));
+    })
+}
+
+/// Hands `put(token, products)` the products of `here` rows, `stride` floats apart, with inputs as far apart; `products`:
+/// `(count, rows)`.
+fn put_dots(
+    inputs: &[f32],
+    rows: &[f32],
+    stride: usize,
+    here: usize,
+    products: &mut [f32],
+    mut put: impl FnMut(usize, &[f32]),
+) {
+    let (count, panel) = (inputs.len() / stride, rows.len() / stride);
+    let tile = Tile { rows: rows.as_ptr() as *const u8, count: here, stride, ahead: core::ptr::null() };
+    // SAFETY: (count, stride) inputs, (panel, stride) rows, (count, panel) products.
+    unsafe { dots::<Floats>(inputs.as_ptr(), count, tile, products[..count * panel].as_mut_ptr(), panel) };
+    for (t, row) in products.chunks_exact(panel).enumerate() {
+        put(t, &row[..here]);
+    }
+}
+
+/// Products of floats in float32 arithmetic; `expand(n, out)` writes row `n`.
 fn exact_product(
     matrix: &Matrix,
     inputs: &[f32],
@@ -135,13 +256,9 @@ fn exact_product(
         for (r, out) in rows.as_mut().chunks_exact_mut(stride).enumerate().take(here) {
             expand(first + r, out);
         }
-        let (x, y) = (padded.as_slice().as_ptr(), products.as_mut().as_mut_ptr());
-        let tile = Tile { rows: rows.as_slice().as_ptr() as *const u8, count: here, stride, ahead: core::ptr::null() };
-        // SAFETY: (count, stride) inputs, (panel, stride) rows, (count, panel) products.
-        unsafe { dots::<Floats>(x, count, tile, y, panel) };
-        for (t, row) in products.as_slice().chunks_exact(panel).enumerate() {
-            target.put(t, first, &row[..here]);
-        }
+        put_dots(padded.as_slice(), rows.as_slice(), stride, here, products.as_mut(), |t, row| {
+            target.put(t, first, row)
+        });
     }
     Ok(())
 }
@@ -216,6 +333,16 @@ mod tests {
         Matrix { kind: Kind::from_number(kind).unwrap(), bytes, outputs, inputs }
     }
 
+    /// Bytes as products want them, and whether those must be exact.
+    fn woven(kind: i32, inputs: usize, bytes: &[u8]) -> (Vec<u8>, bool) {
+        let mut bytes = bytes.to_vec();
+        let infinite = match Kind::from_number(kind).unwrap() {
+            Kind::Blocks(codec) => weave(codec, inputs, &mut bytes).unwrap(),
+            _ => false,
+        };
+        (bytes, infinite)
+    }
+
     fn product(matrix: &Matrix, x: &[f32], count: usize, exact: bool) -> Vec<f32> {
         let mut y = vec![0.0; count * matrix.outputs];
         let mut target = Target { values: &mut y, stride: matrix.outputs, offset: 0, add: false };
@@ -228,7 +355,8 @@ mod tests {
         for (kind, block, ..) in twin::TYPES {
             for (inputs, outputs) in [(block, 1), (block * 2, 5), (block * 3, 8), (block * 5, 19)] {
                 let bytes = bytes(kind, outputs, inputs);
-                let matrix = matrix(kind, &bytes, outputs, inputs);
+                let (woven, _) = woven(kind, inputs, &bytes);
+                let matrix = matrix(kind, &woven, outputs, inputs);
                 for count in [1, 2, 3, 4, 9] {
                     let x = random(count * inputs, 3);
                     let want = twin::products(kind, &bytes, &x, inputs);
@@ -248,7 +376,8 @@ mod tests {
     fn exact_products_with_one_input_are_the_weight() {
         for (kind, block, size, _) in twin::TYPES {
             let bytes = bytes(kind, 9, block);
-            let matrix = matrix(kind, &bytes, 9, block);
+            let (woven, _) = woven(kind, block, &bytes);
+            let matrix = matrix(kind, &woven, 9, block);
             for k in 0..block {
                 let mut x = vec![0.0; 4 * block];
                 x[3 * block + k] = 1.0;
@@ -275,7 +404,8 @@ mod tests {
                         block[0] = 120;
                     }
                 }
-                let matrix = matrix(kind, &bytes, 8, block);
+                let (woven, _) = woven(kind, block, &bytes);
+                let matrix = matrix(kind, &woven, 8, block);
                 for sign in [1.0, -1.0] {
                     let x = vec![sign; 5 * block];
                     let want = twin::products(kind, &bytes, &x, block);
@@ -293,16 +423,20 @@ mod tests {
     #[test]
     fn infinite_scales_come_through() {
         for (kind, block, _, halves) in twin::TYPES {
-            assert!(!has_infinities(&matrix(kind, &bytes(kind, 3, 2 * block), 3, 2 * block)), "{kind}");
-            for (at, bits) in halves.iter().flat_map(|at| [(at, 0x7c00u16), (at, 0xfc00), (at, 0x7e00)]) {
-                let mut bytes = bytes(kind, 3, 2 * block);
-                let first = bytes.len() / 3 * 2;
-                bytes[first + at..first + at + 2].copy_from_slice(&bits.to_le_bytes());
-                let matrix = matrix(kind, &bytes, 3, 2 * block);
-                for count in [1, 5] {
-                    let y = product(&matrix, &random(count * 2 * block, 3), count, has_infinities(&matrix));
-                    for (i, y) in y.iter().enumerate() {
-                        assert_eq!(y.is_finite(), i % 3 < 2, "{kind}: {y}");
+            assert!(!woven(kind, 2 * block, &bytes(kind, 9, 2 * block)).1, "{kind}");
+            // In a row that is woven, and in one that is left over.
+            for (at, infinite) in halves.iter().flat_map(|at| [(at, 2), (at, 8)]) {
+                for bits in [0x7c00u16, 0xfc00, 0x7e00] {
+                    let mut bytes = bytes(kind, 9, 2 * block);
+                    let place = bytes.len() / 9 * infinite + at;
+                    bytes[place..place + 2].copy_from_slice(&bits.to_le_bytes());
+                    let (woven, exact) = woven(kind, 2 * block, &bytes);
+                    let matrix = matrix(kind, &woven, 9, 2 * block);
+                    for count in [1, 5] {
+                        let y = product(&matrix, &random(count * 2 * block, 3), count, exact);
+                        for (i, y) in y.iter().enumerate() {
+                            assert_eq!(y.is_finite(), i % 9 != infinite, "{kind}: {y}");
+                        }
                     }
                 }
             }
@@ -323,8 +457,42 @@ mod tests {
                 assert_eq!((y[0], y[5]), (1.0, 1.0));
             }
         }
-        let bytes = bytes(2, 4, 32);
+        let (bytes, _) = woven(2, 32, &bytes(2, 4, 32));
         assert_eq!(product(&matrix(2, &bytes, 4, 32), &[0.0; 32], 1, false), [0.0; 4]);
+    }
+
+    #[test]
+    fn rows_are_their_weights_woven_or_not() {
+        for (kind, block, size, _) in twin::TYPES {
+            let width = block.max(4) * 2;
+            let bytes = bytes(kind, 19, width);
+            let (woven, _) = woven(kind, width, &bytes);
+            for n in 0..19 {
+                let raw = &bytes[n * bytes.len() / 19..];
+                let want: Vec<f32> =
+                    (0..width).map(|k| twin::weight(kind, &raw[k / block * size..][..size], k % block)).collect();
+                for (bytes, is_woven) in [(&bytes, false), (&woven, true)] {
+                    let mut out = vec![0.0; width];
+                    row(&matrix(kind, bytes, 19, width), n, is_woven, &mut out).unwrap();
+                    assert_eq!(out, want, "{kind}, row {n}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn some_rows_of_a_longer_matrix() {
+        for kind in [3, 12] {
+            let (bytes, x) = (bytes(kind, 19, 256), random(5 * 256, 6));
+            let (woven, _) = woven(kind, 256, &bytes);
+            let all = product(&matrix(kind, &woven, 19, 256), &x, 5, false);
+            for outputs in [3, 8, 11, 17] {
+                let some = product(&matrix(kind, &woven, outputs, 256), &x, 5, false);
+                for (some, all) in some.chunks(outputs).zip(all.chunks(19)) {
+                    assert_eq!(some, &all[..outputs], "{kind}, {outputs} rows");
+                }
+            }
+        }
     }
 
     #[test]

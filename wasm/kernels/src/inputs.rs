@@ -3,9 +3,8 @@
 
 use crate::lanes::{B16, F4, I4, S8};
 use crate::memory::{Array, Result};
-use crate::weights::WIDEST_UNIT;
 
-/// Inputs of one token in the order of `S8::twine`, padded to whole units by zeros.
+/// Inputs of one token in the order of `S8::twine`.
 pub struct Single {
     pub values: Array<i16>,
     /// One for each group.
@@ -14,7 +13,8 @@ pub struct Single {
     pub sums: Array<f32>,
 }
 
-/// Inputs of many tokens, four side by side, padded to whole fours of tokens by zeros.
+/// Inputs of many tokens, four side by side, padded to whole fours of tokens by zeros. Of each four inputs those at even
+/// places are a pair, and those at odd ones.
 pub struct Fours {
     /// `(tokens / 4, inputs / 2, 4, 2)`: pairs of inputs.
     pub values: Array<i16>,
@@ -25,7 +25,7 @@ pub struct Fours {
 
 /// Inputs of one or more tokens in int8.
 pub struct ByteInputs {
-    /// Inputs of a token, rounded up to whole units.
+    /// Inputs of a token.
     pub width: usize,
     /// `(tokens, width)`
     pub values: Array<u8>,
@@ -61,7 +61,7 @@ fn quantise<const V: usize>(group: &[f32], largest: f32) -> ([S8; V], f32, f32) 
 impl Single {
     /// `group`: 16 or 32 inputs.
     pub fn new(inputs: &[f32], group: usize) -> Result<Self> {
-        let width = inputs.len().next_multiple_of(WIDEST_UNIT);
+        let width = inputs.len();
         let mut single = Single {
             values: Array::zeros(width)?,
             scales: Array::zeros(width / group)?,
@@ -123,7 +123,8 @@ impl Fours {
             }
             let to = &mut self.values.as_mut()[at * 4 * group..(at + 1) * 4 * group];
             for v in 0..V {
-                let pairs = S8::transpose_pairs([each[0].0[v], each[1].0[v], each[2].0[v], each[3].0[v]]);
+                let eights = [0, 1, 2, 3].map(|t: usize| each[t].0[v].twine_fours());
+                let pairs = S8::transpose_pairs(eights);
                 for (pair, to) in pairs.into_iter().zip(to[32 * v..].chunks_exact_mut(8)) {
                     // SAFETY: eight numbers.
                     unsafe { pair.store(to.as_mut_ptr()) };
@@ -138,12 +139,11 @@ impl ByteInputs {
     /// whole multiples of that, padded by zeros.
     pub fn new(inputs: &[f32], width: usize, group: usize, together: usize) -> Result<Self> {
         let tokens = (inputs.len() / width).next_multiple_of(together);
-        let padded = width.next_multiple_of(WIDEST_UNIT);
         let mut all = ByteInputs {
-            width: padded,
-            values: Array::zeros(tokens * padded)?,
-            scales: Array::zeros(tokens * padded / group)?,
-            sums: Array::zeros(tokens * padded / group)?,
+            width,
+            values: Array::zeros(tokens * width)?,
+            scales: Array::zeros(tokens * width / group)?,
+            sums: Array::zeros(tokens * width / group)?,
         };
         for (token, row) in inputs.chunks_exact(width).enumerate() {
             match group {

@@ -163,9 +163,6 @@ impl I4 {
     pub fn add(self, b: Self) -> Self {
         I4([0, 1, 2, 3].map(|i| self.0[i].wrapping_add(b.0[i])))
     }
-    pub fn from_bytes(word: u32) -> Self {
-        I4(word.to_le_bytes().map(|x| x as i8 as i32))
-    }
     pub fn to_floats(self) -> F4 {
         F4(self.0.map(|x| x as f32))
     }
@@ -240,6 +237,12 @@ impl S8 {
     pub fn widen(self) -> [I4; 2] {
         [0, 4].map(|first| I4(core::array::from_fn(|i| self.0[first + i] as i32)))
     }
+    pub fn spread<const I: usize>(self) -> Self {
+        S8(core::array::from_fn(|i| self.0[2 * I + i % 2]))
+    }
+    pub fn twine_fours(self) -> Self {
+        S8([0, 2, 1, 3, 4, 6, 5, 7].map(|i: usize| self.0[i]))
+    }
     pub fn twine(x: [Self; 2]) -> [Self; 2] {
         [0, 1].map(|odd| S8(core::array::from_fn(|i| x[i / 4].0[2 * i % 8 + odd])))
     }
@@ -311,6 +314,9 @@ impl B16 {
     pub fn twined(self, signed: bool) -> [S8; 2] {
         let wide = |x: u8| if signed { x as i8 as i16 } else { x as i16 };
         [0, 1].map(|odd| S8(core::array::from_fn(|i| wide(self.0[2 * i + odd]))))
+    }
+    pub fn half_to_ints<const HALF: usize>(self) -> [I4; 2] {
+        [0, 4].map(|at| I4(core::array::from_fn(|i| self.0[8 * HALF + at + i] as i8 as i32)))
     }
     pub fn to_ints(self) -> [I4; 4] {
         [0, 4, 8, 12].map(|at| I4(core::array::from_fn(|i| self.0[at + i] as i8 as i32)))

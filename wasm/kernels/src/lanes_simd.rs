@@ -224,11 +224,6 @@ impl I4 {
     pub fn add(self, b: Self) -> Self {
         I4(i32x4_add(self.0, b.0))
     }
-    /// Four int8 of a word.
-    #[inline(always)]
-    pub fn from_bytes(word: u32) -> Self {
-        I4(i32x4_extend_low_i16x8(i16x8_extend_low_i8x16(u32x4_splat(word))))
-    }
     #[inline(always)]
     pub fn to_floats(self) -> F4 {
         F4(f32x4_convert_i32x4(self.0))
@@ -283,14 +278,6 @@ impl S8 {
         let second = |x: v128, y: v128| S8(i64x2_shuffle::<1, 3>(x, y));
         [first(ab, cd), second(ab, cd), first(ab2, cd2), second(ab2, cd2)]
     }
-    /// Eight int8.
-    ///
-    /// # Safety
-    /// `p` is readable for eight bytes.
-    #[inline(always)]
-    pub unsafe fn eight(p: *const u8) -> Self {
-        S8(i16x8_load_extend_i8x8(p as *const i8))
-    }
     /// Two numbers, four times over.
     ///
     /// # Safety
@@ -338,6 +325,24 @@ impl S8 {
     #[inline(always)]
     pub fn widen(self) -> [I4; 2] {
         [I4(i32x4_extend_low_i16x8(self.0)), I4(i32x4_extend_high_i16x8(self.0))]
+    }
+    /// Eight int8.
+    ///
+    /// # Safety
+    /// `p` is readable for eight bytes.
+    #[inline(always)]
+    pub unsafe fn eight(p: *const u8) -> Self {
+        S8(i16x8_load_extend_i8x8(p as *const i8))
+    }
+    /// Pair `I` of the numbers, four times.
+    #[inline(always)]
+    pub fn spread<const I: usize>(self) -> Self {
+        S8(i32x4_shuffle::<I, I, I, I>(self.0, self.0))
+    }
+    /// Of each four numbers those at even places, then those at odd ones.
+    #[inline(always)]
+    pub fn twine_fours(self) -> Self {
+        S8(i16x8_shuffle::<0, 2, 1, 3, 4, 6, 5, 7>(self.0, self.0))
     }
     /// Sixteen numbers in the order of [`B16::twined`]: those at even places, then those at odd ones.
     #[inline(always)]
@@ -454,6 +459,12 @@ impl B16 {
         } else {
             [S8(v128_and(self.0, u16x8_splat(255))), S8(u16x8_shr(self.0, 8))]
         }
+    }
+    /// The first or the last eight int8 as int32.
+    #[inline(always)]
+    pub fn half_to_ints<const HALF: usize>(self) -> [I4; 2] {
+        let eight = if HALF == 0 { i16x8_extend_low_i8x16(self.0) } else { i16x8_extend_high_i8x16(self.0) };
+        [I4(i32x4_extend_low_i16x8(eight)), I4(i32x4_extend_high_i16x8(eight))]
     }
     /// As int32, sixteen int8.
     #[inline(always)]

@@ -35,6 +35,7 @@ mod tile;
 mod twin;
 mod weights;
 mod wiping;
+mod woven;
 
 use attention::Extras;
 use memory::{Buffer, Error, Result, Slab};
@@ -353,21 +354,44 @@ fn start_rows(target: &mut dense::Target, count: usize, bias: &[f32]) {
     }
 }
 
-/// A matrix whose bytes are in a buffer.
+/// A matrix in a buffer, which may have more rows.
 fn matrix<'a>(weights: &'a Lent, kind: i32, outputs: usize, inputs: usize) -> Result<dense::Matrix<'a>> {
     let kind = weights::Kind::from_number(kind).ok_or(Error::Shape)?;
-    let row_bytes = kind.row_bytes(inputs).ok_or(Error::Shape)?;
-    Ok(dense::Matrix { kind, bytes: input(weights, product(&[outputs, row_bytes])?)?, outputs, inputs })
+    let row_bytes = kind.row_bytes(inputs).filter(|&bytes| bytes > 0).ok_or(Error::Shape)?;
+    let buffer = weights.as_ref().ok_or(Error::Handle)?;
+    let bytes: &[u8] = buffer.view(buffer.len() / row_bytes * row_bytes)?;
+    if bytes.len() < product(&[outputs, row_bytes])? {
+        return Err(Error::Buffer);
+    }
+    Ok(dense::Matrix { kind, bytes, outputs, inputs })
 }
 
-/// 1 where `dense_multiply` must be `exact`: some scale in `weights`, as there, is infinite or no number, and arithmetic
-/// in whole numbers would miss that. 0 where it needn't.
+/// Has the rows of a whole buffer, `width` weights of a type in blocks each, as `dense_multiply` wants them: eight side by
+/// side (`woven.rs`). Once: a second time makes nonsense of them. Returns 1 where products must be `exact`: some scale is
+/// infinite or no number, and arithmetic in whole numbers would miss that; else 0.
 #[no_mangle]
-pub extern "C" fn dense_has_infinities(weights: i32, kind: i32, outputs: i32, width: i32) -> i32 {
+pub extern "C" fn dense_weave(weights: i32, kind: i32, width: i32) -> i32 {
     run(|state| {
-        let (outputs, width) = (size(outputs)?, size(width)?);
+        let (width, kind) = (size(width)?, weights::Kind::from_number(kind).ok_or(Error::Shape)?);
+        let row_bytes = kind.row_bytes(width).filter(|&bytes| bytes > 0).ok_or(Error::Shape)?;
+        let weights::Kind::Blocks(codec) = kind else { return Ok(0) };
         state.buffers.lend([weights], |[weights]| {
-            Ok(dense::has_infinities(&matrix(&weights, kind, outputs, width)?).into())
+            let buffer = weights.ok_or(Error::Handle)?;
+            let whole = buffer.len() / row_bytes * row_bytes;
+            dense::weave(codec, width, buffer.view_mut(whole)?).map(i32::from)
+        })
+    })
+}
+
+/// Row `row` of a matrix as float32; `woven`: not 0 after `dense_weave`; `out`: `(width)`.
+#[no_mangle]
+pub extern "C" fn dense_row(weights: i32, kind: i32, width: i32, woven: i32, row: i32, out: i32) -> i32 {
+    run(|state| {
+        let (width, row) = (size(width)?, size(row)?);
+        state.buffers.lend([weights, out], |[weights, mut out]| {
+            let matrix = matrix(&weights, kind, row + 1, width)?;
+            let out = out.as_mut().ok_or(Error::Handle)?.view_mut(width)?;
+            dense::row(&matrix, row, woven != 0, out).map(|()| 0)
         })
     })
 }

@@ -1,53 +1,84 @@
-//! Products of quantised weights with the inputs of one token: row after row, straight from the packed blocks as they
-//! stream by, one unit at a time. The arithmetic of a group is in whole numbers; each group's scales meet in one float32
-//! multiply-add.
-//!
-//! (Four rows at a time need fewer instructions, but past the caches the hardware does not fetch four streams ahead:
-//! half as fast, measured.)
+//! Products of quantised weights with the inputs of one token: eight woven rows at a time, straight from the packed
+//! blocks as they stream by. The arithmetic of a group is in whole numbers, its lanes are rows.
 
-use crate::dense::Target;
 use crate::inputs::{ByteInputs, Single};
 use crate::lanes::{B16, F4, I4, S8};
-use crate::weights::{byte_inputs, slices, unit_blocks, unit_slice, with_zero, Format, SLICE};
+use crate::weights::{byte_inputs, scale_bytes, Format, SLICE};
+use crate::woven::{chunk, ROWS};
 
 /// How inputs are stored: int16 in the order of `S8::twine`, or int8.
 trait Stored: Copy {
-    /// Products of both halves of a slice with 32 inputs, in four partial sums each. Where the halves are one group the
-    /// second sums are zero and the first all.
+    /// Whole-number products of eight rows with the 32 inputs of a slice; of groups of 16 both.
     ///
     /// # Safety
-    /// `inputs` is readable for 32 numbers.
-    unsafe fn dots<F: Format>(quants: [B16; 2], inputs: *const Self) -> [I4; 2];
+    /// `slice` is readable for the planes, `inputs` for 32 numbers.
+    unsafe fn dots<F: Format>(slice: *const u8, inputs: *const Self) -> [[I4; 2]; 2];
+}
+
+#[inline(always)]
+fn both<T: Copy, U>(a: [T; 2], b: [T; 2], f: impl Fn(T, T) -> U) -> [U; 2] {
+    [f(a[0], b[0]), f(a[1], b[1])]
+}
+
+/// Calls a macro with the chunks of both halves of a slice, written out: as a loop LLVM would keep it.
+macro_rules! sums {
+    ($dot:ident) => {
+        [[$dot!(0, 0), $dot!(0, 1), $dot!(0, 2), $dot!(0, 3)], [$dot!(1, 0), $dot!(1, 1), $dot!(1, 2), $dot!(1, 3)]]
+    };
 }
 
 impl Stored for i16 {
     #[inline(always)]
-    unsafe fn dots<F: Format>([a, b]: [B16; 2], inputs: *const i16) -> [I4; 2] {
-        let input = |v: usize| S8::load(inputs.add(8 * v));
-        let ([a, b], [c, d]) = (a.twined(F::SIGNED), b.twined(F::SIGNED));
-        let (first, second) = (a.dot(input(0)).add(b.dot(input(1))), c.dot(input(2)).add(d.dot(input(3))));
+    unsafe fn dots<F: Format>(slice: *const u8, inputs: *const i16) -> [[I4; 2]; 2] {
+        let x = [0, 1].map(|half| [S8::load(inputs.add(16 * half)), S8::load(inputs.add(16 * half + 8))]);
+        macro_rules! dot {
+            ($half:literal, $c:literal) => {{
+                let (even, odd) = (x[$half][0].spread::<$c>(), x[$half][1].spread::<$c>());
+                chunk::<F, $c>(slice, $half).map(|q| {
+                    let q = q.twined(F::SIGNED);
+                    q[0].dot(even).add(q[1].dot(odd))
+                })
+            }};
+        }
+        let halves = sums!(dot).map(|[a, b, c, d]| both(both(a, b, I4::add), both(c, d, I4::add), I4::add));
         if F::GROUP == SLICE {
-            [first.add(second), I4::new([0; 4])]
+            [both(halves[0], halves[1], I4::add), [I4::new([0; 4]); 2]]
         } else {
-            [first, second]
+            halves
         }
     }
 }
 
 impl Stored for u8 {
     #[inline(always)]
-    unsafe fn dots<F: Format>([a, b]: [B16; 2], inputs: *const u8) -> [I4; 2] {
-        let (first, second) = (a.dot(B16::load(inputs)), b.dot(B16::load(inputs.add(16))));
-        if F::GROUP == SLICE {
-            // At most 4 · 63 · 127: that fits int16.
-            [first.add(second).pair_sums(), I4::new([0; 4])]
+    unsafe fn dots<F: Format>(slice: *const u8, inputs: *const u8) -> [[I4; 2]; 2] {
+        let x = [B16::load(inputs), B16::load(inputs.add(16))];
+        macro_rules! dot {
+            ($half:literal, $c:literal) => {{
+                let four = x[$half].spread::<$c>();
+                chunk::<F, $c>(slice, $half).map(|q| q.dot(four))
+            }};
+        }
+        // Sums in int16 hold eight inputs of the widest q, sixteen of up to 31, and 32 of up to 15.
+        let wide = |sums: [S8; 2]| sums.map(S8::pair_sums);
+        let halves = sums!(dot).map(|[a, b, c, d]| [both(a, b, S8::add), both(c, d, S8::add)]);
+        let [first, second] = if F::MOST <= 15 && F::GROUP == SLICE {
+            let [a, b] = halves.map(|[a, b]| both(a, b, S8::add));
+            return [wide(both(a, b, S8::add)), [I4::new([0; 4]); 2]];
+        } else if F::MOST <= 31 {
+            halves.map(|[a, b]| wide(both(a, b, S8::add)))
         } else {
-            [first.pair_sums(), second.pair_sums()]
+            halves.map(|[a, b]| both(wide(a), wide(b), I4::add))
+        };
+        if F::GROUP == SLICE {
+            [both(first, second, I4::add), [I4::new([0; 4]); 2]]
+        } else {
+            [first, second]
         }
     }
 }
 
-/// Where the inputs of a unit are.
+/// Where the inputs of a block are.
 #[derive(Clone, Copy)]
 struct Inputs<T> {
     values: *const T,
@@ -55,104 +86,126 @@ struct Inputs<T> {
     sums: *const f32,
 }
 
-impl<T: Stored> Inputs<T> {
-    #[inline(always)]
-    unsafe fn after(self, slices: usize, group: usize) -> Self {
-        let groups = slices * SLICE / group;
-        Inputs { values: self.values.add(slices * SLICE), scales: self.scales.add(groups), sums: self.sums.add(groups) }
-    }
-}
-
-/// Column `n` of row `token` of the target: product of row `n`, of `blocks` blocks, with the inputs.
-pub fn stream<F: Format>(rows: &[u8], blocks: usize, x: &Single, token: usize, target: &mut Target) {
+/// Products of eight woven rows of `blocks` blocks with the inputs.
+///
+/// # Safety
+/// `woven` is readable for the rows; there are as many inputs.
+#[inline(never)]
+pub unsafe fn stream<F: Format>(woven: *const u8, blocks: usize, x: &Single) -> [f32; ROWS] {
     if const { byte_inputs::<F>() } {
-        return;
+        return [0.0; ROWS];
     }
     let inputs = Inputs {
         values: x.values.as_slice().as_ptr(),
         scales: x.scales.as_slice().as_ptr(),
         sums: x.sums.as_slice().as_ptr(),
     };
-    stream_rows::<F, i16>(rows, blocks, inputs, token, target);
+    rows::<F, i16>(woven, blocks, inputs)
 }
 
 /// The same for formats with int8 inputs.
-pub fn stream_bytes<F: Format>(rows: &[u8], blocks: usize, x: &ByteInputs, token: usize, target: &mut Target) {
+///
+/// # Safety
+/// As [`stream`].
+#[inline(never)]
+pub unsafe fn stream_bytes<F: Format>(woven: *const u8, blocks: usize, x: &ByteInputs) -> [f32; ROWS] {
     if const { !byte_inputs::<F>() } {
-        return;
+        return [0.0; ROWS];
     }
     let inputs = Inputs {
         values: x.values.as_slice().as_ptr(),
         scales: x.scales.as_slice().as_ptr(),
         sums: x.sums.as_slice().as_ptr(),
     };
-    stream_rows::<F, u8>(rows, blocks, inputs, token, target);
+    rows::<F, u8>(woven, blocks, inputs)
 }
 
-/// `inputs`: padded to whole units by zeros, as are scales and sums of inputs.
 #[inline(always)]
-fn stream_rows<F: Format, T: Stored>(rows: &[u8], blocks: usize, first: Inputs<T>, token: usize, target: &mut Target) {
-    let slices = const { slices::<F>() };
-    let (whole, units) = (blocks * F::BLOCK / (slices * SLICE), (blocks * F::BLOCK).div_ceil(slices * SLICE));
-    for (n, row) in rows.chunks_exact(blocks * F::BYTES).enumerate() {
-        let mut sums = [F4::zero(); 3];
-        // SAFETY: the row has `blocks` blocks; inputs, scales and sums of inputs are padded to whole units by zeros.
-        unsafe {
-            let mut inputs = first;
-            let mut at = row.as_ptr();
-            let bytes = F::BYTES * slices * SLICE / F::BLOCK;
-            let end = at.add(whole * bytes);
-            while at < end {
-                let next = |b: usize| at.add(b * F::BYTES);
-                let here = if F::BLOCK == SLICE { [next(0), next(1), next(2), next(3)] } else { [at; 4] };
-                unit::<F, T>(here, inputs, &mut sums);
-                at = at.add(bytes);
-                inputs = inputs.after(slices, F::GROUP);
-            }
-            if units > whole {
-                unit::<F, T>(unit_blocks::<F>(row.as_ptr(), whole, blocks), inputs, &mut sums);
-            }
+unsafe fn rows<F: Format, T: Stored>(mut at: *const u8, blocks: usize, mut x: Inputs<T>) -> [f32; ROWS] {
+    let mut totals = [F4::zero(); 2];
+    let end = at.add(ROWS * blocks * F::BYTES);
+    while at < end {
+        if F::BLOCK == SLICE {
+            small::<F, T>(at, x, &mut totals);
+        } else {
+            large::<F, T>(at, x, &mut totals);
         }
-        let scaled = if F::GROUP < SLICE { sums[0].add(sums[2]) } else { sums[0] };
-        target.put(token, n, &[scaled.add(sums[1]).sum()]);
+        at = at.add(ROWS * F::BYTES);
+        x.values = x.values.add(F::BLOCK);
+        x.scales = x.scales.add(F::BLOCK / F::GROUP);
+        x.sums = x.sums.add(F::BLOCK / F::GROUP);
+    }
+    let mut products = [0.0; ROWS];
+    totals[0].store(products.as_mut_ptr());
+    totals[1].store(products.as_mut_ptr().add(4));
+    products
+}
+
+/// A block of 32.
+#[inline(always)]
+unsafe fn small<F: Format, T: Stored>(at: *const u8, x: Inputs<T>, totals: &mut [F4; 2]) {
+    let [dots, _] = T::dots::<F>(at.add(ROWS * scale_bytes::<F>()), x.values);
+    let (own, step) = (F::own(at), F4::load_splat(x.scales));
+    // What each row's scale is multiplied by.
+    let mut sums = dots.map(|dot| dot.to_floats().mul(step));
+    let all = F4::load_splat(x.sums);
+    if F::ZERO > 0 {
+        let zero = all.mul(F4::splat(-(F::ZERO as f32)));
+        sums = sums.map(|sum| sum.add(zero));
+    }
+    *totals = [0, 1].map(|half| totals[half].madd(own.scales[half], sums[half]));
+    if F::MINIMA {
+        *totals = [0, 1].map(|half| totals[half].madd(own.minima[half], all));
     }
 }
 
-/// Adds a unit's products with its inputs: scaled integers to `sums[0]` and `sums[2]`, what is added to weights times
-/// sums of inputs to `sums[1]`.
+/// A block of 256: whole-number scales first, the block's own last.
 #[inline(always)]
-unsafe fn unit<F: Format, T: Stored>(blocks: [*const u8; 4], x: Inputs<T>, sums: &mut [F4; 3]) {
-    let own = F::scales(blocks);
-    let added = |v: usize| with_zero::<F>(own.scales[v], own.minima[v]);
-    let dots = |s: usize| T::dots::<F>(unit_slice::<F>(blocks, s), x.values.add(s * SLICE));
-    // Written out: as a loop over the slices LLVM keeps it, through memory.
-    macro_rules! four_groups {
-        ($v:literal) => {{
-            let step = own.scales[$v].mul(F4::load(x.scales.add(4 * $v)));
-            let [a, b, c, d] = if F::GROUP == SLICE {
-                let dot = |s: usize| dots(s)[0];
-                [dot(4 * $v), dot(4 * $v + 1), dot(4 * $v + 2), dot(4 * $v + 3)]
-            } else {
-                let ([a, b], [c, d]) = (dots(2 * $v), dots(2 * $v + 1));
-                [a, b, c, d]
-            };
-            // Two sums where there are many groups, so that they don't wait for each other.
-            let other = if F::GROUP < SLICE { 2 } else { 0 };
-            sums[0] = sums[0].madd(a.to_floats(), step.spread::<0>());
-            sums[other] = sums[other].madd(b.to_floats(), step.spread::<1>());
-            sums[0] = sums[0].madd(c.to_floats(), step.spread::<2>());
-            sums[other] = sums[other].madd(d.to_floats(), step.spread::<3>());
-            if F::MINIMA || F::ZERO > 0 {
-                sums[1] = sums[1].madd(added($v), F4::load(x.sums.add(4 * $v)));
-            }
-        }};
+unsafe fn large<F: Format, T: Stored>(at: *const u8, x: Inputs<T>, totals: &mut [F4; 2]) {
+    let (mut scaled, mut less) = ([F4::zero(); 2], [F4::zero(); 2]);
+    let mut slice = at.add(ROWS * scale_bytes::<F>());
+    let slice_bytes = ROWS * SLICE * F::BITS / 8;
+    let slices = if F::GROUP == SLICE { 4 } else { 2 };
+    for j in 0..F::BLOCK / F::GROUP / 4 {
+        let [scales, minima] = F::four(at, j);
+        macro_rules! group {
+            ($g:literal, $dots:expr) => {{
+                let (step, all) = (F4::load_splat(x.scales.add(4 * j + $g)), F4::load_splat(x.sums.add(4 * j + $g)));
+                let mut sums = $dots.map(|dot| dot.to_floats().mul(step));
+                if F::ZERO > 0 {
+                    let zero = all.mul(F4::splat(-(F::ZERO as f32)));
+                    sums = sums.map(|sum| sum.add(zero));
+                }
+                let of = |pair: [B16; 2]| pair[$g / 2].half_to_ints::<{ $g % 2 }>().map(|four| four.to_floats());
+                let own = of(scales);
+                scaled = [0, 1].map(|half| scaled[half].madd(own[half], sums[half]));
+                if F::MINIMA {
+                    let own = of(minima);
+                    less = [0, 1].map(|half| less[half].madd(own[half], all));
+                }
+            }};
+        }
+        let values = x.values.add(slices * SLICE * j);
+        if F::GROUP == SLICE {
+            let dots = |s: usize| T::dots::<F>(slice.add(s * slice_bytes), values.add(s * SLICE))[0];
+            group!(0, dots(0));
+            group!(1, dots(1));
+            group!(2, dots(2));
+            group!(3, dots(3));
+        } else {
+            let dots = |s: usize| T::dots::<F>(slice.add(s * slice_bytes), values.add(s * SLICE));
+            let [a, b] = dots(0);
+            group!(0, a);
+            group!(1, b);
+            let [a, b] = dots(1);
+            group!(2, a);
+            group!(3, b);
+        }
+        slice = slice.add(slices * slice_bytes);
     }
-    four_groups!(0);
-    if const { slices::<F>() * SLICE / F::GROUP } >= 8 {
-        four_groups!(1);
-    }
-    if const { slices::<F>() * SLICE / F::GROUP } == 16 {
-        four_groups!(2);
-        four_groups!(3);
+    let own = F::own(at);
+    *totals = [0, 1].map(|half| totals[half].madd(own.scales[half], scaled[half]));
+    if F::MINIMA {
+        *totals = [0, 1].map(|half| totals[half].madd(own.minima[half], less[half]));
     }
 }

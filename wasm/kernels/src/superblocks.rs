@@ -1,8 +1,9 @@
 //! Tensor types in blocks of 256: eight slices of 32 whose groups have small integer scales under one float16.
 
-use crate::blocks::{half, values, word};
+use crate::blocks::{half, nibbles, values};
 use crate::lanes::{B16, F4, I4};
 use crate::weights::{Format, Scales};
+use crate::woven::{side_by_side, ROWS};
 
 /// 16 bytes of 4-bit scales s (low) and minima m (high) of 16 weights each, 64 bytes of 2-bit q, d, dmin;
 /// d · s · q − dmin · m.
@@ -20,10 +21,16 @@ pub struct Q6K;
 /// d · (s − 32) · q.
 pub struct Iq4Xs;
 
-/// A float16 in all lanes.
+/// Eight float16s of woven blocks, of any kind.
 #[inline(always)]
-unsafe fn spread_half(p: *const u8) -> F4 {
-    F4::from_any_halves(I4::new([half(p); 4]))
+unsafe fn halves(p: *const u8) -> [F4; 2] {
+    [F4::from_any_halves(I4::load_halves(p)), F4::from_any_halves(I4::load_halves(p.add(8)))]
+}
+
+/// The same, negative.
+#[inline(always)]
+unsafe fn less(p: *const u8) -> [F4; 2] {
+    halves(p).map(|x| x.mul(F4::splat(-1.0)))
 }
 
 /// Two bits of each byte, `by` from the right.
@@ -57,38 +64,88 @@ unsafe fn twos(p: *const u8, s: usize) -> [B16; 2] {
     both(p.add(s / 4 * 32)).map(|bytes| two_bits(bytes, s as u32 % 4 * 2))
 }
 
-/// Scales and minima of Q4_K and Q5_K: the first four have their 6 bits together; of the others the upper two sit in
-/// the upper bits of the first.
-#[inline(always)]
-unsafe fn six_bits(p: *const u8) -> Scales {
-    let (d, least) = (spread_half(p), spread_half(p.add(2)).mul(F4::splat(-1.0)));
-    let (a, b, c) = (word(p.add(4)), word(p.add(8)), word(p.add(12)));
-    let four = |low: u32, high: u32| I4::from_bytes(low & 0x0f0f_0f0f | high >> 2 & 0x3030_3030).to_floats();
-    let six = |x: u32| I4::from_bytes(x & 0x3f3f_3f3f).to_floats();
-    let (scales, minima) = ([six(a).mul(d), four(c, a).mul(d)], [six(b).mul(least), four(c >> 4, b).mul(least)]);
-    Scales {
-        scales: [scales[0], scales[1], scales[0], scales[1]],
-        minima: [minima[0], minima[1], minima[0], minima[1]],
+/// Puts numbers of 6 bits, `number(row, group)`, where [`six_bits`] finds them: the lower 4 bits of four groups of eight
+/// rows in 16 bytes, of the groups' first two in the lower halves; then the upper 2, of the first four groups in the
+/// lower halves.
+unsafe fn weave_six_bits(groups: usize, to: *mut u8, number: impl Fn(usize, usize) -> u8) {
+    core::ptr::write_bytes(to, 0, groups * 6);
+    for g in 0..groups {
+        for r in 0..ROWS {
+            let (x, place) = (number(r, g), g % 2 * 8 + r);
+            *to.add(g / 4 * 16 + place) |= (x & 15) << (g / 2 % 2 * 4);
+            *to.add(groups * 4 + g / 8 * 16 + place) |= (x >> 4) << (g / 2 % 4 * 2);
+        }
     }
+}
+
+/// Four of `groups` groups, `4 · j` and so on.
+#[inline(always)]
+unsafe fn six_bits(p: *const u8, groups: usize, j: usize) -> [B16; 2] {
+    let low = nibbles(p.add(16 * j));
+    let high = B16::load(p.add(groups * 4 + j / 2 * 16)).right((j % 2 * 4) as u32);
+    let sixteens = B16::splat(48);
+    [low[0].or(high.left(4).and(sixteens)), low[1].or(high.left(2).and(sixteens))]
+}
+
+/// Number of 6 bits of group `g`, and the minimum: the first four have theirs together; of the others the upper two sit
+/// in the upper bits of the first.
+unsafe fn six(p: *const u8, g: usize) -> (u8, u8) {
+    let at = |i: usize| *p.add(i);
+    if g < 4 {
+        (at(g) & 63, at(g + 4) & 63)
+    } else {
+        (at(g + 4) & 15 | at(g - 4) >> 6 << 4, at(g + 4) >> 4 | at(g) >> 6 << 4)
+    }
+}
+
+/// What Q4_K and Q5_K have in common.
+macro_rules! six_bit_minima {
+    () => {
+        unsafe fn weave(blocks: [*const u8; ROWS], to: *mut u8) -> bool {
+            side_by_side(blocks, 2, to);
+            side_by_side(blocks.map(|p| p.add(2)), 2, to.add(16));
+            weave_six_bits(8, to.add(32), |r, g| six(blocks[r].add(4), g).0);
+            weave_six_bits(8, to.add(80), |r, g| six(blocks[r].add(4), g).1);
+            false
+        }
+        #[inline(always)]
+        unsafe fn own(woven: *const u8) -> Scales {
+            Scales { scales: halves(woven), minima: less(woven.add(16)) }
+        }
+        #[inline(always)]
+        unsafe fn four(woven: *const u8, j: usize) -> [[B16; 2]; 2] {
+            [six_bits(woven.add(32), 8, j), six_bits(woven.add(80), 8, j)]
+        }
+    };
 }
 
 impl Format for Q2K {
     const BLOCK: usize = 256;
     const BYTES: usize = 84;
     const GROUP: usize = 16;
+    const BITS: usize = 2;
     const MINIMA: bool = true;
     const MOST: i32 = 3;
 
-    #[inline(always)]
-    unsafe fn slice(p: *const u8, s: usize) -> [B16; 2] {
+    unsafe fn places(p: *const u8, s: usize) -> [B16; 2] {
         twos(p.add(16), s)
     }
+    unsafe fn weave(blocks: [*const u8; ROWS], to: *mut u8) -> bool {
+        side_by_side(blocks.map(|p| p.add(80)), 2, to);
+        side_by_side(blocks.map(|p| p.add(82)), 2, to.add(16));
+        for g in 0..16 {
+            side_by_side(blocks.map(|p| p.add(g)), 1, to.add(32 + 8 * g));
+        }
+        false
+    }
     #[inline(always)]
-    unsafe fn scales([p, ..]: [*const u8; 4]) -> Scales {
-        let (d, least) = (spread_half(p.add(80)), spread_half(p.add(82)).mul(F4::splat(-1.0)));
-        let bytes = B16::load(p);
-        let floats = |x: B16, by: F4| x.and(B16::splat(15)).to_ints().map(|four| four.to_floats().mul(by));
-        Scales { scales: floats(bytes, d), minima: floats(bytes.right(4), least) }
+    unsafe fn own(woven: *const u8) -> Scales {
+        Scales { scales: halves(woven), minima: less(woven.add(16)) }
+    }
+    #[inline(always)]
+    unsafe fn four(woven: *const u8, j: usize) -> [[B16; 2]; 2] {
+        let [a, b] = [nibbles(woven.add(32 + 32 * j)), nibbles(woven.add(48 + 32 * j))];
+        [[a[0], b[0]], [a[1], b[1]]]
     }
 }
 
@@ -96,23 +153,29 @@ impl Format for Q3K {
     const BLOCK: usize = 256;
     const BYTES: usize = 110;
     const GROUP: usize = 16;
+    const BITS: usize = 3;
     const ZERO: u8 = 4;
     const MOST: i32 = 7;
 
-    #[inline(always)]
-    unsafe fn slice(p: *const u8, s: usize) -> [B16; 2] {
+    unsafe fn places(p: *const u8, s: usize) -> [B16; 2] {
         let (low, high) = (twos(p.add(32), s), both(p));
         [0, 1].map(|i| low[i].or(one_bit(high[i], s, 2)))
     }
+    unsafe fn weave(blocks: [*const u8; ROWS], to: *mut u8) -> bool {
+        side_by_side(blocks.map(|p| p.add(108)), 2, to);
+        weave_six_bits(16, to.add(16), |r, g| {
+            let at = |i: usize| *blocks[r].add(96 + i);
+            at(g % 8) >> (g / 8 * 4) & 15 | (at(8 + g % 4) >> (g / 4 * 2) & 3) << 4
+        });
+        false
+    }
     #[inline(always)]
-    unsafe fn scales([p, ..]: [*const u8; 4]) -> Scales {
-        let d = spread_half(p.add(108));
-        let (a, b, c) = (word(p.add(96)), word(p.add(100)), word(p.add(104)));
-        let four = |low: u32, high: u32| {
-            let six = I4::from_bytes(low & 0x0f0f_0f0f | high << 4 & 0x3030_3030).to_floats();
-            six.add(F4::splat(-32.0)).mul(d)
-        };
-        Scales::only([four(a, c), four(b, c >> 2), four(a >> 4, c >> 4), four(b >> 4, c >> 6)])
+    unsafe fn own(woven: *const u8) -> Scales {
+        Scales::only(halves(woven))
+    }
+    #[inline(always)]
+    unsafe fn four(woven: *const u8, j: usize) -> [[B16; 2]; 2] {
+        [six_bits(woven.add(16), 16, j).map(|s| s.sub(B16::splat(32))), [B16::splat(0); 2]]
     }
 }
 
@@ -120,47 +183,41 @@ impl Format for Q4K {
     const BLOCK: usize = 256;
     const BYTES: usize = 144;
     const GROUP: usize = 32;
+    const BITS: usize = 4;
     const MINIMA: bool = true;
     const MOST: i32 = 15;
 
-    #[inline(always)]
-    unsafe fn slice(p: *const u8, s: usize) -> [B16; 2] {
+    unsafe fn places(p: *const u8, s: usize) -> [B16; 2] {
         fours(p.add(16), s)
     }
-    #[inline(always)]
-    unsafe fn scales([p, ..]: [*const u8; 4]) -> Scales {
-        six_bits(p)
-    }
+    six_bit_minima!();
 }
 
 impl Format for Q5K {
     const BLOCK: usize = 256;
     const BYTES: usize = 176;
     const GROUP: usize = 32;
+    const BITS: usize = 5;
     const MINIMA: bool = true;
     const MOST: i32 = 31;
 
-    #[inline(always)]
-    unsafe fn slice(p: *const u8, s: usize) -> [B16; 2] {
+    unsafe fn places(p: *const u8, s: usize) -> [B16; 2] {
         let (low, high) = (fours(p.add(48), s), both(p.add(16)));
         [0, 1].map(|i| low[i].or(one_bit(high[i], s, 4)))
     }
-    #[inline(always)]
-    unsafe fn scales([p, ..]: [*const u8; 4]) -> Scales {
-        six_bits(p)
-    }
+    six_bit_minima!();
 }
 
 impl Format for Q6K {
     const BLOCK: usize = 256;
     const BYTES: usize = 210;
     const GROUP: usize = 16;
+    const BITS: usize = 6;
     const ZERO: u8 = 32;
     const MOST: i32 = 63;
 
     /// Each half of the block has 64 bytes of lower bits (low: its first two slices), and 32 of upper ones.
-    #[inline(always)]
-    unsafe fn slice(p: *const u8, s: usize) -> [B16; 2] {
+    unsafe fn places(p: *const u8, s: usize) -> [B16; 2] {
         let (half, within) = (s / 4, s % 4);
         let (low, high) = (both(p.add(64 * half + 32 * (within % 2))), both(p.add(128 + 32 * half)));
         [0, 1].map(|i| {
@@ -170,10 +227,20 @@ impl Format for Q6K {
             four.or(upper.and(B16::splat(48)))
         })
     }
+    unsafe fn weave(blocks: [*const u8; ROWS], to: *mut u8) -> bool {
+        side_by_side(blocks.map(|p| p.add(208)), 2, to);
+        for g in 0..16 {
+            side_by_side(blocks.map(|p| p.add(192 + g)), 1, to.add(16 + 8 * g));
+        }
+        false
+    }
     #[inline(always)]
-    unsafe fn scales([p, ..]: [*const u8; 4]) -> Scales {
-        let d = spread_half(p.add(208));
-        Scales::only(B16::load(p.add(192)).to_ints().map(|four| four.to_floats().mul(d)))
+    unsafe fn own(woven: *const u8) -> Scales {
+        Scales::only(halves(woven))
+    }
+    #[inline(always)]
+    unsafe fn four(woven: *const u8, j: usize) -> [[B16; 2]; 2] {
+        [both(woven.add(16 + 32 * j)), [B16::splat(0); 2]]
     }
 }
 
@@ -181,18 +248,30 @@ impl Format for Iq4Xs {
     const BLOCK: usize = 256;
     const BYTES: usize = 136;
     const GROUP: usize = 32;
+    const BITS: usize = 4;
     const SIGNED: bool = true;
 
-    #[inline(always)]
-    unsafe fn slice(p: *const u8, s: usize) -> [B16; 2] {
-        values(p.add(8 + 16 * s))
+    unsafe fn places(p: *const u8, s: usize) -> [B16; 2] {
+        nibbles(p.add(8 + 16 * s))
     }
     #[inline(always)]
-    unsafe fn scales([p, ..]: [*const u8; 4]) -> Scales {
-        let (d, high, low) = (spread_half(p), half(p.add(2)), word(p.add(4)) as i32);
-        let one = |s: i32| (low >> (4 * s) & 15 | (high >> (2 * s) & 3) << 4) - 32;
-        let four = |s: i32| I4::new([one(s), one(s + 1), one(s + 2), one(s + 3)]).to_floats().mul(d);
-        let (first, last) = (four(0), four(4));
-        Scales::only([first, last, first, last])
+    fn values(places: B16) -> B16 {
+        values(places)
+    }
+    unsafe fn weave(blocks: [*const u8; ROWS], to: *mut u8) -> bool {
+        side_by_side(blocks, 2, to);
+        weave_six_bits(8, to.add(16), |r, g| {
+            let low = *blocks[r].add(4 + g / 2) >> (g % 2 * 4) & 15;
+            low | ((half(blocks[r].add(2)) >> (2 * g) & 3) << 4) as u8
+        });
+        false
+    }
+    #[inline(always)]
+    unsafe fn own(woven: *const u8) -> Scales {
+        Scales::only(halves(woven))
+    }
+    #[inline(always)]
+    unsafe fn four(woven: *const u8, j: usize) -> [[B16; 2]; 2] {
+        [six_bits(woven.add(16), 8, j).map(|s| s.sub(B16::splat(32))), [B16::splat(0); 2]]
     }
 }

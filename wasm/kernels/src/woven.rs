@@ -1,0 +1,226 @@
+//! Woven weights: eight rows side by side, block after block, as many bytes as in the file. A block of eight rows has its
+//! scales first, then slice by slice the places of 32 weights of each row.
+//!
+//! Of four weights of the first four rows, and of the other four, each bit or pair or four of them has its plane: 16
+//! bytes are four weights of four rows, one after the other. Then a vector has lanes that are rows, with inputs that are
+//! the same in every lane; no sum crosses lanes, and one stream of memory is read.
+
+use crate::lanes::{B16, F4};
+use crate::memory::{Array, Result};
+use crate::weights::{scale_bytes, Codec, Format, Scales, SLICE};
+
+/// Rows woven together.
+pub const ROWS: usize = 8;
+
+/// Puts `size` bytes from each place one after the other.
+///
+/// # Safety
+/// The places are readable, `to` writable for them.
+pub unsafe fn side_by_side(from: [*const u8; ROWS], size: usize, to: *mut u8) {
+    for (r, from) in from.into_iter().enumerate() {
+        core::ptr::copy_nonoverlapping(from, to.add(r * size), size);
+    }
+}
+
+/// Which planes a place of `BITS` bits takes: of four bits, two and one.
+const fn planes(bits: usize) -> [bool; 3] {
+    [bits >= 4 && bits < 8, bits == 2 || bits == 3 || bits == 6, bits == 3 || bits == 5]
+}
+
+/// Weaves eight rows of `blocks` blocks. Whether some scale is infinite or no number and what streams by would not say
+/// so.
+///
+/// # Safety
+/// The rows are readable for the blocks, `to` is writable for as many bytes.
+#[inline(never)]
+pub unsafe fn weave<F: Format>(rows: [*const u8; ROWS], blocks: usize, mut to: *mut u8) -> bool {
+    let mut infinite = false;
+    for b in 0..blocks {
+        let here = rows.map(|row| row.add(b * F::BYTES));
+        infinite |= F::weave(here, to);
+        to = to.add(ROWS * scale_bytes::<F>());
+        for s in 0..F::BLOCK / SLICE {
+            let mut places = [[0u32; 8]; ROWS];
+            for (row, words) in here.into_iter().zip(&mut places) {
+                let [a, b] = F::places(row, s);
+                a.store(words.as_mut_ptr() as *mut u8);
+                b.store(words.as_mut_ptr().add(4) as *mut u8);
+            }
+            weave_slice(&places, F::BITS, to as *mut u32);
+            to = to.add(ROWS * SLICE * F::BITS / 8);
+        }
+    }
+    infinite
+}
+
+/// `places`: of each row eight words of four places.
+///
+/// # Safety
+/// `to` is writable for the planes.
+#[inline(never)]
+unsafe fn weave_slice(places: &[[u32; 8]; ROWS], bits: usize, mut to: *mut u32) {
+    let pair = |r: usize, c: usize| [places[r][c], places[r + 4][c]];
+    if bits == 8 {
+        for c in 0..8 {
+            for r in 0..4 {
+                let [low, high] = pair(r, c);
+                to.add(r).write_unaligned(low);
+                to.add(4 + r).write_unaligned(high);
+            }
+            to = to.add(8);
+        }
+        return;
+    }
+    let [four, two, one] = planes(bits);
+    if four {
+        for c in 0..8 {
+            for r in 0..4 {
+                let [low, high] = pair(r, c).map(|x| x & 0x0f0f_0f0f);
+                to.add(r).write_unaligned(low | high << 4);
+            }
+            to = to.add(4);
+        }
+    }
+    let upper = if four { 4 } else { 0 };
+    if two {
+        for c in (0..8).step_by(2) {
+            for r in 0..4 {
+                let [[a, b], [c, d]] = [pair(r, c), pair(r, c + 1)].map(|x| x.map(|x| x >> upper & 0x0303_0303));
+                to.add(r).write_unaligned(a | b << 2 | c << 4 | d << 6);
+            }
+            to = to.add(4);
+        }
+    }
+    if one {
+        for c in (0..8).step_by(4) {
+            for r in 0..4 {
+                let bit = |i: usize| places[r + i % 2 * 4][c + i / 2] >> (bits - 1) & 0x0101_0101;
+                to.add(r).write_unaligned((0..8).fold(0, |all, i| all | bit(i) << i));
+            }
+            to = to.add(4);
+        }
+    }
+}
+
+/// Bits of a plane's byte, `from` the right, moved to `to`.
+#[inline(always)]
+fn moved(plane: B16, from: usize, to: usize, mask: u8) -> B16 {
+    let bits = if from > to {
+        plane.right((from - to) as u32)
+    } else if to > from {
+        plane.left((to - from) as u32)
+    } else {
+        plane
+    };
+    bits.and(B16::splat(mask))
+}
+
+/// The q of weights `16 · half + 4 · C` … of a slice: four of each of the first four rows, and of the others.
+///
+/// # Safety
+/// `slice` is readable for the planes; `half` < 2, `C` < 4.
+#[inline(always)]
+pub unsafe fn chunk<F: Format, const C: usize>(slice: *const u8, half: usize) -> [B16; 2] {
+    if F::BITS == 8 {
+        let at = slice.add(128 * half + 32 * C);
+        return [B16::load(at), B16::load(at.add(16))];
+    }
+    let [four, two, one] = const { planes(F::BITS) };
+    let [fours, twos] = [if four { 128 } else { 0 }, if two { 64 } else { 0 }];
+    let mut places = [B16::splat(0); 2];
+    if four {
+        let plane = B16::load(slice.add(64 * half + 16 * C));
+        places = [plane.and(B16::splat(15)), plane.right(4).and(B16::splat(15))];
+    }
+    // Written out: as closures LLVM would not make constants of the places of bits.
+    if two {
+        let (plane, to) = (B16::load(slice.add(32 * half + fours + 16 * (C / 2))), if four { 4 } else { 0 });
+        let (low, high) = (moved(plane, 4 * (C % 2), to, 3 << to), moved(plane, 4 * (C % 2) + 2, to, 3 << to));
+        places = if four { [places[0].or(low), places[1].or(high)] } else { [low, high] };
+    }
+    if one {
+        let (plane, to) = (B16::load(slice.add(16 * half + fours + twos)), F::BITS - 1);
+        let (low, high) = (moved(plane, 2 * C, to, 1 << to), moved(plane, 2 * C + 1, to, 1 << to));
+        places = [places[0].or(low), places[1].or(high)];
+    }
+    [F::values(places[0]), F::values(places[1])]
+}
+
+/// Eight rows unpacked.
+pub struct Panel {
+    /// `(inputs / 4, 2, 4, 4)`: of each four inputs the weights of four rows, then of the others; int8 q − ZERO, or q.
+    pub values: Array<u8>,
+    /// `(groups, 8)`
+    pub scales: Array<f32>,
+    pub minima: Array<f32>,
+    /// q itself, and what ZERO takes off in the minima.
+    pub raw: bool,
+}
+
+impl Panel {
+    pub fn new(inputs: usize, codec: &Codec, raw: bool) -> Result<Self> {
+        let groups = inputs / codec.group;
+        Ok(Panel {
+            values: Array::zeros(ROWS * inputs)?,
+            scales: Array::zeros(ROWS * groups)?,
+            minima: Array::zeros(ROWS * groups)?,
+            raw,
+        })
+    }
+}
+
+/// Unpacks eight rows of `blocks` blocks, with the bits that the format's definition gives.
+///
+/// # Safety
+/// `woven` is readable for them; the panel has room.
+#[inline(never)]
+pub unsafe fn unpack<F: Format>(mut woven: *const u8, blocks: usize, panel: &mut Panel) {
+    let raw = panel.raw;
+    let zero = B16::splat(if raw { 0 } else { F::ZERO });
+    let mut values = panel.values.as_mut()[..ROWS * blocks * F::BLOCK].as_mut_ptr();
+    let groups = ROWS * blocks * F::BLOCK / F::GROUP;
+    let mut scales = panel.scales.as_mut()[..groups].as_mut_ptr();
+    let mut minima = panel.minima.as_mut()[..groups].as_mut_ptr();
+    let mut put = |own: Scales| {
+        for half in 0..2 {
+            let (scale, minimum) = (own.scales[half], own.minima[half]);
+            scale.store(scales.add(4 * half));
+            let zero = scale.mul(F4::splat(-(F::ZERO as f32)));
+            let taken = if F::ZERO > 0 && raw { minimum.add(zero) } else { minimum };
+            taken.store(minima.add(4 * half));
+        }
+        (scales, minima) = (scales.add(ROWS), minima.add(ROWS));
+    };
+    for _ in 0..blocks {
+        let own = F::own(woven);
+        if F::BLOCK == SLICE {
+            put(if F::HALVES { own.with_infinities() } else { own });
+        } else {
+            for j in 0..F::BLOCK / F::GROUP / 4 {
+                let four = F::four(woven, j).map(|pairs| pairs.map(|pair| pair.to_ints().map(|four| four.to_floats())));
+                for g in 0..4 {
+                    let of = |which: usize, own: [F4; 2]| {
+                        let numbers = four[which][g / 2];
+                        [numbers[g % 2 * 2].mul(own[0]), numbers[g % 2 * 2 + 1].mul(own[1])]
+                    };
+                    put(Scales { scales: of(0, own.scales), minima: of(1, own.minima) });
+                }
+            }
+        }
+        woven = woven.add(ROWS * scale_bytes::<F>());
+        for at in 0..F::BLOCK / SLICE * 2 {
+            macro_rules! chunks {
+                ($($c:literal)*) => {$(
+                    let [low, high] = chunk::<F, $c>(woven, at % 2);
+                    low.sub(zero).store(values.add(32 * $c));
+                    high.sub(zero).store(values.add(32 * $c + 16));
+                )*};
+            }
+            chunks!(0 1 2 3);
+            values = values.add(ROWS * SLICE / 2);
+            if at % 2 == 1 {
+                woven = woven.add(ROWS * SLICE * F::BITS / 8);
+            }
+        }
+    }
+}
