@@ -13,6 +13,8 @@ export interface Io {
   readonly interactive: boolean;
   /** Aborted by Ctrl-C or SIGTERM. */
   readonly signal: AbortSignal;
+  /** Has a line typed of which nothing is shown; absent where nobody sits at a terminal. */
+  askSecret?(question: string): Promise<string>;
 }
 
 /** Exit codes, as `--help` lists them. */

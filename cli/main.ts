@@ -8,6 +8,7 @@ import { Interrupt } from "./interrupt.ts";
 import { EXIT, type Io } from "./io.ts";
 import { guarded } from "./print/terminal.ts";
 import { run } from "./program.ts";
+import { promptSecret } from "./secret_prompt.ts";
 
 /**
  * Writes at once, so that nothing is lost when the process ends. Nobody reading standard output ends the process
@@ -40,5 +41,8 @@ const io: Io = {
   err: guarded(writer(2), process.stderr.isTTY === true),
   interactive: process.stderr.isTTY === true,
   signal: interrupt.signal,
+  ...(process.stdin.isTTY && process.stderr.isTTY && {
+    askSecret: (question: string) => promptSecret(question, interrupt.signal),
+  }),
 };
 interrupt.exit(await run(process.argv.slice(2), io));

@@ -4,6 +4,7 @@ import type { ByteSource } from "../model/snapshot/bytes.ts";
 import { CACHE_BYTES, SnapshotCache } from "../model/snapshot/cache.ts";
 import { EXTENSION } from "../model/snapshot/folder_store.ts";
 import { FORMAT_KEY } from "../model/snapshot/format.ts";
+import type { Secret } from "../model/snapshot/seal/key.ts";
 import { type SnapshotInfo, type SnapshotStore, storeSource } from "../model/snapshot/store.ts";
 import { openStore } from "../model/snapshot/stores/open.ts";
 import { type Context, insideOf } from "../model/context.ts";
@@ -120,13 +121,13 @@ export async function keepRead(
   cache: SnapshotCache | undefined,
   context: Context,
   path: string,
-  say: (note: string) => void,
+  { say, encrypt }: { readonly say: (note: string) => void; readonly encrypt?: Secret },
 ): Promise<void> {
   const { state } = insideOf(context);
   // What came over standard input may be nowhere on the disk, and is not put there unasked.
   if (!cache || path === "-" || state.reused === state.tokens) return;
   try {
-    const name = await cache.keep(context, { label: labelOf(path) });
+    const name = await cache.keep(context, { label: labelOf(path), ...(encrypt && { encrypt }) });
     const size = name && (await cache.store.head(name))?.size;
     if (size) say(`Kept for next time: ${formatBytes(size)} in ${cache.store.place} (--snapshots off keeps nothing)`);
   } catch (error) {

@@ -6,6 +6,7 @@ import { DEFAULTS } from "../../model/defaults.ts";
 import type { Model } from "../../model/model.ts";
 import { reportOf } from "../../model/report.ts";
 import type { SnapshotCache } from "../../model/snapshot/cache.ts";
+import type { Secret } from "../../model/snapshot/seal/key.ts";
 import { NO_FRAME, resolveFrame } from "../../model/text/frames.ts";
 import { type Answer, type AskOptions, openContext } from "../../model/session.ts";
 import { command } from "../command.ts";
@@ -27,6 +28,7 @@ import {
   typedFrame,
   WORDS,
 } from "../reading.ts";
+import { PROTECT, SECRET, secretFor, withSecret } from "../secrets.ts";
 import { keepRead, openCache, openNamed, PLACE, SALT } from "../snapshots.ts";
 
 const OPTIONS = {
@@ -59,6 +61,9 @@ const OPTIONS = {
   seed: { value: "n", help: "seed of the sampler", read: whole(0), shown: DEFAULTS.seed, rare: true },
   answerPrefix: { value: "text", help: "the reply starts with this", rare: true },
   ...WORDS,
+  encrypt: { ...PROTECT.encrypt, help: "encrypt what is kept", rare: true },
+  cloak: { help: "hide keys and values between questions", rare: true },
+  ...SECRET,
   allowLoops: { help: "never end an answer that repeats itself", rare: true },
   ...SALT,
   json: { help: "print one object with answers and figures" },
@@ -79,12 +84,13 @@ async function ask(options: Options, io: Io): Promise<number> {
   const parsed = await parseReading(options, io), { system, think, gate } = options, frame = frameOf(options);
   const text = options.snapshot === undefined ? await readContextText(contextOf(options), io) : undefined;
   const say = (note: string) => io.interactive && !options.quiet && io.err(`${note}\n`);
+  const secret = await secretFor(options, io);
   const cache = text === undefined ? undefined : await openCache(options, io);
   await using _store = cache?.store ?? NO_STORE;
   using progress = createProgress(io.interactive && !options.quiet);
   const start = performance.now();
   await using model = await startModel(options, io, progress, { system, think, frame, gate });
-  const loadMs = performance.now() - start, told = { options, parsed, progress, cache };
+  const loadMs = performance.now() - start, told = { options, parsed, progress, cache, secret };
   using context = text === undefined ? await restored(model, io, told) : await read(model, text, io, told);
   progress.clear();
   if (!options.policy && context.reused === 0 && context.policy.needs.reconstruction) say(noGate(options.model));
@@ -99,7 +105,9 @@ async function ask(options: Options, io: Io): Promise<number> {
   if (report.certificate && !options.json && !options.quiet) io.err(`\n${certificateText(report.certificate)}`);
   if (io.interactive && !options.quiet) io.err(`\n${reportText(report)}`);
   if (answers.some((each) => each.finish === "interrupted")) return EXIT.interrupted;
-  if (text !== undefined) await keepRead(cache, context, options.context!, say);
+  if (text !== undefined) {
+    await keepRead(cache, context, options.context!, { say, ...(options.encrypt && { encrypt: secret }) });
+  }
   return EXIT.ok;
 }
 
@@ -118,26 +126,25 @@ interface Told {
   readonly parsed: ParsedReading;
   readonly progress: Progress;
   readonly cache?: SnapshotCache;
+  readonly secret?: Secret;
 }
 
 /** The context of a text: kept from an earlier reading, or read now. */
-async function read(model: Model, text: string, io: Io, { options, parsed, progress, cache }: Told): Promise<Context> {
+async function read(model: Model, text: string, io: Io, told: Told): Promise<Context> {
+  const { options, parsed, progress, cache, secret } = told, { cloak } = options;
   const { answerPrefix, positions, beyondTrained, salt } = options, capped = !!parsed.maxCache;
   checkQuestions(model, text, options.question, { answerPrefix, positions, beyondTrained, capped });
   const reading = contextOptions(options, parsed, io, progress);
-  return await openContext(model, text, { ...reading, salt, snapshots: cache });
+  return await openContext(model, text, { ...reading, salt, snapshots: cache, secret, cloak });
 }
 
 /** The context of a snapshot's file. */
-async function restored(model: Model, io: Io, { options, parsed, progress }: Told): Promise<Context> {
+async function restored(model: Model, io: Io, { options, parsed, progress, secret: given }: Told): Promise<Context> {
   await using source = await openNamed(options.snapshot!, options, io);
   progress.update("Restoring", 0, 1);
-  const { positions, cacheType, beyondTrained, salt } = options, frame = frameOf(options);
-  return await model.restore(source, {
-    ...parsed,
-    ...{ positions, cacheType, beyondTrained, salt, frame },
-    signal: io.signal,
-  });
+  const { positions, cacheType, beyondTrained, salt, cloak } = options, frame = frameOf(options);
+  const restore = { ...parsed, positions, cacheType, beyondTrained, salt, frame, cloak, signal: io.signal };
+  return await withSecret(given, io, (secret) => model.restore(source, { ...restore, secret }));
 }
 
 /**

@@ -4,9 +4,10 @@ import { resourceError } from "../../core/errors.ts";
 import type { Context } from "../../model/context.ts";
 import type { Model } from "../../model/model.ts";
 import { reportOf } from "../../model/report.ts";
-import { openContext } from "../../model/session.ts";
+import { type ContextOptions, openContext } from "../../model/session.ts";
 import { fileSink } from "../../model/snapshot/bytes.ts";
 import { madeWith } from "../../model/snapshot/reuse.ts";
+import type { Secret } from "../../model/snapshot/seal/key.ts";
 import type { SavedState } from "../../model/snapshot/state.ts";
 import { NO_FRAME, resolveFrame } from "../../model/text/frames.ts";
 import { checkOutputs } from "../../runtime/output.ts";
@@ -30,6 +31,7 @@ import {
   typedFrame,
   WORDS,
 } from "../reading.ts";
+import { newSecret, opened, PROTECT, refuseIdleSecret, SECRET, withSecret } from "../secrets.ts";
 import { labelOf, openNamed, PLACE, SALT, SNAPSHOT_FILE, wantCache } from "../snapshots.ts";
 
 const OPTIONS = {
@@ -38,6 +40,8 @@ const OPTIONS = {
   append: { value: "file", help: "go on from this snapshot of the text's beginning" },
   withText: { help: "keep the text's tokens in it, readable" },
   label: { value: "text", help: "what lists call it", shown: "the file's name" },
+  ...PROTECT,
+  ...SECRET,
   ...BUDGET,
   ...PLACE,
   ...ENGINE,
@@ -61,19 +65,21 @@ export const readCommand = command({
 async function read(options: Options, io: Io): Promise<number> {
   const { system, think, gate } = options, frame = typedFrame(options.frame);
   if (frame !== undefined) resolveFrame(frame);
+  refuseIdleSecret(options, !!(options.encrypt || options.cloak || options.append));
   await checkPlaces(options, io);
+  const secret = options.encrypt || options.cloak ? await newSecret(options, io) : undefined;
   const parsed = await parseReading(options, io);
   const text = await readContextText(options.context, io);
   using progress = createProgress(io.interactive && !options.quiet);
   const start = performance.now();
   await using model = await startModel(options, io, progress, { system, think, frame, gate });
   const loadMs = performance.now() - start;
-  using context = await readText(model, text, io, { options, parsed, progress });
+  using context = await readText(model, text, io, { options, parsed, progress, secret });
   progress.clear();
   const say = (note: string) => io.interactive && !options.quiet && io.err(`${note}\n`);
   if (!options.policy && context.reused === 0 && context.policy.needs.reconstruction) say(noGate(options.model));
 
-  const saved = await write(context, options, io);
+  const saved = await write(context, options, io, secret);
   const report = reportOf(model, context, [], { keepAsked: keepAsked(options), loadMs, memory: io.runtime.memory() });
   const { answer: _, answers: __, ...figures } = report;
   if (options.json) io.out(`${JSON.stringify({ ...saved, ...figures }, null, 2)}\n`);
@@ -84,8 +90,10 @@ async function read(options: Options, io: Io): Promise<number> {
 }
 
 /** Refuses places that can't be written before anything is read. */
-async function checkPlaces({ context, out, model, policy, gate }: Options, io: Io): Promise<void> {
-  const inputs = inputsOf([["the context", context], ["the gate", gate]]);
+async function checkPlaces(options: Options, io: Io): Promise<void> {
+  const { context, out, model, policy, gate, keyFile, passphraseFile } = options;
+  const secrets = [["the key", keyFile], ["the passphrase", passphraseFile]] as const;
+  const inputs = inputsOf([["the context", context], ["the gate", gate], ...secrets]);
   const others = [...modelInputs([model], io), ...(policy === undefined ? [] : policyInputs([policy]))];
   // The snapshot that is gone on from is no such input: it may be replaced, and is whole until the new one is.
   await checkOutputs(io.runtime, outputsOf([["--out", out, SNAPSHOT_FILE]]), [...inputs, ...others]);
@@ -95,14 +103,25 @@ interface Told {
   readonly options: Options;
   readonly parsed: ParsedReading;
   readonly progress: Progress;
+  readonly secret?: Secret;
 }
 
 /** Reads the text, or what is new of it behind the snapshot that is to be gone on from. */
-async function readText(model: Model, text: string, io: Io, { options, parsed, progress }: Told): Promise<Context> {
-  const told = { ...contextOptions(options, parsed, io, progress), salt: options.salt };
-  if (options.append === undefined) return await openContext(model, text, told);
-  await using snapshot = await openNamed(options.append, options, io);
-  const { identity, state, keep } = await madeWith(snapshot, model);
+async function readText(model: Model, text: string, io: Io, told: Told): Promise<Context> {
+  const { options, secret } = told;
+  if (options.append === undefined) return await openContext(model, text, readingOf(told, io));
+  const open = (given?: Secret) => goOn(model, text, io, { ...told, secret: given });
+  return secret ? await withSecret(secret, io, open) : await opened(options, io, open);
+}
+
+function readingOf({ options, parsed, progress }: Told, io: Io): ContextOptions {
+  return { ...contextOptions(options, parsed, io, progress), salt: options.salt };
+}
+
+async function goOn(model: Model, text: string, io: Io, { secret, ...reading }: Told): Promise<Context> {
+  const { options } = reading, told = readingOf(reading, io);
+  await using snapshot = await openNamed(options.append!, options, io);
+  const { identity, state, keep } = await madeWith(snapshot, { runtime: model.runtime, secret });
   return await openContext(model, text, {
     ...told,
     policy: told.policy ?? state.policy,
@@ -111,6 +130,7 @@ async function readText(model: Model, text: string, io: Io, { options, parsed, p
     positions: told.positions ?? (identity.positions === "rerotate" ? "rerotate" : "true"),
     frame: typedFrame(options.frame) ?? frameOf(state),
     snapshot,
+    secret,
   });
 }
 
@@ -126,15 +146,16 @@ interface Saved {
 }
 
 /** Writes the file, or keeps the snapshot for `ask`. @throws PalisadeError resources `snapshot.too-large`. */
-async function write(context: Context, options: Options, io: Io): Promise<Saved> {
-  const { out, withText, label = labelOf(options.context) } = options;
+async function write(context: Context, options: Options, io: Io, secret?: Secret): Promise<Saved> {
+  const { out, withText, label = labelOf(options.context), encrypt, cloak } = options;
+  const save = { withText, label, ...(encrypt && { encrypt: secret }), ...(cloak && { cloak: secret }) };
   if (out !== undefined) {
-    await context.save(fileSink(io.runtime, out), { withText, label });
+    await context.save(fileSink(io.runtime, out), save);
     return { file: out, name: null, bytes: (await io.runtime.host!.info(out))!.size };
   }
   const cache = await wantCache(options, io);
   await using store = cache.store;
-  const name = await cache.keep(context, { withText, label });
+  const name = await cache.keep(context, save);
   if (name !== undefined) return { file: null, name, bytes: (await store.head(name))!.size };
   const reason = `${formatBytes(cache.maxBytes)} are too little, or ${context.tokens} tokens too few`;
   throw resourceError("snapshot.not-kept", `Can't keep it in ${store.place}: ${reason}; write it with --out`, "--out");

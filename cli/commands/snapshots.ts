@@ -1,19 +1,23 @@
 /** `palisade snapshots list|show|verify|rm|prune`: what `read` and `ask` kept. */
-import { PalisadeError } from "../../core/errors.ts";
+import { inputError, PalisadeError } from "../../core/errors.ts";
 import type { ByteSource } from "../../model/snapshot/bytes.ts";
 import { EXTENSION } from "../../model/snapshot/folder_store.ts";
 import { IDENTITY_FIELDS } from "../../model/snapshot/identity.ts";
 import { type OpenedSnapshot, readHeader } from "../../model/snapshot/restore.ts";
+import { newKeyFile, type Secret } from "../../model/snapshot/seal/key.ts";
 import { storeSource } from "../../model/snapshot/store.ts";
+import { writeWhole } from "../../runtime/output.ts";
 import { type Command, command } from "../command.ts";
 import { EXIT, type Io } from "../io.ts";
 import type { OptionTable, Values } from "../options.ts";
 import { formatBytes, formatCount } from "../print/format.ts";
 import { tableText } from "../print/table.ts";
+import { opened, SECRET } from "../secrets.ts";
 import { namedIn, openNamed, PLACE, sizeOf, wantCache } from "../snapshots.ts";
 
 const { snapshots } = PLACE;
 const LIST = { snapshots, json: { help: "as JSON" } } satisfies OptionTable;
+const ONE = { ...LIST, ...SECRET } satisfies OptionTable;
 const ONLY_PLACE = { snapshots } satisfies OptionTable;
 const PRUNE = {
   snapshots,
@@ -31,14 +35,14 @@ export const snapshotsCommand: Command = {
       name: "show",
       argument: "<name>",
       summary: "what a snapshot is of, by name or file",
-      options: LIST,
+      options: ONE,
       run: show,
     }),
     command({
       name: "verify",
       argument: "[names...]",
       summary: "check every byte of snapshots, by name or file; default all",
-      options: LIST,
+      options: ONE,
       run: verify,
     }),
     command({ name: "rm", argument: "<names...>", summary: "remove snapshots", options: ONLY_PLACE, run: remove }),
@@ -48,6 +52,7 @@ export const snapshotsCommand: Command = {
       options: PRUNE,
       run: prune,
     }),
+    command({ name: "key", argument: "<file>", summary: "make a key for --key-file", options: {}, run: makeKey }),
   ],
 };
 
@@ -64,6 +69,8 @@ interface Listed {
   readonly budget: string | null;
   readonly cacheType: string | null;
   readonly problem: string | null;
+  /** It is sealed or cloaked, which is no damage. */
+  readonly secret: boolean;
 }
 
 async function list(options: Values<typeof LIST>, io: Io): Promise<number> {
@@ -92,17 +99,17 @@ async function refusedOr<T>(work: () => Promise<T>): Promise<T | PalisadeError> 
 function described(opened: OpenedSnapshot | PalisadeError): Omit<Listed, "name" | "bytes" | "used"> {
   if (opened instanceof PalisadeError) {
     const unknown = { label: null, model: null, tokens: null, policy: null, budget: null, cacheType: null };
-    return { ...unknown, problem: opened.message };
+    return { ...unknown, problem: opened.message, secret: /^(seal|cloak)\.secret$/.test(opened.code) };
   }
   const { identity: { policy, budget, cacheType }, state: { label, modelName, tokens } } = opened;
-  return { label, model: modelName, tokens, policy, budget, cacheType, problem: null };
+  return { label, model: modelName, tokens, policy, budget, cacheType, problem: null, secret: false };
 }
 
 function listText(listed: readonly Listed[], place: string): string {
   if (listed.length === 0) return `No snapshots in ${place}\n`;
   const rows = listed.map(({ name, bytes, used, ...what }) => [
     name.length > 12 ? name.slice(0, 12) : name,
-    what.problem === null ? what.label! : "can't be read",
+    what.secret ? "secret" : what.problem === null ? what.label! : "can't be read",
     what.model ?? "",
     what.tokens === null ? "" : formatCount(what.tokens),
     what.policy === null ? "" : `${what.policy}, ${what.budget}, ${what.cacheType}`,
@@ -114,9 +121,10 @@ function listText(listed: readonly Listed[], place: string): string {
     `${formatBytes(total)} in ${place}\n`;
 }
 
-async function show(options: Values<typeof LIST>, io: Io, [name]: readonly string[]): Promise<number> {
+async function show(options: Values<typeof ONE>, io: Io, [name]: readonly string[]): Promise<number> {
   await using source = await openNamed(name, { ...options, snapshotsCap: undefined }, io);
-  const { file, identity, state } = await readHeader(source, io);
+  const read = (secret?: Secret) => readHeader(source, { runtime: io.runtime, secret });
+  const { file, identity, state } = await opened(options, io, read);
   if (options.json) {
     io.out(
       `${JSON.stringify({ name: file.name, bytes: file.size, sections: file.sections, identity, state }, null, 2)}\n`,
@@ -137,14 +145,14 @@ async function show(options: Values<typeof LIST>, io: Io, [name]: readonly strin
 }
 
 /** Reads everything that was named; exit code 3 when something is wrong with any of it. */
-async function verify(options: Values<typeof LIST>, io: Io, names: readonly string[]): Promise<number> {
+async function verify(options: Values<typeof ONE>, io: Io, names: readonly string[]): Promise<number> {
   const place = { ...options, snapshotsCap: undefined };
   const all = names.length > 0 ? names : await keptNames(place, io);
   const results: { name: string; problem: string | null; where: string | null }[] = [];
   for (const name of all) {
     const problem = await refusedOr(async () => {
       await using source = await openNamed(name, place, io);
-      return await checkAll(source, io);
+      return await opened(options, io, (secret) => checkAll(source, io, secret));
     });
     const bad = problem instanceof PalisadeError;
     results.push({ name, problem: bad ? problem.message : null, where: bad ? problem.where : null });
@@ -160,8 +168,8 @@ async function keptNames(options: Values<typeof PLACE>, io: Io): Promise<string[
   return (await store.list()).map(({ name }) => name);
 }
 
-async function checkAll(source: ByteSource, io: Io): Promise<void> {
-  const { file } = await readHeader(source, io);
+async function checkAll(source: ByteSource, { runtime }: Io, secret?: Secret): Promise<void> {
+  const { file } = await readHeader(source, { runtime, secret });
   for (const section of file.sections) await file.read(section);
 }
 
@@ -184,5 +192,15 @@ async function prune(options: Values<typeof PRUNE>, io: Io): Promise<number> {
   const removed = await cache.prune(options.to);
   for (const { name, size } of removed) io.out(`removed ${name}, ${formatBytes(size)}\n`);
   if (removed.length === 0) io.out("nothing to remove\n");
+  return EXIT.ok;
+}
+
+/** Writes a new key that only its owner can read. Never over another file: it might be a key, and gone. */
+async function makeKey(_: object, io: Io, [path]: readonly string[]): Promise<number> {
+  if (await io.runtime.host!.info(path)) {
+    throw inputError("secret.exists", `There is a file ${path} already: a key is never replaced`, path);
+  }
+  await writeWhole(io.runtime, path, new TextEncoder().encode(newKeyFile()), { secret: true });
+  io.out(`${path}\n`);
   return EXIT.ok;
 }

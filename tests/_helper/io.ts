@@ -23,12 +23,15 @@ export interface CliOptions {
   readonly signal?: AbortSignal;
   /** Replaces parts of the runtime, e.g. standard input. */
   readonly runtime?: Partial<Runtime>;
+  /** What somebody at the terminal types, question by question; without it nobody is there. */
+  readonly typed?: readonly string[];
   /** Called with each piece of standard output. */
   readonly onOut?: (text: string) => void;
 }
 
 /** Runs `palisade` with these arguments inside this process. */
 export async function palisade(parameters: readonly string[], options: CliOptions = {}): Promise<CliResult> {
+  const typed = [...options.typed ?? []];
   let out = "", err = "";
   const base = await currentRuntime();
   const io: Io = {
@@ -43,6 +46,13 @@ export async function palisade(parameters: readonly string[], options: CliOption
     err: guarded((text) => err += text, options.interactive ?? false),
     interactive: options.interactive ?? false,
     signal: options.signal ?? new AbortController().signal,
+    ...(options.typed && {
+      askSecret(question: string) {
+        err += question;
+        const line = typed.shift();
+        return line === undefined ? Promise.reject(new Error(`Nobody answers ${question}`)) : Promise.resolve(line);
+      },
+    }),
   };
   const code = await run(parameters, io);
   return { code, out, err };
