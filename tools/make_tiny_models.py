@@ -134,6 +134,10 @@ MODELS = [
           {"ffn_gate_inp": T.F32, "ffn_down_exps": T.Q4_1, "ffn_up_exps": T.Q5_0, "": T.Q8_0},
           {"rope_type": "default", "rope_theta": 1000000.0}, long=True,
           more={"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}),
+    # types that are held as another
+    Model("llama-iq", "llama", "smollm", 256, 2, 1, 32, 256, False,
+          {"attn_q": T.IQ2_XXS, "attn_k": T.IQ2_XS, "attn_v": T.IQ2_S, "attn_output": T.Q8_0, "ffn_gate": T.IQ3_XXS,
+           "ffn_up": T.IQ3_S, "ffn_down": T.TQ1_0, "output": T.TQ2_0, "token_embd": T.IQ1_S}, layers=1, long=True),
 ]
 # their files have the pairs of q and k rows side by side
 INTERLEAVED = ("llama", "granite", "smollm3", "mistral3")
@@ -165,14 +169,24 @@ def make_tokenizer(pre: str) -> Tokenizer:
     return tokenizer
 
 
+# where the scale of an i-quant's block is, and about how many times as large its values are
+SCALES = {
+    T.IQ2_XXS: (0, 50), T.IQ2_XS: (0, 50), T.IQ2_S: (0, 50), T.IQ3_XXS: (0, 140), T.IQ3_S: (0, 150), T.IQ1_S: (0, 6.4),
+    T.TQ1_0: (52, 0.8), T.TQ2_0: (64, 0.8),
+}
+
+
 def random_blocks(kind: T, count: int, std: float, rng: np.random.Generator) -> np.ndarray:
-    """Blocks of a K-quant, which PyPI gguf can't quantise: random bits, scales for values of about `std`."""
+    """Blocks of a K-quant or i-quant, which PyPI gguf can't quantise: random bits, scales for values of about `std`."""
     size = gguf.GGML_QUANT_SIZES[kind][1]
     blocks = rng.integers(0, 256, (count, size), dtype=np.uint8)
     if kind == T.Q4_K:
         d = np.float16(std / 270)
         blocks[:, 0:2] = np.frombuffer(d.tobytes(), np.uint8)
         blocks[:, 2:4] = np.frombuffer(np.float16(7.5 * d).tobytes(), np.uint8)
+    elif kind in SCALES:
+        at, size = SCALES[kind]
+        blocks[:, at:at + 2] = np.frombuffer(np.float16(std / size).tobytes(), np.uint8)
     else:
         blocks[:, 208:210] = np.frombuffer(np.float16(std / (18.5 * 74)).tobytes(), np.uint8)
     return blocks
@@ -180,7 +194,7 @@ def random_blocks(kind: T, count: int, std: float, rng: np.random.Generator) -> 
 
 def encode(kind: T, shape: tuple[int, ...], std: float, rng: np.random.Generator) -> np.ndarray:
     """A random matrix in the bytes of its tensor type, (rows, bytes per row)."""
-    if kind in (T.Q4_K, T.Q6_K):
+    if kind in (T.Q4_K, T.Q6_K, *SCALES):
         block, size = gguf.GGML_QUANT_SIZES[kind]
         return random_blocks(kind, shape[0] * shape[1] // block, std, rng).reshape(shape[0], shape[1] // block * size)
     return quantize(rng.standard_normal(shape, dtype=np.float32) * np.float32(std), kind)

@@ -1,7 +1,12 @@
 /** `palisade doctor`: what is there, what isn't, and why. */
 import { PalisadeError } from "../../core/errors.ts";
 import { pickBackend } from "../../model/device.ts";
+import { globalLayers } from "../../core/shape.ts";
+import type { ModelConfig } from "../../model/config.ts";
+import { neededBytes } from "../../model/dense/needed.ts";
 import { configOf } from "../../model/file/gguf/config.ts";
+import type { GgufFile } from "../../model/file/gguf/reader.ts";
+import type { TensorType } from "../../model/file/tensor_types.ts";
 import { openGgufFile } from "../../model/file/gguf/split.ts";
 import { type ChatFrame, chatFrame } from "../../model/text/prompt.ts";
 import { tokenizerOf } from "../../model/text/tokenizer.ts";
@@ -16,7 +21,7 @@ import { cacheFolder, listModels } from "../../model/store/store.ts";
 import { shortName } from "../../model/store/short_name.ts";
 import { hasRelaxedSimd, hasSimd128 } from "../../runtime/features.ts";
 import { packageData } from "../../runtime/package_data.ts";
-import { formatBytes } from "../print/format.ts";
+import { formatBytes, formatShare } from "../print/format.ts";
 import { createProgress } from "../print/progress.ts";
 import { command } from "../command.ts";
 import { messageOf } from "../failure.ts";
@@ -71,10 +76,11 @@ async function examineModel(nameOrPath: string, io: Io): Promise<Finding[]> {
       {
         name: "model",
         ok: true,
-        text: `${
-          shortName(path)
-        } (${config.name}): ${config.architecture}, ${config.layers} layers, ${config.contextLength} tokens of context`,
+        text: `${shortName(path)} (${config.name}): ${config.architecture}, ${
+          layersText(config)
+        }, ${config.contextLength} tokens of context`,
       },
+      { name: "weights", ok: true, text: typesText(file) },
       { name: "tokens", ok: true, text: `${tokenizer.vocabulary} in the vocabulary` },
       { name: "end tokens", ok: ends !== "", text: ends || "none: answers end at --max-tokens" },
       {
@@ -95,6 +101,25 @@ async function examineModel(nameOrPath: string, io: Io): Promise<Finding[]> {
     if (!(error instanceof PalisadeError)) throw error;
     return [{ name: "model", ok: false, text: messageOf(error) }];
   }
+}
+
+function layersText(config: ModelConfig): string {
+  const { layers, windows } = config, windowed = layers - globalLayers(config).length;
+  return `${layers} layers` +
+    (windowed > 0 ? `, of which ${windowed} look back ${Math.max(...windows)} tokens only` : "");
+}
+
+/** Types of the matrices by their share of the weights, and what becomes of those that the kernels don't multiply. */
+function typesText(file: GgufFile): string {
+  const shares = new Map<TensorType, number>();
+  for (const { shape, type, elements } of file.tensors.values()) {
+    if (shape.length > 1) shares.set(type, (shares.get(type) ?? 0) + elements);
+  }
+  const all = [...shares.values()].reduce((sum, count) => sum + count, 0);
+  const types = [...shares].sort(([, a], [, b]) => b - a).map(([{ name, kernel, held = "F32" }, count]) => {
+    return `${name} ${formatShare(count, all)}${kernel ? "" : ` (held as ${held})`}`;
+  });
+  return `${types.join(", ")}; ${formatBytes(neededBytes(file, "wasm", "blocks"))} on our own kernels`;
 }
 
 const TEMPLATE_KEY = "tokenizer.chat_template";

@@ -8,7 +8,7 @@ type Tensors = Pick<GgufFile, "tensors" | "name">;
 
 /**
  * Bytes of weights that an engine holds at least; `form` is onnxruntime's. Our kernels hold a matrix as it is in the file
- * where they multiply its type, else as float32. What engines need beyond their weights is not in it.
+ * where they multiply its type, else as float16 or float32. What engines need beyond their weights is not in it.
  */
 export function neededBytes(file: Tensors, engine: HostDenseName, form: WeightForm): number {
   const matrices = [...file.tensors.values()].filter(({ shape }) => shape.length > 1);
@@ -16,7 +16,8 @@ export function neededBytes(file: Tensors, engine: HostDenseName, form: WeightFo
     some.reduce((all, tensor) => all + of(tensor), 0);
   const layers = matrices.filter(({ name }) => name.startsWith("blk."));
   const inFile = ({ byteLength }: GgufTensor) => byteLength, float32 = ({ elements }: GgufTensor) => 4 * elements;
-  const ours = (tensor: GgufTensor) => tensor.type.kernel ? inFile(tensor) : float32(tensor);
+  const ours = (tensor: GgufTensor) =>
+    tensor.type.kernel ? inFile(tensor) : tensor.type.held ? 2 * tensor.elements : float32(tensor);
   switch (engine) {
     case "wasm":
       return sum(matrices, ours);
@@ -24,7 +25,7 @@ export function neededBytes(file: Tensors, engine: HostDenseName, form: WeightFo
       return sum(matrices, ours) + sum(layers, inFile);
     case "node":
     case "web":
-      return sum(layers, form === "float32" ? float32 : inFile);
+      return sum(layers, (tensor) => form === "blocks" && tensor.type.blocks ? inFile(tensor) : float32(tensor));
     default:
       return engine satisfies never;
   }

@@ -143,12 +143,12 @@ async function createMixed(
 }
 
 /**
- * Whether our kernels hold every matrix of the layers in the file's blocks. On SmolLM2 Q4_1 they then take 12 ms and
+ * Whether our kernels hold every matrix of the layers in the file's blocks, or in half of float32's. On SmolLM2 Q4_1 they then take 12 ms and
  * 97 MB where the web engine takes about 30 ms and 0.9 GB for one row (`bench/results/dense.md`); files of float weights
  * leave that advantage to the web engine.
  */
 export function staysInBlocks(file: Pick<GgufFile, "tensors">): boolean {
-  return layerMatrices(file).every(({ type: { kernel, block } }) => kernel && block > 1);
+  return layerMatrices(file).every(({ type: { kernel, block, held } }) => (kernel && block > 1) || held);
 }
 
 /**

@@ -6,6 +6,7 @@ import * as blocks from "./block_weights.ts";
 import type { BlockFormat } from "./block_weights.ts";
 import * as decode from "./gguf/dequantise.ts";
 import type { Decode } from "./gguf/dequantise.ts";
+import * as grids from "./gguf/dequantise_grids.ts";
 
 /** How a tensor type is stored, `bytes` bytes for each block of `block` elements of a row, and what we do with it. */
 export interface TensorType {
@@ -21,8 +22,10 @@ export interface TensorType {
   readonly decode?: Decode;
   /** As blocks for onnxruntime's 4- and 8-bit product; absent for types it gets in float32. */
   readonly blocks?: BlockFormat;
-  /** Whether our own kernels multiply rows of it as they stand; they get the others in float32. */
+  /** Whether our own kernels multiply rows of it as they stand; they get the others in float32, or as {@link held}. */
   readonly kernel?: true;
+  /** The type that our kernels hold it as instead, each weight off by at most 2⁻¹¹ of itself. */
+  readonly held?: "F16";
 }
 
 /**
@@ -45,23 +48,23 @@ const ENTRIES: readonly TensorType[] = [
   { id: 13, name: "Q5_K", block: 256, bytes: 176, decode: decode.expandQ5_K, kernel: true },
   { id: 14, name: "Q6_K", block: 256, bytes: 210, decode: decode.expandQ6_K, blocks: blocks.Q6_K, kernel: true },
   { id: 15, name: "Q8_K", block: 256, bytes: 292 },
-  { id: 16, name: "IQ2_XXS", block: 256, bytes: 66 },
-  { id: 17, name: "IQ2_XS", block: 256, bytes: 74 },
-  { id: 18, name: "IQ3_XXS", block: 256, bytes: 98 },
-  { id: 19, name: "IQ1_S", block: 256, bytes: 50 },
+  { id: 16, name: "IQ2_XXS", block: 256, bytes: 66, decode: grids.expandIQ2_XXS, held: "F16" },
+  { id: 17, name: "IQ2_XS", block: 256, bytes: 74, decode: grids.expandIQ2_XS, held: "F16" },
+  { id: 18, name: "IQ3_XXS", block: 256, bytes: 98, decode: grids.expandIQ3_XXS, held: "F16" },
+  { id: 19, name: "IQ1_S", block: 256, bytes: 50, decode: grids.expandIQ1_S, held: "F16" },
   { id: 20, name: "IQ4_NL", block: 32, bytes: 18, decode: decode.expandIQ4_NL, kernel: true },
-  { id: 21, name: "IQ3_S", block: 256, bytes: 110 },
-  { id: 22, name: "IQ2_S", block: 256, bytes: 82 },
+  { id: 21, name: "IQ3_S", block: 256, bytes: 110, decode: grids.expandIQ3_S, held: "F16" },
+  { id: 22, name: "IQ2_S", block: 256, bytes: 82, decode: grids.expandIQ2_S, held: "F16" },
   { id: 23, name: "IQ4_XS", block: 256, bytes: 136, decode: decode.expandIQ4_XS, kernel: true },
   { id: 24, name: "I8", block: 1, bytes: 1 },
   { id: 25, name: "I16", block: 1, bytes: 2 },
   { id: 26, name: "I32", block: 1, bytes: 4 },
   { id: 27, name: "I64", block: 1, bytes: 8 },
   { id: 28, name: "F64", block: 1, bytes: 8 },
-  { id: 29, name: "IQ1_M", block: 256, bytes: 56 },
+  { id: 29, name: "IQ1_M", block: 256, bytes: 56, decode: grids.expandIQ1_M, held: "F16" },
   { id: 30, name: "BF16", block: 1, bytes: 2, decode: decode.expandBfloat16, kernel: true },
-  { id: 34, name: "TQ1_0", block: 256, bytes: 54 },
-  { id: 35, name: "TQ2_0", block: 256, bytes: 66 },
+  { id: 34, name: "TQ1_0", block: 256, bytes: 54, decode: grids.expandTQ1_0, held: "F16" },
+  { id: 35, name: "TQ2_0", block: 256, bytes: 66, decode: grids.expandTQ2_0, held: "F16" },
   { id: 39, name: "MXFP4", block: 32, bytes: 17, decode: decode.expandMXFP4, kernel: true },
   { id: 40, name: "NVFP4", block: 64, bytes: 36 },
   { id: 41, name: "Q1_0", block: 128, bytes: 18 },

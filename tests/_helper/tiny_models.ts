@@ -21,6 +21,7 @@ export const TINY_MODELS = [
   "gemma3-windows",
   "llama-biases",
   "qwen3moe-plain",
+  "llama-iq",
 ] as const;
 
 /** Those that send tokens to experts: only our own kernels run them. */

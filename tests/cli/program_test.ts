@@ -3,6 +3,7 @@ import { mkdtemp, writeFile } from "node:fs/promises";
 import { readFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { fileURLToPath } from "node:url";
 import { VERSION } from "../../runtime/version.ts";
 import { type ChainEntry, chainModel, type ChainToken, CHATML } from "../_helper/chain_model.ts";
 import { palisade } from "../_helper/io.ts";
@@ -134,6 +135,7 @@ Deno.test("doctor --model says what a file is, and what is odd in it", async () 
   const { code, out } = await palisade(["doctor", "--model", path]);
   assert.equal(code, 0);
   assert.match(out, /yes {2}model .*\(tiny chain\): llama, 1 layers, 512 tokens/);
+  assert.match(out, /yes {2}weights .*F32 100\.0 %; .* on our own kernels/);
   assert.match(out, /yes {2}end tokens .*<\|im_end\|> \(257\)/);
   for (
     const odd of [
@@ -151,6 +153,14 @@ Deno.test("doctor --model says what a file is, and what is odd in it", async () 
   assert.doesNotMatch((await palisade(["doctor", "--model", plain])).out, /odd/);
   await writeFile(plain, chainModel({ chain: ["\n", "42"], template: "{{ raise_exception('never') }}" }));
   assert.match((await palisade(["doctor", "--model", plain])).out, /^no {3}model .*never/);
+});
+
+Deno.test("doctor --model says which types are held as another, and how far layers look back", async () => {
+  const tiny = (name: string) => fileURLToPath(new URL(`../data/models/${name}.gguf`, import.meta.url));
+  const { out } = await palisade(["doctor", "--model", tiny("llama-iq")]);
+  assert.match(out, /weights .*TQ2_0 20\.0 % \(held as F16\), .*Q8_0 4\.0 %, IQ2_XS 2\.0 % \(held as F16\)/);
+  const windows = (await palisade(["doctor", "--model", tiny("gemma3-windows")])).out;
+  assert.match(windows, /gemma3, 7 layers, of which 6 look back 24 tokens only, 4096 tokens of context/);
 });
 
 Deno.test("doctor says what is there and why something isn't", async () => {

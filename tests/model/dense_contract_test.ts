@@ -190,7 +190,8 @@ Deno.test("staysInBlocks() tells files that our kernels multiply as they stand",
     }) as unknown as GgufFile;
   assert.equal(staysInBlocks(file("Q4_0", "Q4_1", "Q8_0", "Q5_0")), true);
   assert.equal(staysInBlocks(file("Q4_K", "Q6_K", "IQ4_XS", "MXFP4")), true);
-  for (const type of ["F32", "F16", "BF16", "IQ2_XXS"]) assert.equal(staysInBlocks(file("Q4_0", type)), false);
+  assert.equal(staysInBlocks(file("Q4_0", "IQ2_XXS", "TQ2_0")), true);
+  for (const type of ["F32", "F16", "BF16"]) assert.equal(staysInBlocks(file("Q4_0", type)), false);
   assert.equal(hasSmallBlocks(file("Q4_0", "Q4_1", "Q8_0", "Q5_0")), true);
   for (const type of ["Q4_K", "Q5_1", "F16"]) assert.equal(hasSmallBlocks(file("Q4_0", type)), false);
 });

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
+import { randomSource } from "../../core/measure/random.ts";
 import { dequantise, readableTypes, typeNamed } from "../../model/file/tensor_types.ts";
 
 interface Blocks {
@@ -54,6 +55,22 @@ Deno.test("dequantise() throws RangeError when bytes and elements do not match",
 });
 
 Deno.test("dequantise() throws TypeError for a type that can't be read", () => {
-  assert.throws(() => dequantise(typeNamed("IQ1_S"), new Uint8Array(50), new Float32Array(256)), TypeError);
+  assert.throws(() => dequantise(typeNamed("Q8_K"), new Uint8Array(292), new Float32Array(256)), TypeError);
   assert.throws(() => typeNamed("toString"), RangeError);
+});
+
+Deno.test("dequantise() makes numbers of any bytes, of every type", () => {
+  const next = randomSource(5);
+  for (const name of readableTypes()) {
+    const type = typeNamed(name), count = Math.ceil(4096 / type.block);
+    for (let run = 0; run < 30; run++) {
+      const bytes = Uint8Array.from({ length: count * type.bytes }, () => Math.floor(next() * 256));
+      const out = new Float32Array(count * type.block), other = new Float32Array(out.length).fill(12345);
+      for (const each of [out, other]) dequantise(type, bytes, each);
+      assert.deepEqual(new Uint32Array(other.buffer), new Uint32Array(out.buffer), `${name}: not all is written`);
+      // A scale may be infinite or no number: then so are its block's values, and no other's.
+      const wild = out.filter((x) => !Number.isFinite(x)).length;
+      assert.ok(wild < out.length / 2, `${name}: ${wild} of ${out.length}`);
+    }
+  }
 });

@@ -72,7 +72,7 @@ export async function createWasmEngine(
     const loader = new WeightLoader(memory, file, (list) => {
       if (hasExperts(list)) return "here";
       return worthSharing(workOf(list, inputs), 1, workPerWait) ? "shared" : "alone";
-    });
+    }, options.precision === "float32");
     const layers: { project: PerThread<PlanOperation[]>; finish: PerThread<PlanOperation[]> }[] = [];
     for (const [index, { project, finish }] of decoder.layers.slice(0, config.layers).entries()) {
       await breathe(signal);

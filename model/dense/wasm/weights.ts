@@ -1,4 +1,5 @@
 /** Copies a model's weights into the kernels' memory: every matrix's rows to the thread that owns them, slice by slice. */
+import { toHalf } from "../../../core/backend/stored_rows.ts";
 import { inputError } from "../../../core/errors.ts";
 import type { Ask, ThreadPool } from "../../../wasm/threads/pool.ts";
 import { BYTE_INPUT_TYPES, Stored } from "../../../wasm/dense/products.ts";
@@ -116,13 +117,21 @@ export class WeightLoader {
   readonly #memory: WeightMemory;
   readonly #file: GgufFile;
   readonly #holders: (operations: readonly DenseOperation[]) => Holders;
+  readonly #exact: boolean;
   /** Matrices of whole tensors. */
   readonly #whole = new Map<string, PerThread<MatrixPlan>>();
 
   /**
-   * `holders`: of a list's matrices; this thread holds all rows where it works alone at it, over few rows or any.
+   * `holders`: of a list's matrices; this thread holds all rows where it works alone at it, over few rows or any. `exact`:
+   * no weight may be rounded.
    */
-  constructor(memory: WeightMemory, file: GgufFile, holders: (operations: readonly DenseOperation[]) => Holders) {
+  constructor(
+    memory: WeightMemory,
+    file: GgufFile,
+    holders: (operations: readonly DenseOperation[]) => Holders,
+    exact: boolean,
+  ) {
+    this.#exact = exact;
     this.#memory = memory;
     this.#file = file;
     this.#holders = holders;
@@ -210,7 +219,9 @@ export class WeightLoader {
     holders: Holders,
     column: number,
   ): Promise<PerThread<MatrixPlan>> {
-    const all = rowsIn(parts), type = heldAs(this.#tensor(parts[0]).type), rowBytes = rowBytesOf(type, inputs);
+    const all = rowsIn(parts),
+      type = heldAs(this.#tensor(parts[0]).type, this.#exact),
+      rowBytes = rowBytesOf(type, inputs);
     this.#memory.hasByteInputs ||= this.#memory.kernels.relaxed && BYTE_INPUT_TYPES.includes(type.id);
     const own = this.#ranks().map((rank) => this.#share(all, rank, holders));
     const whole = { from: 0, to: holders === "alone" ? all : own[0].to };
@@ -276,7 +287,9 @@ export class WeightLoader {
     const raw = (first: number, count: number) =>
       this.#file.readRaw(name, { offset: first * rowBytes, length: count * rowBytes });
     if (type === held) return raw;
-    return async (firstRow: number, rows: number) => asBytes(await this.#file.readFloat32(name, { firstRow, rows }));
+    const floats = (firstRow: number, rows: number) => this.#file.readFloat32(name, { firstRow, rows });
+    if (type.name === "F16") return async (first: number, rows: number) => halvesOf(await floats(first, rows), name);
+    return async (first: number, rows: number) => asBytes(await floats(first, rows));
   }
 
   #hold(rank: number, bytes: Uint8Array): number {
@@ -310,7 +323,21 @@ function asBytes({ buffer, byteOffset, byteLength }: Float32Array): Uint8Array {
   return new Uint8Array(buffer, byteOffset, byteLength);
 }
 
-/** What the kernels hold a type of the file as: itself where they multiply it. */
-function heldAs(type: TensorType): TensorType {
-  return type.kernel ? type : typeNamed("F32");
+/** The nearest float16 of each weight. @throws PalisadeError `gguf.value` for one that is beyond them. */
+function halvesOf(floats: Float32Array, name: string): Uint8Array {
+  const odd = floats.find((x) => !(Math.abs(x) < MOST_HALF));
+  if (odd !== undefined) {
+    const message = `${name} holds ${odd}, and its type is held as float16, which ends below ${MOST_HALF}`;
+    throw inputError("gguf.value", message, `tensor[${JSON.stringify(name)}]`);
+  }
+  const halves = Uint16Array.from(floats, toHalf);
+  return new Uint8Array(halves.buffer);
+}
+
+/** From here on a number would be rounded to float16's infinity. */
+const MOST_HALF = 65520;
+
+/** What the kernels hold a type of the file as: itself where they multiply it; `exact`: no weight may be rounded. */
+function heldAs(type: TensorType, exact: boolean): TensorType {
+  return type.kernel ? type : typeNamed(exact ? "F32" : type.held ?? "F32");
 }
