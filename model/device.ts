@@ -12,8 +12,10 @@ export interface Device<T extends Tensor = Tensor> {
   readonly dense: Dense<T>;
 }
 
-export const BACKEND_CHOICES = ["auto", "ts", "wasm"] as const;
+export const BACKEND_CHOICES = ["auto", "ts", "wasm", "webgpu"] as const;
 export type BackendChoice = typeof BACKEND_CHOICES[number];
+/** Backends on this side; `webgpu` starts with its dense part (`model/start_device.ts`). */
+export type HostBackendChoice = Exclude<BackendChoice, "webgpu">;
 
 export interface PickOptions {
   /** Threads for the kernels (`model/threads.ts` starts them); without them one. The caller ends them. */
@@ -25,7 +27,7 @@ export interface PickOptions {
  * `detail` then says why.
  * @throws PalisadeError `backend.missing` when a NAMED backend can't start; never a silent replacement.
  */
-export async function pickBackend(choice: BackendChoice, options: PickOptions = {}): Promise<Backend> {
+export async function pickBackend(choice: HostBackendChoice, options: PickOptions = {}): Promise<Backend> {
   if (choice === "ts") return createReferenceBackend();
   try {
     // Loaded only when wanted: the kernels are a quarter of a megabyte of text.

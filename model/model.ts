@@ -1,14 +1,10 @@
 /** A loaded model: the file, its configuration, its tokenizer, its chat frame, and the two engines that run it. */
-import type { Backend } from "../core/backend/interface.ts";
 import type { Policy } from "../core/policy/policy.ts";
-import { type BackendChoice, type Device, pickBackend } from "./device.ts";
+import type { BackendChoice, Device } from "./device.ts";
 import type { ByteSource, Runtime } from "../runtime/interface.ts";
-import type { ThreadPool } from "../wasm/threads/pool.ts";
 import type { ModelConfig } from "./config.ts";
 import type { Context } from "./context.ts";
-import { DEFAULTS } from "./defaults.ts";
-import { HostDense } from "./dense/host.ts";
-import { type DenseChoice, pickDense } from "./dense/pick.ts";
+import type { DenseChoice } from "./dense/pick.ts";
 import type { Gate } from "./gate/file.ts";
 import { findGate, type GateChoice } from "./gate/find.ts";
 import { configOf } from "./file/gguf/config.ts";
@@ -20,7 +16,8 @@ import { restoreContext, type RestoreOptions } from "./snapshot/restore.ts";
 import { modelHash, sourcesHash } from "./store/identity.ts";
 import { shortName } from "./store/short_name.ts";
 import { type ChatFrame, chatFrame } from "./text/prompt.ts";
-import { startPool, type ThreadChoice } from "./threads.ts";
+import { startDevice } from "./start_device.ts";
+import type { ThreadChoice } from "./threads.ts";
 import { type TextTokenizer, tokenizerOf } from "./text/tokenizer.ts";
 
 export interface LoadOptions {
@@ -98,12 +95,11 @@ export interface Model extends Device, AsyncDisposable {
 
 /**
  * Opens a GGUF and starts both engines. The model takes over a source and closes it. PalisadeErrors: `file.*`, `url.*`,
- * `gguf.*`, `tokenizer.*`, `template.*` (input), `dense.*`, `memory.short`, `backend.*`, `threads.*` (usage, input or resources),
- * `runtime.no-files` for a path in a browser. Nothing stays open when it fails.
+ * `gguf.*`, `tokenizer.*`, `template.*` (input), `dense.*`, `memory.short`, `backend.*`, `gpu.*`, `device.halves`,
+ * `threads.*` (usage, input or resources), `runtime.no-files` for a path in a browser. Nothing stays open when it fails.
  */
 export async function loadModel(source: ModelSource, runtime: Runtime, options: LoadOptions = {}): Promise<Model> {
   const { file, name, hash } = await openSource(source, runtime);
-  let backend: Backend | undefined, pool: ThreadPool | undefined;
   try {
     const config = await configOf(file, { tokens: options.tokens });
     const base = tokenizerOf(file.metadata);
@@ -114,18 +110,7 @@ export async function loadModel(source: ModelSource, runtime: Runtime, options: 
       signal: options.signal,
     });
     const tokenizer = base.endingAt(frame.ends);
-    const { threads = DEFAULTS.threads } = options;
-    pool = await startPool(runtime, threads);
-    backend = await pickBackend(options.backend ?? DEFAULTS.backend, { pool });
-    const dense = new HostDense(
-      await pickDense(file, config, {
-        ...options,
-        threads: threads === "auto" ? 1 : threads,
-        pool,
-        limitBytes: runtime.memory().limitBytes,
-      }),
-    );
-    const held = { backend, pool };
+    const device = await startDevice(file, config, runtime, options), { backend, dense } = device;
     let gate: Promise<Gate> | undefined, known: Promise<string> | undefined;
     const identity = () => known ??= hash();
     const model: Model = {
@@ -145,16 +130,12 @@ export async function loadModel(source: ModelSource, runtime: Runtime, options: 
         return restoreContext(this, snapshot, given);
       },
       async [Symbol.asyncDispose]() {
-        await dense[Symbol.asyncDispose]();
-        held.backend[Symbol.dispose]();
-        held.pool?.[Symbol.dispose]();
+        await device[Symbol.asyncDispose]();
         await file.close();
       },
     };
     return model;
   } catch (error) {
-    backend?.[Symbol.dispose]();
-    pool?.[Symbol.dispose]();
     await file.close();
     throw error;
   }

@@ -1,16 +1,16 @@
 /** What a model's weights will take, known before anything of them is read. */
 import { resourceError } from "../../core/errors.ts";
 import type { GgufFile, GgufTensor } from "../file/gguf/reader.ts";
-import type { HostDenseName } from "./interface.ts";
+import type { DenseName } from "./interface.ts";
 import type { WeightForm } from "./ort/weights.ts";
 
 type Tensors = Pick<GgufFile, "tensors" | "name">;
 
 /**
- * Bytes of weights that an engine holds at least; `form` is onnxruntime's. Our kernels hold a matrix as it is in the file
- * where they multiply its type, else as float16 or float32. What engines need beyond their weights is not in it.
+ * Bytes of weights that an engine holds at least; `form` is onnxruntime's. Our kernels and stages hold a matrix as it is in
+ * the file where they multiply its type, else as float16 or float32. What engines need beyond their weights is not in it.
  */
-export function neededBytes(file: Tensors, engine: HostDenseName, form: WeightForm): number {
+export function neededBytes(file: Tensors, engine: DenseName, form: WeightForm): number {
   const matrices = [...file.tensors.values()].filter(({ shape }) => shape.length > 1);
   const sum = (some: readonly GgufTensor[], of: (tensor: GgufTensor) => number) =>
     some.reduce((all, tensor) => all + of(tensor), 0);
@@ -20,6 +20,7 @@ export function neededBytes(file: Tensors, engine: HostDenseName, form: WeightFo
     tensor.type.kernel ? inFile(tensor) : tensor.type.held ? 2 * tensor.elements : float32(tensor);
   switch (engine) {
     case "wasm":
+    case "webgpu":
       return sum(matrices, ours);
     case "mixed":
       return sum(matrices, ours) + sum(layers, inFile);

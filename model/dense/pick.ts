@@ -3,7 +3,6 @@ import { multiplyAddsOf } from "../../core/dense/operations.ts";
 import { option, resourceError } from "../../core/errors.ts";
 import { inputsOf } from "../architecture.ts";
 import type { ModelConfig } from "../config.ts";
-import { DEFAULTS } from "../defaults.ts";
 import type { GgufFile } from "../file/gguf/reader.ts";
 import { hasSimd128 } from "../../runtime/features.ts";
 import type { ThreadPool } from "../../wasm/threads/pool.ts";
@@ -22,8 +21,10 @@ import type { WeightForm } from "./ort/weights.ts";
  * onnxruntime-node can be loaded, those from {@link MANY_ROWS} rows at once on `node`. For files of float weights `node`
  * or, without it, `web`.
  */
-export const DENSE_CHOICES = ["auto", "web", "node", "wasm"] as const;
+export const DENSE_CHOICES = ["auto", "web", "node", "wasm", "webgpu"] as const;
 export type DenseChoice = typeof DENSE_CHOICES[number];
+/** Engines on this side; `webgpu` starts with its backend (`model/start_device.ts`). */
+export type HostDenseChoice = Exclude<DenseChoice, "webgpu">;
 
 /**
  * `float32`: logits within 2e-3 of the file's weights in float32. `quantised`: weights stay in the file's blocks where
@@ -33,7 +34,7 @@ export type DensePrecision = "auto" | "float32" | "quantised";
 
 export interface PickDenseOptions extends DenseOptions {
   /** Default `auto`. */
-  readonly dense?: DenseChoice;
+  readonly dense?: HostDenseChoice;
   /** Default `auto`. */
   readonly precision?: DensePrecision;
   /** `auto` takes one engine for any number of rows, `node` where it can: for results to be set beside earlier ones. */
@@ -95,7 +96,7 @@ export const MANY_ROWS = 8;
  * Experts run on our own kernels alone.
  * @throws PalisadeError `dense.experts` where another engine was named, resources `dense.unavailable` without SIMD.
  */
-function expertEngine({ dense = DEFAULTS.dense }: PickDenseOptions): HostDenseName {
+function expertEngine({ dense = "auto" }: PickDenseOptions): HostDenseName {
   if (dense !== "auto" && dense !== "wasm") {
     throw expertsRefused(dense);
   }
@@ -105,7 +106,7 @@ function expertEngine({ dense = DEFAULTS.dense }: PickDenseOptions): HostDenseNa
 }
 
 async function chooseEngine(file: GgufFile, options: PickDenseOptions): Promise<HostDenseName> {
-  const { dense = DEFAULTS.dense, precision, oneEngine } = options;
+  const { dense = "auto", precision, oneEngine } = options;
   if (dense !== "auto") return dense;
   const ours = hasSimd128() && staysInBlocks(file);
   if (!(await probeNode()).available) return ours ? "wasm" : "web";

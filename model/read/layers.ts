@@ -348,8 +348,12 @@ export async function observeLayer(
   { policy: { needs }, budget, outputWeights }: Pick<LayersOptions, "policy" | "budget" | "outputWeights">,
 ): Promise<Observation> {
   const { model: shape, length, window } = budget;
-  const measured = needs.window || needs.rows ? await rows.observe(seen.windowQueries, window, needs) : {};
   const wo = needs.valueNorms && await outputWeights(layer);
+  // Asked for together, so that a device is waited for once.
+  const [measured, valueNorms] = await Promise.all([
+    needs.window || needs.rows ? rows.observe(seen.windowQueries, window, needs) : {},
+    wo && rows.valueNorms(wo, wo.length / (shape.heads * shape.headDim), needs.valueNorms),
+  ]);
   return {
     layer: index,
     shape,
@@ -362,7 +366,7 @@ export async function observeLayer(
     reconstruction: seen.reconstruction,
     gate: seen.gate,
     softTokens: seen.softTokens,
-    valueNorms: wo && await rows.valueNorms(wo, wo.length / (shape.heads * shape.headDim), needs.valueNorms),
+    valueNorms,
     ...measured,
   };
 }

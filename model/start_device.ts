@@ -1,0 +1,111 @@
+/** Starts what runs a model, of one place: this side, or a WebGPU device. */
+import { option, PalisadeError, say } from "../core/errors.ts";
+import { openGpu } from "../gpu/device.ts";
+import type { Runtime } from "../runtime/interface.ts";
+import type { ModelConfig } from "./config.ts";
+import { DEFAULTS } from "./defaults.ts";
+import { HostDense } from "./dense/host.ts";
+import { neededBytes } from "./dense/needed.ts";
+import { type DenseChoice, type DensePrecision, type HostDenseChoice, pickDense } from "./dense/pick.ts";
+import { type BackendChoice, type Device, type HostBackendChoice, pickBackend } from "./device.ts";
+import type { GgufFile } from "./file/gguf/reader.ts";
+import { startPool, type ThreadChoice } from "./threads.ts";
+
+export interface DeviceOptions {
+  /** Default `auto`. */
+  readonly backend?: BackendChoice;
+  /** Default `auto`. */
+  readonly dense?: DenseChoice;
+  readonly oneEngine?: boolean;
+  readonly precision?: DensePrecision;
+  readonly threads?: ThreadChoice;
+  readonly onNeeded?: (bytes: number) => void;
+  readonly onProgress?: (done: number, total: number) => void;
+  readonly signal?: AbortSignal;
+}
+
+/** A device that ends with all it started. */
+export interface StartedDevice extends Device, AsyncDisposable {}
+
+/**
+ * The device that the two choices name, with the model's weights. `webgpu` for one of them is `webgpu` for both.
+ * PalisadeErrors: `device.halves` (usage) for halves of two places, `gpu.*`, `backend.*`, `dense.*`, `threads.*`,
+ * `memory.short`, `gguf.*`. Nothing is kept on failure.
+ */
+export async function startDevice(
+  file: GgufFile,
+  config: ModelConfig,
+  runtime: Runtime,
+  options: DeviceOptions = {},
+): Promise<StartedDevice> {
+  const { backend = DEFAULTS.backend, dense = DEFAULTS.dense } = options;
+  if (backend !== "webgpu" && dense !== "webgpu") {
+    return await startHere(file, config, runtime, { ...options, backend, dense });
+  }
+  for (const [name, choice] of [["backend", backend], ["dense", dense]] as const) {
+    if (choice === "webgpu" || choice === "auto") continue;
+    const other = option(name === "backend" ? "dense" : "backend");
+    const message = say`${
+      option(name)
+    } can't be ${choice} where ${other} is webgpu: what one computes stays on the device`;
+    throw new PalisadeError("usage", "device.halves", message, { where: option(name) });
+  }
+  return await startGpu(file, config, options);
+}
+
+/** Kernels and dense engine on this side, over a pool of threads where there is one. */
+async function startHere(
+  file: GgufFile,
+  config: ModelConfig,
+  runtime: Runtime,
+  options: DeviceOptions & { readonly backend: HostBackendChoice; readonly dense: HostDenseChoice },
+): Promise<StartedDevice> {
+  const { threads = DEFAULTS.threads } = options, pool = await startPool(runtime, threads);
+  let backend: Device["backend"] | undefined;
+  try {
+    backend = await pickBackend(options.backend, { pool });
+    const count = threads === "auto" ? 1 : threads, { limitBytes } = runtime.memory();
+    const dense = new HostDense(await pickDense(file, config, { ...options, threads: count, pool, limitBytes }));
+    const started = backend;
+    return {
+      backend: started,
+      dense,
+      async [Symbol.asyncDispose]() {
+        await dense[Symbol.asyncDispose]();
+        started[Symbol.dispose]();
+        pool?.[Symbol.dispose]();
+      },
+    };
+  } catch (error) {
+    backend?.[Symbol.dispose]();
+    pool?.[Symbol.dispose]();
+    throw error;
+  }
+}
+
+/** Both halves on a WebGPU device. */
+async function startGpu(file: GgufFile, config: ModelConfig, options: DeviceOptions): Promise<StartedDevice> {
+  // Loaded only when wanted: the stages are text.
+  const [{ createGpuBackend }, { createGpuDense }] = await Promise.all([
+    import("../gpu/backend/backend.ts"),
+    import("./dense/gpu/engine.ts"),
+  ]);
+  const gpu = await openGpu();
+  options.onNeeded?.(neededBytes(file, "webgpu", "blocks"));
+  try {
+    const backend = createGpuBackend(gpu);
+    const dense = await createGpuDense(file, config, gpu, backend.tensors, options);
+    return {
+      backend,
+      dense,
+      async [Symbol.asyncDispose]() {
+        await dense[Symbol.asyncDispose]();
+        backend[Symbol.dispose]();
+        gpu[Symbol.dispose]();
+      },
+    };
+  } catch (error) {
+    gpu[Symbol.dispose]();
+    throw error;
+  }
+}
