@@ -223,6 +223,7 @@ export class GpuDevice implements Disposable {
     } finally {
       this.#reading--;
       this.destroy(staging);
+      this.#letGo();
     }
   }
 
@@ -238,7 +239,7 @@ export class GpuDevice implements Disposable {
     this.#counts.waits++;
     const failed = await this.#settle(this.#device.queue.onSubmittedWorkDone());
     await this.#checked();
-    if (failed) throw this.#ended ?? refused(failed.message);
+    if (failed) throw await this.#reasonOf(refused(failed.message));
   }
 
   /** Submits what was collected. */
@@ -261,7 +262,7 @@ export class GpuDevice implements Disposable {
     this.#touched.add(owner);
   }
 
-  /** Destroys all buffers and the device. */
+  /** Destroys all buffers and the device. What waits is rejected. */
   [Symbol.dispose](): void {
     if (this.#closed) return;
     this.#closed = true;
@@ -270,7 +271,12 @@ export class GpuDevice implements Disposable {
     this.#pool.close();
     this.#ended ??= lostDevice("it was closed");
     this.#device.destroy();
-    this.#instance = undefined;
+    this.#letGo();
+  }
+
+  /** Lets the instance go once nothing waits any more: an answer that comes later would crash Dawn in Node. */
+  #letGo(): void {
+    if (this.#closed && this.#reading === 0) this.#instance = undefined;
   }
 
   async #map(staging: GpuBuffer, bytes: number): Promise<ArrayBuffer> {
@@ -280,7 +286,7 @@ export class GpuDevice implements Disposable {
     const mapped = this.#settle(staging.buffer.mapAsync(1));
     await this.#checked();
     const failed = await mapped;
-    if (failed) throw this.#ended ?? refused(failed.message);
+    if (failed) throw await this.#reasonOf(refused(failed.message));
     const all = staging.buffer.getMappedRange().slice(0);
     staging.buffer.unmap();
     const [owner] = new Uint32Array(all, bytes, FAULT_WORDS);
@@ -293,7 +299,13 @@ export class GpuDevice implements Disposable {
     const checks = [...this.#checks], errors = await Promise.all(checks);
     for (const check of checks) this.#checks.delete(check);
     const failed = errors.find((error) => error);
-    if (failed) throw this.#ended ?? failed;
+    if (failed) throw await this.#reasonOf(failed);
+  }
+
+  /** The loss of the device where that is behind a failure: it may be told a turn later. */
+  async #reasonOf(failed: Error): Promise<Error> {
+    if (!this.#ended) await new Promise((resolve) => setTimeout(resolve));
+    return this.#ended ?? failed;
   }
 
   /** The error of a promise, or nothing; a device that is lost meanwhile may leave it unanswered. */

@@ -32,7 +32,7 @@ fn half(bits: u32) -> f32 {
   let exponent = (bits >> 10u) & 31u;
   let mantissa = bits & 1023u;
   let magnitude = select(
-    bitcast<f32>((exponent + 112u) << 23u | mantissa << 13u),
+    bitcast<f32>(((exponent + 112u) << 23u) | (mantissa << 13u)),
     f32(mantissa) * 5.9604644775390625e-8,
     exponent == 0u,
   );

@@ -12,8 +12,8 @@ export function findChromium(): string | undefined {
 
 export const NO_CHROMIUM = "no Chromium on this machine: tools/install_test_tools.sh installs it";
 
-export async function launchChromium(): Promise<Browser> {
-  return await chromium.launch({ executablePath: findChromium(), args: ["--no-sandbox"] });
+export async function launchChromium(flags: readonly string[] = []): Promise<Browser> {
+  return await chromium.launch({ executablePath: findChromium(), args: ["--no-sandbox", ...flags] });
 }
 
 /** Notes everything a page must not do: throw, log an error, or ask for anything that is not a local file. */

@@ -16,3 +16,8 @@ export async function readJson<T>(name: string): Promise<T> {
 export async function readSafetensors(name: string): Promise<Map<string, Tensor>> {
   return parseSafetensors(await readFile(path(name)));
 }
+
+/** A golden file's bytes. */
+export async function readGolden(name: string): Promise<Uint8Array> {
+  return await readFile(path(name));
+}

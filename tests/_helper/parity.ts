@@ -73,6 +73,19 @@ export const FEW_SIZES: ParitySizes = {
   norms: [[1, 1], [65, 65]],
 };
 
+/** For the slowest: one shape. */
+export const ONE_SIZE: ParitySizes = {
+  shapes: [{ heads: 6, kvHeads: 2, headDim: 20 }],
+  lengths: [1, 65],
+  observed: [33, 65],
+  long: 40,
+  headDims: [20],
+  groups: [3],
+  reaches: [40],
+  reached: [65],
+  norms: [[65, 65]],
+};
+
 function text({ heads, kvHeads, headDim }: AttentionShape): string {
   return `${heads}/${kvHeads} heads of ${headDim}`;
 }

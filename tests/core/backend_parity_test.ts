@@ -2,8 +2,10 @@
 import assert from "node:assert/strict";
 import { createReferenceBackend } from "../../core/backend/reference.ts";
 import { KERNEL_BACKENDS } from "../_helper/backends.ts";
+import { readGolden } from "../_helper/golden.ts";
 import { goldenKept } from "../_helper/golden_kept.ts";
 import { ALL_SIZES, PARITY_CASES, SEED } from "../_helper/parity.ts";
+import { TINY_LENGTHS } from "../_helper/tiny.ts";
 
 console.log(`backend parity seed ${SEED}`);
 
@@ -21,6 +23,6 @@ for (const { name, start, oneType } of KERNEL_BACKENDS) {
 
   Deno.test(`${name}: the golden tiny models keep the published sets`, async () => {
     using backend = await start();
-    await goldenKept(backend);
+    await goldenKept(backend, TINY_LENGTHS, readGolden);
   });
 }

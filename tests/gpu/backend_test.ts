@@ -7,6 +7,7 @@ import type { Needs } from "../../core/policy/policy.ts";
 import { createGpuBackend, type GpuBackendOptions } from "../../gpu/backend/backend.ts";
 import { type GpuDevice, openGpu } from "../../gpu/device.ts";
 import { REDUCTIONS } from "../../wasm/rows.ts";
+import { readGolden } from "../_helper/golden.ts";
 import { goldenKept } from "../_helper/golden_kept.ts";
 import { gpuTest, HAS_GPU } from "../_helper/gpu.ts";
 import { FEW_SIZES, filled, PARITY_CASES, sameDecode, sameObservation, samePrefill } from "../_helper/parity.ts";
@@ -41,7 +42,7 @@ for (const { title, types, body } of shared ? PARITY_CASES : []) {
 
 gpuTest("webgpu: the golden tiny models keep the published sets", async (gpu) => {
   using backend = onArrays(gpu);
-  await goldenKept(backend, [97, 300]);
+  await goldenKept(backend, [97, 300], readGolden);
 });
 
 /** Everything that attends, over rows that lie in many buffers and attention that comes in many runs. */

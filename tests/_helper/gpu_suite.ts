@@ -1,0 +1,55 @@
+/**
+ * The backend's suite for an adapter of another process or of a page: each case by name, with why it failed. Names no
+ * runtime.
+ */
+import { createReferenceBackend } from "../../core/backend/reference.ts";
+import type { CacheType } from "../../core/cache/entry_type.ts";
+import { createGpuBackend } from "../../gpu/backend/backend.ts";
+import { openGpu } from "../../gpu/device.ts";
+import type { GpuFeatures } from "../../gpu/open.ts";
+import { goldenKept } from "./golden_kept.ts";
+import { ONE_SIZE, PARITY_CASES } from "./parity.ts";
+import { onThisSide } from "./this_side.ts";
+
+/** What an adapter did. */
+export interface GpuOutcome {
+  readonly description: string;
+  readonly emulated: boolean;
+  readonly features: GpuFeatures;
+  /** Name and failure of each case; a case that passed has none. */
+  readonly cases: readonly (readonly [name: string, failure: string])[];
+  /** Bytes that are held when everything was freed: the device's own. */
+  readonly held: number;
+}
+
+/** Cases whose rows are wide, and slow where a GPU is emulated. */
+const TOO_SLOW = /cuts long inputs|logits in the thousands/;
+
+/** `read`: the bytes of a golden file; `narrow`: rows of a narrower type too. */
+export async function gpuSuite(read: (name: string) => Promise<Uint8Array>, narrow: boolean): Promise<GpuOutcome> {
+  using gpu = await openGpu();
+  const cases: [string, string][] = [];
+  const run = async (name: string, body: (backend: ReturnType<typeof onThisSide>) => Promise<void>) => {
+    const inner = createGpuBackend(gpu);
+    try {
+      using backend = onThisSide(inner, () => inner.tensors.alive);
+      await body(backend);
+      cases.push([name, ""]);
+    } catch (error) {
+      cases.push([name, String(error)]);
+    }
+  };
+  for (const [i, { title, types, body }] of PARITY_CASES.filter((each) => !TOO_SLOW.test(each.title)).entries()) {
+    // Of the narrower types one in turn: each has stages of its own to compile.
+    for (const type of types.filter((_, at) => at === 0 || narrow && at === 1 + i % 2)) {
+      await run(`${type}: ${title}`, (backend) => body(pairOf(backend, type), ONE_SIZE));
+    }
+  }
+  await run("golden kept sets", (backend) => goldenKept(backend, [97], read));
+  const { description, emulated, features } = gpu.info, { bytes, spare } = gpu.memory;
+  return { description, emulated, features, cases, held: bytes - spare };
+}
+
+function pairOf(backend: ReturnType<typeof onThisSide>, type: CacheType) {
+  return { oracle: createReferenceBackend(), backend, type };
+}
