@@ -39,6 +39,8 @@ export interface OpenedDevice {
 
 /** Limits that palisade uses more of where there is more: for the rest WebGPU's own minimum is enough. */
 const LIMITS = ["maxStorageBufferBindingSize", "maxBufferSize", "maxStorageBuffersPerShaderStage"] as const;
+/** How long an adapter is waited for, seconds. */
+const PATIENCE = 10;
 /** Storage buffers that a stage may use. */
 const BUFFERS = 10;
 /** Rasterisers that run on the CPU; not every runtime calls them a fallback. */
@@ -69,7 +71,7 @@ export async function lookForDevice(entry?: GpuEntry): Promise<GpuInfo> {
 
 async function findAdapter(entry: GpuEntry): Promise<{ adapter: GPUAdapter; info: GpuInfo }> {
   if ("reason" in entry) throw noDevice(entry.reason);
-  const adapter = await entry.gpu.requestAdapter({ powerPreference: "high-performance" });
+  const adapter = await inTime(entry.gpu.requestAdapter({ powerPreference: "high-performance" }));
   if (!adapter) throw noDevice("WebGPU is there, but it finds no adapter (GPU or driver)");
   const buffers = adapter.limits.maxStorageBuffersPerShaderStage;
   const { description, emulated } = describe(adapter);
@@ -82,6 +84,19 @@ async function findAdapter(entry: GpuEntry): Promise<{ adapter: GPUAdapter; info
     maxBuffer: adapter.limits.maxBufferSize,
   };
   return { adapter, info };
+}
+
+/** A driver that hangs must not hang the caller. */
+async function inTime(asked: Promise<GPUAdapter | null>): Promise<GPUAdapter | null> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(noDevice(`no adapter answered within ${PATIENCE} s`)), 1000 * PATIENCE);
+  });
+  try {
+    return await Promise.race([asked, late]);
+  } finally {
+    clearTimeout(timer);
+  }
 }
 
 /** Some runtimes tell vendor and architecture as numbers (65541 is Mesa's), which say nothing to people. */

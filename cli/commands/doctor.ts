@@ -16,6 +16,8 @@ import { dirname } from "node:path";
 import { probeNode } from "../../model/dense/ort/node.ts";
 import { describeAuto } from "../../model/dense/pick.ts";
 import { GATE_SUFFIX } from "../../model/gate/find.ts";
+import type { GpuInfo } from "../../gpu/open.ts";
+import { judgeGpu } from "../../model/gpu_choice.ts";
 import { autoThreads, startPool, whyOneThread } from "../../model/threads.ts";
 import { cacheFolder, listModels } from "../../model/store/store.ts";
 import { shortName } from "../../model/store/short_name.ts";
@@ -135,7 +137,7 @@ function templateText(present: boolean, { date, thinking }: ChatFrame): string {
 async function examine({ runtime }: Io): Promise<Finding[]> {
   const cores = runtime.cores();
   const memory = runtime.memory();
-  const gpu = await runtime.probeGpu();
+  const gpu = await judgeGpu(runtime, { onlyLook: true });
   const wasm = await probeWasm(runtime);
   const web = await probeWeb();
   const node = await probeNode();
@@ -154,7 +156,8 @@ async function examine({ runtime }: Io): Promise<Finding[]> {
       text: `${cores.logical} hardware threads, ${cores.physical ?? "unknown"} physical cores; kernels take ` +
         `${autoThreads(runtime)} unless told (${whyOneThread(runtime) ?? "shared memory"})`,
     },
-    { name: "GPU", ok: gpu.available, text: gpu.available ? gpu.description : gpu.reason },
+    { name: "GPU", ok: gpu.info !== undefined, text: gpu.info ? describeGpu(gpu.info) : gpu.reason },
+    { name: "GPU auto", ok: gpu.taken, text: gpu.taken ? `taken: ${gpu.reason}` : `not taken: ${gpu.reason}` },
     { name: "kernels wasm", ok: wasm.available, text: wasm.reason },
     { name: "kernels ts", ok: true, text: "plain TypeScript, the slow reference" },
     { name: "dense web", ok: web.available, text: web.reason },
@@ -172,6 +175,14 @@ async function examine({ runtime }: Io): Promise<Finding[]> {
     await dataFinding(runtime),
     await cacheFinding(runtime),
   ];
+}
+
+/** Adapter, features and limits. */
+function describeGpu({ description, emulated, features: { f16, subgroups }, maxBinding, maxBuffer }: GpuInfo): string {
+  const has = (name: string, there: boolean) => `${there ? "" : "no "}${name}`;
+  const features = `${has("16-bit floats", f16)}, ${has("subgroups", subgroups)}`;
+  const sizes = `${formatBytes(maxBinding)} of a buffer in a stage, ${formatBytes(maxBuffer)} a buffer`;
+  return `${emulated ? "software only: " : ""}${description}; ${features}; ${sizes}`;
 }
 
 async function probeWasm(runtime: Io["runtime"]): Promise<{ available: boolean; reason: string }> {
