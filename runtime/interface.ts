@@ -105,6 +105,10 @@ export interface Host {
   touch(path: string): Promise<void>;
   /** Removes a file, or a folder with all that is in it; nothing there is fine. */
   remove(path: string): Promise<void>;
+  /** Names this process among all that write to the same disk: letters, digits and one `-`. */
+  readonly processTag: string;
+  /** Whether the process of a tag has ended; undefined for one of another machine, which can't be asked. */
+  isGone(processTag: string): boolean | undefined;
   /** Has the file or folder at `path` removed should the process end, other than by being killed, before that is done. */
   temporary(path: string): void;
   /**

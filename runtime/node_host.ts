@@ -1,7 +1,8 @@
 /** Files and processes through Node's modules, which Deno and Bun implement too. */
 import { type ChildProcess, spawn } from "node:child_process";
 import { chmod, mkdir, open, readdir, readlink, realpath, rename, rm, stat, utimes } from "node:fs/promises";
-import { constants, homedir, tmpdir } from "node:os";
+import { createHash } from "node:crypto";
+import { constants, homedir, hostname, tmpdir } from "node:os";
 import { basename, dirname, join, resolve } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
@@ -108,6 +109,20 @@ async function realPath(path: string, links = 0): Promise<string> {
     return join(await realpath(dirname(path)), basename(path));
   } catch (error) {
     throw createError(error, path);
+  }
+}
+
+/** Eight digits that stand for this machine. */
+const MACHINE = createHash("sha256").update(hostname()).digest("hex").slice(0, 8);
+
+function isGone(processTag: string): boolean | undefined {
+  const [machine, pid] = processTag.split("-");
+  if (machine !== MACHINE) return undefined;
+  try {
+    process.kill(Number(pid), 0);
+    return false;
+  } catch (error) {
+    return (error as { code?: string }).code !== "EPERM";
   }
 }
 
@@ -218,6 +233,8 @@ export const nodeHost: Host = {
   touch,
   identity,
   realPath,
+  processTag: `${MACHINE}-${process.pid}`,
+  isGone,
   temporary: noteTemporary,
   create,
   syncFolder,

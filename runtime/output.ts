@@ -100,7 +100,7 @@ async function checkPlace(runtime: Runtime, host: Host, output: Output): Promise
   }
   // A file that may not be written stays as it is, although its folder would let it be replaced.
   if (found) await (await host.create(path, { append: true })).close();
-  const part = besideOf(await host.realPath(path));
+  const part = besideOf(await host.realPath(path), host);
   await (await host.create(part, { named: path, temporary: true })).close();
   await host.remove(part);
 }
@@ -115,13 +115,29 @@ async function problemOf(runtime: Runtime, path: string, kind: OutputKind): Prom
 }
 
 /** A name of its own in the same folder. */
-function besideOf(path: string): string {
-  return path.replace(/[^/\\]*$/, `.palisade-${crypto.randomUUID()}.part`);
+function besideOf(path: string, { processTag }: Host): string {
+  return path.replace(/[^/\\]*$/, `.palisade-${processTag}-${crypto.randomUUID()}.part`);
+}
+
+/** What {@link besideOf} makes; the tag is in brackets. */
+const PART = /^\.palisade-([0-9a-f]+-\d+)-[0-9a-f-]{36}\.part$/;
+/** Another machine's process can't be asked; a day without a change it has ended. */
+const STALE_MS = 24 * 3600 * 1000;
+
+/** Removes what processes that were killed left half written in the folder of `path`. */
+async function removeStale(host: Host, path: string): Promise<void> {
+  const folder = path.replace(/[^/\\]*$/, "");
+  for (const name of await host.list(folder === "" ? "." : folder)) {
+    const tag = PART.exec(name)?.[1], part = `${folder}${name}`;
+    if (tag === undefined) continue;
+    const gone = host.isGone(tag) ?? Date.now() - ((await host.info(part))?.modified ?? Date.now()) > STALE_MS;
+    if (gone) await host.remove(part);
+  }
 }
 
 /**
  * Writes a file whole, or leaves what was there: beside it first, to the disk, then under its name. Links stay links.
- * `secret`: only its owner may read it.
+ * `secret`: only its owner may read it, and what killed processes left of such writing in the folder is removed first.
  * @throws PalisadeError `file.*`, naming `path`; nothing is left then.
  */
 export async function writeWhole(
@@ -132,7 +148,8 @@ export async function writeWhole(
 ): Promise<void> {
   const host = hostOf(runtime, `write ${path}`), parts = content instanceof Uint8Array ? [content] : content;
   if ((await host.info(path))?.kind === "other") return await fill(await host.create(path), parts);
-  const real = await host.realPath(path), part = besideOf(real);
+  const real = await host.realPath(path), part = besideOf(real, host);
+  if (secret) await removeStale(host, real);
   const sink = await host.create(part, { named: path, temporary: true, like: real, secret });
   try {
     await fill(sink, parts, true);
