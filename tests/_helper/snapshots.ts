@@ -1,4 +1,5 @@
 /** What tests of snapshots share: contexts of tiny models, saved and restored in memory. */
+import { createHash } from "node:crypto";
 import { fileURLToPath } from "node:url";
 import { loadModel, type LoadOptions, type Model } from "../../model/model.ts";
 import { type Context, type ContextOptions, openContext } from "../../model/session.ts";
@@ -65,4 +66,15 @@ export async function cacheContent({ cache }: Pick<Context, "cache">) {
     }
   }
   return { content, position: cache.position, seen: cache.seen, type: cache.type };
+}
+
+/** Hexadecimal SHA-256 of all rows and positions of a cache. */
+export async function contentHash(context: Pick<Context, "cache">): Promise<string> {
+  const hash = createHash("sha256");
+  for (const { keys, values, positions } of (await cacheContent(context)).content) {
+    for (const { buffer, byteOffset, byteLength } of [keys, values, positions]) {
+      hash.update(new Uint8Array(buffer, byteOffset, byteLength));
+    }
+  }
+  return hash.digest("hex");
 }

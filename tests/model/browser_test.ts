@@ -9,6 +9,7 @@ import { openGguf } from "../../model/file/gguf/reader.ts";
 import { writeGate } from "../../model/gate/file.ts";
 import { loadModel } from "../../model/model.ts";
 import { openContext } from "../../model/session.ts";
+import { MemorySink } from "../../model/snapshot/bytes.ts";
 import { modelHash } from "../../model/store/identity.ts";
 import { bufferSource, currentRuntime, type Runtime, withFiles } from "../../runtime/mod.ts";
 import { bundleForBrowsers } from "../_helper/bundle.ts";
@@ -76,6 +77,34 @@ function inPage(open: string, { dense, gate, policy }: Case): string {
   })()`;
 }
 
+/** A snapshot of this runtime, answered from in the page and saved there again. */
+function snapshotsInPage(): string {
+  const options = { dense: "wasm", backend: "wasm", precision: "float32" };
+  return `(async () => {
+    const { blobSource, currentRuntime, loadModel, MemorySink } = await import("/palisade.js");
+    const fetched = async (path) => blobSource(await (await fetch(path)).blob());
+    const model = await loadModel(await fetched("/model.gguf"), await currentRuntime(), ${JSON.stringify(options)});
+    try {
+      const context = await model.restore(await fetched("/book.palisade")), sink = new MemorySink();
+      const { ids } = await context.ask(${JSON.stringify(QUESTION)}, { maxTokens: 12 });
+      await context.save(sink);
+      return { ids: [...ids], bytes: [...sink.bytes()] };
+    } finally {
+      await model[Symbol.asyncDispose]();
+    }
+  })()`;
+}
+
+/** A snapshot of the text, made in this runtime. */
+async function snapshotBytes(): Promise<Uint8Array<ArrayBuffer>> {
+  const options = { dense: "wasm", backend: "wasm", precision: "float32" } as const;
+  await using model = await loadModel(PATH, await currentRuntime(), options);
+  using context = await openContext(model, TEXT, { keep: "30%", policy: "layer-defensive" });
+  const sink = new MemorySink();
+  await context.save(sink);
+  return sink.bytes();
+}
+
 /** The error's code that an expression rejects with in the page. */
 function codeInPage(attempt: string): string {
   return `(async () => {
@@ -106,6 +135,7 @@ async function withPage(body: (page: Page, requests: readonly string[]) => Promi
     "/first": { bytes: first },
     "/second": { bytes: second },
     "/model.gate": { bytes: await gateFile() },
+    "/book.palisade": { bytes: await snapshotBytes() },
   };
   const find = (path: string): Served | undefined => {
     const file = join(folder, normalize(path));
@@ -145,6 +175,15 @@ else {
           assert.deepEqual(await page.evaluate(inPage(`await urlSource("/model.gguf")`, plain)), expected);
           const asked = requests.slice(before).filter((request) => request.includes("/model.gguf"));
           assert.ok(asked.length > 1 && asked.every((request) => request.includes("bytes=")), asked.join("\n"));
+        });
+        await t.step("and restores a snapshot that was saved here, as one saved there is restored here", async () => {
+          const { backend, dense } = { backend: "wasm", dense: "wasm" } as const, runtime = await currentRuntime();
+          await using model = await loadModel(PATH, runtime, { dense, backend, precision: "float32" });
+          const saved = await page.evaluate(snapshotsInPage()) as { ids: number[]; bytes: number[] };
+          const bytes = Uint8Array.from(saved.bytes);
+          using restored = await model.restore(bufferSource(bytes));
+          assert.deepEqual((await restored.ask(QUESTION, { maxTokens: 12 })).ids, saved.ids);
+          assert.deepEqual(saved.ids, expected.ids, "answered in the page from the snapshot of this runtime");
         });
         await t.step("from two parts, in any order", async () => {
           const parts = `[await urlSource("/second"), bufferSource(await (await fetched("/first")).arrayBuffer())]`;

@@ -173,6 +173,21 @@ export function testCommandLine(runtime: string, start: () => Promise<Cli>): voi
     assert.equal(wasm.cache.kept, ts.cache.kept);
   });
 
+  test("ask answers from what read wrote as if it had read the text", async () => {
+    const folder = mkdtempSync(join(tmpdir(), "palisade-read-")), context = join(folder, "context.txt");
+    writeFileSync(context, text(60));
+    const engine = ["--model", model, "--backend", "wasm", "--dense", "web", "--threads", "1", "--offline", "--json"];
+    const reading = ["--policy", "layer-defensive", "--keep", "30%", "--context", context],
+      out = join(folder, "x.palisade");
+    await succeed(await cli(), ["read", ...reading, ...engine, "--out", out]);
+    const asked = ["ask", ...engine, "--question", "Who spoke?", "--max-tokens", "4"];
+    const read = JSON.parse(await succeed(await cli(), [...asked, ...reading]));
+    const restored = JSON.parse(await succeed(await cli(), [...asked, "--snapshot", out]));
+    assert.deepEqual([restored.answers, restored.cache.perLayer], [read.answers, read.cache.perLayer]);
+    assert.equal(restored.tokens.reused, read.tokens.context);
+    assert.match(await succeed(await cli(), ["snapshots", "verify", out]), /: whole$/m);
+  });
+
   test("ask refuses --keep 0 with exit code 3", async () => {
     const question = ["--context", model, "--question", "?", "--keep", "0", "--model", model, "--offline"];
     const { code, stdout, stderr } = await (await cli())(["ask", ...question]);
