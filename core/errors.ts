@@ -8,6 +8,7 @@ import { type OptionMention, type OptionName, type Said, spoken } from "./option
 
 export { option, type Said, say } from "./options.ts";
 
+/** Who has to act on an error; see {@link PalisadeError}. */
 export type ErrorKind = "usage" | "input" | "resources" | "interrupted";
 
 /** What is wrong with, or concerned by, a refusal: an option, or a field or file by its name. */

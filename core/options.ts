@@ -36,6 +36,7 @@ export const OPTION_NAMES = [
   ...["salt", "snapshot", "tokens", "topK", "topP", "withText"],
 ] as const;
 
+/** One of {@link OPTION_NAMES}. */
 export type OptionName = typeof OPTION_NAMES[number];
 
 /** An option where a message, or the place of a refusal, names it. */

@@ -51,6 +51,7 @@ export interface Dimensions extends ModelShape {
   readonly has: (tensor: string) => boolean;
 }
 
+/** One architecture: what its files hold, and the operations of its layers. */
 export interface Architecture {
   /** As in `general.architecture`. */
   readonly name: string;

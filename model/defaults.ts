@@ -6,6 +6,7 @@ import type { DenseChoice } from "./dense/pick.ts";
 import type { BackendChoice } from "./device.ts";
 import { MODELS } from "./store/registry.ts";
 
+/** Every default of the library by the name of its option. */
 export const DEFAULTS = {
   /** The named model of commands; `loadModel` is always told one. */
   model: MODELS[0].name,

@@ -12,7 +12,9 @@ export interface Device<T extends Tensor = Tensor> {
   readonly dense: Dense<T>;
 }
 
+/** What may be asked for as a backend. */
 export const BACKEND_CHOICES = ["auto", "ts", "wasm", "webgpu"] as const;
+/** One of {@link BACKEND_CHOICES}. */
 export type BackendChoice = typeof BACKEND_CHOICES[number];
 /** Backends on this side; `webgpu` starts with its dense part (`model/start_device.ts`). */
 export type HostBackendChoice = Exclude<BackendChoice, "webgpu">;

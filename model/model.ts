@@ -20,6 +20,7 @@ import { startDevice } from "./start_device.ts";
 import type { ThreadChoice } from "./threads.ts";
 import { type TextTokenizer, tokenizerOf } from "./text/tokenizer.ts";
 
+/** How a model is run, and what it is told. */
 export interface LoadOptions {
   readonly backend?: BackendChoice;
   readonly dense?: DenseChoice;

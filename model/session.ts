@@ -39,6 +39,7 @@ export {
 export type { Context } from "./context.ts";
 export type { MaxCache } from "./decode/max_cache.ts";
 
+/** How a context is read, and what is kept of it. */
 export interface ContextOptions extends Omit<PlanOptions, "policy" | "maxCache">, SourceOptions {
   /**
    * A policy, or its text, files included. Default: `gate(combine=risk)` where the model has a gate, else `kvzip`

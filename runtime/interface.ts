@@ -14,6 +14,7 @@ export interface ByteSource {
    * PalisadeError (`file.changed`) when the file has become shorter meanwhile.
    */
   read(offset: number, length: number): Promise<Uint8Array<ArrayBuffer>>;
+  /** Gives back what it holds; nothing can be read afterwards. */
   close(): Promise<void>;
 }
 
@@ -176,6 +177,7 @@ export interface Cores {
 
 export type RuntimeName = "deno" | "bun" | "node" | "browser";
 
+/** What palisade asks of the runtime it runs in. */
 export interface Runtime {
   readonly name: RuntimeName;
   readonly version: string;
@@ -214,8 +216,11 @@ export interface Runtime {
 
   /** A running SHA-256. */
   sha256(): Hasher;
+  /** What it may compute on. */
   cores(): Cores;
+  /** What the process uses, and may use. */
   memory(): MemoryUse;
+  /** Whether somebody looks. */
   isTerminal(stream: "stdin" | "stdout" | "stderr"): boolean;
 
   /** Asks for a WebGPU adapter. Never rejects and answers within `timeoutMs` (default 3000). */

@@ -35,6 +35,11 @@ function tsc(config: string): Promise<string[]> {
   return command(["run", "-A", "node_modules/typescript/bin/tsc", "-p", config, "--noEmit", "--pretty", "false"]);
 }
 
+/** Loaded when it is needed: typedoc is large. */
+async function undocumented(): Promise<string[]> {
+  return (await (await import("./reference.ts")).undocumentedNames()).map((name) => `${name} has no doc comment`);
+}
+
 /** Deno adds to its lock file as it starts; in CI that means that the committed one lacked something. */
 async function lockfileProblems(): Promise<string[]> {
   return process.env["CI"] === "true" ? await changedFiles("deno.lock") : [];
@@ -51,6 +56,7 @@ export async function runChecks(): Promise<CheckResult[]> {
     ["portable types (tsc)", () => tsc("tsconfig.json")],
     ["pure rooms use no runtime names (tsc)", () => tsc(PURE_CONFIG)],
     ["rooms import only what they may", () => roomProblems(sources)],
+    ["public names are documented (typedoc)", undocumented],
     ["links in Markdown", () => linkProblems(files)],
     [
       "the stages' texts are those of their files",

@@ -23,6 +23,7 @@ import type { Tensor, Tensors } from "./tensor.ts";
 /** Backends hold rows in pages of this many per head, and so at most this many more than needed. */
 export const ROW_PAGE = 64;
 
+/** What computes attention. */
 export type BackendName = "ts" | "wasm" | "webgpu";
 
 export interface BackendMemory {
@@ -34,10 +35,12 @@ export interface BackendMemory {
   readonly wasmBytes: number;
 }
 
+/** Makes rows, and selects; see the head of the file. */
 export interface Backend<T extends Tensor = Tensor> extends Disposable {
   readonly name: BackendName;
   /** One line for people: instruction set, threads. */
   readonly detail: string;
+  /** Bytes held. */
   memory(): BackendMemory;
   /**
    * Empty rows for one layer, with room for `reserve` rows per head, stored as `type`. Default `f32`. Made by

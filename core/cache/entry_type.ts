@@ -1,6 +1,7 @@
 /** How keys and values are stored. Attention and policies work on what is stored. */
 import { inputError, option, type PalisadeError, say } from "../errors.ts";
 
+/** Ways to store keys and values. */
 export const CACHE_TYPES = ["f32", "f16", "int8"] as const;
 
 /**

@@ -5,6 +5,7 @@
 import { SINKS } from "../policy/parameters.ts";
 import type { RaggedCache } from "./ragged.ts";
 
+/** How far a cache is from a contiguous one. */
 export interface Health {
   /** Entries held of all that were ever appended to global layers, 0 … 1. */
   readonly keptFraction: number;

@@ -27,6 +27,7 @@ export interface PredictedScores {
   score(layer: number, hidden: Tensor, count: number): Promise<Float32Array>;
 }
 
+/** A cap, and what to evict by. */
 export interface LimitOptions {
   /** N, entries per head on average, ≥ 1. */
   readonly tokens: number;
@@ -67,6 +68,7 @@ export function lowWater(tokens: number): number {
   return tokens - Math.ceil(STEP_SHARE * tokens);
 }
 
+/** Holds a cache to its cap: makes room before tokens are appended. */
 export class CacheLimit {
   readonly #cache: RaggedCache;
   readonly #options: LimitOptions;
@@ -117,6 +119,7 @@ export class CacheLimit {
     return this.wantsProbabilities ? 1 : this.#step;
   }
 
+  /** Whether the rule looks at attention, so that every step must measure it. */
   get wantsProbabilities(): boolean {
     return this.#options.rule.headReduction !== "none";
   }
@@ -155,6 +158,7 @@ export class CacheLimit {
     }
   }
 
+  /** What the cap has done so far. */
   figures(): LimitFigures {
     return {
       evictions: this.#evictions,

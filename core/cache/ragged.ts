@@ -50,6 +50,7 @@ export interface HeadRows {
   readonly positions: Int32Array;
 }
 
+/** Keys and values of all layers, each head with rows of its own number. */
 export class RaggedCache implements Disposable {
   readonly backend: Backend;
   readonly shape: ModelShape;
@@ -383,6 +384,7 @@ export class RaggedCache implements Disposable {
     this.position = mark.position;
   }
 
+  /** Bytes held now, and the most there were. */
   bytes(): CacheBytes {
     const allocated = this.#rows.reduce((sum, rows) => sum + (rows?.allocatedBytes ?? 0), this.#elsewhere ?? 0);
     return { live: this.#live, allocated, peak: this.#peak, scores: this.#scoreBytes };

@@ -31,6 +31,7 @@ export interface LayerDump {
   readonly rotation?: KeyRotation;
 }
 
+/** What was decided of a dump, and by what. */
 export interface DumpEviction {
   readonly policy: Policy;
   readonly budget: Budget;

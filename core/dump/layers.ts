@@ -34,9 +34,11 @@ export interface DumpLayers {
   readonly length: number;
   /** How many there are; they count from 0. */
   readonly layers: number;
+  /** Reads one layer; what is not wanted may be empty in it. */
   read(layer: number, wants: LayerWants): Promise<LayerDump>;
 }
 
+/** How much stays, and what is told of it. */
 export interface EvictOptions {
   /** What stays. */
   readonly keep?: Keep;
@@ -45,7 +47,7 @@ export interface EvictOptions {
   /** Certificates too. */
   readonly explain?: boolean;
   /** An AbortSignal. */
-  readonly signal?: { throwIfAborted(): void };
+  readonly signal?: { readonly throwIfAborted: () => void };
   /** Layers read so far; a search for a risk, and certificates of competing layers, begin anew. */
   readonly onLayer?: (done: number, layers: number) => void;
   /** Runs the work on a layer, which holds the thread for as long as it takes. Default: just runs it. */

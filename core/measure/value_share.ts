@@ -5,6 +5,7 @@
  * the sum over the head's own prefix (the paper, for the layer variant). `plain`: the norm itself. `off`: 1.
  */
 export const NORM_AXES = ["heads", "tokens", "plain", "off"] as const;
+/** One of {@link NORM_AXES}. */
 export type NormAxis = typeof NORM_AXES[number];
 
 /**

@@ -53,6 +53,7 @@ export interface Needs {
 /** Kinds of files that policies name. `gate` is named beside the policy, by the option `gate`. */
 export type PolicyFileKind = "head-scores" | "soft-tokens" | "gate";
 
+/** A file that a policy names. */
 export interface PolicyFileNeed {
   readonly kind: PolicyFileKind;
   /** As typed. */
@@ -209,6 +210,7 @@ interface ParameterBase {
   readonly help: string;
 }
 
+/** Values of a policy's parameters by name. */
 export type ParameterValues = Readonly<Record<string, number | string>>;
 
 /** A policy with its parameters resolved: what the reader runs, layer by layer. */

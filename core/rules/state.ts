@@ -4,6 +4,7 @@ import type { StepRule } from "./rule.ts";
 /** Room is made in whole blocks of entries and kept, so that bytes stop moving once a cache has reached its cap. */
 const BLOCK = 64;
 
+/** What a rule remembers of a head's entries while answering. */
 export class RuleState {
   readonly #rule: StepRule;
   #statistics: Float64Array[];

@@ -19,6 +19,7 @@ interface CascadeLayer {
   heads: Candidates[];
 }
 
+/** Shares a budget over layers by their preferences, while they arrive; see the head of the file. */
 export class CascadeSelection {
   readonly #budget: Budget;
   /** In ascending order of layer. */

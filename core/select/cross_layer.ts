@@ -4,6 +4,7 @@ import { JointSelection } from "./joint.ts";
 import type { Budget, LayerScores, Policy } from "../policy/policy.ts";
 import type { LayerChange } from "./candidates.ts";
 
+/** Decides where layers compete or share; see the head of the file. */
 export interface CrossLayerSelection {
   /** Takes one layer's scores, `[kvHeads, L]`; returns the layers that lose entries now, in ascending order. */
   add(layer: number, scores: LayerScores): LayerChange[];

@@ -15,6 +15,7 @@ export interface Segment {
   readonly protectedEntries?: Uint8Array;
 }
 
+/** What is selected from, and how much stays. */
 export interface SelectionInput {
   /** In order of layer, then KV head. */
   readonly segments: readonly Segment[];

@@ -56,6 +56,7 @@ export interface NormMaxima {
   readonly kept: number;
 }
 
+/** What eviction can have cost in one layer. */
 export interface LayerCertificate {
   readonly layer: number;
   /** Window queries observed. */

@@ -26,6 +26,7 @@ export interface LayerEvidence extends WindowRows {
   readonly projectedNorms?: Float32Array;
 }
 
+/** Follows what leaves each layer, so that a certificate can be given at any time. */
 export class CertificateTracker {
   readonly #layers = new Map<number, { rows: WindowRows; heads: HeadTracker[] }>();
 

@@ -13,6 +13,7 @@ import type { AttentionShape } from "../shape.ts";
 /** Budgets tried in one round, at most 32 (`core/select/kept_sets.ts`): three rounds reach 35,000 tokens. */
 const PER_ROUND = 32;
 
+/** A budget that holds a risk. */
 export interface RiskBudget {
   /** Tokens per head. */
   readonly tokens: number;

@@ -11,6 +11,7 @@ import { controlPositions, questionIds } from "../text/prompt.ts";
 import { Reply, type ReplyOptions } from "./reply.ts";
 import { createSampler, type SamplerOptions } from "./sampler.ts";
 
+/** What `ask` can be told. */
 export interface AskOptions extends SamplerOptions, ReplyOptions {
   /** Most tokens to generate, thinking included. Default 256, 2048 for a model that was told to think. */
   readonly maxTokens?: number;
@@ -26,6 +27,7 @@ export interface AskOptions extends SamplerOptions, ReplyOptions {
  */
 export type Finish = "stop" | "length" | "context" | "interrupted" | "loop";
 
+/** What `ask` gives: the reply, and what it took. */
 export interface Answer {
   readonly question: string;
   /** The whole reply, with the answer prefix, without what the model thought first. */
@@ -55,6 +57,7 @@ export interface CapFigures extends LimitFigures {
 
 /** `true`: a kept key stays at the position it was made for. `rerotate`: kept keys close up, `RaggedCache.realign`. */
 export const POSITIONS = ["true", "rerotate"] as const;
+/** Where kept keys stand: one of {@link POSITIONS}. */
 export type Positions = typeof POSITIONS[number];
 
 /** What all questions to one context have in common. */

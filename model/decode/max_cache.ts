@@ -10,6 +10,7 @@ import { DEFAULTS } from "../defaults.ts";
 import type { Model } from "../model.ts";
 import { controlPositions, questionIds } from "../text/prompt.ts";
 
+/** A cap of the cache while answering. */
 export interface MaxCache {
   /** Most entries per KV head on average, at any time after reading; an integer. */
   readonly tokens: number;

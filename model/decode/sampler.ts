@@ -5,6 +5,7 @@ import { randomSource } from "../../core/measure/random.ts";
 import { DEFAULTS } from "../defaults.ts";
 import type { Choice } from "../dense/dense.ts";
 
+/** How the next token is drawn. */
 export interface SamplerOptions {
   /** 0 (default) always takes the most likely token; above, logits are divided by it. Finite, ≥ 0. */
   readonly temperature?: number;

@@ -18,6 +18,7 @@ export interface Projected<T extends Tensor = Tensor> {
   readonly unrotated?: T;
 }
 
+/** The dense layers of a model on a device: what attention is not. */
 export interface Dense<T extends Tensor = Tensor> extends AsyncDisposable {
   readonly name: DenseName;
   /** One line for people: engine, version, threads, how the weights are held. */

@@ -29,6 +29,7 @@ export interface DenseLayers extends AsyncDisposable {
   finish(layer: number, hidden: Float32Array, attention: Float32Array, count: number): Promise<Float32Array>;
 }
 
+/** The dense layers over arrays of this side; shapes in numbers, outermost first. */
 export interface DenseEngine extends DenseLayers {
   /** Token embeddings: `[count, width]`. */
   embed(ids: ArrayLike<number>): Float32Array;

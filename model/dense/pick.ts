@@ -22,6 +22,7 @@ import type { WeightForm } from "./ort/weights.ts";
  * or, without it, `web`.
  */
 export const DENSE_CHOICES = ["auto", "web", "node", "wasm", "webgpu"] as const;
+/** One of {@link DENSE_CHOICES}. */
 export type DenseChoice = typeof DENSE_CHOICES[number];
 /** Engines on this side; `webgpu` starts with its backend (`model/start_device.ts`). */
 export type HostDenseChoice = Exclude<DenseChoice, "webgpu">;

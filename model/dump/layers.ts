@@ -24,6 +24,7 @@ export interface DumpRope {
   readonly rotated?: number;
 }
 
+/** How the tensors of a dump are called, and what is known beside them. */
 export interface DumpOptions {
   readonly patterns?: Patterns;
   readonly rope?: DumpRope;

@@ -7,6 +7,7 @@ import { dumpError } from "./tensors.ts";
  * the model repeats the context, that of soft tokens.
  */
 export const PARTS = ["q", "k", "v", "wo", "hidden", "wq", "gate", "reconstruction", "softTokens"] as const;
+/** One of {@link PARTS}. */
 export type Part = typeof PARTS[number];
 
 /** Names with `{layer}` where the layer's number stands; without it the tensor holds all layers, first dimension. */

@@ -4,6 +4,7 @@ import type { ByteSource } from "../../runtime/interface.ts";
 import { byteLength } from "../file/safetensors_header.ts";
 import { decodeFloats, FLOAT_BYTES, type FloatType, isFloatType } from "./floats.ts";
 
+/** A named array of floats, read when asked for. */
 export interface DumpTensor {
   readonly name: string;
   /** Outermost dimension first. */
@@ -23,6 +24,7 @@ export interface DumpContainer {
   readonly names: readonly string[];
   /** Of one of {@link names}. @throws PalisadeError where the container says only now what it is. */
   tensor(name: string): Promise<DumpTensor>;
+  /** Closes its files. */
   close(): Promise<void>;
 }
 

@@ -94,6 +94,7 @@ export interface ReadOptions extends ScoreFiles {
   readonly now?: () => number;
 }
 
+/** What reading a context gives. */
 export interface ReadResult {
   /** The caller owns it. */
   readonly cache: RaggedCache;

@@ -31,6 +31,7 @@ export const LEAST_TOKENS = 256;
 /** Bytes that a cache may have when nothing is said: 1 GiB. */
 export const CACHE_BYTES = 2 ** 30;
 
+/** How much a cache of snapshots holds. */
 export interface SnapshotCacheOptions {
   /** Most bytes of all its snapshots. Default {@link CACHE_BYTES}. */
   readonly maxBytes?: number;
@@ -71,6 +72,7 @@ interface Miss {
   readonly reason: string;
 }
 
+/** Snapshots kept for texts that come again, the least used leaving first. */
 export class SnapshotCache {
   readonly store: SnapshotStore;
   readonly maxBytes: number;

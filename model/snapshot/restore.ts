@@ -36,6 +36,7 @@ import { isSealed, openSealed, type Secret } from "./seal/seal.ts";
 import { readMetadata, type SavedState } from "./state.ts";
 import type { TokenRecord } from "./tokens.ts";
 
+/** What a snapshot must be, and how it is opened. */
 export interface RestoreOptions {
   /** The tenant's salt that it was saved with. Default none. */
   readonly salt?: string;

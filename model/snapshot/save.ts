@@ -16,6 +16,7 @@ import { sealSink, type Secret } from "./seal/seal.ts";
 import { type SavedState, stateMetadata } from "./state.ts";
 import { textBytes, type TokenRecord } from "./tokens.ts";
 
+/** What a snapshot holds beside the cache, and how it is written. */
 export interface SaveOptions {
   /** Keeps the token ids too, so that the text can be read from the file. Default false: hashes of prefixes. */
   readonly withText?: boolean;

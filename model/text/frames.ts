@@ -7,6 +7,7 @@
 import { inputError, option } from "../../core/errors.ts";
 import { nearestName } from "../../core/policy/nearest_name.ts";
 
+/** The words around text and question. */
 export interface Frame {
   /** A name of {@link FRAMES}, or `custom`. */
   readonly name: string;

@@ -30,6 +30,7 @@ export interface TextStream {
   end(): string;
 }
 
+/** From texts to token ids and back. */
 export interface TextTokenizer {
   /** Number of token ids; ids are 0 … vocabulary − 1. */
   readonly vocabulary: number;
@@ -55,6 +56,7 @@ export interface TextTokenizer {
   countReplaced(text: string): number;
   /** The text of ids, control tokens as they are written. Throws RangeError for an id outside the vocabulary. */
   decode(ids: ArrayLike<number>): string;
+  /** A decoder of one answer: gives text as soon as it is whole characters. */
   stream(): TextStream;
   /** Id of a token by its text in the vocabulary, e.g. `<|im_end|>`. */
   idOf(token: string): number | undefined;

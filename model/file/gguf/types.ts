@@ -69,5 +69,6 @@ export interface GgufFile extends AsyncDisposable {
    * rows that are not there.
    */
   readFloat32(name: string, rows?: { readonly firstRow?: number; readonly rows?: number }): Promise<Float32Array>;
+  /** Closes the file's source. */
   close(): Promise<void>;
 }

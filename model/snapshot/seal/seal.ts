@@ -19,6 +19,7 @@ export { keySecret, newKeyFile, passphraseSecret, type Secret } from "./key.ts";
 /** Bytes of plain text in a chunk: a range costs little more than itself, and a call of WebCrypto little beside it. */
 const CHUNK_BYTES = 2 ** 18;
 
+/** How a file is sealed. */
 export interface SealOptions {
   /** Bytes of plain text in a chunk, a power of two from 4 KiB to 16 MiB; default 256 KiB. */
   readonly chunkBytes?: number;

@@ -13,6 +13,7 @@ type Sdk = typeof import("@aws-sdk/client-s3");
 /** S3 takes parts from 5 MiB on, but for the last, and 10,000 of them. */
 const PART_BYTES = 2 ** 23;
 
+/** Where a bucket is, and how it is spoken to. */
 export interface S3Options {
   /**
    * The server's address where it is not Amazon's, e.g. `http://127.0.0.1:9000`; buckets are then part of the path.

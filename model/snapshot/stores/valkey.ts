@@ -47,6 +47,7 @@ const DELETE = `
 /** KEYS: the tables; ARGV: name, time. */
 const TOUCH = `if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then redis.call('HSET', KEYS[2], ARGV[1], ARGV[2]) end`;
 
+/** How snapshots lie on a server. */
 export interface ValkeyOptions {
   /** Bytes of a part; default 8 MiB. */
   readonly partBytes?: number;
