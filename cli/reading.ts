@@ -2,6 +2,7 @@
 import { CACHE_TYPES } from "../core/cache/entry_type.ts";
 import { inputError, option, PalisadeError } from "../core/errors.ts";
 import type { Policy } from "../core/policy/policy.ts";
+import { REFITS } from "../core/refit/refit.ts";
 import { resolveStepRule } from "../core/rules/registry.ts";
 import { type Keep, parseKeep } from "../core/select/budget.ts";
 import { POSITIONS } from "../model/decode/answer.ts";
@@ -48,6 +49,13 @@ export const BUDGET = {
     shown: DEFAULTS.positions,
     rare: true,
   },
+  refit: {
+    value: "what",
+    help: "fit what stays to what all of it gave",
+    choices: REFITS,
+    shown: DEFAULTS.refit,
+    rare: true,
+  },
   cacheType: { value: "type", help: "keys and values", choices: CACHE_TYPES, shown: DEFAULTS.cacheType, rare: true },
 } satisfies OptionTable;
 
@@ -89,10 +97,10 @@ export function contextOptions(
   io: Io,
   progress: Progress,
 ): ContextOptions {
-  const { risk, riskWorst, maxCacheBytes, explain, positions, cacheType, beyondTrained } = options;
+  const { risk, riskWorst, maxCacheBytes, explain, positions, refit, cacheType, beyondTrained } = options;
   return {
     ...parsed,
-    ...{ risk, riskWorst, maxCacheBytes, explain, positions, cacheType, beyondTrained },
+    ...{ risk, riskWorst, maxCacheBytes, explain, positions, refit, cacheType, beyondTrained },
     signal: io.signal,
     onLayer: (done, layers) => progress.update("Reading, layer", done, layers),
   };

@@ -22,6 +22,7 @@ export const OPTION_NAMES = [
   ...[
     "question",
     "queue",
+    "refit",
     "risk",
     "riskWorst",
     "rope",

@@ -29,7 +29,10 @@ export interface CertificateReport {
   readonly layers: readonly LayerCertificateReport[];
 }
 
-export function certificateReport(certificates: readonly LayerCertificate[]): CertificateReport {
+/** `refitted`: other values stand in the cache than those that were proved about, so no bound on outputs holds. */
+export function certificateReport(certificates: readonly LayerCertificate[], refitted = false): CertificateReport {
+  const held = (summary: CertificateSummary): CertificateSummary =>
+    refitted ? { ...summary, outputBound: NaN, projectedBound: summary.projectedBound && NaN } : summary;
   return {
     window: certificates[0]?.window ?? 0,
     risk: meanLargestMass(certificates),
@@ -38,11 +41,11 @@ export function certificateReport(certificates: readonly LayerCertificate[]): Ce
         kept: head.kept,
         evicted: head.evicted,
         unobserved: head.unobserved,
-        ...summariseHead(head),
+        ...held(summariseHead(head)),
       }));
       const largest = Math.max(...heads.map(({ evictedMass }) => evictedMass));
       const worstHead = heads.findIndex(({ evictedMass }) => !(evictedMass < largest));
-      return { layer: certificate.layer, worstHead, ...summariseLayer(certificate), heads };
+      return { layer: certificate.layer, worstHead, ...held(summariseLayer(certificate)), heads };
     }),
   };
 }

@@ -1,5 +1,6 @@
 /** What the library takes where nothing is said. Every default stands here, and nowhere else; help prints them. */
 import type { CacheType } from "../core/cache/entry_type.ts";
+import type { Refit } from "../core/refit/refit.ts";
 import { DEFAULT_STEP_RULE } from "../core/rules/registry.ts";
 import type { Positions } from "./decode/answer.ts";
 import type { DenseChoice } from "./dense/pick.ts";
@@ -16,6 +17,8 @@ export const DEFAULTS = {
   leastKept: 512,
   /** The policy for dumps, which any dump of one reading can serve. */
   dumpPolicy: "layer-defensive",
+  /** What is refitted of what stays. */
+  refit: "none" satisfies Refit as Refit,
   /** Where kept keys stand. */
   positions: "true" satisfies Positions as Positions,
   /** How keys and values are stored. */

@@ -7,6 +7,7 @@ import type { MemoryUse } from "../runtime/interface.ts";
 import { type CertificateReport, certificateReport } from "./certificate_report.ts";
 import type { WorstCase } from "./gate/worst_case.ts";
 import type { Model } from "./model.ts";
+import type { RefitFigures } from "./read/refit.ts";
 import { frameText } from "./text/frames.ts";
 import type { ChatFrame } from "./text/prompt.ts";
 import type { Answer, CapFigures, Context, Finish, Positions } from "./session.ts";
@@ -57,6 +58,8 @@ export interface Report {
   readonly risk: RiskReport | null;
   /** What eviction can have cost; null unless asked. */
   readonly certificate: CertificateReport | null;
+  /** Null unless what stays was refitted in this reading. */
+  readonly refit: RefitFigures | null;
   readonly window: { readonly asked: number; readonly used: number };
   readonly sinks: number;
   readonly tokens: {
@@ -212,7 +215,8 @@ export function reportOf(model: Model, context: Context, answers: readonly Answe
     },
     windows: windowsReport(context),
     risk: riskReport(context),
-    certificate: context.certificates ? certificateReport(context.certificates) : null,
+    certificate: context.certificates ? certificateReport(context.certificates, cache.biased > 0) : null,
+    refit: context.refit ?? null,
     window: { asked: budget.windowAsked, used: budget.window },
     sinks: budget.sinks,
     tokens: {

@@ -19,6 +19,7 @@ import { DEFAULTS } from "./defaults.ts";
 import { contextIds, controlPositions, withWords } from "./text/prompt.ts";
 import { exceedsTrained, type PlanOptions, planReading } from "./read/plan.ts";
 import { scoreFiles, type SourceOptions } from "./read/policy_inputs.ts";
+import { checkRefit } from "./read/refit.ts";
 import { read } from "./read/read.ts";
 import type { Reading, ReadOptions, ReadResult, ScoreFiles } from "./read/reading.ts";
 import { factsOf } from "./snapshot/facts.ts";
@@ -76,7 +77,7 @@ export interface ContextOptions extends Omit<PlanOptions, "policy" | "maxCache">
 /**
  * Reads `text` into the model and evicts.
  * PalisadeErrors (input): `context.empty`, `context.short`, `context.too-long`, `frame.*`, `keep.*`, `policy.*`,
- * `max-cache.*`, `step-policy.unknown`, `gate.*`, `risk.*`, `explain.early`, `cache-type.*`; (usage): `risk.exclusive`;
+ * `max-cache.*`, `step-policy.unknown`, `gate.*`, `risk.*`, `refit.*`, `explain.early`, `cache-type.*`; (usage): `risk.exclusive`;
  * (resources): `memory`.
  */
 export async function openContext(loaded: Model, text: string, options: ContextOptions = {}): Promise<Context> {
@@ -84,6 +85,7 @@ export async function openContext(loaded: Model, text: string, options: ContextO
   if (text.trim() === "") throw inputError("context.empty", "The context has no text in it", option("context"));
   const model = options.frame === undefined ? loaded : reworded(loaded, options.frame), { frame } = model;
   await breathe(options.signal);
+  checkRefit(options.refit ?? DEFAULTS.refit, model.backend);
   const ids = contextIds(frame, model.tokenizer, text);
   const lead = frame.kind === "none" ? leadOf(ids) : undefined;
   const policy = await policyNamed(model, options) ?? await defaultFor(model, ids, options);
@@ -166,6 +168,7 @@ async function readAnew(planned: PlannedContext, options: ContextOptions): Promi
     frameTokens: reading.frameTokens ?? 0,
     risk: riskOf(reading, result, files),
     certificates: result.certificates,
+    refit: result.refit,
     read: recordOf(ids, options.salt ?? ""),
     label: "",
     cost: result.ms,

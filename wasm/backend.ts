@@ -31,6 +31,7 @@ export async function createWasmBackend(options: WasmOptions = {}): Promise<Wasm
     detail: `WebAssembly ${kernels.relaxed ? "relaxed SIMD" : "SIMD"}, one thread`,
     memory: () => meter.memory(kernels.memoryBytes),
     refits: true,
+    products: (a, b, depth) => products(kernels, a, b, depth),
     tensors: HOST_TENSORS,
     createRows: (shape, reserve, type = "f32") =>
       checkedRows(shape, reserve, type, (checked) => new WasmRows(kernels, meter, checked, reserve, type)),
@@ -42,6 +43,11 @@ export async function createWasmBackend(options: WasmOptions = {}): Promise<Wasm
     [Symbol.dispose]: () => {},
   };
 }
+
+/** Inputs and outputs of products pass through buffers of about this size. */
+const BUFFER_FLOATS = 1 << 19;
+/** The number of float32 weights among GGUF's types. */
+const FLOATS = 0;
 
 function select(kernels: Kernels, { segments, count }: SelectionInput): Int32Array[] {
   const entries = checkSelection({ segments, count });
@@ -57,6 +63,29 @@ function select(kernels: Kernels, { segments, count }: SelectionInput): Int32Arr
     kernels.check(kernels.call.select_top(scores, second, shielded, entries, count, chosen), "select entries");
     return perSegment(buffers.read(chosen, new Int32Array(count)), segments);
   });
+}
+
+/** The float32 kernels of dense layers, `b` taken as their weights; some rows of `a` at a time. */
+function products(kernels: Kernels, a: Float32Array, b: Float32Array, depth: number): Float32Array {
+  const n = a.length / depth, m = b.length / depth, product = new Float32Array(n * m);
+  if (!Number.isInteger(n) || !Number.isInteger(m)) {
+    throw new RangeError(`Cannot multiply ${a.length} and ${b.length} floats of depth ${depth}`);
+  }
+  if (product.length === 0) return product;
+  const most = Math.max(1, Math.floor(BUFFER_FLOATS / (depth + m)));
+  kernels.withBuffers((shared) => {
+    const weights = shared.from(b);
+    for (let first = 0; first < n; first += most) {
+      const rows = Math.min(most, n - first);
+      kernels.withBuffers((buffers) => {
+        const x = buffers.from(a.subarray(first * depth, (first + rows) * depth)), out = buffers.zeros(4 * rows * m);
+        const done = kernels.call.dense_multiply(weights, FLOATS, m, depth, 1, x, rows, -1, out, m, 0, 0);
+        kernels.check(done, "multiply");
+        buffers.read(out, product.subarray(first * m, (first + rows) * m));
+      });
+    }
+  });
+  return product;
 }
 
 function gateScores(kernels: Kernels, gate: LinearGate, hidden: Float32Array, count: number): Float32Array {

@@ -35,6 +35,7 @@ export function reportText(report: Report): string {
     ],
     ...(report.frame.tokens > 0 && !keep.everything ? [["frame", frameText(report)]] : []),
     ...(windows ? [["windows", windowsText(windows)]] : []),
+    ...(report.refit ? [["refit", refitText(report.refit)]] : []),
     ...(report.risk ? [["risk", riskText(report.risk, keep.tokensPerHead)]] : []),
     [
       "cache",
@@ -82,6 +83,12 @@ function frameText({ frame, keep }: Report): string {
 function windowsText({ layers, of, tokens, entries }: NonNullable<Report["windows"]>): string {
   return `${layers} of ${of} layers look back ${formatCount(tokens)} tokens only and hold ${formatCount(entries)} ` +
     `entries by themselves; the policy chose in the other ${of - layers}`;
+}
+
+function refitText({ refit, heads, of, before, after, tokens, ms }: NonNullable<Report["refit"]>): string {
+  const what = refit === "both" ? "biases and values" : "values";
+  const won = heads === 0 ? "" : `: largest errors from ${before.toFixed(2)} to ${after.toFixed(2)} of an output`;
+  return `${what} of ${heads} of ${of} heads, judged by queries of ${tokens} tokens held out${won}, ${formatMs(ms)}`;
 }
 
 function riskText(risk: NonNullable<Report["risk"]>, tokensPerHead: number): string {

@@ -49,6 +49,11 @@ export interface Backend<T extends Tensor = Tensor> extends Disposable {
   createRows(shape: AttentionShape, reserve: number, type?: CacheType): LayerRows<T>;
   /** Whether rows can be refitted: {@link LayerRows.refit}. */
   readonly refits?: boolean;
+  /**
+   * A·Bᵀ, `[n, m]`, of `a`, `[n, depth]`, and `b`, `[m, depth]`, in float32, at once: for refits, which else multiply
+   * plainly.
+   */
+  products?(a: Float32Array, b: Float32Array, depth: number): Float32Array;
   /** What queries, keys, values and attention outputs pass as. */
   readonly tensors: Tensors<T>;
   /** The exact top n of one or many segments; semantics in `core/select/select.ts`. */

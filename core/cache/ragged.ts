@@ -154,6 +154,11 @@ export class RaggedCache implements Disposable {
     this.#count(layer);
   }
 
+  /** Entries of one layer whose logits get a bias. */
+  layerBiased(layer: number): number {
+    return this.#layerBiased[layer];
+  }
+
   /** Entries whose logits get a bias, in all layers and heads. */
   get biased(): number {
     return this.#biased;

@@ -3,6 +3,7 @@
  */
 import { type Keep, resolveBudget } from "../select/budget.ts";
 import { columnReductions } from "../measure/attention_columns.ts";
+import { movedMaxima } from "../measure/moved.ts";
 import { observeWindow } from "../measure/observe.ts";
 import type { Budget, Needs, NormKind, Observation, Policy } from "../policy/policy.ts";
 import { queriesBeforeRotation, QueryStatistics, type QueryStatisticsResult } from "../measure/query_statistics.ts";
@@ -84,6 +85,7 @@ export function observeDump(dump: LayerDump, layer: number, budget: Budget, need
     ...(needs.reconstruction && { reconstruction: given(dump.reconstruction, budget, "reconstruction scores") }),
     ...(needs.gate && { gate: given(dump.gate, budget, "gate scores") }),
     ...(needs.softTokens && { softTokens: given(dump.softTokens, budget, "soft token scores") }),
+    ...(needs.moved && { moved: movedOf(dump, keys(), budget, needs.moved.every) }),
     ...columnsOf(dump, keys, budget, needs),
     ...(needs.queryStatistics && queryStatistics(dump, budget, needs.queryStatistics)),
     ...(needs.rows && { keys: dump.keys, values: whole(dump, shape, length) }),
@@ -104,6 +106,12 @@ export function valueHeads({ values }: LayerDump, { kvHeads, headDim }: Attentio
 function given(scores: Float32Array | undefined, { model, length }: Budget, name: string): Float32Array {
   if (scores?.length === model.kvHeads * length) return scores;
   throw new RangeError(`Dump has ${scores?.length ?? 0} ${name}: want ${model.kvHeads} heads × ${length}`);
+}
+
+function movedOf(dump: LayerDump, keys: readonly Float32Array[], { model: shape, length }: Budget, every: number) {
+  const { rotation } = dump;
+  if (!rotation) throw new RangeError("Dump has no rotation, which moved queries need");
+  return movedMaxima({ shape, queries: allQueries(dump, shape, length), keys, length, rotation }, every);
 }
 
 function columnsOf(

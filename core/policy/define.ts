@@ -31,6 +31,7 @@ const FIELDS = {
   reconstruction: ["reconstruction"],
   gate: ["gate"],
   softTokens: ["softTokens"],
+  moved: ["moved"],
   rows: ["keys", "values"],
   queryStatistics: ["queryMean", "queryCovariance"],
 } as const satisfies {

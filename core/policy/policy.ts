@@ -42,6 +42,8 @@ export interface Needs {
   readonly gate?: boolean;
   /** Attention of soft tokens behind the context on every entry, `[kvHeads, L]` (Judge Q). */
   readonly softTokens?: SoftTokensNeed;
+  /** Largest attention of the context's own queries on every entry, asked from behind its end, `[kvHeads, L]`. */
+  readonly moved?: MovedNeed;
   /** A file that the policy names: who makes the policy reads it (`model/policy_files/`). */
   readonly file?: PolicyFileNeed;
   /** The layer's keys and values themselves: `[kvHeads, L, headDim]` each, keys after RoPE. */
@@ -63,6 +65,12 @@ export interface PolicyFileNeed {
 /** What becomes of the attention of all soft tokens on one entry; over the group too. */
 export interface SoftTokensNeed {
   readonly reduction: "mean" | "max";
+}
+
+/** Which queries are moved behind the context's end (`core/measure/moved.ts`). */
+export interface MovedNeed {
+  /** One in so many, ≥ 1; the last token's among them. */
+  readonly every: number;
 }
 
 /** Mean and covariance of the queries before RoPE, turned by the mean rotation of the positions to come. */
@@ -102,6 +110,7 @@ export interface Observation {
   readonly reconstruction?: Float32Array;
   readonly gate?: Float32Array;
   readonly softTokens?: Float32Array;
+  readonly moved?: Float32Array;
   readonly keys?: Float32Array;
   readonly values?: Float32Array;
   /** `[heads, headDim]`, for `queryStatistics`. */

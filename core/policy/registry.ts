@@ -18,6 +18,7 @@ import { keydiff } from "../policies/keydiff.ts";
 import { knorm } from "../policies/knorm.ts";
 import { kvzip } from "../policies/kvzip.ts";
 import { lagkv } from "../policies/lagkv.ts";
+import { moved } from "../policies/moved.ts";
 import { pyramidkv } from "../policies/pyramidkv.ts";
 import { random } from "../policies/random.ts";
 import { snapkv } from "../policies/snapkv.ts";
@@ -48,6 +49,7 @@ export const policies: readonly PolicyEntry[] = [
   layerDefensive,
   defensiveRisk,
   kvzip,
+  moved,
   gate,
   judgeQ,
 ];

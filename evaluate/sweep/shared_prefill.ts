@@ -20,6 +20,9 @@ import type { Model } from "../../model/model.ts";
 import { LayerReader, type LayerSeen } from "../../model/read/layers.ts";
 import { withFrameKept } from "../../model/read/frame_kept.ts";
 import { frameTokens } from "../../model/text/prompt.ts";
+import type { RefitSettings } from "../../core/refit/refit.ts";
+import type { LayerReferences } from "../../model/read/references.ts";
+import { type RefitFigures, RefitStage } from "../../model/read/refit.ts";
 import { policyInputs } from "../../model/read/policy_inputs.ts";
 
 /** A policy at a budget. */
@@ -41,6 +44,8 @@ export interface SharedPrefill extends Disposable {
   /** The whole context's cache; disposed with this object. */
   readonly cache: RaggedCache;
   readonly cases: readonly KeptCase[];
+  /** What a refit goes by, layer by layer, when asked. */
+  readonly references: readonly LayerReferences[];
   /** Hidden state of the last token before the final norm, `[width]`. */
   readonly lastHidden: Float32Array;
   /** Milliseconds of the forward pass, and of observing for all cases together. */
@@ -50,6 +55,8 @@ export interface SharedPrefill extends Disposable {
 export interface PrefillOptions {
   /** Lets kvzip repeat the context beyond the trained length. */
   readonly beyondTrained?: boolean;
+  /** Tokens, about, whose queries a refit is to go by. Default: none is wanted. */
+  readonly referenceTokens?: number;
   /** How the cache stores keys and values. Default `f32`. */
   readonly cacheType?: CacheType;
   readonly onLayer?: (done: number, layers: number) => void;
@@ -68,17 +75,21 @@ const SHARED: readonly string[] = [
   "file",
 ] satisfies readonly (keyof Needs)[];
 
-/** What kvzip and expected-attention ask for unless told otherwise: one pass can do each in one way only. */
+/** What kvzip, moved and expected-attention ask for unless told otherwise: one pass can do each in one way only. */
 const REPEAT = resolvePolicy("kvzip").needs.reconstruction!;
+const MOVED = resolvePolicy("moved").needs.moved!;
 const STATISTICS = resolvePolicy("expected-attention").needs.queryStatistics!;
 
 /** False for policies that must read the context in their own way: those go through `openContext`, one by one. */
-export function sharesPrefill({ needs: { reconstruction, queryStatistics, ...needs }, evicts }: Policy): boolean {
+export function sharesPrefill(
+  { needs: { reconstruction, queryStatistics, moved, ...needs }, evicts }: Policy,
+): boolean {
   const repeats = !reconstruction ||
     (reconstruction.chunk === REPEAT.chunk && reconstruction.postfix === REPEAT.postfix);
   const foresees = !queryStatistics ||
     (queryStatistics.sinks === STATISTICS.sinks && queryStatistics.future === STATISTICS.future);
-  return evicts === "late" && repeats && foresees &&
+  const moves = !moved || moved.every === MOVED.every;
+  return evicts === "late" && repeats && foresees && moves &&
     Object.entries(needs).every(([name, wanted]) => !wanted || SHARED.includes(name));
 }
 
@@ -98,9 +109,14 @@ export async function prefillOnce(
   const cache = new RaggedCache(model.backend, config, options.cacheType);
   try {
     const observer = new Observer(cache, scoring, (layer) => model.file.readFloat32(`blk.${layer}.attn_output.weight`));
-    const { beyondTrained, signal } = options;
+    const { beyondTrained, signal, referenceTokens } = options, references: LayerReferences[] = [];
     const inputs = await policyInputs(model, observer.wanted, ids, { beyondTrained });
-    using reader = await LayerReader.open(model, cache, ids, { ...observer.wanted, ...inputs, signal });
+    using reader = await LayerReader.open(model, cache, ids, {
+      ...observer.wanted,
+      ...inputs,
+      signal,
+      referenceTokens,
+    });
     const ms = { prefill: 0, observe: 0 };
     for (let layer = 0; layer < config.layers; layer++) {
       const start = performance.now();
@@ -108,6 +124,7 @@ export async function prefillOnce(
       const read = performance.now(), index = cache.globals.indexOf(layer);
       const observed = index < 0 ? undefined : await observer.observe(layer, index, seen);
       reader.release(seen);
+      if (seen.references) references.push(seen.references);
       ms.prefill += read - start;
       ms.observe += performance.now() - read;
       if (observed) { for (const caseEviction of scoring) await caseEviction.add(observed.get(caseEviction)!); }
@@ -116,6 +133,7 @@ export async function prefillOnce(
     cache.advance(ids.length);
     return {
       cache,
+      references,
       cases: caseEvictions.map((caseEviction) => caseEviction.result()),
       lastHidden: await reader.lastHidden(),
       ms,
@@ -155,6 +173,18 @@ export async function forkCache(
     fork[Symbol.dispose]();
     throw error;
   }
+}
+
+/** Refits a fork of {@link forkCache} by what its prefill kept for that. */
+export async function refitFork(
+  fork: RaggedCache,
+  prefill: SharedPrefill,
+  settings: RefitSettings,
+): Promise<RefitFigures> {
+  const stage = new RefitStage(fork, settings);
+  prefill.references.forEach((references, index) => stage.add(fork.globals[index], references));
+  await stage.run(prefill.cache.position, {});
+  return stage.figures();
 }
 
 /** A case, and the policy and budget that it comes to for one context. */
@@ -295,6 +325,7 @@ function unionOf(caseEvictions: readonly CaseEviction[]): Needs {
     rows: needs.some((each) => each.rows),
     gate: needs.some((each) => each.gate),
     ...(needs.some((each) => each.reconstruction) && { reconstruction: REPEAT }),
+    ...(needs.some((each) => each.moved) && { moved: MOVED }),
     ...(needs.some((each) => each.queryStatistics) && { queryStatistics: STATISTICS }),
   };
 }

@@ -6,7 +6,7 @@
 import type { Budget, Policy } from "../../core/policy/policy.ts";
 
 /** The largest part of a head's budget that the frame may take: 1 / this. Measured: bench/results/refit.md. */
-const PART = 4;
+const PART = 8;
 
 /**
  * The policy with the first `tokens` protected where its sinks don't reach as far. As it is where they take more than a

@@ -24,6 +24,9 @@ import type { Device } from "../device.ts";
 import { Explainer } from "./explain.ts";
 import { type Chunk, HiddenStates } from "./hidden_states.ts";
 import type { LayersReading, Reader, ReadOptions, ReadResult, ScoreFiles, ThresholdReading } from "./reading.ts";
+import { moveBehind, unmaskedMaxima } from "./moved_queries.ts";
+import { type LayerReferences, referencesOf, SampledQueries } from "./references.ts";
+import { REFERENCE_TOKENS, RefitStage } from "./refit.ts";
 import { Probe } from "./soft_tokens.ts";
 import { Reconstruction, type RepeatPrompt } from "./reconstruct.ts";
 
@@ -53,7 +56,12 @@ export async function readContext(
     const explainer = options.explain ? new Explainer(cache, options) : undefined;
     const window = Math.max(needs.window ? options.budget.window : 0, explainer?.window ?? 0);
     const { signal, prompts, gate, softTokens } = options;
-    using reader = await LayerReader.open(device, cache, ids, { needs, window, signal, prompts, gate, softTokens });
+    const refit = options.refit && options.refit !== "none" && !keepsAll(options)
+      ? new RefitStage(cache, { refit: options.refit })
+      : undefined;
+    const referenceTokens = refit && REFERENCE_TOKENS;
+    const seeing = { needs, window, signal, prompts, gate, softTokens, referenceTokens };
+    using reader = await LayerReader.open(device, cache, ids, seeing);
     const eviction = new LayerEviction(cache, options, explainer);
     let prefill = 0, evict = 0;
     for (let layer = 0; layer < config.layers; layer++) {
@@ -63,6 +71,8 @@ export async function readContext(
       if (cache.globals.includes(layer)) {
         await explainer?.add(layer, seen.windowQueries);
         await eviction.layer(layer, seen);
+        if (seen.references) refit?.add(layer, seen.references);
+        if (!eviction.crossLayer) await refit?.run(ids.length, options);
       }
       reader.release(seen);
       prefill += middle - start;
@@ -70,12 +80,15 @@ export async function readContext(
       options.onLayer?.(layer + 1, config.layers);
     }
     cache.advance(ids.length);
+    const certificates = await explainer?.certificates(), waiting = refit?.waitingBytes ?? 0;
+    await refit?.run(ids.length, options);
     return {
       cache,
       lastHidden: await reader.lastHidden(),
-      activationBytes: reader.activationBytes,
+      activationBytes: reader.activationBytes + waiting,
       ms: { prefill, evict },
-      certificates: await explainer?.certificates(),
+      certificates,
+      refit: refit?.figures(),
       predicted: eviction.predicted?.lists,
     };
   } catch (error) {
@@ -112,6 +125,8 @@ export interface LayerSeen extends Partial<QueryStatisticsResult> {
   readonly reconstruction?: Float32Array;
   readonly gate?: Float32Array;
   readonly softTokens?: Float32Array;
+  readonly moved?: Float32Array;
+  readonly references?: LayerReferences;
 }
 
 /** What a {@link LayerReader} is to leave behind. */
@@ -119,6 +134,8 @@ export interface SeenOptions extends PolicyInputs {
   readonly needs: Needs;
   /** Queries to keep, from the end. */
   readonly window: number;
+  /** Tokens, about, whose queries a refit is to go by. */
+  readonly referenceTokens?: number;
   /** Called with the input of each layer before its norm, `[count, width]`, tokens from `first` on. Not to be changed. */
   readonly onInput?: (layer: number, hidden: Tensor, first: number, count: number) => Promise<void> | void;
   /** Checked between chunks. */
@@ -198,7 +215,7 @@ export class LayerReader implements Disposable {
 
   /** What is asked for is measured in global layers; a window layer leaves nothing behind but its last entries. */
   async layer(layer: number): Promise<LayerSeen> {
-    const { signal, onInput } = this.#options, { hidden, probe, reconstruction } = this.#parts;
+    const { signal, onInput, referenceTokens } = this.#options, { hidden, probe, reconstruction } = this.#parts;
     const { kvHeads, heads, headDim } = this.#dense.config;
     const isGlobal = this.#cache.globals.includes(layer);
     const { needs, window } = isGlobal ? this.#options : { needs: {} as Needs, window: 0 };
@@ -208,22 +225,36 @@ export class LayerReader implements Disposable {
     this.#given.add(windowQueries);
     const seen = new SeenQueries(this.#cache, this.#length, windowQueries, needs);
     const gate = needs.gate ? new Float32Array(kvHeads * this.#length) : undefined;
+    using moved = needs.moved && this.#sampled(needs.moved.every);
+    using references = referenceTokens && !reconstruction && isGlobal
+      ? this.#sampled(Math.ceil(this.#length / referenceTokens))
+      : undefined;
     for (const chunk of hidden.chunks()) {
       signal?.throwIfAborted();
       await onInput?.(layer, chunk.hidden, chunk.first, chunk.count);
       // The gate looks at the layer's input, before the step puts the next layer's in its place.
       if (gate) await this.#predict(gate, layer, chunk);
-      await this.#step(layer, chunk, seen);
+      await this.#step(layer, chunk, seen, [moved, references]);
     }
-    // What asks the whole layer comes after its last chunk: kvzip's prompts, then the soft tokens.
-    const repeated = await reconstruction?.layer(layer);
+    // What asks the whole layer comes after its last chunk: its own queries, kvzip's prompts, then the soft tokens.
+    const rows = this.#cache.rows(layer), { tensors } = this.#cache.backend, rope = this.#dense.config.ropes[layer];
+    for (const each of [moved, references]) if (each) await moveBehind(each, this.#dense.config, this.#length, rope);
+    const repeated = await reconstruction?.layer(layer, referenceTokens);
     const softTokens = await probe?.layer(layer, this.#options.needs.softTokens!.reduction);
+    const measured = {
+      ...seen.result(rope),
+      reconstruction: repeated?.importance,
+      gate,
+      softTokens,
+      moved: moved && await unmaskedMaxima(tensors, rows, moved),
+      references: repeated?.references ?? (references && await referencesOf(tensors, rows, references)),
+    };
     this.#cache.release(layer);
-    return { ...seen.result(this.#dense.config.ropes[layer]), reconstruction: repeated, gate, softTokens };
+    return measured;
   }
 
   /** One chunk. The last layer's hidden states are only read at the last token, so its other chunks end at attention. */
-  async #step(layer: number, chunk: Chunk, seen: SeenQueries): Promise<void> {
+  async #step(layer: number, chunk: Chunk, seen: SeenQueries, sampled: readonly (SampledQueries | undefined)[]) {
     const { hidden, count, first } = chunk, { config } = this.#dense, states = this.#parts.hidden;
     const input = { layer, hidden, count, first, unrotated: seen.unrotated };
     const attend = async (at: AtAttention) => {
@@ -232,14 +263,22 @@ export class LayerReader implements Disposable {
       at.made.add(attended.output);
       // Queries of the window are copied, statistics summed: nothing else of the chunk is kept.
       await seen.add(at, attended, first, count);
+      for (const each of sampled) each?.add(at.queries, first, count);
       return attended.output;
     };
-    const waiting = (this.#parts.reconstruction?.hiddenBytes ?? 0) + (this.#parts.probe?.hiddenBytes ?? 0);
+    const taken = sampled.reduce((sum, each) => sum + (each?.queries.byteLength ?? 0), 0);
+    const waiting = taken + (this.#parts.reconstruction?.hiddenBytes ?? 0) +
+      (this.#parts.probe?.hiddenBytes ?? 0);
     this.activationBytes = Math.max(this.activationBytes, states.byteLength + waiting + stepBytes(config, count));
     // No layer follows, and only the chunk with the last token gives logits.
     if (layer === config.layers - 1 && first + count < this.#length) {
       await layerAttention(this.#dense, this.#cache, input, attend);
     } else states.replace(chunk, await layerStep(this.#dense, this.#cache, input, attend));
+  }
+
+  /** The queries of one token in `every`, to be collected. */
+  #sampled(every: number): SampledQueries {
+    return new SampledQueries(this.#cache.backend.tensors, this.#dense.config, this.#length, every);
   }
 
   /** Fills `gate`, `[kvHeads, length]`, for a chunk's tokens. */
@@ -366,6 +405,7 @@ export async function observeLayer(
     reconstruction: seen.reconstruction,
     gate: seen.gate,
     softTokens: seen.softTokens,
+    moved: seen.moved,
     valueNorms,
     ...measured,
   };
@@ -385,6 +425,11 @@ class LayerEviction {
     this.#explainer = explainer;
     if (!keepsAll(options)) this.#eviction = new Eviction(options, cache.backend);
     if (options.predict) this.predicted = new ScoreLists(globalShape(cache.shape));
+  }
+
+  /** Whether entries may still go when their layer has been decided. */
+  get crossLayer(): boolean {
+    return this.#eviction?.crossLayer ?? false;
   }
 
   /** Takes a global layer. */

@@ -1,8 +1,9 @@
 /** How a context is read: chosen, or refused, before anything runs. */
 import { type CacheType, checkCacheType } from "../../core/cache/entry_type.ts";
-import { inputError, option } from "../../core/errors.ts";
+import { inputError, option, say } from "../../core/errors.ts";
 import type { OptionName } from "../../core/options.ts";
 import type { Budget, Policy } from "../../core/policy/policy.ts";
+import type { Refit } from "../../core/refit/refit.ts";
 import { type Keep, parseKeep, resolveBudget } from "../../core/select/budget.ts";
 import type { ModelConfig } from "../config.ts";
 import type { Positions } from "../decode/answer.ts";
@@ -36,6 +37,8 @@ export interface PlanOptions extends RiskSettings {
   readonly positions?: Positions;
   /** Certificates are wanted. */
   readonly explain?: boolean;
+  /** What is refitted of what stays. Default `none`. */
+  readonly refit?: Refit;
   /** The cap from the end of reading on; `predict`: its rule goes by the gate's scores of what was kept. */
   readonly maxCache?: { readonly tokens: number; readonly predict: boolean };
 }
@@ -43,7 +46,7 @@ export interface PlanOptions extends RiskSettings {
 /**
  * The way to read the context `ids`.
  * @throws PalisadeError (usage) `risk.exclusive`; (input) `risk.*`, `keep.*`, `max-cache.policy`, `cache-type.*`,
- * `context.too-long`, `explain.early`.
+ * `context.too-long`, `explain.early`, `refit.early`, `refit.risk`.
  */
 export function planReading(model: PlannedModel, ids: readonly number[], options: PlanOptions): Reading {
   const { maxCache, explain, positions } = options;
@@ -55,12 +58,13 @@ export function planReading(model: PlannedModel, ids: readonly number[], options
     throw contextTooLong(model.config, ids.length, policy, budget, positions === "rerotate");
   }
   if (exceeds || policy.evicts === "early") refuseHindsight(policy, risk, options);
+  if (refits(options) && risk?.kind === "mean") throw searched();
   const planned = { policy, budget, ...counted, cacheType }, predict = maxCache?.predict ?? false;
   if (policy.evicts === "early") return { way: "streaming", ...planned, realign: exceeds };
   if (exceeds) return { way: "rolling", ...planned, predict };
   const { reconstruction } = policy.needs;
   const prompts = reconstruction && repeatPrompts(model, ids, reconstruction, options.beyondTrained);
-  const whole = { ...planned, explain, ...(prompts && { prompts }) };
+  const whole = { ...planned, explain, ...(prompts && { prompts }), ...(refits(options) && { refit: options.refit }) };
   if (!risk) return { way: "layers", ...whole, predict };
   if (risk.kind === "worst") return { way: "threshold", ...whole, limit: risk.limit };
   return { way: "risk", ...whole, limit: risk.limit, maxCacheBytes: risk.maxCacheBytes };
@@ -119,10 +123,21 @@ function closesUp({ contextLength }: ModelConfig, { perHead }: Budget, { policy,
   return positions === "rerotate" && (policy.evicts === "early" || rolls(policy)) && perHead < contextLength;
 }
 
-/** What is judged by the last queries can't be known by a reading that evicts before they come. */
-function refuseHindsight(policy: Policy, risk: Risk | undefined, { explain }: PlanOptions): void {
-  if (!risk && !explain) return;
-  const name = !risk ? "explain" : risk.kind === "mean" ? "risk" : "riskWorst";
+function refits({ refit = DEFAULTS.refit }: PlanOptions): boolean {
+  return refit !== "none";
+}
+
+/** A search has let go of the queries that a refit goes by. */
+function searched() {
+  const message = say`${option("risk")} searches its budget with layers put aside: take ${option("keep")} with a refit`;
+  return inputError("refit.risk", message, option("refit"));
+}
+
+/** What is judged by the last queries, or by queries from behind the end, can't be known by a reading that evicts before they come. */
+function refuseHindsight(policy: Policy, risk: Risk | undefined, options: PlanOptions): void {
+  const { explain } = options;
+  if (!risk && !explain && !refits(options)) return;
+  const name = risk ? (risk.kind === "mean" ? "risk" : "riskWorst") : explain ? "explain" : "refit";
   const message = `${policy.name} evicts here before the end of the context is read, so no query has seen all of it`;
-  throw inputError(risk ? "risk.early" : "explain.early", message, option(name));
+  throw inputError(risk ? "risk.early" : `${name}.early`, message, option(name));
 }

@@ -14,6 +14,8 @@ import type { LayerCertificate } from "../../core/worst_case/certificate.ts";
 import type { Device } from "../device.ts";
 import type { GateScorer } from "../gate/scorer.ts";
 import type { WorstCase } from "../gate/worst_case.ts";
+import type { Refit } from "../../core/refit/refit.ts";
+import type { RefitFigures } from "./refit.ts";
 import type { RiskFigures } from "./at_risk.ts";
 import type { RepeatPrompt } from "./reconstruct.ts";
 
@@ -37,6 +39,8 @@ interface Whole extends Planned {
   readonly prompts?: readonly RepeatPrompt[];
   /** Certificates are wanted. */
   readonly explain?: boolean;
+  /** What is refitted of what stays. Default `none`. */
+  readonly refit?: Refit;
 }
 
 export interface LayersReading extends Whole {
@@ -110,6 +114,8 @@ export interface ReadResult {
   readonly predicted?: readonly Float32Array[];
   /** What a limit came to, where it took the place of a budget. */
   readonly budget?: Budget;
+  /** What a refit did, where there was one. */
+  readonly refit?: RefitFigures;
   /** What a search did. */
   readonly figures?: RiskFigures;
 }

@@ -28,6 +28,7 @@ import type { Device } from "../device.ts";
 import { type ChatFrame, frameTokens } from "../text/prompt.ts";
 import type { TextTokenizer } from "../text/tokenizer.ts";
 import { HiddenStates } from "./hidden_states.ts";
+import { type LayerReferences, referencesOf, SampledQueries } from "./references.ts";
 import { checkRepeatRoom } from "./room.ts";
 
 /** First tokens that every subset holds, as the published code's. */
@@ -70,6 +71,21 @@ export function repeatPrompts(
   const last = ids.length + Math.max(...prompts.map((prompt) => prompt.ids.length));
   if (!beyondTrained) checkRepeatRoom(config, last, chunk);
   return prompts;
+}
+
+/** What the prompts tell of a layer. */
+export interface Repeated {
+  readonly importance?: Float32Array;
+  readonly references?: LayerReferences;
+}
+
+/** What one prompt fills on its way through a layer. */
+interface PromptRun {
+  readonly subset?: Subset;
+  readonly importance?: Float32Array;
+  readonly sampled?: SampledQueries;
+  /** Tokens of the prompts before it. */
+  readonly before: number;
 }
 
 /** The prompts' way through the layers. Call `layer` for each layer in turn, when the context's rows are complete. */
@@ -127,31 +143,40 @@ export class Reconstruction implements Disposable {
   }
 
   /**
-   * Importance of the context's entries in this layer, `[kvHeads, length]`, 0 … 1; the sinks have 1. Undefined for a
-   * window layer, which the prompts only pass through.
+   * Importance of the context's entries in this layer, `[kvHeads, length]`, 0 … 1; the sinks have 1. With
+   * `referenceTokens` also what about so many of the prompts' queries get from the context's rows. Nothing for a window
+   * layer, which the prompts only pass through.
    */
-  async layer(layer: number): Promise<Float32Array | undefined> {
-    const { kvHeads } = this.#cache.shape;
+  async layer(layer: number, referenceTokens?: number): Promise<Repeated> {
+    const { backend: { tensors }, shape } = this.#cache, { kvHeads } = shape;
     const isGlobal = this.#cache.globals.includes(layer);
     const importance = isGlobal ? new Float32Array(kvHeads * this.#length) : undefined;
+    const total = this.#prompts.reduce((sum, { ids }) => sum + ids.length, 0);
+    using sampled = referenceTokens && isGlobal
+      ? new SampledQueries(tensors, shape, total, Math.ceil(total / referenceTokens))
+      : undefined;
     const whole = this.#prompts.length === 1 || !isGlobal
       ? undefined
       : await SubsetRows.copy(this.#cache, layer, this.#length);
+    let before = 0;
     for (const [i, prompt] of this.#prompts.entries()) {
       const mark = this.#cache.mark();
       using subset = whole?.of(prompt);
-      await this.#prompt(layer, i, { subset, importance });
+      await this.#prompt(layer, i, { subset, importance, sampled, before });
       this.#cache.trim(mark);
+      before += prompt.ids.length;
     }
-    if (!importance) return undefined;
+    if (!importance) return {};
     for (let g = 0; g < kvHeads; g++) {
       importance.fill(1, g * this.#length, g * this.#length + Math.min(SINKS, this.#length));
     }
-    return importance;
+    // The prompts' rows are gone: only the context is asked.
+    const references = sampled && await referencesOf(tensors, this.#cache.rows(layer), sampled);
+    return { importance, references };
   }
 
   /** Runs one prompt through the layer; its rows stay behind the context's until the caller trims them. */
-  async #prompt(layer: number, index: number, { subset, importance }: { subset?: Subset; importance?: Float32Array }) {
+  async #prompt(layer: number, index: number, { subset, importance, sampled, before }: PromptRun) {
     const { config } = this.#dense, states = this.hidden[index];
     for (const chunk of states.chunks()) {
       this.#signal?.throwIfAborted();
@@ -161,6 +186,7 @@ export class Reconstruction implements Disposable {
         const { output, columnMax } = await at.rows.prefillAttention(at.queries, count, want);
         at.made.add(output);
         if (!importance) return output;
+        sampled?.add(at.queries, before + chunk.first, count);
         if (subset) await subset.add(at, count, importance);
         else raise(importance, columnMax!, config, { at: 0, from: 0, count: this.#length, length: this.#length });
         return output;

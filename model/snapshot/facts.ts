@@ -26,6 +26,7 @@ export async function factsOf(
   const { policy, keepCapped, leastKept, cacheType = DEFAULTS.cacheType } = reading;
   const keep = leastKept ? { tokens: reading.budget.perHead } : options.keep ?? DEFAULTS.keep;
   const closes = "realign" in reading && reading.realign ? ", closing up" : "";
+  const refit = "refit" in reading && reading.refit ? `, refit ${reading.refit}` : "";
   return {
     ...{ policy, cacheType, positions },
     files: await fileHashes(model, policy, options, maxCache?.rule.predicted ?? false),
@@ -33,7 +34,7 @@ export async function factsOf(
       { ...options, keep: typeof keep === "string" ? parseKeep(keep) : keep },
       keepCapped ? maxCache?.tokens : undefined,
     ),
-    way: `${reading.way}${closes}`,
+    way: `${reading.way}${closes}${refit}`,
   };
 }
 

@@ -24,6 +24,8 @@ export interface SavedLayer {
   readonly logical?: readonly Int32Array[];
   readonly keys: readonly Float32Array[];
   readonly values: readonly Float32Array[];
+  /** What attention adds to the rows' logits, where a refit had it so. */
+  readonly bias?: readonly Float32Array[];
   readonly predicted?: readonly Float32Array[];
   readonly certificate?: LayerCertificate;
 }
@@ -55,23 +57,34 @@ export function layerSpec(cache: RaggedCache, layer: number, extras: LayerExtras
     ...(index < 0 ? [] : predictedSpec(extras, index * kvHeads, kvHeads, rows)),
     ...(index < 0 ? [] : certificateSpec(extras.certificates?.[index])),
   ];
-  const stored = cloak
-    ? cloakedSpecs(kvHeads, cloakedRows(heads.map((head) => cache.length(layer, head))), headDim)
-    : rowSpecs(cache.type, rows, headDim);
+  const biased = cache.layerBiased(layer) > 0;
+  const bias: TensorSpec[] = biased ? [{ name: "bias", dtype: "F32", shape: [rows] }] : [];
+  const stored = [
+    ...bias,
+    ...cloak
+      ? cloakedSpecs(kvHeads, cloakedRows(heads.map((head) => cache.length(layer, head))), headDim)
+      : rowSpecs(cache.type, rows, headDim),
+  ];
   return {
     name: layerSection(layer),
     tensors: [...lazy, ...stored],
     async bytes() {
       const copied = await copyHeads(cache.rows(layer));
+      const added = copied.map(({ keys, bias }) => bias ?? new Float32Array(keys.length / headDim));
+      const biases = biased ? [bytesOf(joined(added, new Float32Array(rows)))] : [];
       if (cloak) {
-        const plain = [...lazy.map((each) => each.bytes()), ...await coveredBytes(cloak, layer, copied, headDim)];
+        const plain = [
+          ...lazy.map((each) => each.bytes()),
+          ...biases,
+          ...await coveredBytes(cloak, layer, copied, headDim),
+        ];
         return await maskedBytes(cloak, layer, [...lazy, ...stored].map(({ name }) => name), plain);
       }
       const packed = ["keys", "values"].map((what) =>
         packRows(copied.map((head) => head[what as "keys" | "values"]), cache.type, headDim)
       );
       const scales = packed.flatMap(({ scales }) => scales ?? []);
-      return [...lazy.map((each) => each.bytes()), ...scales, ...packed.map(({ numbers }) => numbers)];
+      return [...lazy.map((each) => each.bytes()), ...biases, ...scales, ...packed.map(({ numbers }) => numbers)];
     },
   };
 }
@@ -161,11 +174,14 @@ export async function readLayer(file: SnapshotFile, layer: number, form: LayerFo
   const rowsOf = form.cloak
     ? await uncoveredRows(form.cloak, layer, tensors, { lengths, headDim })
     : { keys: floats("keys", "key_scales"), values: floats("values", "value_scales") };
+  const bias = tensors.get("bias"), added = bias && split(new Float32Array(bias.bytes.buffer));
+  if (added?.some((list) => !list.every(Number.isFinite))) fail("a bias is no finite number");
   const certificate = tensors.has("certificate_counts") ? certificateOf(layer, kvHeads, tensors) : undefined;
   return {
     positions,
     ...(moved && { logical: moved }),
     ...rowsOf,
+    ...(added && { bias: added }),
     ...(predicted && { predicted: split(new Float32Array(predicted.bytes.buffer)) }),
     ...(certificate && { certificate }),
   };
@@ -192,7 +208,7 @@ function checkLayout(
     ...(cloak ? cloakedSpecs(kvHeads, layout.get("keys")?.shape[0] ?? -1, headDim) : rowSpecs(type, rows, headDim)),
     ...(layout.has("certificate_counts") ? certificate : []),
   ];
-  const known = [...needed, list("logical", "I32"), list("predicted", "F32")];
+  const known = [...needed, list("logical", "I32"), list("predicted", "F32"), list("bias", "F32")];
   for (const { name } of needed) if (!layout.has(name)) fail(`it has no ${name}`);
   for (const [name, { dtype, shape }] of layout) {
     const wanted = known.find((each) => each.name === name);

@@ -17,6 +17,7 @@ import { type DecodePlan, type Positions, withPredictions } from "../decode/answ
 import { type MaxCache, resolveMaxCache } from "../decode/max_cache.ts";
 import type { Model } from "../model.ts";
 import { gateScorer } from "../read/policy_inputs.ts";
+import { checkRefit } from "../read/refit.ts";
 import { frameText, NO_FRAME } from "../text/frames.ts";
 import { type ChatFrame, withWords } from "../text/prompt.ts";
 import type { ByteSource } from "./bytes.ts";
@@ -233,8 +234,12 @@ async function fillCache(
   for (let layer = 0; layer < shape.layers; layer++) {
     signal?.throwIfAborted();
     const saved = await readLayer(file, layer, { shape, type, tokens: state.tokens, cloak });
-    const { positions, keys, values } = saved;
-    cache.fill(layer, positions.map((each, head) => ({ positions: each, keys: keys[head], values: values[head] })));
+    const { positions, keys, values, bias } = saved;
+    if (bias) checkRefit("both", cache.backend);
+    cache.fill(
+      layer,
+      positions.map((each, head) => ({ positions: each, keys: keys[head], values: values[head], bias: bias?.[head] })),
+    );
     if (saved.logical) logical.push([...saved.logical]);
     if (saved.predicted) predicted.push(...saved.predicted);
     if (saved.certificate) certificates.push(saved.certificate);

@@ -30,6 +30,7 @@ export interface InsteadOf extends Pick<AppendOptions, "gate" | "outputWeights" 
 export function cannotGoOnReading({ policy, budget, way, ...reading }: Reading, model: Model, keep: Keep | string) {
   if (way !== "layers") return `a text that is read in the way of ${way} is read whole`;
   if ("explain" in reading && reading.explain) return "certificates are of a whole reading";
+  if ("refit" in reading && reading.refit) return "a refit goes by queries that have seen all of the text";
   const asked = typeof keep === "string" ? parseKeep(keep) : keep;
   if ("tokens" in asked && budget.perHead < budget.length) return "a budget in tokens leaves nothing for what is new";
   return cannotGoOn(policy, model.config);

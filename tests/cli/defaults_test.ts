@@ -29,6 +29,7 @@ const LIBRARY = {
   "--keep": DEFAULT_KEEP,
   "--positions": DEFAULTS.positions,
   "--cache-type": DEFAULTS.cacheType,
+  "--refit": DEFAULTS.refit,
   "--backend": DEFAULTS.backend,
   "--dense": DEFAULTS.dense,
   "--max-tokens": DEFAULTS.maxTokens,

@@ -29,6 +29,7 @@ export async function createThreadedBackend(
     detail: own.detail.replace("one thread", `${pool.size} threads`),
     memory: () => memory(own.memory(), pool),
     refits: true,
+    products: (a, b, depth) => own.products!(a, b, depth),
     tensors: own.tensors,
     createRows: (shape, reserve, type = "f32") =>
       checkedRows(shape, reserve, type, (checked) => ThreadedRows.create(place, checked, reserve, type)),

@@ -1,0 +1,92 @@
+/**
+ * Answers kept with and without a refit, question unseen, a JSON line for each cell.
+ *
+ *     deno task bench refit --out refit.jsonl [--tasks niah_single_1,niah_multikey_1] [--samples 10] [--first 0]
+ *       [--length 1k] [--seed 1] [--keep 20%,10%,5%] [--model FILE] [--references 384]
+ *       [--policies kvzip,moved,layer-defensive] [--variants none,both,plain]
+ *
+ * Variants: `none`; `both` and `values`, defensively; `plain` and `plain-1`: both as published, ridge 0.01 and 1, on all
+ * references. The references are the replay's where kvzip is among the policies, else moved queries. Samples are those
+ * that `palisade eval` makes of the same seed. Tasks are chosen by what the full cache solves, beforehand.
+ */
+import { appendFileSync } from "node:fs";
+import process from "node:process";
+import { parseArgs } from "node:util";
+import type { RefitSettings } from "../core/refit/refit.ts";
+import { answerBeside, answerFully } from "../evaluate/sweep/answer.ts";
+import { forkCache, prefillOnce, refitFork } from "../evaluate/sweep/shared_prefill.ts";
+import { makeSample } from "../evaluate/sweep/sweep.ts";
+import { openHaystack } from "../evaluate/tasks/haystack.ts";
+import { scoreAnswer } from "../evaluate/tasks/metrics.ts";
+import { cellGroups, parseCases, parseLengths } from "../evaluate/sweep/plan.ts";
+import { splitList } from "../evaluate/sweep/lists.ts";
+import { openTasks } from "../evaluate/tasks/registry.ts";
+import { loadModel } from "../model/model.ts";
+import { LINE } from "../model/text/frames.ts";
+import { contextIds, questionIds } from "../model/text/prompt.ts";
+import { pullModel } from "../model/store/store.ts";
+import { currentRuntime } from "../runtime/mod.ts";
+
+const option = (otherwise: string) => ({ type: "string", default: otherwise } as const);
+const { values } = parseArgs({
+  args: process.argv.slice(2),
+  options: {
+    out: option("refit.jsonl"),
+    tasks: option("niah_single_1,niah_multikey_1"),
+    samples: option("10"),
+    first: option("0"),
+    length: option("1k"),
+    seed: option("1"),
+    keep: option("20%,10%,5%"),
+    policies: option("kvzip,moved,layer-defensive"),
+    variants: option("none,both,plain"),
+    references: option("384"),
+    model: { type: "string" },
+    haystack: { type: "string" },
+  },
+});
+
+const VARIANTS: Readonly<Record<string, RefitSettings | undefined>> = {
+  none: undefined,
+  both: { refit: "both" },
+  values: { refit: "values" },
+  plain: { refit: "both", defensive: false },
+  "plain-1": { refit: "both", defensive: false, ridges: [1] },
+};
+
+const runtime = await currentRuntime();
+const path = values.model ?? await pullModel("smollm2-135m", runtime);
+await using model = await loadModel(path, runtime, { frame: LINE });
+const { tokenizer, frame, config: { contextLength } } = model;
+const sampling = { seed: Number(values.seed), haystack: await openHaystack(runtime, values.haystack) };
+const cases = parseCases(values.policies, values.keep);
+const tasks = await openTasks(splitList(values.tasks), runtime);
+
+const groups = cellGroups(tasks, parseLengths(values.length), Number(values.samples));
+for (const group of groups.filter(({ sample }) => sample >= Number(values.first))) {
+  const { context, question, answerPrefix, answers, metric, maxNewTokens } = makeSample(model, group, sampling);
+  const ids = contextIds(frame, tokenizer, context);
+  const asked = questionIds(frame, tokenizer, question, answerPrefix), answering = { maxNewTokens, contextLength };
+  using prefill = await prefillOnce(model, ids, cases, { referenceTokens: Number(values.references) });
+  const full = await answerFully(model, prefill.cache, asked, answering);
+  const line = (cell: object) =>
+    appendFileSync(values.out, `${JSON.stringify({ task: group.task.name, sample: group.sample, ...cell })}\n`);
+  line({ policy: "full", keep: 1, variant: "none", score: scoreAnswer(metric, full.text, answers), ms: prefill.ms });
+  for (const { kept, policy, keep } of prefill.cases) {
+    if (!kept) continue;
+    for (const variant of splitList(values.variants)) {
+      using cache = await forkCache(prefill.cache, kept);
+      const settings = VARIANTS[variant], refit = settings && await refitFork(cache, prefill, settings);
+      const { text, kl } = await answerBeside(model, cache, asked, full, answering);
+      const score = scoreAnswer(metric, text, answers);
+      line({
+        policy: policy.name,
+        keep: "fraction" in keep ? keep.fraction : keep,
+        variant,
+        score,
+        kl: kl.mean,
+        refit,
+      });
+    }
+  }
+}
