@@ -7,7 +7,7 @@ import { DEFAULTS } from "../model/defaults.ts";
 import type { Io } from "./io.ts";
 import { obtainModel } from "./obtain.ts";
 import { type OptionTable, type Values, whole } from "./options.ts";
-import { formatBytes } from "./print/format.ts";
+import { formatBytes, formatCount } from "./print/format.ts";
 import type { Progress } from "./print/progress.ts";
 
 /** What help says of the policy taken when none is named (`model/default_policy.ts`). */
@@ -54,12 +54,23 @@ export async function startModel(
       dense: options.dense,
       threads: options.threads,
       signal: io.signal,
-      onNeeded: (bytes) => label += `, ${formatBytes(bytes)} of weights`,
+      onNeeded(weights, needed) {
+        label += `, ${formatBytes(weights)} of weights`;
+        if (!needed) return;
+        const { cache, working, tokens } = needed, { freeBytes = Infinity } = io.runtime.memory();
+        label += `, ${formatBytes(cache + working)} for ${formatCount(tokens)} tokens`;
+        const total = weights + cache + working;
+        if (total > freeBytes && !options.quiet) io.err(shortOf(total, freeBytes));
+      },
       onProgress: (done, total) => progress.update(label, done, total),
     });
   } finally {
     progress.clear();
   }
+}
+
+function shortOf(needed: number, free: number): string {
+  return `note: this takes ${formatBytes(needed)} of memory at least, and ${formatBytes(free)} are free\n`;
 }
 
 /** `auto`, or a number of threads. */

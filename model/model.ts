@@ -13,6 +13,7 @@ import { openGgufFile, openGgufSources } from "./file/gguf/split.ts";
 import { loadPolicy } from "./policy_files/policy_files.ts";
 import { loadSoftTokens, type SoftTokens } from "./policy_files/soft_tokens.ts";
 import { restoreContext, type RestoreOptions } from "./snapshot/restore.ts";
+import { checkRoom, type Expected, type NeededMemory, neededMemory } from "./needed_memory.ts";
 import { modelHash, sourcesHash } from "./store/identity.ts";
 import { shortName } from "./store/short_name.ts";
 import { type ChatFrame, chatFrame } from "./text/prompt.ts";
@@ -46,8 +47,13 @@ export interface LoadOptions {
   readonly gate?: GateChoice;
   /** Most tokens there will be at once (`ConfigOptions`). */
   readonly tokens?: number;
-  /** Called once, before weights are read, with the bytes that they will take at least. */
-  readonly onNeeded?: (bytes: number) => void;
+  /**
+   * What the model is loaded for, where that is known: asked once, before weights are read. Then there must be room for
+   * keys and values too, and a LongRoPE model turns as it was trained to for so many tokens.
+   */
+  readonly expected?: (known: Pick<Model, "frame" | "tokenizer">) => Expected;
+  /** Called once, before weights are read, with the bytes that they, and all together, will take at least. */
+  readonly onNeeded?: (weights: number, needed?: NeededMemory) => void;
   readonly onProgress?: (done: number, total: number) => void;
   readonly signal?: AbortSignal;
 }
@@ -102,7 +108,6 @@ export interface Model extends Device, AsyncDisposable {
 export async function loadModel(source: ModelSource, runtime: Runtime, options: LoadOptions = {}): Promise<Model> {
   const { file, name, hash } = await openSource(source, runtime);
   try {
-    const config = await configOf(file, { tokens: options.tokens });
     const base = tokenizerOf(file.metadata);
     const frame = await chatFrame(file.metadata, base, runtime, {
       system: options.system,
@@ -110,8 +115,19 @@ export async function loadModel(source: ModelSource, runtime: Runtime, options: 
       frame: options.frame,
       signal: options.signal,
     });
-    const tokenizer = base.endingAt(frame.ends);
-    const device = await startDevice(file, config, runtime, options), { backend, dense } = device;
+    const tokenizer = base.endingAt(frame.ends), expected = options.expected?.({ frame, tokenizer });
+    const config = await configOf(file, {
+      tokens: options.tokens ?? expected?.positions ?? expected?.tokens,
+    });
+    const device = await startDevice(file, config, runtime, {
+      ...options,
+      onNeeded(weights, modules) {
+        const needed = expected && neededMemory(config, weights, expected);
+        if (needed) checkRoom(file.name, needed, { limitBytes: runtime.memory().limitBytes, ...modules });
+        options.onNeeded?.(weights, needed);
+      },
+    });
+    const { backend, dense } = device;
     let gate: Promise<Gate> | undefined, known: Promise<string> | undefined;
     const identity = () => known ??= hash();
     const model: Model = {

@@ -8,6 +8,8 @@ import { HostDense } from "./dense/host.ts";
 import { neededBytes } from "./dense/needed.ts";
 import { type DenseChoice, type DensePrecision, type HostDenseChoice, pickDense } from "./dense/pick.ts";
 import { type BackendChoice, type Device, type HostBackendChoice, pickBackend } from "./device.ts";
+import type { HostDenseName } from "./dense/interface.ts";
+import type { Modules } from "./needed_memory.ts";
 import type { GgufFile } from "./file/gguf/reader.ts";
 import { startPool, type ThreadChoice } from "./threads.ts";
 
@@ -19,7 +21,8 @@ export interface DeviceOptions {
   readonly oneEngine?: boolean;
   readonly precision?: DensePrecision;
   readonly threads?: ThreadChoice;
-  readonly onNeeded?: (bytes: number) => void;
+  /** Called with the bytes of weights there will be at least, before any is read, and where they and the cache will be. */
+  readonly onNeeded?: (weights: number, modules: Modules) => void;
   readonly onProgress?: (done: number, total: number) => void;
   readonly signal?: AbortSignal;
 }
@@ -65,8 +68,15 @@ async function startHere(
   try {
     backend = await pickBackend(options.backend, { pool });
     const count = threads === "auto" ? 1 : threads, { limitBytes } = runtime.memory();
-    const dense = new HostDense(await pickDense(file, config, { ...options, threads: count, pool, limitBytes }));
-    const started = backend;
+    const started = backend, modules = pool?.size ?? 1;
+    const onNeeded = (weights: number, engine: HostDenseName) =>
+      options.onNeeded?.(weights, {
+        weightModules: engine === "wasm" || engine === "mixed" ? modules : 0,
+        cacheModules: started.name === "wasm" ? modules : 0,
+      });
+    const dense = new HostDense(
+      await pickDense(file, config, { ...options, threads: count, pool, limitBytes, onNeeded }),
+    );
     return {
       backend: started,
       dense,
@@ -91,7 +101,7 @@ async function startGpu(file: GgufFile, config: ModelConfig, options: DeviceOpti
     import("./dense/gpu/engine.ts"),
   ]);
   const gpu = await openGpu();
-  options.onNeeded?.(neededBytes(file, "webgpu", "blocks"));
+  options.onNeeded?.(neededBytes(file, "webgpu", "blocks"), { weightModules: 0, cacheModules: 0 });
   try {
     const backend = createGpuBackend(gpu);
     const dense = await createGpuDense(file, config, gpu, backend.tensors, options);

@@ -164,6 +164,8 @@ export interface MemoryUse {
   readonly peakRssBytes?: number;
   /** The most this process can have: the machine's memory, or less where a limit is set (cgroup); `undefined` likewise. */
   readonly limitBytes?: number;
+  /** What it can still have without taking from others; `undefined` likewise. */
+  readonly freeBytes?: number;
   /** JavaScript heap in use, bytes. */
   readonly heapBytes?: number;
 }

@@ -1,7 +1,7 @@
 /** Node 20 and later. */
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
-import { availableParallelism, totalmem } from "node:os";
+import { availableParallelism, freemem, totalmem } from "node:os";
 import process from "node:process";
 import { isatty } from "node:tty";
 import { probeGpu } from "./gpu_probe.ts";
@@ -55,7 +55,8 @@ function memory(): MemoryUse {
   const { rss, heapUsed } = process.memoryUsage();
   // Both are counted a little late.
   const peak = Math.max(rss, residentPeak());
-  return { rssBytes: rss, peakRssBytes: peak, heapBytes: heapUsed, limitBytes: limit() };
+  const limitBytes = limit(), freeBytes = Math.min(available(), Math.max(0, limitBytes - rss));
+  return { rssBytes: rss, peakRssBytes: peak, heapBytes: heapUsed, limitBytes, freeBytes };
 }
 
 /** The system's own count where it is to be read, exact; else that of `getrusage`, kibibytes in all runtimes. */
@@ -65,6 +66,15 @@ function residentPeak(): number {
     if (found) return 1024 * Number(found[1]);
   } catch { /* no Linux, or no permission */ }
   return 1024 * process.resourceUsage().maxRSS;
+}
+
+/** Linux counts what it can take back from its caches; elsewhere what nobody uses. */
+function available(): number {
+  try {
+    const found = /^MemAvailable:\s*(\d+) kB$/m.exec(readFileSync("/proc/meminfo", "utf8"));
+    if (found) return 1024 * Number(found[1]);
+  } catch { /* no Linux, or no permission */ }
+  return freemem();
 }
 
 /** Without a limit some runtimes tell 0, others more than there is. */

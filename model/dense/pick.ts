@@ -44,8 +44,8 @@ export interface PickDenseOptions extends DenseOptions {
   readonly pool?: ThreadPool;
   /** The most memory this process can have, bytes: weights beyond it are refused before any is read. */
   readonly limitBytes?: number;
-  /** Called with the bytes of weights there will be at least (`neededBytes`), before any is read. */
-  readonly onNeeded?: (bytes: number) => void;
+  /** Called with the bytes of weights there will be at least (`neededBytes`), and who holds them, before any is read. */
+  readonly onNeeded?: (bytes: number, engine: HostDenseName) => void;
 }
 
 /**
@@ -72,7 +72,7 @@ export async function pickDense(
   const form = weightForm(name === "web" ? "web" : "node", precision, config);
   const needed = neededBytes(file, name, form);
   checkNeeded(file, needed, options.limitBytes);
-  options.onNeeded?.(needed);
+  options.onNeeded?.(needed, name);
   switch (name) {
     case "node":
       return await createNodeEngine(file, config, form, options);

@@ -65,3 +65,17 @@ Deno.test("a risk takes the place of the default budget", async () => {
   const { keep, risk } = JSON.parse(out);
   assert.deepEqual([keep.asked, risk.asked], ["risk 0.3", 0.3]);
 });
+
+Deno.test("ask tells a LongRoPE model how long the text is", async () => {
+  const phi = TINY_MODEL.replace(/[^/]+$/, "phi3-long.gguf"), text = join(folder, "short.txt");
+  await writeFile(text, "A wall");
+  const trained = async (context: string, maxTokens: string) => {
+    const goOn = ["ask", "--context", context, "--question", "", "--model", phi, "--policy", "full", "--json"];
+    const { code, out, err } = await palisade([...goOn, "--max-tokens", maxTokens]);
+    assert.equal(code, 0, err);
+    return JSON.parse(out).health.trained;
+  };
+  assert.equal(await trained(text, "2"), 64, "within the original context");
+  assert.equal(await trained(text, "62"), 1024, "an answer that may go beyond it");
+  assert.equal(await trained(book, "2"), 1024, "a text beyond it");
+});

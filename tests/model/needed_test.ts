@@ -2,7 +2,9 @@ import assert from "node:assert/strict";
 import { fileURLToPath } from "node:url";
 import { neededBytes } from "../../model/dense/needed.ts";
 import { pickDense } from "../../model/dense/pick.ts";
+import type { PalisadeError } from "../../core/errors.ts";
 import { loadModel } from "../../model/model.ts";
+import { checkRoom, type NeededMemory, neededMemory } from "../../model/needed_memory.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
 import { DENSE_MODELS, openTiny, TINY_MODELS } from "../_helper/tiny_models.ts";
 
@@ -45,4 +47,62 @@ Deno.test("loadModel() refuses weights that the process can't hold, with the sum
   await (await load(needed))[Symbol.asyncDispose]();
   assert.ok(read > 0);
   assert.deepEqual(told, [needed, 0], "told before anything is read");
+});
+
+Deno.test("neededMemory() counts what is kept, one layer whole, windows, and hidden states", async () => {
+  await using plain = await openTiny("llama-plain");
+  const { layers, kvHeads, headDim, width, vocabulary } = plain.config, tokens = 1000, entry = 8 * headDim;
+  const whole = neededMemory(plain.config, 7, { tokens });
+  assert.deepEqual([whole.weights, whole.tokens, whole.cache], [7, tokens, layers * kvHeads * tokens * entry]);
+  assert.ok(whole.working >= 4 * (tokens * width + vocabulary));
+  const some = neededMemory(plain.config, 7, { tokens, kept: 0.25, cacheType: "f16" });
+  assert.equal(some.cache, kvHeads * tokens * (0.25 * layers + 0.75) * entry / 2);
+  await using windowed = await openTiny("gemma3-windows");
+  const narrow = neededMemory(windowed.config, 7, { tokens, kept: 0.5 });
+  assert.equal(narrow.cache, (6 * 23 + tokens) * windowed.config.kvHeads * 8 * windowed.config.headDim);
+});
+
+Deno.test("checkRoom() refuses with the sums what the process or the modules can't hold", () => {
+  const needed = { weights: 5e9, cache: 6e9, working: 1e6, tokens: 70000 };
+  const room = { limitBytes: 2e10, weightModules: 2, cacheModules: 2 };
+  checkRoom("m", needed, room);
+  const refusal = (over: Partial<typeof room>, code: string, message: RegExp) =>
+    assert.throws(() => checkRoom("m", needed, { ...room, ...over }), { code, kind: "resources", message });
+  refusal(
+    { limitBytes: 1.1e10 },
+    "memory.short",
+    /5000 MB, keys and values of 70000 tokens 6000 MB .* 11001 MB in all/,
+  );
+  refusal({ weightModules: 1 }, "memory.module", /weights take 5000 MB, and one WebAssembly memory holds 4295 MB/);
+  refusal({ cacheModules: 1 }, "memory.module", /70000 tokens take 6000 MB/);
+  const three = { ...needed, weights: 1.3e10 };
+  const message = /13000 MB, and the 3 WebAssembly memories of the threads hold 12885 MB/;
+  assert.throws(() => checkRoom("m", three, { ...room, weightModules: 3 }), { code: "memory.module", message });
+  checkRoom("m", { ...needed, weights: 9e9 }, { ...room, weightModules: 0 });
+});
+
+Deno.test("loadModel() tells what all will take, and refuses a text that there is no room for, before weights are read", async () => {
+  const runtime = await currentRuntime(), told: (NeededMemory | undefined)[] = [];
+  const load = (tokens: number, path = PATH) =>
+    loadModel(path, runtime, {
+      dense: "wasm",
+      backend: "wasm",
+      expected: ({ tokenizer }) => ({ tokens: tokenizer.vocabulary > 0 ? tokens : 0, positions: 60 }),
+      onNeeded: (_, needed) => told.push(needed),
+    });
+  await using model = await load(100);
+  assert.deepEqual(
+    told,
+    [neededMemory(model.config, model.dense.weightBytes, { tokens: 100 })].map((each) => {
+      return { ...each, weights: told[0]!.weights };
+    }),
+  );
+  await assert.rejects(load(1e9), (error: PalisadeError) => /^memory\.(short|module)$/.test(error.code));
+  await using phi = await load(100, PATH.replace("llama-plain", "phi3-long"));
+  assert.equal(phi.config.contextLength, 64, "turned for a short text");
+});
+
+Deno.test("a runtime tells how much memory is free", async () => {
+  const { freeBytes, limitBytes } = (await currentRuntime()).memory();
+  assert.ok(freeBytes! > 0 && freeBytes! <= limitBytes!, `${freeBytes} of ${limitBytes}`);
 });

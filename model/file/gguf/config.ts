@@ -20,7 +20,7 @@ import {
   requireNumber,
   requireString,
 } from "./fields.ts";
-import { localRope, noRope, type RopeContext, ropeOf } from "./rope.ts";
+import { localRope, noRope, type RopeContext, ropeOf, rotationLimit } from "./rope.ts";
 import { readableTypes } from "../tensor_types.ts";
 import type { GgufFile, GgufValue } from "./types.ts";
 
@@ -29,7 +29,7 @@ const COUNT = { min: 1, max: 2 ** 31 - 1, integer: true };
 export interface ConfigOptions {
   /**
    * Most tokens there will be at once, text, question and answer: LongRoPE (phi3) turns those within the original
-   * context otherwise. More is refused like a text beyond the trained context, which is the default.
+   * context otherwise, which is then where the model's context ends. Default: all that it was trained on.
    */
   readonly tokens?: number;
 }
@@ -67,7 +67,7 @@ export async function configOf(gguf: GgufFile, options: ConfigOptions = {}): Pro
     architecture,
     name: optionalString(gguf, "general.name") ?? gguf.name,
     normEpsilon: requireNumber(gguf, `${architecture}.attention.layer_norm_rms_epsilon`, { min: 0, max: 1 }),
-    contextLength: Math.min(contextLength, options.tokens ?? contextLength),
+    contextLength: rotationLimit(gguf, architecture, contextLength, options.tokens),
     ropes: await ropesOf(gguf, entry, {
       architecture,
       pairs: entry.pairs,

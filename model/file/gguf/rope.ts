@@ -39,6 +39,17 @@ export async function ropeOf(gguf: GgufFile, context: RopeContext): Promise<Rope
   return { pairs: context.pairs, rotated, ...scale(gguf, divided, base, context), ...growthOf(gguf, context) };
 }
 
+/** The context that a choice of factors is good for: within LongRoPE's original one nothing beyond it can follow. */
+export function rotationLimit(gguf: GgufFile, architecture: string, trained: number, tokens = trained): number {
+  if (!gguf.tensors.has(LONG) && !gguf.tensors.has(SHORT)) return trained;
+  const original = originalLength(gguf, architecture);
+  return tokens > original ? trained : Math.min(trained, original);
+}
+
+function originalLength(gguf: GgufFile, architecture: string): number {
+  return requireNumber(gguf, `${architecture}.rope.scaling.original_context_length`, { min: 1, integer: true });
+}
+
 /** RoPE of layers that look back over a window: a base of its own, no scaling. */
 export function localRope(gguf: GgufFile, context: RopeContext): Rope {
   const rotated = rotatedOf(gguf, context);
@@ -68,8 +79,7 @@ function frequenciesOf(base: number, rotated: number): Float64Array {
  */
 function factorsOf(gguf: GgufFile, { architecture, tokens }: RopeContext): string {
   if (!gguf.tensors.has(LONG) && !gguf.tensors.has(SHORT)) return FACTORS;
-  const key = `${architecture}.rope.scaling.original_context_length`;
-  const original = requireNumber(gguf, key, { min: 1, integer: true }), name = tokens > original ? LONG : SHORT;
+  const name = tokens > originalLength(gguf, architecture) ? LONG : SHORT;
   if (gguf.tensors.has(name)) return name;
   throw inputError("gguf.missing", `${gguf.name}: there is no tensor ${name}`, `tensor[${quoted(name)}]`);
 }

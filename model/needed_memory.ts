@@ -1,0 +1,96 @@
+/** What a model and a context will take, known before any weight is read; and whether there is room for it. */
+import { type CacheType, entryBytes } from "../core/cache/entry_type.ts";
+import { resourceError } from "../core/errors.ts";
+import { globalLayers, type ModelShape, reachableEntries } from "../core/shape.ts";
+import type { ModelConfig } from "./config.ts";
+import { CHUNK, stepBytes } from "./decode/layer.ts";
+import { DEFAULTS } from "./defaults.ts";
+
+/** What a model is loaded for. */
+export interface Expected {
+  /** Most tokens there will be at once: text, question and answer. */
+  readonly tokens: number;
+  /** The last position there will be, where that is another. Default `tokens`. */
+  readonly positions?: number;
+  /** Share of them that stays, 0 … 1. Default 1. */
+  readonly kept?: number;
+  /** How keys and values are stored. Default `f32`. */
+  readonly cacheType?: CacheType;
+}
+
+/** Bytes, each at the least. */
+export interface NeededMemory {
+  readonly weights: number;
+  /** Keys and values at the most while reading layer by layer: what is kept, and one layer whole. */
+  readonly cache: number;
+  /** Hidden states of all tokens, and what passes through a layer at once. */
+  readonly working: number;
+  readonly tokens: number;
+}
+
+export function neededMemory(config: ModelConfig, weights: number, expected: Expected): NeededMemory {
+  const { tokens, kept = 1, cacheType = DEFAULTS.cacheType } = expected, { width, vocabulary, headDim } = config;
+  return {
+    weights,
+    cache: Math.ceil(entriesAtMost(config, tokens, kept) * entryBytes(headDim, cacheType)),
+    working: 4 * (tokens * width + vocabulary) + stepBytes(config, Math.min(CHUNK, tokens)),
+    tokens,
+  };
+}
+
+/** Window layers as they are, of the global ones a share, and the rest of the one that is being read. */
+function entriesAtMost(shape: ModelShape, tokens: number, kept: number): number {
+  const globals = globalLayers(shape).length, whole = tokens * shape.kvHeads;
+  const inWindows = reachableEntries(shape, tokens) - globals * whole;
+  return inWindows + kept * globals * whole + (globals > 0 ? (1 - kept) * whole : 0);
+}
+
+/** Modules of our kernels that share the weights, and the cache; 0 where others hold them. */
+export interface Modules {
+  readonly weightModules: number;
+  readonly cacheModules: number;
+}
+
+/** Where it is to be. */
+export interface Room extends Modules {
+  /** The most this process can have, bytes. */
+  readonly limitBytes?: number;
+}
+
+/** What a WebAssembly memory can hold: its addresses have 32 bits. */
+const MODULE_BYTES = 2 ** 32;
+
+/** @throws PalisadeError resources `memory.short`, `memory.module`, with the sums. */
+export function checkRoom(name: string, needed: NeededMemory, room: Room): void {
+  const { weights, cache, working, tokens } = needed, { limitBytes = Infinity, weightModules, cacheModules } = room;
+  const total = weights + cache + working;
+  if (total > limitBytes) {
+    throw resourceError(
+      "memory.short",
+      `Can't load ${name}: its weights take ${mb(weights)}, keys and values of ${tokens} tokens ${
+        mb(cache)
+      } and the work ` +
+        `on them ${mb(working)}, ${mb(total)} in all; this process can have ${
+          mb(limitBytes)
+        } at most: take a smaller ` +
+        "model, or one in fewer bits, or less text",
+      name,
+    );
+  }
+  checkModules(name, "its weights take", weights, weightModules);
+  checkModules(name, `keys and values of ${tokens} tokens take`, cache, cacheModules);
+}
+
+function checkModules(name: string, what: string, bytes: number, modules: number): void {
+  if (modules === 0 || bytes <= modules * MODULE_BYTES) return;
+  const where = modules === 1
+    ? "one WebAssembly memory holds"
+    : `the ${modules} WebAssembly memories of the threads hold`;
+  const message = `Can't load ${name}: ${what} ${mb(bytes)}, and ${where} ${mb(modules * MODULE_BYTES)} at most: use ` +
+    "more threads, a model in fewer bits, or less text";
+  throw resourceError("memory.module", message, name);
+}
+
+function mb(bytes: number): string {
+  return `${Math.ceil(bytes / 1e6)} MB`;
+}
