@@ -84,7 +84,7 @@ async function withModel(
 
 for (const model of DENSE_MODELS) {
   gpuTest(`the dense stages equal the plain loops on ${model}`, async (gpu) => {
-    await withModel(gpu, model, {}, async (dense, plain, tensors) => {
+    await withModel(gpu, model, { precision: "float32" }, async (dense, plain, tensors) => {
       for (const count of COUNTS) await assertSamePieces([dense, tensors], plain, count, TOLERANCES.f32);
     });
   }, { without: ["f16"] });
@@ -122,6 +122,16 @@ gpuTest(
   },
   { without: ["f16"] },
 );
+
+gpuTest("what no product reads is held as float16, or exactly where that is asked for", async (gpu) => {
+  await withModel(gpu, "llama-iq", {}, async (half, plain, tensors) => {
+    await assertSamePieces([half, tensors], plain, 1, 2e-3);
+    await withModel(gpu, "llama-iq", { precision: "float32" }, (exact) => {
+      assert.ok(half.weightBytes < 0.8 * exact.weightBytes, `${half.weightBytes} of ${exact.weightBytes} bytes`);
+      return Promise.resolve();
+    });
+  });
+}, { without: ["f16"] });
 
 gpuTest("the choice is the lowest token of the largest logit, and shows a logit that is no number", async (gpu) => {
   await withModel(gpu, "llama-plain", {}, async (dense, plain, tensors) => {

@@ -62,7 +62,7 @@ function difference(a: ArrayLike<number>, b: ArrayLike<number>): number {
 for (const model of DENSE_MODELS) {
   gpuTest(`${model} on the device gives the logits of transformers`, async (gpu) => {
     const { ids, positions, logits } = await expected(model);
-    await onGpu(gpu, model, {}, async ({ dense, backend }) => {
+    await onGpu(gpu, model, { precision: "float32" }, async ({ dense, backend }) => {
       // All at once, and the last token by itself.
       const last = positions.length - 1, length = positions[last] + 1;
       using cache = new RaggedCache(backend, dense.config);

@@ -49,7 +49,8 @@ export async function createGpuDense(
   const weights = new DeviceWeights(gpu), total = config.layers + 1;
   try {
     // A buffer ends with one word more.
-    const loader = new GpuWeightLoader(weights, file, largest - 4), inputs = inputsOf(config);
+    const exact = options.precision === "float32", inputs = inputsOf(config);
+    const loader = new GpuWeightLoader(weights, file, { largest: largest - 4, exact });
     const layers: Layer[] = [];
     for (const { project, finish } of decoder.layers.slice(0, config.layers)) {
       await breathe(signal);

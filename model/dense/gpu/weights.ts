@@ -1,13 +1,13 @@
 /** Reads a model's tensors into a device's buffers, as they stand in the file. */
 import { inputError } from "../../../core/errors.ts";
 import type { GpuBuffer } from "../../../gpu/device.ts";
-import { KINDS } from "../../../gpu/dense/kinds.ts";
 import type { DeviceOperation } from "../../../gpu/dense/lists.ts";
-import { withoutExperts } from "../experts.ts";
 import type { DeviceWeights, Filling, MatrixPart } from "../../../gpu/dense/weights.ts";
 import type { DenseOperation, TensorRows } from "../../architecture.ts";
+import { withoutExperts } from "../experts.ts";
 import type { GgufFile, GgufTensor } from "../../file/gguf/reader.ts";
-import { rowBytesOf, type TensorType, typeNamed } from "../../file/tensor_types.ts";
+import { rowBytesOf, type TensorType } from "../../file/tensor_types.ts";
+import { halvesOf, heldAs } from "../held.ts";
 
 /** Bytes read from the file at a time. */
 const SLICE = 1 << 22;
@@ -23,18 +23,27 @@ interface Run {
   readonly rowBytes: number;
 }
 
-/** Reads operations and their weights. `largest`: bytes of a buffer at most. */
+export interface LoaderOptions {
+  /** Bytes of a buffer at most. */
+  readonly largest: number;
+  /** No weight may be rounded. */
+  readonly exact: boolean;
+}
+
+/** Reads operations and their weights. */
 export class GpuWeightLoader {
   readonly #weights: DeviceWeights;
   readonly #file: GgufFile;
   readonly #largest: number;
+  readonly #exact: boolean;
   /** Matrices that are whole tensors, by name: the embeddings may be the head. */
   readonly #whole = new Map<string, readonly MatrixPart[]>();
 
-  constructor(weights: DeviceWeights, file: GgufFile, largest: number) {
+  constructor(weights: DeviceWeights, file: GgufFile, { largest, exact }: LoaderOptions) {
     this.#weights = weights;
     this.#file = file;
     this.#largest = largest;
+    this.#exact = exact;
   }
 
   /** A list with its weights on the device. */
@@ -83,7 +92,7 @@ export class GpuWeightLoader {
   #runs(all: readonly TensorRows[]): Run[] {
     const runs: { parts: TensorRows[]; type: TensorType }[] = [];
     for (const part of all) {
-      const type = heldAs(this.#tensor(part).type), last = runs[runs.length - 1];
+      const type = heldAs(this.#tensor(part).type, this.#exact), last = runs[runs.length - 1];
       if (last?.type === type) last.parts.push(part);
       else runs.push({ parts: [part], type });
     }
@@ -137,7 +146,9 @@ export class GpuWeightLoader {
           ArrayBuffer
         >;
     }
-    return async (firstRow, rows) => asBytes(await this.#file.readFloat32(name, { firstRow, rows }));
+    const floats = (firstRow: number, rows: number) => this.#file.readFloat32(name, { firstRow, rows });
+    if (type.name === "F16") return async (first, count) => halvesOf(await floats(first, count), name);
+    return async (first, count) => asBytes(await floats(first, count));
   }
 
   /** Biases of all rows, zeros where a part has none; nothing where no part has. */
@@ -193,9 +204,4 @@ function rowsIn(parts: readonly TensorRows[]): number {
 
 function asBytes({ buffer, byteOffset, byteLength }: Float32Array): Uint8Array<ArrayBuffer> {
   return new Uint8Array(buffer as ArrayBuffer, byteOffset, byteLength);
-}
-
-/** What the device holds a type of the file as: itself where its products read it. */
-export function heldAs(type: TensorType): TensorType {
-  return KINDS.includes(type.id) ? type : typeNamed("F32");
 }

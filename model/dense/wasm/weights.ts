@@ -1,5 +1,4 @@
 /** Copies a model's weights into the kernels' memory: every matrix's rows to the thread that owns them, slice by slice. */
-import { toHalf } from "../../../core/backend/stored_rows.ts";
 import { inputError } from "../../../core/errors.ts";
 import type { Ask, ThreadPool } from "../../../wasm/threads/pool.ts";
 import { BYTE_INPUT_TYPES, Stored } from "../../../wasm/dense/products.ts";
@@ -9,7 +8,8 @@ import { type DensePlan, type MatrixPlan, type PlanOperation, shareRows } from "
 import type { Kernels } from "../../../wasm/module.ts";
 import type { DenseOperation, TensorRows } from "../../architecture.ts";
 import type { GgufFile, GgufTensor } from "../../file/gguf/reader.ts";
-import { rowBytesOf, type TensorType, typeNamed } from "../../file/tensor_types.ts";
+import { rowBytesOf, type TensorType } from "../../file/tensor_types.ts";
+import { halvesOf, heldAs } from "../held.ts";
 
 /** Bytes read from the file at a time. */
 const SLICE_BYTES = 1 << 22;
@@ -321,23 +321,4 @@ function clamp(row: number, most: number): number {
 
 function asBytes({ buffer, byteOffset, byteLength }: Float32Array): Uint8Array {
   return new Uint8Array(buffer, byteOffset, byteLength);
-}
-
-/** The nearest float16 of each weight. @throws PalisadeError `gguf.value` for one that is beyond them. */
-function halvesOf(floats: Float32Array, name: string): Uint8Array {
-  const odd = floats.find((x) => !(Math.abs(x) < MOST_HALF));
-  if (odd !== undefined) {
-    const message = `${name} holds ${odd}, and its type is held as float16, which ends below ${MOST_HALF}`;
-    throw inputError("gguf.value", message, `tensor[${JSON.stringify(name)}]`);
-  }
-  const halves = Uint16Array.from(floats, toHalf);
-  return new Uint8Array(halves.buffer);
-}
-
-/** From here on a number would be rounded to float16's infinity. */
-const MOST_HALF = 65520;
-
-/** What the kernels hold a type of the file as: itself where they multiply it; `exact`: no weight may be rounded. */
-function heldAs(type: TensorType, exact: boolean): TensorType {
-  return type.kernel ? type : typeNamed(exact ? "F32" : type.held ?? "F32");
 }
