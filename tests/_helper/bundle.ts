@@ -2,6 +2,7 @@
 import { copyFileSync, cpSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { build } from "esbuild";
+import { build as buildByVite } from "vite";
 import ts from "typescript";
 import { repositoryFiles, ROOT } from "../../tools/repository.ts";
 
@@ -24,6 +25,7 @@ const COMPILER = {
 
 /** The package in `folder`, as npm would install it: `dist/` and package.json, the packages it needs within reach. */
 async function writePackage(folder: string): Promise<void> {
+  mkdirSync(folder, { recursive: true });
   for (const source of (await repositoryFiles()).filter((file) => ROOMS.test(file))) {
     const target = join(folder, "dist", source.replace(/\.ts$/, ".js"));
     mkdirSync(dirname(target), { recursive: true });
@@ -56,4 +58,34 @@ export async function bundleForBrowsers(folder: string): Promise<string[]> {
   const wasm = "ort-wasm-simd-threaded.wasm";
   copyFileSync(join(ROOT, "node_modules/onnxruntime-web/dist", wasm), join(folder, wasm));
   return Object.keys(metafile.inputs);
+}
+
+/** The same by Vite, with the package where npm puts it. */
+export async function bundleByVite(folder: string): Promise<void> {
+  await writePackage(join(folder, "node_modules/palisade-kv"));
+  const of = (source: string) => join(folder, "node_modules/palisade-kv/dist", `${source}.js`);
+  writeFileSync(join(folder, "page.js"), `export * from "palisade-kv";\n`);
+  await buildByVite({
+    root: folder,
+    configFile: false,
+    logLevel: "silent",
+    build: {
+      target: "es2023",
+      outDir: folder,
+      emptyOutDir: false,
+      reportCompressedSize: false,
+      minify: false,
+      rollupOptions: {
+        input: {
+          palisade: join(folder, "page.js"),
+          ...Object.fromEntries(Object.entries(WORKERS).map(([name, source]) => [name, of(source)])),
+        },
+        // The page's own script is what others import.
+        preserveEntrySignatures: "strict",
+        output: { format: "es", entryFileNames: "[name].js", chunkFileNames: "[name]-[hash].js" },
+      },
+    },
+  });
+  const wasm = "ort-wasm-simd-threaded.wasm";
+  copyFileSync(join(ROOT, "node_modules/onnxruntime-web/dist", wasm), join(folder, wasm));
 }

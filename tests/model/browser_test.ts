@@ -12,7 +12,7 @@ import { openContext } from "../../model/session.ts";
 import { MemorySink } from "../../model/snapshot/bytes.ts";
 import { modelHash } from "../../model/store/identity.ts";
 import { bufferSource, currentRuntime, type Runtime, withFiles } from "../../runtime/mod.ts";
-import { bundleForBrowsers } from "../_helper/bundle.ts";
+import { bundleByVite, bundleForBrowsers } from "../_helper/bundle.ts";
 import { findChromium, launchChromium, NO_CHROMIUM } from "../_helper/chromium.ts";
 import { gateInfo, randomGate } from "../_helper/gate.ts";
 import { type Served, serveRanges } from "../_helper/range_server.ts";
@@ -125,10 +125,13 @@ async function gateFile(): Promise<Uint8Array<ArrayBuffer>> {
 }
 
 /** A page of a server that has the bundle and the model, whole and in two parts. */
-async function withPage(body: (page: Page, requests: readonly string[]) => Promise<void>): Promise<void> {
+async function withPage(
+  bundle: (folder: string) => Promise<void>,
+  body: (page: Page, requests: readonly string[]) => Promise<void>,
+): Promise<void> {
   const folder = mkdtempSync(join(tmpdir(), "palisade-page-"));
-  const inputs = await bundleForBrowsers(folder), [first, second] = splitGguf(MODEL, 2);
-  assert.ok(!inputs.some((name) => /dist\/runtime\/(node|deno|bun)/.test(name) && !name.startsWith("(disabled)")));
+  await bundle(folder);
+  const [first, second] = splitGguf(MODEL, 2);
   const made: Record<string, Served> = {
     "/": { bytes: new TextEncoder().encode("<!doctype html><title>palisade</title>"), type: "text/html" },
     "/model.gguf": { bytes: MODEL, etag: '"1"' },
@@ -154,6 +157,11 @@ async function withPage(body: (page: Page, requests: readonly string[]) => Promi
   }
 }
 
+async function bundleByEsbuild(folder: string): Promise<void> {
+  const inputs = await bundleForBrowsers(folder);
+  assert.ok(!inputs.some((name) => /dist\/runtime\/(node|deno|bun)/.test(name) && !name.startsWith("(disabled)")));
+}
+
 const IN_CHROMIUM = "a page in Chromium loads a model from a Blob, a URL or parts, evicts and answers as Deno does";
 if (findChromium() === undefined) skipped(IN_CHROMIUM, NO_CHROMIUM, "file");
 else {
@@ -163,7 +171,7 @@ else {
     sanitizeOps: false,
     sanitizeResources: false,
     async fn(t) {
-      await withPage(async (page, requests) => {
+      await withPage(bundleByEsbuild, async (page, requests) => {
         const plain: Case = { dense: "wasm", gate: false, policy: "layer-defensive" };
         const expected = await told(plain);
         assert.ok(expected.ids.length > 4);
@@ -218,6 +226,19 @@ else {
           assert.equal(await page.evaluate(codeInPage(`loadModel("a.gguf", runtime)`)), "runtime.no-files");
           assert.equal(await page.evaluate(codeInPage(`urlSource("/nothing.gguf")`)), "url.status");
         });
+      });
+    },
+  });
+  Deno.test({
+    name: "a page that Vite has bundled does the same",
+    sanitizeOps: false,
+    sanitizeResources: false,
+    async fn() {
+      await withPage(bundleByVite, async (page) => {
+        for (const dense of ["wasm", "web"] as const) {
+          const plain: Case = { dense, gate: false, policy: "layer-defensive" };
+          assert.deepEqual(await page.evaluate(inPage(`await urlSource("/model.gguf")`, plain)), await told(plain));
+        }
       });
     },
   });
