@@ -18,6 +18,7 @@ export const GROUPS: readonly CoverageGroup[] = [
   { name: "model/file/", pattern: /^model\/file\// },
   { name: "model/dump/", pattern: /^model\/dump\// },
   { name: "model/text/", pattern: /^model\/text\// },
+  { name: "snapshot files", pattern: /^model\/snapshot\/(format|hash|identity|layers|rows|state|tokens)\.ts$/ },
   { name: "gate files", pattern: /^model\/gate\/file\.ts$/ },
   { name: "sealed and cloaked snapshots", pattern: /^model\/snapshot\/(seal\/|cloak\/(cloak|secrets|file)\.ts$)/ },
   { name: "budget and grammar parsers", pattern: /^(?!tests\/)(.*\/)?(budget|grammar)[^/]*\.ts$/ },
@@ -28,7 +29,7 @@ export const GROUPS: readonly CoverageGroup[] = [
  * because counting branches makes number crunching five to ten times slower.
  */
 export const MEASURED_TESTS =
-  /^tests\/(core\/(?!backend_|cache_)|model\/(gguf|tokenizer|special_tokens|template|prompt|frames|thoughts|safetensors|gate|dump|snapshot\/(seal|cloak))|cli\/(budget|evict(?=_test)))[^/]*_test\.ts$/;
+  /^tests\/(core\/(?!backend_|cache_)|model\/(gguf|tokenizer|special_tokens|template|prompt|frames|thoughts|safetensors|gate|dump|snapshot\/(seal|cloak|format|forms|identity|refusals))|cli\/(budget|evict(?=_test)))[^/]*_test\.ts$/;
 
 export interface GroupCoverage {
   readonly name: string;
