@@ -5,7 +5,7 @@ import type { DumpLayers, EvictOptions, LayerWants } from "../../core/dump/layer
 import type { LayerDump } from "../../core/dump/evict.ts";
 import type { KeyRotation } from "../../core/measure/rotation.ts";
 import { observationFor } from "../../core/measure/window.ts";
-import type { Policy } from "../../core/policy/policy.ts";
+import type { Needs, Policy } from "../../core/policy/policy.ts";
 import type { AttentionShape } from "../../core/shape.ts";
 import type { GateWeights } from "../gate/scorer.ts";
 import { countNotFinite } from "./floats.ts";
@@ -134,12 +134,12 @@ export class Dump implements DumpLayers, AsyncDisposable {
     };
     const rows = this.#queryRows(layer), { window, certificate } = this.#wants!;
     if (wants.policy) {
-      const all = needs.columnSum || needs.columnMax || needs.queryStatistics;
+      const all = wantsAllQueries(needs);
       if (all && rows < this.length) {
         throw lacks(`q, the queries of all ${this.length} tokens (or hidden and wq, and the rotation)`);
       }
       if (rows < window) throw lacks(`q, the queries of the last ${window} tokens`);
-      if (needs.queryStatistics && !this.#rotation) throw this.#lacksRotation(name);
+      if ((needs.queryStatistics || needs.moved) && !this.#rotation) throw this.#lacksRotation(name);
       if ((needs.valueNorms || needs.rows) && !parts.has("v")) throw lacks("v, the values");
       if (needs.valueNorms && !parts.has("wo")) throw lacks("wo, the output projection");
       if (needs.reconstruction && !parts.has("reconstruction")) {
@@ -161,7 +161,7 @@ export class Dump implements DumpLayers, AsyncDisposable {
     const rope: OptionMention = { option: "rope" };
     return inputError(
       "dump.rotation",
-      say`policy ${name} needs queries before RoPE: say how they were turned, ${rope}`,
+      say`policy ${name} needs queries before RoPE, or at other positions: say how they were turned, ${rope}`,
       rope,
     );
   }
@@ -181,7 +181,8 @@ export class Dump implements DumpLayers, AsyncDisposable {
     const values = own.valueNorms || own.rows || wants.certificate;
     const queries = await this.#queries(layer, wants);
     const wo = (own.valueNorms || wants.certificate) && await this.#part(layer, "wo");
-    const keys = own.window || own.columnSum || own.columnMax || own.rows || wants.risk || wants.certificate;
+    const keys = own.window || own.columnSum || own.columnMax || own.moved || own.rows || wants.risk ||
+      wants.certificate;
     return {
       keys: keys ? (await this.#part(layer, "k"))! : NONE,
       values: values ? (await this.#part(layer, "v"))! : NONE,
@@ -197,7 +198,7 @@ export class Dump implements DumpLayers, AsyncDisposable {
 
   async #queries(layer: number, { policy, risk, certificate }: LayerWants): Promise<Float32Array> {
     const { policy: { needs }, ...windows } = this.#wants!, parts = this.#slices[layer];
-    const all = policy && (needs.columnSum || needs.columnMax || needs.queryStatistics);
+    const all = policy && wantsAllQueries(needs);
     const rows = all
       ? this.length
       : Math.max(policy ? windows.window : 0, risk || certificate ? windows.certificate : 0);
@@ -251,6 +252,11 @@ export class Dump implements DumpLayers, AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#container.close();
   }
+}
+
+/** Whether a policy looks at the queries of every token. */
+function wantsAllQueries({ columnSum, columnMax, queryStatistics, moved }: Needs): boolean {
+  return Boolean(columnSum || columnMax || queryStatistics || moved);
 }
 
 async function slicesOf(container: DumpContainer, found: FoundParts) {

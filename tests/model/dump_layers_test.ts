@@ -84,7 +84,7 @@ Deno.test("Dump gives the golden layers for every golden policy, queries from q 
     return rows === 0 ? undefined : { shape: [6, rows, 8], data: Float32Array.from(cut.flat()) };
   };
   for (const rows of [0, 40]) {
-    for (const policy of ["h2o", "expected-attention", "snapkv", "tova"]) {
+    for (const policy of ["h2o", "expected-attention", "snapkv", "tova", "moved"]) {
       await using dump = await open(tiny(slashed, last(rows)), { rope: { theta: 10000 } });
       assert.deepEqual(await keptBy(dump, policy, { keep: { fraction: 0.3 } }), wanted(policy), `${policy} of ${rows}`);
     }
@@ -129,6 +129,7 @@ Deno.test("Dump.prepare() says what a policy lacks", async () => {
     const [policy, message] of [
       ["snapkv", /policy snapkv needs q, the queries of the last 32 tokens: layer 4 of dump\.safetensors has k$/],
       ["expected-attention", /all 50 tokens/],
+      ["moved", /all 50 tokens/],
       ["lagkv", /needs v, the values/],
       ["kvzip", /needs reconstruction/],
       ["judge-q(file=x)", /needs softTokens/],
@@ -145,6 +146,7 @@ Deno.test("Dump.prepare() says what a policy lacks", async () => {
   await using observed = await open({ "layers/0/k": zeros(2, 50, 4), "layers/0/q": zeros(4, 50, 4) });
   await refused(() => keptBy(observed, "random", { explain: true }), "lacks", /^a certificate needs v/);
   await refused(() => keptBy(observed, "expected-attention", {}), "rotation", /say how they were turned, rope/);
+  await refused(() => keptBy(observed, "moved", {}), "rotation", /say how they were turned, rope/);
   await refused(() => keptBy(observed, "critical-adakv", {}), "lacks", /needs v/);
   await using weighed = await open({
     "layers/0/k": zeros(2, 50, 4),
