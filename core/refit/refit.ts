@@ -11,10 +11,10 @@
  * Both ridges are a `ridge` times the mean of the diagonal, so that little evidence changes little.
  *
  * **Defensively.** Least squares means over queries, and forgives itself the rare one that an answer hangs on. So every
- * fourth reference is held out. Of the fits with different ridges that one is taken whose worst held-out references (the
- * mean of the worst part) are served best; then the same fit with the others weighed anew by the errors that it left them
- * with, towards the largest, and half of its step, where they serve better still. A head where none of them beats the old
- * values keeps those, without a bias.
+ * fourth reference is held out. Of the values with different ridges those are taken that serve the worst held-out
+ * references best (the mean of the worst part); then those with the others weighed anew by the errors that they were left
+ * with, towards the largest, and half of the step, where they serve better still. A head where none of them beats the old
+ * values keeps those, without a bias; so does one that kept more entries than there are references to fit them by.
  */
 import { exp, ln } from "../measure/exp.ts";
 import {
@@ -79,7 +79,7 @@ const WORST = 0.05;
 const MUST_WIN = 0.98;
 
 /**
- * The refit of one KV head, or undefined where the head is better left alone: too few references, no solution, or no win
+ * The refit of one KV head, or undefined where the head is better left alone: too few references for its entries, no solution, or no win
  * on those held out. O(t² · references) for each ridge.
  * @throws RangeError when a shape doesn't fit.
  */
@@ -94,21 +94,22 @@ export function refitHead(
   if (references.logSumExp.length < 2 * HELD_OUT || kept.keys.length === 0) return undefined;
   const all = Samples.of(kept, references, headDim, products);
   if (!defensive) {
-    const fitted = fit(all, refit, ridges[0]);
+    const weights = fitWeights(all, refit, ridges[0]), [fitted] = weights ? fitValues(all, weights, [ridges[0]]) : [];
     return fitted && rounded(fitted, worstError(all, all.untouched()), worstError(all, fitted));
   }
   const [training, held] = all.split(HELD_OUT);
-  const before = worstError(held, held.untouched());
-  let best: (Candidate & { readonly ridge: number }) | undefined, least = before * MUST_WIN;
-  const consider = (candidate: Candidate | undefined, ridge: number) => {
-    const error = candidate ? worstError(held, candidate) : Infinity;
-    if (error < least) [best, least] = [{ ...candidate!, ridge }, error];
+  if (training.count < training.kept) return undefined;
+  const before = worstError(held, held.untouched()), weights = fitWeights(training, refit, ridges[0]);
+  let best: Candidate | undefined, least = before * MUST_WIN;
+  const consider = (candidate: Candidate) => {
+    const error = worstError(held, candidate);
+    if (error < least) [best, least] = [candidate, error];
   };
-  for (const ridge of ridges) consider(fit(training, refit, ridge), ridge);
+  if (weights) fitValues(training, weights, ridges).forEach(consider);
   if (!best) return undefined;
-  const { ridge } = best, plain: Candidate = best;
-  consider(fit(training, refit, ridge, towardsWorst(training.errors(plain))), ridge);
-  consider(halfWay(training, plain), ridge);
+  const plain: Candidate = best;
+  fitValues(training, plain.weights, [plain.ridge], towardsWorst(training.errors(plain))).forEach(consider);
+  consider(halfWay(training, plain));
   return rounded(best, before, least);
 }
 
@@ -116,30 +117,31 @@ export function refitHead(
 interface Candidate {
   readonly weights: Float64Array;
   readonly values: Float64Array;
+  readonly ridge: number;
 }
 
-/** `importance`: what each reference weighs, by its root. */
-function fit(
+/** New values with each ridge that has a solution. `roots` of what each reference weighs. */
+function fitValues(
   samples: Samples,
-  refit: RefitSettings["refit"],
-  ridge: number,
+  weights: Float64Array,
+  ridges: readonly number[],
   roots?: Float64Array,
-): Candidate | undefined {
-  const weights = refit === "both" ? fitWeights(samples, ridge, roots) : new Float64Array(samples.kept).fill(1);
-  if (!weights) return undefined;
+): Candidate[] {
   const { kept, count, products } = samples, shares = samples.shares(weights);
   const [x, y] = roots ? [weighed(shares, roots), weighed(samples.outputs, roots)] : [shares, samples.outputs];
-  const matrix = products(x, x, count), strength = ridge * meanDiagonal(matrix, kept);
-  const target = products(x, y, count);
-  for (let i = 0; i < target.length; i++) target[i] += strength * samples.values[i];
-  const values = solve(matrix, kept, strength, target);
-  return values && { weights, values };
+  const matrix = products(x, x, count), target = products(x, y, count), unit = meanDiagonal(matrix, kept);
+  return ridges.flatMap((ridge) => {
+    const values = solve(matrix, kept, ridge * unit, target.map((sum, i) => sum + ridge * unit * samples.values[i]));
+    return values ? [{ weights, values, ridge }] : [];
+  });
 }
 
-function fitWeights({ probabilities, kept, count, products }: Samples, ridge: number, roots?: Float64Array) {
-  const x = roots ? weighed(probabilities, roots) : probabilities;
-  const matrix = products(x, x, count), strength = ridge * meanDiagonal(matrix, kept);
-  const target = products(x, roots ?? new Float64Array(count).fill(1), count).map((sum) => sum + strength);
+/** B; 1 where values alone are fitted. */
+function fitWeights({ probabilities, kept, count, products }: Samples, refit: RefitSettings["refit"], ridge: number) {
+  const ones = new Float64Array(count).fill(1);
+  if (refit === "values") return new Float64Array(kept).fill(1);
+  const matrix = products(probabilities, probabilities, count), strength = ridge * meanDiagonal(matrix, kept);
+  const target = products(probabilities, ones, count).map((sum) => sum + strength);
   const start = solve(matrix, kept, strength, target);
   if (!start) return undefined;
   for (let i = 0; i < kept; i++) matrix[i * kept + i] += strength;
@@ -147,8 +149,8 @@ function fitWeights({ probabilities, kept, count, products }: Samples, ridge: nu
 }
 
 /** A step of half the length: the geometric mean of the weights, the mean of the values. */
-function halfWay({ values: old }: Samples, { weights, values }: Candidate): Candidate {
-  return { weights: weights.map(Math.sqrt), values: values.map((x, i) => (x + old[i]) / 2) };
+function halfWay({ values: old }: Samples, { weights, values, ridge }: Candidate): Candidate {
+  return { weights: weights.map(Math.sqrt), values: values.map((x, i) => (x + old[i]) / 2), ridge };
 }
 
 /** Roots of weights that grow with a reference's error, mean 1: re-weighted least squares towards the fourth power. */
@@ -240,7 +242,7 @@ class Samples {
 
   /** No bias, the old values. */
   untouched(): Candidate {
-    return { weights: new Float64Array(this.kept).fill(1), values: this.values };
+    return { weights: new Float64Array(this.kept).fill(1), values: this.values, ridge: 0 };
   }
 
   /** Softmax over the kept entries with ln `weights` added, `[kept, count]`. A reference that sees none of them has none. */
