@@ -17,6 +17,8 @@ export type Request =
 /** One line from an engine; its first says only what it is, or why it can't run. */
 export interface Reply {
   readonly detail?: string;
+  /** Milliseconds of loading the model; in the first line. */
+  readonly loadMs?: number;
   /** Of a prefill; of each decoded token. */
   readonly ms: number | readonly number[];
   /** Processor milliseconds of the prefill, or of a token. */
@@ -46,6 +48,8 @@ function median(values: readonly number[]): number {
 export class Engine {
   readonly name: string;
   detail = "";
+  /** Milliseconds that the model took to load. */
+  loadMs = NaN;
   rss = 0;
   cacheBytes = 0;
   readonly #process: ChildProcess;
@@ -60,8 +64,10 @@ export class Engine {
   /** Waits until it has loaded the model; false, with the reason printed, where it can't run here. */
   async starts(): Promise<boolean> {
     const { value } = await this.#lines.next();
-    const { detail, error } = value === undefined ? { error: "it ended" } as Reply : JSON.parse(value) as Reply;
+    const reply = value === undefined ? { error: "it ended" } as Reply : JSON.parse(value) as Reply;
+    const { detail, error, loadMs } = reply;
     this.detail = detail ?? "";
+    this.loadMs = loadMs ?? NaN;
     if (error !== undefined) console.log(`(${this.name} is left out: ${error})`);
     return error === undefined;
   }
@@ -94,9 +100,9 @@ export function benchPath(file: string): string {
   return fileURLToPath(new URL(`../${file}`, import.meta.url));
 }
 
-/** Our kernels alone on one thread, at a share of keys kept, 0 to 1. */
-export function palisade(model: string, policy: string, keep: number): Engine {
-  const parameters = ["run", "-A", benchPath("engines/palisade.ts"), model, policy, String(keep)];
+/** Our kernels alone, at a share of keys kept, 0 to 1. */
+export function palisade(model: string, policy: string, keep: number, threads = 1): Engine {
+  const parameters = ["run", "-A", benchPath("engines/palisade.ts"), model, policy, String(keep), String(threads)];
   return new Engine(`palisade keep ${keep * 100} %`, process.execPath, parameters);
 }
 

@@ -1,8 +1,8 @@
 /**
- * Our kernels alone, on one thread, as one of the engines of bench/engines/engine.ts: loads the model, answers each request
+ * Our kernels alone as one of the engines of bench/engines/engine.ts: loads the model, answers each request
  * of a line with a line.
  *
- *     deno run -A bench/engines/palisade.ts MODEL.gguf POLICY KEEP
+ *     deno run -A bench/engines/palisade.ts MODEL.gguf POLICY KEEP [THREADS]
  */
 import process from "node:process";
 import { createInterface } from "node:readline";
@@ -64,9 +64,11 @@ class Ours {
 
 const [path, policy, keep] = [process.argv[2], process.argv[3], Number(process.argv[4])];
 const runtime = await currentRuntime();
-await using model = await loadModel(path, runtime, { backend: "wasm", dense: "wasm", threads: 1 });
+const threads = Number(process.argv[5] ?? 1), begin = performance.now();
+await using model = await loadModel(path, runtime, { backend: "wasm", dense: "wasm", threads });
+const loadMs = performance.now() - begin;
 const ours = new Ours(model, policy, keep);
-console.log(JSON.stringify({ detail: `palisade, keep ${keep * 100} %, ${model.dense.detail}` }));
+console.log(JSON.stringify({ detail: `palisade, keep ${keep * 100} %, ${model.dense.detail}`, loadMs }));
 for await (const line of createInterface({ input: process.stdin })) {
   const request = JSON.parse(line) as Request;
   const reply = request.what === "prefill"

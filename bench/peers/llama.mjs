@@ -9,9 +9,11 @@ import { createInterface } from "node:readline";
 import { getLlama, LlamaLogLevel } from "node-llama-cpp";
 
 const [path, threads, context] = [process.argv[2], Number(process.argv[3]), Number(process.argv[4])];
+const begin = performance.now();
 const llama = await getLlama({ gpu: false, build: "never", maxThreads: threads, logLevel: LlamaLogLevel.error });
 const model = await llama.loadModel({ modelPath: path, gpuLayers: 0 });
 const session = await model.createContext({ contextSize: context, batchSize: 512, threads });
+const loadMs = performance.now() - begin;
 const sequence = session.getSequence();
 
 /** Processor milliseconds of all threads since `from`. */
@@ -45,7 +47,7 @@ const requests = {
   },
 };
 
-console.log(JSON.stringify({ detail: `llama.cpp (node-llama-cpp), full cache, ${threads} thread` }));
+console.log(JSON.stringify({ detail: `llama.cpp (node-llama-cpp), full cache, ${threads} thread`, loadMs }));
 for await (const line of createInterface({ input: process.stdin })) {
   const { what, ...request } = JSON.parse(line);
   const rss = () => process.memoryUsage.rss();

@@ -315,6 +315,9 @@ impl B16 {
         let wide = |x: u8| if signed { x as i8 as i16 } else { x as i16 };
         [0, 1].map(|odd| S8(core::array::from_fn(|i| wide(self.0[2 * i + odd]))))
     }
+    pub fn transpose_words(rows: [Self; 4]) -> [Self; 4] {
+        [0, 1, 2, 3].map(|c| B16(core::array::from_fn(|i| rows[i / 4].0[4 * c + i % 4])))
+    }
     pub fn half_to_ints<const HALF: usize>(self) -> [I4; 2] {
         [0, 4].map(|at| I4(core::array::from_fn(|i| self.0[8 * HALF + at + i] as i8 as i32)))
     }

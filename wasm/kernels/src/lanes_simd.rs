@@ -466,6 +466,11 @@ impl B16 {
         let eight = if HALF == 0 { i16x8_extend_low_i8x16(self.0) } else { i16x8_extend_high_i8x16(self.0) };
         [I4(i32x4_extend_low_i16x8(eight)), I4(i32x4_extend_high_i16x8(eight))]
     }
+    /// Rows of four bytes to columns.
+    #[inline(always)]
+    pub fn transpose_words(rows: [Self; 4]) -> [Self; 4] {
+        F4::transpose(rows.map(|row| F4(row.0))).map(|column| B16(column.0))
+    }
     /// As int32, sixteen int8.
     #[inline(always)]
     pub fn to_ints(self) -> [I4; 4] {

@@ -64,18 +64,26 @@ unsafe fn twos(p: *const u8, s: usize) -> [B16; 2] {
     both(p.add(s / 4 * 32)).map(|bytes| two_bits(bytes, s as u32 % 4 * 2))
 }
 
-/// Puts numbers of 6 bits, `number(row, group)`, where [`six_bits`] finds them: the lower 4 bits of four groups of eight
-/// rows in 16 bytes, of the groups' first two in the lower halves; then the upper 2, of the first four groups in the
-/// lower halves.
-unsafe fn weave_six_bits(groups: usize, to: *mut u8, number: impl Fn(usize, usize) -> u8) {
-    core::ptr::write_bytes(to, 0, groups * 6);
-    for g in 0..groups {
-        for r in 0..ROWS {
-            let (x, place) = (number(r, g), g % 2 * 8 + r);
-            *to.add(g / 4 * 16 + place) |= (x & 15) << (g / 2 % 2 * 4);
-            *to.add(groups * 4 + g / 8 * 16 + place) |= (x >> 4) << (g / 2 % 4 * 2);
-        }
+/// Puts numbers of 6 bits, `(groups, 8)`, where [`six_bits`] finds them: the lower 4 bits of four groups of eight rows in
+/// 16 bytes, of the groups' first two in the lower halves; then the upper 2, of the first two groups in the lowest ones.
+///
+/// # Safety
+/// `to` is writable for six bytes a group.
+unsafe fn weave_six_bits(numbers: &[u8], to: *mut u8) {
+    let (groups, fifteen) = (numbers.len() / ROWS, B16::splat(15));
+    for (j, four) in numbers.chunks_exact(4 * ROWS).enumerate() {
+        let [a, b] = both(four.as_ptr());
+        a.and(fifteen).or(b.and(fifteen).left(4)).store(to.add(16 * j));
     }
+    for (j, eight) in numbers.chunks_exact(8 * ROWS).enumerate() {
+        let high = [0, 1, 2, 3].map(|pair| two_bits(B16::load(eight[16 * pair..].as_ptr()), 4).left(2 * pair as u32));
+        high[0].or(high[1]).or(high[2]).or(high[3]).store(to.add(groups * 4 + 16 * j));
+    }
+}
+
+/// Numbers `(groups, 8)` of eight rows.
+fn numbers<const N: usize>(number: impl Fn(usize, usize) -> u8) -> [u8; N] {
+    core::array::from_fn(|i| number(i % ROWS, i / ROWS))
 }
 
 /// Four of `groups` groups, `4 · j` and so on.
@@ -87,15 +95,13 @@ unsafe fn six_bits(p: *const u8, groups: usize, j: usize) -> [B16; 2] {
     [low[0].or(high.left(4).and(sixteens)), low[1].or(high.left(2).and(sixteens))]
 }
 
-/// Number of 6 bits of group `g`, and the minimum: the first four have theirs together; of the others the upper two sit
-/// in the upper bits of the first.
-unsafe fn six(p: *const u8, g: usize) -> (u8, u8) {
-    let at = |i: usize| *p.add(i);
-    if g < 4 {
-        (at(g) & 63, at(g + 4) & 63)
-    } else {
-        (at(g + 4) & 15 | at(g - 4) >> 6 << 4, at(g + 4) >> 4 | at(g) >> 6 << 4)
-    }
+/// The scales, then the minima of Q4_K and Q5_K: the first four have their 6 bits together; of the others the upper two
+/// sit in the upper bits of the first.
+unsafe fn six(p: *const u8) -> [u8; 16] {
+    let [a, b, c] = [0, 4, 8].map(|at| (p.add(at) as *const u32).read_unaligned());
+    let later = |low: u32, high: u32| low & 0x0f0f_0f0f | high >> 2 & 0x3030_3030;
+    let words = [a & 0x3f3f_3f3f, later(c, a), b & 0x3f3f_3f3f, later(c >> 4, b)];
+    core::mem::transmute(words.map(u32::to_le_bytes))
 }
 
 /// What Q4_K and Q5_K have in common.
@@ -104,8 +110,10 @@ macro_rules! six_bit_minima {
         unsafe fn weave(blocks: [*const u8; ROWS], to: *mut u8) -> bool {
             side_by_side(blocks, 2, to);
             side_by_side(blocks.map(|p| p.add(2)), 2, to.add(16));
-            weave_six_bits(8, to.add(32), |r, g| six(blocks[r].add(4), g).0);
-            weave_six_bits(8, to.add(80), |r, g| six(blocks[r].add(4), g).1);
+            let rows = blocks.map(|p| six(p.add(4)));
+            let numbers: [u8; 16 * ROWS] = numbers(|r, g| rows[r][g]);
+            weave_six_bits(&numbers[..8 * ROWS], to.add(32));
+            weave_six_bits(&numbers[8 * ROWS..], to.add(80));
             false
         }
         #[inline(always)]
@@ -163,10 +171,11 @@ impl Format for Q3K {
     }
     unsafe fn weave(blocks: [*const u8; ROWS], to: *mut u8) -> bool {
         side_by_side(blocks.map(|p| p.add(108)), 2, to);
-        weave_six_bits(16, to.add(16), |r, g| {
+        let numbers: [u8; 16 * ROWS] = numbers(|r, g| {
             let at = |i: usize| *blocks[r].add(96 + i);
             at(g % 8) >> (g / 8 * 4) & 15 | (at(8 + g % 4) >> (g / 4 * 2) & 3) << 4
         });
+        weave_six_bits(&numbers, to.add(16));
         false
     }
     #[inline(always)]
@@ -260,10 +269,11 @@ impl Format for Iq4Xs {
     }
     unsafe fn weave(blocks: [*const u8; ROWS], to: *mut u8) -> bool {
         side_by_side(blocks, 2, to);
-        weave_six_bits(8, to.add(16), |r, g| {
+        let numbers: [u8; 8 * ROWS] = numbers(|r, g| {
             let low = *blocks[r].add(4 + g / 2) >> (g % 2 * 4) & 15;
             low | ((half(blocks[r].add(2)) >> (2 * g) & 3) << 4) as u8
         });
+        weave_six_bits(&numbers, to.add(16));
         false
     }
     #[inline(always)]

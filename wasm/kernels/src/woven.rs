@@ -40,64 +40,46 @@ pub unsafe fn weave<F: Format>(rows: [*const u8; ROWS], blocks: usize, mut to: *
         infinite |= F::weave(here, to);
         to = to.add(ROWS * scale_bytes::<F>());
         for s in 0..F::BLOCK / SLICE {
-            let mut places = [[0u32; 8]; ROWS];
-            for (row, words) in here.into_iter().zip(&mut places) {
-                let [a, b] = F::places(row, s);
-                a.store(words.as_mut_ptr() as *mut u8);
-                b.store(words.as_mut_ptr().add(4) as *mut u8);
-            }
-            weave_slice(&places, F::BITS, to as *mut u32);
+            let places = here.map(|row| F::places(row, s));
+            weave_slice(&places, F::BITS, to);
             to = to.add(ROWS * SLICE * F::BITS / 8);
         }
     }
     infinite
 }
 
-/// `places`: of each row eight words of four places.
+/// `places`: of each row.
 ///
 /// # Safety
 /// `to` is writable for the planes.
 #[inline(never)]
-unsafe fn weave_slice(places: &[[u32; 8]; ROWS], bits: usize, mut to: *mut u32) {
-    let pair = |r: usize, c: usize| [places[r][c], places[r + 4][c]];
-    if bits == 8 {
-        for c in 0..8 {
-            for r in 0..4 {
-                let [low, high] = pair(r, c);
-                to.add(r).write_unaligned(low);
-                to.add(4 + r).write_unaligned(high);
-            }
-            to = to.add(8);
-        }
-        return;
-    }
+unsafe fn weave_slice(places: &[[B16; 2]; ROWS], bits: usize, to: *mut u8) {
     let [four, two, one] = planes(bits);
-    if four {
-        for c in 0..8 {
-            for r in 0..4 {
-                let [low, high] = pair(r, c).map(|x| x & 0x0f0f_0f0f);
-                to.add(r).write_unaligned(low | high << 4);
+    let (fours, twos, upper) = (if four { 128 } else { 0 }, if two { 64 } else { 0 }, if four { 4 } else { 0 });
+    for half in 0..2 {
+        // Of each four places a vector of four rows.
+        let low = B16::transpose_words([0, 1, 2, 3].map(|r: usize| places[r][half]));
+        let high = B16::transpose_words([4, 5, 6, 7].map(|r: usize| places[r][half]));
+        let fifteen = B16::splat(15);
+        for c in 0..4 {
+            if bits == 8 {
+                low[c].store(to.add(128 * half + 32 * c));
+                high[c].store(to.add(128 * half + 32 * c + 16));
+            } else if four {
+                low[c].and(fifteen).or(high[c].and(fifteen).left(4)).store(to.add(64 * half + 16 * c));
             }
-            to = to.add(4);
         }
-    }
-    let upper = if four { 4 } else { 0 };
-    if two {
-        for c in (0..8).step_by(2) {
-            for r in 0..4 {
-                let [[a, b], [c, d]] = [pair(r, c), pair(r, c + 1)].map(|x| x.map(|x| x >> upper & 0x0303_0303));
-                to.add(r).write_unaligned(a | b << 2 | c << 4 | d << 6);
+        if two {
+            let pair = |x: B16| x.right(upper).and(B16::splat(3));
+            for c in [0, 2] {
+                let [a, b] = [c, c + 1].map(|c: usize| pair(low[c]).or(pair(high[c]).left(2)));
+                a.or(b.left(4)).store(to.add(fours + 32 * half + 8 * c));
             }
-            to = to.add(4);
         }
-    }
-    if one {
-        for c in (0..8).step_by(4) {
-            for r in 0..4 {
-                let bit = |i: usize| places[r + i % 2 * 4][c + i / 2] >> (bits - 1) & 0x0101_0101;
-                to.add(r).write_unaligned((0..8).fold(0, |all, i| all | bit(i) << i));
-            }
-            to = to.add(4);
+        if one {
+            let bit = |x: B16| x.right(bits as u32 - 1).and(B16::splat(1));
+            let pairs = [0, 1, 2, 3].map(|c: usize| bit(low[c]).or(bit(high[c]).left(1)).left(2 * c as u32));
+            pairs[0].or(pairs[1]).or(pairs[2]).or(pairs[3]).store(to.add(fours + twos + 16 * half));
         }
     }
 }
