@@ -32,7 +32,7 @@ Deno.test("the embedded and the checked kernels are the built ones", async () =>
   assert.equal(sha256(await readFile(at("tests/data/kernels_checked.wasm"))), hashes.get("checked"));
 });
 
-/** With three types of weights the modules had 140 kB, with sixteen 180, since they are woven 233. */
+/** With three types of weights the modules had 140 kB, with sixteen 180, since they are woven 230. */
 const MOST_BYTES = 240_000;
 
 Deno.test("each module of the package is at most 240 kB", () => {
