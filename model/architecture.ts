@@ -312,23 +312,22 @@ function scale(from: string, factor: number, first: number, width: number, to: s
   return { op: "scale", from, to, factor, first, width };
 }
 
-/** A layer's feed-forward part by the experts that a token is sent to; `bias`: on all that is multiplied. */
+/** A layer's feed-forward part by the experts that a token is sent to. */
 function withExperts(
   finish: readonly DenseOperation[],
   { width, settings, feedForward }: Dimensions,
   block: string,
-  { bias = false, activation = "silu" }: { bias?: boolean; activation?: Activation } = {},
 ): DenseOperation[] {
   const { expert_count: experts = 1, expert_used_count: used = 1 } = settings;
   const inner = settings.expert_feed_forward_length ?? feedForward, chosen = "chosen";
   const stack = (names: readonly string[], rows: number): TensorRows[][] =>
     Array.from({ length: experts }, (_, expert) => {
-      return names.map((name) => ({ tensor: `${block}.ffn_${name}_exps`, first: expert * rows, rows, bias }));
+      return names.map((name) => ({ tensor: `${block}.ffn_${name}_exps`, first: expert * rows, rows, bias: false }));
     });
   const before = finish.slice(0, finish.findIndex(({ to }) => to === "gateUp"));
   return [
     ...before,
-    multiply("x", [{ ...all(`${block}.ffn_gate_inp`, experts), bias }], "router"),
+    multiply("x", [all(`${block}.ffn_gate_inp`, experts)], "router"),
     { op: "choose", from: "router", to: chosen, used },
     {
       op: "expand",
@@ -340,7 +339,7 @@ function withExperts(
       rows: inner,
       weights: stack(["gate", "up"], inner),
     },
-    gate("gateUp", activation, "gated"),
+    gate("gateUp", "silu", "gated"),
     { op: "collect", from: "gated", chosen, to: "fed", used, rows: width, weights: stack(["down"], width) },
     add("residual", "fed", "next"),
   ];

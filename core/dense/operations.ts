@@ -6,6 +6,7 @@
  * Threads are not in the lists: a product needs whole rows and gives a thread some columns of the result, so an engine
  * with several threads sees by itself where they must meet.
  */
+import { exp } from "../measure/exp.ts";
 
 /** `Gains` and `Weights` are how the reader of a list holds them: names in a file, arrays, numbers of buffers. */
 export type Operation<Gains, Weights> =
@@ -48,10 +49,7 @@ export interface Multiply<Weights> {
   readonly rows: number;
 }
 
-/**
- * `activation(a) · b` of a row that holds a and b side by side. `gelu` is the tanh form. `clamped` (gpt-oss): with a at most
- * 7 and b within ±7, a · σ(1.702·a) · (b + 1).
- */
+/** `activation(a) · b` of a row that holds a and b side by side. `gelu` is the tanh form. */
 export interface Gate {
   readonly op: "gate";
   readonly from: string;
@@ -59,7 +57,7 @@ export interface Gate {
   readonly activation: Activation;
 }
 
-export type Activation = "silu" | "gelu" | "clamped";
+export type Activation = "silu" | "gelu";
 
 /** The sum of two values of one width. */
 export interface Add {
@@ -130,18 +128,12 @@ export function hasExperts(operations: readonly Operation<unknown, unknown>[]): 
   return operations.some(({ op }) => op === "expand" || op === "collect");
 }
 
-/** Experts and shares of one token, from its row of numbers; in doubles. */
+/** Experts and shares of one token, from its row of numbers; the same bits in every runtime. */
 export function chosenOf(numbers: ArrayLike<number>, used: number): { experts: number[]; shares: number[] } {
   const experts = Array.from(numbers, (_, i) => i).sort((a, b) => numbers[b] - numbers[a] || a - b).slice(0, used);
-  const weights = experts.map((expert) => Math.exp(numbers[expert] - numbers[experts[0]]));
+  const weights = experts.map((expert) => exp(numbers[expert] - numbers[experts[0]]));
   const total = weights.reduce((sum, weight) => sum + weight, 0);
   return { experts, shares: weights.map((weight) => weight / total) };
-}
-
-/** `clamped` of {@link Gate}. */
-export function clampedGate(a: number, b: number): number {
-  const gate = Math.min(a, 7);
-  return gate / (1 + Math.exp(-1.702 * gate)) * (Math.min(Math.max(b, -7), 7) + 1);
 }
 
 /** Width of every value of a list, its inputs first. RangeError for a value that is read before it is there, or given twice. */

@@ -137,7 +137,6 @@ export class DenseStages {
         return this.#norm(value(operation.from), gains, count, to, runs);
       }
       case "gate": {
-        if (operation.activation === "clamped") throw new RangeError("No shader has a clamped gate");
         const constants = { WIDTH: width, GELU: Number(operation.activation === "gelu") };
         return this.#each(GATE, constants, [value(operation.from), to], count, width);
       }

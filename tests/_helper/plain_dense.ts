@@ -95,7 +95,6 @@ function apply(step: Step, from: (name: string) => number[], epsilon: number): n
       return step.weights.flatMap((layer) => multiply(layer, from(step.from)));
     case "gate": {
       const both = from(step.from), half = both.length / 2;
-      if (step.activation === "clamped") return both.slice(0, half).map((x, i) => clamped(x, both[half + i]));
       const activation = ACTIVATIONS[step.activation];
       return both.slice(0, half).map((x, i) => activation(x) * both[half + i]);
     }
@@ -133,12 +132,6 @@ const ACTIVATIONS = {
   silu: (x: number) => x / (1 + Math.exp(-x)),
   gelu: (x: number) => 0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3))),
 };
-
-/** The gate of gpt-oss. */
-function clamped(gate: number, up: number): number {
-  const a = Math.min(gate, 7), b = Math.max(-7, Math.min(up, 7));
-  return a * (1 / (1 + Math.exp(-1.702 * a))) * (b + 1);
-}
 
 /** Applies `step` to every row of the inputs and joins the rows it gives. */
 function perRow<Names extends string>(

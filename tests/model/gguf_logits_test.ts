@@ -106,9 +106,23 @@ function without(config: ModelConfig, lost: (operation: DenseOperation) => boole
   return { ...config, decoder: { ...decoder, layers, head: list(decoder.head) } };
 }
 
+function changed(config: ModelConfig, change: (operation: DenseOperation) => DenseOperation): ModelConfig {
+  const { decoder } = config;
+  const layers = decoder.layers.map(({ project, finish }) => ({ project, finish: finish.map(change) }));
+  return { ...config, decoder: { ...decoder, layers } };
+}
+
+function oneExpert<O extends DenseOperation>(operation: O): O {
+  return { ...operation, used: 1 };
+}
+
 const LOST: Record<string, [name: string, change: (config: ModelConfig) => ModelConfig]> = {
   "the queries' norms": ["qwen3-plain", (config) => without(config, (each) => each.op === "headNorm" && !each.first)],
   "the keys' norms": ["qwen3-plain", (config) => without(config, (each) => each.op === "headNorm" && !!each.first)],
+  "the second expert": [
+    "qwen3moe-plain",
+    (config) => changed(config, (each) => "used" in each ? oneExpert(each) : each),
+  ],
   "the embeddings' scale": ["granite-plain", (c) => ({ ...c, decoder: { ...c.decoder, embeddingScale: 1 } })],
   "a bias of q, k and v": ["llama-biases", (config) => unbiased(config, /attn_[qkv]$/)],
   "the bias behind attention": ["llama-biases", (config) => unbiased(config, /attn_output$/)],

@@ -3,7 +3,6 @@ import {
   type Add,
   type Choose,
   chosenOf,
-  clampedGate,
   type Gate,
   type HeadNorm,
   type Norm,
@@ -196,11 +195,8 @@ export class Execution {
     const mine = own.total / 2, result = { ranges: [{ column: own.ranges[0].column, columns: mine }], total: mine };
     if (mine === 0) return this.#setOwn(to, width, { ...result, buffer: -1 });
     // This thread has the same columns of gate and up, gates first; half as many are left.
-    const buffer = activation === "clamped" ? this.#clamped(own) : this.#zeros(mine);
-    if (activation !== "clamped") {
-      const both = activation === "gelu" ? this.#geluAsSilu(own) : own.buffer;
-      this.#kernels.check(this.#kernels.call.dense_swiglu(both, mine, this.#count, buffer), "gate");
-    }
+    const both = activation === "gelu" ? this.#geluAsSilu(own) : own.buffer, buffer = this.#zeros(mine);
+    this.#kernels.check(this.#kernels.call.dense_swiglu(both, mine, this.#count, buffer), "gate");
     if (isWhole(value)) this.#setRows(to, width, buffer);
     else this.#setOwn(to, width, { ...result, buffer });
   }
@@ -217,15 +213,6 @@ export class Execution {
         floats[i] *= slope;
         floats[i + half] /= slope;
       }
-    }
-    return this.#buffers.from(floats);
-  }
-
-  #clamped({ buffer, total }: Own): number {
-    const half = total / 2, both = this.#buffers.floats(buffer, this.#count * total);
-    const floats = new Float32Array(this.#count * half);
-    for (let t = 0, to = 0; t < this.#count; t++) {
-      for (let i = t * total; to < (t + 1) * half; i++, to++) floats[to] = clampedGate(both[i], both[i + half]);
     }
     return this.#buffers.from(floats);
   }

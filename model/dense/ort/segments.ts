@@ -185,7 +185,6 @@ function headNorm(operation: HeadNorm<Float32Array>, input: string, width: numbe
 
 /** `activation(a) · b` of an input that holds both halves side by side. */
 function gate(name: string, input: string, activation: Activation): Piece {
-  if (activation === "clamped") throw new RangeError("No graph has a clamped gate");
   const halves = [`${name}.gate`, `${name}.up`], active = `${name}.${activation}`;
   const split = { axis: { int: 1 }, num_outputs: { int: 2 } };
   // QuickGelu with alpha 1 is x·sigmoid(x), which is SiLU; FastGelu is GELU's tanh form.

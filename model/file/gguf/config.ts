@@ -305,9 +305,8 @@ function* expertTensors(
   widths: ReadonlyMap<string, number>,
 ): Generator<readonly [name: string, shape: readonly number[]]> {
   const { weights: { length: experts, 0: first }, rows } = operation, width = widths.get(operation.from)!;
-  for (const { tensor, bias } of first) {
+  for (const { tensor } of first) {
     yield [`${tensor}.weight`, [operation.op === "collect" ? width / operation.used : width, rows, experts]];
-    if (bias) yield [`${tensor}.bias`, [rows, experts]];
   }
 }
 
