@@ -62,6 +62,10 @@ export async function startModel(
         const total = weights + cache + working;
         if (total > freeBytes && !options.quiet) io.err(shortOf(total, freeBytes));
       },
+      onDeviceLost: (why) => {
+        progress.clear();
+        io.err(`${why}; going on without it\n`);
+      },
       onProgress: (done, total) => progress.update(label, done, total),
     });
   } finally {

@@ -1,6 +1,6 @@
 /** An adapter and its device: what was found, with which features and limits. */
 import type { GpuEntry } from "../runtime/gpu.ts";
-import { findGpu } from "../runtime/gpu.ts";
+import { findGpu, withoutComplaints } from "../runtime/gpu.ts";
 import { noDevice } from "./errors.ts";
 
 /** Features that the stages have variants for. */
@@ -57,7 +57,7 @@ export async function openDevice({ without = [], entry }: OpenOptions = {}): Pro
   if (subgroups) features.push("subgroups" as GPUFeatureName);
   const requiredLimits = Object.fromEntries(LIMITS.map((name) => [name, adapter.limits[name]]));
   try {
-    const device = await adapter.requestDevice({ requiredFeatures: features, requiredLimits });
+    const device = await withoutComplaints(() => adapter.requestDevice({ requiredFeatures: features, requiredLimits }));
     return { device, info: { ...info, features: { f16, subgroups } }, instance: [found, adapter] };
   } catch (cause) {
     throw noDevice(`${info.description} gives none (${cause instanceof Error ? cause.message : cause})`, cause);
@@ -71,7 +71,8 @@ export async function lookForDevice(entry?: GpuEntry): Promise<GpuInfo> {
 
 async function findAdapter(entry: GpuEntry): Promise<{ adapter: GPUAdapter; info: GpuInfo }> {
   if ("reason" in entry) throw noDevice(entry.reason);
-  const adapter = await inTime(entry.gpu.requestAdapter({ powerPreference: "high-performance" }));
+  const { gpu } = entry;
+  const adapter = await withoutComplaints(() => inTime(gpu.requestAdapter({ powerPreference: "high-performance" })));
   if (!adapter) throw noDevice("WebGPU is there, but it finds no adapter (GPU or driver)");
   const buffers = adapter.limits.maxStorageBuffersPerShaderStage;
   const { description, emulated } = describe(adapter);

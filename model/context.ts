@@ -85,6 +85,56 @@ export function contextOf(loaded: Model, state: ContextState, rest?: CloakedRest
   return context;
 }
 
+/**
+ * The same context, which is read again by `reopen` where its device fails and `recover` has started another. A question
+ * is then asked again, unless some of its answer was told already; the next one is answered either way.
+ */
+export function recovering(
+  first: Context,
+  recover: (error: unknown) => Promise<boolean>,
+  reopen: () => Promise<Context>,
+): Context {
+  let current = first;
+  const again = async () => {
+    const { ask: _, save: __, [Symbol.dispose]: ___, ...shown } = current = await reopen();
+    insides.set(context, insideOf(current));
+    Object.assign(context, shown);
+  };
+  const context: Context = {
+    ...first,
+    async ask(question, options = {}) {
+      const { told, listening } = listener(options), asked = current;
+      try {
+        return await asked.ask(question, listening);
+      } catch (error) {
+        if (!(await recover(error))) throw error;
+        if (asked === current) {
+          asked[Symbol.dispose]();
+          await again();
+        }
+        if (told()) throw error;
+        return await current.ask(question, options);
+      }
+    },
+    save: (sink, options) => current.save(sink, options),
+    [Symbol.dispose]: () => current[Symbol.dispose](),
+  };
+  insides.set(context, insideOf(first));
+  return context;
+}
+
+/** The same options, and whether anything of an answer was told through them. */
+function listener(options: AskOptions): { told(): boolean; listening: AskOptions } {
+  const { onText, onThinking } = options;
+  let heard = false;
+  const hear = (tell: ((text: string) => void) | undefined) =>
+    tell && ((text: string) => {
+      heard ||= text !== "";
+      tell(text);
+    });
+  return { told: () => heard, listening: { ...options, onText: hear(onText), onThinking: hear(onThinking) } };
+}
+
 /** What a context is made of, for who keeps it: `model/snapshot/cache.ts`. */
 const insides = new WeakMap<Context, Inside>();
 

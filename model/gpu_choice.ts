@@ -47,11 +47,13 @@ const FILE = "webgpu.json";
 
 /** Rates of this process, where nothing can be kept. */
 const known = new Map<string, ProductRates>();
+/** What this process found when it looked first. */
+let looked: Promise<GpuInfo> | undefined;
 
 /** Never rejects for want of a device. */
 export async function judgeGpu(runtime: Runtime, options: JudgeOptions = {}): Promise<GpuVerdict> {
   try {
-    const info = await lookForDevice(options.entry);
+    const info = await (options.entry ? lookForDevice(options.entry) : looked ??= lookForDevice());
     if (info.emulated) return { taken: false, reason: `${info.description} is emulated on the processor`, info };
     return { ...verdict(await ratesOf(runtime, info, options)), info };
   } catch (error) {

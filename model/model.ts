@@ -17,6 +17,7 @@ import { checkRoom, type Expected, type NeededMemory, neededMemory } from "./nee
 import { modelHash, sourcesHash } from "./store/identity.ts";
 import { shortName } from "./store/short_name.ts";
 import { type ChatFrame, chatFrame } from "./text/prompt.ts";
+import type { judgeGpu } from "./gpu_choice.ts";
 import { startDevice } from "./start_device.ts";
 import type { ThreadChoice } from "./threads.ts";
 import { type TextTokenizer, tokenizerOf } from "./text/tokenizer.ts";
@@ -54,6 +55,10 @@ export interface LoadOptions {
   readonly expected?: (known: Pick<Model, "frame" | "tokenizer">) => Expected;
   /** Called once, before weights are read, with the bytes that they, and all together, will take at least. */
   readonly onNeeded?: (weights: number, needed?: NeededMemory) => void;
+  /** Hears why `auto` goes on without the WebGPU device that it had taken: lost, out of memory. */
+  readonly onDeviceLost?: (why: string) => void;
+  /** Whether `auto` takes a WebGPU device, for tests. */
+  readonly judge?: typeof judgeGpu;
   readonly onProgress?: (done: number, total: number) => void;
   readonly signal?: AbortSignal;
 }
@@ -73,6 +78,11 @@ export interface Model extends Device, AsyncDisposable {
   readonly config: ModelConfig;
   readonly tokenizer: TextTokenizer;
   readonly frame: ChatFrame;
+  /**
+   * Where `auto` took a WebGPU device: starts this side in its place when `error` is that device's, and resolves with
+   * whether it is. `backend` and `dense` are others from then on. Contexts of `openContext` call it, and are read again.
+   */
+  recover?(error: unknown): Promise<boolean>;
   /** SHA-256 of the model's file, of all parts in order; hexadecimal. Computed at the first call, which takes time. */
   identity(): Promise<string>;
   /**
@@ -127,7 +137,6 @@ export async function loadModel(source: ModelSource, runtime: Runtime, options: 
         options.onNeeded?.(weights, needed);
       },
     });
-    const { backend, dense } = device;
     let gate: Promise<Gate> | undefined, known: Promise<string> | undefined;
     const identity = () => known ??= hash();
     const model: Model = {
@@ -137,8 +146,13 @@ export async function loadModel(source: ModelSource, runtime: Runtime, options: 
       config,
       tokenizer,
       frame,
-      dense,
-      backend,
+      get dense() {
+        return device.dense;
+      },
+      get backend() {
+        return device.backend;
+      },
+      ...(device.recover && { recover: (error: unknown) => device.recover!(error) }),
       identity,
       gate: () => gate ??= findGate({ name, config, identity }, runtime, options.gate),
       policy: (text) => loadPolicy(text, runtime),

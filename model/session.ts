@@ -10,7 +10,7 @@
 import { breathe } from "../runtime/breathe.ts";
 import { inputError, option, PalisadeError, resourceError } from "../core/errors.ts";
 import type { Policy } from "../core/policy/policy.ts";
-import { type Context, contextOf, type ContextState, laidToRest } from "./context.ts";
+import { type Context, contextOf, type ContextState, laidToRest, recovering } from "./context.ts";
 import { type DecodePlan, withPredictions } from "./decode/answer.ts";
 import { type MaxCache, resolveMaxCache } from "./decode/max_cache.ts";
 import type { Model } from "./model.ts";
@@ -81,6 +81,19 @@ export interface ContextOptions extends Omit<PlanOptions, "policy" | "maxCache">
  * (resources): `memory`.
  */
 export async function openContext(loaded: Model, text: string, options: ContextOptions = {}): Promise<Context> {
+  const open = () => openOnce(loaded, text, options);
+  if (!loaded.recover) return await open();
+  let context: Context;
+  try {
+    context = await open();
+  } catch (error) {
+    if (!(await loaded.recover(error))) throw error;
+    return await open();
+  }
+  return recovering(context, (error) => loaded.recover!(error), open);
+}
+
+async function openOnce(loaded: Model, text: string, options: ContextOptions): Promise<Context> {
   if (typeof text !== "string") throw new TypeError(`openContext() wants a text, not ${typeof text}`);
   if (text.trim() === "") throw inputError("context.empty", "The context has no text in it", option("context"));
   const model = options.frame === undefined ? loaded : reworded(loaded, options.frame), { frame } = model;

@@ -11,6 +11,7 @@ import { type BackendChoice, type Device, type HostBackendChoice, pickBackend } 
 import type { HostDenseName } from "./dense/interface.ts";
 import type { Modules } from "./needed_memory.ts";
 import type { GgufFile } from "./file/gguf/reader.ts";
+import type { judgeGpu } from "./gpu_choice.ts";
 import { startPool, type ThreadChoice } from "./threads.ts";
 
 export interface DeviceOptions {
@@ -25,10 +26,20 @@ export interface DeviceOptions {
   readonly onNeeded?: (weights: number, modules: Modules) => void;
   readonly onProgress?: (done: number, total: number) => void;
   readonly signal?: AbortSignal;
+  /** Hears why `auto` goes on without the WebGPU device that it had taken. */
+  readonly onDeviceLost?: (why: string) => void;
+  /** Whether `auto` takes a WebGPU device, for tests. */
+  readonly judge?: typeof judgeGpu;
 }
 
 /** A device that ends with all it started. */
-export interface StartedDevice extends Device, AsyncDisposable {}
+export interface StartedDevice extends Device, AsyncDisposable {
+  /**
+   * Where `auto` took a WebGPU device and `error` is that device's: starts this side in its place, so that both halves are
+   * others from then on. Resolves with whether it did; the same work may then be tried again.
+   */
+  recover?(error: unknown): Promise<boolean>;
+}
 
 /**
  * The device that the two choices name, with the model's weights. `webgpu` for one of them is `webgpu` for both.
@@ -43,6 +54,9 @@ export async function startDevice(
 ): Promise<StartedDevice> {
   const { backend = DEFAULTS.backend, dense = DEFAULTS.dense } = options;
   if (backend !== "webgpu" && dense !== "webgpu") {
+    // Results that are set beside earlier ones are made where those were.
+    const free = backend === "auto" && dense === "auto" && !options.oneEngine;
+    if (free && await isWanted(runtime, options)) return await startAuto(file, config, runtime, options);
     return await startHere(file, config, runtime, { ...options, backend, dense });
   }
   for (const [name, choice] of [["backend", backend], ["dense", dense]] as const) {
@@ -54,6 +68,61 @@ export async function startDevice(
     throw new PalisadeError("usage", "device.halves", message, { where: option(name) });
   }
   return await startGpu(file, config, options);
+}
+
+async function isWanted(runtime: Runtime, { judge }: DeviceOptions): Promise<boolean> {
+  // Loaded only when wanted: it measures the kernels too.
+  const { taken } = await (judge ?? (await import("./gpu_choice.ts")).judgeGpu)(runtime);
+  return taken;
+}
+
+/** A WebGPU device as long as it lasts, then this side. */
+async function startAuto(
+  file: GgufFile,
+  config: ModelConfig,
+  runtime: Runtime,
+  options: DeviceOptions,
+): Promise<StartedDevice> {
+  const here = async (why: string) => {
+    options.onDeviceLost?.(why);
+    return explained(await startHere(file, config, runtime, { ...options, backend: "auto", dense: "auto" }), why);
+  };
+  let now: StartedDevice;
+  try {
+    now = await startGpu(file, config, options);
+  } catch (error) {
+    if (!isOfGpu(error)) throw error;
+    return await here(error.message);
+  }
+  let moved: Promise<void> | undefined;
+  const move = async (why: string) => {
+    const lost = now;
+    now = await here(why);
+    await lost[Symbol.asyncDispose]();
+  };
+  return {
+    get backend() {
+      return now.backend;
+    },
+    get dense() {
+      return now.dense;
+    },
+    async recover(error) {
+      if (!isOfGpu(error)) return false;
+      await (moved ??= move(error.message));
+      return true;
+    },
+    [Symbol.asyncDispose]: () => now[Symbol.asyncDispose](),
+  };
+}
+
+function isOfGpu(error: unknown): error is PalisadeError {
+  return error instanceof PalisadeError && error.code.startsWith("gpu.");
+}
+
+/** The same device, saying why it is not the WebGPU one. */
+function explained(device: StartedDevice, why: string): StartedDevice {
+  return { ...device, backend: { ...device.backend, detail: `${device.backend.detail}; ${why}` } };
 }
 
 /** Kernels and dense engine on this side, over a pool of threads where there is one. */

@@ -30,3 +30,28 @@ export async function findGpu(load: () => Promise<unknown> = () => import(PACKAG
     return { reason: `navigator.gpu is missing, and the npm package ${PACKAGE} can't be loaded: ${why}` };
   }
 }
+
+/**
+ * Does something that may load Vulkan's loader, which complains on standard error where `XDG_RUNTIME_DIR` is not set: it is
+ * set meanwhile.
+ */
+export async function withoutComplaints<T>(work: () => Promise<T>): Promise<T> {
+  const env = (globalThis as { process?: { env?: Record<string, string | undefined> } }).process?.env;
+  const quiet = env !== undefined && setUnset(env, "XDG_RUNTIME_DIR", "/tmp");
+  try {
+    return await work();
+  } finally {
+    if (quiet) delete env["XDG_RUNTIME_DIR"];
+  }
+}
+
+/** Whether the variable was unset, and could be set. */
+function setUnset(env: Record<string, string | undefined>, name: string, value: string): boolean {
+  try {
+    if (env[name] !== undefined) return false;
+    env[name] = value;
+    return true;
+  } catch {
+    return false;
+  }
+}
