@@ -34,7 +34,7 @@ export const OPTION_NAMES = [
     "think",
     "threads",
   ],
-  ...["salt", "snapshot", "tokens", "topK", "topP", "withText"],
+  ...["salt", "snapshot", "snapshots", "tokens", "topK", "topP", "withText"],
 ] as const;
 
 /** One of {@link OPTION_NAMES}. */

@@ -173,7 +173,7 @@ export function testCommandLine(runtime: string, start: () => Promise<Cli>): voi
     assert.equal(wasm.cache.kept, ts.cache.kept);
   });
 
-  test("ask answers from what read wrote as if it had read the text", async () => {
+  test("ask answers from what read wrote, also sealed and cloaked, as if it had read the text", async () => {
     const folder = mkdtempSync(join(tmpdir(), "palisade-read-")), context = join(folder, "context.txt");
     writeFileSync(context, text(60));
     const engine = ["--model", model, "--backend", "wasm", "--dense", "web", "--threads", "1", "--offline", "--json"];
@@ -186,6 +186,14 @@ export function testCommandLine(runtime: string, start: () => Promise<Cli>): voi
     assert.deepEqual([restored.answers, restored.cache.perLayer], [read.answers, read.cache.perLayer]);
     assert.equal(restored.tokens.reused, read.tokens.context);
     assert.match(await succeed(await cli(), ["snapshots", "verify", out]), /: whole$/m);
+    const key = join(folder, "my.key"), secret = join(folder, "secret.palisade"), by = ["--key-file", key];
+    await succeed(await cli(), ["snapshots", "key", key]);
+    await succeed(await cli(), ["read", ...reading, ...engine, "--encrypt", "--cloak", ...by, "--out", secret]);
+    const opened = JSON.parse(await succeed(await cli(), [...asked, "--snapshot", secret, ...by, "--cloak"]));
+    assert.deepEqual(opened.answers, read.answers);
+    const shut = await (await cli())([...asked, "--snapshot", secret]);
+    assert.deepEqual([shut.code, shut.stdout], [3, ""]);
+    assert.match(shut.stderr, /pass its key file or passphrase/);
   });
 
   test("ask refuses --keep 0 with exit code 3", async () => {

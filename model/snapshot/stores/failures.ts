@@ -1,9 +1,9 @@
 /** What stores on servers refuse alike. */
-import { inputError, type PalisadeError, resourceError } from "../../../core/errors.ts";
+import { inputError, option, type PalisadeError, resourceError } from "../../../core/errors.ts";
 import type { ByteRange } from "../store.ts";
 
 /** Where refusals about a store are. */
-export const WHERE = "snapshots";
+export const WHERE = option("snapshots");
 
 /** Input `store.url`. */
 export function badPlace(message: string): PalisadeError {
