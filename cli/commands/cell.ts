@@ -4,7 +4,6 @@ import { type CellRequest, MAX_LINE, openCell, parseCell, runCell } from "../../
 import { DEFAULTS } from "../../model/defaults.ts";
 import { command } from "../command.ts";
 import { ENGINE } from "../engine.ts";
-import { failureText } from "../failure.ts";
 import { EXIT, EXIT_CODES, type Io } from "../io.ts";
 import type { OptionTable, Values } from "../options.ts";
 import { createProgress, type Progress } from "../print/progress.ts";
@@ -53,7 +52,8 @@ async function cells(options: Options, io: Io, [path]: readonly string[]): Promi
     } catch (error) {
       progress.clear();
       if (io.signal.aborted || !(error instanceof PalisadeError)) throw error;
-      const { kind, code: name, where } = error, message = failureText(error);
+      // Lines have fields where other commands have flags.
+      const { kind, code: name, where, message } = error;
       code = EXIT[kind];
       io.out(
         `${JSON.stringify({ error: { kind, code: name, where, message }, cell: request ?? line.slice(0, 200) })}\n`,

@@ -1,6 +1,6 @@
 /** What the command line must do the same way in every runtime. Runtimes differ only in how they start it. */
 import assert from "node:assert/strict";
-import { existsSync, mkdtempSync, readdirSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type ChildResult, runChild } from "../../tools/child.ts";
@@ -8,7 +8,7 @@ import { ROOT } from "../../tools/repository.ts";
 import { skipped } from "../_helper/skip.ts";
 
 /** Starts palisade with these arguments, from a folder that is not the checkout. */
-export type Cli = (args: readonly string[]) => Promise<ChildResult>;
+export type Cli = (args: readonly string[], input?: Uint8Array) => Promise<ChildResult>;
 
 /** Longest one command may take, seconds. */
 const COMMAND_TIMEOUT = 120;
@@ -21,7 +21,8 @@ export function commandLine(
 ): Cli {
   const cwd = mkdtempSync(join(tmpdir(), "palisade-smoke-"));
   const environment = { NO_COLOR: "1", XDG_CACHE_HOME: join(cwd, "cache"), ...env };
-  return (args) => runChild(program, [...before, ...args], { cwd, env: environment, timeout: COMMAND_TIMEOUT });
+  const options = { cwd, env: environment, timeout: COMMAND_TIMEOUT };
+  return (args, input) => runChild(program, [...before, ...args], { ...options, input });
 }
 
 /** A committed GGUF of random weights, or nothing while there is none. */
@@ -149,6 +150,21 @@ export function testCommandLine(runtime: string, start: () => Promise<Cli>): voi
     assert.equal(code, 2);
     assert.equal(stdout, "");
     assert.notEqual(stderr, "");
+  });
+
+  test("evict keeps the golden sets of a dump, from its file and from a pipe", async () => {
+    const golden = (name: string) => join(ROOT, "tests/data/golden", name), dump = golden("tiny-L97.safetensors");
+    const { kept } = JSON.parse(readFileSync(golden("tiny-L97.kept.json"), "utf8"));
+    const [r] = Object.keys(kept), keep = String(Math.round((1 - Number(r)) * 1e12) / 1e12);
+    const asked = ["--policy", "layer-defensive@reference", "--keep", keep];
+    const byFile = await (await cli())(["evict", dump, ...asked]);
+    const piped = await (await cli())(["evict", "-", ...asked], readFileSync(dump));
+    for (const { code, stdout, stderr } of [byFile, piped]) {
+      assert.equal(code, 0, stderr);
+      const lines = stdout.trimEnd().split("\n").map((line) => JSON.parse(line));
+      for (const { layer, head, kept: ours } of lines) assert.deepEqual(ours, kept[r]["layer-defensive"][layer][head]);
+      assert.equal(lines.length, 6);
+    }
   });
 
   const model = tinyModel();
