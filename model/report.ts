@@ -22,7 +22,7 @@ export interface LayerReport {
   readonly heads: readonly number[];
 }
 
-/** What `--json` prints: answers, and the figures of the run. */
+/** Answers, and the figures of the run. */
 export interface Report {
   /** The first question's answer. */
   readonly answer: string;

@@ -17,5 +17,5 @@ Deno.test("coverageByGroup() fails below 90 %, without files, and for code no te
   assert.equal(core(lcov("core/errors.ts", [...nine, "0"]), ["core/errors.ts"]).ok, false);
   assert.equal(core("", []).ok, false);
   assert.deepEqual(core("", ["core/errors.ts"]).unloaded, ["core/errors.ts"]);
-  assert.deepEqual(core("", ["core/shape.ts"]).unloaded, [], "types only");
+  assert.deepEqual(core("", ["core/policy/policy.ts"]).unloaded, [], "types only");
 });
