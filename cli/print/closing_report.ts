@@ -26,6 +26,7 @@ export function reportText(report: Report): string {
   const total = keep.entries + cache.evicted, { windows } = report;
   const lines = [
     ["context", `${formatCount(tokens.context)} tokens, ${report.model}`],
+    ...(tokens.reused > 0 ? [["reused", reusedText(report)]] : []),
     [
       "kept",
       `${formatCount(keep.entries)} of ${formatCount(total)} entries (${formatShare(keep.entries, total)}), ` +
@@ -89,6 +90,11 @@ function refitText({ refit, heads, of, before, after, tokens, ms }: NonNullable<
   const what = refit === "both" ? "biases and values" : "values";
   const won = heads === 0 ? "" : `: largest errors from ${before.toFixed(2)} to ${after.toFixed(2)} of an output`;
   return `${what} of ${heads} of ${of} heads, judged by queries of ${tokens} tokens held out${won}, ${formatMs(ms)}`;
+}
+
+function reusedText({ tokens, ms }: Report): string {
+  const share = tokens.reused === tokens.context ? "all of them" : `${formatCount(tokens.reused)} tokens`;
+  return `${share} from a snapshot, restored in ${formatMs(ms.restore)}`;
 }
 
 function riskText(risk: NonNullable<Report["risk"]>, tokensPerHead: number): string {

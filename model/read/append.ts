@@ -8,7 +8,7 @@ import type { LayerRows } from "../../core/backend/interface.ts";
 import { Temporaries, type Tensor } from "../../core/backend/tensor.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
 import { ScoreLists } from "../../core/cache/score_lists.ts";
-import type { Budget, Policy } from "../../core/policy/policy.ts";
+import type { Budget, Needs, Policy } from "../../core/policy/policy.ts";
 import type { LayerChange } from "../../core/select/candidates.ts";
 import { Eviction, keepsAll } from "../../core/select/eviction.ts";
 import { type AtAttention, layerStep, stepBytes } from "../decode/layer.ts";
@@ -28,10 +28,12 @@ export interface AppendOptions extends Omit<ReadOptions, "softTokens" | "worstCa
 
 export type AppendResult = Pick<ReadResult, "activationBytes" | "ms" | "predicted">;
 
+/** What of a policy's needs can be measured of new entries alone. */
+const MEASURED: ReadonlySet<string> = new Set<keyof Needs>(["window", "kernel", "gate", "rows", "valueNorms", "file"]);
+
 /** Why a context can't be gone on with by this policy; undefined when it can. */
 export function cannotGoOn({ name, needs }: Policy, { windows }: Pick<ModelConfig, "windows">): string | undefined {
-  const whole = (["columnSum", "columnMax", "reconstruction", "softTokens", "queryStatistics"] as const)
-    .find((need) => needs[need]);
+  const whole = Object.entries(needs).some(([need, wanted]) => wanted && !MEASURED.has(need));
   if (whole) return `${name} judges an entry by what all of the context makes of it`;
   return windows.some((window) => window > 0) ? "the model has layers that look back a limited way" : undefined;
 }

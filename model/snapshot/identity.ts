@@ -65,7 +65,7 @@ export async function modelIdentity(
     shape: `${layers} layers, ${heads} heads over ${kvHeads}, width ${headDim}, ${vocabulary} tokens`,
     weights: typesOf(file.tensors.values()),
     rope: taggedHash([["rope", JSON.stringify(config.ropes, plainArrays)], ["trained", String(config.contextLength)]]),
-    tokenizer: taggedHash(metadataOf(file.metadata, (key) => key.startsWith("tokenizer.") && key !== TEMPLATE)),
+    tokenizer: tokenizerHash(file),
     template: templateHash(file.metadata, frame),
     frame: JSON.stringify([frame.kind, frameText(frame.words)]),
     model: await identity(),
@@ -74,6 +74,17 @@ export async function modelIdentity(
 }
 
 const TEMPLATE = "tokenizer.chat_template";
+
+/** Vocabularies are long, and stay as they are. */
+const tokenizers = new WeakMap<object, string>();
+
+function tokenizerHash(file: Pick<Model["file"], "metadata">): string {
+  const known = tokenizers.get(file);
+  if (known !== undefined) return known;
+  const hash = taggedHash(metadataOf(file.metadata, (key) => key.startsWith("tokenizer.") && key !== TEMPLATE));
+  tokenizers.set(file, hash);
+  return hash;
+}
 
 /** Tensor types and how many tensors of each, `F32 61, Q4_1 211`. */
 function typesOf(tensors: Iterable<{ readonly type: { readonly name: string } }>): string {

@@ -144,6 +144,11 @@ Deno.test("nothing is kept unasked: off, standard input, a cap that is too small
   const told = await palisade(["ask", ...MODEL, ...ASK, ...BUDGET, ...place, "--context", book], { interactive: true });
   assert.match(told.err, /^Kept for next time: .* in .*nothing \(--snapshots off keeps nothing\)$/m);
   assert.equal((await files()).length, 1);
+  const again = await palisade(["ask", ...MODEL, ...ASK, ...BUDGET, ...place, "--context", book], {
+    interactive: true,
+  });
+  assert.match(again.err, /^reused +all of them from a snapshot, restored in /m);
+  assert.doesNotMatch(again.err, /Kept for next time/);
   await ok("read", ...MODEL, ...BUDGET, "--context", grown, ...place);
   assert.equal((await files()).length, 2, "read keeps what it is told to");
   await refused(4, /too little/, "read", ...MODEL, ...BUDGET, "--context", grown, ...place, "--snapshots-cap", "1kB");

@@ -153,6 +153,8 @@ Deno.test("what can't be gone on with is read whole, and the miss says so", asyn
   const cases: [ContextOptions, RegExp][] = [
     [{ policy: "h2o" }, /h2o judges an entry by what all of the context makes of it/],
     [{ policy: "kvzip" }, /kvzip judges/],
+    [{ policy: "moved" }, /moved judges/],
+    [{ policy: "expected-attention" }, /expected-attention judges/],
     [{ keep: "40" }, /a budget in tokens leaves nothing/],
     [{ keep: undefined, risk: 0.3 }, /in the way of risk/],
   ];
