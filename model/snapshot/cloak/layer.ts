@@ -59,7 +59,7 @@ export async function uncoveredRows(
  * What else of a layer tells tokens: in the first layer, scores and sizes follow from a token alone. A tensor's place in
  * this list is part of the format.
  */
-const MASKED = ["largest", "predicted", "certificate_figures", "certificate_masses"];
+const MASKED = ["largest", "predicted", "certificate_figures", "certificate_masses", "bias"];
 
 /** Purposes of masks: those below are the file's. */
 const FIRST_PURPOSE = 16, PURPOSES = 16;

@@ -77,6 +77,19 @@ Deno.test("scores, certificates, moved positions and a text that is gone on with
   assert.deepEqual((await gone.ask("", ASK)).ids, (await plain.ask("", ASK)).ids);
 });
 
+Deno.test("biases of refitted entries are masked in a cloaked file, and come back to the bit, also from rest", async () => {
+  using context = await openContext(model, TEXT, { policy: "defensive", keep: "40%" });
+  const { values } = await context.cache.rows(0).copyRows(1);
+  const bias = Float32Array.from({ length: context.cache.length(0, 1) }, (_, i) => 0.25 + i / 7);
+  context.cache.refit(0, 1, { values, bias });
+  const bytes = await savedBytes(context, { cloak: KEY }), written = new Uint8Array(bias.buffer);
+  assert.ok(holds(await savedBytes(context), written) && !holds(bytes, written));
+  using restored = await model.restore(bytesSource(bytes), { secret: KEY });
+  assert.deepEqual((await restored.cache.rows(0).copyRows(1)).bias, bias);
+  using resting = await model.restore(bytesSource(bytes), { secret: KEY, cloak: true });
+  assert.deepEqual((await resting.ask(QUESTION, ASK)).ids, (await restored.ask(QUESTION, ASK)).ids);
+});
+
 Deno.test("a text that grew is read on behind a secret snapshot, by the secret alone", async () => {
   const options = { policy: "defensive", keep: "50%" } as const;
   using context = await openContext(model, TEXT, options);
