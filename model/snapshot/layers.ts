@@ -25,7 +25,7 @@ export interface SavedLayer {
   readonly keys: readonly Float32Array[];
   readonly values: readonly Float32Array[];
   /** What attention adds to the rows' logits, where a refit had it so. */
-  readonly bias?: readonly Float32Array[];
+  readonly bias?: readonly (Float32Array | undefined)[];
   readonly predicted?: readonly Float32Array[];
   readonly certificate?: LayerCertificate;
 }
@@ -181,7 +181,8 @@ export async function readLayer(file: SnapshotFile, layer: number, form: LayerFo
     positions,
     ...(moved && { logical: moved }),
     ...rowsOf,
-    ...(added && { bias: added }),
+    // Zeros stand for a head that was not refitted.
+    ...(added && { bias: added.map((list) => list.some((bias) => bias !== 0) ? list : undefined) }),
     ...(predicted && { predicted: split(new Float32Array(predicted.bytes.buffer)) }),
     ...(certificate && { certificate }),
   };
