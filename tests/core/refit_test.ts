@@ -91,11 +91,12 @@ function worst({ keys, values }: KeptRows, bias: Float32Array, { queries, output
 }
 
 Deno.test("refitHead(), defensively, serves the worst references better, and says by how much", () => {
-  const rows = goldenRows(), got = refitHead(rows, REFERENCES, 8, { refit: "both" })!;
+  const rows = goldenRows(), got = refitHead(rows, REFERENCES, 8, { refit: "both", mostLeft: Infinity })!;
   assert.ok(got.after < got.before);
   const before = worst(rows, new Float32Array(14), REFERENCES);
   assert.ok(worst({ keys: rows.keys, values: got.values }, got.bias, REFERENCES) < before);
-  const values = refitHead(rows, REFERENCES, 8, { refit: "values" })!;
+  assert.equal(refitHead(rows, REFERENCES, 8, { refit: "both", mostLeft: got.after }), undefined, "too much is left");
+  const values = refitHead(rows, REFERENCES, 8, { refit: "values", mostLeft: Infinity })!;
   assert.ok(values.bias.every((bias) => bias === 0));
 });
 

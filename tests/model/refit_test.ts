@@ -73,10 +73,10 @@ Deno.test("the references of a repeated context are queries of its prompts, aske
   }
 });
 
-for (const policy of ["kvzip", "moved", "snapkv", "layer-defensive"]) {
+for (const policy of ["kvzip", "moved", "kvzip(compete=head)", "layer-defensive"]) {
   Deno.test(`openContext() with ${policy} and a refit serves held-out queries better, and keeps the same entries`, async () => {
     await using model = await tinyModel("wasm");
-    const options: ContextOptions = { policy, keep: "25%" };
+    const options: ContextOptions = { policy, keep: "70%" };
     using plain = await openContext(model, TEXT, options);
     using refitted = await openContext(model, TEXT, { ...options, refit: "both" });
     const { layers, kvHeads } = model.config, { refit } = refitted;
@@ -108,10 +108,11 @@ for (const policy of ["kvzip", "moved", "snapkv", "layer-defensive"]) {
 Deno.test("refitFork() gives what openContext() gives", async () => {
   await using model = await tinyModel("wasm");
   const ids = contextIds(model.frame, model.tokenizer, TEXT), policy = resolvePolicy("kvzip");
-  using prefill = await prefillOnce(model, ids, [{ policy, keep: { fraction: 0.25 } }], { referenceTokens: 384 });
+  using prefill = await prefillOnce(model, ids, [{ policy, keep: { fraction: 0.7 } }], { referenceTokens: 384 });
   using fork = await forkCache(prefill.cache, prefill.cases[0].kept!);
   await refitFork(fork, prefill, { refit: "both" });
-  using context = await openContext(model, TEXT, { policy, keep: "25%", refit: "both" });
+  using context = await openContext(model, TEXT, { policy, keep: "70%", refit: "both" });
+  assert.ok(fork.biased > 0);
   for (let layer = 0; layer < model.config.layers; layer++) {
     assert.deepEqual(await copyHeads(fork.rows(layer)), await copyHeads(context.cache.rows(layer)));
   }
@@ -145,7 +146,7 @@ Deno.test("a refit is refused where it can't be", async () => {
 
 Deno.test("a refitted context is saved and restored with its biases, cloaked or not, and its certificate says less", async () => {
   const model = await snapshotModel();
-  using context = await openContext(model, TEXT, { policy: "snapkv", keep: "25%", refit: "both", explain: true });
+  using context = await openContext(model, TEXT, { policy: "kvzip", keep: "70%", refit: "both", explain: true });
   assert.ok(context.cache.biased > 0);
   const { certificate } = reportOf(model, context, [], { keepAsked: "25%", loadMs: 0 });
   const [layer] = certificate!.layers;
