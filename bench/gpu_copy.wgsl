@@ -1,0 +1,11 @@
+// The device's copy ceiling: to[i] = numbers[i], 16 bytes each. One invocation copies one; params[0] bounds them.
+
+@group(0) @binding(0) var<storage, read> params: array<u32>;
+@group(0) @binding(1) var<storage, read> numbers: array<vec4f>;
+@group(0) @binding(2) var<storage, read_write> to: array<vec4f>;
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) local: u32) {
+  let i = (group.y * groups.x + group.x) * 256u + local;
+  if (i < params[0]) { to[i] = numbers[i]; }
+}
