@@ -334,6 +334,7 @@ fn sum_of(part: vec4f, lane: u32) -> vec4f {
   return parts[0];
 }
 
+// The same by subgroups, whose threads are neighbours in all implementations that are known.
 // subgroups: fn sum_of_subgroups(part: vec4f, lane: u32, within: u32, size: u32) -> vec4f {
 // subgroups:   let sum = subgroupAdd(part);
 // subgroups:   if (within == 0u) {

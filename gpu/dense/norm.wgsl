@@ -37,6 +37,7 @@ fn sum_of(part: f32, lane: u32) -> f32 {
   return parts[0];
 }
 
+// The same by subgroups, whose threads are neighbours in all implementations that are known.
 // subgroups: fn sum_of_subgroups(part: f32, lane: u32, within: u32, size: u32) -> f32 {
 // subgroups:   let sum = subgroupAdd(part);
 // subgroups:   if (within == 0u) {

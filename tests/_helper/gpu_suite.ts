@@ -1,6 +1,6 @@
 /**
- * The backend's suite for an adapter of another process or of a page: each case by name, with why it failed. Names no
- * runtime.
+ * The suite for an adapter of another process or of a page, the backend's cases and some whole models: each by name, with
+ * why it failed. Names no runtime.
  */
 import { createReferenceBackend } from "../../core/backend/reference.ts";
 import type { CacheType } from "../../core/cache/entry_type.ts";
@@ -8,6 +8,7 @@ import { createGpuBackend } from "../../gpu/backend/backend.ts";
 import { openGpu } from "../../gpu/device.ts";
 import type { GpuFeatures } from "../../gpu/open.ts";
 import { goldenKept } from "./golden_kept.ts";
+import { gpuModel } from "./gpu_models.ts";
 import { ONE_SIZE, PARITY_CASES } from "./parity.ts";
 import { onThisSide } from "./this_side.ts";
 
@@ -25,8 +26,18 @@ export interface GpuOutcome {
 /** Cases whose rows are wide, and slow where a GPU is emulated. */
 const TOO_SLOW = /cuts long inputs|logits in the thousands/;
 
-/** `read`: the bytes of a golden file; `narrow`: rows of a narrower type too. */
-export async function gpuSuite(read: (name: string) => Promise<Uint8Array>, narrow: boolean): Promise<GpuOutcome> {
+export interface GpuSuiteOptions {
+  /** The bytes of a golden file. */
+  readonly read: (name: string) => Promise<Uint8Array>;
+  /** Rows of a narrower type too. */
+  readonly narrow: boolean;
+  /** Tiny models whose logits are compared, and the bytes of their files. */
+  readonly models: readonly string[];
+  readonly readModel: (name: string) => Promise<Uint8Array<ArrayBuffer>>;
+}
+
+/** Runs all cases. */
+export async function gpuSuite({ read, narrow, models, readModel }: GpuSuiteOptions): Promise<GpuOutcome> {
   using gpu = await openGpu();
   const cases: [string, string][] = [];
   const run = async (name: string, body: (backend: ReturnType<typeof onThisSide>) => Promise<void>) => {
@@ -46,6 +57,9 @@ export async function gpuSuite(read: (name: string) => Promise<Uint8Array>, narr
     }
   }
   await run("golden kept sets", (backend) => goldenKept(backend, [97], read));
+  for (const name of models) {
+    cases.push([`logits of ${name}`, await gpuModel(gpu, name, readModel).catch((error) => String(error))]);
+  }
   const { description, emulated, features } = gpu.info, { bytes, spare } = gpu.memory;
   return { description, emulated, features, cases, held: bytes - spare };
 }

@@ -1,9 +1,10 @@
 /**
- * The backend's suite on the other emulated feature sets: SwiftShader in Deno has neither 16-bit floats nor subgroups, in
+ * The backend's suite and some whole models on the other emulated feature sets: SwiftShader in Deno has neither 16-bit floats nor subgroups, in
  * a page of Chromium and in Node's Dawn it has subgroups. (The device of this process, lavapipe, has 16-bit floats.)
  */
 import assert from "node:assert/strict";
 import { existsSync } from "node:fs";
+import { readFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
@@ -60,6 +61,9 @@ async function pageScript(): Promise<Uint8Array<ArrayBuffer>> {
 
 const FLAGS = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-unsafe-swiftshader"];
 
+/** The model whose logits a page computes: norms of heads, and products of four types. */
+const MODEL = "qwen3-plain";
+
 const IN_CHROMIUM = "webgpu: the suite in a page of Chromium, with subgroups";
 if (findChromium() === undefined) skipped(IN_CHROMIUM, NO_CHROMIUM);
 else {
@@ -77,13 +81,17 @@ else {
       for (const name of ["tiny-L97.safetensors", "tiny-L97.kept.json"]) {
         files.set(`/${name}`, { bytes: await readGolden(name) });
       }
+      for (const name of [`${MODEL}.gguf`, `${MODEL}.logits.json`]) {
+        const bytes = await readFile(fileURLToPath(new URL(`../data/models/${name}`, import.meta.url)));
+        files.set(`/${name}`, { bytes: new Uint8Array(bytes) });
+      }
       const browser = await launchChromium(FLAGS);
       try {
         await using server = await serveRanges((path) => files.get(path));
         const page = await browser.newPage();
         await page.goto(server.url);
         await page.waitForFunction("globalThis.runGpuSuite !== undefined");
-        assertOutcome(await page.evaluate("runGpuSuite()") as GpuOutcome, { f16: false, subgroups: true });
+        assertOutcome(await page.evaluate(`runGpuSuite(["${MODEL}"])`) as GpuOutcome, { f16: false, subgroups: true });
       } finally {
         await browser.close();
       }
