@@ -9,6 +9,7 @@ import { DeviceWeights } from "../gpu/dense/weights.ts";
 import { type GpuDevice, type GpuInfo, openGpu, type OpenOptions } from "../gpu/device.ts";
 import { lookForDevice } from "../gpu/open.ts";
 import type { Runtime } from "../runtime/interface.ts";
+import { writeWhole } from "../runtime/output.ts";
 import { VERSION } from "../runtime/version.ts";
 import { multiply, Stored } from "../wasm/dense/products.ts";
 import { Kernels } from "../wasm/module.ts";
@@ -96,16 +97,9 @@ async function writeRates(runtime: Runtime, rates: Record<string, ProductRates>)
   const { host } = runtime;
   if (!host) return;
   try {
-    const folder = cacheFolder(runtime), path = host.join(folder, FILE), part = `${path}.new`;
+    const folder = cacheFolder(runtime);
     await host.makeFolder(folder);
-    await host.remove(part);
-    const sink = await host.create(part, { temporary: true });
-    try {
-      await sink.write(new TextEncoder().encode(`${JSON.stringify(rates, null, 2)}\n`));
-    } finally {
-      await sink.close();
-    }
-    await host.rename(part, path);
+    await writeWhole(runtime, host.join(folder, FILE), new TextEncoder().encode(`${JSON.stringify(rates, null, 2)}\n`));
   } catch (error) {
     if (!(error instanceof PalisadeError)) throw error;
   }
