@@ -100,16 +100,25 @@ const READ = new Set([
     "calibrate --kinds",
     "evict --gate",
     "cell --model",
+    "snapshots verify --passphrase-file",
+    "snapshots verify --key-file",
+    "snapshots show --passphrase-file",
+    "snapshots show --key-file",
+    "read --passphrase-file",
+    "read --key-file",
+    "ask --passphrase-file",
+    "ask --key-file",
   ],
 ]);
 
 /** What the value of an option is called when it is no file. */
 const NO_FILE = new Set(
-  "text amount name name|text share n mode type t p when place size url seconds task#n policy part=name theta".split(
-    " ",
-  ).map((
-    name,
-  ) => `<${name}>`),
+  "text amount name name|text share n mode type t p when place size what url seconds task#n policy part=name theta"
+    .split(
+      " ",
+    ).map((
+      name,
+    ) => `<${name}>`),
 );
 
 function optionsOf(command: Command, path: readonly string[] = []): { name: string; value: string }[] {
