@@ -6,9 +6,8 @@ import type { S3Client } from "@aws-sdk/client-s3";
 import { PalisadeError } from "../../../core/errors.ts";
 import { EXTENSION } from "../folder_store.ts";
 import { type ByteRange, checkSnapshotName, missingSnapshot, type SnapshotInfo, type SnapshotStore } from "../store.ts";
-import { badPlace, checkRange, missingPackage, pieces, storeFailure } from "./failures.ts";
-
-type Sdk = typeof import("@aws-sdk/client-s3");
+import { loadS3Client, type Sdk } from "./clients.ts";
+import { badPlace, checkRange, pieces, storeFailure } from "./failures.ts";
 
 /** S3 takes parts from 5 MiB on, but for the last, and 10,000 of them. */
 const PART_BYTES = 2 ** 23;
@@ -73,15 +72,6 @@ export function parseS3Url(text: string): Bucket {
   // A URL may hold a password before an @.
   const shown = /[@:]/.test(text.slice(5)) ? `${text.slice(0, 5)}…` : JSON.stringify(text.slice(0, 80));
   throw badPlace(`Can't use ${shown} as a store of snapshots: want ${wanted}`);
-}
-
-/** Loads the SDK; `load` stands in for the import in tests. @throws PalisadeError resources `store.package`. */
-export async function loadS3Client(load: () => Promise<Sdk> = () => import("@aws-sdk/client-s3")): Promise<Sdk> {
-  try {
-    return await load();
-  } catch (cause) {
-    throw missingPackage("in S3", "@aws-sdk/client-s3@3.1175.0", cause);
-  }
 }
 
 /** What the SDK's errors have. */

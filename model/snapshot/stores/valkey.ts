@@ -9,7 +9,8 @@ import type { Redis } from "ioredis";
 import { PalisadeError } from "../../../core/errors.ts";
 import { parseRedisUrl, reasonOf } from "../../redis_address.ts";
 import { type ByteRange, checkSnapshotName, missingSnapshot, type SnapshotInfo, type SnapshotStore } from "../store.ts";
-import { badPlace, checkRange, missingPackage, pieces, storeFailure } from "./failures.ts";
+import { loadValkeyClient } from "./clients.ts";
+import { badPlace, checkRange, pieces, storeFailure } from "./failures.ts";
 
 /** All keys lie in one slot of a cluster: what the braces hold decides. */
 const PREFIX = "palisade:{snapshots}:";
@@ -80,15 +81,6 @@ export async function valkeyStore(url: string, options: ValkeyOptions = {}): Pro
   }
   connected = true;
   return new ValkeyStore(redis, address.shown, options.partBytes ?? PART_BYTES);
-}
-
-/** Loads ioredis; `load` stands in for the import in tests. @throws PalisadeError resources `store.package`. */
-export async function loadValkeyClient(load = () => import("ioredis")): Promise<typeof import("ioredis").Redis> {
-  try {
-    return (await load()).Redis;
-  } catch (cause) {
-    throw missingPackage("on a Valkey server", "ioredis@6.0.0", cause);
-  }
 }
 
 function translated(place: string, error: Error): Error {

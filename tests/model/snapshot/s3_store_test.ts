@@ -1,7 +1,8 @@
 import assert from "node:assert/strict";
 import process from "node:process";
 import { openStore } from "../../../model/snapshot/stores/open.ts";
-import { loadS3Client, parseS3Url, s3Store } from "../../../model/snapshot/stores/s3.ts";
+import { loadS3Client } from "../../../model/snapshot/stores/clients.ts";
+import { parseS3Url, s3Store } from "../../../model/snapshot/stores/s3.ts";
 import { currentRuntime } from "../../../runtime/mod.ts";
 import { freePort } from "../../_helper/redis.ts";
 import { findMoto, setCredentials, startS3 } from "../../_helper/s3.ts";
