@@ -8,8 +8,9 @@ import process from "node:process";
 export function promptSecret(question: string, signal: AbortSignal): Promise<string> {
   const { stdin, stderr } = process;
   signal.throwIfAborted();
-  stderr.write(question);
+  // First no echo, then the question: who answers it at once is not shown either.
   stdin.setRawMode(true);
+  stderr.write(question);
   stdin.setEncoding("utf8");
   stdin.resume();
   return new Promise<string>((resolve, reject) => {
