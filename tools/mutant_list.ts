@@ -40,8 +40,8 @@ export const MUTANTS: readonly Mutant[] = [
   {
     name: "the window is shifted by one",
     file: "core/measure/observe.ts",
-    find: "length - window + t + 1, row)",
-    replace: "length - window + t, row)",
+    find: "const visible = length - window + t + 1, ",
+    replace: "const visible = length - window + t, ",
     tests: OBSERVE,
   },
   {

@@ -2,6 +2,7 @@
  * The frame's own tokens stay. What the chat template writes in front of the text, its system turn above all, and the
  * words before it tell a model what it is to do; they are few, and no score that looks for what the text says knows them
  * to be needed. So every policy of ours protects them, as it does its sinks, for as long as that leaves the text room.
+ * Where a risk finds the budget they are protected whatever it finds: its search begins with all of the text.
  */
 import type { Budget, Policy } from "../../core/policy/policy.ts";
 

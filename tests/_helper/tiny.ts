@@ -4,9 +4,11 @@ import { keptOfAll } from "../../core/select/eviction.ts";
 import { type Keep, resolveBudget } from "../../core/select/budget.ts";
 import type { LayerDump } from "../../core/dump/evict.ts";
 import type { Budget, Needs, Observation, Policy } from "../../core/policy/policy.ts";
+import { attendUnmasked } from "../../core/backend/unmasked.ts";
+import { isMoved, largestOfGroup } from "../../core/measure/moved.ts";
 import { queriesBeforeRotation, QueryStatistics } from "../../core/measure/query_statistics.ts";
 import { resolvePolicy } from "../../core/policy/registry.ts";
-import type { KeyRotation } from "../../core/measure/rotation.ts";
+import { type KeyRotation, rotateRows } from "../../core/measure/rotation.ts";
 import type { AttentionShape } from "../../core/shape.ts";
 import type { Tensor } from "./safetensors.ts";
 
@@ -134,6 +136,7 @@ async function observeThrough(
   const wo = dump.wo!;
   const norms = needs.valueNorms &&
     await rows.valueNorms(wo, wo.length / (shape.heads * shape.headDim), needs.valueNorms);
+  const moved = needs.moved && await movedThrough(backend, rows, dump, needs.moved.every);
   rows.free();
   const { reconstruction, gate, softTokens } = dump;
   const given = {
@@ -141,6 +144,7 @@ async function observeThrough(
     reconstruction,
     gate,
     softTokens,
+    ...(moved && { moved }),
     ...(needs.queryStatistics && statistics(dump, shape, needs)),
   };
   return { layer, shape, length, window, ...columns, ...measured, ...given };
@@ -160,6 +164,22 @@ async function columnsThrough(
 }
 
 /** Taken in chunk by chunk, as a reader does. */
+/** Every `every`-th query, turned behind the end. */
+async function movedThrough(
+  backend: Backend<Float32Array>,
+  rows: LayerRows<Float32Array>,
+  { queries, queryRows: length, rotation }: LayerDump,
+  every: number,
+): Promise<Float32Array> {
+  const { shape } = rows, { heads, headDim } = shape, sampled: number[] = [];
+  for (let t = 0; t < length; t++) if (isMoved(t, length, every)) sampled.push(t);
+  const turned = queries.slice();
+  rotateRows(turned, headDim, new Int32Array(heads * length).fill(length), rotation!);
+  const asked = Float32Array.from(sampled.flatMap((t) => [...byToken(turned, heads, headDim, t, 1)]));
+  const { columnMax } = await attendUnmasked(backend.tensors, rows, asked, sampled.length, { columnMax: true });
+  return largestOfGroup(columnMax!, shape);
+}
+
 function statistics({ queries, queryRows, rotation }: LayerDump, shape: AttentionShape, { queryStatistics }: Needs) {
   const sums = new QueryStatistics(shape, queryRows, queryStatistics!);
   const row = shape.heads * shape.headDim, all = queriesBeforeRotation(queries, shape, rotation!);

@@ -37,7 +37,8 @@ function compiled(): string {
   const inFolder = (path: string) =>
     readdirSync(join(ROOT, path), { recursive: true }).map(String).filter((name) => name.endsWith(".ts"))
       .map((name) => join(path, name));
-  const others = ["model/file/safetensors.ts", "model/file/gguf/float16.ts", "runtime/features.ts"];
+  const files = ["safetensors.ts", "safetensors_header.ts", "strict_json.ts"].map((name) => `model/file/${name}`);
+  const others = [...files, "model/file/gguf/float16.ts", "runtime/features.ts"];
   const rooms = ["core", "wasm"].flatMap(inFolder);
   const sources = [...rooms, ...others, SCRIPT];
   const compilerOptions = {
