@@ -2,7 +2,6 @@
 import { sha256 } from "@noble/hashes/sha2.js";
 import { bytesToHex } from "@noble/hashes/utils.js";
 import { type PalisadeError, resourceError } from "../core/errors.ts";
-import { probeGpu } from "./gpu_probe.ts";
 import type { Hasher, Runtime, SandboxOptions, Thread } from "./interface.ts";
 import { type SandboxReply, timeoutError } from "./sandbox_error.ts";
 import { hasThreads } from "./features.ts";
@@ -93,7 +92,6 @@ export const browserRuntime: Runtime = {
   memory: () => ({ heapBytes: globals.performance?.memory?.usedJSHeapSize }),
   isTerminal: () => false,
   sha256: hasher,
-  probeGpu,
   runSandboxed,
   startThread,
 };

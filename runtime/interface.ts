@@ -152,11 +152,6 @@ export interface SandboxOptions {
   readonly signal?: AbortSignal;
 }
 
-/** A GPU, or the reason there is none. */
-export type GpuProbe =
-  | { readonly available: true; readonly description: string; readonly fallback: boolean }
-  | { readonly available: false; readonly reason: string };
-
 export interface MemoryUse {
   /** Resident set of the process in bytes; `undefined` where the runtime doesn't say (browsers). */
   readonly rssBytes?: number;
@@ -224,9 +219,6 @@ export interface Runtime {
   memory(): MemoryUse;
   /** Whether somebody looks. */
   isTerminal(stream: "stdin" | "stdout" | "stderr"): boolean;
-
-  /** Asks for a WebGPU adapter. Never rejects and answers within `timeoutMs` (default 3000). */
-  probeGpu(timeoutMs?: number): Promise<GpuProbe>;
 
   /**
    * Calls the default export of a module in a worker of its own with `message` (structured clone) and returns its

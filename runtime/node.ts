@@ -4,7 +4,6 @@ import { readFileSync } from "node:fs";
 import { availableParallelism, freemem, totalmem } from "node:os";
 import process from "node:process";
 import { isatty } from "node:tty";
-import { probeGpu } from "./gpu_probe.ts";
 import type { Cores, Hasher, MemoryUse, Runtime } from "./interface.ts";
 import { inputError, type PalisadeError } from "../core/errors.ts";
 import { openFile, readBytes, readText } from "./node_files.ts";
@@ -105,7 +104,6 @@ export const nodeRuntime: Runtime = {
   cores,
   memory,
   isTerminal: (stream) => isatty(DESCRIPTOR[stream]),
-  probeGpu,
   runSandboxed,
   startThread,
 };

@@ -135,6 +135,25 @@ Deno.test("no device is an error that says what was looked for", async () => {
   await assert.rejects(openGpu({ entry: { gpu: refusing } }), { ...missing, message: /busy/ });
 });
 
+Deno.test("an adapter is told without its vendor's number, and a rasteriser on the CPU as one", async () => {
+  const llvmpipe = { vendor: "65541", architecture: "", description: "llvmpipe (LLVM 15.0.6, 256 bits)" };
+  const cases: [unknown, string, boolean][] = [
+    [llvmpipe, "llvmpipe (LLVM 15.0.6, 256 bits)", true],
+    [{ vendor: "maker", architecture: "chip", description: "Model 1" }, "maker chip Model 1", false],
+    [{ vendor: "maker", isFallbackAdapter: true }, "maker", true],
+    [{ vendor: "0x10de", device: "Model 1" }, "Model 1", false],
+    [{ vendor: "4318", device: "8711" }, "unnamed", false],
+  ];
+  const limits = { maxStorageBuffersPerShaderStage: 10, maxStorageBufferBindingSize: 2, maxBufferSize: 1 };
+  for (const [info, description, emulated] of cases) {
+    const gpu = { requestAdapter: () => Promise.resolve({ info, limits, features: new Set(["shader-f16"]) }) };
+    assert.deepEqual(await lookForDevice({ gpu: gpu as unknown as GPU }), {
+      ...{ description, emulated, maxBinding: 1, maxBuffer: 1 },
+      features: { f16: true, subgroups: false },
+    });
+  }
+});
+
 Deno.test("findGpu() takes the npm package where the runtime has none, and says what is missing", async () => {
   const own = Object.getOwnPropertyDescriptor(globalThis, "navigator")!;
   Object.defineProperty(globalThis, "navigator", { value: {}, configurable: true });

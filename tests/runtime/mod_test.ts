@@ -1,6 +1,5 @@
 import assert from "node:assert/strict";
 import { browserRuntime } from "../../runtime/browser.ts";
-import { probeGpu } from "../../runtime/gpu_probe.ts";
 import { currentRuntime, runtimeName } from "../../runtime/mod.ts";
 import { hasRelaxedSimd, hasSimd128, hasThreads } from "../../runtime/features.ts";
 
@@ -52,50 +51,6 @@ Deno.test("browserRuntime refuses paths and has no host", async () => {
   assert.equal(browserRuntime.host, undefined);
   for (const promise of [browserRuntime.openFile("a.gguf"), browserRuntime.readText("-")]) {
     await assert.rejects(promise, { code: "runtime.no-files", kind: "resources" });
-  }
-});
-
-/** Runs `body` with `navigator.gpu` replaced. */
-async function withGpu(gpu: unknown, body: () => Promise<void>): Promise<void> {
-  const before = Object.getOwnPropertyDescriptor(globalThis, "navigator")!;
-  Object.defineProperty(globalThis, "navigator", { value: { gpu }, configurable: true });
-  try {
-    await body();
-  } finally {
-    Object.defineProperty(globalThis, "navigator", before);
-  }
-}
-
-Deno.test("probeGpu() describes the adapter, or says why there is none, and never waits longer than told", async () => {
-  const info = { vendor: "maker", architecture: "chip", description: "Model 1" };
-  const cases: [unknown, unknown][] = [
-    [undefined, /no WebGPU/],
-    [{ requestAdapter: () => Promise.resolve(null) }, /finds no adapter/],
-    [{ requestAdapter: () => Promise.reject(new Error("driver fell over")) }, /driver fell over/],
-    [{ requestAdapter: () => new Promise(() => {}) }, /within 50 ms/],
-    [{ requestAdapter: () => Promise.resolve({ info }) }, "maker chip Model 1"],
-  ];
-  for (const [gpu, expected] of cases) {
-    await withGpu(gpu, async () => {
-      const probe = await probeGpu(50);
-      if (probe.available) assert.deepEqual(probe, { available: true, description: expected, fallback: false });
-      else assert.match(probe.reason, expected as RegExp);
-    });
-  }
-});
-
-Deno.test("probeGpu() leaves out a vendor's number and names a software rasteriser as one", async () => {
-  const llvmpipe = { vendor: "65541", architecture: "", description: "llvmpipe (LLVM 15.0.6, 256 bits)" };
-  const cases: [unknown, unknown][] = [
-    [llvmpipe, { description: "software only: llvmpipe (LLVM 15.0.6, 256 bits)", fallback: true }],
-    [{ vendor: "maker", isFallbackAdapter: true }, { description: "software only: maker", fallback: true }],
-    [{ vendor: "0x10de", device: "Model 1" }, { description: "Model 1", fallback: false }],
-    [{ vendor: "4318", device: "8711" }, { description: "unnamed adapter", fallback: false }],
-  ];
-  for (const [info, expected] of cases) {
-    await withGpu({ requestAdapter: () => Promise.resolve({ info }) }, async () => {
-      assert.deepEqual(await probeGpu(50), { available: true, ...expected as object });
-    });
   }
 });
 
