@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
+import { refusalOf } from "../../_helper/refusal.ts";
 import fc from "fast-check";
-import { PalisadeError } from "../../../core/errors.ts";
 import type { CopiedRows } from "../../../core/backend/interface.ts";
 import { rotateRows } from "../../../core/measure/rotation.ts";
 import { cloakOf, maskedIds, newCloak } from "../../../model/snapshot/cloak/file.ts";
@@ -180,37 +180,30 @@ Deno.test("what can't be cloaked is refused", async () => {
   await assert.rejects(Cloak.of(KEY, SALT.slice(1)), RangeError);
 });
 
-async function codeOf(work: Promise<unknown>): Promise<string> {
-  try {
-    await work;
-  } catch (error) {
-    if (error instanceof PalisadeError) return `${error.code} ${error.where}`;
-    throw error;
-  }
-  return "not refused";
-}
-
 Deno.test("a file's cloak opens by its secret alone, and masks what is no rows", async () => {
   const { cloak, metadata } = await newCloak(KEY), there = new Map(Object.entries(metadata)), ids = [0, 7, 49151];
   const again = await cloakOf(there, "a", KEY), hidden = await maskedIds(cloak, ids);
   assert.notDeepEqual(hidden, ids);
   assert.deepEqual(await maskedIds(again, hidden), ids);
   assert.deepEqual(await maskedIds(undefined, ids), ids);
-  assert.equal(await codeOf(cloakOf(there, "a")), "cloak.secret header");
-  assert.equal(await codeOf(cloakOf(there, "a", ZERO)), "cloak.key header");
-  assert.equal(await codeOf(cloakOf(there, "a", passphraseSecret("a"))), "cloak.secret-kind header");
+  assert.equal(await refusalOf(cloakOf(there, "a")), "cloak.secret header");
+  assert.equal(await refusalOf(cloakOf(there, "a", ZERO)), "cloak.key header");
+  assert.equal(await refusalOf(cloakOf(there, "a", passphraseSecret("a"))), "cloak.secret-kind header");
   const phrase = passphraseSecret("a"), worded = await newCloak(phrase, { logN: 4, r: 1, p: 1 });
   assert.ok(await cloakOf(new Map(Object.entries(worded.metadata)), "a", phrase));
-  assert.equal(await codeOf(cloakOf(new Map(Object.entries(worded.metadata)), "a", KEY)), "cloak.secret-kind header");
+  assert.equal(
+    await refusalOf(cloakOf(new Map(Object.entries(worded.metadata)), "a", KEY)),
+    "cloak.secret-kind header",
+  );
   const other = passphraseSecret("b");
-  assert.equal(await codeOf(cloakOf(new Map(Object.entries(worded.metadata)), "a", other)), "cloak.key header");
+  assert.equal(await refusalOf(cloakOf(new Map(Object.entries(worded.metadata)), "a", other)), "cloak.key header");
 });
 
 Deno.test("what a file says of its cloak is refused unless it has the form, whatever it is", async () => {
   const good = { version: 1, kind: "key", cost: { logN: 17, r: 8, p: 1 }, salt: "0".repeat(64), check: "0".repeat(32) };
-  const of = (record: unknown) => codeOf(cloakOf(new Map([["cloak", JSON.stringify(record)]]), "a", KEY));
+  const of = (record: unknown) => refusalOf(cloakOf(new Map([["cloak", JSON.stringify(record)]]), "a", KEY));
   assert.equal(await of(good), "cloak.key header");
-  assert.equal(await codeOf(cloakOf(new Map(), "a")), "not refused");
+  assert.equal(await refusalOf(cloakOf(new Map(), "a")), "not refused");
   const bad = [{ version: 2 }, { kind: "none" }, { cost: undefined }, { cost: { logN: 25, r: 8, p: 1 } }, {
     salt: "0",
   }];
@@ -218,7 +211,7 @@ Deno.test("what a file says of its cloak is refused unless it has the form, what
     assert.equal(await of({ ...good, ...change }), "cloak.form header", JSON.stringify(change));
   }
   for (const text of ["", "{", "null", "7", "[]", '"x"']) {
-    assert.equal(await codeOf(cloakOf(new Map([["cloak", text]]), "a", KEY)), "cloak.form header", text);
+    assert.equal(await refusalOf(cloakOf(new Map([["cloak", text]]), "a", KEY)), "cloak.form header", text);
   }
   const anything = fc.record({
     version: fc.constantFrom(1, 1, 2),

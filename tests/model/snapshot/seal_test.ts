@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
+import { refusalOf } from "../../_helper/refusal.ts";
 import fc from "fast-check";
-import { PalisadeError } from "../../../core/errors.ts";
 import { type ByteSink, MemorySink } from "../../../model/snapshot/bytes.ts";
 import { keySecret, newKeyFile, passphraseSecret } from "../../../model/snapshot/seal/key.ts";
 import { isSealed, openSealed, sealedSize, sealSink, type Secret } from "../../../model/snapshot/seal/seal.ts";
@@ -27,16 +27,6 @@ async function sealed(plain: Uint8Array, secret: Secret = KEY, portion = 1000): 
 async function opened(bytes: Uint8Array<ArrayBuffer>, secret: Secret = KEY): Promise<Uint8Array> {
   const source = await openSealed(bufferSource(bytes, "a"), secret);
   return await source.read(0, source.size);
-}
-
-async function refusalOf(work: Promise<unknown>): Promise<string> {
-  try {
-    await work;
-  } catch (error) {
-    if (error instanceof PalisadeError) return `${error.code} ${error.where}`;
-    throw error;
-  }
-  return "not refused";
 }
 
 Deno.test("sealed bytes of every length come back, whole and in ranges", async () => {

@@ -1,7 +1,7 @@
 /** Snapshots that are sealed, cloaked, or both: what comes back, what is refused, and what can be found in the file. */
 import assert from "node:assert/strict";
+import { refusalOf } from "../../_helper/refusal.ts";
 import { CACHE_TYPES } from "../../../core/cache/entry_type.ts";
-import { PalisadeError } from "../../../core/errors.ts";
 import { openContext } from "../../../model/session.ts";
 import { keySecret, passphraseSecret } from "../../../model/snapshot/seal/key.ts";
 import type { SaveOptions } from "../../../model/snapshot/save.ts";
@@ -17,16 +17,6 @@ const WAYS: readonly [name: string, save: SaveOptions][] = [
   ["cloaked", { cloak: KEY }],
   ["sealed and cloaked", { encrypt: KEY, cloak: KEY }],
 ];
-
-async function codeOf(work: Promise<unknown>): Promise<string> {
-  try {
-    await work;
-  } catch (error) {
-    if (error instanceof PalisadeError) return `${error.code} ${error.where}`;
-    throw error;
-  }
-  return "not refused";
-}
 
 /** Most that two arrays differ by, as a share of the largest magnitude. */
 function relative(a: Float32Array, b: Float32Array): number {
@@ -97,7 +87,7 @@ Deno.test("a text that grew is read on behind a secret snapshot, by the secret a
     const snapshot = bytesSource(await savedBytes(context, save)), grown = TEXT.repeat(2);
     using more = await openContext(model, grown, { ...options, snapshot, secret: KEY });
     assert.ok(more.reused > 0, name);
-    assert.match(await codeOf(openContext(model, grown, { ...options, snapshot })), /^(seal|cloak)\.secret /);
+    assert.match(await refusalOf(openContext(model, grown, { ...options, snapshot })), /^(seal|cloak)\.secret /);
   }
 });
 
@@ -105,9 +95,9 @@ Deno.test("without the secret, with another, or one of another kind, it is refus
   using context = await openContext(model, TEXT, { policy: "defensive", keep: "30%" });
   for (const [kind, save] of [["seal", { encrypt: KEY }], ["cloak", { cloak: KEY }]] as const) {
     const source = bytesSource(await savedBytes(context, save)), where = kind === "seal" ? "seal.header" : "header";
-    assert.equal(await codeOf(model.restore(source)), `${kind}.secret ${where}`);
-    assert.equal(await codeOf(model.restore(source, { secret: OTHER })), `${kind}.key ${where}`);
-    assert.equal(await codeOf(model.restore(source, { secret: PHRASE })), `${kind}.secret-kind ${where}`);
+    assert.equal(await refusalOf(model.restore(source)), `${kind}.secret ${where}`);
+    assert.equal(await refusalOf(model.restore(source, { secret: OTHER })), `${kind}.key ${where}`);
+    assert.equal(await refusalOf(model.restore(source, { secret: PHRASE })), `${kind}.secret-kind ${where}`);
   }
   const worded = bytesSource(await savedBytes(context, { cloak: PHRASE }));
   using restored = await model.restore(worded, { secret: PHRASE });
@@ -160,11 +150,11 @@ Deno.test("a byte changed anywhere in a secret file is refused, and other contex
     for (let at = 0; at < bytes.length; at += Math.max(1, Math.floor(bytes.length / 60))) {
       const changed = bytes.slice();
       changed[at] ^= 4;
-      const code = await codeOf(model.restore(bytesSource(changed), { secret: KEY }));
+      const code = await refusalOf(model.restore(bytesSource(changed), { secret: KEY }));
       assert.match(code, /^(seal|snapshot)\./, `${name} at ${at}`);
     }
     for (const length of [0, 7, 90, 4000, bytes.length - 1]) {
-      const code = await codeOf(model.restore(bytesSource(bytes.slice(0, length)), { secret: KEY }));
+      const code = await refusalOf(model.restore(bytesSource(bytes.slice(0, length)), { secret: KEY }));
       assert.match(code, /^(seal|snapshot)\./, `${name} of ${length} bytes`);
     }
   }
@@ -194,7 +184,7 @@ Deno.test("cloaked rows that don't fit their heads, or have another form, are re
     message: /cloaked rows that don't fit/,
   });
   const narrow = rewritten(bytes, (header) => void ((header as Header)["layer.1.keys"].dtype = "I32"));
-  assert.equal(await codeOf(model.restore(bytesSource(narrow), { secret: KEY })), "snapshot.layout layer.1");
+  assert.equal(await refusalOf(model.restore(bytesSource(narrow), { secret: KEY })), "snapshot.layout layer.1");
 });
 
 Deno.test("the model is given back", async () => {
