@@ -1,4 +1,5 @@
 /** Reading files through `node:fs`, which Deno and Bun implement too. */
+import { concatenate } from "../core/concatenate.ts";
 import { constants, existsSync, statSync } from "node:fs";
 import { type FileHandle, open, stat } from "node:fs/promises";
 import { dirname } from "node:path";
@@ -214,7 +215,7 @@ async function readWhole(path: string, options: TextOptions): Promise<string> {
     }
     chunks.push(chunk);
   }
-  return decodeText(joined(chunks, size), path);
+  return decodeText(concatenate(chunks, Uint8Array), path);
 }
 
 async function* fileChunks(path: string): AsyncGenerator<Uint8Array> {
@@ -233,14 +234,4 @@ async function* fileChunks(path: string): AsyncGenerator<Uint8Array> {
   } finally {
     await handle?.close();
   }
-}
-
-function joined(chunks: readonly Uint8Array[], size: number): Uint8Array {
-  const bytes = new Uint8Array(size);
-  let at = 0;
-  for (const chunk of chunks) {
-    bytes.set(chunk, at);
-    at += chunk.length;
-  }
-  return bytes;
 }

@@ -1,4 +1,5 @@
 /** A pipe as a source that can be read at any place: taken in whole first, in memory while it is small, else in a file. */
+import { concatenate } from "../core/concatenate.ts";
 import { hostOf } from "./host.ts";
 import type { ByteSink, ByteSource, Runtime } from "./interface.ts";
 import { openTemporary } from "./output.ts";
@@ -72,7 +73,7 @@ class Spool {
   }
 
   async source(): Promise<ByteSource> {
-    if (!this.#file) return bufferSource(joined(this.#chunks, this.#size), this.#name);
+    if (!this.#file) return bufferSource(concatenate(this.#chunks, Uint8Array), this.#name);
     const { path, sink } = this.#file;
     await sink.close();
     const opened = await this.#runtime.openFile(path);
@@ -92,14 +93,4 @@ class Spool {
     await this.#file.sink.close();
     await hostOf(this.#runtime, "remove a file").remove(this.#file.path);
   }
-}
-
-function joined(chunks: readonly Uint8Array[], size: number): Uint8Array<ArrayBuffer> {
-  const bytes = new Uint8Array(size);
-  let at = 0;
-  for (const chunk of chunks) {
-    bytes.set(chunk, at);
-    at += chunk.length;
-  }
-  return bytes;
 }

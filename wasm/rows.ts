@@ -1,4 +1,5 @@
 /** Keys and values of one layer in the kernels' memory: copies in and out; the arithmetic is the kernels' or `core`'s. */
+import { concatenate } from "../core/concatenate.ts";
 import {
   type AttentionOutputs,
   type AttentionWants,
@@ -178,7 +179,7 @@ export class WasmRows implements TrustingRows<Float32Array> {
   compact(kept: readonly Int32Array[]): void {
     const counts = Int32Array.from(kept, (rows) => rows.length);
     this.#kernels.withBuffers((buffers) => {
-      const all = concatenated(kept);
+      const all = concatenate(kept, Int32Array);
       const [list, sizes] = [buffers.from(all), buffers.from(counts)];
       this.#do("compact rows", (call) => call.rows_compact(this.#handle, list, all.length, sizes));
     });
@@ -427,14 +428,4 @@ function interleaved(heads: readonly Float32Array[], first: number, count: numbe
 function split(all: Float32Array, lengths: readonly number[]): Float32Array[] {
   let start = 0;
   return lengths.map((length) => all.slice(start, start += length));
-}
-
-function concatenated(lists: readonly Int32Array[]): Int32Array {
-  const all = new Int32Array(lists.reduce((sum, list) => sum + list.length, 0));
-  let start = 0;
-  for (const list of lists) {
-    all.set(list, start);
-    start += list.length;
-  }
-  return all;
 }

@@ -2,6 +2,8 @@
  * The plain TypeScript backend: slow, obvious, the oracle of every kernel. Sums in doubles, one attention row at a
  * time, the same bits in every runtime.
  */
+import { RowMeter } from "./row_meter.ts";
+import { concatenate } from "../concatenate.ts";
 import { softmaxRow } from "../measure/attention.ts";
 import type { CacheType } from "../cache/entry_type.ts";
 import { ln } from "../measure/exp.ts";
@@ -16,7 +18,6 @@ import {
   type AttentionOutputs,
   type AttentionWants,
   type Backend,
-  type BackendMemory,
   type CopiedRows,
   type DecodeOutputs,
   type RefittedRows,
@@ -28,7 +29,7 @@ import { HOST_TENSORS } from "./tensor.ts";
 
 /** A backend without kernels. */
 export function createReferenceBackend(): Backend<Float32Array> {
-  const meter = new Meter();
+  const meter = new RowMeter();
   return {
     name: "ts",
     detail: "plain TypeScript, double sums, one thread",
@@ -43,31 +44,16 @@ export function createReferenceBackend(): Backend<Float32Array> {
   };
 }
 
-/** Counts the bytes of all rows; old and new block of a move count together, as they exist together. */
-class Meter {
-  #bytes = 0;
-  #high = 0;
-
-  change(bytes: number): void {
-    this.#bytes += bytes;
-    this.#high = Math.max(this.#high, this.#bytes);
-  }
-
-  memory(): BackendMemory {
-    return { allocatedBytes: this.#bytes, highWaterBytes: this.#high, wasmBytes: 0 };
-  }
-}
-
 /** Keys and values of one KV head, `[capacity, headDim]` each. */
 class HeadRows {
-  readonly #meter: Meter;
+  readonly #meter: RowMeter;
   readonly #keys: StoredRows;
   readonly #values: StoredRows;
   /** Of the first rows; those behind have none. */
   bias = new Float32Array(0);
   length = 0;
 
-  constructor(headDim: number, reserve: number, type: CacheType, meter: Meter) {
+  constructor(headDim: number, reserve: number, type: CacheType, meter: RowMeter) {
     this.#meter = meter;
     this.#keys = new StoredRows(headDim, type);
     this.#values = new StoredRows(headDim, type);
@@ -161,9 +147,9 @@ class ReferenceRows implements TrustingRows<Float32Array> {
   readonly #shape: AttentionShape;
   readonly #type: CacheType;
   readonly #heads: HeadRows[];
-  readonly #meter: Meter;
+  readonly #meter: RowMeter;
 
-  constructor(shape: AttentionShape, reserve: number, type: CacheType, meter: Meter) {
+  constructor(shape: AttentionShape, reserve: number, type: CacheType, meter: RowMeter) {
     this.#shape = shape;
     this.#type = type;
     this.#meter = meter;
@@ -247,12 +233,16 @@ class ReferenceRows implements TrustingRows<Float32Array> {
       }, needs)
       : {};
     if (!needs.rows) return measured;
-    return { ...measured, keys: joined(keys), values: joined(this.#heads.map((head) => head.values)) };
+    return {
+      ...measured,
+      keys: concatenate(keys, Float32Array),
+      values: concatenate(this.#heads.map((head) => head.values), Float32Array),
+    };
   }
 
   // deno-lint-ignore require-await -- a device would answer later
   async valueNorms(wo: Float32Array, _width: number, kind: NormKind = "l1"): Promise<Float32Array> {
-    return joined(valueNorms(this.#heads.map((head) => head.values), wo, this.#shape, kind));
+    return concatenate(valueNorms(this.#heads.map((head) => head.values), wo, this.#shape, kind), Float32Array);
   }
 
   refit(kvHead: number, rows: RefittedRows): void {
@@ -343,14 +333,4 @@ function weightedSum(row: Float64Array, values: Float32Array, visible: number, t
 function padded(bias: Float32Array, rows: Int32Array | number): Float32Array {
   const numbers = typeof rows === "number" ? Int32Array.from({ length: rows }, (_, i) => i) : rows;
   return Float32Array.from(numbers, (row) => bias[row] ?? 0);
-}
-
-function joined(parts: readonly Float32Array[]): Float32Array {
-  const all = new Float32Array(parts.reduce((sum, { length }) => sum + length, 0));
-  let at = 0;
-  for (const part of parts) {
-    all.set(part, at);
-    at += part.length;
-  }
-  return all;
 }

@@ -8,7 +8,7 @@ import { createGpuTensors, type GpuTensor, type GpuTensors } from "../tensors.ts
 import { GpuRows } from "./rows.ts";
 import { GATE } from "./shaders.ts";
 import { MOST_GROUPS } from "./stages.ts";
-import { RowMeter } from "./stored_heads.ts";
+import { RowMeter } from "../../core/backend/row_meter.ts";
 
 export interface GpuBackend extends Backend<GpuTensor> {
   readonly tensors: GpuTensors;

@@ -2,7 +2,9 @@
  * Keys and values of one layer in the device's memory: each KV head's rows lie together, in pages of rows, and as many
  * heads share a buffer as a stage can see at once. What is freed is really freed: rows move to smaller buffers.
  */
-import { type BackendMemory, ROW_PAGE } from "../../core/backend/interface.ts";
+import type { RowMeter } from "../../core/backend/row_meter.ts";
+import { concatenate } from "../../core/concatenate.ts";
+import { ROW_PAGE } from "../../core/backend/interface.ts";
 import type { CacheType } from "../../core/cache/entry_type.ts";
 import type { AttentionShape } from "../../core/shape.ts";
 import type { GpuBuffer, GpuDevice } from "../device.ts";
@@ -19,21 +21,6 @@ export interface Block {
   readonly words: readonly number[];
   readonly keys: GpuBuffer;
   readonly values: GpuBuffer;
-}
-
-/** Counts the bytes of all rows; old and new place of a move count together, as they exist together. */
-export class RowMeter {
-  #bytes = 0;
-  #high = 0;
-
-  change(bytes: number): void {
-    this.#bytes += bytes;
-    this.#high = Math.max(this.#high, this.#bytes);
-  }
-
-  memory(): BackendMemory {
-    return { allocatedBytes: this.#bytes, highWaterBytes: this.#high, wasmBytes: 0 };
-  }
 }
 
 /** Words of a stored row. */
@@ -124,7 +111,7 @@ export class StoredHeads {
     const { gpu, shape, type } = this.options;
     const total = kept.reduce((sum, { length }) => sum + length, 0);
     const list = gpu.borrow(4 * total);
-    gpu.write(list, 0, concatenated(kept, total));
+    gpu.write(list, 0, concatenate(kept, Int32Array));
     const stage = gpu.stage(ROWS, { entry: "gather", constants: { D: shape.headDim, KIND: KINDS[type] } });
     let start = 0;
     this.#move(kept.map(({ length }) => paged(length)), (head, from, to) => {
@@ -248,14 +235,4 @@ function placeIn(blocks: readonly Block[], head: number, capacity: number): Head
   if (capacity === 0) return undefined;
   const block = blocks.find(({ first, words }) => head >= first && head < first + words.length)!;
   return { block, word: block.words[head - block.first] };
-}
-
-function concatenated(lists: readonly Int32Array[], total: number): Int32Array<ArrayBuffer> {
-  const all = new Int32Array(total);
-  let start = 0;
-  for (const list of lists) {
-    all.set(list, start);
-    start += list.length;
-  }
-  return all;
 }

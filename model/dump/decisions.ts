@@ -1,4 +1,5 @@
 /** What was decided of a dump, written down: a line a head, or the positions as numbers. */
+import { concatenate } from "../../core/concatenate.ts";
 import type { EvictedLayer } from "../../core/dump/layers.ts";
 import { summariseHead } from "../../core/worst_case/certificate.ts";
 import type { OutputKind } from "../../runtime/output.ts";
@@ -48,7 +49,7 @@ const WRITERS: Readonly<Record<"safetensors" | "npy" | "jsonl", Writer>> = {
   /** `layers/N/counts`, I32 `[kvHeads]`, and `layers/N/kept`, I32 `[Σ counts]`, head after head. */
   safetensors: (layers, { numbers }) => {
     const tensors = layers.flatMap(({ layer, kept }) => {
-      const all = joined(kept), counts = Int32Array.from(kept, ({ length }) => length);
+      const all = concatenate(kept, Int32Array), counts = Int32Array.from(kept, ({ length }) => length);
       return [
         { name: `layers/${numbers[layer]}/counts`, dtype: "I32", shape: [counts.length], data: counts } as const,
         { name: `layers/${numbers[layer]}/kept`, dtype: "I32", shape: [all.length], data: all } as const,
@@ -59,7 +60,7 @@ const WRITERS: Readonly<Record<"safetensors" | "npy" | "jsonl", Writer>> = {
   /** int32 `[entries, 3]`: layer, KV head, position. */
   npy: (layers, { numbers }) => {
     const rows = layers.flatMap(({ layer, kept }) => kept.map((head, h) => triples(numbers[layer], h, head)));
-    const all = joined(rows);
+    const all = concatenate(rows, Int32Array);
     return writeNpy(all, [all.length / 3, 3]);
   },
   jsonl: (layers, dump) => {
@@ -67,16 +68,6 @@ const WRITERS: Readonly<Record<"safetensors" | "npy" | "jsonl", Writer>> = {
     return new TextEncoder().encode(layers.map((layer) => lines.of(layer)).join(""));
   },
 };
-
-function joined(parts: readonly Int32Array[]): Int32Array {
-  const all = new Int32Array(parts.reduce((sum, { length }) => sum + length, 0));
-  let at = 0;
-  for (const part of parts) {
-    all.set(part, at);
-    at += part.length;
-  }
-  return all;
-}
 
 function triples(layer: number, head: number, positions: Int32Array): Int32Array {
   const rows = new Int32Array(3 * positions.length);

@@ -5,6 +5,7 @@
  * Stricter than other readers of zip files: the directory ends where its end record begins, entries lie apart from each
  * other, say the same in both of their headers, and have the bytes and the checksum that they promise.
  */
+import { concatenate } from "../../core/concatenate.ts";
 import { Inflate } from "fflate";
 import { inputError, type PalisadeError } from "../../core/errors.ts";
 import type { ByteSource } from "../../runtime/interface.ts";
@@ -277,7 +278,8 @@ async function unpacked(
     sum.add(piece);
     const bytes = piece.subarray(Math.max(0, Math.min(piece.length, dataStart - seen)));
     seen += piece.length;
-    const all = rest.length === 0 ? bytes : joined(rest, bytes), whole = all.length - all.length % each;
+    const all = rest.length === 0 ? bytes : concatenate([rest, bytes], Uint8Array),
+      whole = all.length - all.length % each;
     decodeFloats(float, all.subarray(0, whole), values, done, little);
     done += whole / each;
     rest = all.slice(whole);
@@ -286,13 +288,6 @@ async function unpacked(
     throw refuse("checksum", source.name, `${entry.name} is damaged: its size or checksum is another`);
   }
   return values;
-}
-
-function joined(a: Uint8Array, b: Uint8Array): Uint8Array {
-  const all = new Uint8Array(a.length + b.length);
-  all.set(a);
-  all.set(b, a.length);
-  return all;
 }
 
 /** An entry's bytes, never more than it promises. */

@@ -2,6 +2,7 @@
  * The bytes of a snapshot on their way. A source gives any range, a sink takes chunks in order and is committed at the
  * end. What encrypts or counts wraps one in another, so it never sees what the bytes mean.
  */
+import { concatenate } from "../../core/concatenate.ts";
 import type { Runtime } from "../../runtime/interface.ts";
 import { writeWhole } from "../../runtime/output.ts";
 
@@ -20,12 +21,10 @@ export interface ByteSink {
 /** Collects in memory; {@link bytes} after the commit. */
 export class MemorySink implements ByteSink {
   readonly #parts: Uint8Array[] = [];
-  #size = 0;
 
   // deno-lint-ignore require-await -- a failure must reject, not throw
   async write(bytes: Uint8Array): Promise<void> {
     this.#parts.push(bytes.slice());
-    this.#size += bytes.length;
   }
 
   commit(): Promise<void> {
@@ -33,19 +32,13 @@ export class MemorySink implements ByteSink {
   }
 
   abort(): Promise<void> {
-    this.#parts.length = this.#size = 0;
+    this.#parts.length = 0;
     return Promise.resolve();
   }
 
   /** Everything that was written, in one array of its own. */
   bytes(): Uint8Array<ArrayBuffer> {
-    const all = new Uint8Array(this.#size);
-    let at = 0;
-    for (const part of this.#parts) {
-      all.set(part, at);
-      at += part.length;
-    }
-    return all;
+    return concatenate(this.#parts, Uint8Array);
   }
 }
 

@@ -2,6 +2,7 @@
  * One layer of a cache as a section, and back. Rows lie head after head; each has a position, and what else is known of
  * it. Heads of a layer, and layers, may have any number of rows.
  */
+import { concatenate } from "../../core/concatenate.ts";
 import { copyHeads } from "../../core/backend/copy_heads.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
 import type { CacheType } from "../../core/cache/entry_type.ts";
@@ -10,7 +11,7 @@ import type { HeadCertificate, LayerCertificate } from "../../core/worst_case/ce
 import type { Cloak } from "./cloak/cloak.ts";
 import { cloakedRows, cloakedSpecs, coveredBytes, maskedBytes, uncoveredRows, unmasked } from "./cloak/layer.ts";
 import { refuse, type SectionSpec, type SectionTensor, type SnapshotFile, type TensorSpec } from "./format.ts";
-import { bytesOf, joined, packRows, ROW_DTYPES, unpackRows } from "./rows.ts";
+import { bytesOf, packRows, ROW_DTYPES, unpackRows } from "./rows.ts";
 
 /** What is saved beside the cache. */
 export interface LayerExtras {
@@ -44,7 +45,7 @@ export function layerSpec(cache: RaggedCache, layer: number, extras: LayerExtras
   const heads = Array.from({ length: kvHeads }, (_, head) => head), index = cache.globals.indexOf(layer);
   const ints = (name: string, of: (head: number) => Int32Array): Lazy => ({
     ...{ name, dtype: "I32", shape: [rows] },
-    bytes: () => bytesOf(joined(heads.map(of), new Int32Array(rows))),
+    bytes: () => bytesOf(concatenate(heads.map(of), Int32Array)),
   });
   const lazy: Lazy[] = [
     {
@@ -71,7 +72,7 @@ export function layerSpec(cache: RaggedCache, layer: number, extras: LayerExtras
     async bytes() {
       const copied = await copyHeads(cache.rows(layer));
       const added = copied.map(({ keys, bias }) => bias ?? new Float32Array(keys.length / headDim));
-      const biases = biased ? [bytesOf(joined(added, new Float32Array(rows)))] : [];
+      const biases = biased ? [bytesOf(concatenate(added, Float32Array))] : [];
       if (cloak) {
         const plain = [
           ...lazy.map((each) => each.bytes()),
@@ -102,7 +103,7 @@ function rowSpecs(type: CacheType, rows: number, headDim: number): TensorSpec[] 
 
 function predictedSpec({ predicted }: LayerExtras, first: number, kvHeads: number, rows: number): Lazy[] {
   if (!predicted) return [];
-  const bytes = () => bytesOf(joined(predicted.slice(first, first + kvHeads), new Float32Array(rows)));
+  const bytes = () => bytesOf(concatenate(predicted.slice(first, first + kvHeads), Float32Array));
   return [{ name: "predicted", dtype: "F32", shape: [rows], bytes }];
 }
 

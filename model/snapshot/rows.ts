@@ -3,6 +3,7 @@
  * appending it stores the same, so both ways are exact, bit for bit. Typed arrays are little-endian, as the file is:
  * there is no runtime left that isn't.
  */
+import { concatenate } from "../../core/concatenate.ts";
 import { toHalf, toInt8 } from "../../core/backend/stored_rows.ts";
 import type { CacheType } from "../../core/cache/entry_type.ts";
 import { float16Table } from "../file/gguf/float16.ts";
@@ -20,7 +21,7 @@ export interface PackedRows {
 /** Rows of all heads of a layer, one head after another, `[rows, headDim]`. */
 export function packRows(heads: readonly Float32Array[], type: CacheType, headDim: number): PackedRows {
   const count = heads.reduce((sum, { length }) => sum + length, 0);
-  if (type === "f32") return { numbers: bytesOf(joined(heads, new Float32Array(count))) };
+  if (type === "f32") return { numbers: bytesOf(concatenate(heads, Float32Array)) };
   if (type === "f16") {
     const halves = new Uint16Array(count);
     let at = 0;
@@ -63,14 +64,4 @@ export function unpackRows(
 /** The bytes under a typed array. */
 export function bytesOf({ buffer, byteOffset, byteLength }: ArrayBufferView): Uint8Array {
   return new Uint8Array(buffer as ArrayBuffer, byteOffset, byteLength);
-}
-
-/** Arrays one after another in `all`. */
-export function joined<A extends Float32Array | Int32Array>(parts: readonly A[], all: A): A {
-  let at = 0;
-  for (const part of parts) {
-    all.set(part, at);
-    at += part.length;
-  }
-  return all;
 }

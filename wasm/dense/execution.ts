@@ -1,4 +1,5 @@
 /** One run of a list of operations by one thread: where its values are, and the kernels that make them. */
+import { concatenate } from "../../core/concatenate.ts";
 import {
   type Add,
   type Choose,
@@ -233,7 +234,10 @@ export class Execution {
     const { width } = this.#value(from), x = this.#wholeFloats(from).slice(), row = parts * used * rows;
     const out = new Float32Array(this.#count * row);
     for (const [expert, turns] of this.#turns(chosen, used)) {
-      const inputs = joined(turns.map(({ token }) => x.subarray(token * width, (token + 1) * width)));
+      const inputs = concatenate(
+        turns.map(({ token }) => x.subarray(token * width, (token + 1) * width)),
+        Float32Array,
+      );
       const products = this.#expertProducts(weights[expert], inputs, turns.length);
       turns.forEach(({ token, slot }, i) => {
         for (let part = 0; part < parts; part++) {
@@ -250,7 +254,7 @@ export class Execution {
     const out = new Float32Array(this.#count * rows);
     for (const [expert, turns] of this.#turns(chosen, used)) {
       const place = ({ token, slot }: Turn) => (token * used + slot) * each;
-      const inputs = joined(turns.map((turn) => x.subarray(place(turn), place(turn) + each)));
+      const inputs = concatenate(turns.map((turn) => x.subarray(place(turn), place(turn) + each)), Float32Array);
       const products = this.#expertProducts(weights[expert], inputs, turns.length);
       turns.forEach(({ token, share }, i) => {
         for (let r = 0; r < rows; r++) out[token * rows + r] += share * products[i * rows + r];
@@ -382,16 +386,6 @@ export class Execution {
 export function heldMatrices(matrices: readonly HeldMatrix[]): HeldMatrices {
   const ranges = matrices.map(({ column, outputs }) => ({ column, columns: outputs }));
   return { matrices, ranges, total: ranges.reduce((all, { columns }) => all + columns, 0) };
-}
-
-function joined(rows: readonly Float32Array[]): Float32Array {
-  const all = new Float32Array(rows.reduce((sum, { length }) => sum + length, 0));
-  let at = 0;
-  for (const row of rows) {
-    all.set(row, at);
-    at += row.length;
-  }
-  return all;
 }
 
 function isWhole({ at, buffer }: Value): boolean {

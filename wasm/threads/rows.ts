@@ -2,6 +2,7 @@
  * Keys and values of one layer, its KV heads shared out over the threads of a pool. Where attention has too little to do
  * for that, all heads move to this thread, and out again when it has more.
  */
+import { concatenate } from "../../core/concatenate.ts";
 import type {
   AttentionOutputs,
   AttentionWants,
@@ -444,12 +445,5 @@ function ofHeads<T>(lists: readonly T[], { first, kvHeads }: Part): T[] {
 
 /** One result of all threads, head after head. */
 function joined(given: readonly Float32Array[]): Float32Array {
-  if (given.length === 1) return given[0];
-  const all = new Float32Array(given.reduce((sum, { length }) => sum + length, 0));
-  let at = 0;
-  for (const piece of given) {
-    all.set(piece, at);
-    at += piece.length;
-  }
-  return all;
+  return given.length === 1 ? given[0] : concatenate(given, Float32Array);
 }

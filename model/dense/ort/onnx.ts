@@ -3,6 +3,7 @@
  * length-delimited rule, while the generated `onnx-proto` would add 0.4 MB and protobufjs at run time.
  * Field numbers: onnx/onnx `onnx/onnx.proto3` (IR version 10).
  */
+import { concatenate } from "../../../core/concatenate.ts";
 
 /** An integer, a list of integers, or a float attribute of a node. */
 export type Attribute = { readonly int: number } | { readonly ints: readonly number[] } | { readonly float: number };
@@ -61,13 +62,13 @@ export function encodeModel(graph: Graph): EncodedModel {
     path: tensor.name,
     data: bytesOf(tensor),
   }));
-  const bytes = concat([
+  const bytes = concatenate([
     ...uint(1, IR_VERSION),
     ...text(2, "palisade"),
     ...message(7, encodeGraph(graph)),
     ...message(8, [...text(1, ""), ...uint(2, ONNX_OPSET)]),
     ...message(8, [...text(1, "com.microsoft"), ...uint(2, MICROSOFT_OPSET)]),
-  ]);
+  ], Uint8Array);
   return { bytes, external };
 }
 
@@ -156,14 +157,4 @@ function varint(value: number): Uint8Array {
   const bytes: number[] = [];
   for (; value >= 128; value = Math.floor(value / 128)) bytes.push((value % 128) | 128);
   return Uint8Array.from([...bytes, value]);
-}
-
-function concat(parts: readonly Uint8Array[]): Uint8Array {
-  const out = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
-  let at = 0;
-  for (const part of parts) {
-    out.set(part, at);
-    at += part.length;
-  }
-  return out;
 }

@@ -2,6 +2,7 @@
  * Reads the tensors of a GGUF as the weights of the segments. That all are there with the right shapes was checked when
  * the configuration was made (`configOf`).
  */
+import { concatenate } from "../../../core/concatenate.ts";
 import type { DenseOperation, TensorRows } from "../../architecture.ts";
 import type { GgufFile, GgufTensor } from "../../file/gguf/reader.ts";
 import { rowBytesOf, type TensorType, toBlocks } from "../../file/tensor_types.ts";
@@ -112,12 +113,5 @@ export class WeightReader {
 
 /** The arrays one after another; a single one as it is. */
 function joined<T extends Uint8Array | Float32Array>(parts: readonly T[], make: new (length: number) => T): T {
-  if (parts.length === 1) return parts[0];
-  const all = new make(parts.reduce((sum, part) => sum + part.length, 0));
-  let at = 0;
-  for (const part of parts) {
-    all.set(part, at);
-    at += part.length;
-  }
-  return all;
+  return parts.length === 1 ? parts[0] : concatenate(parts, make);
 }

@@ -1,7 +1,8 @@
 /** Rows of a layer in a cloaked snapshot: float32, whatever the cache's type, each head filled up to whole blocks. */
+import { concatenate } from "../../../core/concatenate.ts";
 import type { CopiedRows } from "../../../core/backend/interface.ts";
 import type { SectionTensor, TensorSpec } from "../format.ts";
-import { bytesOf, joined } from "../rows.ts";
+import { bytesOf } from "../rows.ts";
 import { BLOCK, type Cloak, type CloakedHead } from "./cloak.ts";
 
 /** Rows that a head of `length` rows has once cloaked. */
@@ -24,8 +25,7 @@ export function cloakedSpecs(kvHeads: number, rows: number, headDim: number): Te
 export async function coveredBytes(cloak: Cloak, layer: number, heads: readonly CopiedRows[], headDim: number) {
   const covered: CloakedHead[] = [];
   for (const [head, rows] of heads.entries()) covered.push(await cloak.cover(layer, head, rows, headDim));
-  const all = (parts: Float32Array[]) =>
-    bytesOf(joined(parts, new Float32Array(parts.reduce((sum, { length }) => sum + length, 0))));
+  const all = (parts: Float32Array[]) => bytesOf(concatenate(parts, Float32Array));
   const largest = Float32Array.from(covered.flatMap(({ largest }) => largest));
   return [bytesOf(largest), all(covered.map(({ keys }) => keys)), all(covered.map(({ values }) => values))];
 }
