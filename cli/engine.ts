@@ -47,30 +47,43 @@ export async function startModel(
 ): Promise<Model> {
   try {
     const path = await obtainModel(options.model, io, progress, options);
-    let label = "Starting the model";
     return await loadModel(path, io.runtime, {
       ...load,
       backend: options.backend,
       dense: options.dense,
       threads: options.threads,
       signal: io.signal,
-      onNeeded(weights, needed) {
-        label += `, ${formatBytes(weights)} of weights`;
-        if (!needed) return;
-        const { cache, working, tokens } = needed, { freeBytes = Infinity } = io.runtime.memory();
-        label += `, ${formatBytes(cache + working)} for ${formatCount(tokens)} tokens`;
-        const total = weights + cache + working;
-        if (total > freeBytes && !options.quiet) io.err(shortOf(total, freeBytes));
-      },
+      ...tellsMemory("Starting the model", options, io, progress),
       onDeviceLost: (why) => {
         progress.clear();
         io.err(`${why}; going on without it\n`);
       },
-      onProgress: (done, total) => progress.update(label, done, total),
     });
   } finally {
     progress.clear();
   }
+}
+
+/** Tells what a model that is loaded will take, in its progress, and whether that much is free. */
+export function tellsMemory(
+  label: string,
+  { quiet }: Pick<EngineOptions, "quiet">,
+  io: Io,
+  progress: Progress,
+): Required<Pick<LoadOptions, "onNeeded" | "onProgress">> {
+  let told = label;
+  return {
+    onNeeded(weights, needed) {
+      const { cache = 0, working = 0, tokens = 0 } = needed ?? {}, { freeBytes = Infinity } = io.runtime.memory();
+      told = `${label}, ${formatBytes(weights)} of weights`;
+      if (tokens > 0) told += `, ${formatBytes(cache + working)} for ${formatCount(tokens)} tokens`;
+      const total = weights + cache + working;
+      if (total <= freeBytes || quiet) return;
+      progress.clear();
+      io.err(shortOf(total, freeBytes));
+    },
+    onProgress: (done, total) => progress.update(told, done, total),
+  };
 }
 
 function shortOf(needed: number, free: number): string {

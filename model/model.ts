@@ -13,7 +13,7 @@ import { openGgufFile, openGgufSources } from "./file/gguf/split.ts";
 import { loadPolicy } from "./policy_files/policy_files.ts";
 import { loadSoftTokens, type SoftTokens } from "./policy_files/soft_tokens.ts";
 import { restoreContext, type RestoreOptions } from "./snapshot/restore.ts";
-import { checkRoom, type Expected, type NeededMemory, neededMemory } from "./needed_memory.ts";
+import { checkRoom, type Expected, type NeededMemory, neededMemory, type Room } from "./needed_memory.ts";
 import { modelHash, sourcesHash } from "./store/identity.ts";
 import { shortName } from "./store/short_name.ts";
 import { type ChatFrame, chatFrame } from "./text/prompt.ts";
@@ -78,6 +78,10 @@ export interface Model extends Device, AsyncDisposable {
   readonly config: ModelConfig;
   readonly tokenizer: TextTokenizer;
   readonly frame: ChatFrame;
+  /** What a text will take here, the weights among it; nothing is read for it. */
+  needed(expected: Expected): NeededMemory;
+  /** What there is for it. */
+  readonly room: Room;
   /**
    * Where `auto` took a WebGPU device: starts this side in its place when `error` is that device's, and resolves with
    * whether it is. `backend` and `dense` are others from then on. Contexts of `openContext` call it, and are read again.
@@ -126,14 +130,14 @@ export async function loadModel(source: ModelSource, runtime: Runtime, options: 
       signal: options.signal,
     });
     const tokenizer = base.endingAt(frame.ends), expected = options.expected?.({ frame, tokenizer });
-    const config = await configOf(file, {
-      tokens: options.tokens ?? expected?.positions ?? expected?.tokens,
-    });
+    const config = await configOf(file, { tokens: options.tokens ?? lastPosition(expected) });
+    let weightBytes = 0, room: Room = { weightModules: 0, cacheModules: 0 };
     const device = await startDevice(file, config, runtime, {
       ...options,
       onNeeded(weights, modules) {
         const needed = expected && neededMemory(config, weights, expected);
-        if (needed) checkRoom(file.name, needed, { limitBytes: runtime.memory().limitBytes, ...modules });
+        [weightBytes, room] = [weights, { limitBytes: runtime.memory().limitBytes, ...modules }];
+        checkRoom(file.name, needed ?? { weights, cache: 0, working: 0, tokens: 0 }, room);
         options.onNeeded?.(weights, needed);
       },
     });
@@ -153,6 +157,10 @@ export async function loadModel(source: ModelSource, runtime: Runtime, options: 
         return device.backend;
       },
       ...(device.recover && { recover: (error: unknown) => device.recover!(error) }),
+      needed: (text) => neededMemory(config, weightBytes, text),
+      get room() {
+        return room;
+      },
       identity,
       gate: () => gate ??= findGate({ name, config, identity }, runtime, options.gate),
       policy: (text) => loadPolicy(text, runtime),
@@ -170,6 +178,42 @@ export async function loadModel(source: ModelSource, runtime: Runtime, options: 
     await file.close();
     throw error;
   }
+}
+
+/** Nothing for any that the model was trained on. */
+function lastPosition({ positions, tokens }: Partial<Expected> = {}): number | undefined {
+  return positions === "trained" ? undefined : positions ?? tokens;
+}
+
+const NO_TEXT: Expected = { tokens: 0, positions: "trained" };
+
+/**
+ * What `loadModel` with the same options would need, and the text that `expected` tells of: known from the head of the
+ * file, and no weight is read.
+ * @throws PalisadeError as `loadModel`, `memory.short` and `memory.module` among them where it would not fit.
+ */
+export async function memoryOf(
+  source: ModelSource,
+  runtime: Runtime,
+  options: LoadOptions = {},
+): Promise<NeededMemory> {
+  let needed: NeededMemory | undefined;
+  const known = new Error("Known");
+  const { expected = () => NO_TEXT } = options;
+  try {
+    const model = await loadModel(source, runtime, {
+      ...options,
+      expected,
+      onNeeded(_, all) {
+        needed = all;
+        throw known;
+      },
+    });
+    await model[Symbol.asyncDispose]();
+  } catch (error) {
+    if (error !== known) throw error;
+  }
+  return needed!;
 }
 
 /** An open model file: what messages call it, and how it is identified. */

@@ -10,18 +10,20 @@ import { DEFAULTS } from "./defaults.ts";
 export interface Expected {
   /** Most tokens there will be at once: text, question and answer. */
   readonly tokens: number;
-  /** The last position there will be, where that is another. Default `tokens`. */
-  readonly positions?: number;
+  /** The last position there will be, where that is another; `trained`: any that the model knows. Default `tokens`. */
+  readonly positions?: number | "trained";
   /** Share of them that stays, 0 … 1. Default 1. */
   readonly kept?: number;
   /** How keys and values are stored. Default `f32`. */
   readonly cacheType?: CacheType;
+  /** Read chunk by chunk through all layers, so that no layer is ever there whole. */
+  readonly streamed?: boolean;
 }
 
 /** Bytes, each at the least. */
 export interface NeededMemory {
   readonly weights: number;
-  /** Keys and values at the most while reading layer by layer: what is kept, and one layer whole. */
+  /** Keys and values at the most while reading: what is kept, and one layer whole unless the text is streamed. */
   readonly cache: number;
   /** Hidden states of all tokens, and what passes through a layer at once. */
   readonly working: number;
@@ -29,20 +31,21 @@ export interface NeededMemory {
 }
 
 export function neededMemory(config: ModelConfig, weights: number, expected: Expected): NeededMemory {
-  const { tokens, kept = 1, cacheType = DEFAULTS.cacheType } = expected, { width, vocabulary, headDim } = config;
+  const { tokens, cacheType = DEFAULTS.cacheType, streamed } = expected, { width, vocabulary, headDim } = config;
+  const chunk = Math.min(CHUNK, tokens), hidden = streamed ? chunk : tokens;
   return {
     weights,
-    cache: Math.ceil(entriesAtMost(config, tokens, kept) * entryBytes(headDim, cacheType)),
-    working: 4 * (tokens * width + vocabulary) + stepBytes(config, Math.min(CHUNK, tokens)),
+    cache: Math.ceil(entriesAtMost(config, expected) * entryBytes(headDim, cacheType)),
+    working: 4 * (hidden * width + vocabulary) + stepBytes(config, chunk),
     tokens,
   };
 }
 
 /** Window layers as they are, of the global ones a share, and the rest of the one that is being read. */
-function entriesAtMost(shape: ModelShape, tokens: number, kept: number): number {
+function entriesAtMost(shape: ModelShape, { tokens, kept = 1, streamed = false }: Expected): number {
   const globals = globalLayers(shape).length, whole = tokens * shape.kvHeads;
   const inWindows = reachableEntries(shape, tokens) - globals * whole;
-  return inWindows + kept * globals * whole + (globals > 0 ? (1 - kept) * whole : 0);
+  return inWindows + kept * globals * whole + (globals > 0 && !streamed ? (1 - kept) * whole : 0);
 }
 
 /** Modules of our kernels that share the weights, and the cache; 0 where others hold them. */
@@ -60,14 +63,17 @@ export interface Room extends Modules {
 /** What a WebAssembly memory can hold: its addresses have 32 bits. */
 const MODULE_BYTES = 2 ** 32;
 
-/** @throws PalisadeError resources `memory.short`, `memory.module`, with the sums. */
-export function checkRoom(name: string, needed: NeededMemory, room: Room): void {
+/**
+ * `doing`: what can't be done without the room, for the message.
+ * @throws PalisadeError resources `memory.short`, `memory.module`, with the sums.
+ */
+export function checkRoom(name: string, needed: NeededMemory, room: Room, doing = `load ${name}`): void {
   const { weights, cache, working, tokens } = needed, { limitBytes = Infinity, weightModules, cacheModules } = room;
   const total = weights + cache + working;
   if (total > limitBytes) {
     throw resourceError(
       "memory.short",
-      `Can't load ${name}: its weights take ${mb(weights)}, keys and values of ${tokens} tokens ${
+      `Can't ${doing}: its weights take ${mb(weights)}, keys and values of ${tokens} tokens ${
         mb(cache)
       } and the work ` +
         `on them ${mb(working)}, ${mb(total)} in all; this process can have ${
@@ -77,16 +83,23 @@ export function checkRoom(name: string, needed: NeededMemory, room: Room): void 
       name,
     );
   }
-  checkModules(name, "its weights take", weights, weightModules);
-  checkModules(name, `keys and values of ${tokens} tokens take`, cache, cacheModules);
+  checkModules(name, doing, { what: "its weights take", bytes: weights, modules: weightModules });
+  const what = `keys and values of ${tokens} tokens take`;
+  checkModules(name, doing, { what, bytes: cache, modules: cacheModules });
 }
 
-function checkModules(name: string, what: string, bytes: number, modules: number): void {
+interface InModules {
+  readonly what: string;
+  readonly bytes: number;
+  readonly modules: number;
+}
+
+function checkModules(name: string, doing: string, { what, bytes, modules }: InModules): void {
   if (modules === 0 || bytes <= modules * MODULE_BYTES) return;
   const where = modules === 1
     ? "one WebAssembly memory holds"
     : `the ${modules} WebAssembly memories of the threads hold`;
-  const message = `Can't load ${name}: ${what} ${mb(bytes)}, and ${where} ${mb(modules * MODULE_BYTES)} at most: use ` +
+  const message = `Can't ${doing}: ${what} ${mb(bytes)}, and ${where} ${mb(modules * MODULE_BYTES)} at most: use ` +
     "more threads, a model in fewer bits, or less text";
   throw resourceError("memory.module", message, name);
 }

@@ -16,6 +16,7 @@ import { type MaxCache, resolveMaxCache } from "./decode/max_cache.ts";
 import type { Model } from "./model.ts";
 import { defaultPolicy } from "./default_policy.ts";
 import { DEFAULTS } from "./defaults.ts";
+import { checkRoom, type Expected } from "./needed_memory.ts";
 import { contextIds, controlPositions, withWords } from "./text/prompt.ts";
 import { exceedsTrained, type PlanOptions, planReading } from "./read/plan.ts";
 import { scoreFiles, type SourceOptions } from "./read/policy_inputs.ts";
@@ -78,7 +79,7 @@ export interface ContextOptions extends Omit<PlanOptions, "policy" | "maxCache">
  * Reads `text` into the model and evicts.
  * PalisadeErrors (input): `context.empty`, `context.short`, `context.too-long`, `frame.*`, `keep.*`, `policy.*`,
  * `max-cache.*`, `step-policy.unknown`, `gate.*`, `risk.*`, `refit.*`, `explain.early`, `cache-type.*`; (usage): `risk.exclusive`;
- * (resources): `memory`.
+ * (resources): `memory.short`, `memory.module` before anything is read, `memory`.
  */
 export async function openContext(loaded: Model, text: string, options: ContextOptions = {}): Promise<Context> {
   const open = () => openOnce(loaded, text, options);
@@ -105,10 +106,17 @@ async function openOnce(loaded: Model, text: string, options: ContextOptions): P
   const plan = { ...planDecoding(model, ids, options), ...(lead && { lead }) }, { maxCache } = plan;
   const cap = maxCache && { tokens: maxCache.tokens, predict: maxCache.rule.predicted ?? false };
   const reading = planReading(model, ids, { ...options, policy, maxCache: cap });
+  checkRoom(model.name, model.needed(expectedOf(reading, ids.length)), model.room, "read the context");
   const facts = once(() => factsOf(model, reading, plan, options));
   const planned = { model, ids, reading, plan, facts, replaced: model.tokenizer.countReplaced(text) };
   const context = await refuseOutOfMemory(() => readPlanned(planned, options));
   return options.cloak ? await laidToRest(context) : context;
+}
+
+/** What a reading takes at the least: of one that finds out by itself what stays, nothing stays for certain. */
+function expectedOf({ way, budget, cacheType }: Reading, tokens: number): Expected {
+  const searched = way === "risk" || way === "threshold", streamed = way === "streaming" || way === "rolling";
+  return { tokens, cacheType, streamed, kept: searched ? 0 : Math.min(1, budget.perHead / tokens) };
 }
 
 /** A context before it is read. */

@@ -4,8 +4,6 @@ import { type Context, insideOf } from "../../model/context.ts";
 import { checkQuestions } from "../../model/decode/questions.ts";
 import { DEFAULTS } from "../../model/defaults.ts";
 import type { LoadOptions, Model } from "../../model/model.ts";
-import { contextIds, questionIds } from "../../model/text/prompt.ts";
-import { type Keep, parseKeep } from "../../core/select/budget.ts";
 import { reportOf } from "../../model/report.ts";
 import type { SnapshotCache } from "../../model/snapshot/cache.ts";
 import type { Secret } from "../../model/snapshot/seal/key.ts";
@@ -13,6 +11,7 @@ import { NO_FRAME, resolveFrame } from "../../model/text/frames.ts";
 import { type Answer, type AskOptions, openContext } from "../../model/session.ts";
 import { command } from "../command.ts";
 import { ENGINE, startModel } from "../engine.ts";
+import { expectedOf } from "../expected.ts";
 import { certificateText } from "../print/certificate.ts";
 import { EXIT, type Io } from "../io.ts";
 import { number, type OptionTable, repeated, type Values, whole } from "../options.ts";
@@ -91,7 +90,7 @@ async function ask(options: Options, io: Io): Promise<number> {
   await using _store = cache?.store ?? NO_STORE;
   using progress = createProgress(io.interactive && !options.quiet);
   const start = performance.now();
-  const expected = text === undefined ? {} : { expected: expectedOf(text, options, parsed) };
+  const expected = text === undefined ? {} : { expected: expectedIn(text, options, parsed) };
   await using model = await startModel(options, io, progress, { system, think, frame, gate, ...expected });
   const loadMs = performance.now() - start, told = { options, parsed, progress, cache, secret };
   using context = text === undefined ? await restored(model, io, told) : await read(model, text, io, told);
@@ -114,26 +113,11 @@ async function ask(options: Options, io: Io): Promise<number> {
   return EXIT.ok;
 }
 
-/** What a text will take. A policy may make the model repeat all of it behind itself, at positions of its own. */
-function expectedOf(text: string, options: Options, { keep }: ParsedReading): NonNullable<LoadOptions["expected"]> {
-  const { question, cacheType, risk, riskWorst, think } = options;
-  const answer = options.maxTokens ?? (think ? DEFAULTS.thinkingTokens : DEFAULTS.maxTokens);
-  return ({ frame, tokenizer }) => {
-    const context = contextIds(frame, tokenizer, text).length;
-    const asked = Math.max(0, ...question.map((each) => questionIds(frame, tokenizer, each).length));
-    const searched = risk !== undefined || riskWorst !== undefined;
-    const kept = searched ? 1 : Math.min(1, keep ? shareOf(keep, context) : leastShare(context));
-    return { tokens: context + asked + answer, positions: 2 * context + asked + answer, kept, cacheType };
-  };
-}
-
-function shareOf(keep: Keep, context: number): number {
-  return "tokens" in keep ? keep.tokens / context : "ratio" in keep ? 1 - keep.ratio : keep.fraction;
-}
-
-/** Of the default budget. */
-function leastShare(context: number): number {
-  return Math.max(shareOf(parseKeep(DEFAULTS.keep), context), DEFAULTS.leastKept / context);
+/** What text, question and answer will take. */
+function expectedIn(text: string, options: Options, { keep }: ParsedReading): LoadOptions["expected"] {
+  const { question, think } = options;
+  const answerTokens = options.maxTokens ?? (think ? DEFAULTS.thinkingTokens : DEFAULTS.maxTokens);
+  return expectedOf(text, { ...options, keep }, { questions: question, answerTokens });
 }
 
 const NO_STORE: AsyncDisposable = { [Symbol.asyncDispose]: () => Promise.resolve() };

@@ -11,7 +11,7 @@ import { loadModel } from "../../model/model.ts";
 import { LINE } from "../../model/text/frames.ts";
 import { autoThreads } from "../../model/threads.ts";
 import { command } from "../command.ts";
-import { ENGINE } from "../engine.ts";
+import { ENGINE, tellsMemory } from "../engine.ts";
 import { formatBytes, formatMs } from "../print/format.ts";
 import { EXIT, EXIT_CODES, type Io } from "../io.ts";
 import { obtainModel } from "../obtain.ts";
@@ -53,6 +53,7 @@ async function calibrate(options: CalibrateOptions, io: Io): Promise<number> {
   await checkPlaces(out, options, io);
   const texts = await readTexts(options.text ?? [], io);
   const progress = createProgress(io.interactive && !options.quiet), start = performance.now();
+  const { tokens, seed } = options;
   try {
     const path = await obtainModel(options.model, io, progress, options);
     const sha256 = await modelHash(path, io.runtime);
@@ -70,9 +71,10 @@ async function calibrate(options: CalibrateOptions, io: Io): Promise<number> {
       // A gate is of texts as they are.
       frame: LINE,
       signal: io.signal,
-      onProgress: (done, total) => progress.update("Starting the model", done, total),
+      // Hidden states of all texts, and of one text at a time the keys and values of one layer.
+      expected: () => ({ tokens, kept: 0, positions: "trained" }),
+      ...tellsMemory("Starting the model", options, io, progress),
     });
-    const { tokens, seed } = options;
     const plan = await planCalibration(model, io.runtime, { tokens, seed, kinds, texts, signal: io.signal });
     const statePath = stateOf(out);
     const result = await fit(model, io.runtime, plan, {

@@ -1,6 +1,7 @@
 /** `palisade cell`: cells of a sweep that somebody else schedules, a line of JSON in and a line out. */
 import { PalisadeError } from "../../core/errors.ts";
 import { type CellRequest, MAX_LINE, openCell, parseCell, runCell } from "../../evaluate/sweep/cell.ts";
+import { parseLengths } from "../../evaluate/sweep/plan.ts";
 import { DEFAULTS } from "../../model/defaults.ts";
 import { command } from "../command.ts";
 import { ENGINE } from "../engine.ts";
@@ -77,13 +78,15 @@ class Models implements AsyncDisposable {
     this.#progress = progress;
   }
 
-  async of({ model: name = this.#options.model, gate }: CellRequest): Promise<OpenSubject> {
+  /** `length`, `cacheType`: the first line's tell what the model is loaded for. */
+  async of({ model: name = this.#options.model, gate, length, cacheType }: CellRequest): Promise<OpenSubject> {
     const key = JSON.stringify([name, gate]);
     if (this.#last?.key === key) return this.#last.subject;
     await this[Symbol.asyncDispose]();
     const settings = { ...this.#options, gate };
     const file = await openModelFile(name, settings, this.#io, this.#progress);
-    const subject = await openSubject(file, settings, this.#io, this.#progress);
+    const expected = { tokens: length === undefined ? 0 : Math.max(...parseLengths(length)), cacheType };
+    const subject = await openSubject(file, settings, this.#io, this.#progress, expected);
     this.#last = { key, subject };
     return subject;
   }

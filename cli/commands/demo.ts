@@ -14,6 +14,7 @@ import { type Answer, openContext } from "../../model/session.ts";
 import { DEFAULTS } from "../../model/defaults.ts";
 import { command } from "../command.ts";
 import { ENGINE, startModel } from "../engine.ts";
+import { expectedOf } from "../expected.ts";
 import { formatBytes, formatCount, formatMs, formatShare } from "../print/format.ts";
 import { EXIT, type Io } from "../io.ts";
 import { type OptionTable, type Values, whole } from "../options.ts";
@@ -59,7 +60,10 @@ async function demo(options: DemoOptions, io: Io): Promise<number> {
   const texts = await demoTexts(io.runtime);
   const say = options.json ? () => {} : io.out;
   const start = performance.now();
-  await using model = await startModel(options, io, progress);
+  // The first run of each text keeps all of it.
+  const longest = texts.map(({ text }) => text).reduce((a, b) => a.length > b.length ? a : b);
+  const expected = expectedOf(longest, { keep: { fraction: 1 } });
+  await using model = await startModel(options, io, progress, { expected });
   const loadMs = performance.now() - start;
   say(`${model.name}; kernels ${model.backend.detail}; dense ${model.dense.detail}\n`);
 

@@ -18,6 +18,7 @@ import { type Context, openContext } from "../../model/session.ts";
 import { DEFAULTS } from "../../model/defaults.ts";
 import { command } from "../command.ts";
 import { DEFAULT_KEEP, DEFAULT_POLICY, ENGINE, startModel } from "../engine.ts";
+import { expectedOf } from "../expected.ts";
 import { formatCount, formatShare } from "../print/format.ts";
 import { EXIT, type Io } from "../io.ts";
 import type { OptionTable, Values } from "../options.ts";
@@ -59,7 +60,7 @@ async function show(options: ShowOptions, io: Io): Promise<number> {
   const text = await io.runtime.readText(options.context);
   if (text.trim() === "") throw inputError("context.empty", `No text in ${options.context}`, option("context"));
   const progress = createProgress(io.interactive && !options.quiet);
-  await using model = await startModel(options, io, progress);
+  await using model = await startModel(options, io, progress, { expected: expectedOf(text, { keep }) });
   using context = await openContext(model, text, {
     policy,
     keep,

@@ -3,13 +3,14 @@ import { ModelRunner } from "../../evaluate/queue/model_runner.ts";
 import { openServer, parseQueueUrl } from "../../evaluate/queue/server.ts";
 import { workOnSweeps } from "../../evaluate/queue/worker.ts";
 import { command } from "../command.ts";
-import { ENGINE } from "../engine.ts";
+import { ENGINE, tellsMemory } from "../engine.ts";
 import { modelHash } from "../../model/store/identity.ts";
 import { messageOf } from "../failure.ts";
 import { EVAL_NAMES } from "../sweep/options.ts";
 import { EXIT, EXIT_CODES, type Io } from "../io.ts";
 import { obtainModel } from "../obtain.ts";
 import { number, type OptionTable, type Values } from "../options.ts";
+import { formatBytes } from "../print/format.ts";
 import { createProgress } from "../print/progress.ts";
 import { VERSION } from "../../runtime/version.ts";
 
@@ -47,7 +48,13 @@ async function work(options: WorkerOptions, io: Io): Promise<number> {
   const sha256 = await modelHash(path, io.runtime);
   const { backend, dense, threads } = options;
   const setup = { path, sha256, palisade: VERSION, load: { backend, dense, threads } };
-  await using runner = await ModelRunner.start(io.runtime, setup);
+  const { onNeeded } = tellsMemory("Starting the model", options, io, progress);
+  await using runner = await ModelRunner.start(io.runtime, setup, {
+    onNeeded(weights) {
+      say(`loading ${formatBytes(weights)} of weights`);
+      onNeeded(weights);
+    },
+  });
   const name = crypto.randomUUID().slice(0, 8);
   say(`worker ${name} waits at ${server.shown} with ${options.model} (Ctrl-C ends it)`);
   const { groups, lines } = await workOnSweeps(server, {

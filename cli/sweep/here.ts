@@ -30,9 +30,11 @@ export async function evaluateHere(options: EvalOptions, io: Io): Promise<number
   const haystack = tasks.some((task) => task.sized) ? await openHaystack(io.runtime, options.haystack) : NO_HAYSTACK;
   await using results = await ResultsFile.open(io.runtime, options.out);
   const sweep = new SweepProgress(io, options, results, models.length * groups.length * cases.length);
+  // Whole caches of the longest cells; how long those of files are isn't known yet.
+  const expected = { tokens: Math.max(0, ...groups.map(({ length }) => length ?? 0)), cacheType: options.cacheType };
   try {
     for (const file of await findModels(models, options, io, sweep.progress)) {
-      await using subject = await openSubject(file, options, io, sweep.progress);
+      await using subject = await openSubject(file, options, io, sweep.progress, expected);
       sweep.expect(subject, groups, cases);
       const settings: GroupOptions = {
         seed: options.seed,

@@ -1,9 +1,10 @@
 /** A model as cells are computed with: the same whoever schedules them, so that cells from everywhere can be compared. */
 import type { Subject } from "../../evaluate/sweep/sweep.ts";
 import { loadModel } from "../../model/model.ts";
+import type { Expected } from "../../model/needed_memory.ts";
 import { modelHash } from "../../model/store/identity.ts";
 import { LINE } from "../../model/text/frames.ts";
-import type { EngineOptions } from "../engine.ts";
+import { type EngineOptions, tellsMemory } from "../engine.ts";
 import type { Io } from "../io.ts";
 import { obtainModel } from "../obtain.ts";
 import type { Progress } from "../print/progress.ts";
@@ -30,12 +31,13 @@ export async function openModelFile(
   return { name, path, sha256: await modelHash(path, io.runtime) };
 }
 
-/** Starts it. PalisadeErrors as `loadModel`. */
+/** Starts it, for cells of `expected` at the most. PalisadeErrors as `loadModel`. */
 export async function openSubject(
   { name, path, sha256 }: ModelFile,
   options: SubjectOptions,
   io: Io,
   progress: Progress,
+  expected: Expected,
 ): Promise<OpenSubject> {
   const model = await loadModel(path, io.runtime, {
     backend: options.backend,
@@ -46,7 +48,8 @@ export async function openSubject(
     threads: options.threads,
     gate: options.gate,
     signal: io.signal,
-    onProgress: (done, total) => progress.update(`Starting ${name}`, done, total),
+    expected: () => ({ ...expected, positions: "trained" }),
+    ...tellsMemory(`Starting ${name}`, options, io, progress),
   });
   progress.clear();
   return {

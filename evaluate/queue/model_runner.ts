@@ -11,11 +11,20 @@ interface Waiting {
   readonly onLine: (line: ResultLine) => void;
 }
 
+/** How a model's thread is started. */
+export interface StartOptions {
+  /** What runs in the thread. Default `model_thread.ts`. */
+  readonly module?: URL;
+  /** Called once, before weights are read, with the bytes that they will take. */
+  readonly onNeeded?: (weights: number) => void;
+}
+
 /** A model in a thread of its own. */
 export class ModelRunner implements AsyncDisposable {
   readonly #thread: Thread;
   #waiting?: Waiting;
   #engines?: Engines;
+  #onNeeded?: StartOptions["onNeeded"];
   #dead?: Error;
   /** Resolves when the thread ended, whoever wanted it. */
   readonly ended: Promise<Error>;
@@ -33,9 +42,10 @@ export class ModelRunner implements AsyncDisposable {
   static async start(
     runtime: Runtime,
     setup: ThreadSetup,
-    module: URL = siblingModule("./model_thread", import.meta.url),
+    { module = siblingModule("./model_thread", import.meta.url), onNeeded }: StartOptions = {},
   ): Promise<ModelRunner> {
     const runner = new ModelRunner(runtime, setup, module);
+    runner.#onNeeded = onNeeded;
     try {
       await runner.#wait(() => {});
       return runner;
@@ -75,6 +85,8 @@ export class ModelRunner implements AsyncDisposable {
 
   #receive(reply: ThreadReply): void {
     switch (reply.kind) {
+      case "needed":
+        return this.#onNeeded?.(reply.weights);
       case "ready":
         this.#engines = reply.engines;
         return this.#waiting?.resolve([]);

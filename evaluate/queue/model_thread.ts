@@ -25,6 +25,8 @@ export type ThreadRequest =
   | { readonly kind: "job"; readonly job: GroupJob };
 
 export type ThreadReply =
+  /** Bytes that the weights will take, before any is read. */
+  | { readonly kind: "needed"; readonly weights: number }
   | { readonly kind: "ready"; readonly engines: Engines }
   | { readonly kind: "line"; readonly line: ResultLine }
   /** The last request is done; `cells` are the ids of the job's cells, none for a sweep. */
@@ -50,7 +52,12 @@ export default async function serve(setup: ThreadSetup, port: ThreadPort, hooks:
   try {
     const runtime = await currentRuntime();
     // As `palisade eval` does: its cells and a worker's go into one table.
-    const model = await loadModel(setup.path, runtime, { ...setup.load, oneEngine: true, frame: LINE });
+    const model = await loadModel(setup.path, runtime, {
+      ...setup.load,
+      oneEngine: true,
+      frame: LINE,
+      onNeeded: (weights) => post({ kind: "needed", weights }),
+    });
     const jobs = new Jobs(model, setup, (line) => {
       hooks.beforeLine?.(line);
       post({ kind: "line", line });

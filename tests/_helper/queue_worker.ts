@@ -33,7 +33,7 @@ const server = await openServer(url, note);
 const sha256 = await modelHash(path, runtime);
 const setup = { path, sha256, palisade: VERSION, load: { backend: "wasm", dense: "web" }, slowMs: 2 * lockMs } as const;
 const module = fault === "slow" ? new URL("./slow_thread.ts", import.meta.url) : undefined;
-const runner = await ModelRunner.start(runtime, setup, module);
+const runner = await ModelRunner.start(runtime, setup, { module });
 note("ready");
 try {
   await workOnSweeps(server, {

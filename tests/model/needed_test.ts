@@ -3,8 +3,9 @@ import { fileURLToPath } from "node:url";
 import { neededBytes } from "../../model/dense/needed.ts";
 import { pickDense } from "../../model/dense/pick.ts";
 import type { PalisadeError } from "../../core/errors.ts";
-import { loadModel } from "../../model/model.ts";
+import { loadModel, memoryOf } from "../../model/model.ts";
 import { checkRoom, type NeededMemory, neededMemory } from "../../model/needed_memory.ts";
+import { openContext } from "../../model/session.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
 import { DENSE_MODELS, openTiny, TINY_MODELS } from "../_helper/tiny_models.ts";
 
@@ -100,6 +101,48 @@ Deno.test("loadModel() tells what all will take, and refuses a text that there i
   await assert.rejects(load(1e9), (error: PalisadeError) => /^memory\.(short|module)$/.test(error.code));
   await using phi = await load(100, PATH.replace("llama-plain", "phi3-long"));
   assert.equal(phi.config.contextLength, 64, "turned for a short text");
+});
+
+Deno.test("memoryOf() tells what loadModel() would need, and reads no weight", async () => {
+  const runtime = await currentRuntime(), options = { dense: "wasm", backend: "wasm" } as const;
+  let read = 0;
+  const text = () => ({ tokens: 100, kept: 0.2 });
+  const told = await memoryOf(PATH, runtime, { ...options, expected: text, onProgress: () => read++ });
+  assert.equal(read, 0);
+  await using model = await loadModel(PATH, runtime, options);
+  assert.deepEqual(told, model.needed(text()));
+  assert.ok(told.weights > 40_000 && told.cache > 0 && told.tokens === 100);
+  const bare = await memoryOf(PATH, runtime, options);
+  assert.deepEqual([bare.weights, bare.cache, bare.tokens], [told.weights, 0, 0]);
+  const small = { ...runtime, memory: () => ({ ...runtime.memory(), limitBytes: told.weights }) };
+  await assert.rejects(memoryOf(PATH, small, { ...options, expected: text }), { code: "memory.short" });
+});
+
+Deno.test("neededMemory() of a streamed text has no whole layer and no hidden states but a chunk's", async () => {
+  await using plain = await openTiny("llama-plain");
+  const { layers, kvHeads, headDim, width } = plain.config, tokens = 10_000, text = { tokens, kept: 0.25 };
+  const whole = neededMemory(plain.config, 7, text),
+    streamed = neededMemory(plain.config, 7, { ...text, streamed: true });
+  assert.equal(streamed.cache, 0.25 * tokens * layers * kvHeads * 8 * headDim);
+  assert.equal(whole.working - streamed.working, 4 * (tokens - 256) * width);
+});
+
+Deno.test("openContext() refuses a text that there is no room for, with the sums, before it is read", async () => {
+  const runtime = await currentRuntime();
+  await using loaded = await loadModel(PATH, runtime, { dense: "wasm", backend: "wasm" });
+  const text = "The gate is shut at dusk. ".repeat(20), { weights } = loaded.needed({ tokens: 1 });
+  let layers = 0;
+  const open = (limitBytes: number, policy = "snapkv(window=8)") => {
+    const room = { weightModules: 1, cacheModules: 1, limitBytes };
+    return openContext({ ...loaded, room }, text, { policy, keep: "50%", onLayer: () => layers++ });
+  };
+  const refused = { code: "memory.short", kind: "resources", message: /^Can't read the context: .*MB in all/ };
+  for (const policy of ["snapkv(window=8)", "full", "streaming-llm"]) {
+    await assert.rejects(open(weights + 1000, policy), refused);
+  }
+  assert.equal(layers, 0);
+  (await open(weights + 10e6))[Symbol.dispose]();
+  assert.ok(layers > 0);
 });
 
 Deno.test("a runtime tells how much memory is free", async () => {
