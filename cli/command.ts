@@ -3,14 +3,13 @@ import type { OptionNames } from "./failure.ts";
 import type { Io } from "./io.ts";
 import type { OptionTable, Values } from "./options.ts";
 
-/** A command, or a group of them. */
-export interface Command {
-  readonly name: string;
-  /** One line of help. */
-  readonly summary: string;
+/** What a command can be told and what it does, or a group of commands. */
+export interface CommandBody {
   readonly options: OptionTable;
   /** `<name>`, or `<names...>` for one or more. */
   readonly argument?: string;
+  /** What completion offers for the argument, besides files where it is one. */
+  readonly words?: () => readonly string[] | Promise<readonly string[]>;
   /** Lines under the options of help. */
   readonly notes?: readonly string[];
   /** What it calls options of the library otherwise. */
@@ -21,13 +20,44 @@ export interface Command {
   run?(options: object, io: Io, names: readonly string[]): number | Promise<number>;
 }
 
+/** A command by its name. */
+export interface Command extends CommandBody {
+  readonly name: string;
+  /** One line of help. */
+  readonly summary: string;
+}
+
 /** A command whose `run` gets what its table of options says. */
-interface TypedCommand<Table extends OptionTable> extends Command {
+interface TypedBody<Table extends OptionTable> extends CommandBody {
   readonly options: Table;
   run(options: Values<Table>, io: Io, names: readonly string[]): number | Promise<number>;
 }
 
 /** The command as the list holds it: the types of its options are its own affair. */
-export function command<Table extends OptionTable>(spec: TypedCommand<Table>): Command {
+export function command<Table extends OptionTable>(
+  spec: TypedBody<Table> & Pick<Command, "name" | "summary">,
+): Command;
+export function command<Table extends OptionTable>(spec: TypedBody<Table>): CommandBody;
+export function command(spec: CommandBody): CommandBody {
   return spec;
+}
+
+/** A command of the list: its modules are loaded when it is named, so that others start at once. */
+export interface Listed {
+  readonly name: string;
+  readonly summary: string;
+  /** The whole command. */
+  load(): Promise<Command>;
+}
+
+/** An entry of the list. */
+export function listed(name: string, summary: string, load: () => Promise<CommandBody>): Listed {
+  return { name, summary, load: async () => ({ ...await load(), name, summary }) };
+}
+
+/** Commands that do something: a group's members under `GROUP MEMBER`. */
+export function leaves(commands: readonly Command[]): Command[] {
+  return commands.flatMap((each) =>
+    each.members?.map((member) => ({ ...member, name: `${each.name} ${member.name}` })) ?? [each]
+  );
 }

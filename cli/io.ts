@@ -1,5 +1,6 @@
 /** What a command may touch of the outside, so that every command can be tested without a process. */
 import type { Runtime } from "../runtime/interface.ts";
+import type { Styles } from "./print/colour.ts";
 
 export interface Io {
   readonly runtime: Runtime;
@@ -9,6 +10,14 @@ export interface Io {
   paint(text: string): void;
   /** Progress and reports; on a terminal as {@link out}. */
   err(text: string): void;
+  /** The same with colours of our own, as {@link paint}. */
+  paintErr(text: string): void;
+  /** Colours for both, decided by `--color`, variables and terminals. */
+  readonly styles: { readonly out: Styles; readonly err: Styles };
+  /** The current folder, absolute. */
+  readonly folder: string;
+  /** Names of all environment variables, for those that are misspelt. */
+  readonly variables: readonly string[];
   /** Whether standard error is a terminal: without one, progress and reports stay silent. */
   readonly interactive: boolean;
   /** Aborted by Ctrl-C or SIGTERM. */

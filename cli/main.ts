@@ -6,6 +6,7 @@ import { resourceError } from "../core/errors.ts";
 import { currentRuntime } from "../runtime/mod.ts";
 import { Interrupt } from "./interrupt.ts";
 import { EXIT, type Io } from "./io.ts";
+import { stylesOf } from "./print/colour.ts";
 import { guarded } from "./print/terminal.ts";
 import { run } from "./program.ts";
 import { promptSecret } from "./secret_prompt.ts";
@@ -39,6 +40,10 @@ const io: Io = {
   out: guarded(writer(1), process.stdout.isTTY === true),
   paint: writer(1),
   err: guarded(writer(2), process.stderr.isTTY === true),
+  paintErr: writer(2),
+  styles: { out: stylesOf("none"), err: stylesOf("none") },
+  folder: process.cwd(),
+  variables: Object.keys(process.env),
   interactive: process.stderr.isTTY === true,
   signal: interrupt.signal,
   ...(process.stdin.isTTY && process.stderr.isTTY && {

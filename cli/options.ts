@@ -19,6 +19,16 @@ export interface OptionSpec {
   readonly rare?: true;
   /** Options that it can't stand beside. */
   readonly conflicts?: readonly string[];
+  /** What the man page and docs/cli.md say after `help`: sentences. */
+  readonly more?: string;
+  /** What completion offers, besides files where the value is one. For lists they may be put together by commas. */
+  readonly words?: () => readonly string[] | Promise<readonly string[]>;
+  /** Means something else in every command: in settings it stands under its command alone, `[read] out`. */
+  readonly own?: true;
+  /** A project's file can't set it: where texts go and what secrets open is for the user to say. */
+  readonly personal?: true;
+  /** `palisade config show` doesn't print it. */
+  readonly secret?: true;
 }
 
 /** Options by their names in the program, in the order of help. */
@@ -40,6 +50,26 @@ export type Values<Table> = {
 /** `maxCache` as it is typed: `--max-cache`. */
 export function flagOf(name: string): string {
   return `--${name.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`;
+}
+
+/** `maxCache` as it is called in settings: `max-cache`. */
+export function keyOf(name: string): string {
+  return flagOf(name).slice(2);
+}
+
+/** An option without a value. */
+export function isSwitch({ value }: OptionSpec): boolean {
+  return value === undefined;
+}
+
+/** Whether the option may be said several times. */
+export function isRepeatable({ read }: OptionSpec): boolean {
+  return read === repeated || read === list;
+}
+
+/** Whether the value may be a file. */
+export function takesFile({ value = "" }: OptionSpec): boolean {
+  return value.split("|").includes("file");
 }
 
 /** An option that may be repeated. */

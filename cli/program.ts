@@ -1,84 +1,84 @@
-/** The list of commands, and what becomes of a failure. Each command's options and work are in `commands/`. */
+/** Runs the command that is named, and says what becomes of a failure. */
 import { PalisadeError } from "../core/errors.ts";
 import { DEFAULTS } from "../model/defaults.ts";
 import type { Command } from "./command.ts";
-import { askCommand } from "./commands/ask.ts";
-import { calibrateCommand } from "./commands/calibrate.ts";
-import { cellCommand } from "./commands/cell.ts";
-import { demoCommand } from "./commands/demo.ts";
-import { doctorCommand } from "./commands/doctor.ts";
-import { evalCommand } from "./commands/eval.ts";
-import { evictCommand } from "./commands/evict.ts";
-import { modelsCommand } from "./commands/models.ts";
-import { policiesCommand } from "./commands/policies.ts";
-import { readCommand } from "./commands/read.ts";
-import { reportCommand } from "./commands/report.ts";
-import { showCommand } from "./commands/show.ts";
-import { snapshotsCommand } from "./commands/snapshots.ts";
-import { workerCommand } from "./commands/worker.ts";
 import { failureText } from "./failure.ts";
 import { EXIT, EXIT_CODES, type Io } from "./io.ts";
-import { HELP_ALL, parserExit, parserOf } from "./parse.ts";
+import { allCommands, COMMANDS } from "./list.ts";
+import { type Extent, HELP_ALL, parserExit, parserOf } from "./parse.ts";
+import { withColours } from "./print/colour.ts";
+import { originOf, type Settled } from "./settings/settle.ts";
 import { VERSION } from "../runtime/version.ts";
-
-/** Every command, in the order of help. */
-const COMMANDS: readonly Command[] = [
-  askCommand,
-  readCommand,
-  snapshotsCommand,
-  demoCommand,
-  showCommand,
-  evictCommand,
-  evalCommand,
-  workerCommand,
-  cellCommand,
-  reportCommand,
-  calibrateCommand,
-  modelsCommand,
-  policiesCommand,
-  doctorCommand,
-];
 
 /** The default budget as people write it. */
 const KEEP = DEFAULTS.keep.replace("%", " %");
 
 /** Parses `parameters` (without program and script), runs the command, and returns the exit code. Never throws. */
-export async function run(parameters: readonly string[], io: Io): Promise<number> {
-  let code: number = EXIT.ok;
-  const program = buildProgram(io, parameters.includes(HELP_ALL), (result) => {
-    code = result;
+export async function run(parameters: readonly string[], outside: Io): Promise<number> {
+  const io = withColours(outside, askedColour(parameters));
+  let code: number = EXIT.ok, settled: Settled | undefined;
+  const named = await COMMANDS.find(({ name }) => name === parameters[0])?.load();
+  const program = parserFor(COMMANDS.map((each) => each.name === named?.name ? named : { ...each, options: {} }), io, {
+    all: parameters.includes(HELP_ALL),
+    done(result) {
+      code = result;
+    },
+    onSettled(settings) {
+      settled = settings;
+    },
   });
   try {
     await program.parseAsync(parameters.map((each) => each === HELP_ALL ? "--help" : each), { from: "user" });
     return code;
   } catch (error) {
-    return reportFailure(error, io, COMMANDS.find(({ name }) => name === parameters[0]));
+    return reportFailure(error, io, named, settled);
   }
 }
 
 /** The parser of all commands; `all`: help shows every option. `done` gets the exit code. */
-export function buildProgram(io: Io, all: boolean, done: (code: number) => void): ReturnType<typeof parserOf> {
-  return parserOf(COMMANDS, {
+export async function buildProgram(
+  io: Io,
+  all: boolean,
+  done: (code: number) => void,
+): Promise<ReturnType<typeof parserOf>> {
+  return parserFor(await allCommands(), io, { all, done });
+}
+
+function parserFor(commands: readonly Command[], io: Io, extent: Extent): ReturnType<typeof parserOf> {
+  return parserOf(commands, {
     version: VERSION,
     summary: `Reads a long text, keeps ${KEEP} of the KV cache, and answers from what is kept.`,
     notes:
       `\nExample: palisade ask --context book.txt --question "Who is Ishmael?"\nVersion: palisade --version\n${EXIT_CODES}`,
-    ...{ io, all, done },
+    io,
+    everything: allCommands,
+    ...extent,
   });
 }
 
+/** What the line says of colours, before it is parsed: refusals of the parser are coloured too. */
+function askedColour(parameters: readonly string[]): string | undefined {
+  const at = parameters.findLastIndex((each) => /^--color(=|$)/.test(each));
+  if (at < 0) return undefined;
+  return parameters[at] === "--color" ? parameters[at + 1] : parameters[at].slice("--color=".length);
+}
+
 /** One line on standard error, and the exit code by who has to act. */
-function reportFailure(error: unknown, io: Io, command?: Command): number {
+function reportFailure(error: unknown, io: Io, command?: Command, settled?: Settled): number {
   const ended = parserExit(error);
   if (ended !== undefined) return ended;
   if (io.signal.aborted) {
     io.err("palisade: interrupted\n");
     return EXIT.interrupted;
   }
+  const say = (text: string) => {
+    io.paintErr(io.styles.err.failure("palisade:"));
+    io.err(` ${text}\n`);
+  };
   if (error instanceof PalisadeError) {
-    io.err(`palisade: ${failureText(error, command?.names)}\n`);
+    say(`${failureText(error, command?.names)}${originOf(error, settled, command?.names)}`);
     return EXIT[error.kind];
   }
-  io.err(`palisade: unexpected failure: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n`);
+  say(`unexpected failure: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`);
   return EXIT.failed;
 }

@@ -7,14 +7,20 @@ import { idle } from "./reading.ts";
 
 /** What opens secret snapshots. A passphrase is never a value of an option: others can read those. */
 export const SECRET = {
-  keyFile: { value: "file", help: "the key of secret snapshots", conflicts: ["passphraseFile"], rare: true },
-  passphraseFile: { value: "file", help: "their passphrase, its first line", rare: true },
+  keyFile: {
+    value: "file",
+    help: "the key of secret snapshots",
+    conflicts: ["passphraseFile"],
+    rare: true,
+    personal: true,
+  },
+  passphraseFile: { value: "file", help: "their passphrase, its first line", rare: true, personal: true },
 } satisfies OptionTable;
 
 /** How snapshots are made secret. */
 export const PROTECT = {
-  encrypt: { help: "encrypt the snapshot; asks for a passphrase" },
-  cloak: { help: "hide its rows by KV-Cloak instead, or as well", rare: true },
+  encrypt: { help: "encrypt the snapshot; asks for a passphrase", personal: true },
+  cloak: { help: "hide its rows by KV-Cloak instead, or as well", rare: true, personal: true },
 } satisfies OptionTable;
 
 type SecretOptions = Values<typeof SECRET>;

@@ -20,6 +20,7 @@ export const PLACE = {
     value: "place",
     help: "where read texts are kept: auto, off, a folder or store",
     shown: "auto",
+    personal: true,
   },
   snapshotsCap: {
     value: "size",
@@ -32,7 +33,7 @@ export const PLACE = {
 
 /** The salt that keys snapshots. */
 export const SALT = {
-  salt: { value: "text", help: "keys snapshots: other salts can't use them", rare: true },
+  salt: { value: "text", help: "keys snapshots: other salts can't use them", rare: true, secret: true },
 } satisfies OptionTable;
 
 type PlaceOptions = Values<typeof PLACE>;
@@ -47,9 +48,9 @@ export function sizeOf(text: string): number {
   throw new RangeError("Want a size such as 500MB, 2GiB, or a number of bytes.");
 }
 
-/** What `--snapshots` says, or `PALISADE_SNAPSHOTS`; undefined for `off`. */
+/** What `--snapshots` says; undefined for `off`. */
 function placeOf({ snapshots }: Pick<PlaceOptions, "snapshots">, { runtime }: Io): string | undefined {
-  const place = snapshots ?? runtime.environment("PALISADE_SNAPSHOTS") ?? "auto";
+  const place = snapshots ?? "auto";
   if (place === "off") return undefined;
   return place === "auto" ? runtime.host!.join(cacheFolder(runtime), "snapshots") : place;
 }

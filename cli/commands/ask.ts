@@ -63,7 +63,7 @@ const OPTIONS = {
   answerPrefix: { value: "text", help: "the reply starts with this", rare: true },
   ...WORDS,
   encrypt: { ...PROTECT.encrypt, help: "encrypt what is kept", rare: true },
-  cloak: { help: "hide keys and values between questions", rare: true },
+  cloak: { help: "hide keys and values between questions", rare: true, personal: true },
   ...SECRET,
   allowLoops: { help: "never end an answer that repeats itself", rare: true },
   ...SALT,
@@ -74,8 +74,6 @@ type Options = Values<typeof OPTIONS>;
 
 /** `palisade ask`. */
 export const askCommand = command({
-  name: "ask",
-  summary: "answer questions about a text, evicted",
   options: OPTIONS,
   run: ask,
 });

@@ -28,7 +28,7 @@ const OPTIONS = {
   tokens: { value: "n", help: "tokens to fit on", read: whole(1000, 1_000_000), preset: 10_000 },
   seed: { value: "n", help: "seed of the built-in text", read: whole(0, 2 ** 40), preset: 1 },
   kinds: { value: "list", help: "kinds of built-in text", read: list, preset: KINDS.join(",") },
-  out: { value: "file", help: "where to write it instead of the cache folder" },
+  out: { value: "file", help: "where to write it instead of the cache folder", own: true },
   json: { help: "print one object with all figures" },
   ...ENGINE,
 } satisfies OptionTable;
@@ -37,8 +37,6 @@ type CalibrateOptions = Values<typeof OPTIONS>;
 
 /** `palisade calibrate`. */
 export const calibrateCommand = command({
-  name: "calibrate",
-  summary: "fit a gate for a model on this machine; resumes",
   options: OPTIONS,
   notes: [EXIT_CODES],
   run: calibrate,

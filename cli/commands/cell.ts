@@ -22,9 +22,7 @@ const CELL_DEFAULTS = { policy: DEFAULTS.dumpPolicy, keep: DEFAULTS.keep };
 
 /** `palisade cell`. */
 export const cellCommand = command({
-  name: "cell",
   argument: "<cells>",
-  summary: "cells of eval, a line of JSON in, a line out",
   options: OPTIONS,
   notes: [
     'Lines, from a file or - for a pipe: {"task":"vt","length":"1k","sample":0,',

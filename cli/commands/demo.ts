@@ -34,8 +34,6 @@ type DemoOptions = Values<typeof OPTIONS>;
 
 /** `palisade demo`. */
 export const demoCommand = command({
-  name: "demo",
-  summary: "the full cache beside three evicted ones",
   options: OPTIONS,
   run: demo,
 });

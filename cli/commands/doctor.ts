@@ -32,14 +32,12 @@ import type { OptionTable, Values } from "../options.ts";
 import { VERSION } from "../../runtime/version.ts";
 
 const OPTIONS = {
-  model: { value: "file", help: "instead: what a model file is, and what is odd in it" },
+  model: { value: "file", help: "instead: what a model file is, and what is odd in it", own: true },
   json: { help: "as JSON" },
 } satisfies OptionTable;
 
 /** `palisade doctor`. */
 export const doctorCommand = command({
-  name: "doctor",
-  summary: "what this machine offers and lacks, and why",
   options: OPTIONS,
   run: doctor,
 });

@@ -12,8 +12,6 @@ import { evaluateByQueue } from "../sweep/queue.ts";
 
 /** `palisade eval`. */
 export const evalCommand = command({
-  name: "eval",
-  summary: "measure what policies cost in answers; resumes",
   options: EVAL_OPTIONS,
   names: EVAL_NAMES,
   // How a name with a comma is said.

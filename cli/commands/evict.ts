@@ -33,8 +33,6 @@ type Options = Values<typeof OPTIONS>;
 
 /** `palisade evict`. */
 export const evictCommand = command({
-  name: "evict",
-  summary: "which keys and values of a dump stay",
   argument: "<dump>",
   options: OPTIONS,
   notes: ["A .safetensors, .npy or .npz file, a folder of them, or - for a pipe.", EXIT_CODES],

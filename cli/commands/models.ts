@@ -9,7 +9,7 @@ import {
   type StoredModel,
 } from "../../model/store/store.ts";
 import { formatBytes } from "../print/format.ts";
-import { type Command, command } from "../command.ts";
+import { command, type CommandBody } from "../command.ts";
 import { EXIT, type Io } from "../io.ts";
 import type { OptionTable, Values } from "../options.ts";
 import { fetchNamed } from "../obtain.ts";
@@ -21,9 +21,7 @@ const LIST = { json: { help: "as JSON" } } satisfies OptionTable;
 const PULL = { offline: { help: "only check what is here" }, quiet: { help: "no progress" } } satisfies OptionTable;
 
 /** `palisade models`. */
-export const modelsCommand: Command = {
-  name: "models",
-  summary: "list, fetch, find and remove model files",
+export const modelsCommand: CommandBody = {
   options: {},
   members: [
     command({ name: "list", summary: "named models, and which are here", options: LIST, run: listModels }),

@@ -15,8 +15,6 @@ type PoliciesOptions = Values<typeof OPTIONS>;
 
 /** `palisade policies`. */
 export const policiesCommand = command({
-  name: "policies",
-  summary: "list the eviction policies and their papers",
   options: OPTIONS,
   run: listPolicies,
 });

@@ -37,7 +37,7 @@ import { labelOf, openNamed, PLACE, SALT, SNAPSHOT_FILE, wantCache } from "../sn
 
 const OPTIONS = {
   context: { value: "file", help: "the text, UTF-8; - reads standard input", required: true },
-  out: { value: "file", help: "where to write the snapshot instead of keeping it for ask" },
+  out: { value: "file", help: "where to write the snapshot instead of keeping it for ask", own: true },
   append: { value: "file", help: "go on from this snapshot of the text's beginning" },
   withText: { help: "keep the text's tokens in it, readable" },
   label: { value: "text", help: "what lists call it", shown: "the file's name" },
@@ -55,8 +55,6 @@ type Options = Values<typeof OPTIONS>;
 
 /** `palisade read`. */
 export const readCommand = command({
-  name: "read",
-  summary: "read a text once, for questions later",
   options: OPTIONS,
   notes: [EXIT_CODES],
   run: read,

@@ -30,9 +30,7 @@ const OPTIONS = {
 
 /** `palisade report`. */
 export const reportCommand = command({
-  name: "report",
   argument: "<results...>",
-  summary: "what results files of eval say, as tables",
   options: OPTIONS,
   run: report,
 });

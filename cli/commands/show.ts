@@ -4,7 +4,6 @@ import { inputError, option } from "../../core/errors.ts";
 import { escapeHtml } from "../../evaluate/report/escape.ts";
 import { PAGE, page } from "../../evaluate/report/html.ts";
 import {
-  COLOURS,
   type Colours,
   legendHtml,
   legendText,
@@ -26,13 +25,10 @@ import { createProgress } from "../print/progress.ts";
 import { checkOutputs } from "../../runtime/output.ts";
 import { modelInputs, outputsOf, policyInputs, writeText } from "../outputs.ts";
 
-const COLOUR_CHOICES = ["auto", ...COLOURS] as const;
-
 const OPTIONS = {
   context: { value: "file", help: "the text, UTF-8; - reads standard input", required: true },
   keep: { value: "amount", help: "what stays: 20%, or tokens per head", shown: DEFAULT_KEEP },
   policy: { value: "name", help: "see: palisade policies", shown: DEFAULT_POLICY },
-  color: { value: "when", help: "colours", choices: COLOUR_CHOICES, preset: "auto" },
   html: { value: "file", help: "write it as an HTML file too" },
   beyondTrained: { help: "allow more context than the model was trained on" },
   ...ENGINE,
@@ -42,8 +38,6 @@ type ShowOptions = Values<typeof OPTIONS>;
 
 /** `palisade show`. */
 export const showCommand = command({
-  name: "show",
-  summary: "a text shaded by how many heads keep a token",
   options: OPTIONS,
   run: show,
 });
@@ -78,7 +72,7 @@ async function show(options: ShowOptions, io: Io): Promise<number> {
     const body = `<h1>${escapeHtml(title)}</h1>\n${legendHtml(shading.heads)}\n${shadingHtml(shading)}`;
     await writeText(io, options.html, page("what is kept", body));
   }
-  const colours = options.color === "auto" ? coloursOf(io) : options.color;
+  const colours = coloursOf(io);
   io.paint(`${shadingText(shading, colours)}${legendText(shading.heads, colours)}`);
   io.out(`${title}\n`);
   return EXIT.ok;
@@ -89,9 +83,8 @@ function keptText(asked: string | undefined, { leastKept, budget }: Context): st
   return asked ?? (leastKept ? `${formatCount(budget.perHead)} tokens per head` : DEFAULTS.keep);
 }
 
-/** NO_COLOR (no-color.org) and a standard output that is no terminal turn colours off. */
-function coloursOf({ runtime }: Io): Colours {
-  if (runtime.environment("NO_COLOR") !== undefined || !runtime.isTerminal("stdout")) return "none";
-  if (/^(truecolor|24bit)$/.test(runtime.environment("COLORTERM") ?? "")) return "truecolor";
-  return /256color/.test(runtime.environment("TERM") ?? "") ? "256" : "none";
+/** Ten shades are more than 16 colours have: a terminal of those gets 256, where colours were asked for, or marks. */
+function coloursOf({ styles: { out: { depth } }, runtime }: Io): Colours {
+  if (depth !== "16") return depth;
+  return runtime.isTerminal("stdout") ? "none" : "256";
 }

@@ -7,7 +7,7 @@ import { type OpenedSnapshot, readHeader } from "../../model/snapshot/restore.ts
 import { newKeyFile, type Secret } from "../../model/snapshot/seal/key.ts";
 import { storeSource } from "../../model/snapshot/store.ts";
 import { writeWhole } from "../../runtime/output.ts";
-import { type Command, command } from "../command.ts";
+import { command, type CommandBody } from "../command.ts";
 import { EXIT, type Io } from "../io.ts";
 import type { OptionTable, Values } from "../options.ts";
 import { formatBytes, formatCount } from "../print/format.ts";
@@ -25,9 +25,7 @@ const PRUNE = {
 } satisfies OptionTable;
 
 /** `palisade snapshots`. */
-export const snapshotsCommand: Command = {
-  name: "snapshots",
-  summary: "list, check and remove what was read",
+export const snapshotsCommand: CommandBody = {
   options: {},
   members: [
     command({ name: "list", summary: "snapshots that are kept", options: LIST, run: list }),

@@ -15,7 +15,13 @@ import { createProgress } from "../print/progress.ts";
 import { VERSION } from "../../runtime/version.ts";
 
 const OPTIONS = {
-  queue: { value: "url", help: "Valkey or Redis: redis://[USER:PASSWORD@]HOST:PORT/DB", required: true },
+  queue: {
+    value: "url",
+    help: "Valkey or Redis: redis://[USER:PASSWORD@]HOST:PORT/DB",
+    required: true,
+    personal: true,
+    secret: true,
+  },
   idle: {
     value: "seconds",
     help: "end after so long without work; default: never",
@@ -28,8 +34,6 @@ type WorkerOptions = Values<typeof OPTIONS>;
 
 /** `palisade worker`. */
 export const workerCommand = command({
-  name: "worker",
-  summary: "compute cells for eval --queue, on any machine",
   options: OPTIONS,
   notes: [EXIT_CODES],
   run: work,

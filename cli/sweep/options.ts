@@ -6,7 +6,7 @@ import type { OptionNames } from "../failure.ts";
 import { list, type OptionTable, type Values, whole } from "../options.ts";
 
 export const EVAL_OPTIONS = {
-  out: { value: "file", help: "results, one JSON line per cell; only appended to", required: true },
+  out: { value: "file", help: "results, one JSON line per cell; only appended to", required: true, own: true },
   tasks: {
     value: "list",
     help: "RULER's by name, ruler for all, qa:FILE, jsonl:FILE",
@@ -24,7 +24,7 @@ export const EVAL_OPTIONS = {
   gate: { value: "file", help: "for policy gate, instead of the one found", rare: true },
   haystack: { value: "file", help: "prose to hide needles in, not Moby-Dick", rare: true },
   beyondTrained: { help: "allow more tokens than the model was trained on" },
-  queue: { value: "url", help: "let palisade worker compute: redis://HOST:PORT" },
+  queue: { value: "url", help: "let palisade worker compute: redis://HOST:PORT", personal: true, secret: true },
   ...ENGINES,
 } satisfies OptionTable;
 

@@ -70,8 +70,8 @@ export function legendHtml(heads: number): string {
   return `<p>no head ${steps} all ${heads} heads keep the token</p>`;
 }
 
-export const COLOURS = ["truecolor", "256", "none"] as const;
-export type Colours = typeof COLOURS[number];
+/** How a terminal is told of shades. */
+export type Colours = "truecolor" | "256" | "none";
 
 /** Backgrounds of the 256-colour palette from dark grey to orange. */
 const PALETTE = [235, 236, 237, 58, 94, 94, 130, 130, 166, 172, 208];

@@ -1,6 +1,7 @@
 /** A command line without a process: what a command writes, and the exit code. */
 import process from "node:process";
 import type { Io } from "../../cli/io.ts";
+import { stylesOf } from "../../cli/print/colour.ts";
 import { guarded } from "../../cli/print/terminal.ts";
 import { run } from "../../cli/program.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
@@ -8,6 +9,9 @@ import type { Runtime } from "../../runtime/interface.ts";
 
 /** Commands under test keep what they read only where a test says so. */
 process.env["PALISADE_SNAPSHOTS"] ??= "off";
+/** And settings of whoever runs the tests are not looked for. */
+process.env["PALISADE_CONFIG"] ??= "none";
+const PLAIN = { out: stylesOf("none"), err: stylesOf("none") };
 
 export interface CliResult {
   readonly code: number;
@@ -21,6 +25,10 @@ export interface CliOptions {
   /** Whether standard output is one. Default false. */
   readonly terminal?: boolean;
   readonly signal?: AbortSignal;
+  /** The current folder. Default: that of the tests. */
+  readonly folder?: string;
+  /** Names of environment variables. Default: none. */
+  readonly variables?: readonly string[];
   /** Replaces parts of the runtime, e.g. standard input. */
   readonly runtime?: Partial<Runtime>;
   /** What somebody at the terminal types, question by question; without it nobody is there. */
@@ -44,6 +52,12 @@ export async function palisade(parameters: readonly string[], options: CliOption
       out += text;
     },
     err: guarded((text) => err += text, options.interactive ?? false),
+    paintErr(text) {
+      err += text;
+    },
+    styles: PLAIN,
+    folder: options.folder ?? process.cwd(),
+    variables: options.variables ?? [],
     interactive: options.interactive ?? false,
     signal: options.signal ?? new AbortController().signal,
     ...(options.typed && {
@@ -62,5 +76,6 @@ export async function palisade(parameters: readonly string[], options: CliOption
 export async function quietIo(): Promise<Io> {
   const silent = () => {};
   const signal = new AbortController().signal;
-  return { runtime: await currentRuntime(), out: silent, err: silent, paint: silent, interactive: false, signal };
+  const runtime = await currentRuntime(), writers = { out: silent, err: silent, paint: silent, paintErr: silent };
+  return { runtime, ...writers, styles: PLAIN, folder: process.cwd(), variables: [], interactive: false, signal };
 }

@@ -40,7 +40,7 @@ const LIBRARY = {
 };
 
 Deno.test("help of ask prints the library's defaults", async () => {
-  const ask = buildProgram(await quietIo(), true, () => {}).commands.find((each) => each.name() === "ask")!;
+  const ask = (await buildProgram(await quietIo(), true, () => {})).commands.find((each) => each.name() === "ask")!;
   for (const [flag, value] of Object.entries(LIBRARY)) {
     const option = ask.options.find(({ long }) => long === flag)!;
     assert.equal(option.defaultValueDescription, String(value), flag);

@@ -48,7 +48,7 @@ Deno.test("a refusal is the same behind a thread, and said again elsewhere", () 
 });
 
 Deno.test("every option that the library names is one of the command line", async () => {
-  const commands = buildProgram(await quietIo(), true, () => {}).commands;
+  const commands = (await buildProgram(await quietIo(), true, () => {})).commands;
   const flags = new Set(commands.flatMap(({ options }) => options.map(({ long }) => long)));
   const missing = OPTION_NAMES.filter((name) => !flags.has(flagOfOption(name)));
   assert.deepEqual(missing, ["topK"]);

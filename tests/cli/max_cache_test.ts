@@ -73,8 +73,12 @@ function plain(cell: string): string {
 Deno.test("docs/cli.md has every option of ask with its default, and every step rule", async () => {
   const page = await readFile(new URL("../../docs/cli.md", import.meta.url), "utf8");
   const rows = [...page.matchAll(/^\| `([^` ]+)[^|]*\|([^|]*)\|/gm)].map(([, name, second]) => [name, plain(second)]);
-  const ask = buildProgram(await quietIo(), true, () => {}).commands.find((command) => command.name() === "ask")!;
-  const options = ask.options.map(({ long, defaultValueDescription = "" }) => [long!, defaultValueDescription]);
+  const ask = (await buildProgram(await quietIo(), true, () => {})).commands.find((command) =>
+    command.name() === "ask"
+  )!;
+  const options = ask.options.filter(({ negate }) => !negate).map((
+    { long, defaultValueDescription = "" },
+  ) => [long!, defaultValueDescription]);
   assert.deepEqual(rows.filter(([name]) => name.startsWith("--")).sort(), options.sort());
   const rules = rows.map(([name]) => name).filter((name) => !name.startsWith("--"));
   assert.deepEqual(rules, stepRules.map(({ name }) => name));
