@@ -2,6 +2,7 @@
 import { CACHE_TYPES } from "../core/cache/entry_type.ts";
 import { inputError, option, PalisadeError } from "../core/errors.ts";
 import type { Policy } from "../core/policy/policy.ts";
+import { MERGES } from "../core/merge/merge.ts";
 import { REFITS } from "../core/refit/refit.ts";
 import { resolveStepRule } from "../core/rules/registry.ts";
 import { type Keep, parseKeep } from "../core/select/budget.ts";
@@ -56,6 +57,13 @@ export const BUDGET = {
     shown: DEFAULTS.refit,
     rare: true,
   },
+  merge: {
+    value: "how",
+    help: "put evicted entries into the nearest kept",
+    choices: MERGES,
+    shown: DEFAULTS.merge,
+    rare: true,
+  },
   cacheType: { value: "type", help: "keys and values", choices: CACHE_TYPES, shown: DEFAULTS.cacheType, rare: true },
 } satisfies OptionTable;
 
@@ -97,10 +105,10 @@ export function contextOptions(
   io: Io,
   progress: Progress,
 ): ContextOptions {
-  const { risk, riskWorst, maxCacheBytes, explain, positions, refit, cacheType, beyondTrained } = options;
+  const { risk, riskWorst, maxCacheBytes, explain, positions, refit, merge, cacheType, beyondTrained } = options;
   return {
     ...parsed,
-    ...{ risk, riskWorst, maxCacheBytes, explain, positions, refit, cacheType, beyondTrained },
+    ...{ risk, riskWorst, maxCacheBytes, explain, positions, refit, merge, cacheType, beyondTrained },
     signal: io.signal,
     onLayer: (done, layers) => progress.update("Reading, layer", done, layers),
   };

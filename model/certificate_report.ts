@@ -29,10 +29,13 @@ export interface CertificateReport {
   readonly layers: readonly LayerCertificateReport[];
 }
 
-/** `refitted`: other values stand in the cache than those that were proved about, so no bound on outputs holds. */
-export function certificateReport(certificates: readonly LayerCertificate[], refitted = false): CertificateReport {
+/**
+ * `changed`, by a refit or a merge: other keys or values stand in the cache than those that were proved about, so no bound on
+ * outputs holds. What is said of the selection stays true of the selection.
+ */
+export function certificateReport(certificates: readonly LayerCertificate[], changed = false): CertificateReport {
   const held = (summary: CertificateSummary): CertificateSummary =>
-    refitted ? { ...summary, outputBound: NaN, projectedBound: summary.projectedBound && NaN } : summary;
+    changed ? { ...summary, outputBound: NaN, projectedBound: summary.projectedBound && NaN } : summary;
   return {
     window: certificates[0]?.window ?? 0,
     risk: meanLargestMass(certificates),

@@ -6,6 +6,7 @@ import { type Answer, answer, type AskOptions, type DecodePlan } from "./decode/
 import type { WorstCase } from "./gate/worst_case.ts";
 import type { Model } from "./model.ts";
 import type { RiskFigures } from "./read/at_risk.ts";
+import type { MergeFigures } from "./read/merge.ts";
 import type { RefitFigures } from "./read/refit.ts";
 import type { Risk } from "./read/risk_options.ts";
 import { CloakedRest } from "./snapshot/cloak/at_rest.ts";
@@ -47,6 +48,8 @@ export interface Context extends Disposable {
   readonly certificates?: readonly LayerCertificate[];
   /** What a refit did, where one was asked for and something was evicted. */
   readonly refit?: RefitFigures;
+  /** What a merge did, where one was asked for and something was evicted. */
+  readonly merge?: MergeFigures;
   /** Answers from the kept entries; afterwards the cache is as it was before the question. */
   ask(question: string, options?: AskOptions): Promise<Answer>;
   /**

@@ -1,5 +1,6 @@
 /** What the library takes where nothing is said. Every default stands here, and nowhere else; help prints them. */
 import type { CacheType } from "../core/cache/entry_type.ts";
+import type { Merge } from "../core/merge/merge.ts";
 import type { Refit } from "../core/refit/refit.ts";
 import { DEFAULT_STEP_RULE } from "../core/rules/registry.ts";
 import type { Positions } from "./decode/answer.ts";
@@ -19,6 +20,8 @@ export const DEFAULTS = {
   dumpPolicy: "layer-defensive",
   /** What is refitted of what stays. */
   refit: "none" satisfies Refit as Refit,
+  /** What becomes of evicted entries. */
+  merge: "none" satisfies Merge as Merge,
   /** Where kept keys stand. */
   positions: "true" satisfies Positions as Positions,
   /** How keys and values are stored. */

@@ -7,6 +7,7 @@ import type { MemoryUse } from "../runtime/interface.ts";
 import { type CertificateReport, certificateReport } from "./certificate_report.ts";
 import type { WorstCase } from "./gate/worst_case.ts";
 import type { Model } from "./model.ts";
+import type { MergeFigures } from "./read/merge.ts";
 import type { RefitFigures } from "./read/refit.ts";
 import { frameText } from "./text/frames.ts";
 import type { ChatFrame } from "./text/prompt.ts";
@@ -60,6 +61,8 @@ export interface Report {
   readonly certificate: CertificateReport | null;
   /** Null unless what stays was refitted in this reading. */
   readonly refit: RefitFigures | null;
+  /** Null unless evicted entries were merged into what stays in this reading. */
+  readonly merge: MergeFigures | null;
   readonly window: { readonly asked: number; readonly used: number };
   readonly sinks: number;
   readonly tokens: {
@@ -187,7 +190,7 @@ export function reportOf(model: Model, context: Context, answers: readonly Answe
   const { cache, policy, budget } = context;
   const { layers, headDim } = model.config;
   const total = reachableEntries(model.config, context.tokens);
-  const kept = cache.entries();
+  const kept = cache.entries(), changed = cache.biased > 0 || (context.merge?.merged ?? 0) > 0;
   const bytes = cache.bytes();
   const steps = answers.reduce((sum, each) => sum + Math.max(0, each.ids.length - 1), 0);
   const decode = answers.reduce((sum, each) => sum + each.ms.decodePerToken * Math.max(0, each.ids.length - 1), 0);
@@ -215,8 +218,9 @@ export function reportOf(model: Model, context: Context, answers: readonly Answe
     },
     windows: windowsReport(context),
     risk: riskReport(context),
-    certificate: context.certificates ? certificateReport(context.certificates, cache.biased > 0) : null,
+    certificate: context.certificates ? certificateReport(context.certificates, changed) : null,
     refit: context.refit ?? null,
+    merge: context.merge ?? null,
     window: { asked: budget.windowAsked, used: budget.window },
     sinks: budget.sinks,
     tokens: {

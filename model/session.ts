@@ -10,6 +10,7 @@
 import { breathe } from "../runtime/breathe.ts";
 import { inputError, option, PalisadeError, resourceError } from "../core/errors.ts";
 import type { Policy } from "../core/policy/policy.ts";
+import { type StageOptions, stagesOf, withStages } from "../core/policy/stages.ts";
 import { type Context, contextOf, type ContextState, laidToRest, recovering } from "./context.ts";
 import { type DecodePlan, withPredictions } from "./decode/answer.ts";
 import { type MaxCache, resolveMaxCache } from "./decode/max_cache.ts";
@@ -20,6 +21,7 @@ import { checkRoom, type Expected } from "./needed_memory.ts";
 import { contextIds, controlPositions, withWords } from "./text/prompt.ts";
 import { exceedsTrained, type PlanOptions, planReading } from "./read/plan.ts";
 import { scoreFiles, type SourceOptions } from "./read/policy_inputs.ts";
+import { checkMerge } from "./read/merge.ts";
 import { checkRefit } from "./read/refit.ts";
 import { read } from "./read/read.ts";
 import type { Reading, ReadOptions, ReadResult, ScoreFiles } from "./read/reading.ts";
@@ -42,7 +44,7 @@ export type { Context } from "./context.ts";
 export type { MaxCache } from "./decode/max_cache.ts";
 
 /** How a context is read, and what is kept of it. */
-export interface ContextOptions extends Omit<PlanOptions, "policy" | "maxCache">, SourceOptions {
+export interface ContextOptions extends Omit<PlanOptions, "policy" | "maxCache">, SourceOptions, StageOptions {
   /**
    * A policy, or its text, files included. Default: `gate(combine=risk)` where the model has a gate, else `kvzip`
    * (`model/default_policy.ts`); with `riskWorst` `defensive-risk`.
@@ -78,7 +80,7 @@ export interface ContextOptions extends Omit<PlanOptions, "policy" | "maxCache">
 /**
  * Reads `text` into the model and evicts.
  * PalisadeErrors (input): `context.empty`, `context.short`, `context.too-long`, `frame.*`, `keep.*`, `policy.*`,
- * `max-cache.*`, `step-policy.unknown`, `gate.*`, `risk.*`, `refit.*`, `explain.early`, `cache-type.*`; (usage): `risk.exclusive`;
+ * `max-cache.*`, `step-policy.unknown`, `gate.*`, `risk.*`, `refit.*`, `merge.*`, `explain.early`, `cache-type.*`; (usage): `risk.exclusive`;
  * (resources): `memory.short`, `memory.module` before anything is read, `memory`.
  */
 export async function openContext(loaded: Model, text: string, options: ContextOptions = {}): Promise<Context> {
@@ -102,7 +104,9 @@ async function openOnce(loaded: Model, text: string, options: ContextOptions): P
   checkRefit(options.refit ?? DEFAULTS.refit, model.backend);
   const ids = contextIds(frame, model.tokenizer, text);
   const lead = frame.kind === "none" ? leadOf(ids) : undefined;
-  const policy = await policyNamed(model, options) ?? await defaultFor(model, ids, options);
+  const chosen = await policyNamed(model, options) ?? await defaultFor(model, ids, options);
+  const policy = withStages(chosen, stagesOf(options));
+  checkMerge(policy.stages?.merge, model.backend);
   const plan = { ...planDecoding(model, ids, options), ...(lead && { lead }) }, { maxCache } = plan;
   const cap = maxCache && { tokens: maxCache.tokens, predict: maxCache.rule.predicted ?? false };
   const reading = planReading(model, ids, { ...options, policy, maxCache: cap });
@@ -190,6 +194,7 @@ async function readAnew(planned: PlannedContext, options: ContextOptions): Promi
     risk: riskOf(reading, result, files),
     certificates: result.certificates,
     refit: result.refit,
+    merge: result.merge,
     read: recordOf(ids, options.salt ?? ""),
     label: "",
     cost: result.ms,

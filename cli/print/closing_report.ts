@@ -37,6 +37,7 @@ export function reportText(report: Report): string {
     ...(report.frame.tokens > 0 && !keep.everything ? [["frame", frameText(report)]] : []),
     ...(windows ? [["windows", windowsText(windows)]] : []),
     ...(report.refit ? [["refit", refitText(report.refit)]] : []),
+    ...(report.merge ? [["merge", mergeText(report.merge)]] : []),
     ...(report.risk ? [["risk", riskText(report.risk, keep.tokensPerHead)]] : []),
     [
       "cache",
@@ -90,6 +91,12 @@ function refitText({ refit, heads, of, before, after, tokens, ms }: NonNullable<
   const what = refit === "both" ? "biases and values" : "values";
   const won = heads === 0 ? "" : `: largest errors from ${before.toFixed(2)} to ${after.toFixed(2)} of an output`;
   return `${what} of ${heads} of ${of} heads, judged by queries of ${tokens} tokens held out${won}, ${formatMs(ms)}`;
+}
+
+function mergeText({ merge, merged, lost, window, ms }: NonNullable<Report["merge"]>): string {
+  const how = merge === "sum" ? "with their weight" : "as a mean";
+  const rest = lost === 0 ? "" : `, ${formatCount(lost)} unseen by the last ${window} tokens were not`;
+  return `${formatCount(merged)} evicted entries went into the nearest kept one ${how}${rest}, ${formatMs(ms)}`;
 }
 
 function reusedText({ tokens, ms }: Report): string {

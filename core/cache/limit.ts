@@ -109,7 +109,7 @@ export class CacheLimit {
     // The recent window must fit the smallest head after an eviction.
     const shortest = Math.min(...this.#caps) - this.#step;
     this.#window = Math.min(WINDOW_ASKED, Math.max(1, shortest - marked));
-    this.#states = Array.from(shares, () => new RuleState(options.rule));
+    this.#states = Array.from(shares, (_, i) => new RuleState(options.rule, this.#length(i)));
     if (options.rule.predicted) this.#remember(options.predicted?.known ?? []);
     else this.#states.forEach((state, i) => state.fit(this.#length(i)));
   }

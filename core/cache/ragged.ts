@@ -154,6 +154,26 @@ export class RaggedCache implements Disposable {
     this.#count(layer);
   }
 
+  /**
+   * Gives a layer other keys and values, and biases where they are given, for as many entries as each head has;
+   * positions stay. The rows are made anew, so for a moment the layer is there twice.
+   * @throws RangeError for other lengths, or biases where the backend adds none; PalisadeError `cache-type.range`. Then the
+   * rows are as they were.
+   */
+  rewrite(layer: number, heads: readonly CopiedRows[]): void {
+    const made = this.#newRows(layer, 0);
+    try {
+      this.#putBack(made.settled(), layer, heads);
+    } catch (error) {
+      made.free();
+      throw error;
+    }
+    this.#rows[layer]?.free();
+    this.#rows[layer] = made;
+    this.#positions[layer].forEach((list, head) => list.biased = heads[head].bias ? list.length : 0);
+    this.#count(layer);
+  }
+
   /** Entries of one layer whose logits get a bias. */
   layerBiased(layer: number): number {
     return this.#layerBiased[layer];
@@ -307,7 +327,9 @@ export class RaggedCache implements Disposable {
     if (count > 0) rows.append(k, v, count);
     rows.compact(lengths.map((length) => Int32Array.from({ length }, (_, i) => i)));
     heads.forEach(({ values, bias }, h) => {
-      if (bias && bias.length > 0) rows.refit!(h, { values, bias });
+      if (!bias || bias.length === 0) return;
+      if (!rows.refit) throw new RangeError(`The ${this.backend.name} backend adds no biases`);
+      rows.refit(h, { values, bias });
     });
   }
 

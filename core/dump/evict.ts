@@ -6,6 +6,7 @@ import { columnReductions } from "../measure/attention_columns.ts";
 import { movedMaxima } from "../measure/moved.ts";
 import { observeWindow } from "../measure/observe.ts";
 import type { Budget, Needs, NormKind, Observation, Policy } from "../policy/policy.ts";
+import { refuseStages } from "../policy/stages.ts";
 import { queriesBeforeRotation, QueryStatistics, type QueryStatisticsResult } from "../measure/query_statistics.ts";
 import { resolvePolicy } from "../policy/registry.ts";
 import type { KeyRotation } from "../measure/rotation.ts";
@@ -57,6 +58,7 @@ export function evictDump(
   layers: readonly LayerDump[],
 ): DumpEviction {
   const resolved = typeof policy === "string" ? resolvePolicy(policy) : policy;
+  refuseStages(resolved);
   const length = (layers[0]?.keys.length ?? 0) / (shape.kvHeads * shape.headDim);
   const budget = resolveBudget(resolved, keep, length, { ...shape, layers: layers.length });
   const layerScores = layers.map((dump, layer) =>

@@ -11,6 +11,7 @@ import { KeptSets } from "../select/kept_sets.ts";
 import { selectTop } from "../select/select.ts";
 import { observationFor } from "../measure/window.ts";
 import type { Budget, Observation, Policy } from "../policy/policy.ts";
+import { refuseStages } from "../policy/stages.ts";
 import type { AttentionShape } from "../shape.ts";
 import type { LayerCertificate } from "../worst_case/certificate.ts";
 import { largestMasses, smallestBudget } from "../worst_case/risk_budget.ts";
@@ -72,7 +73,7 @@ const SELECTOR = { select: (input: Parameters<typeof selectTop>[0]) => Promise.r
  *   kept[0]; // Int32Array of the positions that KV head 0 of the layer keeps
  * }
  * ```
- * @throws PalisadeError `keep.*`, `context.*`; RangeError when a shape does not fit or something is missing; what `read`
+ * @throws PalisadeError `keep.*`, `context.*`, `policy.stages`; RangeError when a shape does not fit or something is missing; what `read`
  * throws; the signal's reason.
  */
 export async function* evictLayers(
@@ -80,6 +81,7 @@ export async function* evictLayers(
   dump: DumpLayers,
   options: EvictOptions,
 ): AsyncGenerator<EvictedLayer> {
+  refuseStages(policy);
   const work = new DumpWork(policy, dump, options);
   const { keep, risk } = options;
   const budget = risk === undefined ? work.budget(keep ?? { fraction: 1 }) : await work.budgetAtRisk(risk);

@@ -7,6 +7,7 @@
  * stored. `L` is the number of context tokens, `N = L − window` the prefix in front of the observation window.
  */
 import type { AttentionShape, ModelShape } from "../shape.ts";
+import type { Stages } from "./stages.ts";
 
 /**
  * Reductions of the softmax rows of the last `window` queries over all keys (each row sums to 1 over its causal
@@ -240,6 +241,8 @@ export interface Policy {
   /** Sinks and window protected (and observed) before shrinking. */
   readonly sinks: number;
   readonly window: number;
+  /** What is done behind the selection; absent: nothing. */
+  readonly stages?: Stages;
   /** Pure: reads the observation, returns new arrays. */
   score(observation: Observation, budget: Budget): LayerScores;
 }

@@ -24,6 +24,7 @@ import { random } from "../policies/random.ts";
 import { snapkv } from "../policies/snapkv.ts";
 import { streamingLlm } from "../policies/streaming_llm.ts";
 import { tova } from "../policies/tova.ts";
+import { takeStages, withStages } from "./stages.ts";
 import type { Parameter, ParameterValues, Policy, PolicyEntry, PolicyFiles, PolicyMode } from "./policy.ts";
 
 /** Every policy, in the order lists show them. */
@@ -62,12 +63,14 @@ interface Given {
 
 /**
  * The policy that a text names, with all parameters resolved; the grammar stands in `grammar.ts`. A scorer inside
- * another policy takes its mode: `adakv@reference(snapkv)` runs the published code of both.
+ * another policy takes its mode: `adakv@reference(snapkv)` runs the published code of both. The outermost brackets may
+ * name stages too (`stages.ts`).
  * @throws PalisadeError `policy.syntax`, `policy.unknown`, `policy.reference`, `policy.scorer`, `policy.parameter` or
  * `policy.value`, each pointing at the character. What a policy's file holds is looked for among `files` when it scores.
  */
 export function resolvePolicy(text: string, files: PolicyFiles = {}): Policy {
-  return build(parsePolicy(text), { text, files }, undefined);
+  const { policy, stages } = takeStages(parsePolicy(text), text);
+  return withStages(build(policy, { text, files }, undefined), stages);
 }
 
 function build(parsed: PolicyText, given: Given, outer: PolicyMode | undefined): Policy {

@@ -3,6 +3,7 @@ import { inputError, option } from "../errors.ts";
 import { nearestName } from "../policy/nearest_name.ts";
 import type { StepRule } from "./rule.ts";
 import { defensiveRule } from "./defensive.ts";
+import { fixedPoint } from "./fixed_point.ts";
 import { gateRule } from "./gate.ts";
 import { h2o, h2oNormalised } from "./h2o.ts";
 import { roco } from "./roco.ts";
@@ -18,6 +19,7 @@ export const stepRules: readonly StepRule[] = [
   roco,
   defensiveRule,
   gateRule,
+  fixedPoint,
 ];
 
 /** The rule taken when none is named. */

@@ -26,8 +26,11 @@ export interface StepRule {
    * entry that is new at this step is all 0.
    */
   update(statistics: readonly Float64Array[], probabilities: Float64Array): void;
-  /** `[entries]`, higher = keep, never NaN. Entries are in ascending position. */
-  scores(statistics: readonly Float64Array[], entries: number): Float32Array;
+  /**
+   * `[entries]`, higher = keep, never NaN. Entries are in ascending position. `began`: those the head held when answering
+   * began.
+   */
+  scores(statistics: readonly Float64Array[], entries: number, began: number): Float32Array;
 }
 
 /** `sums[i] / counts[i]`; 0 for an entry that no query has seen. */

@@ -8,10 +8,13 @@ const BLOCK = 64;
 export class RuleState {
   readonly #rule: StepRule;
   #statistics: Float64Array[];
+  readonly #began: number;
   #length = 0;
 
-  constructor(rule: StepRule) {
+  /** `began`: entries the head holds before any step. */
+  constructor(rule: StepRule, began = 0) {
     this.#rule = rule;
+    this.#began = began;
     this.#statistics = Array.from({ length: rule.statistics }, () => new Float64Array(0));
   }
 
@@ -50,7 +53,7 @@ export class RuleState {
 
   /** `[length]`, higher = keep. */
   scores(): Float32Array {
-    return this.#rule.scores(this.#statistics, this.#length);
+    return this.#rule.scores(this.#statistics, this.#length, this.#began);
   }
 
   /** Follows the cache to `length` entries: new ones know nothing, dropped ones (from the end) are forgotten. */

@@ -82,8 +82,10 @@ const STATISTICS = resolvePolicy("expected-attention").needs.queryStatistics!;
 
 /** False for policies that must read the context in their own way: those go through `openContext`, one by one. */
 export function sharesPrefill(
-  { needs: { reconstruction, queryStatistics, moved, ...needs }, evicts }: Policy,
+  { needs: { reconstruction, queryStatistics, moved, ...needs }, evicts, stages }: Policy,
 ): boolean {
+  // Stages change what is kept.
+  if (stages) return false;
   const repeats = !reconstruction ||
     (reconstruction.chunk === REPEAT.chunk && reconstruction.postfix === REPEAT.postfix);
   const foresees = !queryStatistics ||

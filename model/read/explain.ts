@@ -21,6 +21,8 @@ export class Explainer {
   readonly #options: ExplainOptions;
   readonly #needs: Needs;
   readonly #tracker = new CertificateTracker();
+  /** Of layers whose keys are about to change. */
+  readonly #settled = new Map<number, LayerCertificate>();
 
   constructor(cache: RaggedCache, options: ExplainOptions) {
     const { window, needs } = observationFor(options.policy, options.budget);
@@ -64,9 +66,18 @@ export class Explainer {
   async certificates(): Promise<LayerCertificate[]> {
     const certificates: LayerCertificate[] = [];
     for (const layer of this.#cache.globals) {
-      const heads = await copyHeads(this.#cache.rows(layer));
-      certificates.push(this.#tracker.certificate(layer, heads.map(({ keys }) => keys)));
+      certificates.push(this.#settled.get(layer) ?? await this.#certificate(layer));
     }
     return certificates;
+  }
+
+  /** Takes a layer's certificate now: nothing more of it will be evicted, and its keys won't stay. */
+  async settle(layer: number): Promise<void> {
+    this.#settled.set(layer, await this.#certificate(layer));
+  }
+
+  async #certificate(layer: number): Promise<LayerCertificate> {
+    const heads = await copyHeads(this.#cache.rows(layer));
+    return this.#tracker.certificate(layer, heads.map(({ keys }) => keys));
   }
 }

@@ -25,6 +25,7 @@ import { Explainer } from "./explain.ts";
 import { type Chunk, HiddenStates } from "./hidden_states.ts";
 import type { LayersReading, Reader, ReadOptions, ReadResult, ScoreFiles, ThresholdReading } from "./reading.ts";
 import { moveBehind, unmaskedMaxima } from "./moved_queries.ts";
+import { MergeStage, mergeWindow } from "./merge.ts";
 import { type LayerReferences, referencesOf, SampledQueries } from "./references.ts";
 import { REFERENCE_TOKENS, RefitStage } from "./refit.ts";
 import { Probe } from "./soft_tokens.ts";
@@ -54,7 +55,9 @@ export async function readContext(
     const wanted = keepsAll(options) ? {} : options.policy.needs;
     const needs = options.predict ? { ...wanted, gate: true } : wanted;
     const explainer = options.explain ? new Explainer(cache, options) : undefined;
-    const window = Math.max(needs.window ? options.budget.window : 0, explainer?.window ?? 0);
+    const merge = keepsAll(options) ? undefined : options.policy.stages?.merge;
+    const window = Math.max(needs.window ? options.budget.window : 0, explainer?.window ?? 0) ||
+      (merge ? mergeWindow(ids.length) : 0);
     const { signal, prompts, gate, softTokens } = options;
     const refit = options.refit && options.refit !== "none" && !keepsAll(options)
       ? new RefitStage(cache, { refit: options.refit })
@@ -62,7 +65,8 @@ export async function readContext(
     const referenceTokens = refit && REFERENCE_TOKENS;
     const seeing = { needs, window, signal, prompts, gate, softTokens, referenceTokens };
     using reader = await LayerReader.open(device, cache, ids, seeing);
-    const eviction = new LayerEviction(cache, options, explainer);
+    const merging = merge && new MergeStage(cache, merge, window);
+    const eviction = new LayerEviction(cache, options, { explainer, merging });
     let prefill = 0, evict = 0;
     for (let layer = 0; layer < config.layers; layer++) {
       const start = now();
@@ -85,10 +89,11 @@ export async function readContext(
     return {
       cache,
       lastHidden: await reader.lastHidden(),
-      activationBytes: reader.activationBytes + waiting,
+      activationBytes: reader.activationBytes + waiting + (merging?.copyBytes ?? 0),
       ms: { prefill, evict },
       certificates,
       refit: refit?.figures(),
+      merge: merging?.figures(),
       predicted: eviction.predicted?.lists,
     };
   } catch (error) {
@@ -411,18 +416,24 @@ export async function observeLayer(
   };
 }
 
+/** What else wants to know of an eviction. */
+interface Followers {
+  readonly explainer?: Explainer;
+  readonly merging?: MergeStage;
+}
+
 /** The evicting half: observe, score and select (`core/select/eviction.ts`), compact. */
 class LayerEviction {
   readonly #cache: RaggedCache;
   readonly #options: LayersOptions;
-  readonly #explainer?: Explainer;
+  readonly #followers: Followers;
   readonly #eviction?: Eviction;
   readonly predicted?: ScoreLists;
 
-  constructor(cache: RaggedCache, options: LayersOptions, explainer?: Explainer) {
+  constructor(cache: RaggedCache, options: LayersOptions, followers: Followers) {
     this.#cache = cache;
     this.#options = options;
-    this.#explainer = explainer;
+    this.#followers = followers;
     if (!keepsAll(options)) this.#eviction = new Eviction(options, cache.backend);
     if (options.predict) this.predicted = new ScoreLists(globalShape(cache.shape));
   }
@@ -436,21 +447,28 @@ class LayerEviction {
   async layer(layer: number, seen: LayerSeen): Promise<void> {
     const { globals } = this.#cache, index = globals.indexOf(layer);
     this.predicted?.fill(index, seen.gate!);
-    const eviction = this.#eviction;
+    const eviction = this.#eviction, { merging } = this.#followers;
     if (!eviction) return;
     const observation = await observeLayer(this.#cache.rows(layer), { layer, index }, seen, this.#options);
-    for (const change of await eviction.add(observation)) this.#compact(change);
-    if (!eviction.crossLayer) return;
+    await merging?.add(layer, seen.windowQueries);
+    for (const change of await eviction.add(observation)) await this.#compact(change);
+    const waiting = merging?.byteLength ?? 0;
+    if (!eviction.crossLayer) {
+      merging?.forget(layer);
+      return;
+    }
     const last = index === globals.length - 1;
     if (last) this.#cache.settle();
-    this.#cache.setScoreBytes((last ? 0 : eviction.scoreBytes) + (this.predicted?.byteLength ?? 0));
+    this.#cache.setScoreBytes((last ? 0 : eviction.scoreBytes + waiting) + (this.predicted?.byteLength ?? 0));
   }
 
   /** Evictions count global layers. */
-  #compact({ layer: index, kept }: LayerChange): void {
-    const layer = this.#cache.globals[index];
-    this.#cache.compact(layer, kept);
+  async #compact({ layer: index, kept }: LayerChange): Promise<void> {
+    const layer = this.#cache.globals[index], { explainer, merging } = this.#followers;
     this.predicted?.compact(index, kept);
-    this.#explainer?.compact(layer, kept);
+    explainer?.compact(layer, kept);
+    if (!merging) return this.#cache.compact(layer, kept);
+    // What is proved is proved of the keys as they were.
+    await merging.compact(layer, kept, explainer && (() => explainer.settle(layer)));
   }
 }

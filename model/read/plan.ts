@@ -4,6 +4,7 @@ import { inputError, option, say } from "../../core/errors.ts";
 import type { OptionName } from "../../core/options.ts";
 import type { Budget, Policy } from "../../core/policy/policy.ts";
 import type { Refit } from "../../core/refit/refit.ts";
+import { crossLayerSelection } from "../../core/select/cross_layer.ts";
 import { type Keep, parseKeep, resolveBudget } from "../../core/select/budget.ts";
 import type { ModelConfig } from "../config.ts";
 import type { Positions } from "../decode/answer.ts";
@@ -46,7 +47,7 @@ export interface PlanOptions extends RiskSettings {
 /**
  * The way to read the context `ids`.
  * @throws PalisadeError (usage) `risk.exclusive`; (input) `risk.*`, `keep.*`, `max-cache.policy`, `cache-type.*`,
- * `context.too-long`, `explain.early`, `refit.early`, `refit.risk`.
+ * `context.too-long`, `explain.early`, `refit.*`, `merge.*`.
  */
 export function planReading(model: PlannedModel, ids: readonly number[], options: PlanOptions): Reading {
   const { maxCache, explain, positions } = options;
@@ -58,7 +59,11 @@ export function planReading(model: PlannedModel, ids: readonly number[], options
     throw contextTooLong(model.config, ids.length, policy, budget, positions === "rerotate");
   }
   if (exceeds || policy.evicts === "early") refuseHindsight(policy, risk, options);
-  if (refits(options) && risk?.kind === "mean") throw searched();
+  const { merge } = policy.stages ?? {};
+  if (refits(options) && risk?.kind === "mean") throw searched("refit");
+  if (merge && risk?.kind === "mean") throw searched("merge");
+  if (merge && refits(options)) throw twice();
+  if (merge && explain && crossesLayers(policy, budget)) throw unproved();
   const planned = { policy, budget, ...counted, cacheType }, predict = maxCache?.predict ?? false;
   if (policy.evicts === "early") return { way: "streaming", ...planned, realign: exceeds };
   if (exceeds) return { way: "rolling", ...planned, predict };
@@ -127,17 +132,38 @@ function refits({ refit = DEFAULTS.refit }: PlanOptions): boolean {
   return refit !== "none";
 }
 
-/** A search has let go of the queries that a refit goes by. */
-function searched() {
-  const message = say`${option("risk")} searches its budget with layers put aside: take ${option("keep")} with a refit`;
-  return inputError("refit.risk", message, option("refit"));
+/** A search has let go of the queries that a refit or a merge goes by. */
+function searched(name: "refit" | "merge") {
+  const message = say`${option("risk")} searches its budget with layers put aside: take ${
+    option("keep")
+  } with a ${name}`;
+  return inputError(`${name}.risk`, message, option(name));
+}
+
+/** Each gives entries other values, and biases. */
+function twice() {
+  const message = say`${option("merge")} and ${option("refit")} both change what stays: choose one of the two`;
+  return inputError("merge.refit", message, option("merge"));
+}
+
+function crossesLayers(policy: Policy, budget: Budget): boolean {
+  return crossLayerSelection(policy, budget) !== undefined;
+}
+
+/** A certificate needs the final selection's keys as they were; where layers compete they have been merged before. */
+function unproved() {
+  const message = say`With ${option("merge")}, ${
+    option("explain")
+  } needs a policy whose layers don't share their budget`;
+  return inputError("merge.explain", message, option("explain"));
 }
 
 /** What is judged by the last queries, or by queries from behind the end, can't be known by a reading that evicts before they come. */
 function refuseHindsight(policy: Policy, risk: Risk | undefined, options: PlanOptions): void {
-  const { explain } = options;
-  if (!risk && !explain && !refits(options)) return;
-  const name = risk ? (risk.kind === "mean" ? "risk" : "riskWorst") : explain ? "explain" : "refit";
+  const { explain } = options, merges = policy.stages?.merge !== undefined;
+  if (!risk && !explain && !refits(options) && !merges) return;
+  const stage = refits(options) ? "refit" : "merge";
+  const name = risk ? (risk.kind === "mean" ? "risk" : "riskWorst") : explain ? "explain" : stage;
   const message = `${policy.name} evicts here before the end of the context is read, so no query has seen all of it`;
   throw inputError(risk ? "risk.early" : `${name}.early`, message, option(name));
 }

@@ -15,6 +15,7 @@ import type { Device } from "../device.ts";
 import type { GateScorer } from "../gate/scorer.ts";
 import type { WorstCase } from "../gate/worst_case.ts";
 import type { Refit } from "../../core/refit/refit.ts";
+import type { MergeFigures } from "./merge.ts";
 import type { RefitFigures } from "./refit.ts";
 import type { RiskFigures } from "./at_risk.ts";
 import type { RepeatPrompt } from "./reconstruct.ts";
@@ -116,6 +117,8 @@ export interface ReadResult {
   readonly budget?: Budget;
   /** What a refit did, where there was one. */
   readonly refit?: RefitFigures;
+  /** What a merge did, where there was one. */
+  readonly merge?: MergeFigures;
   /** What a search did. */
   readonly figures?: RiskFigures;
 }

@@ -31,6 +31,7 @@ const TWINS: Record<string, (entries: readonly History[]) => number[]> = {
     );
     return means.map((each, i) => spared.has(i) ? each + 1 : each);
   },
+  "fixed-point": (entries) => entries.map((_, i) => i),
   gate: (entries) => entries.map((each) => each.predicted),
   defensive: (entries) => entries.map((each) => Math.max(0, ...each.received.flat())),
 };
@@ -124,6 +125,19 @@ Deno.test("defensive remembers one spike that the means forget", () => {
   }
   assert.ok(worst.scores()[0] > worst.scores()[1]);
   assert.ok(mean.scores()[0] < mean.scores()[1]);
+});
+
+Deno.test("fixed-point lets go of one place before the context's end, step by step", () => {
+  const rule = resolveStepRule("fixed-point"), state = new RuleState(rule, 40);
+  // What deleting index 15 whenever there are more than 40 leaves of 40 of the context and 30 new ones.
+  const left = Array.from({ length: 40 }, (_, i) => i);
+  for (let next = 40; next < 70; next++) {
+    left.push(next);
+    left.splice(15, 1);
+  }
+  state.fit(70);
+  const scores = state.scores(), order = Array.from(scores.keys()).sort((a, b) => scores[b] - scores[a]);
+  assert.deepEqual(order.slice(0, 40).sort((a, b) => a - b), left);
 });
 
 Deno.test("RuleState.fit() forgets what was dropped", () => {
