@@ -73,6 +73,7 @@ export const WORDS = {
   think: { help: "let the model think first", rare: true },
   frame: { value: "name|text", help: "words around text and question", rare: true },
   gate: { value: "file", help: "for policy gate: see palisade calibrate", rare: true },
+  noLearn: { help: "leave nothing for the self-gate of texts to come", rare: true },
   beyondTrained: { help: "allow more context than the model was trained on", rare: true },
 } satisfies OptionTable;
 
@@ -105,10 +106,12 @@ export function contextOptions(
   io: Io,
   progress: Progress,
 ): ContextOptions {
-  const { risk, riskWorst, maxCacheBytes, explain, positions, refit, merge, cacheType, beyondTrained } = options;
+  const { risk, riskWorst, maxCacheBytes, explain, positions, refit, merge, cacheType, beyondTrained, noLearn } =
+    options;
   return {
     ...parsed,
     ...{ risk, riskWorst, maxCacheBytes, explain, positions, refit, merge, cacheType, beyondTrained },
+    learn: !noLearn,
     signal: io.signal,
     onLayer: (done, layers) => progress.update("Reading, layer", done, layers),
   };
@@ -149,7 +152,8 @@ function maxCacheOf({ maxCache, stepPolicy }: ReadingOptions): MaxCache | undefi
 /** Refuses options that would be read and then do nothing. */
 function refuseIdle({ risk, maxCacheBytes, gate }: ReadingOptions, policy?: Policy, maxCache?: MaxCache): void {
   if (maxCacheBytes !== undefined && risk === undefined) throw idle("max-cache-bytes", "Nothing waits without --risk");
-  const rule = maxCache?.rule, asks = !policy || policy.needs.gate || (typeof rule === "object" && rule.predicted);
+  const rule = maxCache?.rule, needs = policy?.needs;
+  const asks = !needs || needs.gate || needs.selfGate || (typeof rule === "object" && rule.predicted);
   if (gate !== undefined && !asks) throw idle("gate", "Nothing asks a gate: add --policy gate or --step-policy gate");
 }
 

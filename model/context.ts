@@ -3,11 +3,13 @@ import type { RaggedCache } from "../core/cache/ragged.ts";
 import type { LayerCertificate } from "../core/worst_case/certificate.ts";
 import type { Budget, Policy } from "../core/policy/policy.ts";
 import { type Answer, answer, type AskOptions, type DecodePlan } from "./decode/answer.ts";
+import type { Learning } from "./gate/learned.ts";
 import type { WorstCase } from "./gate/worst_case.ts";
 import type { Model } from "./model.ts";
 import type { RiskFigures } from "./read/at_risk.ts";
 import type { MergeFigures } from "./read/merge.ts";
 import type { RefitFigures } from "./read/refit.ts";
+import type { Fitted } from "./read/replay.ts";
 import type { Risk } from "./read/risk_options.ts";
 import { CloakedRest } from "./snapshot/cloak/at_rest.ts";
 import type { ByteSink } from "./snapshot/bytes.ts";
@@ -15,6 +17,9 @@ import type { ReadingFacts } from "./snapshot/identity.ts";
 import type { TokenRecord } from "./snapshot/tokens.ts";
 import { saveContext, type SaveOptions } from "./snapshot/save.ts";
 import type { ChatFrame } from "./text/prompt.ts";
+
+/** What became of a gate that was fitted while reading. */
+export type SelfGateFigures = Omit<Fitted, "gate"> & Learning;
 
 /** A read and evicted context. */
 export interface Context extends Disposable {
@@ -50,6 +55,8 @@ export interface Context extends Disposable {
   readonly refit?: RefitFigures;
   /** What a merge did, where one was asked for and something was evicted. */
   readonly merge?: MergeFigures;
+  /** What a gate was fitted on while reading, where one was (`self-gate`), and whether it is kept for texts to come. */
+  readonly selfGate?: SelfGateFigures;
   /** Answers from the kept entries; afterwards the cache is as it was before the question. */
   ask(question: string, options?: AskOptions): Promise<Answer>;
   /**

@@ -9,6 +9,7 @@ import type { Policy } from "../core/policy/policy.ts";
 import { resolvePolicy } from "../core/policy/registry.ts";
 import type { Gate } from "./gate/file.ts";
 import type { Model } from "./model.ts";
+import { gateIfAny } from "./read/policy_inputs.ts";
 import { repeatPrompts } from "./read/reconstruct.ts";
 
 /** Chunks that kvzip repeats, longest first. Each costs some thirty tokens of instruction. */
@@ -31,22 +32,12 @@ export async function defaultPolicy(
   ids: readonly number[],
   { gate, rolling, beyondTrained }: DefaultOptions,
 ): Promise<Policy> {
-  if (gate || await hasGate(model)) {
+  if (gate || await gateIfAny(model)) {
     return resolvePolicy(rolling ? "gate(read=stream)" : "gate(combine=risk)");
   }
   const kvzip = CHUNKS.map((chunk) => resolvePolicy(`kvzip(chunk=${chunk})`));
   const fits = ({ needs }: Policy) => !refused(() => repeatPrompts(model, ids, needs.reconstruction!, beyondTrained));
   return (rolling ? undefined : kvzip.find(fits)) ?? resolvePolicy("layer-defensive");
-}
-
-async function hasGate(model: Pick<Model, "gate">): Promise<boolean> {
-  try {
-    await model.gate();
-    return true;
-  } catch (error) {
-    if (error instanceof PalisadeError && error.code === "gate.none") return false;
-    throw error;
-  }
 }
 
 function refused(attempt: () => unknown): boolean {

@@ -63,6 +63,8 @@ export interface Report {
   readonly refit: RefitFigures | null;
   /** Null unless evicted entries were merged into what stays in this reading. */
   readonly merge: MergeFigures | null;
+  /** Null unless a gate was fitted in this reading. */
+  readonly selfGate: SelfGateReport | null;
   readonly window: { readonly asked: number; readonly used: number };
   readonly sinks: number;
   readonly tokens: {
@@ -117,6 +119,19 @@ export interface Report {
     readonly decodePerToken: number;
   };
   readonly memory: MemoryReport;
+}
+
+/** A gate that was fitted on the text while it was read. */
+export interface SelfGateReport {
+  /** Tokens of this text that it was fitted on; 0 where all of it was repeated, so that nothing was to be predicted. */
+  readonly tokens: number;
+  /** Tokens behind what it began with: of earlier texts, or of a gate that was fitted for the model. */
+  readonly known: number;
+  /** Tokens that the model repeated. */
+  readonly repeated: number;
+  /** Whether it was kept for texts to come; if not, why. */
+  readonly stored: boolean;
+  readonly why: string | null;
 }
 
 /** Bytes of the whole process, null where the runtime doesn't tell, and what of them is counted where it is held. */
@@ -221,6 +236,7 @@ export function reportOf(model: Model, context: Context, answers: readonly Answe
     certificate: context.certificates ? certificateReport(context.certificates, changed) : null,
     refit: context.refit ?? null,
     merge: context.merge ?? null,
+    selfGate: selfGateReport(context),
     window: { asked: budget.windowAsked, used: budget.window },
     sinks: budget.sinks,
     tokens: {
@@ -292,6 +308,12 @@ function maxCacheReport({ plan, keepCapped }: Context, answers: readonly Answer[
       used: figures.reduce((all, each) => Math.min(all, each.window.used), most((each) => each.window.asked)),
     },
   };
+}
+
+function selfGateReport({ selfGate }: Context): SelfGateReport | null {
+  if (!selfGate) return null;
+  const { tokens, known, repeated, stored } = selfGate;
+  return { tokens, known, repeated, stored, why: selfGate.stored ? null : selfGate.why };
 }
 
 function riskReport({ risk, tokens }: Context): RiskReport | null {

@@ -14,6 +14,7 @@ import { type StageOptions, stagesOf, withStages } from "../core/policy/stages.t
 import { type Context, contextOf, type ContextState, laidToRest, recovering } from "./context.ts";
 import { type DecodePlan, withPredictions } from "./decode/answer.ts";
 import { type MaxCache, resolveMaxCache } from "./decode/max_cache.ts";
+import { learn, type Learning } from "./gate/learned.ts";
 import type { Model } from "./model.ts";
 import { defaultPolicy } from "./default_policy.ts";
 import { DEFAULTS } from "./defaults.ts";
@@ -195,10 +196,20 @@ async function readAnew(planned: PlannedContext, options: ContextOptions): Promi
     certificates: result.certificates,
     refit: result.refit,
     merge: result.merge,
+    selfGate: await selfGateOf(model, result, options),
     read: recordOf(ids, options.salt ?? ""),
     label: "",
     cost: result.ms,
   };
+}
+
+/** What a gate was fitted on, and whether it was kept for texts to come, which is not done unless asked. */
+async function selfGateOf(model: Model, { fitted }: ReadResult, { learn: wanted = false }: ContextOptions) {
+  if (!fitted) return undefined;
+  const { gate, ...figures } = fitted;
+  const why = !gate ? "all of the text was repeated" : wanted ? undefined : "nobody asked for it";
+  const kept: Learning = gate && wanted ? await learn(model, { ...figures, gate }) : { stored: false, why: why! };
+  return { ...figures, ...kept };
 }
 
 function reworded(model: Model, frame: string): Model {

@@ -36,6 +36,7 @@ export function reportText(report: Report): string {
     ],
     ...(report.frame.tokens > 0 && !keep.everything ? [["frame", frameText(report)]] : []),
     ...(windows ? [["windows", windowsText(windows)]] : []),
+    ...(report.selfGate ? [["gate", selfGateText(report.selfGate)]] : []),
     ...(report.refit ? [["refit", refitText(report.refit)]] : []),
     ...(report.merge ? [["merge", mergeText(report.merge)]] : []),
     ...(report.risk ? [["risk", riskText(report.risk, keep.tokensPerHead)]] : []),
@@ -97,6 +98,13 @@ function mergeText({ merge, merged, lost, window, ms }: NonNullable<Report["merg
   const how = merge === "sum" ? "with their weight" : "as a mean";
   const rest = lost === 0 ? "" : `, ${formatCount(lost)} unseen by the last ${window} tokens were not`;
   return `${formatCount(merged)} evicted entries went into the nearest kept one ${how}${rest}, ${formatMs(ms)}`;
+}
+
+function selfGateText({ tokens, known, repeated, stored, why }: NonNullable<Report["selfGate"]>): string {
+  const begun = known > 0 ? `, begun with one of ${formatCount(known)} tokens` : "";
+  const fitted = tokens > 0 ? `fitted on ${formatCount(tokens)} tokens of the text${begun}` : "not needed";
+  return `${fitted}; the model repeated ${formatCount(repeated)} tokens; ` +
+    (stored ? "kept for texts to come (--no-learn)" : `not kept: ${why}`);
 }
 
 function reusedText({ tokens, ms }: Report): string {

@@ -28,6 +28,7 @@ export interface LayerDump {
   /** `[kvHeads, L]`, each only for policies that need it: what no dump of one prefill can tell. */
   readonly reconstruction?: Float32Array;
   readonly gate?: Float32Array;
+  readonly selfGate?: Float32Array;
   readonly softTokens?: Float32Array;
   /** How the model turned queries and keys; only for policies that need queries before RoPE. */
   readonly rotation?: KeyRotation;
@@ -86,6 +87,7 @@ export function observeDump(dump: LayerDump, layer: number, budget: Budget, need
       { valueNorms: dumpNorms(valueHeads(dump, shape, length), dump.wo, shape, needs.valueNorms) }),
     ...(needs.reconstruction && { reconstruction: given(dump.reconstruction, budget, "reconstruction scores") }),
     ...(needs.gate && { gate: given(dump.gate, budget, "gate scores") }),
+    ...(needs.selfGate && { selfGate: given(dump.selfGate, budget, "self-gate scores") }),
     ...(needs.softTokens && { softTokens: given(dump.softTokens, budget, "soft token scores") }),
     ...(needs.moved && { moved: movedOf(dump, keys(), budget, needs.moved.every) }),
     ...columnsOf(dump, keys, budget, needs),

@@ -68,7 +68,7 @@ export const gate = definePolicy({
   score: ({ gate, pooledMax, valueNorms, window, length, shape: { kvHeads } }, _, values) => {
     if (isPlain(values)) return { scores: gate.slice() };
     const scores = gate.map(Math.exp);
-    if (pooledMax) raise(scores, defensiveRisk(pooledMax, kvHeads), length, length - window);
+    if (pooledMax) raiseByRisk(scores, defensiveRisk(pooledMax, kvHeads), length, length - window);
     if (valueNorms) {
       const shares = valueShares(valueNorms, { kvHeads, length, prefix: length }, values.norm);
       for (let i = 0; i < scores.length; i++) scores[i] *= shares[i];
@@ -94,7 +94,7 @@ function refuseLateStream({ read, combine, norm }: Values): void {
 }
 
 /** The larger of score and defensive risk, `[kvHeads, prefix]`, in place; the observation window has no risk. */
-function raise(scores: Float32Array, risk: Float32Array, length: number, prefix: number): void {
+export function raiseByRisk(scores: Float32Array, risk: Float32Array, length: number, prefix: number): void {
   for (let at = 0, i = 0; at < scores.length; at += length) {
     for (let column = 0; column < prefix; column++, i++) {
       scores[at + column] = Math.max(scores[at + column], risk[i]);

@@ -30,6 +30,7 @@ const FIELDS = {
   columnMax: ["columnMax"],
   reconstruction: ["reconstruction"],
   gate: ["gate"],
+  selfGate: ["selfGate"],
   softTokens: ["softTokens"],
   moved: ["moved"],
   rows: ["keys", "values"],

@@ -41,6 +41,8 @@ export interface Needs {
   readonly reconstruction?: Reconstruction;
   /** Logarithm of that attention as a gate predicts it when the key is made, `[kvHeads, L]`. */
   readonly gate?: boolean;
+  /** The same by a gate that is fitted on this text while it is read, `[kvHeads, L]`. */
+  readonly selfGate?: SelfGateNeed;
   /** Attention of soft tokens behind the context on every entry, `[kvHeads, L]` (Judge Q). */
   readonly softTokens?: SoftTokensNeed;
   /** Largest attention of the context's own queries on every entry, asked from behind its end, `[kvHeads, L]`. */
@@ -72,6 +74,14 @@ export interface SoftTokensNeed {
 export interface MovedNeed {
   /** One in so many, ≥ 1; the last token's among them. */
   readonly every: number;
+}
+
+/** What a gate is fitted on while reading (`model/read/replay.ts`). */
+export interface SelfGateNeed {
+  /** Tokens of the context that the model repeats, about, ≥ 1. */
+  readonly tokens: number;
+  /** Most of them at once, ≥ 1. */
+  readonly chunk: number;
 }
 
 /** Mean and covariance of the queries before RoPE, turned by the mean rotation of the positions to come. */
@@ -110,6 +120,7 @@ export interface Observation {
   readonly columnMax?: Float32Array;
   readonly reconstruction?: Float32Array;
   readonly gate?: Float32Array;
+  readonly selfGate?: Float32Array;
   readonly softTokens?: Float32Array;
   readonly moved?: Float32Array;
   readonly keys?: Float32Array;

@@ -21,6 +21,7 @@ import { lagkv } from "../policies/lagkv.ts";
 import { moved } from "../policies/moved.ts";
 import { pyramidkv } from "../policies/pyramidkv.ts";
 import { random } from "../policies/random.ts";
+import { selfGate } from "../policies/self_gate.ts";
 import { snapkv } from "../policies/snapkv.ts";
 import { streamingLlm } from "../policies/streaming_llm.ts";
 import { tova } from "../policies/tova.ts";
@@ -52,6 +53,7 @@ export const policies: readonly PolicyEntry[] = [
   kvzip,
   moved,
   gate,
+  selfGate,
   judgeQ,
 ];
 

@@ -75,14 +75,15 @@ const SHARED: readonly string[] = [
   "file",
 ] satisfies readonly (keyof Needs)[];
 
-/** What kvzip, moved and expected-attention ask for unless told otherwise: one pass can do each in one way only. */
+/** What these policies ask for unless told otherwise: one pass can do each in one way only. */
 const REPEAT = resolvePolicy("kvzip").needs.reconstruction!;
 const MOVED = resolvePolicy("moved").needs.moved!;
+const SELF_GATE = resolvePolicy("self-gate").needs.selfGate!;
 const STATISTICS = resolvePolicy("expected-attention").needs.queryStatistics!;
 
 /** False for policies that must read the context in their own way: those go through `openContext`, one by one. */
 export function sharesPrefill(
-  { needs: { reconstruction, queryStatistics, moved, ...needs }, evicts, stages }: Policy,
+  { needs: { reconstruction, queryStatistics, moved, selfGate, ...needs }, evicts, stages }: Policy,
 ): boolean {
   // Stages change what is kept.
   if (stages) return false;
@@ -91,7 +92,8 @@ export function sharesPrefill(
   const foresees = !queryStatistics ||
     (queryStatistics.sinks === STATISTICS.sinks && queryStatistics.future === STATISTICS.future);
   const moves = !moved || moved.every === MOVED.every;
-  return evicts === "late" && repeats && foresees && moves &&
+  const fits = !selfGate || (selfGate.tokens === SELF_GATE.tokens && selfGate.chunk === SELF_GATE.chunk);
+  return evicts === "late" && repeats && foresees && moves && fits &&
     Object.entries(needs).every(([name, wanted]) => !wanted || SHARED.includes(name));
 }
 
@@ -112,7 +114,8 @@ export async function prefillOnce(
   try {
     const observer = new Observer(cache, scoring, (layer) => model.file.readFloat32(`blk.${layer}.attn_output.weight`));
     const { beyondTrained, signal, referenceTokens } = options, references: LayerReferences[] = [];
-    const inputs = await policyInputs(model, observer.wanted, ids, { beyondTrained });
+    // A cell is the same on every machine, whatever was read there before.
+    const inputs = await policyInputs(model, observer.wanted, ids, { beyondTrained, learned: false });
     using reader = await LayerReader.open(model, cache, ids, {
       ...observer.wanted,
       ...inputs,
@@ -328,6 +331,7 @@ function unionOf(caseEvictions: readonly CaseEviction[]): Needs {
     gate: needs.some((each) => each.gate),
     ...(needs.some((each) => each.reconstruction) && { reconstruction: REPEAT }),
     ...(needs.some((each) => each.moved) && { moved: MOVED }),
+    ...(needs.some((each) => each.selfGate) && { selfGate: SELF_GATE }),
     ...(needs.some((each) => each.queryStatistics) && { queryStatistics: STATISTICS }),
   };
 }

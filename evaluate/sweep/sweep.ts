@@ -326,7 +326,11 @@ async function fork(prefill: SharedPrefill, at: number): Promise<Evicted> {
 async function readAlone(model: Model, text: string, cell: Cell, options: GroupOptions): Promise<Evicted> {
   const { policy, keep } = cell;
   const { beyondTrained, cacheType, signal } = options;
-  const { cache, ms } = await openContext(model, text, { policy, keep, beyondTrained, cacheType, signal });
+  const { cache, ms } = await openContext(model, text, {
+    ...{ policy, keep, beyondTrained, cacheType, signal },
+    // A cell is the same on every machine, whatever was read there before.
+    learned: false,
+  });
   return { cache, evictMs: ms.evict, forkMs: 0, prefillMs: ms.prefill };
 }
 

@@ -145,6 +145,7 @@ export class Dump implements DumpLayers, AsyncDisposable {
       if (needs.reconstruction && !parts.has("reconstruction")) {
         throw lacks("reconstruction, the attention while the model repeats the context");
       }
+      if (needs.selfGate) throw lacks("a model that reads the text, for a gate to be fitted on it");
       if (needs.softTokens && !parts.has("softTokens")) throw lacks("softTokens, the attention of soft tokens");
       const byFile = this.#options.gate && parts.has("hidden");
       if (needs.gate && !parts.has("gate") && !byFile) {

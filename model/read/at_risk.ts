@@ -199,11 +199,11 @@ class RiskSearch implements Disposable {
 
   /** Starts the context from its first layer, in a cache of its own. */
   async #newReader(): Promise<LayerReader> {
-    const { policy: { needs }, signal, prompts, gate, softTokens } = this.#options;
+    const { policy: { needs }, signal, prompts, pieces, gate, fitting, softTokens } = this.#options;
     this[Symbol.dispose]();
     const cache = this.#cache = new RaggedCache(this.#device.backend, this.#config, this.#options.cacheType);
     this.#passes++;
-    const seen = { needs, window: this.#window, signal, prompts, gate, softTokens };
+    const seen = { needs, window: this.#window, signal, prompts, pieces, gate, fitting, softTokens };
     return this.#reader = await LayerReader.open(this.#device, cache, this.#ids, seen);
   }
 
@@ -226,7 +226,8 @@ class RiskSearch implements Disposable {
     cache.advance(this.#ids.length);
     const [lastHidden, certificates] = [await reader.lastHidden(), await explainer?.certificates()];
     this.#cache = undefined;
-    return { cache, lastHidden, activationBytes: this.#activationBytes, ms: this.#ms, certificates };
+    const fitted = reader.fitted();
+    return { cache, lastHidden, activationBytes: this.#activationBytes, ms: this.#ms, certificates, fitted };
   }
 
   /** Nothing waits: one more reading, with the budget. */

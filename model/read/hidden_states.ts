@@ -1,5 +1,5 @@
 /** Hidden states of a run of tokens that go through the layers together, held in chunks on the device. */
-import { readPart, type Tensor, type Tensors } from "../../core/backend/tensor.ts";
+import { readPart, Temporaries, type Tensor, type Tensors } from "../../core/backend/tensor.ts";
 import { breathe } from "../../runtime/breathe.ts";
 import { CHUNK } from "../decode/layer.ts";
 import type { Device } from "../device.ts";
@@ -62,6 +62,13 @@ export class HiddenStates implements Disposable {
     this.#chunks[index] = hidden;
   }
 
+  /** The same, but what was there is the caller's. */
+  exchange({ index }: Chunk, hidden: Tensor): Tensor {
+    const old = this.#chunks[index];
+    this.#chunks[index] = hidden;
+    return old;
+  }
+
   /** The last token's, `[width]`. */
   last(): Promise<Float32Array> {
     const hidden = this.#chunks.at(-1)!;
@@ -81,5 +88,29 @@ export class HiddenStates implements Disposable {
   [Symbol.dispose](): void {
     for (const hidden of this.#chunks) this.#tensors.free(hidden);
     this.#chunks.length = 0;
+  }
+}
+
+/** A layer's inputs, kept until what is fitted on them has scored them. */
+export class LayerInputs implements Disposable {
+  readonly chunks: Chunk[] = [];
+  readonly #taken: Temporaries;
+
+  constructor(tensors: Tensors) {
+    this.#taken = new Temporaries(tensors);
+  }
+
+  /** A chunk whose tensor is another's. */
+  add(chunk: Chunk): void {
+    this.chunks.push(chunk);
+  }
+
+  /** A chunk with its tensor. */
+  take(chunk: Chunk, hidden: Tensor): void {
+    this.chunks.push({ ...chunk, hidden: this.#taken.add(hidden) });
+  }
+
+  [Symbol.dispose](): void {
+    this.#taken[Symbol.dispose]();
   }
 }

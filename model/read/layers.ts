@@ -22,7 +22,7 @@ import { growthAt } from "../dense/rope.ts";
 import type { Dense } from "../dense/dense.ts";
 import type { Device } from "../device.ts";
 import { Explainer } from "./explain.ts";
-import { type Chunk, HiddenStates } from "./hidden_states.ts";
+import { type Chunk, HiddenStates, LayerInputs } from "./hidden_states.ts";
 import type { LayersReading, Reader, ReadOptions, ReadResult, ScoreFiles, ThresholdReading } from "./reading.ts";
 import { moveBehind, unmaskedMaxima } from "./moved_queries.ts";
 import { MergeStage, mergeWindow } from "./merge.ts";
@@ -30,11 +30,14 @@ import { type LayerReferences, referencesOf, SampledQueries } from "./references
 import { REFERENCE_TOKENS, RefitStage } from "./refit.ts";
 import { Probe } from "./soft_tokens.ts";
 import { Reconstruction, type RepeatPrompt } from "./reconstruct.ts";
+import { type Fitted, type Piece, Replay } from "./replay.ts";
 
 /** What the layers alone don't know, for policies whose `needs` ask for it. */
 export interface PolicyInputs extends ScoreFiles {
   /** For `needs.reconstruction`: `repeatPrompts` of the same context. */
   readonly prompts?: readonly RepeatPrompt[];
+  /** For `needs.selfGate`: `replayPieces` of the same context. */
+  readonly pieces?: readonly Piece[];
 }
 
 export interface LayersOptions extends Omit<LayersReading, "way">, ReadOptions {
@@ -58,12 +61,12 @@ export async function readContext(
     const merge = keepsAll(options) ? undefined : options.policy.stages?.merge;
     const window = Math.max(needs.window ? options.budget.window : 0, explainer?.window ?? 0) ||
       (merge ? mergeWindow(ids.length) : 0);
-    const { signal, prompts, gate, softTokens } = options;
+    const { signal, prompts, pieces, gate, fitting, softTokens } = options;
     const refit = options.refit && options.refit !== "none" && !keepsAll(options)
       ? new RefitStage(cache, { refit: options.refit })
       : undefined;
     const referenceTokens = refit && REFERENCE_TOKENS;
-    const seeing = { needs, window, signal, prompts, gate, softTokens, referenceTokens };
+    const seeing = { needs, window, signal, prompts, pieces, gate, fitting, softTokens, referenceTokens };
     using reader = await LayerReader.open(device, cache, ids, seeing);
     const merging = merge && new MergeStage(cache, merge, window);
     const eviction = new LayerEviction(cache, options, { explainer, merging });
@@ -94,6 +97,7 @@ export async function readContext(
       certificates,
       refit: refit?.figures(),
       merge: merging?.figures(),
+      fitted: reader.fitted(),
       predicted: eviction.predicted?.lists,
     };
   } catch (error) {
@@ -129,6 +133,7 @@ export interface LayerSeen extends Partial<QueryStatisticsResult> {
   readonly columnMax?: Float32Array;
   readonly reconstruction?: Float32Array;
   readonly gate?: Float32Array;
+  readonly selfGate?: Float32Array;
   readonly softTokens?: Float32Array;
   readonly moved?: Float32Array;
   readonly references?: LayerReferences;
@@ -174,13 +179,16 @@ export class LayerReader implements Disposable {
    * @throws RangeError when `needs` ask for a source that isn't there.
    */
   static async open(device: Device, cache: RaggedCache, ids: ArrayLike<number>, options: SeenOptions) {
-    const { needs, prompts, gate, softTokens, signal } = options;
+    const { needs, prompts, pieces, gate, fitting, softTokens, signal } = options;
     if (needs.gate && !gate) throw new RangeError("Cannot read for a policy that needs a gate without one");
     if (needs.softTokens && !softTokens) {
       throw new RangeError("Cannot read for a policy that needs soft tokens without");
     }
     if (needs.reconstruction && !prompts) {
       throw new RangeError("Cannot read for a policy that needs reconstruction without prompts");
+    }
+    if (needs.selfGate && !(pieces && fitting)) {
+      throw new RangeError("Cannot read for a policy that fits a gate without pieces to fit it on");
     }
     const parts: ReaderParts = { hidden: await HiddenStates.embed(device, ids) };
     const reader = new LayerReader(device, cache, ids.length, options, parts);
@@ -189,6 +197,7 @@ export class LayerReader implements Disposable {
       if (needs.reconstruction) {
         parts.reconstruction = await Reconstruction.open(device, cache, ids.length, prompts!, signal);
       }
+      if (needs.selfGate) parts.replay = await Replay.open(device, cache, ids.length, pieces!, fitting!, signal);
       return reader;
     } catch (error) {
       reader[Symbol.dispose]();
@@ -199,6 +208,11 @@ export class LayerReader implements Disposable {
   /** Everything that goes from one layer to the next: hidden states of the context, then of each prompt. */
   states(): HiddenStates[] {
     return [this.#parts.hidden, ...this.#parts.reconstruction?.hidden ?? []];
+  }
+
+  /** What a gate was fitted on, where one was, once all layers are read. */
+  fitted(): Fitted | undefined {
+    return this.#parts.replay?.fitted();
   }
 
   /** `[width]`. */
@@ -214,13 +228,13 @@ export class LayerReader implements Disposable {
   [Symbol.dispose](): void {
     for (const windowQueries of this.#given) this.#cache.backend.tensors.free(windowQueries);
     this.#given.clear();
-    const { hidden, probe, reconstruction } = this.#parts;
-    for (const part of [hidden, probe, reconstruction]) part?.[Symbol.dispose]();
+    const { hidden, probe, reconstruction, replay } = this.#parts;
+    for (const part of [hidden, probe, reconstruction, replay]) part?.[Symbol.dispose]();
   }
 
   /** What is asked for is measured in global layers; a window layer leaves nothing behind but its last entries. */
   async layer(layer: number): Promise<LayerSeen> {
-    const { signal, onInput, referenceTokens } = this.#options, { hidden, probe, reconstruction } = this.#parts;
+    const { signal, onInput, referenceTokens } = this.#options, { hidden, probe, reconstruction, replay } = this.#parts;
     const { kvHeads, heads, headDim } = this.#dense.config;
     const isGlobal = this.#cache.globals.includes(layer);
     const { needs, window } = isGlobal ? this.#options : { needs: {} as Needs, window: 0 };
@@ -234,22 +248,25 @@ export class LayerReader implements Disposable {
     using references = referenceTokens && !reconstruction && isGlobal
       ? this.#sampled(Math.ceil(this.#length / referenceTokens))
       : undefined;
+    using inputs = new LayerInputs(this.#cache.backend.tensors);
     for (const chunk of hidden.chunks()) {
       signal?.throwIfAborted();
       await onInput?.(layer, chunk.hidden, chunk.first, chunk.count);
       // The gate looks at the layer's input, before the step puts the next layer's in its place.
       if (gate) await this.#predict(gate, layer, chunk);
-      await this.#step(layer, chunk, seen, [moved, references]);
+      await this.#step(layer, chunk, seen, [moved, references], isGlobal ? inputs : undefined);
     }
     // What asks the whole layer comes after its last chunk: its own queries, kvzip's prompts, then the soft tokens.
     const rows = this.#cache.rows(layer), { tensors } = this.#cache.backend, rope = this.#dense.config.ropes[layer];
     for (const each of [moved, references]) if (each) await moveBehind(each, this.#dense.config, this.#length, rope);
+    const selfGate = await replay?.layer(layer, inputs.chunks);
     const repeated = await reconstruction?.layer(layer, referenceTokens);
     const softTokens = await probe?.layer(layer, this.#options.needs.softTokens!.reduction);
     const measured = {
       ...seen.result(rope),
       reconstruction: repeated?.importance,
       gate,
+      selfGate,
       softTokens,
       moved: moved && await unmaskedMaxima(tensors, rows, moved),
       references: repeated?.references ?? (references && await referencesOf(tensors, rows, references)),
@@ -259,8 +276,14 @@ export class LayerReader implements Disposable {
   }
 
   /** One chunk. The last layer's hidden states are only read at the last token, so its other chunks end at attention. */
-  async #step(layer: number, chunk: Chunk, seen: SeenQueries, sampled: readonly (SampledQueries | undefined)[]) {
-    const { hidden, count, first } = chunk, { config } = this.#dense, states = this.#parts.hidden;
+  async #step(
+    layer: number,
+    chunk: Chunk,
+    seen: SeenQueries,
+    sampled: readonly (SampledQueries | undefined)[],
+    inputs?: LayerInputs,
+  ) {
+    const { hidden, count, first } = chunk, { config } = this.#dense, { hidden: states, replay } = this.#parts;
     const input = { layer, hidden, count, first, unrotated: seen.unrotated };
     const attend = async (at: AtAttention) => {
       // Causal attention of the chunk over all rows so far, with the column sums that the policy needs.
@@ -269,16 +292,22 @@ export class LayerReader implements Disposable {
       // Queries of the window are copied, statistics summed: nothing else of the chunk is kept.
       await seen.add(at, attended, first, count);
       for (const each of sampled) each?.add(at.queries, first, count);
+      replay?.add(layer, at, first, count);
       return attended.output;
     };
     const taken = sampled.reduce((sum, each) => sum + (each?.queries.byteLength ?? 0), 0);
     const waiting = taken + (this.#parts.reconstruction?.hiddenBytes ?? 0) +
-      (this.#parts.probe?.hiddenBytes ?? 0);
+      (this.#parts.probe?.hiddenBytes ?? 0) + (replay ? replay.hiddenBytes + states.byteLength : 0);
     this.activationBytes = Math.max(this.activationBytes, states.byteLength + waiting + stepBytes(config, count));
     // No layer follows, and only the chunk with the last token gives logits.
     if (layer === config.layers - 1 && first + count < this.#length) {
       await layerAttention(this.#dense, this.#cache, input, attend);
-    } else states.replace(chunk, await layerStep(this.#dense, this.#cache, input, attend));
+      inputs?.add(chunk);
+      return;
+    }
+    const next = await layerStep(this.#dense, this.#cache, input, attend);
+    if (replay && inputs) inputs.take(chunk, states.exchange(chunk, next));
+    else states.replace(chunk, next);
   }
 
   /** The queries of one token in `every`, to be collected. */
@@ -302,6 +331,7 @@ interface ReaderParts {
   readonly hidden: HiddenStates;
   probe?: Probe;
   reconstruction?: Reconstruction;
+  replay?: Replay;
 }
 
 /** What the queries of one layer tell: those of the window, their columns, their statistics. */
@@ -409,6 +439,7 @@ export async function observeLayer(
     queryCovariance: seen.queryCovariance,
     reconstruction: seen.reconstruction,
     gate: seen.gate,
+    selfGate: seen.selfGate,
     softTokens: seen.softTokens,
     moved: seen.moved,
     valueNorms,

@@ -1,7 +1,8 @@
 /** What a policy needs beyond the layers themselves: prompts that repeat the context, a gate. */
-import { inputError, option, say } from "../../core/errors.ts";
+import { inputError, option, PalisadeError, say } from "../../core/errors.ts";
 import type { Needs, Policy } from "../../core/policy/policy.ts";
 import type { Gate } from "../gate/file.ts";
+import { findLearned } from "../gate/learned.ts";
 import { GateScorer, readGains } from "../gate/scorer.ts";
 import type { SoftTokens } from "../policy_files/soft_tokens.ts";
 import type { Model } from "../model.ts";
@@ -9,17 +10,22 @@ import { worstCaseOf } from "../gate/worst_case.ts";
 import type { PolicyInputs } from "./layers.ts";
 import type { Reading, ScoreFiles } from "./reading.ts";
 import { repeatPrompts } from "./reconstruct.ts";
+import { type Fitting, replayPieces } from "./replay.ts";
 import { checkProbeRoom } from "./room.ts";
 
 export interface SourceOptions {
   /** For `gate`: instead of the gate that belongs to the model. */
   readonly gate?: Gate;
+  /** For `self-gate`: whether it begins with what is known of the model, from earlier texts or a gate. Default true. */
+  readonly learned?: boolean;
+  /** For `self-gate`: the gate is wanted for texts to come, so it is fitted where every token is repeated, too. */
+  readonly learn?: boolean;
   /** For `judge-q`: instead of reading the file that it names. */
   readonly softTokens?: SoftTokens;
   readonly beyondTrained?: boolean;
 }
 
-type FileModel = Pick<Model, "file" | "config" | "backend" | "gate" | "softTokens">;
+type FileModel = Pick<Model, "file" | "config" | "backend" | "gate" | "softTokens" | "runtime" | "identity">;
 
 /**
  * What a planned reading of `tokens` tokens needs of files.
@@ -52,6 +58,7 @@ export async function policyInputs(
 ): Promise<PolicyInputs> {
   return {
     ...(needs.reconstruction && { prompts: repeatPrompts(model, ids, needs.reconstruction, options.beyondTrained) }),
+    ...(needs.selfGate && { pieces: replayPieces(model, ids, needs.selfGate, options.beyondTrained) }),
     ...await neededFiles(model, needs, ids.length, options),
   };
 }
@@ -65,7 +72,25 @@ async function neededFiles(
   return {
     ...(needs.softTokens && { softTokens: await softEmbeddings(model, needs, tokens, options) }),
     ...(needs.gate && { gate: await gateScorer(model, options.gate) }),
+    ...(needs.selfGate && { fitting: await fittingOf(model, options) }),
   };
+}
+
+/** What a gate that is fitted while reading begins with. */
+async function fittingOf(model: FileModel, { gate, learn, learned = true }: SourceOptions): Promise<Fitting> {
+  const known = gate ?? (learned ? await findLearned(model) ?? await gateIfAny(model) : undefined);
+  const gains = await readGains(model.file, model.config);
+  return { gains, learn, ...(known && { known: { ...known, tokens: known.info.calibration.tokens } }) };
+}
+
+/** The gate that belongs to the model, if there is one. */
+export async function gateIfAny({ gate }: Pick<Model, "gate">): Promise<Gate | undefined> {
+  try {
+    return await gate();
+  } catch (error) {
+    if (error instanceof PalisadeError && error.code === "gate.none") return undefined;
+    throw error;
+  }
 }
 
 /** A gate's scorer is made once for a model's file and backend. */

@@ -19,6 +19,7 @@ import type { MergeFigures } from "./merge.ts";
 import type { RefitFigures } from "./refit.ts";
 import type { RiskFigures } from "./at_risk.ts";
 import type { RepeatPrompt } from "./reconstruct.ts";
+import type { Fitted, Fitting, Piece } from "./replay.ts";
 
 /** What every way is told. */
 interface Planned {
@@ -38,6 +39,8 @@ interface Planned {
 interface Whole extends Planned {
   /** For `needs.reconstruction`: `repeatPrompts` of the same context. */
   readonly prompts?: readonly RepeatPrompt[];
+  /** For `needs.selfGate`: `replayPieces` of the same context. */
+  readonly pieces?: readonly Piece[];
   /** Certificates are wanted. */
   readonly explain?: boolean;
   /** What is refitted of what stays. Default `none`. */
@@ -81,6 +84,8 @@ export type Reading = LayersReading | ThresholdReading | RiskReading | Streaming
 export interface ScoreFiles {
   /** For `needs.gate` and `predict`. */
   readonly gate?: GateScorer;
+  /** For `needs.selfGate`: what its gate begins with. */
+  readonly fitting?: Fitting;
   /** For `needs.softTokens`: embeddings, `[count, width]`. */
   readonly softTokens?: Float32Array;
   /** For a threshold on predicted scores: where the gate's margins put it. */
@@ -119,6 +124,8 @@ export interface ReadResult {
   readonly refit?: RefitFigures;
   /** What a merge did, where there was one. */
   readonly merge?: MergeFigures;
+  /** What a gate was fitted on, for `needs.selfGate`. */
+  readonly fitted?: Fitted;
   /** What a search did. */
   readonly figures?: RiskFigures;
 }

@@ -39,6 +39,14 @@ export function checkRepeatRoom({ name, contextLength }: Trained, last: number, 
   throw tooLong(say`${problem}: ${shorter}, or pass ${option("beyondTrained")}`);
 }
 
+/** The shortest prompt that makes the model repeat a piece of `chunk` tokens ends at position `last`. */
+export function checkReplayRoom({ name, contextLength }: Trained, last: number, chunk: number): void {
+  if (last <= contextLength) return;
+  const problem = `self-gate repeats a part of the context and would need ${last} positions, but ${name} was trained ` +
+    `on ${contextLength}`;
+  throw tooLong(say`${problem}: set self-gate(chunk=…) below ${chunk}, or pass ${option("beyondTrained")}`);
+}
+
 /** `count` soft tokens behind a context of `length` tokens. */
 export function checkProbeRoom({ name, contextLength }: Trained, length: number, count: number): void {
   if (length + count <= contextLength) return;

@@ -49,10 +49,12 @@ export function makeDump(seed: number, sizes: DumpSizes, flavour: Flavour = "pla
       wo: floats(3 * shape.heads * headDim),
       reconstruction: floats(kvHeads * length).map(Math.abs),
       gate: floats(kvHeads * length),
+      selfGate: new Float32Array(kvHeads * length),
       softTokens: new Float32Array(kvHeads * length),
       rotation: { pairs: "half" as const, rotated: headDim, frequencies: new Float64Array(headDim / 2).fill(0.1) },
     };
     each.softTokens.set(each.reconstruction.toReversed());
+    each.selfGate.set(each.gate.toReversed());
     hurt(each, flavour, Math.floor(next() * each.keys.length), Math.floor(next() * shape.heads * length));
     return each;
   };

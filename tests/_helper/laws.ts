@@ -131,6 +131,7 @@ function headsReversed(layer: LayerDump, { shape: { heads, kvHeads, headDim }, l
     wo: reversed(layer.wo!, group * headDim),
     reconstruction: reversed(layer.reconstruction!, length),
     gate: reversed(layer.gate!, length),
+    selfGate: reversed(layer.selfGate!, length),
     softTokens: reversed(layer.softTokens!, length),
   };
 }

@@ -55,6 +55,7 @@ export function tinyLayers(tensors: ReadonlyMap<string, Tensor>, length: number)
     // No golden file has these: any numbers do, the first of each key.
     reconstruction: firstOfRows(data(`layers/${layer}/k`)),
     gate: firstOfRows(data(`layers/${layer}/k`)),
+    selfGate: firstOfRows(data(`layers/${layer}/v`)),
     softTokens: firstOfRows(data(`layers/${layer}/v`)),
   }));
 }
@@ -138,11 +139,12 @@ async function observeThrough(
     await rows.valueNorms(wo, wo.length / (shape.heads * shape.headDim), needs.valueNorms);
   const moved = needs.moved && await movedThrough(backend, rows, dump, needs.moved.every);
   rows.free();
-  const { reconstruction, gate, softTokens } = dump;
+  const { reconstruction, gate, selfGate, softTokens } = dump;
   const given = {
     valueNorms: norms,
     reconstruction,
     gate,
+    selfGate,
     softTokens,
     ...(moved && { moved }),
     ...(needs.queryStatistics && statistics(dump, shape, needs)),

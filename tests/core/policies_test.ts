@@ -81,10 +81,12 @@ function makeCase(
         wo: floats(8 * shape.heads * 4, 1 + layer),
         reconstruction: floats(kvHeads * length),
         gate: floats(kvHeads * length),
+        selfGate: new Float32Array(kvHeads * length),
         softTokens: new Float32Array(kvHeads * length),
         rotation: { pairs: "half" as const, rotated: 4, frequencies: Float64Array.of(1, 0.01) },
       };
       dump.softTokens.set(dump.reconstruction.toReversed());
+      dump.selfGate.set(dump.gate.toReversed());
       if (flavour === "equal") { for (const array of [dump.queries, dump.keys, dump.values]) array.fill(0.5); }
       if (flavour === "one spike") dump.keys.fill(100, 8, 12);
       if (flavour === "not finite") [NaN, Infinity, -Infinity].forEach((bad, i) => dump.keys[(i * 7) % kv] = bad);

@@ -89,6 +89,7 @@ const LAYERWISE: readonly ContextOptions[] = [
   { policy: "layer-defensive(window=8)", risk: 0.3, explain: true },
   { policy: "snapkv(window=8)", risk: 0.3, maxCacheBytes: 1 },
   { policy: "full" },
+  { policy: "self-gate(tokens=128, chunk=64)", keep: "20%" },
 ];
 
 for (const device of ["ts", "wasm", "threads", "awkward"] as const) {

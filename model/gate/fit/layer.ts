@@ -43,16 +43,17 @@ export interface LayerText {
   readonly tokens: number;
 }
 
-/** Inputs after the norm, with a constant 1 as the last column; the first {@link SKIPPED} tokens left out. */
+/** Inputs after the norm, with a constant 1 as the last column; the first `skipped` tokens left out. */
 export function designMatrix(
   { hidden, tokens }: LayerText,
   gains: Float32Array,
   { width, normEpsilon }: ModelConfig,
+  skipped = SKIPPED,
 ): DesignMatrix {
-  const rows = Math.max(0, tokens - SKIPPED);
+  const rows = Math.max(0, tokens - skipped);
   const data = new Float64Array((width + 1) * rows);
   for (let t = 0; t < rows; t++) {
-    const row = hidden.subarray((t + SKIPPED) * width, (t + SKIPPED + 1) * width);
+    const row = hidden.subarray((t + skipped) * width, (t + skipped + 1) * width);
     let squares = 0;
     for (let i = 0; i < width; i++) squares += row[i] * row[i];
     const scale = 1 / Math.sqrt(squares / width + normEpsilon);
@@ -63,10 +64,10 @@ export function designMatrix(
 }
 
 /** ln(importance + FLOOR) of the same rows, `[kvHeads, rows]`. */
-export function targetsOf({ importance, tokens }: LayerText, kvHeads: number): Float64Array {
-  const rows = Math.max(0, tokens - SKIPPED), y = new Float64Array(kvHeads * rows);
+export function targetsOf({ importance, tokens }: LayerText, kvHeads: number, skipped = SKIPPED): Float64Array {
+  const rows = Math.max(0, tokens - skipped), y = new Float64Array(kvHeads * rows);
   for (let g = 0; g < kvHeads; g++) {
-    for (let t = 0; t < rows; t++) y[g * rows + t] = Math.log(importance[g * tokens + SKIPPED + t] + FLOOR);
+    for (let t = 0; t < rows; t++) y[g * rows + t] = Math.log(importance[g * tokens + skipped + t] + FLOOR);
   }
   return y;
 }

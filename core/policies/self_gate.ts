@@ -1,0 +1,56 @@
+/**
+ * A gate that fits itself while the text is read, for models without one. Some of the context is repeated by the model, as
+ * KVzip has all of it repeated; in each layer a ridge regression learns from that what of a hidden state makes an entry
+ * needed, begun with what earlier texts taught, and scores the rest (`model/read/replay.ts`).
+ *
+ * score[g, i] = ln importance: as the repetition measured it where entry i was repeated, else as the gate predicts it.
+ * A text of no more than `tokens` is repeated whole, in short chunks. `combine=risk` takes the maximum of importance and
+ * defensive risk.
+ */
+import { definePolicy } from "../policy/define.ts";
+import { KERNEL, parameters, SINKS, WINDOW } from "../policy/parameters.ts";
+import { defensiveRisk } from "../worst_case/risk.ts";
+import { raiseByRisk } from "./gate.ts";
+import { COMPETE } from "./kvzip.ts";
+
+const PARAMETERS = parameters([
+  {
+    name: "tokens",
+    type: "integer",
+    default: 1024,
+    min: 64,
+    max: 65536,
+    help: "how much of the text the model repeats, spread evenly over it",
+  },
+  { name: "chunk", type: "integer", default: 512, min: 16, max: 4096, help: "most tokens repeated at once" },
+  {
+    name: "combine",
+    type: "text",
+    default: "none",
+    choices: ["none", "risk"],
+    help: "the gate alone, or the maximum of gate and defensive risk",
+  },
+  COMPETE,
+  { ...WINDOW, default: 8, help: "last tokens that are never evicted, and observed by combine=risk" },
+  SINKS,
+  { ...KERNEL, help: "width of the average pooling of combine=risk, odd" },
+]);
+
+export const selfGate = definePolicy({
+  name: "self-gate",
+  summary: "Keeps what a gate, fitted on a part of the text while reading, expects the model to need",
+  paper: "ours, after KVzip, arXiv 2505.23416, and Fast KVzip, arXiv 2601.17668",
+  source: "our own",
+  parameters: PARAMETERS,
+  needs: ({ tokens, chunk, combine, kernel }) => ({
+    selfGate: { tokens, chunk },
+    ...(combine === "risk" && { window: ["pooledMax"], kernel }),
+  }),
+  allocate: ({ compete }) => ({ kind: compete }),
+  score: ({ selfGate, pooledMax, window, length, shape: { kvHeads } }) => {
+    if (!pooledMax) return { scores: selfGate.slice() };
+    const scores = selfGate.map(Math.exp);
+    raiseByRisk(scores, defensiveRisk(pooledMax, kvHeads), length, length - window);
+    return { scores, second: selfGate };
+  },
+});

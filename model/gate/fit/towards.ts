@@ -1,0 +1,97 @@
+/**
+ * A ridge regression that begins with what is known: weights w0 move only as far as the new rows insist.
+ *
+ *     w = w0 + argmin over δ of ‖r − X δ‖² + λ ‖δ‖²,   r = y − X w0
+ *
+ * λ is a share of the mean diagonal of XᵀX, and grows with what stands behind w0: the more rows, the less a new text
+ * changes. So what earlier texts taught needs no sums of theirs: XᵀX of a thousand rows would tell which texts can't have
+ * been among them, and in layer 0 how often each token was (docs/decisions/self-gate.md). Solved by XᵀX, or by XXᵀ
+ * where there are fewer rows than columns; either way the same weights.
+ */
+import { plainProducts, type Products, solve, transposed } from "../../../core/refit/linear.ts";
+import type { DesignMatrix } from "./ridge.ts";
+
+/** λ for a first text, as a share of the mean diagonal. Measured, with {@link MOST_HELD}: bench/results/gates.md. */
+const RIDGE = 0.3;
+/** However much is known, a text of its own may say so much: λ grows to this many times its beginning. */
+const MOST_HELD = 4;
+
+/** Who multiplies and solves. Default: plainly, in doubles. */
+export interface Algebra {
+  readonly products: Products;
+  /** As `solve` of `core/refit/linear.ts`. */
+  readonly solve: typeof solve;
+}
+
+export const PLAIN_ALGEBRA: Algebra = { products: plainProducts, solve };
+
+/** What the regression begins with. */
+export interface Known {
+  /** `[targets][width]`, the constant last. */
+  readonly weights: readonly Float64Array[];
+  /** Rows behind them. */
+  readonly rows: number;
+}
+
+/**
+ * Weights of each target, `[targets][width]`, from rows whose last column is the constant 1, and `y`, `[targets, rows]`.
+ * Without anything known the constant begins at the mean of y.
+ * @throws RangeError for no rows, a length that doesn't fit, or numbers that are not finite.
+ */
+export function fitTowards(
+  { data, rows }: DesignMatrix,
+  y: Float64Array,
+  known: Known | undefined,
+  { products, solve }: Algebra = PLAIN_ALGEBRA,
+): Float64Array[] {
+  const width = data.length / rows, targets = y.length / rows;
+  if (!(rows > 0) || !Number.isInteger(width) || !Number.isInteger(targets)) {
+    throw new RangeError(`Cannot fit ${data.length} inputs and ${y.length} targets of ${rows} rows`);
+  }
+  const start = known?.weights ?? meansOnly(y, rows, width), left = residuals({ data, rows }, y, start);
+  const held = RIDGE * Math.min(MOST_HELD, 1 + (known?.rows ?? 0) / rows);
+  const change = rows < width ? bySamples : byColumns;
+  const changes = change({ data, rows }, left, held, { products, solve });
+  if (!changes) throw new RangeError("Cannot fit a gate: inputs or targets are not finite");
+  return start.map((weights, k) => weights.map((w, i) => w + changes[i * targets + k]));
+}
+
+function meansOnly(y: Float64Array, rows: number, width: number): Float64Array[] {
+  return Array.from({ length: y.length / rows }, (_, k) => {
+    const weights = new Float64Array(width);
+    weights[width - 1] = y.subarray(k * rows, (k + 1) * rows).reduce((sum, value) => sum + value, 0) / rows;
+    return weights;
+  });
+}
+
+/** y − X w, `[targets, rows]`. */
+function residuals({ data, rows }: DesignMatrix, y: Float64Array, weights: readonly Float64Array[]): Float64Array {
+  const left = y.slice();
+  weights.forEach((each, k) => {
+    each.forEach((w, i) => {
+      for (let t = 0; t < rows; t++) left[k * rows + t] -= w * data[i * rows + t];
+    });
+  });
+  return left;
+}
+
+type Solved = Float64Array | undefined;
+
+/** (XᵀX + λI)⁻¹ Xᵀr, `[width, targets]`. */
+function byColumns({ data, rows }: DesignMatrix, left: Float64Array, held: number, algebra: Algebra): Solved {
+  const width = data.length / rows, gram = algebra.products(data, data, rows);
+  return algebra.solve(gram, width, held * trace(gram, width) / width, plainProducts(data, left, rows));
+}
+
+/** Xᵀ (XXᵀ + λI)⁻¹ r, `[width, targets]`. */
+function bySamples({ data, rows }: DesignMatrix, left: Float64Array, held: number, algebra: Algebra): Solved {
+  const width = data.length / rows, samples = transposed(data, rows), gram = algebra.products(samples, samples, width);
+  const duals = algebra.solve(gram, rows, held * trace(gram, rows) / width, transposed(left, rows));
+  return duals && plainProducts(data, transposed(duals, left.length / rows), rows);
+}
+
+function trace(matrix: Float64Array, n: number): number {
+  let sum = 0;
+  for (let i = 0; i < n; i++) sum += matrix[i * n + i];
+  return sum;
+}

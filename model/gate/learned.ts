@@ -1,0 +1,110 @@
+/**
+ * What gates that fitted themselves while reading (`model/read/replay.ts`) leave behind: one gate per model, in the folder
+ * of the user's own gates, found by the model file's SHA-256. The next text begins with it.
+ *
+ * Nothing of a text can be read from it. It holds weights, never sums: XᵀX would say which tokens were in a text, and how
+ * often (docs/decisions/self-gate.md). And a text changes it only by at least {@link LEAST_LEARNED} of its tokens.
+ */
+import { PalisadeError } from "../../core/errors.ts";
+import { hostOf } from "../../runtime/host.ts";
+import type { Runtime } from "../../runtime/interface.ts";
+import { writeWhole } from "../../runtime/output.ts";
+import type { ModelConfig } from "../config.ts";
+import { checkGate, type Gate, GATE_FORMAT, type GateInfo, writeGate } from "./file.ts";
+import { gateFolder, loadGate } from "./find.ts";
+import { FLOOR, SKIPPED } from "./fit/layer.ts";
+import type { GateWeights } from "./scorer.ts";
+
+/** Fewer tokens of a text than this never change what is kept. */
+export const LEAST_LEARNED = 1000;
+/** Not the suffix of gates: those that `gate` looks for are fitted on texts that were chosen for it. */
+const SUFFIX = ".learned.safetensors";
+const TEXTS = "texts that were read";
+
+/** What is looked for by. */
+export interface LearnedSubject {
+  readonly config: ModelConfig;
+  readonly runtime: Runtime;
+  /** SHA-256 of the model file, hexadecimal. */
+  identity(): Promise<string>;
+}
+
+/** Where what is learned of a model is kept. */
+export function learnedPath(runtime: Runtime, sha256: string): string {
+  return hostOf(runtime, "learn").join(gateFolder(runtime), `${sha256.slice(0, 32)}${SUFFIX}`);
+}
+
+/** What earlier texts left; undefined where there is nothing, or nothing that can be used. In a browser there is none. */
+export async function findLearned(model: LearnedSubject): Promise<Gate | undefined> {
+  const { runtime, config } = model;
+  if (!runtime.host) return undefined;
+  const sha256 = await model.identity();
+  try {
+    const gate = await loadGate(learnedPath(runtime, sha256), runtime);
+    checkGate(gate, config, sha256);
+    return gate;
+  } catch (error) {
+    if (error instanceof PalisadeError) return undefined;
+    throw error;
+  }
+}
+
+/** What became of a fitted gate. */
+export type Learning = { readonly stored: true } | { readonly stored: false; readonly why: string };
+
+/** A gate that was fitted on `tokens` tokens of a text, begun with one of `known` tokens. */
+export interface NewlyFitted {
+  readonly gate: GateWeights;
+  readonly tokens: number;
+  readonly known: number;
+}
+
+/**
+ * Keeps a gate for texts to come; not where too few tokens are behind it, nor in place of one that it didn't begin with. A
+ * disk that can't be written to costs the gate, not the reading.
+ */
+export async function learn(model: LearnedSubject, fitted: NewlyFitted): Promise<Learning> {
+  const { runtime } = model, { host } = runtime;
+  if (fitted.tokens < LEAST_LEARNED) return not(`it was fitted on fewer than ${LEAST_LEARNED} tokens of the text`);
+  if (!host) return not("there are no files here");
+  const sha256 = await model.identity(), path = learnedPath(runtime, sha256);
+  try {
+    await host.makeFolder(gateFolder(runtime));
+    await using _ = await host.lock(path);
+    const now = await findLearned(model);
+    if (now && now.info.calibration.tokens !== fitted.known) {
+      return not("it began with something else than is kept now");
+    }
+    await writeWhole(runtime, path, writeGate(infoOf(model.config, sha256, fitted), fitted.gate), { secret: true });
+    return { stored: true };
+  } catch (error) {
+    if (error instanceof PalisadeError) return not(error.message);
+    throw error;
+  }
+}
+
+function not(why: string): Learning {
+  return { stored: false, why };
+}
+
+function infoOf(
+  { name, architecture, layers, kvHeads, width }: ModelConfig,
+  sha256: string,
+  { tokens, known }: NewlyFitted,
+): GateInfo {
+  return {
+    format: GATE_FORMAT,
+    model: { name, sha256, architecture, layers, kvHeads, width },
+    calibration: {
+      texts: [TEXTS],
+      seed: 0,
+      tokens: tokens + known,
+      textTokens: tokens,
+      floor: FLOOR,
+      skipped: SKIPPED,
+    },
+    ridge: new Array<number>(layers).fill(0),
+    correlation: Array.from({ length: layers }, () => new Array<number>(kvHeads).fill(0)),
+    conformal: { textTokens: 0, window: 0, scores: [] },
+  };
+}

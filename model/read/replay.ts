@@ -1,0 +1,340 @@
+/**
+ * A gate that is fitted on the text at hand while it is read (policy `self-gate`).
+ *
+ * Some *pieces* of the context, spread evenly over it, are repeated by the model as KVzip has the whole repeated
+ * (`reconstruct.ts`): in each layer, once the context's rows are there, each piece's prompt sees the sinks, its piece and
+ * itself so far. So it stands right behind its piece, and a prompt costs dense layers for its tokens and next to no
+ * attention. importance[g, i] = the largest attention on entry i over the group and the prompt. The layer's gate is then
+ * fitted on the pieces, from their hidden states after the attention norm to ln(importance + floor), begun with what is
+ * known of the model (`model/gate/fit/towards.ts`), and scores all the rest.
+ *
+ * Memory: hidden states of the context twice while a layer is read, those of the prompts, one layer's rows of the pieces.
+ */
+import { readPart, Temporaries, type Tensor } from "../../core/backend/tensor.ts";
+import { scoreByGate } from "../../core/backend/gate.ts";
+import { RaggedCache } from "../../core/cache/ragged.ts";
+import type { SelfGateNeed } from "../../core/policy/policy.ts";
+import type { LinearGate } from "../../core/measure/gate_scores.ts";
+import { windowOf } from "../../core/shape.ts";
+import type { ModelConfig } from "../config.ts";
+import { type AtAttention, layerAttention, layerStep } from "../decode/layer.ts";
+import type { Device } from "../device.ts";
+import { algebraOf } from "../gate/fit/algebra.ts";
+import { designMatrix, FLOOR, type LayerText, SKIPPED, targetsOf } from "../gate/fit/layer.ts";
+import { fitTowards, type Known } from "../gate/fit/towards.ts";
+import type { GateWeights } from "../gate/scorer.ts";
+import { type ChatFrame, frameTokens } from "../text/prompt.ts";
+import type { TextTokenizer } from "../text/tokenizer.ts";
+import { type Chunk, HiddenStates } from "./hidden_states.ts";
+import { checkReplayRoom } from "./room.ts";
+
+/** First tokens that every prompt sees, as KVzip's. */
+const SINKS = 4;
+
+/** A run of the context, and what makes the model repeat it. */
+export interface Piece {
+  /** Context positions `first … end − 1`. */
+  readonly first: number;
+  readonly end: number;
+  /** Instruction, the template's way to the reply, the piece's tokens. */
+  readonly ids: readonly number[];
+}
+
+/**
+ * The pieces of the context `ids`: all of it where it has no more than about `tokens`, else as many whole chunks as make
+ * them up, evenly spread, neither the first nor a shorter last one among them where there are enough others.
+ * @throws PalisadeError `context.too-long` when no piece has room behind it in the trained length, unless `beyondTrained`.
+ */
+export function replayPieces(
+  model: { readonly frame: ChatFrame; readonly tokenizer: TextTokenizer; readonly config: ModelConfig },
+  ids: readonly number[],
+  { tokens, chunk }: SelfGateNeed,
+  beyondTrained = false,
+): Piece[] {
+  const { frame, tokenizer, config } = model, start = frameTokens(model, ids);
+  const instruction = tokenizer.encodeParts([
+    { text: "\n\nRepeat the text above exactly.", special: false },
+    ...frame.suffix,
+  ]);
+  const all = Array.from({ length: Math.ceil(ids.length / chunk) }, (_, i) => {
+    const first = i * chunk, end = Math.min(ids.length, first + chunk);
+    return { first, end, ids: [...instruction, ...ids.slice(Math.max(start, first), end)] };
+  }).filter(({ end }) => end > start);
+  const fits = all.filter((piece) => beyondTrained || piece.end + piece.ids.length <= config.contextLength);
+  if (fits.length === 0) checkReplayRoom(config, all[0].end + all[0].ids.length, chunk);
+  const wanted = Math.ceil(tokens / chunk);
+  if (fits.length <= wanted) return fits;
+  const inner = fits.filter(({ first, end }) => first > 0 && end - first === chunk);
+  return spread(inner.length >= wanted ? inner : fits, wanted);
+}
+
+/** `count` of a list, the middle ones of as many parts. */
+function spread<T>(list: readonly T[], count: number): T[] {
+  return Array.from({ length: count }, (_, i) => list[Math.floor((i + 0.5) * list.length / count)]);
+}
+
+/** What a gate is fitted with. */
+export interface Fitting {
+  /** The attention norms' weights, `[layers, width]`. */
+  readonly gains: Float32Array;
+  /** A gate to begin with, and the tokens that it was fitted on. */
+  readonly known?: GateWeights & { readonly tokens: number };
+  /** The gate is wanted even where every token is repeated. */
+  readonly learn?: boolean;
+}
+
+/** What a reading fitted. */
+export interface Fitted {
+  /** Tokens of this text that the gate was fitted on; 0 where all of it was repeated, so that nothing was to be predicted. */
+  readonly tokens: number;
+  /** Those behind what it began with. */
+  readonly known: number;
+  /** Tokens that the model repeated, of how many. */
+  readonly repeated: number;
+  readonly of: number;
+  /** Absent where none was fitted. */
+  readonly gate?: GateWeights;
+}
+
+/** A piece on its way through the layers. */
+interface Run {
+  readonly piece: Piece;
+  /** The piece's rows, then its prompt's: one layer at a time. */
+  readonly cache: RaggedCache;
+  readonly hidden: HiddenStates;
+  /** Sinks in front of its rows, for a piece that doesn't begin with them. */
+  readonly sinks: number;
+}
+
+/** The pieces' way through the layers beside the context's; see the head of the file. */
+export class Replay implements Disposable {
+  readonly #device: Device;
+  readonly #length: number;
+  readonly #fitting: Fitting;
+  readonly #runs: readonly Run[];
+  readonly #signal?: AbortSignal;
+  readonly #weights: Float32Array;
+  readonly #bias: Float32Array;
+  /** Whether a gate is needed at all. */
+  readonly #fits: boolean;
+
+  private constructor(device: Device, length: number, fitting: Fitting, runs: readonly Run[], signal?: AbortSignal) {
+    const { layers, kvHeads, width } = device.dense.config;
+    this.#device = device;
+    this.#length = length;
+    this.#fitting = fitting;
+    this.#runs = runs;
+    this.#signal = signal;
+    this.#weights = new Float32Array(layers * kvHeads * width);
+    this.#bias = new Float32Array(layers * kvHeads);
+    this.#fits = (fitting.learn ?? false) || repeatedOf(runs) < length;
+  }
+
+  /** For a context of `length` tokens, in rows of the type of `cache`. */
+  static async open(
+    device: Device,
+    cache: RaggedCache,
+    length: number,
+    pieces: readonly Piece[],
+    fitting: Fitting,
+    signal?: AbortSignal,
+  ): Promise<Replay> {
+    const runs: Run[] = [], opened = new Replay(device, length, fitting, runs, signal);
+    try {
+      for (const piece of pieces) {
+        const hidden = await HiddenStates.embed(device, piece.ids);
+        const sinks = Math.min(SINKS, piece.first);
+        runs.push({ piece, hidden, sinks, cache: new RaggedCache(device.backend, device.dense.config, cache.type) });
+      }
+      return new Replay(device, length, fitting, runs, signal);
+    } catch (error) {
+      opened[Symbol.dispose]();
+      throw error;
+    }
+  }
+
+  /** Of the prompts. */
+  get hiddenBytes(): number {
+    return this.#runs.reduce((sum, { hidden }) => sum + hidden.byteLength, 0);
+  }
+
+  /** Takes what a chunk of the context adds to the pieces' rows, tokens from `first` on. */
+  add(layer: number, { keys, values }: Pick<AtAttention, "keys" | "values">, first: number, count: number): void {
+    const { kvHeads, headDim } = this.#device.dense.config, row = kvHeads * headDim;
+    const isGlobal = this.#isGlobal(layer), chunk = { keys, values, first, count };
+    for (const { piece, cache, sinks } of this.#runs) {
+      // A window layer looks back by rows: what is not next to the piece would stand where it is not.
+      if (isGlobal && first < sinks) appendPart(cache, layer, chunk, row, 0, sinks);
+      appendPart(cache, layer, chunk, row, piece.first, piece.end);
+      cache.release(layer);
+    }
+  }
+
+  /**
+   * Once the context is through the layer: the scores of its entries, `[kvHeads, length]`, natural logarithms, from the
+   * layer's inputs, all of the context's chunks in order. Nothing for a window layer, which the prompts only pass through.
+   */
+  async layer(layer: number, inputs: readonly Chunk[]): Promise<Float32Array | undefined> {
+    const importance: Float32Array[] = [];
+    for (const run of this.#runs) importance.push(await this.#repeat(layer, run));
+    if (!this.#isGlobal(layer)) return undefined;
+    const scores = new Float32Array(this.#device.dense.config.kvHeads * this.#length);
+    if (this.#fits) await this.#predict(scores, await this.#fit(layer, inputs, importance), inputs);
+    this.#runs.forEach(({ piece }, i) => putMeasured(scores, this.#length, piece, importance[i]));
+    return scores;
+  }
+
+  /** What was fitted, once all layers are read. */
+  fitted(): Fitted {
+    const tokens = this.#fits ? trainingTokens(this.#runs) : 0, known = this.#fitting.known?.tokens ?? 0;
+    const figures = { tokens, known, repeated: repeatedOf(this.#runs), of: this.#length };
+    return tokens === 0 ? figures : { ...figures, gate: { weights: this.#weights, bias: this.#bias } };
+  }
+
+  [Symbol.dispose](): void {
+    for (const { hidden, cache } of this.#runs) for (const part of [hidden, cache]) part[Symbol.dispose]();
+  }
+
+  #isGlobal(layer: number): boolean {
+    return windowOf(this.#device.dense.config, layer) === Infinity;
+  }
+
+  /** The prompt's pass through the layer; importance of the piece's entries, `[kvHeads, end − first]`. */
+  async #repeat(layer: number, { piece, cache, hidden, sinks }: Run): Promise<Float32Array> {
+    const { dense } = this.#device, { config } = dense, isGlobal = this.#isGlobal(layer);
+    const importance = new Float32Array(config.kvHeads * (piece.end - piece.first));
+    const attend = async (at: AtAttention, count: number) => {
+      const { output, columnMax } = await at.rows.prefillAttention(at.queries, count, { columnMax: isGlobal });
+      at.made.add(output);
+      if (columnMax) raise(importance, columnMax, config, sinks);
+      return output;
+    };
+    for (const chunk of hidden.chunks()) {
+      this.#signal?.throwIfAborted();
+      const input = { layer, hidden: chunk.hidden, count: chunk.count, first: piece.end + chunk.first };
+      // After the last layer's attention nobody reads a prompt's hidden states.
+      if (layer === config.layers - 1) await layerAttention(dense, cache, input, (at) => attend(at, chunk.count));
+      else hidden.replace(chunk, await layerStep(dense, cache, input, (at) => attend(at, chunk.count)));
+    }
+    cache.compact(layer, Array.from({ length: config.kvHeads }, () => new Int32Array(0)));
+    return importance;
+  }
+
+  /** Fits the layer's gate; the norm's gains are folded into what comes back. */
+  async #fit(layer: number, inputs: readonly Chunk[], importance: readonly Float32Array[]): Promise<LinearGate> {
+    const { backend, dense: { config } } = this.#device, { kvHeads, width } = config;
+    const rows = await this.#training(inputs, importance);
+    const gains = this.#fitting.gains.subarray(layer * width, (layer + 1) * width);
+    const x = designMatrix(rows, gains, config, 0), y = targetsOf(rows, kvHeads, 0);
+    const weights = this.#weights.subarray(layer * kvHeads * width, (layer + 1) * kvHeads * width);
+    const bias = this.#bias.subarray(layer * kvHeads, (layer + 1) * kvHeads);
+    fitTowards(x, y, this.#known(layer), algebraOf(backend)).forEach((each, head) => {
+      weights.set(each.subarray(0, width), head * width);
+      bias[head] = each[width];
+    });
+    return { weights: weights.map((w, i) => w * gains[i % width]), bias, epsilon: config.normEpsilon };
+  }
+
+  /** What the layer's gate makes of every token. */
+  async #predict(scores: Float32Array, gate: LinearGate, inputs: readonly Chunk[]): Promise<void> {
+    const { kvHeads } = this.#device.dense.config;
+    for (const { hidden, first, count } of inputs) {
+      const predicted = await scoreByGate(this.#device.backend, gate, hidden, count);
+      for (let head = 0; head < kvHeads; head++) {
+        for (let t = 0; t < count; t++) scores[head * this.#length + first + t] = predicted[t * kvHeads + head];
+      }
+    }
+  }
+
+  /** Hidden states and importance of the pieces' tokens, one piece after another. */
+  async #training(inputs: readonly Chunk[], importance: readonly Float32Array[]): Promise<LayerText> {
+    const { backend: { tensors }, dense: { config: { kvHeads, width } } } = this.#device;
+    const tokens = trainingTokens(this.#runs), hidden = new Float32Array(tokens * width);
+    const all = new Float32Array(kvHeads * tokens);
+    let at = 0;
+    for (const [i, { piece: { first, end } }] of this.#runs.entries()) {
+      const from = Math.max(first, SKIPPED), length = end - first;
+      for (const chunk of inputs) {
+        const [a, b] = [Math.max(from, chunk.first), Math.min(end, chunk.first + chunk.count)];
+        if (a >= b) continue;
+        const numbers = await readPart(tensors, chunk.hidden, (a - chunk.first) * width, (b - a) * width);
+        hidden.set(numbers, (at + a - from) * width);
+      }
+      for (let head = 0; head < kvHeads; head++) {
+        const part = importance[i].subarray(head * length + from - first, (head + 1) * length);
+        all.set(part, head * tokens + at);
+      }
+      at += Math.max(0, end - from);
+    }
+    return { hidden, importance: all, tokens };
+  }
+
+  #known(layer: number): Known | undefined {
+    const { kvHeads, width } = this.#device.dense.config, { known } = this.#fitting;
+    if (!known) return undefined;
+    const weights = Array.from({ length: kvHeads }, (_, head) => {
+      const from = layer * kvHeads + head, each = new Float64Array(width + 1);
+      each.set(known.weights.subarray(from * width, (from + 1) * width));
+      each[width] = known.bias[from];
+      return each;
+    });
+    return { weights, rows: known.tokens };
+  }
+}
+
+function repeatedOf(runs: readonly Pick<Run, "piece">[]): number {
+  return runs.reduce((sum, { piece: { first, end } }) => sum + end - first, 0);
+}
+
+/** Of the repeated tokens those that a gate learns from: the first of a text are unlike all others. */
+function trainingTokens(runs: readonly Pick<Run, "piece">[]): number {
+  return runs.reduce((sum, { piece: { first, end } }) => sum + Math.max(0, end - Math.max(first, SKIPPED)), 0);
+}
+
+/** Keys and values of tokens `first … first + count − 1`, `[count, row]`. */
+interface ChunkRows {
+  readonly keys: Tensor;
+  readonly values: Tensor;
+  readonly first: number;
+  readonly count: number;
+}
+
+/** Appends those of a chunk's rows that are of positions `from … to − 1`. */
+function appendPart(cache: RaggedCache, layer: number, chunk: ChunkRows, row: number, from: number, to: number): void {
+  const { first, count } = chunk, a = Math.max(from, first), b = Math.min(to, first + count);
+  if (a >= b) return;
+  if (b - a === count) return cache.append(layer, chunk.keys, chunk.values, count, a);
+  const { tensors } = cache.backend;
+  using parts = new Temporaries(tensors);
+  const [keys, values] = [chunk.keys, chunk.values].map((all) => {
+    const part = parts.add(tensors.zeros((b - a) * row));
+    tensors.copy(all, (a - first) * row, (b - a) * row, part, 0);
+    return part;
+  });
+  cache.append(layer, keys, values, b - a, a);
+}
+
+/** importance[g, i] = max(itself, columnMax[h, sinks + i]) over the heads h of the group; `columnMax`: `[heads, rows]`. */
+function raise(
+  importance: Float32Array,
+  columnMax: Float32Array,
+  { heads, kvHeads }: Pick<ModelConfig, "heads" | "kvHeads">,
+  sinks: number,
+): void {
+  const rows = columnMax.length / heads, length = importance.length / kvHeads, group = heads / kvHeads;
+  for (let h = 0; h < heads; h++) {
+    const to = Math.floor(h / group) * length;
+    for (let i = 0; i < length; i++) importance[to + i] = Math.max(importance[to + i], columnMax[h * rows + sinks + i]);
+  }
+}
+
+/** What was measured takes the place of what was predicted; the first tokens of a text are as important as can be. */
+function putMeasured(scores: Float32Array, length: number, { first, end }: Piece, importance: Float32Array): void {
+  const kvHeads = scores.length / length, count = end - first;
+  for (let head = 0; head < kvHeads; head++) {
+    for (let i = 0; i < count; i++) {
+      const value = first + i < SINKS ? 1 : importance[head * count + i];
+      scores[head * length + first + i] = Math.log(value + FLOOR);
+    }
+  }
+}
