@@ -8,6 +8,7 @@ import { checkSelection, type Segment, type SelectionInput } from "../core/selec
 import type { AttentionShape } from "../core/shape.ts";
 import { Kernels, type WasmOptions } from "./module.ts";
 import { PageMeter, WasmRows } from "./rows.ts";
+import { descentOf, solverOf } from "./solve.ts";
 
 export type { WasmOptions };
 
@@ -32,6 +33,8 @@ export async function createWasmBackend(options: WasmOptions = {}): Promise<Wasm
     memory: () => meter.memory(kernels.memoryBytes),
     refits: true,
     products: (a, b, depth) => products(kernels, a, b, depth),
+    solve: solverOf(kernels),
+    boundedLeastSquares: descentOf(kernels),
     tensors: HOST_TENSORS,
     createRows: (shape, reserve, type = "f32") =>
       checkedRows(shape, reserve, type, (checked) => new WasmRows(kernels, meter, checked, reserve, type)),

@@ -68,6 +68,16 @@ export interface KernelExports {
     count: number,
     chosen: number,
   ): number;
+  solve_symmetric(matrix: number, n: number, ridge: number, right: number, width: number): number;
+  descend(
+    matrix: number,
+    n: number,
+    right: number,
+    x: number,
+    work: number,
+    least: number,
+    steps: number,
+  ): number;
   gate_scores(
     weights: number,
     bias: number,
@@ -112,7 +122,7 @@ const REFUSALS: Readonly<Record<number, string>> = {
   [-5]: "a number that the rows' type can't hold",
 };
 
-type Numbers = Float32Array | Int32Array | Uint8Array;
+type Numbers = Float32Array | Float64Array | Int32Array | Uint8Array;
 
 /** An instance of the kernels. */
 export class Kernels {

@@ -16,6 +16,7 @@ import type { CacheType } from "../cache/entry_type.ts";
 import type { LinearGate } from "../measure/gate_scores.ts";
 import type { Needs, NormKind, Observation } from "../policy/policy.ts";
 import type { KeyRotation } from "../measure/rotation.ts";
+import type { Algebra } from "../refit/linear.ts";
 import type { AttentionShape } from "../shape.ts";
 import type { SelectionInput } from "../select/select.ts";
 import type { Tensor, Tensors } from "./tensor.ts";
@@ -54,6 +55,10 @@ export interface Backend<T extends Tensor = Tensor> extends Disposable {
    * plainly.
    */
   products?(a: Float32Array, b: Float32Array, depth: number): Float32Array;
+  /** `solve` of `core/refit/linear.ts`, in float64, at once. */
+  readonly solve?: Algebra["solve"];
+  /** `boundedLeastSquares` of `core/refit/linear.ts`, in float64, at once. */
+  readonly boundedLeastSquares?: Algebra["boundedLeastSquares"];
   /** What queries, keys, values and attention outputs pass as. */
   readonly tensors: Tensors<T>;
   /** The exact top n of one or many segments; semantics in `core/select/select.ts`. */

@@ -15,6 +15,13 @@ export const plainProducts: Products = (a, b, depth) => {
   return product;
 };
 
+/** Who multiplies and solves: a backend's kernels, or {@link PLAIN_ALGEBRA}. */
+export interface Algebra {
+  readonly products: Products;
+  readonly solve: typeof solve;
+  readonly boundedLeastSquares: typeof boundedLeastSquares;
+}
+
 /** `[rows, columns]` → `[columns, rows]`. */
 export function transposed(matrix: Float64Array, columns: number): Float64Array {
   const rows = matrix.length / columns, turned = new Float64Array(matrix.length);
@@ -118,3 +125,6 @@ export function boundedLeastSquares(
   }
   return x;
 }
+
+/** All of it as it stands here, in doubles. */
+export const PLAIN_ALGEBRA: Algebra = { products: plainProducts, solve, boundedLeastSquares };

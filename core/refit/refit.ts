@@ -18,15 +18,7 @@
  * badly says nothing of a question. So does one that kept more entries than there are references to fit them by.
  */
 import { exp, ln } from "../measure/exp.ts";
-import {
-  boundedLeastSquares,
-  meanDiagonal,
-  plainProducts,
-  type Products,
-  solve,
-  transposed,
-  weighed,
-} from "./linear.ts";
+import { type Algebra, meanDiagonal, PLAIN_ALGEBRA, transposed, weighed } from "./linear.ts";
 
 /** What is fitted. */
 export const REFITS = ["none", "values", "both"] as const;
@@ -65,8 +57,8 @@ export interface RefitSettings {
   readonly defensive?: boolean;
   /** The largest worst held-out error that a refit may leave, in units of the mean output. Default 0.5. */
   readonly mostLeft?: number;
-  /** Who multiplies matrices. Default: plainly, in doubles. */
-  readonly products?: Products;
+  /** Who multiplies and solves. Default: plainly, in doubles. */
+  readonly algebra?: Algebra;
 }
 
 /** From the published strength to one that changes little. */
@@ -95,9 +87,9 @@ export function refitHead(
   settings: RefitSettings,
 ): RefittedHead | undefined {
   checkShapes(kept, references, headDim);
-  const { refit, ridges = RIDGES, defensive = true, mostLeft = MOST_LEFT, products = plainProducts } = settings;
+  const { refit, ridges = RIDGES, defensive = true, mostLeft = MOST_LEFT, algebra = PLAIN_ALGEBRA } = settings;
   if (references.logSumExp.length < 2 * HELD_OUT || kept.keys.length === 0) return undefined;
-  const all = Samples.of(kept, references, headDim, products);
+  const all = Samples.of(kept, references, headDim, algebra);
   if (!defensive) {
     const weights = fitWeights(all, refit, ridges[0]), [fitted] = weights ? fitValues(all, weights, [ridges[0]]) : [];
     return fitted && rounded(fitted, worstError(all, all.untouched()), worstError(all, fitted));
@@ -132,7 +124,7 @@ function fitValues(
   ridges: readonly number[],
   roots?: Float64Array,
 ): Candidate[] {
-  const { kept, count, products } = samples, shares = samples.shares(weights);
+  const { kept, count, algebra: { products, solve } } = samples, shares = samples.shares(weights);
   const [x, y] = roots ? [weighed(shares, roots), weighed(samples.outputs, roots)] : [shares, samples.outputs];
   const matrix = products(x, x, count), target = products(x, y, count), unit = meanDiagonal(matrix, kept);
   return ridges.flatMap((ridge) => {
@@ -142,7 +134,8 @@ function fitValues(
 }
 
 /** B; 1 where values alone are fitted. */
-function fitWeights({ probabilities, kept, count, products }: Samples, refit: RefitSettings["refit"], ridge: number) {
+function fitWeights({ probabilities, kept, count, algebra }: Samples, refit: RefitSettings["refit"], ridge: number) {
+  const { products, solve, boundedLeastSquares } = algebra;
   const ones = new Float64Array(count).fill(1);
   if (refit === "values") return new Float64Array(kept).fill(1);
   const matrix = products(probabilities, probabilities, count), strength = ridge * meanDiagonal(matrix, kept);
@@ -191,29 +184,29 @@ class Samples {
   readonly outputs: Float64Array;
   /** `[kept, headDim]`, the old ones. */
   readonly values: Float64Array;
-  readonly products: Products;
+  readonly algebra: Algebra;
   /** Mean norm of the outputs. */
   readonly #unit: number;
 
-  constructor(given: Pick<Samples, "headDim" | "probabilities" | "outputs" | "values" | "products">) {
-    const { headDim, probabilities, outputs, values, products } = given;
+  constructor(given: Pick<Samples, "headDim" | "probabilities" | "outputs" | "values" | "algebra">) {
+    const { headDim, probabilities, outputs, values, algebra } = given;
     this.headDim = headDim;
     this.kept = values.length / headDim;
     this.count = outputs.length / headDim;
     this.probabilities = probabilities;
     this.outputs = outputs;
     this.values = values;
-    this.products = products;
+    this.algebra = algebra;
     this.#unit = meanOf(norms(outputs, this.count)) || 1;
   }
 
-  static of({ keys, values }: KeptRows, references: HeadReferences, headDim: number, products: Products): Samples {
+  static of({ keys, values }: KeptRows, references: HeadReferences, headDim: number, algebra: Algebra): Samples {
     return new Samples({
       headDim,
-      products,
+      algebra,
       values: new Float64Array(values),
       outputs: transposed(new Float64Array(references.outputs), headDim),
-      probabilities: probabilitiesOf(keys, references, headDim, products),
+      probabilities: probabilitiesOf(keys, references, headDim, algebra),
     });
   }
 
@@ -235,11 +228,11 @@ class Samples {
       }
       return some;
     };
-    const { headDim, values, products } = this;
+    const { headDim, values, algebra } = this;
     return new Samples({
       headDim,
       values,
-      products,
+      algebra,
       probabilities: pick(this.probabilities),
       outputs: pick(this.outputs),
     });
@@ -264,8 +257,8 @@ class Samples {
 
   /** ‖y − ŷ‖₂ of every reference, in units of the mean output. */
   errors({ weights, values }: Candidate): Float64Array {
-    const { kept, count, headDim, outputs, products } = this;
-    const given = products(transposed(values, headDim), transposed(this.shares(weights), count), kept);
+    const { kept, count, headDim, outputs, algebra } = this;
+    const given = algebra.products(transposed(values, headDim), transposed(this.shares(weights), count), kept);
     for (let i = 0; i < given.length; i++) given[i] -= outputs[i];
     return norms(given, count).map((off) => off / this.#unit);
   }
@@ -283,7 +276,7 @@ function probabilitiesOf(
   keys: Float32Array,
   { queries, logSumExp }: HeadReferences,
   headDim: number,
-  products: Products,
+  { products }: Algebra,
 ): Float64Array {
   const count = logSumExp.length, scale = 1 / Math.sqrt(headDim);
   const dots = products(new Float64Array(keys), new Float64Array(queries), headDim);

@@ -5,9 +5,9 @@
 import { inputError, option, say } from "../../core/errors.ts";
 import type { Backend } from "../../core/backend/interface.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
-import type { Products } from "../../core/refit/linear.ts";
 import { type Refit, refitHead, REFITS, type RefitSettings } from "../../core/refit/refit.ts";
 import { breathe } from "../../runtime/breathe.ts";
+import { algebraOf } from "../gate/fit/algebra.ts";
 import { type LayerReferences, ofKvHead, referenceBytes } from "./references.ts";
 
 /** Tokens whose queries a refit goes by, all query heads of each. Measured: bench/results/refit.md. */
@@ -60,7 +60,7 @@ export class RefitStage {
   constructor(cache: RaggedCache, settings: RefitSettings) {
     this.#cache = cache;
     const { backend } = cache;
-    this.#settings = { products: backend.products && inFloat32(backend.products.bind(backend)), ...settings };
+    this.#settings = { algebra: algebraOf(backend), ...settings };
   }
 
   /** Bytes of the references that wait. */
@@ -113,12 +113,4 @@ export class RefitStage {
       ms: this.#ms,
     };
   }
-}
-
-/** A backend's products for numbers in doubles. */
-function inFloat32(products: NonNullable<Backend["products"]>): Products {
-  return (a, b, depth) => {
-    const left = new Float32Array(a), right = a === b ? left : new Float32Array(b);
-    return new Float64Array(products(left, right, depth));
-  };
 }

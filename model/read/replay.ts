@@ -31,6 +31,12 @@ import { checkReplayRoom } from "./room.ts";
 /** First tokens that every prompt sees, as KVzip's. */
 const SINKS = 4;
 
+/**
+ * What is only predicted may be more important than that, and least squares says less of what stands out. So it counts as
+ * higher by this part of the residuals' deviation, beside what was measured. Measured: bench/results/self-gate.md.
+ */
+const LIFT = 0.75;
+
 /** A run of the context, and what makes the model repeat it. */
 export interface Piece {
   /** Context positions `first … end − 1`. */
@@ -220,7 +226,7 @@ export class Replay implements Disposable {
     return importance;
   }
 
-  /** Fits the layer's gate; the norm's gains are folded into what comes back. */
+  /** Fits the layer's gate; the norm's gains are folded into what comes back, and the lift is in its bias. */
   async #fit(layer: number, inputs: readonly Chunk[], importance: readonly Float32Array[]): Promise<LinearGate> {
     const { backend, dense: { config } } = this.#device, { kvHeads, width } = config;
     const rows = await this.#training(inputs, importance);
@@ -228,11 +234,16 @@ export class Replay implements Disposable {
     const x = designMatrix(rows, gains, config, 0), y = targetsOf(rows, kvHeads, 0);
     const weights = this.#weights.subarray(layer * kvHeads * width, (layer + 1) * kvHeads * width);
     const bias = this.#bias.subarray(layer * kvHeads, (layer + 1) * kvHeads);
-    fitTowards(x, y, this.#known(layer), algebraOf(backend)).forEach((each, head) => {
+    const fitted = fitTowards(x, y, this.#known(layer), algebraOf(backend));
+    fitted.weights.forEach((each, head) => {
       weights.set(each.subarray(0, width), head * width);
       bias[head] = each[width];
     });
-    return { weights: weights.map((w, i) => w * gains[i % width]), bias, epsilon: config.normEpsilon };
+    return {
+      weights: weights.map((w, i) => w * gains[i % width]),
+      bias: bias.map((b, head) => b + LIFT * fitted.deviations[head]),
+      epsilon: config.normEpsilon,
+    };
   }
 
   /** What the layer's gate makes of every token. */

@@ -4,6 +4,7 @@ import { boundedLeastSquares, plainProducts, solve, transposed, weighed } from "
 import { type HeadReferences, type KeptRows, refitHead } from "../../core/refit/refit.ts";
 import { isMoved, largestOfGroup, movedMaxima } from "../../core/measure/moved.ts";
 import { randomSource } from "../../core/measure/random.ts";
+import { algebraOf } from "../../model/gate/fit/algebra.ts";
 import { createWasmBackend } from "../../wasm/backend.ts";
 import { assertClose } from "../_helper/close.ts";
 import { readSafetensors } from "../_helper/golden.ts";
@@ -59,10 +60,8 @@ Deno.test("largestOfGroup() lets a NaN through", () => {
 for (const refit of ["values", "both"] as const) {
   Deno.test(`refitHead() of ${refit}, plainly, gives PyTorch's biases and values`, async () => {
     using backend = await createWasmBackend();
-    const inKernels = (a: Float64Array, b: Float64Array, depth: number) =>
-      new Float64Array(backend.products!(new Float32Array(a), new Float32Array(b), depth));
-    for (const products of [undefined, inKernels]) {
-      const settings = { refit, ridges: [0.05], defensive: false, products };
+    for (const algebra of [undefined, algebraOf(backend)]) {
+      const settings = { refit, ridges: [0.05], defensive: false, algebra };
       const got = refitHead(goldenRows(), REFERENCES, 8, settings)!;
       // Sixty gradient steps stand against as many as it takes.
       assertClose(got.bias.map(Math.exp), data(`${refit}_bias`).map(Math.exp), 2e-3, "weights");
@@ -144,6 +143,39 @@ Deno.test("plainProducts(), transposed() and weighed() are what they say; the ke
   const matrix = Float64Array.of(1, 2, 3, 4, 5, 6);
   assert.deepEqual(transposed(matrix, 3), Float64Array.of(1, 4, 2, 5, 3, 6));
   assert.deepEqual(weighed(matrix, Float64Array.of(1, 10, 100)), Float64Array.of(1, 20, 300, 4, 50, 600));
+});
+
+for (const n of [1, 2, 3, 4, 5, 7, 8, 9, 31, 64]) {
+  Deno.test(`the kernels solve ${n} equations, and descend, as the plain algebra does`, async () => {
+    using backend = await createWasmBackend();
+    const x = new Float64Array(floats(n * (n + 5), n)), a = plainProducts(x, x, n + 5);
+    for (const width of [1, 3, 8, 17]) {
+      const b = new Float64Array(floats(n * width, 3)),
+        wanted = solve(a, n, 0.5, b)!,
+        got = backend.solve!(a, n, 0.5, b)!;
+      wanted.forEach((value, i) =>
+        assert.ok(Math.abs(value - got[i]) < 1e-9 * (1 + Math.abs(value)), `${width}, ${i}`)
+      );
+    }
+    const b = new Float64Array(floats(n, 4)), start = b.map(Math.abs), how = { least: 1e-3, steps: 60 };
+    const wanted = boundedLeastSquares(a, b, start, how), got = backend.boundedLeastSquares!(a, b, start, how);
+    wanted.forEach((value, i) => assert.ok(Math.abs(value - got[i]) < 1e-9 * (1 + Math.abs(value)), `${i}`));
+  });
+}
+
+Deno.test("the kernels' algebra refuses what the plain one does", async () => {
+  using backend = await createWasmBackend();
+  for (const by of [solve, backend.solve!]) {
+    assert.equal(by(Float64Array.of(1, 2, 2, 1), 2, 0, new Float64Array(2)), undefined);
+    assert.equal(by(Float64Array.of(NaN), 1, 1, new Float64Array(1)), undefined);
+    assert.deepEqual(by(new Float64Array(0), 0, 1, new Float64Array(0)), new Float64Array(0));
+  }
+  const one = new Float64Array(1), how = { least: 0, steps: 1 };
+  assert.throws(() => backend.solve!(one, 2, 0, one), RangeError);
+  assert.throws(() => backend.solve!(new Float64Array(4), 2, 0, one), RangeError);
+  assert.throws(() => backend.boundedLeastSquares!(one, new Float64Array(2), one, how), RangeError);
+  assert.throws(() => backend.boundedLeastSquares!(one, one, new Float64Array(2), how), RangeError);
+  assert.deepEqual(backend.boundedLeastSquares!(one, one, Float64Array.of(-2), how), Float64Array.of(0));
 });
 
 Deno.test("solve() solves, and gives nothing for what has no solution", () => {

@@ -76,7 +76,7 @@ for (const [rows, width] of [[40, 7], [7, 7], [5, 12]]) {
       const y = [0, 1].map((k) => x.map((row) => 3 * k + row[0] - row[1] + number() / 10));
       const before = [0, 1].map(() => Float64Array.from({ length: width }, number));
       const data = Float64Array.from({ length: width * rows }, (_, i) => x[i % rows][Math.floor(i / rows)]);
-      const fitted = fitTowards(
+      const { weights: fitted, deviations } = fitTowards(
         { data, rows },
         Float64Array.from(y.flat()),
         known === 0 ? undefined : { weights: before, rows: known },
@@ -92,6 +92,9 @@ for (const [rows, width] of [[40, 7], [7, 7], [5, 12]]) {
         const left = y[k].map((value, t) => value - x[t].reduce((sum, v, i) => sum + v * start[i], 0));
         const right = x[0].map((_, i) => x.reduce((sum, row, t) => sum + row[i] * left[t], 0));
         naiveSolve(held, right).forEach((w, i) => assert.ok(Math.abs(start[i] + w - weights[i]) < 1e-9, `${k}, ${i}`));
+        const errors = y[k].map((value, t) => value - x[t].reduce((sum, v, i) => sum + v * weights[i], 0));
+        const squares = errors.reduce((sum, error) => sum + error * error, 0);
+        assert.ok(Math.abs(deviations[k] - Math.sqrt(squares / rows)) < 1e-9);
       });
     });
   }
@@ -229,9 +232,15 @@ Deno.test("self-gate measures each piece as brute force does, and predicts the r
   using reader = await LayerReader.open(model, cache, ids, { needs, window: 0, gate: scorer });
   for (let layer = 0; layer < layers; layer++) {
     const predicted = (await reader.layer(layer)).gate!;
+    const pieceOf = (i: number) => pieces.findIndex(({ first, end }) => i % L >= first && i % L < end);
+    const measuredAt = (i: number) => Math.log(theirs[layer][pieceOf(i)][i] + FLOOR);
+    const lifts = Array.from({ length: kvHeads }, (_, head) => {
+      const rows = Array.from({ length: L }, (_, t) => head * L + t).filter((i) => pieceOf(i) >= 0);
+      const squares = rows.reduce((sum, i) => sum + (measuredAt(i) - predicted[i]) ** 2, 0);
+      return 0.75 * Math.sqrt(squares / rows.length);
+    });
     for (let i = 0; i < kvHeads * L; i++) {
-      const p = pieces.findIndex(({ first, end }) => i % L >= first && i % L < end);
-      const wanted = p < 0 ? predicted[i] : Math.log(theirs[layer][p][i] + FLOOR);
+      const wanted = pieceOf(i) < 0 ? predicted[i] + lifts[Math.floor(i / L)] : measuredAt(i);
       assert.ok(Math.abs(scores[layer]![i] - wanted) < 1e-3, `layer ${layer}, ${i}: ${scores[layer]![i]}, ${wanted}`);
     }
   }

@@ -148,6 +148,19 @@ for (const [build, start] of Object.entries(BUILDS)) {
     assert.equal(call.gate_scores(weights, -1, 1, 2, 0, x, 1, y), HANDLE);
     assert.equal(call.gate_scores(weights, 12345, 1, 2, 0, x, 1, y), HANDLE);
     assert.equal(call.dense_swiglu(x, 0, 1, weights), SHAPE);
+    assert.equal(call.solve_symmetric(x, 0, 0, y, 1), SHAPE);
+    assert.equal(call.solve_symmetric(x, -1, 0, y, 1), SHAPE);
+    assert.equal(call.solve_symmetric(x, 1000, 0, y, 1), BUFFER);
+    assert.equal(call.solve_symmetric(x, 1, 0, y, 1000), BUFFER);
+    assert.equal(call.solve_symmetric(x, 1, 0, x, 1), HANDLE);
+    assert.equal(call.solve_symmetric(x, 1, 0, -1, 1), HANDLE);
+    assert.equal(call.solve_symmetric(12345, 1, 0, y, 1), HANDLE);
+    assert.equal(call.descend(x, 0, y, weights, -1, 0, 1), SHAPE);
+    assert.equal(call.descend(x, 1, y, weights, -1, 0, 1), HANDLE);
+    assert.equal(call.descend(x, 1, y, -1, weights, 0, 1), HANDLE);
+    assert.equal(call.descend(-1, 1, y, x, weights, 0, 1), HANDLE);
+    assert.equal(call.descend(x, 1, y, weights, x, 0, 1), HANDLE, "matrix and work are one");
+    assert.equal(call.descend(x, 1000, y, weights, call.buffer_new(16), 0, 1), BUFFER);
   });
 
   Deno.test(`${build}: no storm of arbitrary calls traps, and the kernels work afterwards`, async () => {

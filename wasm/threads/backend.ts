@@ -30,6 +30,8 @@ export async function createThreadedBackend(
     memory: () => memory(own.memory(), pool),
     refits: true,
     products: (a, b, depth) => own.products!(a, b, depth),
+    solve: own.solve,
+    boundedLeastSquares: own.boundedLeastSquares,
     tensors: own.tensors,
     createRows: (shape, reserve, type = "f32") =>
       checkedRows(shape, reserve, type, (checked) => ThreadedRows.create(place, checked, reserve, type)),

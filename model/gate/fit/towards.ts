@@ -8,22 +8,13 @@
  * been among them, and in layer 0 how often each token was (docs/decisions/self-gate.md). Solved by XᵀX, or by XXᵀ
  * where there are fewer rows than columns; either way the same weights.
  */
-import { plainProducts, type Products, solve, transposed } from "../../../core/refit/linear.ts";
+import { type Algebra, PLAIN_ALGEBRA, plainProducts, transposed } from "../../../core/refit/linear.ts";
 import type { DesignMatrix } from "./ridge.ts";
 
 /** λ for a first text, as a share of the mean diagonal. Measured, with {@link MOST_HELD}: bench/results/gates.md. */
 const RIDGE = 0.3;
 /** However much is known, a text of its own may say so much: λ grows to this many times its beginning. */
 const MOST_HELD = 4;
-
-/** Who multiplies and solves. Default: plainly, in doubles. */
-export interface Algebra {
-  readonly products: Products;
-  /** As `solve` of `core/refit/linear.ts`. */
-  readonly solve: typeof solve;
-}
-
-export const PLAIN_ALGEBRA: Algebra = { products: plainProducts, solve };
 
 /** What the regression begins with. */
 export interface Known {
@@ -33,8 +24,16 @@ export interface Known {
   readonly rows: number;
 }
 
+/** A gate's regression for one layer. */
+export interface Regression {
+  /** `[targets][width]`, the constant last. */
+  readonly weights: Float64Array[];
+  /** Root of the mean squared residual of each target on the rows that were fitted on, `[targets]`. */
+  readonly deviations: Float64Array;
+}
+
 /**
- * Weights of each target, `[targets][width]`, from rows whose last column is the constant 1, and `y`, `[targets, rows]`.
+ * The regression of each target, from rows whose last column is the constant 1, and `y`, `[targets, rows]`.
  * Without anything known the constant begins at the mean of y.
  * @throws RangeError for no rows, a length that doesn't fit, or numbers that are not finite.
  */
@@ -42,8 +41,8 @@ export function fitTowards(
   { data, rows }: DesignMatrix,
   y: Float64Array,
   known: Known | undefined,
-  { products, solve }: Algebra = PLAIN_ALGEBRA,
-): Float64Array[] {
+  algebra: Solver = PLAIN_ALGEBRA,
+): Regression {
   const width = data.length / rows, targets = y.length / rows;
   if (!(rows > 0) || !Number.isInteger(width) || !Number.isInteger(targets)) {
     throw new RangeError(`Cannot fit ${data.length} inputs and ${y.length} targets of ${rows} rows`);
@@ -51,9 +50,16 @@ export function fitTowards(
   const start = known?.weights ?? meansOnly(y, rows, width), left = residuals({ data, rows }, y, start);
   const held = RIDGE * Math.min(MOST_HELD, 1 + (known?.rows ?? 0) / rows);
   const change = rows < width ? bySamples : byColumns;
-  const changes = change({ data, rows }, left, held, { products, solve });
+  const changes = change({ data, rows }, left, held, algebra);
   if (!changes) throw new RangeError("Cannot fit a gate: inputs or targets are not finite");
-  return start.map((weights, k) => weights.map((w, i) => w + changes[i * targets + k]));
+  const weights = start.map((each, k) => each.map((w, i) => w + changes[i * targets + k]));
+  return { weights, deviations: deviationsOf(residuals({ data, rows }, y, weights), rows) };
+}
+
+function deviationsOf(left: Float64Array, rows: number): Float64Array {
+  return Float64Array.from({ length: left.length / rows }, (_, k) => {
+    return Math.sqrt(left.subarray(k * rows, (k + 1) * rows).reduce((sum, value) => sum + value * value, 0) / rows);
+  });
 }
 
 function meansOnly(y: Float64Array, rows: number, width: number): Float64Array[] {
@@ -76,15 +82,16 @@ function residuals({ data, rows }: DesignMatrix, y: Float64Array, weights: reado
 }
 
 type Solved = Float64Array | undefined;
+type Solver = Pick<Algebra, "products" | "solve">;
 
 /** (XᵀX + λI)⁻¹ Xᵀr, `[width, targets]`. */
-function byColumns({ data, rows }: DesignMatrix, left: Float64Array, held: number, algebra: Algebra): Solved {
+function byColumns({ data, rows }: DesignMatrix, left: Float64Array, held: number, algebra: Solver): Solved {
   const width = data.length / rows, gram = algebra.products(data, data, rows);
   return algebra.solve(gram, width, held * trace(gram, width) / width, plainProducts(data, left, rows));
 }
 
 /** Xᵀ (XXᵀ + λI)⁻¹ r, `[width, targets]`. */
-function bySamples({ data, rows }: DesignMatrix, left: Float64Array, held: number, algebra: Algebra): Solved {
+function bySamples({ data, rows }: DesignMatrix, left: Float64Array, held: number, algebra: Solver): Solved {
   const width = data.length / rows, samples = transposed(data, rows), gram = algebra.products(samples, samples, width);
   const duals = algebra.solve(gram, rows, held * trace(gram, rows) / width, transposed(left, rows));
   return duals && plainProducts(data, transposed(duals, left.length / rows), rows);

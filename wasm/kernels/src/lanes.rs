@@ -1,5 +1,5 @@
 //! Vectors of 128 bits: one register on WebAssembly, an array elsewhere. `F4` are four float32, `I4` four int32, `S8`
-//! eight int16, `B16` sixteen bytes.
+//! eight int16, `B16` sixteen bytes, `D2` two float64.
 //!
 //! The array form exists so that the same kernels run under `cargo test` on any machine. Which form is compiled is
 //! decided by the target features alone; nothing is dispatched at run time, because a WebAssembly module with vector
@@ -53,7 +53,7 @@ static EACH_BIT: FixedBytes = FixedBytes::new([1, 2, 4, 8, 16, 32, 64, 128, 1, 2
 /// Whether [`B16::dot`] is fast: with relaxed SIMD. The array form has it, so that it is tested.
 pub const BYTE_DOTS: bool = cfg!(any(target_feature = "relaxed-simd", not(target_feature = "simd128")));
 
-pub use imp::{HalfMask, B16, F4, I4, S8};
+pub use imp::{HalfMask, B16, D2, F4, I4, S8};
 
 impl F4 {
     pub fn zero() -> Self {

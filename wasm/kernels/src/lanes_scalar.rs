@@ -325,3 +325,29 @@ impl B16 {
         [0, 4, 8, 12].map(|at| I4(core::array::from_fn(|i| self.0[at + i] as i8 as i32)))
     }
 }
+
+#[derive(Clone, Copy)]
+pub struct D2([f64; 2]);
+
+impl D2 {
+    pub fn zero() -> Self {
+        Self::splat(0.0)
+    }
+    pub fn splat(x: f64) -> Self {
+        D2([x; 2])
+    }
+    /// # Safety
+    /// `p` is readable for two doubles; no alignment is needed.
+    pub unsafe fn load(p: *const f64) -> Self {
+        D2((p as *const [f64; 2]).read_unaligned())
+    }
+    pub fn madd(self, a: Self, b: Self) -> Self {
+        D2([self.0[0] + a.0[0] * b.0[0], self.0[1] + a.0[1] * b.0[1]])
+    }
+    pub fn lanes(self) -> [f64; 2] {
+        self.0
+    }
+    pub fn sum(self) -> f64 {
+        self.0[0] + self.0[1]
+    }
+}

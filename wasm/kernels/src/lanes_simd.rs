@@ -483,3 +483,42 @@ impl B16 {
         ]
     }
 }
+
+/// Two float64.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct D2(v128);
+
+impl D2 {
+    #[inline(always)]
+    pub fn zero() -> Self {
+        Self::splat(0.0)
+    }
+    #[inline(always)]
+    pub fn splat(x: f64) -> Self {
+        D2(f64x2_splat(x))
+    }
+    /// # Safety
+    /// `p` is readable for two doubles; no alignment is needed.
+    #[inline(always)]
+    pub unsafe fn load(p: *const f64) -> Self {
+        D2(v128_load(p as *const v128))
+    }
+    /// `self + a · b`, fused where relaxed SIMD fuses.
+    #[inline(always)]
+    pub fn madd(self, a: Self, b: Self) -> Self {
+        #[cfg(target_feature = "relaxed-simd")]
+        return D2(f64x2_relaxed_madd(a.0, b.0, self.0));
+        #[cfg(not(target_feature = "relaxed-simd"))]
+        D2(f64x2_add(self.0, f64x2_mul(a.0, b.0)))
+    }
+    #[inline(always)]
+    pub fn lanes(self) -> [f64; 2] {
+        [f64x2_extract_lane::<0>(self.0), f64x2_extract_lane::<1>(self.0)]
+    }
+    #[inline(always)]
+    pub fn sum(self) -> f64 {
+        let [a, b] = self.lanes();
+        a + b
+    }
+}

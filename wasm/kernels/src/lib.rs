@@ -25,6 +25,7 @@ mod prefill;
 mod row_panels;
 mod rows;
 mod select;
+mod solve;
 mod stored;
 mod stream;
 mod superblocks;
@@ -492,6 +493,42 @@ pub extern "C" fn gate_scores(
             let out = out.as_mut().ok_or(Error::Handle)?.view_mut(scores)?;
             let gate = gate::Gate { width, weights: input(&weights, weighed)?, bias: input(&bias, heads)?, epsilon };
             gate.score(input(&x, length)?, out).map(|()| 0)
+        })
+    })
+}
+
+/// Solves `(A + ridge · I) X = B`; see [`solve::solve`]. `matrix`: `(n, n)` and `right`: `(n, width)`, both float64; X
+/// takes the place of B, and what is in `matrix` afterwards is nobody's, also where this is refused.
+#[no_mangle]
+pub extern "C" fn solve_symmetric(matrix: i32, n: i32, ridge: f64, right: i32, width: i32) -> i32 {
+    run(|state| {
+        let (n, width) = (size(n)?, size(width)?);
+        if n == 0 {
+            return Err(Error::Shape);
+        }
+        let (square, length) = (product(&[n, n])?, product(&[n, width])?);
+        state.buffers.lend([matrix, right], |[mut matrix, mut right]| {
+            let matrix = matrix.as_mut().ok_or(Error::Handle)?.view_mut(square)?;
+            let right = right.as_mut().ok_or(Error::Handle)?.view_mut(length)?;
+            solve::solve(matrix, n, ridge, right).map(|()| 0)
+        })
+    })
+}
+
+/// See [`solve::descend`]; `matrix`: `(n, n)`, `right` and `x`: `(n)`, `work`: `(2, n)`, all float64.
+#[no_mangle]
+pub extern "C" fn descend(matrix: i32, n: i32, right: i32, x: i32, work: i32, least: f64, steps: i32) -> i32 {
+    run(|state| {
+        let (n, steps) = (size(n)?, size(steps)?);
+        if n == 0 {
+            return Err(Error::Shape);
+        }
+        let square = product(&[n, n])?;
+        state.buffers.lend([matrix, right, x, work], |[matrix, right, mut x, mut work]| {
+            let x = x.as_mut().ok_or(Error::Handle)?.view_mut(n)?;
+            let work = work.as_mut().ok_or(Error::Handle)?.view_mut(2 * n)?;
+            solve::descend(input(&matrix, square)?, input(&right, n)?, x, work, least, steps);
+            Ok(0)
         })
     })
 }

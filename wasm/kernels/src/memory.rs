@@ -49,6 +49,7 @@ fn zeroed(bytes: usize) -> Result<Vec<Quad>> {
 /// What a buffer may be read as: plain numbers for which every bit pattern is a value.
 pub trait Plain: Copy {}
 impl Plain for f32 {}
+impl Plain for f64 {}
 impl Plain for i32 {}
 impl Plain for u32 {}
 impl Plain for i16 {}
