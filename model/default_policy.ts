@@ -1,8 +1,10 @@
 /**
  * The policy of a context for which none is named, chosen by measurement (bench/results/answers.md, docs/gates.md): the
  * gate wherever one is fitted, together with the risk seen by the last queries, because it keeps nearly as many answers
- * as kvzip for the price of one small product per token; else kvzip, which needs no preparation but a second prefill; where not even short chunks of kvzip's fit behind the
- * context, `layer-defensive`, the best of those that guess from the last queries.
+ * as kvzip for the price of one small product per token; else kvzip, which needs no preparation but a second prefill;
+ * where not even short chunks of kvzip's fit behind the context, `self-gate`, whose chunks are repeated right behind
+ * themselves, and which keeps fewer answers than kvzip (bench/results/self-gate.md), but far more than those that guess
+ * from the last queries; where even that has no room, `layer-defensive`, the best of these.
  */
 import { PalisadeError } from "../core/errors.ts";
 import type { Policy } from "../core/policy/policy.ts";
@@ -11,6 +13,7 @@ import type { Gate } from "./gate/file.ts";
 import type { Model } from "./model.ts";
 import { gateIfAny } from "./read/policy_inputs.ts";
 import { repeatPrompts } from "./read/reconstruct.ts";
+import { replayPieces } from "./read/replay.ts";
 
 /** Chunks that kvzip repeats, longest first. Each costs some thirty tokens of instruction. */
 const CHUNKS = [2048, 1024, 512, 256] as const;
@@ -35,9 +38,16 @@ export async function defaultPolicy(
   if (gate || await gateIfAny(model)) {
     return resolvePolicy(rolling ? "gate(read=stream)" : "gate(combine=risk)");
   }
-  const kvzip = CHUNKS.map((chunk) => resolvePolicy(`kvzip(chunk=${chunk})`));
-  const fits = ({ needs }: Policy) => !refused(() => repeatPrompts(model, ids, needs.reconstruction!, beyondTrained));
-  return (rolling ? undefined : kvzip.find(fits)) ?? resolvePolicy("layer-defensive");
+  const repeating = [...CHUNKS.map((chunk) => `kvzip(chunk=${chunk})`), "self-gate(combine=risk)"];
+  const fitting = rolling
+    ? undefined
+    : repeating.map((text) => resolvePolicy(text)).find(({ needs }) =>
+      !refused(() => {
+        if (needs.reconstruction) repeatPrompts(model, ids, needs.reconstruction, beyondTrained);
+        if (needs.selfGate) replayPieces(model, ids, needs.selfGate, beyondTrained);
+      })
+    );
+  return fitting ?? resolvePolicy("layer-defensive");
 }
 
 function refused(attempt: () => unknown): boolean {
