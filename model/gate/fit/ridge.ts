@@ -143,7 +143,7 @@ function factor({ width, gram }: NormalEquations, lambda: number): Float64Array 
 }
 
 /** Ridges that are tried, shares of the mean diagonal. */
-export const RIDGES = [1e-4, 1e-3, 1e-2, 1e-1] as const;
+export const RIDGES = [1e-4, 1e-3, 1e-2, 3e-2, 1e-1] as const;
 
 /**
  * The ridge with the smallest error on `heldOut` among {@link RIDGES}, and the weights of both sets together with it.
