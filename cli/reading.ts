@@ -64,6 +64,12 @@ export const BUDGET = {
     shown: DEFAULTS.merge,
     rare: true,
   },
+  keyChannels: {
+    value: "share",
+    help: "leave out the others of each key: 60%",
+    shown: DEFAULTS.keyChannels,
+    rare: true,
+  },
   cacheType: { value: "type", help: "keys and values", choices: CACHE_TYPES, shown: DEFAULTS.cacheType, rare: true },
 } satisfies OptionTable;
 
@@ -106,11 +112,11 @@ export function contextOptions(
   io: Io,
   progress: Progress,
 ): ContextOptions {
-  const { risk, riskWorst, maxCacheBytes, explain, positions, refit, merge, cacheType, beyondTrained, noLearn } =
-    options;
+  const { risk, riskWorst, maxCacheBytes, explain, positions, refit, merge, keyChannels, cacheType } = options;
+  const { beyondTrained, noLearn } = options;
   return {
     ...parsed,
-    ...{ risk, riskWorst, maxCacheBytes, explain, positions, refit, merge, cacheType, beyondTrained },
+    ...{ risk, riskWorst, maxCacheBytes, explain, positions, refit, merge, keyChannels, cacheType, beyondTrained },
     learn: !noLearn,
     signal: io.signal,
     onLayer: (done, layers) => progress.update("Reading, layer", done, layers),

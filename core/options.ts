@@ -20,6 +20,7 @@ export const OPTION_NAMES = [
   ],
   ...[
     "keep",
+    "keyChannels",
     "kinds",
     "length",
     "maxCache",
@@ -30,6 +31,7 @@ export const OPTION_NAMES = [
     "models",
     "policies",
     "policy",
+    "positions",
   ],
   ...[
     "question",

@@ -30,7 +30,7 @@ export interface CertificateReport {
 }
 
 /**
- * `changed`, by a refit or a merge: other keys or values stand in the cache than those that were proved about, so no bound on
+ * `changed`, by a refit, a merge or channels left out: other keys or values stand in the cache than those that were proved about, so no bound on
  * outputs holds. What is said of the selection stays true of the selection.
  */
 export function certificateReport(certificates: readonly LayerCertificate[], changed = false): CertificateReport {

@@ -7,6 +7,7 @@ import type { Learning } from "./gate/learned.ts";
 import type { WorstCase } from "./gate/worst_case.ts";
 import type { Model } from "./model.ts";
 import type { RiskFigures } from "./read/at_risk.ts";
+import type { KeyChannelFigures } from "./read/key_channels.ts";
 import type { MergeFigures } from "./read/merge.ts";
 import type { RefitFigures } from "./read/refit.ts";
 import type { Fitted } from "./read/replay.ts";
@@ -57,6 +58,8 @@ export interface Context extends Disposable {
   readonly merge?: MergeFigures;
   /** What a gate was fitted on while reading, where one was (`self-gate`), and whether it is kept for texts to come. */
   readonly selfGate?: SelfGateFigures;
+  /** What was left out of the keys, where that was asked for. */
+  readonly keyChannels?: KeyChannelFigures;
   /** Answers from the kept entries; afterwards the cache is as it was before the question. */
   ask(question: string, options?: AskOptions): Promise<Answer>;
   /**

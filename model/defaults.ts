@@ -22,6 +22,8 @@ export const DEFAULTS = {
   refit: "none" satisfies Refit as Refit,
   /** What becomes of evicted entries. */
   merge: "none" satisfies Merge as Merge,
+  /** What stays of each key. */
+  keyChannels: "100%",
   /** Where kept keys stand. */
   positions: "true" satisfies Positions as Positions,
   /** How keys and values are stored. */

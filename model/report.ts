@@ -7,6 +7,7 @@ import type { MemoryUse } from "../runtime/interface.ts";
 import { type CertificateReport, certificateReport } from "./certificate_report.ts";
 import type { WorstCase } from "./gate/worst_case.ts";
 import type { Model } from "./model.ts";
+import type { KeyChannelFigures } from "./read/key_channels.ts";
 import type { MergeFigures } from "./read/merge.ts";
 import type { RefitFigures } from "./read/refit.ts";
 import { frameText } from "./text/frames.ts";
@@ -65,6 +66,8 @@ export interface Report {
   readonly merge: MergeFigures | null;
   /** Null unless a gate was fitted in this reading. */
   readonly selfGate: SelfGateReport | null;
+  /** Null unless channels of keys were left out in this reading. */
+  readonly keyChannels: KeyChannelFigures | null;
   readonly window: { readonly asked: number; readonly used: number };
   readonly sinks: number;
   readonly tokens: {
@@ -205,7 +208,7 @@ export function reportOf(model: Model, context: Context, answers: readonly Answe
   const { cache, policy, budget } = context;
   const { layers, headDim } = model.config;
   const total = reachableEntries(model.config, context.tokens);
-  const kept = cache.entries(), changed = cache.biased > 0 || (context.merge?.merged ?? 0) > 0;
+  const kept = cache.entries(), changed = cache.biased > 0 || (context.merge?.merged ?? 0) > 0 || cache.thinned;
   const bytes = cache.bytes();
   const steps = answers.reduce((sum, each) => sum + Math.max(0, each.ids.length - 1), 0);
   const decode = answers.reduce((sum, each) => sum + each.ms.decodePerToken * Math.max(0, each.ids.length - 1), 0);
@@ -237,6 +240,7 @@ export function reportOf(model: Model, context: Context, answers: readonly Answe
     refit: context.refit ?? null,
     merge: context.merge ?? null,
     selfGate: selfGateReport(context),
+    keyChannels: context.keyChannels ?? null,
     window: { asked: budget.windowAsked, used: budget.window },
     sinks: budget.sinks,
     tokens: {

@@ -22,6 +22,7 @@ import { checkRoom, type Expected } from "./needed_memory.ts";
 import { contextIds, controlPositions, withWords } from "./text/prompt.ts";
 import { exceedsTrained, type PlanOptions, planReading } from "./read/plan.ts";
 import { scoreFiles, type SourceOptions } from "./read/policy_inputs.ts";
+import { checkKeyChannels } from "./read/key_channels.ts";
 import { checkMerge } from "./read/merge.ts";
 import { checkRefit } from "./read/refit.ts";
 import { read } from "./read/read.ts";
@@ -81,7 +82,7 @@ export interface ContextOptions extends Omit<PlanOptions, "policy" | "maxCache">
 /**
  * Reads `text` into the model and evicts.
  * PalisadeErrors (input): `context.empty`, `context.short`, `context.too-long`, `frame.*`, `keep.*`, `policy.*`,
- * `max-cache.*`, `step-policy.unknown`, `gate.*`, `risk.*`, `refit.*`, `merge.*`, `explain.early`, `cache-type.*`; (usage): `risk.exclusive`;
+ * `max-cache.*`, `step-policy.unknown`, `gate.*`, `risk.*`, `refit.*`, `merge.*`, `key-channels.*`, `explain.early`, `cache-type.*`; (usage): `risk.exclusive`;
  * (resources): `memory.short`, `memory.module` before anything is read, `memory`.
  */
 export async function openContext(loaded: Model, text: string, options: ContextOptions = {}): Promise<Context> {
@@ -108,6 +109,7 @@ async function openOnce(loaded: Model, text: string, options: ContextOptions): P
   const chosen = await policyNamed(model, options) ?? await defaultFor(model, ids, options);
   const policy = withStages(chosen, stagesOf(options));
   checkMerge(policy.stages?.merge, model.backend);
+  checkKeyChannels(policy.stages ?? {}, model.backend);
   const plan = { ...planDecoding(model, ids, options), ...(lead && { lead }) }, { maxCache } = plan;
   const cap = maxCache && { tokens: maxCache.tokens, predict: maxCache.rule.predicted ?? false };
   const reading = planReading(model, ids, { ...options, policy, maxCache: cap });
@@ -197,6 +199,7 @@ async function readAnew(planned: PlannedContext, options: ContextOptions): Promi
     refit: result.refit,
     merge: result.merge,
     selfGate: await selfGateOf(model, result, options),
+    keyChannels: result.keyChannels,
     read: recordOf(ids, options.salt ?? ""),
     label: "",
     cost: result.ms,

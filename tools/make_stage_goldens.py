@@ -42,6 +42,18 @@ def merge():
                 mergedKeys=k.ravel(), mergedValues=v.ravel(), bias=bias))
 
 
+def key_channels():
+    """ThinK (arXiv 2407.21018): ||q_j k_j^T||_F per channel by the matrices themselves, largest kept."""
+    rng = np.random.default_rng(11)
+    group, window, rows, dim, kept = 3, 5, 9, 12, 8
+    queries = rng.normal(size=(group, window, dim)).astype(np.float32) * rng.random(dim).astype(np.float32)
+    keys = rng.normal(size=(rows, dim)).astype(np.float32) * rng.random(dim).astype(np.float32)
+    scores = [np.linalg.norm(np.outer(queries[..., j].ravel().astype(float), keys[:, j])) for j in range(dim)]
+    channels = np.sort(np.argsort(scores)[::-1][:kept])
+    return dict(dim=dim, share=0.6, count=dim - int(dim * 0.4), kept=kept, **listed(queries=queries.ravel(), keys=keys.ravel(),
+                channels=channels))
+
+
 if __name__ == "__main__":
-    for make in [merge]:
+    for make in [merge, key_channels]:
         (OUT / f"{make.__name__}.json").write_text(json.dumps(make()) + "\n")

@@ -32,6 +32,7 @@ export async function createWasmBackend(options: WasmOptions = {}): Promise<Wasm
     detail: `WebAssembly ${kernels.relaxed ? "relaxed SIMD" : "SIMD"}, one thread`,
     memory: () => meter.memory(kernels.memoryBytes),
     refits: true,
+    reduces: true,
     products: (a, b, depth) => products(kernels, a, b, depth),
     solve: solverOf(kernels),
     boundedLeastSquares: descentOf(kernels),

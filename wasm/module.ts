@@ -40,6 +40,18 @@ export interface KernelExports {
     masked: number,
   ): number;
   rows_refit(rows: number, kvHead: number, values: number, bias: number): number;
+  rows_thin(rows: number, kvHead: number, channels: number, count: number, recent: number): number;
+  rows_thinned(rows: number, kvHead: number): number;
+  rows_foresee(
+    rows: number,
+    kvHead: number,
+    channels: number,
+    count: number,
+    entries: number,
+    sinks: number,
+    recent: number,
+  ): number;
+  rows_packed_bytes(rows: number): number;
   rows_bias(rows: number, kvHead: number, bias: number): number;
   rows_observe(
     rows: number,

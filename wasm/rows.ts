@@ -6,8 +6,10 @@ import {
   type BackendMemory,
   type CopiedRows,
   type DecodeOutputs,
+  type Foresight,
   type RefittedRows,
   ROW_PAGE,
+  type ThinKeys,
   type TrustingRows,
 } from "../core/backend/interface.ts";
 import { BIAS_BYTES, CACHE_TYPES, type CacheType, entryBytes } from "../core/cache/entry_type.ts";
@@ -47,6 +49,9 @@ export class WasmRows implements TrustingRows<Float32Array> {
   #allocated = 0;
   /** Whether any row may have a bias. */
   #refitted = false;
+  /** Channels of thin heads, and how heads are read. */
+  readonly #thin = new Map<number, Int32Array>();
+  readonly #foresight = new Map<number, Foresight>();
 
   /** `whole`: the layer of which `shape` is some heads; inputs are cut as for it, so that the results have its bits. */
   constructor(
@@ -144,7 +149,8 @@ export class WasmRows implements TrustingRows<Float32Array> {
     const output = this.#attend(queries, count, (call, chunk) => {
       const last = chunk.first + chunk.count === count && want.probabilities === true;
       const probabilities = chunk.buffers.zeros(all.byteLength, last);
-      const result = call.rows_attend(...chunk.arguments, -1, -1, -1, probabilities, 1);
+      const sparse = count === 1 && this.#foresight.size > 0;
+      const result = call.rows_attend(...chunk.arguments, -1, -1, -1, probabilities, sparse ? 2 : 1);
       if (last && result === 0) chunk.buffers.read(probabilities, all);
       return result;
     });
@@ -211,6 +217,8 @@ export class WasmRows implements TrustingRows<Float32Array> {
     const copy = new WasmRows(this.#kernels, this.#meter, this.shape, 0, this.type, this.#whole);
     try {
       copy.fill(Array.from(this.#lengths, (_, h) => this.copyNow(h)));
+      this.#thin.forEach((channels, h) => copy.thin(h, { channels, recent: this.#lengths[h] - this.#thinned(h) }));
+      this.#foresight.forEach((foresight, h) => copy.foresee(h, foresight));
     } catch (error) {
       copy.free();
       throw error;
@@ -245,6 +253,33 @@ export class WasmRows implements TrustingRows<Float32Array> {
       this.#do("refit rows", (call) => call.rows_refit(this.#handle, kvHead, numbers, added));
     });
     this.#count();
+  }
+
+  thin(kvHead: number, { channels, recent }: ThinKeys): void {
+    this.#kernels.withBuffers((buffers) => {
+      const list = buffers.from(channels);
+      this.#do("thin keys", (call) => call.rows_thin(this.#handle, kvHead, list, channels.length, recent));
+    });
+    this.#thin.set(kvHead, channels.slice());
+    this.#count();
+  }
+
+  foresee(kvHead: number, foresight: Foresight): void {
+    const { channels, entries, sinks, recent } = foresight;
+    this.#kernels.withBuffers((buffers) => {
+      const list = buffers.from(channels);
+      this.#do(
+        "foresee rows",
+        (call) => call.rows_foresee(this.#handle, kvHead, list, channels.length, entries, sinks, recent),
+      );
+    });
+    this.#foresight.set(kvHead, { ...foresight, channels: channels.slice() });
+    this.#count();
+  }
+
+  /** Rows of a head whose keys are thin. */
+  #thinned(kvHead: number): number {
+    return this.#kernels.check(this.#kernels.call.rows_thinned(this.#handle, kvHead), "count thin rows");
   }
 
   /** Of a head's rows, or of the `wanted` ones; nothing where none has a bias. */
@@ -371,7 +406,9 @@ export class WasmRows implements TrustingRows<Float32Array> {
   #count(): void {
     const pages = this.#kernels.check(this.#kernels.call.rows_pages(this.#handle), "count pages");
     const biased = this.#lengths.reduce((sum, _, head) => sum + this.#biased(head), 0);
-    const bytes = pages * ROW_PAGE * paddedBytes(this.shape.headDim, this.type) + biased * BIAS_BYTES;
+    const reduced = this.#thin.size + this.#foresight.size > 0;
+    const packed = reduced ? this.#kernels.check(this.#kernels.call.rows_packed_bytes(this.#handle), "count bytes") : 0;
+    const bytes = pages * ROW_PAGE * paddedBytes(this.shape.headDim, this.type) + biased * BIAS_BYTES + packed;
     this.#meter.change(bytes - this.#allocated);
     this.#allocated = bytes;
   }

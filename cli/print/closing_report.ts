@@ -39,6 +39,7 @@ export function reportText(report: Report): string {
     ...(report.selfGate ? [["gate", selfGateText(report.selfGate)]] : []),
     ...(report.refit ? [["refit", refitText(report.refit)]] : []),
     ...(report.merge ? [["merge", mergeText(report.merge)]] : []),
+    ...(report.keyChannels ? [["channels", channelsText(report.keyChannels)]] : []),
     ...(report.risk ? [["risk", riskText(report.risk, keep.tokensPerHead)]] : []),
     [
       "cache",
@@ -105,6 +106,13 @@ function selfGateText({ tokens, known, repeated, stored, why }: NonNullable<Repo
   const fitted = tokens > 0 ? `fitted on ${formatCount(tokens)} tokens of the text${begun}` : "not needed";
   return `${fitted}; the model repeated ${formatCount(repeated)} tokens; ` +
     (stored ? "kept for texts to come (--no-learn)" : `not kept: ${why}`);
+}
+
+function channelsText({ channels, of, entries, recent, ms }: NonNullable<Report["keyChannels"]>): string {
+  return `keys of ${
+    formatCount(entries)
+  } entries have ${channels} of ${of} channels left, the last ${recent} of each ` +
+    `head all, ${formatMs(ms)}`;
 }
 
 function reusedText({ tokens, ms }: Report): string {

@@ -11,10 +11,13 @@ import type {
   AttentionWants,
   CopiedRows,
   DecodeOutputs,
+  Foresight,
   LayerRows,
   RefittedRows,
+  ThinKeys,
   TrustingRows,
 } from "./interface.ts";
+import { afterwards, checkForesight, checkThin, reducedBytes, type ReducedHead } from "./reduced.ts";
 import type { Tensor } from "./tensor.ts";
 
 /** Most heads, KV heads, and numbers of a row: models have far fewer, and the kernels' products of them fit 32 bits. */
@@ -74,9 +77,13 @@ class CheckedRows<T extends Tensor> implements LayerRows<T> {
   readonly #lengths: Int32Array;
   /** How many of them, from the first on, have a bias. */
   readonly #biased: Int32Array;
+  /** What each has lost of its keys, or reads by. */
+  readonly #reduced: ReducedHead[];
   #freed = false;
   readonly unmaskedAttention?: LayerRows<T>["unmaskedAttention"];
   readonly refit?: LayerRows<T>["refit"];
+  readonly thin?: LayerRows<T>["thin"];
+  readonly foresee?: LayerRows<T>["foresee"];
 
   constructor(
     rows: TrustingRows<T>,
@@ -84,7 +91,9 @@ class CheckedRows<T extends Tensor> implements LayerRows<T> {
     type: CacheType,
     lengths: Int32Array,
     biased = new Int32Array(lengths.length),
+    reduced: readonly ReducedHead[] = Array.from(lengths, () => ({})),
   ) {
+    this.#reduced = [...reduced];
     this.#rows = rows;
     this.shape = shape;
     this.type = type;
@@ -95,11 +104,15 @@ class CheckedRows<T extends Tensor> implements LayerRows<T> {
         this.#checkAlive();
         checkFloats("queries", queries, count, shape.heads * shape.headDim);
         this.#checkLevel("attend to all");
+        this.#checkWhole("attend to all");
         if (lengths[0] === 0) throw new RangeError("Cannot attend to no rows");
         return await rows.unmaskedAttention!(queries, count, want);
       };
     }
     if (rows.refit) this.refit = (kvHead, refitted) => this.#refit(kvHead, refitted);
+    if (shape.reach !== undefined) return;
+    if (rows.thin) this.thin = (kvHead, keys) => this.#thin(kvHead, keys);
+    if (rows.foresee) this.foresee = (kvHead, foresight) => this.#foresee(kvHead, foresight);
   }
 
   length(kvHead: number): number {
@@ -109,7 +122,11 @@ class CheckedRows<T extends Tensor> implements LayerRows<T> {
 
   get liveBytes(): number {
     const sum = (counts: Int32Array) => counts.reduce((all, rows) => all + rows, 0);
-    return sum(this.#lengths) * entryBytes(this.shape.headDim, this.type) + sum(this.#biased) * BIAS_BYTES;
+    const whole = sum(this.#lengths) * entryBytes(this.shape.headDim, this.type) + sum(this.#biased) * BIAS_BYTES;
+    if (this.#freed) return whole;
+    const beside = (head: ReducedHead, i: number) =>
+      reducedBytes(head, this.#lengths[i], this.shape.headDim, this.type);
+    return this.#reduced.reduce((bytes, head, i) => bytes + beside(head, i), whole);
   }
 
   get allocatedBytes(): number {
@@ -132,6 +149,7 @@ class CheckedRows<T extends Tensor> implements LayerRows<T> {
   async prefillAttention(queries: T, count: number, want?: AttentionWants): Promise<AttentionOutputs<T>> {
     this.#checkQueries(queries, count);
     this.#checkLevel("attend causally");
+    this.#checkWhole("attend causally");
     return await this.#rows.prefillAttention(queries, count, want);
   }
 
@@ -147,6 +165,7 @@ class CheckedRows<T extends Tensor> implements LayerRows<T> {
   async observe(queries: T, window: number, needs: Needs): Promise<Partial<Observation>> {
     this.#checkAlive();
     this.#checkLevel("observe");
+    this.#checkWhole("observe");
     if (needs.window?.length) this.#checkWindow(queries, window, needs.kernel);
     return await this.#rows.observe(queries, window, needs);
   }
@@ -155,6 +174,7 @@ class CheckedRows<T extends Tensor> implements LayerRows<T> {
     this.#checkAlive();
     checkFloats("wo", wo, width, this.shape.heads * this.shape.headDim);
     this.#checkLevel("give value norms");
+    this.#checkWhole("give value norms");
     return await this.#rows.valueNorms(wo, width, kind);
   }
 
@@ -164,6 +184,7 @@ class CheckedRows<T extends Tensor> implements LayerRows<T> {
     this.#rows.compact(kept);
     kept.forEach((rows, head) => {
       this.#biased[head] = rows.filter((row) => row < this.#biased[head]).length;
+      this.#reduced[head] = afterwards(this.#reduced[head], rows);
       this.#lengths[head] = rows.length;
     });
   }
@@ -178,11 +199,28 @@ class CheckedRows<T extends Tensor> implements LayerRows<T> {
     this.#rows.truncate(lengths);
     this.#lengths.set(lengths);
     this.#biased.forEach((rows, head) => this.#biased[head] = Math.min(rows, lengths[head]));
+    this.#reduced.forEach((head, i) => this.#reduced[i] = afterwards(head, lengths[i]));
+  }
+
+  #thin(kvHead: number, keys: ThinKeys): void {
+    this.#checkHead(kvHead);
+    const length = this.#lengths[kvHead], head = this.#reduced[kvHead];
+    checkThin(keys, head, length, this.shape.headDim);
+    this.#rows.thin!(kvHead, keys);
+    this.#reduced[kvHead] = { thin: { channels: keys.channels.slice(), rows: length - keys.recent } };
+  }
+
+  #foresee(kvHead: number, foresight: Foresight): void {
+    this.#checkHead(kvHead);
+    checkForesight(foresight, this.#reduced[kvHead], this.shape.headDim);
+    this.#rows.foresee!(kvHead, foresight);
+    this.#reduced[kvHead] = { foresight };
   }
 
   #refit(kvHead: number, { values, bias }: RefittedRows): void {
     this.#checkHead(kvHead);
     const length = this.#lengths[kvHead];
+    if (this.#reduced[kvHead].thin) throw new RangeError(`Cannot refit KV head ${kvHead}: its keys are thin`);
     if (length === 0) throw new RangeError(`Cannot refit KV head ${kvHead}: it has no rows`);
     checkFloats("values", values, length, this.shape.headDim);
     checkFloats("biases", bias, length, 1);
@@ -198,13 +236,16 @@ class CheckedRows<T extends Tensor> implements LayerRows<T> {
       throw new RangeError(`Cannot turn keys by ${moves.map(({ length }) => length)} moves: want ${this.#lengths}`);
     }
     checkRotation(this.shape.headDim, rotation);
+    if (this.#reduced.some(({ thin, foresight }) => thin || foresight)) {
+      throw new RangeError("Cannot turn keys that are thin or read by channels");
+    }
     await this.#rows.rotateKeys(moves, rotation);
   }
 
   async clone(): Promise<LayerRows<T>> {
     this.#checkAlive();
     const lengths = this.#lengths.slice(), biased = this.#biased.slice();
-    return new CheckedRows(await this.#rows.clone(), this.shape, this.type, lengths, biased);
+    return new CheckedRows(await this.#rows.clone(), this.shape, this.type, lengths, biased, this.#reduced);
   }
 
   async copyRows(kvHead: number, wanted?: Int32Array): Promise<CopiedRows> {
@@ -247,6 +288,10 @@ class CheckedRows<T extends Tensor> implements LayerRows<T> {
     for (const length of this.#lengths) {
       if (length !== this.#lengths[0]) throw new RangeError(`Cannot ${action}: the heads have different lengths`);
     }
+  }
+
+  #checkWhole(action: string): void {
+    if (this.#reduced.some(({ thin }) => thin)) throw new RangeError(`Cannot ${action}: keys are thin`);
   }
 
   #checkWindow(queries: T, window: number, kernel?: number): void {

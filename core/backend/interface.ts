@@ -50,6 +50,8 @@ export interface Backend<T extends Tensor = Tensor> extends Disposable {
   createRows(shape: AttentionShape, reserve: number, type?: CacheType): LayerRows<T>;
   /** Whether rows can be refitted: {@link LayerRows.refit}. */
   readonly refits?: boolean;
+  /** Whether keys can lose channels, {@link LayerRows.thin}, and single queries read a part: {@link LayerRows.foresee}. */
+  readonly reduces?: boolean;
   /**
    * A·Bᵀ, `[n, m]`, of `a`, `[n, depth]`, and `b`, `[m, depth]`, in float32, at once: for refits, which else multiply
    * plainly.
@@ -111,6 +113,25 @@ export interface RefittedRows {
   readonly bias: Float32Array;
 }
 
+/** Which channels of a head's keys stay, and from where on all of them do ({@link LayerRows.thin}). */
+export interface ThinKeys {
+  /** Ascending, below headDim, at least one. */
+  readonly channels: Int32Array;
+  /** The last rows, whose keys stay whole. */
+  readonly recent: number;
+}
+
+/** How single queries read a head by some channels of its keys ({@link LayerRows.foresee}). */
+export interface Foresight {
+  /** Ascending, below headDim, at least one. */
+  readonly channels: Int32Array;
+  /** Rows that a query reads, sinks and recent ones among them. */
+  readonly entries: number;
+  /** First and last rows that are always read. */
+  readonly sinks: number;
+  readonly recent: number;
+}
+
 /**
  * Keys and values of one layer. Any shape, length or index that does not fit is a RangeError: thrown where a method hands
  * nothing back, the promise's where it returns one.
@@ -121,7 +142,10 @@ export interface LayerRows<T extends Tensor = Tensor> {
   readonly type: CacheType;
   /** Rows of one KV head. */
   length(kvHead: number): number;
-  /** Σ over heads of rows × row size (key and value), and four bytes for each bias. */
+  /**
+   * Σ over heads of rows × row size (key and value), and four bytes for each bias; thin keys at their own size, and what
+   * is kept to foresee by.
+   */
   readonly liveBytes: number;
   /** The same with capacity slack: at most {@link ROW_PAGE} spare rows per head after `compact`. */
   readonly allocatedBytes: number;
@@ -162,6 +186,23 @@ export interface LayerRows<T extends Tensor = Tensor> {
    * @throws PalisadeError (input) `cache-type.range` as {@link append}.
    */
   refit?(kvHead: number, rows: RefittedRows): void;
+
+  /**
+   * Keeps only some channels of the keys of one head's rows, all but the last `recent`, and gives the others' memory back
+   * (ThinK). Attention takes what is gone for 0, and scales by 1/√headDim as before; `copyRows` gives zeros. Rows appended
+   * later are whole. Once for each head, after any refit; then only `decodeAttention` attends, and nothing is observed or
+   * turned. Rows of narrower types than f32 are rounded anew. Only where {@link Backend.reduces}.
+   */
+  thin?(kvHead: number, keys: ThinKeys): void;
+
+  /**
+   * From now on `decodeAttention` of one query, asked for no probabilities, reads only some rows of one head (FASA): the
+   * first, the last, and those that rank highest by the given channels of query and key alone. A row ranks by how little
+   * its partial product is below a query head's best, of the head of the group where that is least; of equal ones the
+   * earlier is read. All rows stay; a copy of those channels in float32 is kept for it. Only where
+   * {@link Backend.reduces}.
+   */
+  foresee?(kvHead: number, foresight: Foresight): void;
 
   /**
    * Softmax of the last `window` queries over all rows that they reach (0 on the others), reduced as `needs.window` asks, plus keys and values when

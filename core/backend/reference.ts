@@ -20,11 +20,15 @@ import {
   type Backend,
   type CopiedRows,
   type DecodeOutputs,
+  type Foresight,
   type RefittedRows,
   ROW_PAGE,
+  type ThinKeys,
   type TrustingRows,
 } from "./interface.ts";
 import { StoredRows } from "./stored_rows.ts";
+import { ThinRows } from "./thin_rows.ts";
+import { chosenRows } from "../measure/foresight.ts";
 import { HOST_TENSORS } from "./tensor.ts";
 
 /** A backend without kernels. */
@@ -35,6 +39,7 @@ export function createReferenceBackend(): Backend<Float32Array> {
     detail: "plain TypeScript, double sums, one thread",
     memory: () => meter.memory(),
     refits: true,
+    reduces: true,
     tensors: HOST_TENSORS,
     createRows: (shape, reserve, type = "f32") =>
       checkedRows(shape, reserve, type, (checked) => new ReferenceRows(checked, reserve, type, meter)),
@@ -47,21 +52,24 @@ export function createReferenceBackend(): Backend<Float32Array> {
 /** Keys and values of one KV head, `[capacity, headDim]` each. */
 class HeadRows {
   readonly #meter: RowMeter;
-  readonly #keys: StoredRows;
+  readonly #keys: ThinRows;
   readonly #values: StoredRows;
+  /** What single queries read. */
+  foresight?: Foresight;
   /** Of the first rows; those behind have none. */
   bias = new Float32Array(0);
   length = 0;
 
   constructor(headDim: number, reserve: number, type: CacheType, meter: RowMeter) {
     this.#meter = meter;
-    this.#keys = new StoredRows(headDim, type);
+    this.#keys = new ThinRows(headDim, type);
     this.#values = new StoredRows(headDim, type);
     this.#resize(reserve);
   }
 
   get allocatedBytes(): number {
-    return this.#keys.byteLength + this.#values.byteLength + this.bias.byteLength;
+    const foreseen = 4 * this.#keys.capacity * (this.foresight?.channels.length ?? 0);
+    return this.#keys.byteLength + this.#values.byteLength + this.bias.byteLength + foreseen;
   }
 
   /** As stored, `[length, headDim]`; may be the store itself. */
@@ -84,6 +92,21 @@ class HeadRows {
     this.#keys.set(0, keys);
   }
 
+  thin({ channels, recent }: ThinKeys): void {
+    this.#metered(() => this.#keys.thin(channels, this.length - recent, this.length));
+  }
+
+  foresee(foresight: Foresight): void {
+    this.#metered(() => this.foresight = foresight);
+  }
+
+  #metered(change: () => void): void {
+    const before = this.allocatedBytes;
+    change();
+    this.#meter.change(this.allocatedBytes);
+    this.#meter.change(-before);
+  }
+
   refit({ values, bias }: RefittedRows): void {
     this.#values.set(0, values);
     this.#setBias(bias.slice());
@@ -97,15 +120,13 @@ class HeadRows {
   }
 
   grow(rows: number): void {
-    if (this.length + rows > this.#keys.capacity) this.#resize(this.length + rows);
+    if (this.length + rows > Math.min(this.#keys.capacity, this.#values.capacity)) this.#resize(this.length + rows);
   }
 
   /** Keeps these rows, ascending. */
   keep(rows: Int32Array): void {
-    rows.forEach((row, to) => {
-      this.#keys.move(row, to);
-      this.#values.move(row, to);
-    });
+    this.#metered(() => this.#keys.keep(rows));
+    rows.forEach((row, to) => this.#values.move(row, to));
     if (this.bias.length > 0) {
       this.#setBias(Float32Array.from(rows.filter((row) => row < this.bias.length), (row) => this.bias[row]));
     }
@@ -114,14 +135,18 @@ class HeadRows {
 
   /** Drops rows from the end; gives spare rows back when there are more than a page. */
   truncate(length: number): void {
+    this.#metered(() => this.#keys.truncate(length));
     this.length = length;
     if (this.bias.length > length) this.#setBias(this.bias.slice(0, length));
-    if (this.#keys.capacity - length > ROW_PAGE) this.#resize(length);
+    if (this.#values.capacity - length > ROW_PAGE) this.#resize(length);
   }
 
   copyFrom(other: HeadRows): void {
     this.#resize(other.length);
-    this.#keys.copyFrom(other.#keys, other.length);
+    this.#metered(() => {
+      this.#keys.copyFrom(other.#keys, other.length);
+      this.foresight = other.foresight;
+    });
     this.#values.copyFrom(other.#values, other.length);
     this.#setBias(other.bias.slice());
     this.length = other.length;
@@ -130,14 +155,16 @@ class HeadRows {
   free(): void {
     this.length = 0;
     this.#setBias(new Float32Array(0));
+    this.#metered(() => this.#keys.forget());
     this.#resize(0);
   }
 
   /** Moves the rows to a block of the smallest number of whole pages that holds `rows`. */
   #resize(rows: number): void {
     const capacity = Math.ceil(rows / ROW_PAGE) * ROW_PAGE, before = this.allocatedBytes;
-    if (capacity === this.#keys.capacity) return;
-    for (const part of [this.#keys, this.#values]) part.resize(capacity, this.length);
+    if (capacity === this.#values.capacity && capacity === this.#keys.capacity) return;
+    this.#keys.resize(capacity, this.length);
+    this.#values.resize(capacity, this.length);
     this.#meter.change(this.allocatedBytes);
     this.#meter.change(-before);
   }
@@ -213,6 +240,9 @@ class ReferenceRows implements TrustingRows<Float32Array> {
     want: { probabilities?: boolean } = {},
   ): Promise<DecodeOutputs<Float32Array>> {
     const probabilities: Float32Array[] = [];
+    if (count === 1 && !want.probabilities && this.#heads.some(({ foresight }) => foresight)) {
+      return { output: this.#attendChosen(queries) };
+    }
     const output = this.#attention(queries, count, true, ({ head, t, row, visible }) => {
       if (want.probabilities && t === count - 1) probabilities[head] = Float32Array.from(row.subarray(0, visible));
     });
@@ -249,6 +279,14 @@ class ReferenceRows implements TrustingRows<Float32Array> {
     this.#heads[kvHead].refit(rows);
   }
 
+  thin(kvHead: number, keys: ThinKeys): void {
+    this.#heads[kvHead].thin(keys);
+  }
+
+  foresee(kvHead: number, foresight: Foresight): void {
+    this.#heads[kvHead].foresee(foresight);
+  }
+
   compact(kept: readonly Int32Array[]): void {
     this.#heads.forEach((head, h) => head.keep(kept[h]));
   }
@@ -279,16 +317,28 @@ class ReferenceRows implements TrustingRows<Float32Array> {
     const biased = bias.length > 0 && { bias: padded(bias, wanted ?? length) };
     if (!wanted) return { keys: keys.slice(), values: values.slice(), ...biased };
     const { headDim } = this.#shape;
-    const pick = (rows: Float32Array) => {
-      const picked = new Float32Array(wanted.length * headDim);
-      wanted.forEach((row, i) => picked.set(rows.subarray(row * headDim, (row + 1) * headDim), i * headDim));
-      return picked;
-    };
-    return { keys: pick(keys), values: pick(values), ...biased };
+    return { keys: picked(keys, wanted, headDim), values: picked(values, wanted, headDim), ...biased };
   }
 
   free(): void {
     for (const head of this.#heads) head.free();
+  }
+
+  /** One query of each head over the rows that its KV head's channels choose; over all where they choose nothing. */
+  #attendChosen(queries: Float32Array): Float32Array {
+    const { heads, kvHeads, headDim } = this.#shape, group = heads / kvHeads;
+    const output = new Float32Array(heads * headDim);
+    this.#heads.forEach(({ keys, values, length, bias, foresight }, kv) => {
+      const from = kv * group * headDim, asked = queries.subarray(from, from + group * headDim);
+      const wanted = foresight ? chosenRows({ queries: asked, keys, length, headDim }, foresight) : upTo(length);
+      const some = { keys: picked(keys, wanted, headDim), values: picked(values, wanted, headDim) };
+      const row = new Float64Array(wanted.length), added = padded(bias, wanted);
+      for (let at = 0; at < asked.length; at += headDim) {
+        softmaxRow({ vector: asked, offset: at }, some.keys, headDim, wanted.length, row, 0, added);
+        weightedSum(row, some.values, wanted.length, output.subarray(from + at, from + at + headDim));
+      }
+    });
+    return output;
   }
 
   /** Unmasked, every query sees every row. Else query `t` of `count` sees the rows of its head up to length − count + t that it reaches. Calls `visit` with each softmax row. */
@@ -329,8 +379,19 @@ function weightedSum(row: Float64Array, values: Float32Array, visible: number, t
   }
 }
 
+function upTo(length: number): Int32Array {
+  return Int32Array.from({ length }, (_, i) => i);
+}
+
+/** The rows `wanted` of `[rows, headDim]`. */
+function picked(rows: Float32Array, wanted: Int32Array, headDim: number): Float32Array {
+  const some = new Float32Array(wanted.length * headDim);
+  wanted.forEach((row, i) => some.set(rows.subarray(row * headDim, (row + 1) * headDim), i * headDim));
+  return some;
+}
+
 /** The bias of rows, or of the first so many, 0 where there is none. */
 function padded(bias: Float32Array, rows: Int32Array | number): Float32Array {
-  const numbers = typeof rows === "number" ? Int32Array.from({ length: rows }, (_, i) => i) : rows;
+  const numbers = typeof rows === "number" ? upTo(rows) : rows;
   return Float32Array.from(numbers, (row) => bias[row] ?? 0);
 }

@@ -26,9 +26,16 @@ export const BIAS_BYTES = 4;
 
 /** Bytes of one key and one value of width `headDim`. */
 export function entryBytes(headDim: number, type: CacheType): number {
-  const row = { f32: 4 * headDim, f16: 2 * headDim, int8: headDim + 4 }[type];
-  return 2 * row;
+  return 2 * rowBytes(headDim, type);
 }
+
+/** Bytes of `width` numbers of one key or value. */
+export function rowBytes(width: number, type: CacheType): number {
+  return { f32: 4 * width, f16: 2 * width, int8: width + 4 }[type];
+}
+
+/** Bytes of one number of the list of which channels there are. */
+export const CHANNEL_BYTES = 2;
 
 /** A key or value that rows of this type can't hold. */
 export function unstorable(type: CacheType): PalisadeError {

@@ -13,7 +13,8 @@
  * Only {@link RaggedCache.realign} moves positions: then an entry has a *true* position (which token it was) and a
  * *logical* one (where attention takes its key to be). Without it the two are the same.
  */
-import type { Backend, CopiedRows, LayerRows, RefittedRows } from "../backend/interface.ts";
+import type { Backend, CopiedRows, Foresight, LayerRows, RefittedRows, ThinKeys } from "../backend/interface.ts";
+import { afterwards, reducedBytes, type ReducedHead } from "../backend/reduced.ts";
 import { Temporaries, type Tensor } from "../backend/tensor.ts";
 import { BIAS_BYTES, type CacheType, entryBytes } from "./entry_type.ts";
 import type { KeyRotation } from "../measure/rotation.ts";
@@ -76,6 +77,9 @@ export class RaggedCache implements Disposable {
   /** The same of those with a bias. */
   readonly #layerBiased: number[];
   #biased = 0;
+  /** What each head has lost of its keys, or reads by, `[layers][kvHeads]`; and what that comes to in bytes, by layer. */
+  #reduced: ReducedHead[][];
+  readonly #layerReduced: number[];
   #peak = 0;
   /** Marks that may be trimmed back to. */
   readonly #marks = new Set<CacheMark>();
@@ -88,6 +92,8 @@ export class RaggedCache implements Disposable {
     this.#rows = new Array(shape.layers).fill(undefined);
     this.#layerEntries = new Array(shape.layers).fill(0);
     this.#layerBiased = new Array(shape.layers).fill(0);
+    this.#layerReduced = new Array(shape.layers).fill(0);
+    this.#reduced = Array.from({ length: shape.layers }, () => new Array(shape.kvHeads).fill({}));
     this.#positions = Array.from(
       { length: shape.layers },
       () => Array.from({ length: shape.kvHeads }, () => new PositionList()),
@@ -174,6 +180,46 @@ export class RaggedCache implements Disposable {
     this.#count(layer);
   }
 
+  /**
+   * Leaves out channels of one head's keys, all but those of its last entries; see `LayerRows.thin`.
+   * @throws RangeError where the backend can't, or something doesn't fit.
+   */
+  thin(layer: number, kvHead: number, keys: ThinKeys): void {
+    const rows = this.rows(layer);
+    if (!rows.thin) throw new RangeError(`Cannot thin keys of layer ${layer} on the ${this.backend.name} backend`);
+    rows.thin(kvHead, keys);
+    const thin = { channels: keys.channels.slice(), rows: this.length(layer, kvHead) - keys.recent };
+    this.#reduced[layer][kvHead] = { thin };
+    this.#count(layer);
+  }
+
+  /**
+   * From now on single queries of one head read a part of its entries; see `LayerRows.foresee`.
+   * @throws RangeError where the backend can't, or something doesn't fit.
+   */
+  foresee(layer: number, kvHead: number, foresight: Foresight): void {
+    const rows = this.rows(layer);
+    if (!rows.foresee) throw new RangeError(`Cannot foresee in layer ${layer} on the ${this.backend.name} backend`);
+    rows.foresee(kvHead, foresight);
+    this.#reduced[layer][kvHead] = { foresight: { ...foresight, channels: foresight.channels.slice() } };
+    this.#count(layer);
+  }
+
+  /** What one head has lost of its keys, or reads by. */
+  reduced(layer: number, kvHead: number): ReducedHead {
+    return this.#reduced[layer][kvHead];
+  }
+
+  /** Whether any head's keys have lost channels. */
+  get thinned(): boolean {
+    return this.#reduced.some((heads) => heads.some(({ thin }) => thin));
+  }
+
+  /** Whether queries of any head read a part of it. */
+  get foresees(): boolean {
+    return this.#reduced.some((heads) => heads.some(({ foresight }) => foresight));
+  }
+
   /** Entries of one layer whose logits get a bias. */
   layerBiased(layer: number): number {
     return this.#layerBiased[layer];
@@ -220,6 +266,7 @@ export class RaggedCache implements Disposable {
   compact(layer: number, kept: readonly Int32Array[]): void {
     this.#lazy(layer).compact(kept);
     this.#positions[layer].forEach((list, head) => list.keep(kept[head]));
+    kept.forEach((rows, head) => this.#reduced[layer][head] = afterwards(this.#reduced[layer][head], rows));
     this.#logical?.[layer].forEach((list, head) => list.keep(kept[head]));
     this.#count(layer);
   }
@@ -280,6 +327,7 @@ export class RaggedCache implements Disposable {
     const copies = (lists: PositionList[][]) => lists.map((heads) => heads.map((list) => list.copy()));
     copy.#positions = copies(this.#positions);
     copy.#logical = this.#logical && copies(this.#logical);
+    copy.#reduced = this.#reduced.map((heads) => [...heads]);
     copy.#shift = this.#shift;
     copy.position = this.position;
     copy.#rows.forEach((_, layer) => copy.#count(layer));
@@ -330,6 +378,10 @@ export class RaggedCache implements Disposable {
       if (!bias || bias.length === 0) return;
       if (!rows.refit) throw new RangeError(`The ${this.backend.name} backend adds no biases`);
       rows.refit(h, { values, bias });
+    });
+    this.#reduced[layer].forEach(({ thin, foresight }, h) => {
+      if (thin) rows.thin!(h, { channels: thin.channels, recent: lengths[h] - thin.rows });
+      if (foresight) rows.foresee!(h, foresight);
     });
   }
 
@@ -405,6 +457,7 @@ export class RaggedCache implements Disposable {
     mark.lengths.forEach((lengths, layer) => {
       this.#rows[layer]?.settled().truncate(lengths);
       this.#positions[layer].forEach((list, head) => list.truncate(lengths[head]));
+      this.#reduced[layer] = this.#reduced[layer].map((head, h) => afterwards(head, lengths[h]));
       this.#logical?.[layer].forEach((list, head) => list.truncate(lengths[head]));
       this.#count(layer);
     });
@@ -423,6 +476,7 @@ export class RaggedCache implements Disposable {
     this.#rows.fill(undefined);
     this.#positions.forEach((lists, layer) => {
       for (const list of lists) list.truncate(0);
+      this.#reduced[layer].fill({});
       this.#count(layer);
     });
   }
@@ -435,11 +489,17 @@ export class RaggedCache implements Disposable {
     const biased = this.#positions[layer].reduce((sum, list) => sum + list.biased, 0);
     this.#biased += biased - this.#layerBiased[layer];
     this.#layerBiased[layer] = biased;
+    const { headDim } = this.shape, lists = this.#positions[layer];
+    this.#layerReduced[layer] = this.#reduced[layer].reduce(
+      (sum, head, h) => sum + reducedBytes(head, lists[h].length, headDim, this.type),
+      0,
+    );
     this.#raisePeak();
   }
 
   get #live(): number {
-    return this.#entries * entryBytes(this.shape.headDim, this.type) + this.#biased * BIAS_BYTES;
+    const reduced = this.#layerReduced.reduce((sum, bytes) => sum + bytes, 0);
+    return this.#entries * entryBytes(this.shape.headDim, this.type) + this.#biased * BIAS_BYTES + reduced;
   }
 
   #raisePeak(): void {

@@ -4,7 +4,7 @@
  *     policy   = name [ "@reference" ] [ "(" [ argument { "," argument } ] ")" ]
  *     argument = name "=" value | policy
  *     name     = letters, digits and "-"
- *     value    = letters, digits, "-", "+", "." and, for file names, "_", "/", "\\", ":" and "~";
+ *     value    = letters, digits, "-", "+", ".", "%" and, for file names, "_", "/", "\\", ":" and "~";
  *                or anything in quotation marks, with \" and \\ for themselves: `file="my, scores.json"`
  *
  * Blanks may stand between any two parts. Examples: `snapkv`, `layer-defensive@reference`, `snapkv(window=16)`,
@@ -111,7 +111,7 @@ class Parser {
 
   #value(name: string): string {
     this.#blanks();
-    if (this.#text[this.#at] !== '"') return this.#word(/[A-Za-z0-9.+_\/\\:~-]+/y, `a value for ${name}`);
+    if (this.#text[this.#at] !== '"') return this.#word(/[A-Za-z0-9.+_\/\\:~%-]+/y, `a value for ${name}`);
     const quoted = this.#word(/"(?:\\["\\]|[^"])*"/y, `the end of the quotation of ${name}`);
     return quoted.slice(1, -1).replace(/\\(["\\])/g, "$1");
   }

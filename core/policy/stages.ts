@@ -1,6 +1,6 @@
 /**
  * Stages: what happens to a cache behind any selection. A policy's text may name them in its brackets,
- * `snapkv(window=16, merge=sum)`; options of the library set the same. They change no score and no selection.
+ * `snapkv(window=16, merge=sum, key-channels=60%)`; options of the library set the same. They change no score and no selection.
  */
 import { inputError, option } from "../errors.ts";
 import { type Merge, MERGES } from "../merge/merge.ts";
@@ -11,12 +11,16 @@ import type { Policy } from "./policy.ts";
 export interface Stages {
   /** Evicted entries go into what stays (`core/merge/`). */
   readonly merge?: Exclude<Merge, "none">;
+  /** Share of each head's key channels that stay, 0 < share < 1 (`core/measure/key_channels.ts`). */
+  readonly keyChannels?: number;
 }
 
 /** Stages as options give them. */
 export interface StageOptions {
   /** What becomes of evicted entries. Default `none`: they are lost. */
   readonly merge?: Merge;
+  /** Share of each head's key channels that stay: `60%` or 0.6. Default all of them. */
+  readonly keyChannels?: string | number;
 }
 
 /** How a stage is said in a policy's brackets. */
@@ -31,8 +35,9 @@ const WORDS: readonly StageWord[] = [
   {
     name: "merge",
     read: (value) => isMerge(value) ? stagesOf({ merge: value }) : undefined,
-    wanted: MERGES.join(", "),
+    wanted: `one of ${MERGES.join(", ")}`,
   },
+  { name: "key-channels", read: channelsOf, wanted: "a share such as 60%, above 0 to 100%" },
 ];
 
 /** Names that a policy's brackets take besides its parameters. */
@@ -57,7 +62,7 @@ export function takeStages(parsed: PolicyText, text: string): { policy: PolicyTe
     seen.add(word.name);
     const read = word.read(setting.value);
     if (!read) {
-      const message = `${word.name}=${setting.value}: want one of ${word.wanted}`;
+      const message = `${word.name}=${setting.value}: want ${word.wanted}`;
       throw policyError("policy.value", message, text, setting.at);
     }
     stages = { ...stages, ...read };
@@ -65,12 +70,25 @@ export function takeStages(parsed: PolicyText, text: string): { policy: PolicyTe
   return { policy: { ...parsed, settings }, stages };
 }
 
-/** The stages that options ask for. @throws PalisadeError input `merge.unknown`. */
-export function stagesOf({ merge = "none" }: StageOptions): Stages {
+/** The stages that options ask for. @throws PalisadeError input `merge.unknown`, `key-channels.range`. */
+export function stagesOf({ merge = "none", keyChannels = 1 }: StageOptions): Stages {
   if (!isMerge(merge)) {
     throw inputError("merge.unknown", `There is no merge "${merge}": want ${MERGES.join(", ")}`, option("merge"));
   }
-  return { ...(merge !== "none" && { merge }) };
+  const channels = channelsOf(String(keyChannels));
+  if (!channels) {
+    const message = `Cannot keep ${keyChannels} of the key channels: want a share such as 60%, above 0 to 100%`;
+    throw inputError("key-channels.range", message, option("keyChannels"));
+  }
+  return { ...(merge !== "none" && { merge }), ...channels };
+}
+
+/** `60%` or `0.6`; nothing to do for all of them, undefined for what is no share. */
+function channelsOf(text: string): Stages | undefined {
+  const match = /^(\d+\.?\d*|\.\d+)(%?)$/.exec(text.trim());
+  const share = match ? Number(match[1]) / (match[2] ? 100 : 1) : NaN;
+  if (!(share > 0 && share <= 1)) return undefined;
+  return share === 1 ? {} : { keyChannels: share };
 }
 
 /** The policy with these stages besides its own; they are named among its parameters. */
@@ -88,8 +106,11 @@ export function refuseStages({ name, stages }: Policy): void {
   throw inputError("policy.stages", message, option("policy"));
 }
 
-function parametersOf({ merge }: Stages): Record<string, string> {
-  return { ...(merge && { merge }) };
+function parametersOf({ merge, keyChannels }: Stages): Record<string, string> {
+  return {
+    ...(merge && { merge }),
+    ...(keyChannels && { "key-channels": `${Number((100 * keyChannels).toPrecision(12))}%` }),
+  };
 }
 
 function isMerge(value: string): value is Merge {

@@ -13,6 +13,7 @@ import { ScoreLists } from "../../core/cache/score_lists.ts";
 import type { AttentionOutputs, LayerRows } from "../../core/backend/interface.ts";
 import type { LayerChange } from "../../core/select/candidates.ts";
 import type { Budget, Needs, Observation } from "../../core/policy/policy.ts";
+import type { Stages } from "../../core/policy/stages.ts";
 import { QueryStatistics, type QueryStatisticsResult } from "../../core/measure/query_statistics.ts";
 import { Eviction, keepsAll } from "../../core/select/eviction.ts";
 import { globalShape, windowOf } from "../../core/shape.ts";
@@ -25,6 +26,7 @@ import { Explainer } from "./explain.ts";
 import { type Chunk, HiddenStates, LayerInputs } from "./hidden_states.ts";
 import type { LayersReading, Reader, ReadOptions, ReadResult, ScoreFiles, ThresholdReading } from "./reading.ts";
 import { moveBehind, unmaskedMaxima } from "./moved_queries.ts";
+import { KeyChannelStage } from "./key_channels.ts";
 import { MergeStage, mergeWindow } from "./merge.ts";
 import { type LayerReferences, referencesOf, SampledQueries } from "./references.ts";
 import { REFERENCE_TOKENS, RefitStage } from "./refit.ts";
@@ -58,9 +60,9 @@ export async function readContext(
     const wanted = keepsAll(options) ? {} : options.policy.needs;
     const needs = options.predict ? { ...wanted, gate: true } : wanted;
     const explainer = options.explain ? new Explainer(cache, options) : undefined;
-    const merge = keepsAll(options) ? undefined : options.policy.stages?.merge;
+    const { keyChannels, merge } = stagesNow(options);
     const window = Math.max(needs.window ? options.budget.window : 0, explainer?.window ?? 0) ||
-      (merge ? mergeWindow(ids.length) : 0);
+      (merge || keyChannels ? mergeWindow(ids.length) : 0);
     const { signal, prompts, pieces, gate, fitting, softTokens } = options;
     const refit = options.refit && options.refit !== "none" && !keepsAll(options)
       ? new RefitStage(cache, { refit: options.refit })
@@ -69,6 +71,7 @@ export async function readContext(
     const seeing = { needs, window, signal, prompts, pieces, gate, fitting, softTokens, referenceTokens };
     using reader = await LayerReader.open(device, cache, ids, seeing);
     const merging = merge && new MergeStage(cache, merge, window);
+    const thinning = keyChannels ? new KeyChannelStage(cache, keyChannels, window) : undefined;
     const eviction = new LayerEviction(cache, options, { explainer, merging });
     let prefill = 0, evict = 0;
     for (let layer = 0; layer < config.layers; layer++) {
@@ -79,7 +82,12 @@ export async function readContext(
         await explainer?.add(layer, seen.windowQueries);
         await eviction.layer(layer, seen);
         if (seen.references) refit?.add(layer, seen.references);
-        if (!eviction.crossLayer) await refit?.run(ids.length, options);
+        await thinning?.add(layer, seen.windowQueries);
+        if (!eviction.crossLayer) {
+          await refit?.run(ids.length, options);
+          if (thinning) await explainer?.settle(layer);
+          await thinning?.run();
+        }
       }
       reader.release(seen);
       prefill += middle - start;
@@ -89,6 +97,7 @@ export async function readContext(
     cache.advance(ids.length);
     const certificates = await explainer?.certificates(), waiting = refit?.waitingBytes ?? 0;
     await refit?.run(ids.length, options);
+    await thinning?.run();
     return {
       cache,
       lastHidden: await reader.lastHidden(),
@@ -98,12 +107,19 @@ export async function readContext(
       refit: refit?.figures(),
       merge: merging?.figures(),
       fitted: reader.fitted(),
+      keyChannels: thinning?.figures(),
       predicted: eviction.predicted?.lists,
     };
   } catch (error) {
     cache[Symbol.dispose]();
     throw error;
   }
+}
+
+/** The stages of this reading: nothing is merged where nothing goes. */
+function stagesNow(options: LayersOptions): Stages {
+  const { merge, ...stages } = options.policy.stages ?? {};
+  return keepsAll(options) ? stages : { ...stages, merge };
 }
 
 /** Reads `ids` and evicts what scores below the limit, or, where scores are predicted, below what its margins make of it. */

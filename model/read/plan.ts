@@ -48,7 +48,7 @@ export interface PlanOptions extends RiskSettings {
 /**
  * The way to read the context `ids`.
  * @throws PalisadeError (usage) `risk.exclusive`; (input) `risk.*`, `keep.*`, `max-cache.policy`, `cache-type.*`,
- * `context.too-long`, `explain.early`, `refit.*`, `merge.*`.
+ * `context.too-long`, `explain.early`, `refit.*`, `merge.*`, `key-channels.*`.
  */
 export function planReading(model: PlannedModel, ids: readonly number[], options: PlanOptions): Reading {
   const { maxCache, explain, positions } = options;
@@ -60,9 +60,11 @@ export function planReading(model: PlannedModel, ids: readonly number[], options
     throw contextTooLong(model.config, ids.length, policy, budget, positions === "rerotate");
   }
   if (exceeds || policy.evicts === "early") refuseHindsight(policy, risk, options);
-  const { merge } = policy.stages ?? {};
+  const { merge, keyChannels } = policy.stages ?? {};
   if (refits(options) && risk?.kind === "mean") throw searched("refit");
   if (merge && risk?.kind === "mean") throw searched("merge");
+  if (keyChannels && risk?.kind === "mean") throw searched("keyChannels");
+  if (keyChannels && positions === "rerotate") throw turned();
   if (merge && refits(options)) throw twice();
   if (merge && explain && crossesLayers(policy, budget)) throw unproved();
   const planned = { policy, budget, ...counted, cacheType }, predict = maxCache?.predict ?? false;
@@ -135,12 +137,25 @@ function refits({ refit = DEFAULTS.refit }: PlanOptions): boolean {
   return refit !== "none";
 }
 
-/** A search has let go of the queries that a refit or a merge goes by. */
-function searched(name: "refit" | "merge") {
-  const message = say`${option("risk")} searches its budget with layers put aside: take ${
-    option("keep")
-  } with a ${name}`;
-  return inputError(`${name}.risk`, message, option(name));
+/** A search has let go of the queries that stages go by. */
+function searched(name: StageName) {
+  const advice = say`take ${option("keep")} with ${option(name)}`;
+  const message = say`${option("risk")} searches its budget with layers put aside: ${advice}`;
+  return inputError(`${STAGES[name]}.risk`, message, option(name));
+}
+
+type StageName = "refit" | "merge" | "keyChannels";
+/** What codes call them. */
+const STAGES: Readonly<Record<StageName, string>> = { refit: "refit", merge: "merge", keyChannels: "key-channels" };
+
+/** RoPE turns channels in pairs, which may be split. */
+function turned() {
+  const advice = say`leave out ${option("keyChannels")} or ${option("positions")} rerotate`;
+  return inputError(
+    "key-channels.positions",
+    say`Keys that have lost channels can't be turned: ${advice}`,
+    option("keyChannels"),
+  );
 }
 
 /** Each gives entries other values, and biases. */
@@ -163,10 +178,11 @@ function unproved() {
 
 /** What is judged by the last queries, or by queries from behind the end, can't be known by a reading that evicts before they come. */
 function refuseHindsight(policy: Policy, risk: Risk | undefined, options: PlanOptions): void {
-  const { explain } = options, merges = policy.stages?.merge !== undefined;
-  if (!risk && !explain && !refits(options) && !merges) return;
-  const stage = refits(options) ? "refit" : "merge";
+  const { explain } = options, { merge, keyChannels } = policy.stages ?? {};
+  if (!risk && !explain && !refits(options) && !merge && !keyChannels) return;
+  const stage = refits(options) ? "refit" : merge ? "merge" : "keyChannels";
   const name = risk ? (risk.kind === "mean" ? "risk" : "riskWorst") : explain ? "explain" : stage;
   const message = `${policy.name} evicts here before the end of the context is read, so no query has seen all of it`;
-  throw inputError(risk ? "risk.early" : `${name}.early`, message, option(name));
+  const code = risk ? "risk" : explain ? "explain" : STAGES[stage];
+  throw inputError(`${code}.early`, message, option(name));
 }

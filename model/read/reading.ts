@@ -15,6 +15,7 @@ import type { Device } from "../device.ts";
 import type { GateScorer } from "../gate/scorer.ts";
 import type { WorstCase } from "../gate/worst_case.ts";
 import type { Refit } from "../../core/refit/refit.ts";
+import type { KeyChannelFigures } from "./key_channels.ts";
 import type { MergeFigures } from "./merge.ts";
 import type { RefitFigures } from "./refit.ts";
 import type { RiskFigures } from "./at_risk.ts";
@@ -126,6 +127,8 @@ export interface ReadResult {
   readonly merge?: MergeFigures;
   /** What a gate was fitted on, for `needs.selfGate`. */
   readonly fitted?: Fitted;
+  /** What was left out of the keys, where that was asked for. */
+  readonly keyChannels?: KeyChannelFigures;
   /** What a search did. */
   readonly figures?: RiskFigures;
 }

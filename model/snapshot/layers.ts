@@ -4,6 +4,7 @@
  */
 import { concatenate } from "../../core/concatenate.ts";
 import { copyHeads } from "../../core/backend/copy_heads.ts";
+import type { ReducedHead } from "../../core/backend/reduced.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
 import type { CacheType } from "../../core/cache/entry_type.ts";
 import { type ModelShape, windowOf } from "../../core/shape.ts";
@@ -11,6 +12,7 @@ import type { HeadCertificate, LayerCertificate } from "../../core/worst_case/ce
 import type { Cloak } from "./cloak/cloak.ts";
 import { cloakedRows, cloakedSpecs, coveredBytes, maskedBytes, uncoveredRows, unmasked } from "./cloak/layer.ts";
 import { refuse, type SectionSpec, type SectionTensor, type SnapshotFile, type TensorSpec } from "./format.ts";
+import { readReduced, reducedForm, reducedInts } from "./reduced.ts";
 import { bytesOf, packRows, ROW_DTYPES, unpackRows } from "./rows.ts";
 
 /** What is saved beside the cache. */
@@ -27,6 +29,8 @@ export interface SavedLayer {
   readonly values: readonly Float32Array[];
   /** What attention adds to the rows' logits, where a refit had it so. */
   readonly bias?: readonly (Float32Array | undefined)[];
+  /** What each head has lost of its keys, or reads by; keys are whole, with zeros. */
+  readonly reduced?: readonly ReducedHead[];
   readonly predicted?: readonly Float32Array[];
   readonly certificate?: LayerCertificate;
 }
@@ -57,6 +61,7 @@ export function layerSpec(cache: RaggedCache, layer: number, extras: LayerExtras
     // Nothing is predicted or certified of a layer that looks back over a window.
     ...(index < 0 ? [] : predictedSpec(extras, index * kvHeads, kvHeads, rows)),
     ...(index < 0 ? [] : certificateSpec(extras.certificates?.[index])),
+    ...reducedSpec(heads.map((head) => cache.reduced(layer, head)), headDim),
   ];
   const biased = cache.layerBiased(layer) > 0;
   const bias: TensorSpec[] = biased ? [{ name: "bias", dtype: "F32", shape: [rows] }] : [];
@@ -105,6 +110,10 @@ function predictedSpec({ predicted }: LayerExtras, first: number, kvHeads: numbe
   if (!predicted) return [];
   const bytes = () => bytesOf(concatenate(predicted.slice(first, first + kvHeads), Float32Array));
   return [{ name: "predicted", dtype: "F32", shape: [rows], bytes }];
+}
+
+function reducedSpec(heads: readonly ReducedHead[], headDim: number): Lazy[] {
+  return reducedInts(heads, headDim).map(([spec, numbers]) => ({ ...spec, bytes: () => bytesOf(numbers) }));
 }
 
 /** Counts `[kvHeads, 3]`, figures `[kvHeads, 4 or 4 + 2 · group]`, masses `[kvHeads, group, window]`. */
@@ -184,6 +193,7 @@ export async function readLayer(file: SnapshotFile, layer: number, form: LayerFo
     ...rowsOf,
     // Zeros stand for a head that was not refitted.
     ...(added && { bias: added.map((list) => list.some((bias) => bias !== 0) ? list : undefined) }),
+    ...(tensors.has("channels") && { reduced: readReduced(tensors, lengths, headDim, fail) }),
     ...(predicted && { predicted: split(new Float32Array(predicted.bytes.buffer)) }),
     ...(certificate && { certificate }),
   };
@@ -209,6 +219,7 @@ function checkLayout(
     // How many rows the heads have once cloaked is known when their lengths are read.
     ...(cloak ? cloakedSpecs(kvHeads, layout.get("keys")?.shape[0] ?? -1, headDim) : rowSpecs(type, rows, headDim)),
     ...(layout.has("certificate_counts") ? certificate : []),
+    ...(layout.has("channels") ? reducedForm(kvHeads, headDim) : []),
   ];
   const known = [...needed, list("logical", "I32"), list("predicted", "F32"), list("bias", "F32")];
   for (const { name } of needed) if (!layout.has(name)) fail(`it has no ${name}`);

@@ -4,8 +4,9 @@
  * refusal leaves nothing behind and harms nobody.
  */
 import { CACHE_TYPES, type CacheType } from "../../core/cache/entry_type.ts";
+import type { ReducedHead } from "../../core/backend/reduced.ts";
 import { RaggedCache } from "../../core/cache/ragged.ts";
-import { inputError, option, PalisadeError } from "../../core/errors.ts";
+import { inputError, option, PalisadeError, say } from "../../core/errors.ts";
 import type { Policy } from "../../core/policy/policy.ts";
 import { resolvePolicy } from "../../core/policy/registry.ts";
 import { type Keep, parseKeep } from "../../core/select/budget.ts";
@@ -240,6 +241,7 @@ async function fillCache(
       layer,
       positions.map((each, head) => ({ positions: each, keys: keys[head], values: values[head], bias: bias?.[head] })),
     );
+    saved.reduced?.forEach((head, kvHead) => reduceHead(cache, layer, kvHead, head));
     if (saved.logical) logical.push([...saved.logical]);
     if (saved.predicted) predicted.push(...saved.predicted);
     if (saved.certificate) certificates.push(saved.certificate);
@@ -254,6 +256,22 @@ async function fillCache(
     predicted: all(predicted, cache.globals.length * shape.kvHeads, "scores"),
     certificates: all(certificates, cache.globals.length, "certificates"),
   };
+}
+
+/** @throws PalisadeError input `snapshot.backend` where this backend holds whole keys alone. */
+function reduceHead(cache: RaggedCache, layer: number, kvHead: number, { thin, foresight }: ReducedHead): void {
+  if (!thin && !foresight) return;
+  if (!cache.backend.reduces) {
+    const message = say`It holds keys with channels left out, which the ${cache.backend.name} backend can't: take ${
+      option("backend")
+    } wasm`;
+    throw inputError("snapshot.backend", message, option("backend"));
+  }
+  if (thin) {
+    const recent = cache.length(layer, kvHead) - thin.rows;
+    cache.thin(layer, kvHead, { channels: thin.channels, recent });
+  }
+  if (foresight) cache.foresee(layer, kvHead, foresight);
 }
 
 /** How it decodes: as it was read, under a cap where one is asked for. */

@@ -29,6 +29,7 @@ export async function createThreadedBackend(
     detail: own.detail.replace("one thread", `${pool.size} threads`),
     memory: () => memory(own.memory(), pool),
     refits: true,
+    reduces: true,
     products: (a, b, depth) => own.products!(a, b, depth),
     solve: own.solve,
     boundedLeastSquares: own.boundedLeastSquares,

@@ -8,9 +8,12 @@ import type {
   AttentionWants,
   CopiedRows,
   DecodeOutputs,
+  Foresight,
   RefittedRows,
+  ThinKeys,
   TrustingRows,
 } from "../../core/backend/interface.ts";
+import { afterwards, type ReducedHead } from "../../core/backend/reduced.ts";
 import type { CacheType } from "../../core/cache/entry_type.ts";
 import type { Needs, NormKind, Observation } from "../../core/policy/policy.ts";
 import type { KeyRotation } from "../../core/measure/rotation.ts";
@@ -55,6 +58,8 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
   readonly #parts: readonly Part[];
   /** Rows of each KV head. */
   readonly #lengths: Int32Array;
+  /** What each KV head has lost of its keys, or reads by: to say it again where its rows move to. */
+  readonly #reduced: ReducedHead[];
   #own: WasmRows;
   /** The other threads' parts; none while all heads are here. */
   #others: readonly Part[];
@@ -79,6 +84,7 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
     this.#parts = shareHeads(shape.kvHeads, place.pool.size);
     this.#others = own.shape.kvHeads === shape.kvHeads ? [] : this.#parts.slice(1);
     this.#lengths = lengths;
+    this.#reduced = Array.from(lengths, () => ({}));
   }
 
   static create(place: Place, shape: AttentionShape, reserve: number, type: CacheType): ThreadedRows {
@@ -216,13 +222,48 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
     this.#tell(part, ROWS.refit, { id: this.#id, kvHead: kvHead - part.first, values, bias });
   }
 
+  thin(kvHead: number, keys: ThinKeys): void {
+    this.#alive();
+    const thin = { channels: keys.channels.slice(), rows: this.#lengths[kvHead] - keys.recent };
+    this.#reduced[kvHead] = { thin };
+    const at = this.#placeOf(kvHead);
+    if (!at) return this.#own.thin(kvHead, keys);
+    this.#tell(at.part, ROWS.thin, { id: this.#id, kvHead: at.kvHead, ...keys });
+  }
+
+  foresee(kvHead: number, foresight: Foresight): void {
+    this.#alive();
+    this.#reduced[kvHead] = { foresight: { ...foresight, channels: foresight.channels.slice() } };
+    const at = this.#placeOf(kvHead);
+    if (!at) return this.#own.foresee(kvHead, foresight);
+    this.#tell(at.part, ROWS.foresee, { id: this.#id, kvHead: at.kvHead, ...foresight });
+  }
+
+  /** The other thread's part that a head is in, and which of its heads it is. */
+  #placeOf(kvHead: number): { part: Part; kvHead: number } | undefined {
+    if (kvHead < this.#mineHeads) return undefined;
+    const part = this.#others.find(({ first, kvHeads }) => kvHead < first + kvHeads)!;
+    return { part, kvHead: kvHead - part.first };
+  }
+
+  /** Tells all heads, whose rows came whole, what they are to lose and to read by. */
+  #reduceAgain(reduced: readonly ReducedHead[]): void {
+    reduced.forEach(({ thin, foresight }, h) => {
+      if (thin) this.thin(h, { channels: thin.channels, recent: this.#lengths[h] - thin.rows });
+      if (foresight) this.foresee(h, foresight);
+    });
+  }
+
   compact(kept: readonly Int32Array[]): void {
     this.#alive();
     this.#own.compact(kept.slice(0, this.#mineHeads));
     for (const part of this.#others) {
       this.#tell(part, ROWS.compact, { id: this.#id, kept: ofHeads(kept, part).map((rows) => rows.slice()) });
     }
-    kept.forEach((rows, h) => this.#lengths[h] = rows.length);
+    kept.forEach((rows, h) => {
+      this.#lengths[h] = rows.length;
+      this.#reduced[h] = afterwards(this.#reduced[h], rows);
+    });
   }
 
   truncate(lengths: ArrayLike<number>): void {
@@ -233,6 +274,7 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
       this.#tell(part, ROWS.truncate, { id: this.#id, lengths: ofHeads(wanted, part) });
     }
     this.#lengths.set(wanted);
+    wanted.forEach((length, h) => this.#reduced[h] = afterwards(this.#reduced[h], length));
   }
 
   async rotateKeys(moves: readonly Int32Array[], rotation: KeyRotation): Promise<void> {
@@ -261,13 +303,16 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
   async clone(): Promise<TrustingRows<Float32Array>> {
     this.#alive();
     const lengths = this.#lengths.slice(), others = this.#others, id = this.#pool.newId();
+    const reduced = [...this.#reduced];
     let own: WasmRows | undefined;
     try {
       await this.#all(ROWS.clone, () => ({ id: this.#id, copy: id }), async () => {
         own = await this.#own.clone();
         return {};
       });
-      return new ThreadedRows(this.#place, own!, this.#shape, lengths, id);
+      const copy = new ThreadedRows(this.#place, own!, this.#shape, lengths, id);
+      reduced.forEach((head, h) => copy.#reduced[h] = head);
+      return copy;
     } catch (error) {
       own?.free();
       this.#freeAt(others, id);
@@ -351,6 +396,7 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
     before.own.free();
     this.#own = own;
     this.#others = others;
+    this.#reduceAgain([...this.#reduced]);
   }
 
   #giveTo(part: Part, heads: readonly CopiedRows[]): void {

@@ -116,6 +116,16 @@ export const ROWS = {
     {},
     (service, { id, kvHead, values, bias }) => service.get(id).refit(kvHead, { values, bias }),
   ),
+  thin: command(
+    { id, kvHead: number, channels: ints, recent: number },
+    {},
+    (service, { id, kvHead, ...keys }) => service.get(id).thin(kvHead, keys),
+  ),
+  foresee: command(
+    { id, kvHead: number, channels: ints, entries: number, sinks: number, recent: number },
+    {},
+    (service, { id, kvHead, ...foresight }) => service.get(id).foresee(kvHead, foresight),
+  ),
   compact: command({ id, kept: list(ints) }, {}, (service, { id, kept }) => service.get(id).compact(kept)),
   truncate: command({ id, lengths: list(number) }, {}, (service, { id, lengths }) => service.get(id).truncate(lengths)),
   rotate: command(

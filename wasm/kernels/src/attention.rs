@@ -11,7 +11,8 @@ use crate::lanes::F4;
 use crate::math::{exp2, exp2_one, exp2s, LOG2_E};
 use crate::memory::{Array, Error, Result};
 use crate::prefill;
-use crate::rows::{Head, Layer, Layout, Part, PAGE};
+use crate::reduced::{attend_thin, Asked, Chooser};
+use crate::rows::{Head, Layer, Layout, Part, Run, PAGE};
 use crate::stored::{Kind, Unpacked};
 use crate::tile::{dots, half_place, mix, tile_rows, Floats, Halves, Tile, FEW, QUERY_SCALE};
 
@@ -22,14 +23,17 @@ const BLOCK: usize = 48;
 pub struct Block {
     pub rows: usize,
     layout: Layout,
+    /// Numbers from one output to the next.
     stride: usize,
+    /// The same of queries: as many as a key has.
+    key_stride: usize,
     /// A tile of keys or values, where they are not float32.
     tile: Unpacked,
     /// For few queries over int8 rows, which are then not unpacked.
     narrow: Option<Narrow>,
     /// For few queries over float16 rows: unpacked in registers, so queries and outputs are in the order of `half_place`.
     halves: bool,
-    /// `(rows, stride)`, zero beyond the head width.
+    /// `(rows, key_stride)`, zero beyond the key's width.
     pub queries: Array<f32>,
     /// `(rows, stride)`, not yet divided by `sums`.
     outputs: Array<f32>,
@@ -57,10 +61,11 @@ impl Block {
             rows: 0,
             layout,
             stride,
+            key_stride: layout.key_stride,
             tile: layout.unpacked(tile_rows(stride))?,
             narrow: None,
             halves: false,
-            queries: Array::zeros(capacity * stride)?,
+            queries: Array::zeros(capacity * layout.key_stride)?,
             outputs: Array::zeros(capacity * stride)?,
             scores: Array::zeros(capacity * PAGE)?,
             maxima: Array::zeros(capacity)?,
@@ -71,10 +76,10 @@ impl Block {
     }
 
     /// For decoding: few queries read the rows as they are stored.
-    fn new_direct(capacity: usize, layout: Layout) -> Result<Self> {
+    pub fn new_direct(capacity: usize, layout: Layout) -> Result<Self> {
         let mut block = Self::new(capacity, layout)?;
         if layout.kind == Kind::Int8 && capacity <= FEW {
-            block.narrow = Some(Narrow::new(capacity, layout.stride)?);
+            block.narrow = Some(Narrow::new(capacity, layout.key_stride, layout.stride)?);
         }
         block.halves = layout.kind == Kind::F16 && capacity <= FEW;
         Ok(block)
@@ -100,32 +105,52 @@ impl Block {
 
     #[inline(never)]
     pub fn push(&mut self, query: &[f32], start: usize, limit: usize) {
-        let at = self.rows * self.stride;
-        let place = &mut self.queries.as_mut()[at..at + self.stride];
+        let at = self.rows * self.key_stride;
+        let place = &mut self.queries.as_mut()[at..at + self.key_stride];
         if self.halves {
             query.iter().enumerate().for_each(|(d, x)| place[half_place(d)] = x * QUERY_SCALE);
         } else {
             place[..query.len()].copy_from_slice(query);
         }
         if let Some(narrow) = &mut self.narrow {
-            narrow.set_query(self.rows, &self.queries.as_slice()[at..at + self.stride]);
+            narrow.set_query(self.rows, &self.queries.as_slice()[at..at + self.key_stride]);
         }
         self.starts.push(start);
         self.limits.push(limit);
         self.rows += 1;
     }
 
+    /// Goes on from where a block with the same queries over other rows is.
+    pub fn adopt(&mut self, other: &Block) {
+        for (to, from, each) in [
+            (&mut self.outputs, &other.outputs, self.stride),
+            (&mut self.maxima, &other.maxima, 1),
+            (&mut self.sums, &other.sums, 1),
+        ] {
+            to.as_mut()[..self.rows * each].copy_from_slice(&from.as_slice()[..self.rows * each]);
+        }
+    }
+
+    /// The output of a query: the sums of the softmax divide it once, at the end.
+    pub fn write(&self, row: usize, to: &mut [f32]) {
+        let share = 1.0 / self.sums.as_slice()[row];
+        let output = &self.outputs.as_slice()[row * self.stride..][..self.stride];
+        for (d, to) in to.iter_mut().enumerate() {
+            *to = output[if self.halves { half_place(d) } else { d }] * share;
+        }
+    }
+
     /// Raw scores of a tile for the block's queries from `first` on, −∞ where a query may not look, up to a multiple of
     /// eight. Returns the number of rows of the tile that anyone sees.
     #[inline(never)]
-    fn score(&mut self, head: &Head, start: usize, first: usize, ahead: *const u8) -> usize {
+    fn score(&mut self, run: Run, start: usize, first: usize, ahead: *const u8) -> usize {
         let end = start - start % self.tile_rows() + self.tile_rows();
         let seen = self.limits[self.rows - 1].min(end) - start;
-        let queries = self.queries.as_slice()[first * self.stride..self.rows * self.stride].as_ptr();
+        let queries = self.queries.as_slice()[first * self.key_stride..self.rows * self.key_stride].as_ptr();
         let scores = &mut self.scores.as_mut()[first * PAGE..self.rows * PAGE];
-        let (page, count, rows) = (&head.pages[start / PAGE], seen.next_multiple_of(4), self.rows - first);
+        let (page, count, rows) = (&run.pages[start / PAGE], seen.next_multiple_of(4), self.rows - first);
         let (keys, scales) = page.rows(self.layout, Part::Key, start % PAGE);
-        let mut tile = Tile { rows: keys, count: seen, stride: self.stride, ahead };
+        let mut tile = Tile { rows: keys, count: seen, stride: self.key_stride, ahead };
         // SAFETY: a tile lies within one page and is no longer than the room for it.
         unsafe {
             if let Some(narrow) = &self.narrow {
@@ -137,9 +162,9 @@ impl Block {
                 dots::<Floats>(queries, rows, tile, scores.as_mut_ptr(), PAGE);
             }
         }
-        if head.is_biased() {
+        if run.is_biased() {
             for row in scores.chunks_exact_mut(PAGE) {
-                row[..seen].iter_mut().zip(head.raw_bias(start)).for_each(|(score, bias)| *score += bias);
+                row[..seen].iter_mut().zip(run.raw_bias(start)).for_each(|(score, bias)| *score += bias);
             }
         }
         let spans = self.starts[first..].iter().zip(&self.limits[first..]);
@@ -197,19 +222,19 @@ const FETCHED_ROWS: usize = 8192;
 
 /// Runs the block over all tiles it may see: fills outputs, maxima and sums.
 #[inline(never)]
-pub fn attend(head: &Head, block: &mut Block, c: f32) {
+pub fn attend(run: Run, block: &mut Block, c: f32) {
     let (stride, layout) = (block.stride, block.layout);
     let most = block.limits[block.rows - 1];
     let step = block.tile_rows();
     let fetches =
         step == PAGE && block.rows <= FEW && most >= FETCHED_ROWS && stride * layout.kind.size() >= FETCHED_ROW;
-    let ahead = |page: usize, part| match head.pages.get(page) {
+    let ahead = |page: usize, part| match run.pages.get(page) {
         Some(page) if fetches => page.rows(layout, part, 0).0,
         _ => core::ptr::null(),
     };
     for start in (block.starts[0] / step * step..most).step_by(step) {
         let first = block.first_seeing(start);
-        let seen = block.score(head, start, first, ahead(start / PAGE, Part::Value));
+        let seen = block.score(run, start, first, ahead(start / PAGE, Part::Value));
         // Those that see nothing of the tile yet have no maximum to go by.
         let rows = block.end_seeing(start + seen);
         let scores = block.scores.as_mut();
@@ -224,7 +249,7 @@ pub fn attend(head: &Head, block: &mut Block, c: f32) {
             }
         }
         let outputs = block.outputs.as_mut()[first * stride..rows * stride].as_mut_ptr();
-        let (values, scales) = head.pages[start / PAGE].rows(layout, Part::Value, start % PAGE);
+        let (values, scales) = run.pages[start / PAGE].rows(layout, Part::Value, start % PAGE);
         let mut tile = Tile { rows: values, count: seen, stride, ahead: ahead(start / PAGE + 1, Part::Key) };
         // SAFETY: `seen` rows from `start` lie within one page and hold values.
         unsafe {
@@ -242,11 +267,11 @@ pub fn attend(head: &Head, block: &mut Block, c: f32) {
 }
 
 /// Maxima and sums alone, over the rows from `start` on.
-pub fn measure(head: &Head, block: &mut Block, c: f32, mut start: usize) {
+pub fn measure(run: Run, block: &mut Block, c: f32, mut start: usize) {
     let most = block.limits.last().copied().unwrap_or(0);
     while start < most {
         let first = block.first_seeing(start);
-        let seen = block.score(head, start, first, core::ptr::null());
+        let seen = block.score(run, start, first, core::ptr::null());
         for q in first..block.end_seeing(start + seen) {
             let (maximum, sum) = (&mut block.maxima.as_mut()[q], &mut block.sums.as_mut()[q]);
             // SAFETY: a row of `PAGE` floats; query `q` sees a row of the tile.
@@ -258,11 +283,11 @@ pub fn measure(head: &Head, block: &mut Block, c: f32, mut start: usize) {
 
 /// Runs the block over all tiles again, now that `maxima` and `sums` are final, and hands each tile's softmax to
 /// `body(start, seen, first query, weights (rows − first, PAGE))`.
-pub fn weights(head: &Head, block: &mut Block, c: f32, mut body: impl FnMut(usize, usize, usize, &mut [f32])) {
+pub fn weights(run: Run, block: &mut Block, c: f32, mut body: impl FnMut(usize, usize, usize, &mut [f32])) {
     let most = block.limits[block.rows - 1];
     for start in (0..most).step_by(block.tile_rows()) {
         let first = block.first_seeing(start);
-        let seen = block.score(head, start, first, core::ptr::null());
+        let seen = block.score(run, start, first, core::ptr::null());
         let rows = block.rows;
         let scores = &mut block.scores.as_mut()[first * PAGE..rows * PAGE];
         for (q, row) in scores.chunks_exact_mut(PAGE).enumerate() {
@@ -301,7 +326,8 @@ pub fn column_pitch(layer: &Layer) -> usize {
 }
 
 /// Attention of `count` queries, `(count, heads, dim)`. Query `t` sees rows `0 … length − behind − count + t` of each
-/// head, of them the last as far as the layer reaches; every query must see a row.
+/// head, of them the last as far as the layer reaches; every query must see a row. `sparse`: a single query may read only
+/// the rows that its channels choose, in heads that foresee.
 pub fn causal(
     layer: &Layer,
     queries: &[f32],
@@ -309,29 +335,32 @@ pub fn causal(
     behind: usize,
     outputs: &mut [f32],
     extras: &mut Extras,
+    sparse: bool,
 ) -> Result<()> {
     if count == 0 || layer.rows.iter().any(|head| head.length < count + behind) {
         return Err(Error::Shape);
     }
     let columns = !extras.column_sum.is_empty() || !extras.column_max.is_empty();
     let mut few = count;
+    if layer.is_thin() {
+        if columns || !extras.log_sum_exp.is_empty() {
+            return Err(Error::Shape);
+        }
+        return decode(layer, queries, count, behind, outputs, extras.probabilities, false);
+    }
     if count >= prefill::LEAST_TOKENS || columns || !extras.log_sum_exp.is_empty() {
         prefill::causal(layer, queries, count, behind, outputs, extras, true)?;
         // Only the last token's softmax may be wanted beside it.
         few = usize::from(!extras.probabilities.is_empty());
     }
     let rest = (count - few) * layer.heads * layer.dim;
-    decode(layer, &queries[rest..], few, behind, &mut outputs[rest..], extras.probabilities)
+    // Which rows a query reads is foreseen for single ones, and where nobody wants to see all of the softmax.
+    let sparse = sparse && count == 1 && behind == 0 && few == 1 && extras.probabilities.is_empty() && layer.foresees();
+    decode(layer, &queries[rest..], few, behind, &mut outputs[rest..], extras.probabilities, sparse)
 }
 
 /// Attention of any `count` queries over all rows of each head.
-pub fn unmasked(
-    layer: &Layer,
-    queries: &[f32],
-    count: usize,
-    outputs: &mut [f32],
-    extras: &mut Extras,
-) -> Result<()> {
+pub fn unmasked(layer: &Layer, queries: &[f32], count: usize, outputs: &mut [f32], extras: &mut Extras) -> Result<()> {
     if count == 0 || layer.common_length()? == 0 {
         return Err(Error::Shape);
     }
@@ -346,6 +375,7 @@ fn decode(
     behind: usize,
     outputs: &mut [f32],
     probabilities: &mut [f32],
+    sparse: bool,
 ) -> Result<()> {
     if count == 0 {
         return Ok(());
@@ -359,7 +389,22 @@ fn decode(
     let mut block = Block::new_direct(tokens * group, layer.layout)?;
     // Where this KV head's probabilities begin.
     let mut offset = 0;
+    let mut chooser = if sparse { Some(Chooser::new(layer)?) } else { None };
     for (kv, head) in layer.rows.iter().enumerate() {
+        let asked = Asked { queries, count, kv, last: last(head), c };
+        let shares = if probabilities.is_empty() { 0 } else { group * last(head) };
+        if head.thin.is_some() {
+            attend_thin(layer, &asked, outputs, &mut probabilities[offset..offset + shares])?;
+            offset += shares;
+            continue;
+        }
+        let reads_all = |entries: usize| head.length <= entries;
+        if let Some(chooser) =
+            chooser.as_mut().filter(|_| head.foresight.as_ref().is_some_and(|(_, r)| !reads_all(r.entries)))
+        {
+            chooser.attend(layer, &asked, outputs)?;
+            continue;
+        }
         for token in (0..count).step_by(tokens) {
             let here = tokens.min(count - token);
             // The queries, each with the number of rows it sees.
@@ -371,22 +416,17 @@ fn decode(
                 }
             }
             // Scores, softmax and weighted values, tile by tile.
-            attend(head, &mut block, c);
+            attend(head.run(), &mut block, c);
             for row in 0..block.rows {
                 let at = (token + row / group) * heads + kv * group + row % group;
-                // The sums of the softmax divide the outputs once, at the end.
-                let share = 1.0 / block.sums.as_slice()[row];
-                let output = &block.outputs.as_slice()[row * layer.layout.stride..][..layer.layout.stride];
-                for (d, to) in outputs[at * dim..][..dim].iter_mut().enumerate() {
-                    *to = output[if block.halves { half_place(d) } else { d }] * share;
-                }
+                block.write(row, &mut outputs[at * dim..][..dim]);
             }
             // The last token's softmax, where it is wanted, needs the scores once more.
             if !probabilities.is_empty() && token + here == count {
                 last_softmax(head, &mut block, c, group, &mut probabilities[offset..]);
             }
         }
-        offset += group * last(head);
+        offset += shares;
     }
     Ok(())
 }
@@ -394,7 +434,7 @@ fn decode(
 /// Writes the softmax of the last token's queries, `(group, length)`.
 fn last_softmax(head: &Head, block: &mut Block, c: f32, group: usize, out: &mut [f32]) {
     let (rows, length) = (block.rows, block.limits[block.rows - 1]);
-    weights(head, block, c, |start, seen, first, scores| {
+    weights(head.run(), block, c, |start, seen, first, scores| {
         for q in 0..group {
             let row = &scores[(rows - group + q - first) * PAGE..][..seen];
             out[q * length + start..][..seen].copy_from_slice(row);

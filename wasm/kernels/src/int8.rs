@@ -14,8 +14,11 @@ const LARGEST: f32 = 32767.0;
 
 /// The int16 side of a block of queries.
 pub struct Narrow {
+    /// Numbers from one query to the next: as many as a key has.
+    key_stride: usize,
+    /// The same of outputs.
     stride: usize,
-    /// `(rows, stride)`.
+    /// `(rows, key_stride)`.
     queries: Array<i16>,
     /// One per query.
     query_scales: Array<f32>,
@@ -26,22 +29,23 @@ pub struct Narrow {
 }
 
 impl Narrow {
-    pub fn new(rows: usize, stride: usize) -> Result<Self> {
+    pub fn new(rows: usize, key_stride: usize, stride: usize) -> Result<Self> {
         Ok(Narrow {
+            key_stride,
             stride,
-            queries: Array::zeros(rows * stride)?,
+            queries: Array::zeros(rows * key_stride)?,
             query_scales: Array::zeros(rows)?,
             weights: Array::zeros(rows * PAGE)?,
             steps: Array::zeros(rows)?,
         })
     }
 
-    /// Rounds query `row`, `(stride)`, to int16.
+    /// Rounds query `row`, `(key_stride)`, to int16.
     pub fn set_query(&mut self, row: usize, query: &[f32]) {
-        let largest = LARGEST.min((LARGEST_SUM / self.stride) as f32);
-        let to = &mut self.queries.as_mut()[row * self.stride..][..self.stride];
-        // SAFETY: both hold `stride` numbers, a multiple of 16.
-        self.query_scales.as_mut()[row] = unsafe { narrow(query.as_ptr(), self.stride, largest, to.as_mut_ptr()) };
+        let largest = LARGEST.min((LARGEST_SUM / self.key_stride) as f32);
+        let to = &mut self.queries.as_mut()[row * self.key_stride..][..self.key_stride];
+        // SAFETY: both hold `key_stride` numbers, a multiple of 16.
+        self.query_scales.as_mut()[row] = unsafe { narrow(query.as_ptr(), self.key_stride, largest, to.as_mut_ptr()) };
     }
 
     /// `scores[q][k] = query (first + q) · keys[k]` for `count` keys rounded up to a multiple of eight.
@@ -50,11 +54,12 @@ impl Narrow {
     /// `keys`, `scales`: as many rows; `scores`: `(rows, PAGE)`; the queries `first … first + rows − 1` were set.
     #[inline(never)]
     pub unsafe fn dots(&self, first: usize, rows: usize, keys: Tile, key_scales: *const f32, scores: *mut f32) {
-        let queries = self.queries.as_slice()[first * self.stride..(first + rows) * self.stride].as_ptr();
+        let queries = self.queries.as_slice()[first * self.key_stride..(first + rows) * self.key_stride].as_ptr();
         let query_scales = self.query_scales.as_slice()[first..first + rows].as_ptr();
 
         for q in (0..rows).step_by(2) {
-            let (queries, scales, scores) = (queries.add(q * self.stride), query_scales.add(q), scores.add(q * PAGE));
+            let (queries, scales, scores) =
+                (queries.add(q * self.key_stride), query_scales.add(q), scores.add(q * PAGE));
             if q + 1 < rows {
                 dots_of::<2, 4>(queries, scales, &keys, key_scales, scores);
             } else {
@@ -241,7 +246,7 @@ mod tests {
         for stride in [16, 32, 64, 80, 128, 256, 1024] {
             for queries in [1, 2, 3, 5] {
                 for count in [4, 12, 64] {
-                    let mut narrow = Narrow::new(queries, stride).unwrap();
+                    let mut narrow = Narrow::new(queries, stride, stride).unwrap();
                     let q = random(queries * stride, 1);
                     q.chunks(stride).enumerate().for_each(|(row, query)| narrow.set_query(row, query));
                     // A page of them: keys are read up to whole eights.
@@ -273,7 +278,7 @@ mod tests {
     #[test]
     fn sums_of_the_largest_numbers_fit() {
         for stride in [128, 4096] {
-            let mut narrow = Narrow::new(1, stride).unwrap();
+            let mut narrow = Narrow::new(1, stride, stride).unwrap();
             narrow.set_query(0, &vec![3.0; stride]);
             let (keys, scales) = (vec![0x81u8; 8 * stride], [0.5; 8]);
             let mut scores = [0.0; PAGE];

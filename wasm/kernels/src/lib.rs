@@ -20,8 +20,10 @@ mod math;
 mod memory;
 mod norms;
 mod observe;
+mod packed;
 mod panel;
 mod prefill;
+mod reduced;
 mod row_panels;
 mod rows;
 mod select;
@@ -145,7 +147,8 @@ pub extern "C" fn rows_append(rows: i32, keys: i32, values: i32, count: i32) -> 
 /// sees rows `0 … length − behind − count + t`. `queries`, `outputs`: `(count, heads, dim)`. −1 where not wanted:
 /// `log_sum_exp`: `(count, heads)`; `column_sum`, `column_max`: `(heads, longest head rounded up to 64)`, added to and
 /// raised; `probabilities`: the softmax of the last query, head after head, each as long as its KV head less `behind`.
-/// `masked` 0: any queries, each of which sees every row, whatever `behind`; then there are no probabilities.
+/// `masked` 0: any queries, each of which sees every row, whatever `behind`; then there are no probabilities. 2: a single
+/// query may read a part of the rows (`rows_foresee`).
 #[no_mangle]
 pub extern "C" fn rows_attend(
     rows: i32,
@@ -176,7 +179,7 @@ pub extern "C" fn rows_attend(
             let queries = input(&queries, length)?;
             match masked {
                 0 => attention::unmasked(layer, queries, count, out, &mut extras).map(|()| 0),
-                _ => attention::causal(layer, queries, count, behind, out, &mut extras).map(|()| 0),
+                _ => attention::causal(layer, queries, count, behind, out, &mut extras, masked == 2).map(|()| 0),
             }
         })
     })
@@ -306,6 +309,51 @@ pub extern "C" fn rows_bias(rows: i32, kv_head: i32, bias: i32) -> i32 {
             Ok(known.len() as i32)
         })
     })
+}
+
+/// Keeps only these channels, `count` int32 ascending, of the keys of a head's rows, all but the last `recent`; once.
+#[no_mangle]
+pub extern "C" fn rows_thin(rows: i32, kv_head: i32, channels: i32, count: i32, recent: i32) -> i32 {
+    run(|state| {
+        let (layer, kv_head, count, recent) = (state.layers.get(rows)?, size(kv_head)?, size(count)?, size(recent)?);
+        state.buffers.lend([channels], |[channels]| layer.thin(kv_head, input(&channels, count)?, recent).map(|()| 0))
+    })
+}
+
+/// How many of a head's rows, from the first on, have thin keys.
+#[no_mangle]
+pub extern "C" fn rows_thinned(rows: i32, kv_head: i32) -> i32 {
+    run(|state| {
+        let (layer, kv_head) = (state.layers.get(rows)?, size(kv_head)?);
+        layer.rows.get(kv_head).map(|head| head.thinned() as i32).ok_or(Error::Shape)
+    })
+}
+
+/// From now on single queries of a head read `entries` rows: the first `sinks`, the last `recent`, and those that these
+/// channels, `count` int32 ascending, choose.
+#[no_mangle]
+pub extern "C" fn rows_foresee(
+    rows: i32,
+    kv_head: i32,
+    channels: i32,
+    count: i32,
+    entries: i32,
+    sinks: i32,
+    recent: i32,
+) -> i32 {
+    run(|state| {
+        let (layer, kv_head, count) = (state.layers.get(rows)?, size(kv_head)?, size(count)?);
+        let reading = packed::Reading { entries: size(entries)?, sinks: size(sinks)?, recent: size(recent)? };
+        state
+            .buffers
+            .lend([channels], |[channels]| layer.foresee(kv_head, input(&channels, count)?, reading).map(|()| 0))
+    })
+}
+
+/// Bytes of what heads hold besides pages of whole rows: thin ones, and channels to foresee by.
+#[no_mangle]
+pub extern "C" fn rows_packed_bytes(rows: i32) -> i32 {
+    run(|state| state.layers.get(rows).and_then(|layer| i32::try_from(layer.packed_bytes()).map_err(|_| Error::Memory)))
 }
 
 /// Copies one head's rows, `(length, dim)` each; or with `wanted` (`count` int32, −1 for none) only those.

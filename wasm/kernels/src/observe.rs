@@ -112,7 +112,7 @@ impl Rows {
     /// Prefix first, then the window, so that the prefix's share falls out of the running sum.
     fn first_pass(&mut self, head: &Head, block: &mut Block, c: f32, group: usize) {
         // Maximum and sum of each row over the prefix.
-        measure(head, block, c, 0);
+        measure(head.run(), block, c, 0);
         let rows = block.rows;
         // Put aside before the rest goes on from them.
         self.before.as_mut()[..rows].copy_from_slice(&block.maxima.as_slice()[..rows]);
@@ -122,7 +122,7 @@ impl Rows {
             *limit = self.prefix + row / group + 1;
         }
         // The same sums, now over all that a row sees.
-        measure(head, block, c, self.prefix);
+        measure(head.run(), block, c, self.prefix);
         for row in 0..block.rows {
             let (maximum, sum) = (block.maxima.as_slice()[row], block.sums.as_slice()[row]);
             let (maximum_before, sum_before) = (self.before.as_slice()[row], self.before.as_slice()[rows + row]);
@@ -160,7 +160,7 @@ impl Rows {
                 let counted = (prefix - 1).min(j + half) - j.saturating_sub(half) + 1;
                 let key = layer.row(head, Part::Key, j, &mut unpacked);
                 let product: f32 = query.iter().zip(key).map(|(a, b)| a * b).sum();
-                let score = product + head.raw_bias(j).next().unwrap_or(0.0);
+                let score = product + head.run().raw_bias(j).next().unwrap_or(0.0);
                 let share = exp2_one((score - maximum) * c) as f64 / sum as f64;
                 total -= (self.kernel - counted) as f64 * share;
             }
@@ -188,7 +188,7 @@ impl Rows {
         if !(pooled || mean || variance || entropy) {
             return;
         }
-        weights(head, block, c, |start, seen, _, tile| {
+        weights(head.run(), block, c, |start, seen, _, tile| {
             if entropy {
                 self.fold_entropy(tile, seen);
             }

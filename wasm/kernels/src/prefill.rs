@@ -202,8 +202,8 @@ impl Block {
             let scores = &mut scores[at * COLUMNS..(at + padded) * COLUMNS];
             // SAFETY: `padded` rows of keys; a panel of `stride` rows; room for `padded` rows of scores.
             unsafe { score_panel(keys, padded, stride, panel.as_ptr(), scores.as_mut_ptr()) };
-            if head.is_biased() {
-                for (row, bias) in scores.chunks_exact_mut(COLUMNS).take(seen).zip(head.raw_bias(start)) {
+            if head.run().is_biased() {
+                for (row, bias) in scores.chunks_exact_mut(COLUMNS).take(seen).zip(head.run().raw_bias(start)) {
                     row.iter_mut().for_each(|score| *score += bias);
                 }
             }

@@ -6,6 +6,7 @@
 //! and compacted in turn.
 
 use crate::memory::{Array, Error, Result};
+use crate::packed::{Packed, Reading};
 use crate::stored::{Kind, Unpacked};
 
 /// Rows of a page.
@@ -21,27 +22,38 @@ pub enum Part {
 #[derive(Clone, Copy)]
 pub struct Layout {
     pub kind: Kind,
-    /// Numbers from one row to the next.
+    /// Numbers from one value to the next.
     pub stride: usize,
+    /// The same of keys: fewer where channels of theirs are gone (`packed.rs`).
+    pub key_stride: usize,
 }
 
 impl Layout {
-    fn row_bytes(self) -> usize {
-        self.stride * self.kind.size()
+    fn row_bytes(self, part: Part) -> usize {
+        self.kind.size() * if part == Part::Key { self.key_stride } else { self.stride }
     }
 
-    fn page_bytes(self) -> usize {
-        2 * PAGE * self.row_bytes() + if self.kind == Kind::Int8 { 2 * PAGE * 4 } else { 0 }
+    fn number_bytes(self) -> usize {
+        PAGE * (self.row_bytes(Part::Key) + self.row_bytes(Part::Value))
+    }
+
+    pub fn page_bytes(self) -> usize {
+        self.number_bytes() + if self.kind == Kind::Int8 { 2 * PAGE * 4 } else { 0 }
     }
 
     /// First byte of a row.
     fn row(self, part: Part, row: usize) -> usize {
-        (part as usize * PAGE + row) * self.row_bytes()
+        part as usize * PAGE * self.row_bytes(Part::Key) + row * self.row_bytes(part)
     }
 
     /// First byte of a row's scale.
     fn scale(self, part: Part, row: usize) -> usize {
-        2 * PAGE * self.row_bytes() + (part as usize * PAGE + row) * 4
+        self.number_bytes() + (part as usize * PAGE + row) * 4
+    }
+
+    /// Room to unpack one key.
+    pub fn unpacked_keys(self) -> Result<Unpacked> {
+        Unpacked::new(self.kind, self.key_stride, 1)
     }
 
     /// Room to unpack `rows` rows.
@@ -53,6 +65,22 @@ impl Layout {
 pub struct Page(Array<u8>);
 
 impl Page {
+    pub fn new(layout: Layout) -> Result<Self> {
+        Array::zeros(layout.page_bytes()).map(Page)
+    }
+
+    /// Copies a row of a page of the same layout, as it is stored.
+    pub fn copy_row(&mut self, layout: Layout, row: usize, from: &Page, from_row: usize) {
+        for part in [Part::Key, Part::Value] {
+            let (to, from_at, bytes) = (layout.row(part, row), layout.row(part, from_row), layout.row_bytes(part));
+            self.0.as_mut()[to..to + bytes].copy_from_slice(&from.0.as_slice()[from_at..from_at + bytes]);
+            if layout.kind == Kind::Int8 {
+                let (to, from_at) = (layout.scale(part, row), layout.scale(part, from_row));
+                self.0.as_mut()[to..to + 4].copy_from_slice(&from.0.as_slice()[from_at..from_at + 4]);
+            }
+        }
+    }
+
     /// Rows from `row` on, `(rows, stride)`, and their scales, which are no scales unless the kind is int8.
     pub fn rows(&self, layout: Layout, part: Part, row: usize) -> (*const u8, *const f32) {
         let bytes = self.0.as_slice();
@@ -78,9 +106,9 @@ impl Page {
     }
 
     #[inline(never)]
-    fn store(&mut self, layout: Layout, part: Part, row: usize, numbers: &[f32]) {
+    pub fn store(&mut self, layout: Layout, part: Part, row: usize, numbers: &[f32]) {
         let bytes = self.0.as_mut();
-        let scale = layout.kind.store(numbers, &mut bytes[layout.row(part, row)..][..layout.row_bytes()]);
+        let scale = layout.kind.store(numbers, &mut bytes[layout.row(part, row)..][..layout.row_bytes(part)]);
         if layout.kind == Kind::Int8 {
             bytes[layout.scale(part, row)..][..4].copy_from_slice(&scale.to_le_bytes());
         }
@@ -89,22 +117,71 @@ impl Page {
 
 #[derive(Default)]
 pub struct Head {
+    /// Of the rows behind those of `thin`.
     pub pages: Vec<Page>,
     pub length: usize,
+    /// The first rows, where their keys have lost channels.
+    pub thin: Option<Packed>,
+    /// Channels of all keys once more, and how few rows a query reads by them.
+    pub foresight: Option<(Packed, Reading)>,
     /// What is added to the scaled logits of the first rows; those behind have none.
     bias: Vec<f32>,
     /// √dim, once there is a bias: raw scores are not scaled.
     root: f32,
 }
 
-impl Head {
+/// Rows one behind the other in pages of one layout.
+#[derive(Clone, Copy)]
+pub struct Run<'a> {
+    pub pages: &'a [Page],
+    /// Of the run's first rows.
+    bias: &'a [f32],
+    root: f32,
+}
+
+impl<'a> Run<'a> {
+    pub fn unbiased(pages: &'a [Page]) -> Self {
+        Run { pages, bias: &[], root: 0.0 }
+    }
+
     /// What is added to the raw scores of the rows from `start` on, as far as they have a bias.
-    pub fn raw_bias(&self, start: usize) -> impl Iterator<Item = f32> + '_ {
-        self.bias[start.min(self.bias.len())..].iter().map(|b| b * self.root)
+    pub fn raw_bias(self, start: usize) -> impl Iterator<Item = f32> + 'a {
+        self.bias[start.min(self.bias.len())..].iter().map(move |b| b * self.root)
+    }
+
+    pub fn is_biased(self) -> bool {
+        !self.bias.is_empty()
+    }
+
+    /// With other biases, scaled ones.
+    pub fn with_bias(self, bias: &'a [f32], root: f32) -> Self {
+        Run { bias, root, ..self }
+    }
+}
+
+impl Head {
+    /// Rows whose keys have lost channels: the first ones.
+    pub fn thinned(&self) -> usize {
+        self.thin.as_ref().map_or(0, |thin| thin.rows)
+    }
+
+    /// The rows with whole keys.
+    pub fn run(&self) -> Run<'_> {
+        Run { pages: &self.pages, bias: &self.bias[self.thinned().min(self.bias.len())..], root: self.root }
+    }
+
+    /// The rows of `thin`.
+    pub fn thin_run<'a>(&'a self, thin: &'a Packed) -> Run<'a> {
+        Run { pages: &thin.pages, bias: &self.bias[..thin.rows.min(self.bias.len())], root: self.root }
     }
 
     pub fn is_biased(&self) -> bool {
         !self.bias.is_empty()
+    }
+
+    /// √dim, where there is a bias.
+    pub fn root(&self) -> f32 {
+        self.root
     }
 
     pub fn bias(&self) -> &[f32] {
@@ -140,7 +217,7 @@ impl Layer {
         let mut rows = Vec::new();
         rows.try_reserve_exact(kv_heads).map_err(|_| Error::Memory)?;
         rows.resize_with(kv_heads, Head::default);
-        let layout = Layout { kind, stride: kind.stride(dim) };
+        let layout = Layout { kind, stride: kind.stride(dim), key_stride: kind.stride(dim) };
         let mut layer = Layer { heads, kv_heads, dim, reach: usize::MAX, layout, rows };
         for head in 0..kv_heads {
             layer.make_room(head, reserve)?;
@@ -161,22 +238,25 @@ impl Layer {
         self.rows.iter().map(|head| head.pages.len()).sum()
     }
 
-    /// Rows of every head, when they all have the same number.
+    /// Rows of every head, when they all have the same number, and whole keys.
     pub fn common_length(&self) -> Result<usize> {
         let length = self.rows[0].length;
-        if self.rows.iter().any(|head| head.length != length) {
+        if self.is_thin() || self.rows.iter().any(|head| head.length != length) {
             return Err(Error::Shape);
         }
         Ok(length)
     }
 
     fn make_room(&mut self, head: usize, length: usize) -> Result<()> {
-        let bytes = self.layout.page_bytes();
-        let pages = &mut self.rows[head].pages;
-        let wanted = length.div_ceil(PAGE);
+        let head = &mut self.rows[head];
+        if let Some((foresight, _)) = &mut head.foresight {
+            foresight.make_room(length)?;
+        }
+        let wanted = (length - head.thinned()).div_ceil(PAGE);
+        let pages = &mut head.pages;
         pages.try_reserve(wanted.saturating_sub(pages.len())).map_err(|_| Error::Memory)?;
         while pages.len() < wanted {
-            pages.push(Page(Array::zeros(bytes)?));
+            pages.push(Page::new(self.layout)?);
         }
         Ok(())
     }
@@ -189,6 +269,8 @@ impl Layer {
         }
         self.layout.kind.check(keys)?;
         self.layout.kind.check(values)?;
+        let mut foreseen = Array::zeros(if self.foresees() { self.layout.stride } else { 0 })?;
+        let mut unpacked = self.layout.unpacked(usize::from(self.foresees()))?;
         let mut before = Vec::new();
         before.try_reserve_exact(self.kv_heads).map_err(|_| Error::Memory)?;
         before.extend(self.rows.iter().map(|head| head.pages.len()));
@@ -196,19 +278,93 @@ impl Layer {
             if let Err(error) = self.make_room(head, self.rows[head].length + count) {
                 for (head, pages) in self.rows.iter_mut().zip(before) {
                     head.pages.truncate(pages);
+                    if let Some((foresight, _)) = &mut head.foresight {
+                        foresight.truncate(head.length);
+                    }
                 }
                 return Err(error);
             }
         }
         for (index, head) in self.rows.iter_mut().enumerate() {
+            let thinned = head.thinned();
             for t in 0..count {
                 let at = (t * self.kv_heads + index) * self.dim;
-                let (page, row) = ((head.length + t) / PAGE, (head.length + t) % PAGE);
+                let (page, row) = ((head.length - thinned + t) / PAGE, (head.length - thinned + t) % PAGE);
                 head.pages[page].store(self.layout, Part::Key, row, &keys[at..at + self.dim]);
                 head.pages[page].store(self.layout, Part::Value, row, &values[at..at + self.dim]);
             }
             head.length += count;
+            if let Some((foresight, _)) = &mut head.foresight {
+                foresee(foresight, &head.pages, self.layout, head.length, &mut unpacked, foreseen.as_mut());
+            }
         }
+        Ok(())
+    }
+
+    /// Whether any head does.
+    pub fn foresees(&self) -> bool {
+        self.rows.iter().any(|head| head.foresight.is_some())
+    }
+
+    /// Whether keys of any head have lost channels.
+    pub fn is_thin(&self) -> bool {
+        self.rows.iter().any(|head| head.thin.is_some())
+    }
+
+    /// Bytes of what heads hold besides their pages of whole rows.
+    pub fn packed_bytes(&self) -> usize {
+        let each = |head: &Head| {
+            head.thin.as_ref().map_or(0, Packed::bytes)
+                + head.foresight.as_ref().map_or(0, |(packed, _)| packed.bytes())
+        };
+        self.rows.iter().map(each).sum()
+    }
+
+    /// Keeps only these channels of the keys of a head's rows, all but the last `recent`; once.
+    pub fn thin(&mut self, head: usize, channels: &[i32], recent: usize) -> Result<()> {
+        let (dim, layout) = (self.dim, self.layout);
+        let known = self.rows.get(head).ok_or(Error::Shape)?;
+        let busy = known.thin.is_some() || known.foresight.is_some();
+        if busy || recent > known.length || self.reach != usize::MAX {
+            return Err(Error::Shape);
+        }
+        let mut thin = Packed::new(channels, dim, layout.kind, layout.stride)?;
+        let (length, rows) = (known.length, known.length - recent);
+        thin.make_room(rows)?;
+        let (mut packed, mut row_key) = (Array::zeros(dim)?, Array::zeros(layout.stride)?);
+        let mut unpacked = layout.unpacked(1)?;
+        for row in 0..rows {
+            row_key.as_mut().copy_from_slice(self.row(known, Part::Key, row, &mut unpacked));
+            let value = self.row(known, Part::Value, row, &mut unpacked);
+            thin.push(row_key.as_slice(), Some(&value[..dim]), packed.as_mut());
+        }
+        // The others move up to the beginning of their pages.
+        let mut rest = Vec::new();
+        rest.try_reserve_exact(recent).map_err(|_| Error::Memory)?;
+        rest.extend(rows as i32..length as i32);
+        let known = &mut self.rows[head];
+        keep(&mut known.pages, &rest, 0, layout);
+        known.pages.truncate(recent.div_ceil(PAGE));
+        known.thin = Some(thin);
+        Ok(())
+    }
+
+    /// From now on a head's single queries read only the rows that these channels choose.
+    pub fn foresee(&mut self, head: usize, channels: &[i32], reading: Reading) -> Result<()> {
+        let (dim, layout) = (self.dim, self.layout);
+        let known = self.rows.get_mut(head).ok_or(Error::Shape)?;
+        if known.thin.is_some()
+            || self.reach != usize::MAX
+            || reading.entries == 0
+            || reading.sinks + reading.recent > reading.entries
+        {
+            return Err(Error::Shape);
+        }
+        let mut packed = Packed::new(channels, dim, Kind::F32, 0)?;
+        packed.make_room(known.length)?;
+        let (mut unpacked, mut numbers) = (layout.unpacked(1)?, Array::zeros(layout.stride)?);
+        foresee(&mut packed, &known.pages, layout, known.length, &mut unpacked, numbers.as_mut());
+        known.foresight = Some((packed, reading));
         Ok(())
     }
 
@@ -234,17 +390,14 @@ impl Layer {
         for (head, &count) in self.rows.iter_mut().zip(counts) {
             let (mine, others) = rest.split_at(count as usize);
             rest = others;
-            let mut to = 0;
-            while to < mine.len() {
-                let from = mine[to] as usize;
-                // Neighbours go together, as far as both their pages reach.
-                let room = (mine.len() - to).min(PAGE - to % PAGE).min(PAGE - from % PAGE);
-                let run =
-                    mine[to..to + room].iter().zip(from..).take_while(|&(&row, next)| row as usize == next).count();
-                if from != to {
-                    move_rows(&mut head.pages, from, to, run, self.layout);
-                }
-                to += run;
+            let thinned = head.thinned();
+            let (thin, whole) = mine.split_at(mine.partition_point(|&row| (row as usize) < thinned));
+            keep(&mut head.pages, whole, thinned, self.layout);
+            if let Some(packed) = &mut head.thin {
+                packed.keep(thin);
+            }
+            if let Some((foresight, _)) = &mut head.foresight {
+                foresight.keep(mine);
             }
             // Ascending, so that those with a bias come first.
             let biased = mine.partition_point(|&row| (row as usize) < head.bias.len());
@@ -272,7 +425,7 @@ impl Layer {
     pub fn refit(&mut self, head: usize, values: &[f32], bias: &[f32]) -> Result<()> {
         let (dim, layout, root) = (self.dim, self.layout, (self.dim as f32).sqrt());
         let head = self.rows.get_mut(head).ok_or(Error::Shape)?;
-        if values.len() != head.length * dim || bias.len() != head.length {
+        if values.len() != head.length * dim || bias.len() != head.length || head.thin.is_some() {
             return Err(Error::Shape);
         }
         layout.kind.check(values)?;
@@ -307,11 +460,29 @@ impl Layer {
     ) -> Result<()> {
         let (dim, head) = (self.dim, &self.rows[head]);
         let mut unpacked = self.layout.unpacked(1)?;
+        let mut parts = match &head.thin {
+            Some(thin) => Some((thin, thin.layout.unpacked_keys()?)),
+            None => None,
+        };
         for to in 0..count {
             let row = wanted.map_or(to, |wanted| wanted[to] as usize);
             if row >= head.length {
                 return Err(Error::Shape);
             }
+            if let Some((thin, narrow)) = parts.as_mut().filter(|(thin, _)| row < thin.rows) {
+                let key = &mut keys[to * dim..][..dim];
+                key.fill(0.0);
+                // SAFETY: the row exists; there is room for one of each part.
+                unsafe {
+                    let page = &thin.pages[row / PAGE];
+                    let packed = page.floats(thin.layout, Part::Key, row % PAGE, 1, narrow);
+                    thin.scatter(core::slice::from_raw_parts(packed, thin.width()), key);
+                    let value = page.floats(thin.layout, Part::Value, row % PAGE, 1, &mut unpacked);
+                    values[to * dim..][..dim].copy_from_slice(core::slice::from_raw_parts(value, dim));
+                }
+                continue;
+            }
+            let row = row - head.thinned();
             for (part, copies) in [(Part::Key, &mut *keys), (Part::Value, &mut *values)] {
                 copies[to * dim..][..dim].copy_from_slice(&self.row(head, part, row, &mut unpacked)[..dim]);
             }
@@ -319,9 +490,9 @@ impl Layer {
         Ok(())
     }
 
-    /// One row in float32, `(stride)`; `unpacked` has room for one.
+    /// One row with a whole key in float32, `(stride)`, counted behind the thin ones; `unpacked` has room for one.
     pub fn row<'a>(&self, head: &'a Head, part: Part, row: usize, unpacked: &'a mut Unpacked) -> &'a [f32] {
-        assert!(row < head.length);
+        assert!(row < head.length - head.thinned());
         // SAFETY: the row exists; its float32 form lives as long as the head and `unpacked` are borrowed.
         unsafe {
             let floats = head.pages[row / PAGE].floats(self.layout, part, row % PAGE, 1, unpacked);
@@ -330,12 +501,48 @@ impl Layer {
     }
 }
 
+/// Packs the channels of the rows that `packed`, which has room for them, doesn't have yet.
+fn foresee(
+    packed: &mut Packed,
+    pages: &[Page],
+    layout: Layout,
+    length: usize,
+    unpacked: &mut Unpacked,
+    numbers: &mut [f32],
+) {
+    for row in packed.rows..length {
+        // SAFETY: the row exists; `unpacked` has room for one.
+        let key = unsafe {
+            let floats = pages[row / PAGE].floats(layout, Part::Key, row % PAGE, 1, unpacked);
+            core::slice::from_raw_parts(floats, layout.key_stride)
+        };
+        packed.push(key, None, numbers);
+    }
+}
+
+/// Moves the rows listed, ascending, to the beginning of their pages; `first` is what the first page's first row is
+/// called in the list.
+pub fn keep(pages: &mut [Page], rows: &[i32], first: usize, layout: Layout) {
+    let mut to = 0;
+    while to < rows.len() {
+        let from = rows[to] as usize - first;
+        // Neighbours go together, as far as both their pages reach.
+        let room = (rows.len() - to).min(PAGE - to % PAGE).min(PAGE - from % PAGE);
+        let run =
+            rows[to..to + room].iter().zip(from..).take_while(|&(&row, next)| row as usize - first == next).count();
+        if from != to {
+            move_rows(pages, from, to, run, layout);
+        }
+        to += run;
+    }
+}
+
 /// Copies `count` rows from `from` on to `to` ≤ `from`; both within one page.
 fn move_rows(pages: &mut [Page], from: usize, to: usize, count: usize, layout: Layout) {
     let scaled = layout.kind == Kind::Int8;
     for part in [Part::Key, Part::Value] {
         let (from_row, to_row) = (layout.row(part, from % PAGE), layout.row(part, to % PAGE));
-        move_bytes(pages, (from / PAGE, from_row), (to / PAGE, to_row), count * layout.row_bytes());
+        move_bytes(pages, (from / PAGE, from_row), (to / PAGE, to_row), count * layout.row_bytes(part));
         if scaled {
             let (from_scale, to_scale) = (layout.scale(part, from % PAGE), layout.scale(part, to % PAGE));
             move_bytes(pages, (from / PAGE, from_scale), (to / PAGE, to_scale), count * 4);
@@ -358,7 +565,13 @@ fn move_bytes(pages: &mut [Page], from: (usize, usize), to: (usize, usize), coun
 fn shrink(head: &mut Head, length: usize) {
     head.length = length;
     head.bias.truncate(length);
-    head.pages.truncate(length.div_ceil(PAGE));
+    if let Some(thin) = &mut head.thin {
+        thin.truncate(thin.rows.min(length));
+    }
+    if let Some((foresight, _)) = &mut head.foresight {
+        foresight.truncate(length);
+    }
+    head.pages.truncate((length - head.thinned()).div_ceil(PAGE));
 }
 
 #[cfg(test)]
