@@ -1,5 +1,5 @@
 /** How a text is to be read: what `ask` and `read` can both be told, and what the library is told then. */
-import { CACHE_TYPES } from "../core/cache/entry_type.ts";
+import { checkCacheType, ROW_TYPES } from "../core/cache/entry_type.ts";
 import { inputError, option, PalisadeError } from "../core/errors.ts";
 import type { Policy } from "../core/policy/policy.ts";
 import { MERGES } from "../core/merge/merge.ts";
@@ -70,7 +70,13 @@ export const BUDGET = {
     shown: DEFAULTS.keyChannels,
     rare: true,
   },
-  cacheType: { value: "type", help: "keys and values", choices: CACHE_TYPES, shown: DEFAULTS.cacheType, rare: true },
+  cacheType: {
+    value: "type",
+    help: `keys and values: ${ROW_TYPES.join(", ")}, or apart: k=int4,v=int8`,
+    read: checkCacheType,
+    shown: DEFAULTS.cacheType,
+    rare: true,
+  },
 } satisfies OptionTable;
 
 /** What stands around the text, and what it is read with. */

@@ -20,9 +20,10 @@ import { defaultPolicy } from "./default_policy.ts";
 import { DEFAULTS } from "./defaults.ts";
 import { checkRoom, type Expected } from "./needed_memory.ts";
 import { contextIds, controlPositions, withWords } from "./text/prompt.ts";
-import { exceedsTrained, type PlanOptions, planReading } from "./read/plan.ts";
+import { checkRowsOf, exceedsTrained, type PlanOptions, planReading } from "./read/plan.ts";
 import { scoreFiles, type SourceOptions } from "./read/policy_inputs.ts";
 import { checkKeyChannels } from "./read/key_channels.ts";
+import { checkCacheType } from "../core/cache/entry_type.ts";
 import { checkMerge } from "./read/merge.ts";
 import { checkRefit } from "./read/refit.ts";
 import { read } from "./read/read.ts";
@@ -98,18 +99,24 @@ export async function openContext(loaded: Model, text: string, options: ContextO
   return recovering(context, (error) => loaded.recover!(error), open);
 }
 
-async function openOnce(loaded: Model, text: string, options: ContextOptions): Promise<Context> {
+async function openOnce(loaded: Model, text: string, given: ContextOptions): Promise<Context> {
+  let options = given;
   if (typeof text !== "string") throw new TypeError(`openContext() wants a text, not ${typeof text}`);
   if (text.trim() === "") throw inputError("context.empty", "The context has no text in it", option("context"));
   const model = options.frame === undefined ? loaded : reworded(loaded, options.frame), { frame } = model;
   await breathe(options.signal);
-  checkRefit(options.refit ?? DEFAULTS.refit, model.backend);
   const ids = contextIds(frame, model.tokenizer, text);
   const lead = frame.kind === "none" ? leadOf(ids) : undefined;
   const chosen = await policyNamed(model, options) ?? await defaultFor(model, ids, options);
   const policy = withStages(chosen, stagesOf(options));
   checkMerge(policy.stages?.merge, model.backend);
   checkKeyChannels(policy.stages ?? {}, model.backend);
+  const { refit, rows } = policy.stages ?? {};
+  if (refit && options.refit === undefined) options = { ...options, refit };
+  checkRefit(options.refit ?? DEFAULTS.refit, model.backend);
+  for (const type of [rows, options.cacheType]) {
+    if (type) checkRowsOf(model.backend, checkCacheType(type), policy.stages);
+  }
   const plan = { ...planDecoding(model, ids, options), ...(lead && { lead }) }, { maxCache } = plan;
   const cap = maxCache && { tokens: maxCache.tokens, predict: maxCache.rule.predicted ?? false };
   const reading = planReading(model, ids, { ...options, policy, maxCache: cap });

@@ -33,6 +33,7 @@ export async function createWasmBackend(options: WasmOptions = {}): Promise<Wasm
     memory: () => meter.memory(kernels.memoryBytes),
     refits: true,
     reduces: true,
+    packs: true,
     products: (a, b, depth) => products(kernels, a, b, depth),
     solve: solverOf(kernels),
     boundedLeastSquares: descentOf(kernels),

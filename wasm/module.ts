@@ -26,6 +26,10 @@ export interface KernelExports {
   rows_new(heads: number, kvHeads: number, dim: number, reserve: number, kind: number, reach: number): number;
   rows_free(rows: number): number;
   rows_pages(rows: number): number;
+  rows_quads(rows: number): number;
+  rows_pack(rows: number): number;
+  rows_packed(rows: number, kvHead: number, keys: number, values: number): number;
+  rows_take_packed(rows: number, kvHead: number, count: number, keys: number, values: number): number;
   rows_append(rows: number, keys: number, values: number, count: number): number;
   rows_attend(
     rows: number,

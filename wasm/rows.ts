@@ -12,7 +12,8 @@ import {
   type ThinKeys,
   type TrustingRows,
 } from "../core/backend/interface.ts";
-import { BIAS_BYTES, CACHE_TYPES, type CacheType, entryBytes } from "../core/cache/entry_type.ts";
+import { BIAS_BYTES, type CacheType, packs, partsOf, ROW_TYPES } from "../core/cache/entry_type.ts";
+import { emptyPart, type PackedHead, type PackedPart, type Part } from "../core/cache/packed.ts";
 import type { Needs, NormKind, Observation, Reduction } from "../core/policy/policy.ts";
 import { type KeyRotation, rotateRows } from "../core/measure/rotation.ts";
 import type { AttentionShape } from "../core/shape.ts";
@@ -69,7 +70,8 @@ export class WasmRows implements TrustingRows<Float32Array> {
     this.#meter = meter;
     this.#whole = whole;
     this.#lengths = new Int32Array(kvHeads);
-    const kind = CACHE_TYPES.indexOf(type);
+    const [k, v] = [partsOf(type).keys, partsOf(type).values].map((each) => ROW_TYPES.indexOf(each));
+    const kind = k === v ? k : 16 + 4 * k + v;
     const handle = kernels.call.rows_new(heads, kvHeads, headDim, reserve, kind, reach);
     this.#handle = kernels.check(handle, `reserve ${reserve} rows`);
     this.#count();
@@ -206,7 +208,7 @@ export class WasmRows implements TrustingRows<Float32Array> {
     const heads = moves.map((list, h) => {
       const rows = this.copyNow(h);
       rotateRows(rows.keys, this.shape.headDim, list, rotation);
-      return rows;
+      return { ...rows, packed: undefined };
     });
     this.truncate(new Int32Array(heads.length));
     this.fill(heads);
@@ -242,7 +244,40 @@ export class WasmRows implements TrustingRows<Float32Array> {
         keys: buffers.read(keys, new Float32Array(floats)),
         values: buffers.read(values, new Float32Array(floats)),
         ...this.#biasOf(kvHead, wanted),
+        ...(!wanted && this.#packedOf(kvHead)),
       };
+    });
+  }
+
+  pack(given?: readonly (PackedHead | undefined)[]): void {
+    if (!given) this.#do("pack rows", (call) => call.rows_pack(this.#handle));
+    given?.forEach((head, h) => {
+      if (!head || head.rows === 0) return;
+      this.#kernels.withBuffers((buffers) => {
+        const [keys, values] = [head.keys, head.values].map((part) => part ? buffers.from(bytesOf(part)) : -1);
+        this.#do("pack rows", (call) => call.rows_take_packed(this.#handle, h, head.rows, keys, values));
+      });
+    });
+    this.#count();
+  }
+
+  #packedOf(kvHead: number): { packed?: PackedHead } {
+    if (!packs(this.type)) return {};
+    const rows = this.#kernels.check(this.#kernels.call.rows_packed(this.#handle, kvHead, -1, -1), "copy packed rows");
+    if (rows === 0) return {};
+    const types = partsOf(this.type), { headDim } = this.shape;
+    return this.#kernels.withBuffers((buffers) => {
+      const part = (name: Part) => {
+        if (types[name] !== "int4") return undefined;
+        const { byteLength } = bytesOf(emptyPart(name, rows, headDim));
+        return { handle: buffers.zeros(byteLength), bytes: new Uint8Array(byteLength) };
+      };
+      const [keys, values] = [part("keys"), part("values")];
+      const [k, v] = [keys, values].map((each) => each?.handle ?? -1);
+      this.#do("copy packed rows", (call) => Math.min(0, call.rows_packed(this.#handle, kvHead, k, v)));
+      const read = (name: Part, each: typeof keys) =>
+        each && { [name]: partOf(buffers.read(each.handle, each.bytes), emptyPart(name, rows, headDim)) };
+      return { packed: { rows, ...read("keys", keys), ...read("values", values) } };
     });
   }
 
@@ -318,6 +353,8 @@ export class WasmRows implements TrustingRows<Float32Array> {
     heads.forEach(({ values, bias }, h) => {
       if (bias && bias.length > 0) this.refit(h, { values, bias });
     });
+    // Refitted rows are packed already: they are taken as they are.
+    if (heads.some(({ packed }) => packed)) this.pack(heads.map(({ packed }) => packed));
   }
 
   free(): void {
@@ -404,20 +441,34 @@ export class WasmRows implements TrustingRows<Float32Array> {
 
   /** Reads the pages anew. */
   #count(): void {
-    const pages = this.#kernels.check(this.#kernels.call.rows_pages(this.#handle), "count pages");
+    const quads = this.#kernels.check(this.#kernels.call.rows_quads(this.#handle), "count bytes");
     const biased = this.#lengths.reduce((sum, _, head) => sum + this.#biased(head), 0);
     const reduced = this.#thin.size + this.#foresight.size > 0;
     const packed = reduced ? this.#kernels.check(this.#kernels.call.rows_packed_bytes(this.#handle), "count bytes") : 0;
-    const bytes = pages * ROW_PAGE * paddedBytes(this.shape.headDim, this.type) + biased * BIAS_BYTES + packed;
+    const bytes = quads * 16 + biased * BIAS_BYTES + packed;
     this.#meter.change(bytes - this.#allocated);
     this.#allocated = bytes;
   }
 }
 
-/** Bytes of an entry whose rows are filled up to whole vectors (`Kind::stride` in wasm/kernels/src/stored.rs). */
-function paddedBytes(headDim: number, type: CacheType): number {
-  const lanes = { f32: 4, f16: 8, int8: 16 }[type];
-  return entryBytes(Math.ceil(headDim / lanes) * lanes, type);
+/** A head's packed keys or values as the kernels take them: codes, scales, zeros. */
+function bytesOf({ codes, scales, zeros }: PackedPart): Uint8Array {
+  const bytes = new Uint8Array(codes.length + scales.byteLength + zeros.byteLength);
+  bytes.set(codes);
+  for (const [halves, at] of [[scales, codes.length], [zeros, codes.length + scales.byteLength]] as const) {
+    bytes.set(new Uint8Array(halves.buffer, halves.byteOffset, halves.byteLength), at);
+  }
+  return bytes;
+}
+
+/** The same the other way, into `part`. */
+function partOf(bytes: Uint8Array, part: PackedPart): PackedPart {
+  let at = 0;
+  for (const numbers of [part.codes, part.scales, part.zeros]) {
+    const view = new Uint8Array(numbers.buffer, numbers.byteOffset, numbers.byteLength);
+    view.set(bytes.subarray(at, at += view.length));
+  }
+  return part;
 }
 
 /** A run of queries on its way through the kernels. */

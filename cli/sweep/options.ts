@@ -1,5 +1,5 @@
 /** What `palisade eval` can be told. */
-import { CACHE_TYPES } from "../../core/cache/entry_type.ts";
+import { checkCacheType, ROW_TYPES } from "../../core/cache/entry_type.ts";
 import { DEFAULTS } from "../../model/defaults.ts";
 import { ENGINES } from "../engine.ts";
 import type { OptionNames } from "../failure.ts";
@@ -20,7 +20,13 @@ export const EVAL_OPTIONS = {
   seed: { value: "n", help: "seed of the samples", read: whole(0), preset: 1 },
   models: { value: "list", help: "named models or files", read: list, preset: DEFAULTS.model },
   queryAware: { help: "compress after the question, not before it" },
-  cacheType: { value: "type", help: "keys and values", choices: CACHE_TYPES, shown: DEFAULTS.cacheType, rare: true },
+  cacheType: {
+    value: "type",
+    help: `keys and values: ${ROW_TYPES.join(", ")}, or apart: k=int4,v=int8`,
+    read: checkCacheType,
+    shown: DEFAULTS.cacheType,
+    rare: true,
+  },
   gate: { value: "file", help: "for policy gate, instead of the one found", rare: true },
   haystack: { value: "file", help: "prose to hide needles in, not Moby-Dick", rare: true },
   beyondTrained: { help: "allow more tokens than the model was trained on" },

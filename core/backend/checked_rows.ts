@@ -2,7 +2,17 @@
  * The contract of `LayerRows`, held in one place. It knows each head's length and refuses what does not fit, so that
  * what a backend writes may trust its caller. A refused call reaches nothing and changes nothing.
  */
-import { BIAS_BYTES, type CacheType, checkCacheType, entryBytes, storable, unstorable } from "../cache/entry_type.ts";
+import {
+  BIAS_BYTES,
+  type CacheType,
+  checkCacheType,
+  headBytes,
+  packs,
+  partsOf,
+  storable,
+  unstorable,
+} from "../cache/entry_type.ts";
+import { emptyPart, packedAfter, type PackedHead, type Part } from "../cache/packed.ts";
 import { checkRotation, type KeyRotation } from "../measure/rotation.ts";
 import type { Needs, NormKind, Observation } from "../policy/policy.ts";
 import type { AttentionShape } from "../shape.ts";
@@ -79,9 +89,12 @@ class CheckedRows<T extends Tensor> implements LayerRows<T> {
   readonly #biased: Int32Array;
   /** What each has lost of its keys, or reads by. */
   readonly #reduced: ReducedHead[];
+  /** How many of them, from the first on, are packed. */
+  readonly #packed: Int32Array;
   #freed = false;
   readonly unmaskedAttention?: LayerRows<T>["unmaskedAttention"];
   readonly refit?: LayerRows<T>["refit"];
+  readonly pack?: LayerRows<T>["pack"];
   readonly thin?: LayerRows<T>["thin"];
   readonly foresee?: LayerRows<T>["foresee"];
 
@@ -92,6 +105,7 @@ class CheckedRows<T extends Tensor> implements LayerRows<T> {
     lengths: Int32Array,
     biased = new Int32Array(lengths.length),
     reduced: readonly ReducedHead[] = Array.from(lengths, () => ({})),
+    packed = new Int32Array(lengths.length),
   ) {
     this.#reduced = [...reduced];
     this.#rows = rows;
@@ -99,6 +113,7 @@ class CheckedRows<T extends Tensor> implements LayerRows<T> {
     this.type = type;
     this.#lengths = lengths;
     this.#biased = biased;
+    this.#packed = packed;
     if (rows.unmaskedAttention) {
       this.unmaskedAttention = async (queries, count, want) => {
         this.#checkAlive();
@@ -109,6 +124,7 @@ class CheckedRows<T extends Tensor> implements LayerRows<T> {
         return await rows.unmaskedAttention!(queries, count, want);
       };
     }
+    if (rows.pack) this.pack = (given) => this.#pack(given);
     if (rows.refit) this.refit = (kvHead, refitted) => this.#refit(kvHead, refitted);
     if (shape.reach !== undefined) return;
     if (rows.thin) this.thin = (kvHead, keys) => this.#thin(kvHead, keys);
@@ -122,7 +138,10 @@ class CheckedRows<T extends Tensor> implements LayerRows<T> {
 
   get liveBytes(): number {
     const sum = (counts: Int32Array) => counts.reduce((all, rows) => all + rows, 0);
-    const whole = sum(this.#lengths) * entryBytes(this.shape.headDim, this.type) + sum(this.#biased) * BIAS_BYTES;
+    const whole = this.#lengths.reduce(
+      (bytes, length, head) => bytes + headBytes(this.shape.headDim, this.type, length, this.#packed[head]),
+      sum(this.#biased) * BIAS_BYTES,
+    );
     if (this.#freed) return whole;
     const beside = (head: ReducedHead, i: number) =>
       reducedBytes(head, this.#lengths[i], this.shape.headDim, this.type);
@@ -139,8 +158,9 @@ class CheckedRows<T extends Tensor> implements LayerRows<T> {
     checkFloats("keys", keys, count, each);
     checkFloats("values", values, count, each);
     // A device looks at its own numbers.
-    for (const numbers of [keys, values]) {
-      if (numbers instanceof Float32Array && !storable(numbers, this.type)) throw unstorable(this.type);
+    const types = partsOf(this.type);
+    for (const [numbers, type] of [[keys, types.keys], [values, types.values]] as const) {
+      if (numbers instanceof Float32Array && !storable(numbers, type)) throw unstorable(this.type);
     }
     this.#rows.append(keys, values, count);
     for (let head = 0; head < this.#lengths.length; head++) this.#lengths[head] += count;
@@ -185,6 +205,7 @@ class CheckedRows<T extends Tensor> implements LayerRows<T> {
     kept.forEach((rows, head) => {
       this.#biased[head] = rows.filter((row) => row < this.#biased[head]).length;
       this.#reduced[head] = afterwards(this.#reduced[head], rows);
+      this.#packed[head] = packedAfter(rows, this.#packed[head]);
       this.#lengths[head] = rows.length;
     });
   }
@@ -198,20 +219,31 @@ class CheckedRows<T extends Tensor> implements LayerRows<T> {
     if (!fits) throw new RangeError(`Cannot truncate to ${Array.from(lengths)}: want a length within each head`);
     this.#rows.truncate(lengths);
     this.#lengths.set(lengths);
-    this.#biased.forEach((rows, head) => this.#biased[head] = Math.min(rows, lengths[head]));
+    for (const counts of [this.#biased, this.#packed]) {
+      counts.forEach((rows, head) => counts[head] = Math.min(rows, lengths[head]));
+    }
     this.#reduced.forEach((head, i) => this.#reduced[i] = afterwards(head, lengths[i]));
   }
 
   #thin(kvHead: number, keys: ThinKeys): void {
     this.#checkHead(kvHead);
+    this.#checkPlain();
     const length = this.#lengths[kvHead], head = this.#reduced[kvHead];
     checkThin(keys, head, length, this.shape.headDim);
     this.#rows.thin!(kvHead, keys);
     this.#reduced[kvHead] = { thin: { channels: keys.channels.slice(), rows: length - keys.recent } };
   }
 
+  #checkPlain(): void {
+    const { keys, values } = partsOf(this.type);
+    if (keys !== values || keys === "int4") {
+      throw new RangeError(`Cannot leave out channels of rows of type ${this.type}`);
+    }
+  }
+
   #foresee(kvHead: number, foresight: Foresight): void {
     this.#checkHead(kvHead);
+    this.#checkPlain();
     checkForesight(foresight, this.#reduced[kvHead], this.shape.headDim);
     this.#rows.foresee!(kvHead, foresight);
     this.#reduced[kvHead] = { foresight };
@@ -225,9 +257,33 @@ class CheckedRows<T extends Tensor> implements LayerRows<T> {
     checkFloats("values", values, length, this.shape.headDim);
     checkFloats("biases", bias, length, 1);
     if (!bias.every(Number.isFinite)) throw new RangeError("Cannot refit: a bias is not finite");
-    if (!storable(values, this.type)) throw unstorable(this.type);
+    if (!storable(values, partsOf(this.type).values)) throw unstorable(this.type);
     this.#rows.refit!(kvHead, { values, bias });
     this.#biased[kvHead] = length;
+  }
+
+  #pack(given?: readonly (PackedHead | undefined)[]): void {
+    this.#checkAlive();
+    if (!packs(this.type)) return;
+    given?.forEach((head, h) => this.#checkPacked(head, h));
+    if (given && given.length !== this.#lengths.length) {
+      throw new RangeError(`Cannot pack ${this.#lengths.length} heads as ${given.length}`);
+    }
+    this.#rows.pack!(given);
+    this.#lengths.forEach((length, head) => this.#packed[head] = given ? given[head]?.rows ?? 0 : length);
+  }
+
+  #checkPacked(head: PackedHead | undefined, h: number): void {
+    if (!head) return;
+    const types = partsOf(this.type), { headDim } = this.shape;
+    const fits = Number.isInteger(head.rows) && head.rows >= 0 && head.rows <= this.#lengths[h] &&
+      this.#packed[h] === 0 &&
+      (["keys", "values"] satisfies Part[]).every((part) => {
+        if (types[part] !== "int4") return head[part] === undefined;
+        const wanted = emptyPart(part, head.rows, headDim), got = head[part];
+        return got && (["codes", "scales", "zeros"] as const).every((name) => got[name].length === wanted[name].length);
+      });
+    if (!fits) throw new RangeError(`Cannot pack head ${h}: the packed rows don't fit its ${this.#lengths[h]} rows`);
   }
 
   async rotateKeys(moves: readonly Int32Array[], rotation: KeyRotation): Promise<void> {
@@ -240,12 +296,13 @@ class CheckedRows<T extends Tensor> implements LayerRows<T> {
       throw new RangeError("Cannot turn keys that are thin or read by channels");
     }
     await this.#rows.rotateKeys(moves, rotation);
+    this.#packed.fill(0);
   }
 
   async clone(): Promise<LayerRows<T>> {
     this.#checkAlive();
-    const lengths = this.#lengths.slice(), biased = this.#biased.slice();
-    return new CheckedRows(await this.#rows.clone(), this.shape, this.type, lengths, biased, this.#reduced);
+    const [lengths, biased, packed] = [this.#lengths, this.#biased, this.#packed].map((counts) => counts.slice());
+    return new CheckedRows(await this.#rows.clone(), this.shape, this.type, lengths, biased, this.#reduced, packed);
   }
 
   async copyRows(kvHead: number, wanted?: Int32Array): Promise<CopiedRows> {
@@ -262,6 +319,7 @@ class CheckedRows<T extends Tensor> implements LayerRows<T> {
     this.#freed = true;
     this.#lengths.fill(0);
     this.#biased.fill(0);
+    this.#packed.fill(0);
     this.#rows.free();
   }
 

@@ -13,6 +13,7 @@
  * on this side.
  */
 import type { CacheType } from "../cache/entry_type.ts";
+import type { PackedHead } from "../cache/packed.ts";
 import type { LinearGate } from "../measure/gate_scores.ts";
 import type { Needs, NormKind, Observation } from "../policy/policy.ts";
 import type { KeyRotation } from "../measure/rotation.ts";
@@ -52,6 +53,8 @@ export interface Backend<T extends Tensor = Tensor> extends Disposable {
   readonly refits?: boolean;
   /** Whether keys can lose channels, {@link LayerRows.thin}, and single queries read a part: {@link LayerRows.foresee}. */
   readonly reduces?: boolean;
+  /** Whether rows can be of type `int4` ({@link LayerRows.pack}), and keys and values of types apart. */
+  readonly packs?: boolean;
   /**
    * A·Bᵀ, `[n, m]`, of `a`, `[n, depth]`, and `b`, `[m, depth]`, in float32, at once: for refits, which else multiply
    * plainly.
@@ -103,6 +106,8 @@ export interface CopiedRows {
   readonly values: Float32Array;
   /** What attention adds to the rows' logits, `[rows]`; absent where it is 0 for all of them. */
   readonly bias?: Float32Array;
+  /** What is packed of the head as it is stored, where something is; not with `wanted`. */
+  readonly packed?: PackedHead;
 }
 
 /** What takes the place of one head's values, and what is added to its logits (`core/refit/`). */
@@ -191,7 +196,8 @@ export interface LayerRows<T extends Tensor = Tensor> {
    * Keeps only some channels of the keys of one head's rows, all but the last `recent`, and gives the others' memory back
    * (ThinK). Attention takes what is gone for 0, and scales by 1/√headDim as before; `copyRows` gives zeros. Rows appended
    * later are whole. Once for each head, after any refit; then only `decodeAttention` attends, and nothing is observed or
-   * turned. Rows of narrower types than f32 are rounded anew. Only where {@link Backend.reduces}.
+   * turned. Rows of narrower types than f32 are rounded anew. Only where {@link Backend.reduces}, and rows are alike and
+   * not of `int4`.
    */
   thin?(kvHead: number, keys: ThinKeys): void;
 
@@ -200,9 +206,16 @@ export interface LayerRows<T extends Tensor = Tensor> {
    * first, the last, and those that rank highest by the given channels of query and key alone. A row ranks by how little
    * its partial product is below a query head's best, of the head of the group where that is least; of equal ones the
    * earlier is read. All rows stay; a copy of those channels in float32 is kept for it. Only where
-   * {@link Backend.reduces}.
+   * {@link Backend.reduces}, and rows are alike and not of `int4`.
    */
   foresee?(kvHead: number, foresight: Foresight): void;
+
+  /**
+   * Packs what is of type `int4`: all rows of every head. A head's last group, when it isn't full, is packed as it is, and
+   * anew when more rows have come. With `given` a head's first rows take the numbers that {@link copyRows} gave instead.
+   * Rows that move ({@link compact}, {@link rotateKeys}), and those behind them, are float16 again until the next call.
+   */
+  pack?(given?: readonly (PackedHead | undefined)[]): void;
 
   /**
    * Softmax of the last `window` queries over all rows that they reach (0 on the others), reduced as `needs.window` asks, plus keys and values when

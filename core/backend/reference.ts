@@ -5,7 +5,8 @@
 import { RowMeter } from "./row_meter.ts";
 import { concatenate } from "../concatenate.ts";
 import { softmaxRow } from "../measure/attention.ts";
-import type { CacheType } from "../cache/entry_type.ts";
+import { type CacheType, partsOf } from "../cache/entry_type.ts";
+import { packedAfter, type PackedHead } from "../cache/packed.ts";
 import { ln } from "../measure/exp.ts";
 import { observeWindow } from "../measure/observe.ts";
 import type { Needs, NormKind, Observation } from "../policy/policy.ts";
@@ -40,6 +41,7 @@ export function createReferenceBackend(): Backend<Float32Array> {
     memory: () => meter.memory(),
     refits: true,
     reduces: true,
+    packs: true,
     tensors: HOST_TENSORS,
     createRows: (shape, reserve, type = "f32") =>
       checkedRows(shape, reserve, type, (checked) => new ReferenceRows(checked, reserve, type, meter)),
@@ -62,8 +64,9 @@ class HeadRows {
 
   constructor(headDim: number, reserve: number, type: CacheType, meter: RowMeter) {
     this.#meter = meter;
-    this.#keys = new ThinRows(headDim, type);
-    this.#values = new StoredRows(headDim, type);
+    const types = partsOf(type);
+    this.#keys = new ThinRows(headDim, types.keys);
+    this.#values = new StoredRows(headDim, types.values, "values");
     this.#resize(reserve);
   }
 
@@ -89,6 +92,7 @@ class HeadRows {
   }
 
   setKeys(keys: Float32Array): void {
+    this.#change(() => this.#loosen(0));
     this.#keys.set(0, keys);
   }
 
@@ -119,12 +123,45 @@ class HeadRows {
     this.#meter.change(-before);
   }
 
+  pack(given?: PackedHead): void {
+    this.#change(() => {
+      for (const [part, rows] of [["keys", this.#keys], ["values", this.#values]] as const) {
+        rows.pack(this.length, given && { rows: given.rows, part: given[part] });
+      }
+    });
+  }
+
+  get packed(): PackedHead | undefined {
+    const rows = Math.max(this.#keys.packedRows, this.#values.packedRows);
+    if (rows === 0) return undefined;
+    const { packed: keys } = this.#keys, { packed: values } = this.#values;
+    return { rows, ...(keys && { keys }), ...(values && { values }) };
+  }
+
+  #loosen(from: number): void {
+    for (const part of [this.#keys, this.#values]) part.loosen(from, this.length);
+  }
+
+  /** Tells the meter what `work` makes of the bytes. */
+  #change(work: () => void): void {
+    const before = this.allocatedBytes;
+    work();
+    this.#meter.change(this.allocatedBytes);
+    this.#meter.change(-before);
+  }
+
+  get #capacity(): number {
+    return Math.min(this.#keys.capacity, this.#values.capacity);
+  }
+
   grow(rows: number): void {
     if (this.length + rows > Math.min(this.#keys.capacity, this.#values.capacity)) this.#resize(this.length + rows);
   }
 
   /** Keeps these rows, ascending. */
   keep(rows: Int32Array): void {
+    const packed = Math.max(this.#keys.packedRows, this.#values.packedRows), stays = packedAfter(rows, packed);
+    if (stays < packed && stays < rows.length) this.#change(() => this.#loosen(stays));
     this.#metered(() => this.#keys.keep(rows));
     rows.forEach((row, to) => this.#values.move(row, to));
     if (this.bias.length > 0) {
@@ -138,16 +175,17 @@ class HeadRows {
     this.#metered(() => this.#keys.truncate(length));
     this.length = length;
     if (this.bias.length > length) this.#setBias(this.bias.slice(0, length));
-    if (this.#values.capacity - length > ROW_PAGE) this.#resize(length);
+    this.#change(() => this.#values.truncate(length));
+    if (Math.max(this.#keys.capacity, this.#values.capacity) - length > ROW_PAGE) this.#resize(length);
   }
 
   copyFrom(other: HeadRows): void {
     this.#resize(other.length);
     this.#metered(() => {
       this.#keys.copyFrom(other.#keys, other.length);
+      this.#values.copyFrom(other.#values, other.length);
       this.foresight = other.foresight;
     });
-    this.#values.copyFrom(other.#values, other.length);
     this.#setBias(other.bias.slice());
     this.length = other.length;
   }
@@ -287,6 +325,13 @@ class ReferenceRows implements TrustingRows<Float32Array> {
     this.#heads[kvHead].foresee(foresight);
   }
 
+  pack(given?: readonly (PackedHead | undefined)[]): void {
+    this.#heads.forEach((head, h) => {
+      if (!given) head.pack();
+      else if (given[h]) head.pack(given[h]);
+    });
+  }
+
   compact(kept: readonly Int32Array[]): void {
     this.#heads.forEach((head, h) => head.keep(kept[h]));
   }
@@ -315,7 +360,8 @@ class ReferenceRows implements TrustingRows<Float32Array> {
   async copyRows(kvHead: number, wanted?: Int32Array): Promise<CopiedRows> {
     const { keys, values, bias, length } = this.#heads[kvHead];
     const biased = bias.length > 0 && { bias: padded(bias, wanted ?? length) };
-    if (!wanted) return { keys: keys.slice(), values: values.slice(), ...biased };
+    const { packed } = this.#heads[kvHead];
+    if (!wanted) return { keys: keys.slice(), values: values.slice(), ...biased, ...(packed && { packed }) };
     const { headDim } = this.#shape;
     return { keys: picked(keys, wanted, headDim), values: picked(values, wanted, headDim), ...biased };
   }

@@ -1,43 +1,85 @@
 /** Rows of one width in one of the cache's types: the oracle of what the kernels store, bit for bit. */
-import type { CacheType } from "../cache/entry_type.ts";
+import type { RowType } from "../cache/entry_type.ts";
+import {
+  firstPacked,
+  GROUP,
+  packedBytes,
+  type PackedPart,
+  packRows,
+  parameterCount,
+  type Part,
+  unpackRows,
+} from "../cache/packed.ts";
+import { fromHalf, toHalf } from "./halves.ts";
 
 const FLOAT = new Float32Array(1);
 const BITS = new Uint32Array(FLOAT.buffer);
 
-/** `[capacity, width]`. */
+/** `[capacity, width]`. Rows of `int4` are float16 until they are packed; those appended later are float16 again. */
 export class StoredRows {
-  readonly type: CacheType;
+  readonly type: RowType;
   readonly #width: number;
+  readonly #part: Part;
+  /** Of the rows that are not packed. */
   #numbers: Float32Array | Uint16Array | Int8Array;
   /** One per row; empty but for int8. */
   #scales = new Float32Array(0);
+  /** The first rows. */
+  #packed?: PackedPart;
+  #packedRows = 0;
 
-  constructor(width: number, type: CacheType) {
+  constructor(width: number, type: RowType, part: Part) {
     this.type = type;
     this.#width = width;
+    this.#part = part;
     this.#numbers = numbers(type, 0);
   }
 
+  /** How many rows, from the first on, are packed. */
+  get packedRows(): number {
+    return this.#packedRows;
+  }
+
   get capacity(): number {
-    return this.#numbers.length / this.#width;
+    return this.#packedRows + this.#numbers.length / this.#width;
   }
 
   get byteLength(): number {
-    return this.#numbers.byteLength + this.#scales.byteLength;
+    const packed = packedBytes(this.#part, this.#packedRows, this.#width);
+    return this.#numbers.byteLength + this.#scales.byteLength + packed;
   }
 
   /** Moves the first `used` rows to a block for `capacity`. */
   resize(capacity: number, used: number): void {
-    const before = this.#numbers.subarray(0, used * this.#width), scales = this.#scales.subarray(0, used);
-    this.#numbers = numbers(this.type, capacity * this.#width);
+    if (used < this.#packedRows) this.#keepPacked(used);
+    const loose = Math.max(0, used - this.#packedRows), room = Math.max(0, capacity - this.#packedRows);
+    const before = this.#numbers.subarray(0, loose * this.#width), scales = this.#scales.subarray(0, loose);
+    this.#numbers = numbers(this.type, room * this.#width);
     this.#numbers.set(before);
     if (this.type !== "int8") return;
-    this.#scales = new Float32Array(capacity);
+    this.#scales = new Float32Array(room);
     this.#scales.set(scales);
   }
 
-  /** Stores `floats`, whole rows, from row `first` on. */
+  /** Drops packed rows from the end. */
+  #keepPacked(rows: number): void {
+    this.#packed = rows > 0 ? firstPacked(this.#part, this.#packed!, rows, this.#width) : undefined;
+    this.#packedRows = rows;
+  }
+
+  /** Drops rows from the end. */
+  truncate(length: number): void {
+    if (length < this.#packedRows) this.#keepPacked(length);
+  }
+
+  /** Stores `floats`, whole rows, from row `first` on. Packed ones are packed anew, which only values can be. */
   set(first: number, floats: Float32Array): void {
+    const packed = Math.max(0, Math.min(this.#packedRows - first, floats.length / this.#width));
+    if (packed > 0) this.#repack(first, floats.subarray(0, packed * this.#width));
+    this.#setLoose(first + packed - this.#packedRows, floats.subarray(packed * this.#width));
+  }
+
+  #setLoose(first: number, floats: Float32Array): void {
     if (this.type === "f32") return this.#numbers.set(floats, first * this.#width);
     for (let at = 0, row = first; at < floats.length; at += this.#width, row++) {
       const [from, to] = [floats.subarray(at, at + this.#width), row * this.#width];
@@ -46,20 +88,78 @@ export class StoredRows {
     }
   }
 
-  /** Copies row `from` over row `to`. */
+  #repack(first: number, floats: Float32Array): void {
+    if (this.#part === "keys") throw new RangeError("Packed keys are stored by groups");
+    const rows = floats.length / this.#width, codes = this.#packed!.codes.length / this.#packedRows;
+    const packed = packRows("values", floats.map((x) => fromHalf(toHalf(x))), this.#width);
+    const each = parameterCount("values", 1, this.#width);
+    this.#packed!.codes.set(packed.codes.subarray(0, rows * codes), first * codes);
+    this.#packed!.scales.set(packed.scales, first * each);
+    this.#packed!.zeros.set(packed.zeros, first * each);
+  }
+
+  /** Packs the first `used` rows, or takes codes of the first rows as they are; nothing unless the type is `int4`. */
+  pack(used: number, given?: { readonly rows: number; readonly part?: PackedPart }): void {
+    if (this.type !== "int4") return;
+    if (given) {
+      if (given.rows === 0) return;
+      const loose = this.#numbers.slice(given.rows * this.#width, used * this.#width);
+      [this.#packed, this.#packedRows, this.#numbers] = [given.part, given.rows, loose];
+      return;
+    }
+    if (this.#packedRows === used) return;
+    this.loosen(this.#packedRows - this.#packedRows % GROUP, used);
+    const fresh = packRows(this.#part, this.floats(used).subarray(this.#packedRows * this.#width), this.#width);
+    this.#packed = this.#packed ? joined(this.#packed, fresh) : fresh;
+    this.#packedRows = used;
+    this.#numbers = numbers(this.type, 0);
+  }
+
+  /** Packed rows from `from` on, the first of a group, become float16 again. */
+  loosen(from: number, used: number): void {
+    if (from >= this.#packedRows) return;
+    const capacity = this.capacity, floats = this.floats(used).slice(from * this.#width);
+    this.#keepPacked(from);
+    this.#numbers = numbers(this.type, (capacity - from) * this.#width);
+    this.#setLoose(0, floats);
+  }
+
+  /** As {@link pack} takes it back. */
+  get packed(): PackedPart | undefined {
+    return this.#packed && firstPacked(this.#part, this.#packed, this.#packedRows, this.#width);
+  }
+
+  /** Copies row `from` over row `to`; neither is packed. */
   move(from: number, to: number): void {
-    this.#numbers.copyWithin(to * this.#width, from * this.#width, (from + 1) * this.#width);
-    if (this.type === "int8") this.#scales[to] = this.#scales[from];
+    if (from === to) return;
+    const [source, target] = [from - this.#packedRows, to - this.#packedRows];
+    this.#numbers.copyWithin(target * this.#width, source * this.#width, (source + 1) * this.#width);
+    if (this.type === "int8") this.#scales[target] = this.#scales[source];
   }
 
   /** Stored numbers and scales of the first `used` rows, as they are, from `other` rows of the same kind. */
   copyFrom(other: StoredRows, used: number): void {
-    this.#numbers.set(other.#numbers.subarray(0, used * this.#width));
-    this.#scales.set(other.#scales.subarray(0, Math.min(used, other.#scales.length)));
+    if (other.#packedRows > 0) {
+      this.pack(used, { rows: other.#packedRows, part: other.packed });
+      this.resize(Math.max(used, this.capacity), other.#packedRows);
+    }
+    const loose = used - other.#packedRows;
+    this.#numbers.set(other.#numbers.subarray(0, loose * this.#width));
+    this.#scales.set(other.#scales.subarray(0, Math.min(loose, other.#scales.length)));
   }
 
   /** The first `used` rows as float32; for `f32` not a copy. */
   floats(used: number): Float32Array {
+    if (this.#packed) {
+      const all = new Float32Array(used * this.#width), rows = Math.min(used, this.#packedRows);
+      all.set(unpackRows(this.#part, this.#packed, rows, this.#width));
+      all.set(this.#looseFloats(used - rows), rows * this.#width);
+      return all;
+    }
+    return this.#looseFloats(used);
+  }
+
+  #looseFloats(used: number): Float32Array {
     const stored = this.#numbers.subarray(0, used * this.#width);
     if (stored instanceof Float32Array) return stored;
     if (stored instanceof Uint16Array) return Float32Array.from(stored, fromHalf);
@@ -67,28 +167,18 @@ export class StoredRows {
   }
 }
 
-function numbers(type: CacheType, count: number): Float32Array | Uint16Array | Int8Array {
+/** Groups behind whole groups. */
+function joined(first: PackedPart, then: PackedPart): PackedPart {
+  const codes = new Uint8Array(first.codes.length + then.codes.length);
+  codes.set(first.codes);
+  codes.set(then.codes, first.codes.length);
+  const both = (a: Uint16Array, b: Uint16Array) => Uint16Array.from([...a, ...b]);
+  return { codes, scales: both(first.scales, then.scales), zeros: both(first.zeros, then.zeros) };
+}
+
+function numbers(type: RowType, count: number): Float32Array | Uint16Array | Int8Array {
   if (type === "f32") return new Float32Array(count);
-  return type === "f16" ? new Uint16Array(count) : new Int8Array(count);
-}
-
-/**
- * The float16 pattern next to a finite |x| < 65520, ties to even. Normal halves: the mantissa loses 13 bits, with a
- * carry; subnormal ones: adding ½ leaves multiples of 2⁻²⁴ in the low bits.
- */
-export function toHalf(x: number): number {
-  FLOAT[0] = x;
-  const sign = BITS[0] >>> 16 & 0x8000, magnitude = BITS[0] & 0x7fffffff;
-  if (magnitude >= 0x38800000) return sign | magnitude - 0x38000000 + 0xfff + (magnitude >>> 13 & 1) >>> 13;
-  FLOAT[0] = Math.abs(x) + 0.5;
-  return sign | BITS[0] - 0x3f000000;
-}
-
-/** Exact. */
-function fromHalf(half: number): number {
-  const exponent = half >>> 10 & 31, mantissa = half & 1023;
-  const magnitude = exponent === 0 ? mantissa * 2 ** -24 : (1024 + mantissa) * 2 ** (exponent - 25);
-  return half & 0x8000 ? -magnitude : magnitude;
+  return type === "int8" ? new Int8Array(count) : new Uint16Array(count);
 }
 
 /**

@@ -1,20 +1,21 @@
 /** Keys of one head of which the first may have lost channels: whole ones behind packed ones, each in the cache's type. */
-import type { CacheType } from "../cache/entry_type.ts";
+import type { RowType } from "../cache/entry_type.ts";
+import type { PackedPart } from "../cache/packed.ts";
 import { ROW_PAGE } from "./interface.ts";
 import { StoredRows } from "./stored_rows.ts";
 
 /** `[capacity, width]`, as if all were whole: a channel that is gone reads 0. */
 export class ThinRows {
   readonly #width: number;
-  readonly #type: CacheType;
+  readonly #type: RowType;
   #whole: StoredRows;
   /** The first rows, `[rows, channels]`. */
   #thin?: { readonly rows: StoredRows; readonly channels: Int32Array; length: number };
 
-  constructor(width: number, type: CacheType) {
+  constructor(width: number, type: RowType) {
     this.#width = width;
     this.#type = type;
-    this.#whole = new StoredRows(width, type);
+    this.#whole = new StoredRows(width, type, "keys");
   }
 
   /** Of whole and thin rows together. */
@@ -45,13 +46,30 @@ export class ThinRows {
     const all = this.floats(used), width = this.#width;
     const packed = new Float32Array(rows * channels.length);
     for (let row = 0, to = 0; row < rows; row++) for (const j of channels) packed[to++] = all[row * width + j];
-    const thin = new StoredRows(channels.length, this.#type), whole = new StoredRows(width, this.#type);
+    const thin = new StoredRows(channels.length, this.#type, "keys"), whole = new StoredRows(width, this.#type, "keys");
     thin.resize(pages(rows), 0);
     thin.set(0, packed);
     whole.resize(pages(used - rows), 0);
     whole.set(0, all.slice(rows * width, used * width));
     this.#thin = { rows: thin, channels: channels.slice(), length: rows };
     this.#whole = whole;
+  }
+
+  /** As `StoredRows`; keys of a type that is packed never lose channels. */
+  pack(used: number, given?: { readonly rows: number; readonly part?: PackedPart }): void {
+    this.#whole.pack(used, given);
+  }
+
+  loosen(from: number, used: number): void {
+    this.#whole.loosen(from, used);
+  }
+
+  get packedRows(): number {
+    return this.#whole.packedRows;
+  }
+
+  get packed(): PackedPart | undefined {
+    return this.#whole.packed;
   }
 
   /** Keeps these rows, ascending. */
@@ -64,6 +82,7 @@ export class ThinRows {
 
   /** Drops rows from the end. */
   truncate(length: number): void {
+    this.#whole.truncate(Math.max(0, length - this.#thinned));
     if (length < this.#thinned) this.#shorten(length);
   }
 
@@ -77,7 +96,7 @@ export class ThinRows {
   copyFrom(other: ThinRows, used: number): void {
     const { rows, channels, length } = other.#thin ?? {};
     if (rows) {
-      const copy = new StoredRows(channels!.length, this.#type);
+      const copy = new StoredRows(channels!.length, this.#type, "keys");
       copy.resize(pages(length!), 0);
       copy.copyFrom(rows, length!);
       this.#thin = { rows: copy, channels: channels!, length: length! };

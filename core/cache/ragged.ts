@@ -16,7 +16,9 @@
 import type { Backend, CopiedRows, Foresight, LayerRows, RefittedRows, ThinKeys } from "../backend/interface.ts";
 import { afterwards, reducedBytes, type ReducedHead } from "../backend/reduced.ts";
 import { Temporaries, type Tensor } from "../backend/tensor.ts";
-import { BIAS_BYTES, type CacheType, entryBytes } from "./entry_type.ts";
+import { copyHeads } from "../backend/copy_heads.ts";
+import { BIAS_BYTES, type CacheType, headBytes, packs } from "./entry_type.ts";
+import { packedAfter, type PackedHead } from "./packed.ts";
 import type { KeyRotation } from "../measure/rotation.ts";
 import { globalLayers, layerShape, type ModelShape, windowOf } from "../shape.ts";
 import { LazyRows } from "./lazy_rows.ts";
@@ -48,6 +50,8 @@ export interface HeadRows {
   readonly values: Float32Array;
   /** What attention adds to their logits, where it does. */
   readonly bias?: Float32Array;
+  /** The first rows as they are packed, where they are. */
+  readonly packed?: PackedHead;
   readonly positions: Int32Array;
 }
 
@@ -55,8 +59,10 @@ export interface HeadRows {
 export class RaggedCache implements Disposable {
   readonly backend: Backend;
   readonly shape: ModelShape;
-  /** How entries are stored. */
+  /** How entries are stored once their layer is packed ({@link pack}). */
   readonly type: CacheType;
+  /** How the rows of each layer are stored now. */
+  readonly #types: CacheType[];
   /** The layers that look at everything, ascending: those that policies evict from. */
   readonly globals: readonly number[];
   /** Logical position of the next token. */
@@ -74,7 +80,10 @@ export class RaggedCache implements Disposable {
   /** Entries of each layer, and of all. */
   readonly #layerEntries: number[];
   #entries = 0;
-  /** The same of those with a bias. */
+  /** Bytes of each layer's rows, and of all, less what biases take. */
+  readonly #layerBytes: number[];
+  #bytes = 0;
+  /** Entries of each layer, and of all, with a bias. */
   readonly #layerBiased: number[];
   #biased = 0;
   /** What each head has lost of its keys, or reads by, `[layers][kvHeads]`; and what that comes to in bytes, by layer. */
@@ -84,10 +93,13 @@ export class RaggedCache implements Disposable {
   /** Marks that may be trimmed back to. */
   readonly #marks = new Set<CacheMark>();
 
-  constructor(backend: Backend, shape: ModelShape, type: CacheType = "f32") {
+  /** `readAs`: how entries are stored until their layer is packed. */
+  constructor(backend: Backend, shape: ModelShape, type: CacheType = "f32", readAs: CacheType = type) {
     this.backend = backend;
     this.shape = shape;
     this.type = type;
+    this.#types = new Array(shape.layers).fill(readAs);
+    this.#layerBytes = new Array(shape.layers).fill(0);
     this.globals = globalLayers(shape);
     this.#rows = new Array(shape.layers).fill(undefined);
     this.#layerEntries = new Array(shape.layers).fill(0);
@@ -118,7 +130,7 @@ export class RaggedCache implements Disposable {
   }
 
   #newRows(layer: number, reserve: number): LazyRows {
-    return new LazyRows(this.backend.createRows(layerShape(this.shape, layer), reserve, this.type));
+    return new LazyRows(this.backend.createRows(layerShape(this.shape, layer), reserve, this.#types[layer]));
   }
 
   /**
@@ -145,6 +157,12 @@ export class RaggedCache implements Disposable {
     heads.forEach(({ values, bias }, h) => {
       if (bias && bias.length > 0) this.refit(layer, h, { values, bias });
     });
+    // Behind refits, whose values they are of.
+    if (heads.some(({ packed }) => packed)) {
+      this.rows(layer).pack!(heads.map(({ packed }) => packed));
+      heads.forEach(({ packed }, h) => this.#positions[layer][h].packed = packed?.rows ?? 0);
+      this.#count(layer);
+    }
   }
 
   /**
@@ -218,6 +236,42 @@ export class RaggedCache implements Disposable {
   /** Whether queries of any head read a part of it. */
   get foresees(): boolean {
     return this.#reduced.some((heads) => heads.some(({ foresight }) => foresight));
+  }
+
+  /**
+   * Stores what a layer has now as {@link type} says: in rows of that type where it was read as another, and packed where
+   * the type is. Entries that come later are packed when this is called again. Copies the layer where its type changes.
+   * @throws PalisadeError `cache-type.range`, and what a backend without room throws; the layer is as before then.
+   */
+  async pack(layer: number): Promise<void> {
+    const before = this.#rows[layer];
+    if (!before) {
+      this.#types[layer] = this.type;
+      return;
+    }
+    if (this.#types[layer] !== this.type) {
+      const heads = await copyHeads(before.settled());
+      const rows = this.backend.createRows(layerShape(this.shape, layer), 0, this.type);
+      try {
+        this.#putBack(rows, layer, heads);
+      } catch (error) {
+        rows.free();
+        throw error;
+      }
+      this.#rows[layer] = new LazyRows(rows);
+      this.#types[layer] = this.type;
+      before.free();
+    }
+    if (packs(this.type)) {
+      this.rows(layer).pack?.();
+      for (const list of this.#positions[layer]) list.packed = list.length;
+    }
+    this.#count(layer);
+  }
+
+  /** The same for all layers. */
+  async packAll(): Promise<void> {
+    for (let layer = 0; layer < this.shape.layers; layer++) await this.pack(layer);
   }
 
   /** Entries of one layer whose logits get a bias. */
@@ -307,6 +361,8 @@ export class RaggedCache implements Disposable {
       const moves = heads.map((list) => list.moveTo(next - list.length));
       if (moves.some((list) => list.some((move) => move !== 0))) {
         await this.rows(layer).rotateKeys(moves, "pairs" in rotation ? rotation : rotation[layer]);
+        for (const list of this.#positions[layer]) list.packed = 0;
+        this.#count(layer);
       }
     }
     this.#shift += this.position - next;
@@ -318,6 +374,7 @@ export class RaggedCache implements Disposable {
     const copy = new RaggedCache(this.backend, this.shape, this.type);
     try {
       for (const [layer, rows] of this.#rows.entries()) {
+        copy.#types[layer] = this.#types[layer];
         if (rows) copy.#rows[layer] = new LazyRows(await rows.settled().clone());
       }
     } catch (error) {
@@ -394,6 +451,11 @@ export class RaggedCache implements Disposable {
   /** Entries of one head. */
   length(layer: number, kvHead: number): number {
     return this.#positions[layer][kvHead].length;
+  }
+
+  /** How many entries of one head, from the first on, are packed. */
+  packed(layer: number, kvHead: number): number {
+    return this.#positions[layer][kvHead].packed;
   }
 
   /** Entries of all heads of one layer. */
@@ -486,10 +548,17 @@ export class RaggedCache implements Disposable {
     const entries = this.#positions[layer].reduce((sum, list) => sum + list.length, 0);
     this.#entries += entries - this.#layerEntries[layer];
     this.#layerEntries[layer] = entries;
+    const { headDim } = this.shape, type = this.#types[layer];
+    const bytes = this.#positions[layer].reduce(
+      (sum, list) => sum + headBytes(headDim, type, list.length, list.packed),
+      0,
+    );
+    this.#bytes += bytes - this.#layerBytes[layer];
+    this.#layerBytes[layer] = bytes;
     const biased = this.#positions[layer].reduce((sum, list) => sum + list.biased, 0);
     this.#biased += biased - this.#layerBiased[layer];
     this.#layerBiased[layer] = biased;
-    const { headDim } = this.shape, lists = this.#positions[layer];
+    const lists = this.#positions[layer];
     this.#layerReduced[layer] = this.#reduced[layer].reduce(
       (sum, head, h) => sum + reducedBytes(head, lists[h].length, headDim, this.type),
       0,
@@ -499,7 +568,7 @@ export class RaggedCache implements Disposable {
 
   get #live(): number {
     const reduced = this.#layerReduced.reduce((sum, bytes) => sum + bytes, 0);
-    return this.#entries * entryBytes(this.shape.headDim, this.type) + this.#biased * BIAS_BYTES + reduced;
+    return this.#bytes + this.#biased * BIAS_BYTES + reduced;
   }
 
   #raisePeak(): void {
@@ -529,6 +598,8 @@ class PositionList {
   length = 0;
   /** How many entries, from the first on, have a bias. */
   biased = 0;
+  /** How many entries, from the first on, are packed. */
+  packed = 0;
 
   appendRange(first: number, count: number): void {
     if (this.length + count > this.#data.length) {
@@ -542,6 +613,7 @@ class PositionList {
   keep(rows: Int32Array): void {
     if (rows.length === this.length) return;
     this.biased = rows.filter((row) => row < this.biased).length;
+    this.packed = packedAfter(rows, this.packed);
     const data = new Int32Array(rows.length);
     for (let i = 0; i < rows.length; i++) data[i] = this.#data[rows[i]];
     this.#data = data;
@@ -579,6 +651,7 @@ class PositionList {
     copy.#data = this.#data.slice();
     copy.length = this.length;
     copy.biased = this.biased;
+    copy.packed = this.packed;
     return copy;
   }
 
@@ -586,6 +659,7 @@ class PositionList {
     if (length > this.length) throw new RangeError(`Can't trim ${this.length} entries to ${length}`);
     this.length = length;
     this.biased = Math.min(this.biased, length);
+    this.packed = Math.min(this.packed, length);
   }
 
   toArray(): Int32Array {

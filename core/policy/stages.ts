@@ -2,8 +2,10 @@
  * Stages: what happens to a cache behind any selection. A policy's text may name them in its brackets,
  * `snapkv(window=16, merge=sum, key-channels=60%)`; options of the library set the same. They change no score and no selection.
  */
+import { type CacheType, checkCacheType, ROW_TYPES } from "../cache/entry_type.ts";
 import { inputError, option } from "../errors.ts";
 import { type Merge, MERGES } from "../merge/merge.ts";
+import { type Refit, REFITS } from "../refit/refit.ts";
 import { policyError, type PolicyText, type Setting } from "./grammar.ts";
 import type { Policy } from "./policy.ts";
 
@@ -13,6 +15,10 @@ export interface Stages {
   readonly merge?: Exclude<Merge, "none">;
   /** Share of each head's key channels that stay, 0 < share < 1 (`core/measure/key_channels.ts`). */
   readonly keyChannels?: number;
+  /** What stays gets biases and new values (`core/refit/`). */
+  readonly refit?: Exclude<Refit, "none">;
+  /** What stays is stored so once its layer has been read as another type. */
+  readonly rows?: CacheType;
 }
 
 /** Stages as options give them. */
@@ -38,6 +44,19 @@ const WORDS: readonly StageWord[] = [
     wanted: `one of ${MERGES.join(", ")}`,
   },
   { name: "key-channels", read: channelsOf, wanted: "a share such as 60%, above 0 to 100%" },
+  {
+    name: "refit",
+    read: (value) => {
+      const refit = REFITS.find((each) => each === value);
+      return refit && (refit === "none" ? {} : { refit });
+    },
+    wanted: REFITS.join(", "),
+  },
+  {
+    name: "rows",
+    read: (value) => isCacheType(value) ? { rows: checkCacheType(value) } : undefined,
+    wanted: `${ROW_TYPES.join(", ")}, or keys and values apart: rows="k=int4,v=int8"`,
+  },
 ];
 
 /** Names that a policy's brackets take besides its parameters. */
@@ -106,11 +125,21 @@ export function refuseStages({ name, stages }: Policy): void {
   throw inputError("policy.stages", message, option("policy"));
 }
 
-function parametersOf({ merge, keyChannels }: Stages): Record<string, string> {
+function parametersOf({ merge, keyChannels, refit, rows }: Stages): Record<string, string> {
   return {
     ...(merge && { merge }),
     ...(keyChannels && { "key-channels": `${Number((100 * keyChannels).toPrecision(12))}%` }),
+    ...(refit && { refit }),
+    ...(rows && { rows }),
   };
+}
+
+function isCacheType(text: string): boolean {
+  try {
+    return checkCacheType(text) !== undefined;
+  } catch {
+    return false;
+  }
 }
 
 function isMerge(value: string): value is Merge {

@@ -2,7 +2,7 @@
  * One cell as a line of JSON: the unit for schedulers of other people's (GNU parallel, Make, a pipe of Spark or Ray), which
  * keep count of what is done. A line in, a line out, and nothing is remembered.
  */
-import { CACHE_TYPES, type CacheType } from "../../core/cache/entry_type.ts";
+import { ALL_CACHE_TYPES, type CacheType, ROW_TYPES } from "../../core/cache/entry_type.ts";
 import { inputError } from "../../core/errors.ts";
 import type { Runtime } from "../../runtime/interface.ts";
 import type { ResultLine } from "../results/results.ts";
@@ -53,7 +53,10 @@ const FIELDS: Readonly<Record<keyof CellRequest, readonly [Reader, string]>> = {
   keep: [amount, "a text such as 20%, or tokens"],
   seed: [count, "a whole number from 0"],
   queryAware: [flag, "true or false"],
-  cacheType: [(value) => CACHE_TYPES.includes(value as CacheType), `one of ${CACHE_TYPES.join(", ")}`],
+  cacheType: [
+    (value) => ALL_CACHE_TYPES.includes(value as CacheType),
+    `one of ${ROW_TYPES.join(", ")}, or keys and values apart: k=int4,v=int8`,
+  ],
   gate: [text, "a file's name"],
   haystack: [text, "a file's name"],
   beyondTrained: [flag, "true or false"],

@@ -2,7 +2,7 @@
 import type { GpuBuffer, GpuDevice } from "../device.ts";
 import type { GpuTensor, GpuTensors } from "../tensors.ts";
 import { ATTENTION, COLUMNS, MERGE, SOFTMAX } from "./shaders.ts";
-import { KINDS, spread } from "./stages.ts";
+import { kindOf, spread } from "./stages.ts";
 import type { Block, StoredHeads } from "./stored_heads.ts";
 
 /** Workgroups that keep a device busy. */
@@ -58,7 +58,7 @@ export class Attention {
     this.#gpu = gpu;
     this.#tensors = tensors;
     this.#stored = stored;
-    this.#constants = { D: headDim, KIND: KINDS[type], HEADS: heads, GROUP: heads / kvHeads };
+    this.#constants = { D: headDim, KIND: kindOf(type), HEADS: heads, GROUP: heads / kvHeads };
     this.#reach = reach ?? 0;
     this.#scratch = Math.min(scratch, Math.floor(maxBinding / 4));
   }

@@ -15,7 +15,7 @@ import type { GpuTensor, GpuTensors } from "../tensors.ts";
 import { Attention, type Queries } from "./attention.ts";
 import { observeWindow } from "./observe.ts";
 import { ROWS, STORE } from "./shaders.ts";
-import { KINDS, MOST_GROUPS, spread } from "./stages.ts";
+import { kindOf, MOST_GROUPS, spread } from "./stages.ts";
 import { StoredHeads, type StoredOptions } from "./stored_heads.ts";
 import { turnKeys } from "./turn.ts";
 import { measureNorms } from "./value_norms.ts";
@@ -57,7 +57,7 @@ export class GpuRows implements TrustingRows<GpuTensor> {
   /** Writes `count` rows behind those of every head. */
   #store(part: "keys" | "values", source: GpuBuffer, count: number): void {
     const { gpu, shape: { kvHeads, headDim }, type } = this.#options, { blocks, lengths, stride } = this.#stored;
-    const stage = gpu.stage(STORE, { constants: { D: headDim, KIND: KINDS[type] } });
+    const stage = gpu.stage(STORE, { constants: { D: headDim, KIND: kindOf(type) } });
     for (const block of blocks) {
       const words = block.words.map((word, i) => word + lengths[block.first + i] * stride);
       for (let first = 0; first < count; first += MOST_GROUPS) {
@@ -170,7 +170,7 @@ export class GpuRows implements TrustingRows<GpuTensor> {
     const { gpu, shape: { headDim }, type } = this.#options, { block, word } = this.#stored.place(kvHead);
     const source = this.#tensors.upload(values.slice()),
       stage = gpu.stage(STORE, {
-        constants: { D: headDim, KIND: KINDS[type] },
+        constants: { D: headDim, KIND: kindOf(type) },
       });
     for (let first = 0; first < bias.length; first += MOST_GROUPS) {
       gpu.run(stage, {
@@ -228,7 +228,7 @@ export class GpuRows implements TrustingRows<GpuTensor> {
     const { block, word } = this.#stored.place(head);
     const out = gpu.borrow(4 * count * headDim), list = gpu.borrow(4 * (wanted?.length ?? 1));
     if (wanted) gpu.write(list, 0, Int32Array.from(wanted));
-    gpu.run(gpu.stage(ROWS, { entry: "floats", constants: { D: headDim, KIND: KINDS[type] } }), {
+    gpu.run(gpu.stage(ROWS, { entry: "floats", constants: { D: headDim, KIND: kindOf(type) } }), {
       params: [count, word, wanted ? 0 : NO_LIST, 0],
       buffers: [block[part], list, undefined, out],
       groups: spread(count * headDim),

@@ -1,8 +1,15 @@
 /** What the backend's stages have in common. */
 import type { CacheType } from "../../core/cache/entry_type.ts";
 
-/** `KIND` in the stages. */
-export const KINDS: Readonly<Record<CacheType, number>> = { f32: 0, f16: 1, int8: 2 };
+/** Types that the stages know, in the order of their `KIND`: keys and values alike. */
+const KINDS = ["f32", "f16", "int8"] as const;
+
+/** `KIND` in the stages. @throws RangeError for a type that they don't know. */
+export function kindOf(type: CacheType): number {
+  const kind = KINDS.findIndex((each) => each === type);
+  if (kind < 0) throw new RangeError(`The WebGPU backend has no rows of type ${type}`);
+  return kind;
+}
 
 /** Most workgroups in one direction. */
 export const MOST_GROUPS = 65535;

@@ -11,7 +11,7 @@ import type { GpuBuffer, GpuDevice } from "../device.ts";
 import { tooLarge } from "../errors.ts";
 import { Biases } from "./biases.ts";
 import { ROWS } from "./shaders.ts";
-import { KINDS, spread } from "./stages.ts";
+import { kindOf, spread } from "./stages.ts";
 
 /** Some heads of a layer; keys and values lie alike. */
 export interface Block {
@@ -25,7 +25,7 @@ export interface Block {
 
 /** Words of a stored row. */
 export function rowWords(headDim: number, type: CacheType): number {
-  return { f32: headDim, f16: Math.ceil(headDim / 2), int8: Math.ceil(headDim / 4) + 1 }[type];
+  return [headDim, Math.ceil(headDim / 2), Math.ceil(headDim / 4) + 1][kindOf(type)];
 }
 
 /** Whole pages for so many rows. */
@@ -112,7 +112,7 @@ export class StoredHeads {
     const total = kept.reduce((sum, { length }) => sum + length, 0);
     const list = gpu.borrow(4 * total);
     gpu.write(list, 0, concatenate(kept, Int32Array));
-    const stage = gpu.stage(ROWS, { entry: "gather", constants: { D: shape.headDim, KIND: KINDS[type] } });
+    const stage = gpu.stage(ROWS, { entry: "gather", constants: { D: shape.headDim, KIND: kindOf(type) } });
     let start = 0;
     this.#move(kept.map(({ length }) => paged(length)), (head, from, to) => {
       const count = kept[head].length, first = start;

@@ -2,7 +2,7 @@
 import type { KeyRotation } from "../../core/measure/rotation.ts";
 import type { GpuBuffer } from "../device.ts";
 import { ROWS, STORE } from "./shaders.ts";
-import { KINDS, MOST_GROUPS, spread } from "./stages.ts";
+import { kindOf, MOST_GROUPS, spread } from "./stages.ts";
 import type { StoredHeads } from "./stored_heads.ts";
 
 /** Floats that are turned at once. */
@@ -44,7 +44,7 @@ function turnRows(
   { list, points }: { list: GpuBuffer; points: GpuBuffer },
 ): void {
   const { gpu, shape: { headDim }, type } = stored.options, { block, word } = stored.place(head);
-  const constants = { D: headDim, KIND: KINDS[type] }, turned = gpu.borrow(4 * count * headDim);
+  const constants = { D: headDim, KIND: kindOf(type) }, turned = gpu.borrow(4 * count * headDim);
   const partner = pairs === "interleaved" ? 1 : rotated / 2;
   gpu.run(gpu.stage(ROWS, { entry: "turned", constants: { ...constants, ROTATED: rotated, PARTNER: partner } }), {
     params: [count, word, 0, first],

@@ -3,7 +3,7 @@ import type { NormKind } from "../../core/policy/policy.ts";
 import type { GpuBuffer } from "../device.ts";
 import { tooLarge } from "../errors.ts";
 import { NORMS } from "./shaders.ts";
-import { KINDS } from "./stages.ts";
+import { kindOf } from "./stages.ts";
 import type { Block, StoredHeads } from "./stored_heads.ts";
 
 /** `[kvHeads, rows]`; `wo`: `[width, heads · headDim]`. @throws PalisadeError `gpu.limit`. */
@@ -39,7 +39,7 @@ function normsOfBlock(
     const part = columnsOf(wo, heads * headDim, first * group * headDim, words.length * group * headDim);
     const weights = gpu.borrow(part.byteLength);
     gpu.write(weights, 0, part);
-    const constants = { D: headDim, KIND: KINDS[stored.options.type], HEADS: words.length * group, GROUP: group };
+    const constants = { D: headDim, KIND: kindOf(stored.options.type), HEADS: words.length * group, GROUP: group };
     gpu.run(gpu.stage(NORMS, { constants: { ...constants, NORM: kind === "l1" ? 1 : 2 } }), {
       params: [width, stored.longest, first, ...words],
       buffers: [block.values, weights, norms],

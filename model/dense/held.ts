@@ -1,5 +1,5 @@
 /** What our own kernels and stages hold of types that they don't multiply as they stand in the file. */
-import { toHalf } from "../../core/backend/stored_rows.ts";
+import { toHalf } from "../../core/backend/halves.ts";
 import { inputError } from "../../core/errors.ts";
 import { type TensorType, typeNamed } from "../file/tensor_types.ts";
 

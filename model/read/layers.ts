@@ -55,7 +55,8 @@ export async function readContext(
 ): Promise<ReadResult> {
   const { backend, dense: { config } } = device;
   const now = options.now ?? (() => performance.now());
-  const cache = new RaggedCache(backend, config, options.cacheType);
+  const { cacheType, policy: { stages } } = options;
+  const cache = new RaggedCache(backend, config, stages?.rows ?? cacheType, cacheType);
   try {
     const wanted = keepsAll(options) ? {} : options.policy.needs;
     const needs = options.predict ? { ...wanted, gate: true } : wanted;
@@ -84,6 +85,7 @@ export async function readContext(
         if (seen.references) refit?.add(layer, seen.references);
         await thinning?.add(layer, seen.windowQueries);
         if (!eviction.crossLayer) {
+          await cache.pack(layer);
           await refit?.run(ids.length, options);
           if (thinning) await explainer?.settle(layer);
           await thinning?.run();
@@ -96,6 +98,7 @@ export async function readContext(
     }
     cache.advance(ids.length);
     const certificates = await explainer?.certificates(), waiting = refit?.waitingBytes ?? 0;
+    await cache.packAll();
     await refit?.run(ids.length, options);
     await thinning?.run();
     return {

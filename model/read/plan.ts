@@ -1,5 +1,7 @@
 /** How a context is read: chosen, or refused, before anything runs. */
-import { type CacheType, checkCacheType } from "../../core/cache/entry_type.ts";
+import type { Backend } from "../../core/backend/interface.ts";
+import type { Stages } from "../../core/policy/stages.ts";
+import { type CacheType, checkCacheType, partsOf } from "../../core/cache/entry_type.ts";
 import { inputError, option, say } from "../../core/errors.ts";
 import type { OptionName } from "../../core/options.ts";
 import type { Budget, Policy } from "../../core/policy/policy.ts";
@@ -59,6 +61,7 @@ export function planReading(model: PlannedModel, ids: readonly number[], options
   if (exceeds && !closesUp(model.config, budget, options)) {
     throw contextTooLong(model.config, ids.length, policy, budget, positions === "rerotate");
   }
+  if (policy.stages?.rows && (exceeds || policy.evicts === "early" || risk?.kind === "mean")) throw rereads();
   if (exceeds || policy.evicts === "early") refuseHindsight(policy, risk, options);
   const { merge, keyChannels } = policy.stages ?? {};
   if (refits(options) && risk?.kind === "mean") throw searched("refit");
@@ -156,6 +159,31 @@ function turned() {
     say`Keys that have lost channels can't be turned: ${advice}`,
     option("keyChannels"),
   );
+}
+
+/** Rows of another type are made of what stays of a layer once all of it has been read. */
+function rereads() {
+  const message =
+    say`rows= stores what stays of a layer once all of it is read, and here tokens go while it is being read: take ${
+      option("cacheType")
+    }`;
+  return inputError("rows.early", message, option("policy"));
+}
+
+/**
+ * Refuses rows that a backend doesn't have.
+ * @throws PalisadeError input `cache-type.backend`, `key-channels.type`.
+ */
+export function checkRowsOf(backend: Pick<Backend, "packs" | "name">, type: CacheType, stages: Stages = {}): void {
+  const { keys, values } = partsOf(type);
+  if (keys === values && keys !== "int4") return;
+  if (stages.keyChannels !== undefined) {
+    const message = say`${option("keyChannels")} needs keys and values of one type, and not int4: ${type} is not`;
+    throw inputError("key-channels.type", message, option("keyChannels"));
+  }
+  if (backend.packs) return;
+  const message = say`The ${backend.name} backend has no rows of type ${type}: take ${option("backend")} wasm`;
+  throw inputError("cache-type.backend", message, option("cacheType"));
 }
 
 /** Each gives entries other values, and biases. */

@@ -15,8 +15,24 @@ const READERS: { readonly [W in Reading["way"]]: Reader<Extract<Reading, { reado
   rolling: readRolling,
 };
 
-/** Reads `ids` (at least one) as planned. The caller owns the cache. */
+/** Reads `ids` (at least one) as planned; what stays is stored as its type says. The caller owns the cache. */
 export async function read(
+  device: Device,
+  ids: readonly number[],
+  reading: Reading,
+  options: ReadOptions,
+): Promise<ReadResult> {
+  const result = await readBy(device, ids, reading, options);
+  try {
+    await result.cache.packAll();
+  } catch (error) {
+    result.cache[Symbol.dispose]();
+    throw error;
+  }
+  return result;
+}
+
+async function readBy(
   device: Device,
   ids: readonly number[],
   reading: Reading,

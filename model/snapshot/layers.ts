@@ -6,9 +6,20 @@ import { concatenate } from "../../core/concatenate.ts";
 import { copyHeads } from "../../core/backend/copy_heads.ts";
 import type { ReducedHead } from "../../core/backend/reduced.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
-import type { CacheType } from "../../core/cache/entry_type.ts";
+import type { CopiedRows } from "../../core/backend/interface.ts";
+import { type CacheType, packs, partsOf } from "../../core/cache/entry_type.ts";
+import {
+  emptyPart,
+  GROUP,
+  type PackedHead,
+  type PackedPart,
+  packedWidth,
+  type Part,
+  unpackRows as unpackPacked,
+} from "../../core/cache/packed.ts";
 import { type ModelShape, windowOf } from "../../core/shape.ts";
 import type { HeadCertificate, LayerCertificate } from "../../core/worst_case/certificate.ts";
+import { DTYPE_BYTES } from "../file/safetensors.ts";
 import type { Cloak } from "./cloak/cloak.ts";
 import { cloakedRows, cloakedSpecs, coveredBytes, maskedBytes, uncoveredRows, unmasked } from "./cloak/layer.ts";
 import { refuse, type SectionSpec, type SectionTensor, type SnapshotFile, type TensorSpec } from "./format.ts";
@@ -27,6 +38,8 @@ export interface SavedLayer {
   readonly logical?: readonly Int32Array[];
   readonly keys: readonly Float32Array[];
   readonly values: readonly Float32Array[];
+  /** What is packed of each head. */
+  readonly packed?: readonly (PackedHead | undefined)[];
   /** What attention adds to the rows' logits, where a refit had it so. */
   readonly bias?: readonly (Float32Array | undefined)[];
   /** What each head has lost of its keys, or reads by; keys are whole, with zeros. */
@@ -69,7 +82,7 @@ export function layerSpec(cache: RaggedCache, layer: number, extras: LayerExtras
     ...bias,
     ...cloak
       ? cloakedSpecs(kvHeads, cloakedRows(heads.map((head) => cache.length(layer, head))), headDim)
-      : rowSpecs(cache.type, rows, headDim),
+      : rowSpecs(cache.type, countsOf(cache, layer), headDim),
   ];
   return {
     name: layerSection(layer),
@@ -86,24 +99,80 @@ export function layerSpec(cache: RaggedCache, layer: number, extras: LayerExtras
         ];
         return await maskedBytes(cloak, layer, [...lazy, ...stored].map(({ name }) => name), plain);
       }
-      const packed = ["keys", "values"].map((what) =>
-        packRows(copied.map((head) => head[what as "keys" | "values"]), cache.type, headDim)
-      );
-      const scales = packed.flatMap(({ scales }) => scales ?? []);
-      return [...lazy.map((each) => each.bytes()), ...biases, ...scales, ...packed.map(({ numbers }) => numbers)];
+      return [...lazy.map((each) => each.bytes()), ...biases, ...rowBytes(cache.type, copied, headDim)];
     },
   };
 }
 
-/** Scales first, so that whatever is four bytes wide lies at a multiple of four. */
-function rowSpecs(type: CacheType, rows: number, headDim: number): TensorSpec[] {
-  const numbers = (name: string): TensorSpec => ({ name, dtype: ROW_DTYPES[type], shape: [rows, headDim] });
-  const scales = (name: string): TensorSpec => ({ name, dtype: "F32", shape: [rows] });
-  return [
-    ...(type === "int8" ? [scales("key_scales"), scales("value_scales")] : []),
-    numbers("keys"),
-    numbers("values"),
-  ];
+/** Rows of all heads; of those that are packed how many each head has, and groups of keys. */
+interface RowCounts {
+  readonly kvHeads: number;
+  readonly rows: number;
+  readonly packed: number;
+  readonly groups: number;
+}
+
+function countsOf(cache: RaggedCache, layer: number): RowCounts {
+  const { kvHeads } = cache.shape;
+  const packed = Array.from({ length: kvHeads }, (_, head) => cache.packed(layer, head));
+  return { kvHeads, rows: cache.layerEntries(layer), ...packedCounts(packed) };
+}
+
+function packedCounts(heads: readonly number[]) {
+  return { packed: addUp(heads), groups: addUp(heads.map((rows) => Math.ceil(rows / GROUP))) };
+}
+
+/** Wide numbers first, so that each lies at a multiple of its width. */
+function rowSpecs(type: CacheType, { kvHeads, rows, packed, groups }: RowCounts, headDim: number): TensorSpec[] {
+  const types = partsOf(type), width = packedWidth(headDim), specs: TensorSpec[] = [];
+  for (const part of PARTS) {
+    const rowType = types[part], one = ONE[part];
+    const loose = rowType === "int4" ? rows - packed : rows;
+    specs.push({ name: part, dtype: ROW_DTYPES[rowType], shape: [loose, headDim] });
+    if (rowType === "int8") specs.push({ name: `${one}_scales`, dtype: "F32", shape: [rows] });
+    if (rowType !== "int4") continue;
+    const shape = part === "keys" ? [groups, width] : [packed, width / GROUP];
+    specs.push({ name: `${one}_codes`, dtype: "U8", shape: [packed, width / 2] });
+    specs.push({ name: `${one}_steps`, dtype: "F16", shape }, { name: `${one}_zeros`, dtype: "F16", shape });
+  }
+  if (packs(type)) specs.push({ name: "packed", dtype: "I32", shape: [kvHeads] });
+  return byWidth(specs);
+}
+
+/** What {@link rowSpecs} names, in its order. */
+function rowBytes(type: CacheType, heads: readonly CopiedRows[], headDim: number): Uint8Array[] {
+  const types = partsOf(type), bytes = new Map<string, Uint8Array>();
+  for (const part of PARTS) {
+    const one = ONE[part], rowType = types[part];
+    const first = (head: CopiedRows) => rowType === "int4" ? (head.packed?.rows ?? 0) * headDim : 0;
+    const { numbers, scales } = packRows(heads.map((head) => head[part].subarray(first(head))), rowType, headDim);
+    bytes.set(part, numbers);
+    if (scales) bytes.set(`${one}_scales`, scales);
+    const packed = heads.flatMap((head) => head.packed?.[part] ?? []);
+    bytes.set(`${one}_codes`, concatenate(packed.map(({ codes }) => codes), Uint8Array));
+    bytes.set(`${one}_steps`, joinedHalves(packed.map(({ scales }) => scales)));
+    bytes.set(`${one}_zeros`, joinedHalves(packed.map(({ zeros }) => zeros)));
+  }
+  const packed = heads.map((head) => head.packed?.rows ?? 0);
+  bytes.set("packed", bytesOf(Int32Array.from(packed)));
+  const counts = { kvHeads: heads.length, rows: 0, ...packedCounts(packed) };
+  return rowSpecs(type, counts, headDim).map(({ name }) => bytes.get(name)!);
+}
+
+/** What the names of a part's tensors begin with. */
+const ONE = { keys: "key", values: "value" } as const satisfies Record<Part, string>;
+const PARTS: readonly Part[] = ["keys", "values"];
+
+function joinedHalves(parts: readonly Uint16Array[]): Uint8Array {
+  return concatenate(parts.map(bytesOf), Uint8Array);
+}
+
+function byWidth(specs: readonly TensorSpec[]): TensorSpec[] {
+  return [...specs].sort((a, b) => DTYPE_BYTES[b.dtype] - DTYPE_BYTES[a.dtype]);
+}
+
+function addUp(numbers: readonly number[]): number {
+  return numbers.reduce((all, each) => all + each, 0);
 }
 
 function predictedSpec({ predicted }: LayerExtras, first: number, kvHeads: number, rows: number): Lazy[] {
@@ -176,14 +245,12 @@ export async function readLayer(file: SnapshotFile, layer: number, form: LayerFo
   if (window < Infinity && !positions.every((list) => isRun(list, tokens, window))) {
     fail(`it looks back ${window} tokens, but these are not the last ones`);
   }
-  const floats = (what: string, scales: string) =>
-    split(unpackRows(tensors.get(what)!.bytes, tensors.get(scales)?.bytes, type, headDim), headDim);
   if (form.cloak && tensors.get("keys")!.shape[0] !== cloakedRows(lengths)) {
     fail("cloaked rows that don't fit its heads");
   }
   const rowsOf = form.cloak
     ? await uncoveredRows(form.cloak, layer, tensors, { lengths, headDim })
-    : { keys: floats("keys", "key_scales"), values: floats("values", "value_scales") };
+    : plainRows(tensors, { lengths, headDim, type }, fail);
   const bias = tensors.get("bias"), added = bias && split(new Float32Array(bias.bytes.buffer));
   if (added?.some((list) => !list.every(Number.isFinite))) fail("a bias is no finite number");
   const certificate = tensors.has("certificate_counts") ? certificateOf(layer, kvHeads, tensors) : undefined;
@@ -199,6 +266,44 @@ export async function readLayer(file: SnapshotFile, layer: number, form: LayerFo
   };
 }
 
+/** The rows of each head, and of those that are packed what they are packed as. */
+function plainRows(
+  tensors: ReadonlyMap<string, SectionTensor>,
+  { lengths, headDim, type }: { readonly lengths: Int32Array; readonly headDim: number; readonly type: CacheType },
+  fail: (reason: string) => never,
+) {
+  const types = partsOf(type), packed = packs(type) ? ints(tensors.get("packed")!) : new Int32Array(lengths.length);
+  const { packed: all, groups } = packedCounts([...packed]);
+  const room = tensors.get("key_steps") ?? undefined, codes = tensors.get("key_codes") ?? tensors.get("value_codes");
+  if (packed.some((rows, head) => rows < 0 || rows > lengths[head]) || (codes && codes.shape[0] !== all)) {
+    fail(`heads with ${[...packed].slice(0, 8)} packed rows, which don't fit`);
+  }
+  if (room && room.shape[0] !== groups) fail(`${room.shape[0]} groups of packed keys: want ${groups}`);
+  const heads: { rows: number; keys?: PackedPart; values?: PackedPart }[] = Array.from(packed, (rows) => ({ rows }));
+  const rowsOf = (part: Part): Float32Array[] => {
+    const one = ONE[part], isPacked = types[part] === "int4";
+    const floats = unpackRows(tensors.get(part)!.bytes, tensors.get(`${one}_scales`)?.bytes, types[part], headDim);
+    const loose = cut(floats, lengths.map((rows, head) => isPacked ? rows - packed[head] : rows), headDim);
+    if (!isPacked) return loose as Float32Array[];
+    const [codes, steps, zeros] = ["codes", "steps", "zeros"].map((name) => tensors.get(`${one}_${name}`)!.bytes);
+    const halves = [steps, zeros].map((bytes) => new Uint16Array(bytes.slice().buffer));
+    let code = 0, parameter = 0;
+    return heads.map((head, h) => {
+      const each = emptyPart(part, head.rows, headDim), [scales, lows] = halves;
+      each.codes.set(codes.subarray(code, code += each.codes.length));
+      each.scales.set(scales.subarray(parameter, parameter + each.scales.length));
+      each.zeros.set(lows.subarray(parameter, parameter += each.zeros.length));
+      if ([...each.scales, ...each.zeros].some((half) => (half & 0x7c00) === 0x7c00)) {
+        fail("a step is no finite number");
+      }
+      if (head.rows > 0) head[part] = each;
+      return concatenate([unpackPacked(part, each, head.rows, headDim), loose[h] as Float32Array], Float32Array);
+    });
+  };
+  const rows = { keys: rowsOf("keys"), values: rowsOf("values") };
+  return packs(type) ? { ...rows, packed: heads.map((head) => head.rows > 0 ? head : undefined) } : rows;
+}
+
 /** Types and shapes of a layer's tensors; the number of its rows. */
 function checkLayout(
   layout: ReadonlyMap<string, TensorSpec>,
@@ -207,6 +312,11 @@ function checkLayout(
 ): number {
   const rows = layout.get("positions")?.shape[0] ?? -1, [, figures] = layout.get("certificate_figures")?.shape ?? [];
   const group = heads / kvHeads, [, , window] = layout.get("certificate_masses")?.shape ?? [];
+  const counts = {
+    ...{ kvHeads, rows },
+    packed: (layout.get("key_codes") ?? layout.get("value_codes"))?.shape[0] ?? 0,
+    groups: layout.get("key_steps")?.shape[0] ?? 0,
+  };
   const list = (name: string, dtype: TensorSpec["dtype"]): TensorSpec => ({ name, dtype, shape: [rows] });
   const certificate: TensorSpec[] = [
     { name: "certificate_counts", dtype: "I32", shape: [kvHeads, 3] },
@@ -217,7 +327,7 @@ function checkLayout(
     { name: "lengths", dtype: "I32", shape: [kvHeads] },
     list("positions", "I32"),
     // How many rows the heads have once cloaked is known when their lengths are read.
-    ...(cloak ? cloakedSpecs(kvHeads, layout.get("keys")?.shape[0] ?? -1, headDim) : rowSpecs(type, rows, headDim)),
+    ...(cloak ? cloakedSpecs(kvHeads, layout.get("keys")?.shape[0] ?? -1, headDim) : rowSpecs(type, counts, headDim)),
     ...(layout.has("certificate_counts") ? certificate : []),
     ...(layout.has("channels") ? reducedForm(kvHeads, headDim) : []),
   ];

@@ -3,7 +3,7 @@
  * version, manifest, header, identity, then each section as it is read. Rows go into a cache of their own, so that a
  * refusal leaves nothing behind and harms nobody.
  */
-import { CACHE_TYPES, type CacheType } from "../../core/cache/entry_type.ts";
+import { ALL_CACHE_TYPES, type CacheType } from "../../core/cache/entry_type.ts";
 import type { ReducedHead } from "../../core/backend/reduced.ts";
 import { RaggedCache } from "../../core/cache/ragged.ts";
 import { inputError, option, PalisadeError, say } from "../../core/errors.ts";
@@ -235,12 +235,10 @@ async function fillCache(
   for (let layer = 0; layer < shape.layers; layer++) {
     signal?.throwIfAborted();
     const saved = await readLayer(file, layer, { shape, type, tokens: state.tokens, cloak });
-    const { positions, keys, values, bias } = saved;
+    const { positions, keys, values, bias, packed } = saved;
     if (bias) checkRefit("both", cache.backend);
-    cache.fill(
-      layer,
-      positions.map((each, head) => ({ positions: each, keys: keys[head], values: values[head], bias: bias?.[head] })),
-    );
+    const rowsOf = (head: number) => ({ keys: keys[head], values: values[head], packed: packed?.[head] });
+    cache.fill(layer, positions.map((each, head) => ({ positions: each, ...rowsOf(head), bias: bias?.[head] })));
     saved.reduced?.forEach((head, kvHead) => reduceHead(cache, layer, kvHead, head));
     if (saved.logical) logical.push([...saved.logical]);
     if (saved.predicted) predicted.push(...saved.predicted);
@@ -317,7 +315,7 @@ function savedFiles({ files }: Identity, file: string): Record<string, string> {
 }
 
 function savedType({ cacheType }: Identity, file: string): CacheType {
-  const known = CACHE_TYPES.find((each) => each === cacheType);
+  const known = ALL_CACHE_TYPES.find((each) => each === cacheType);
   if (known) return known;
   throw refuse("state", file, "header", `its rows are of a type that nobody knows: ${cacheType}`);
 }

@@ -4,13 +4,14 @@
  * there is no runtime left that isn't.
  */
 import { concatenate } from "../../core/concatenate.ts";
-import { toHalf, toInt8 } from "../../core/backend/stored_rows.ts";
-import type { CacheType } from "../../core/cache/entry_type.ts";
+import { toHalf } from "../../core/backend/halves.ts";
+import { toInt8 } from "../../core/backend/stored_rows.ts";
+import type { RowType } from "../../core/cache/entry_type.ts";
 import { float16Table } from "../file/gguf/float16.ts";
 import type { Dtype } from "../file/safetensors.ts";
 
-/** What a type of the cache is called in a safetensors file. */
-export const ROW_DTYPES = { f32: "F32", f16: "F16", int8: "I8" } as const satisfies Record<CacheType, Dtype>;
+/** What a type of the cache is called in a safetensors file; rows of `int4` that are not packed are float16. */
+export const ROW_DTYPES = { f32: "F32", f16: "F16", int8: "I8", int4: "F16" } as const satisfies Record<RowType, Dtype>;
 
 /** Rows as bytes; scales, one a row, where the type has them. */
 export interface PackedRows {
@@ -19,10 +20,10 @@ export interface PackedRows {
 }
 
 /** Rows of all heads of a layer, one head after another, `[rows, headDim]`. */
-export function packRows(heads: readonly Float32Array[], type: CacheType, headDim: number): PackedRows {
+export function packRows(heads: readonly Float32Array[], type: RowType, headDim: number): PackedRows {
   const count = heads.reduce((sum, { length }) => sum + length, 0);
   if (type === "f32") return { numbers: bytesOf(concatenate(heads, Float32Array)) };
-  if (type === "f16") {
+  if (type === "f16" || type === "int4") {
     const halves = new Uint16Array(count);
     let at = 0;
     for (const head of heads) for (let i = 0; i < head.length; i++) halves[at++] = toHalf(head[i]);
@@ -42,11 +43,11 @@ export function packRows(heads: readonly Float32Array[], type: CacheType, headDi
 export function unpackRows(
   numbers: Uint8Array<ArrayBuffer>,
   scales: Uint8Array<ArrayBuffer> | undefined,
-  type: CacheType,
+  type: RowType,
   headDim: number,
 ): Float32Array {
   if (type === "f32") return new Float32Array(numbers.buffer, numbers.byteOffset, numbers.length / 4);
-  if (type === "f16") {
+  if (type === "f16" || type === "int4") {
     const halves = new Uint16Array(numbers.buffer, numbers.byteOffset, numbers.length / 2), table = float16Table();
     const floats = new Float32Array(halves.length);
     for (let i = 0; i < halves.length; i++) floats[i] = table[halves[i]];

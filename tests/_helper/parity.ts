@@ -16,9 +16,14 @@ import { holds, mask, nastyArray } from "./property.ts";
 
 const TOLERANCE = 1e-5;
 /** Decode attention over int8 rows rounds queries and weights to 16 bits; 1.1e-4 was measured. */
-const DECODE_TOLERANCE: Readonly<Record<CacheType, number>> = { f32: TOLERANCE, f16: TOLERANCE, int8: 2e-4 };
+const DECODE_TOLERANCE: Readonly<Record<string, number>> = {
+  f32: TOLERANCE,
+  f16: TOLERANCE,
+  int8: 2e-4,
+  int4: TOLERANCE,
+};
 /** What a narrower type may cost in an output, by the largest of it: 4.0e-4 and 1.03e-2 were measured. */
-const TYPE_TOLERANCE: Readonly<Record<CacheType, number>> = { f32: TOLERANCE, f16: 1e-3, int8: 2e-2 };
+const TYPE_TOLERANCE: Readonly<Record<string, number>> = { f32: TOLERANCE, f16: 1e-3, int8: 2e-2, int4: 1e-3 };
 export const SEED = 41;
 
 /** What the cases run over. */

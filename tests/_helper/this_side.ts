@@ -8,7 +8,7 @@ import type {
   LayerRows,
 } from "../../core/backend/interface.ts";
 import { HOST_TENSORS, type Tensor, type Tensors } from "../../core/backend/tensor.ts";
-import { storable, unstorable } from "../../core/cache/entry_type.ts";
+import { partsOf, storable, unstorable } from "../../core/cache/entry_type.ts";
 import type { LinearGate } from "../../core/measure/gate_scores.ts";
 import type { Needs, NormKind, Observation } from "../../core/policy/policy.ts";
 import type { KeyRotation } from "../../core/measure/rotation.ts";
@@ -80,7 +80,10 @@ class MovedRows<T extends Tensor> implements LayerRows<Float32Array> {
 
   append(keys: Float32Array, values: Float32Array, count: number): void {
     // A device looks at its own numbers, and says so later: these are at hand.
-    for (const numbers of [keys, values]) if (!storable(numbers, this.type)) throw unstorable(this.type);
+    const types = partsOf(this.type);
+    for (const [numbers, type] of [[keys, types.keys], [values, types.values]] as const) {
+      if (!storable(numbers, type)) throw unstorable(this.type);
+    }
     this.#with([keys, values], ([k, v]) => this.#rows.append(k, v, count));
   }
 

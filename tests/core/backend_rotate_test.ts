@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { copyHeads } from "../../core/backend/copy_heads.ts";
 import type { LayerRows } from "../../core/backend/interface.ts";
 import { StoredRows } from "../../core/backend/stored_rows.ts";
-import { CACHE_TYPES, type CacheType } from "../../core/cache/entry_type.ts";
+import { CACHE_TYPES, type CacheType, partsOf } from "../../core/cache/entry_type.ts";
 import { randomSource } from "../../core/measure/random.ts";
 import { type KeyRotation, rotateRows } from "../../core/measure/rotation.ts";
 import { ropeTable, rotate } from "../../model/dense/rope.ts";
@@ -14,7 +14,7 @@ const SHAPE = { heads: 4, kvHeads: 2, headDim: 10 };
 const FREQUENCIES = Float64Array.of(1, 0.3, 0.04, 0.001);
 
 /** Where a number lies between two that can be stored, the last bit of its turn decides. */
-const TURN_TOLERANCE: Readonly<Record<CacheType, number>> = { f32: 1e-6, f16: 2 ** -10, int8: 1 / 120 };
+const TURN_TOLERANCE: Readonly<Record<string, number>> = { f32: 1e-6, f16: 2 ** -10, int8: 1 / 120, int4: 2 ** -10 };
 
 function rotation(pairs: KeyRotation["pairs"]): KeyRotation {
   return { pairs, rotated: 8, frequencies: FREQUENCIES };
@@ -34,7 +34,7 @@ function raggedRows(rows: LayerRows, lengths: readonly number[], seed = 1): void
 
 /** As rows of this type hold it. */
 function asStored(all: Float32Array, type: CacheType): Float32Array {
-  const rows = new StoredRows(SHAPE.headDim, type), count = all.length / SHAPE.headDim;
+  const rows = new StoredRows(SHAPE.headDim, partsOf(type).keys, "keys"), count = all.length / SHAPE.headDim;
   rows.resize(count, 0);
   rows.set(0, all);
   return rows.floats(count);

@@ -3,14 +3,14 @@ import assert from "node:assert/strict";
 import fc from "fast-check";
 import type { Backend, LayerRows } from "../../core/backend/interface.ts";
 import { StoredRows } from "../../core/backend/stored_rows.ts";
-import { CACHE_TYPES, type CacheType, entryBytes } from "../../core/cache/entry_type.ts";
+import { CACHE_TYPES, type CacheType, entryBytes, partsOf } from "../../core/cache/entry_type.ts";
 import { PalisadeError } from "../../core/errors.ts";
 import { ALL_BACKENDS } from "../_helper/backends.ts";
 import { SEED } from "../_helper/property.ts";
 
 const SHAPE = { heads: 4, kvHeads: 2, headDim: 5 };
 /** Bytes of an entry as the backend may pad it: rows are rounded up to 16 bytes. */
-const PADDED_BYTES: Readonly<Record<CacheType, number>> = { f32: 64, f16: 32, int8: 40 };
+const PADDED_BYTES: Readonly<Record<string, number>> = { f32: 64, f16: 32, int8: 40, int4: 128 };
 
 /** One number per row stands for its key; the value is its negative. */
 interface Model {
@@ -29,7 +29,7 @@ function floats(rows: readonly number[]): Float32Array {
 
 /** As rows of this type hold it. */
 function asStored(all: Float32Array, type: CacheType): Float32Array {
-  const rows = new StoredRows(SHAPE.headDim, type), count = all.length / SHAPE.headDim;
+  const rows = new StoredRows(SHAPE.headDim, partsOf(type).keys, "keys"), count = all.length / SHAPE.headDim;
   rows.resize(count, 0);
   rows.set(0, all);
   return rows.floats(count);

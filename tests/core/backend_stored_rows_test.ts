@@ -1,11 +1,11 @@
 /** The oracle of the kernels' storage: float16 against the runtime's own, int8 against its definition. */
 import assert from "node:assert/strict";
 import { StoredRows } from "../../core/backend/stored_rows.ts";
-import { type CacheType, entryBytes, storable } from "../../core/cache/entry_type.ts";
+import { entryBytes, type RowType, storable } from "../../core/cache/entry_type.ts";
 import { randomSource } from "../../core/measure/random.ts";
 
-function roundTrip(row: Float32Array, type: CacheType): Float32Array {
-  const rows = new StoredRows(row.length, type);
+function roundTrip(row: Float32Array, type: RowType): Float32Array {
+  const rows = new StoredRows(row.length, type, "keys");
   rows.resize(1, 0);
   rows.set(0, row);
   return rows.floats(1);

@@ -51,7 +51,9 @@ for (const [build, start] of Object.entries(BUILDS)) {
         [2, 1, 4, 0x7fffffff],
       ]
     ) assert.equal(call.rows_new(heads, kvHeads, dim, reserve, 0, 0), SHAPE);
-    for (const kind of [-1, 3, 0x7fffffff, -0x80000000]) assert.equal(call.rows_new(2, 1, 4, 0, kind, 0), SHAPE);
+    for (const kind of [-1, 4, 15, 32, 0x7fffffff, -0x80000000]) {
+      assert.equal(call.rows_new(2, 1, 4, 0, kind, 0), SHAPE);
+    }
     for (const reach of [-1, 0x7fffffff, -0x80000000]) assert.equal(call.rows_new(2, 1, 4, 0, 0, reach), SHAPE);
     assert.equal(call.rows_new(2, 1, 4096, 1 << 28, 0, 0), MEMORY);
 

@@ -32,10 +32,11 @@ Deno.test("the embedded and the checked kernels are the built ones", async () =>
   assert.equal(sha256(await readFile(at("tests/data/kernels_checked.wasm"))), hashes.get("checked"));
 });
 
-/** With three types of weights the modules had 140 kB, with sixteen 180, since they are woven 230, with thin keys 250. */
-const MOST_BYTES = 260_000;
+/** With three types of weights the modules had 140 kB, with sixteen 180, since they are woven 230, with thin keys 250,
+ * with rows of four bits 276. */
+const MOST_BYTES = 290_000;
 
-Deno.test("each module of the package is at most 260 kB", () => {
+Deno.test("each module of the package is at most 290 kB", () => {
   for (const module of [SIMD128, RELAXED]) {
     const bytes = Buffer.from(module, "base64").length;
     console.log(`${bytes} bytes`);

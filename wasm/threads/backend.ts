@@ -30,6 +30,7 @@ export async function createThreadedBackend(
     memory: () => memory(own.memory(), pool),
     refits: true,
     reduces: true,
+    packs: true,
     products: (a, b, depth) => own.products!(a, b, depth),
     solve: own.solve,
     boundedLeastSquares: own.boundedLeastSquares,

@@ -15,6 +15,7 @@ import type {
 } from "../../core/backend/interface.ts";
 import { afterwards, type ReducedHead } from "../../core/backend/reduced.ts";
 import type { CacheType } from "../../core/cache/entry_type.ts";
+import type { PackedHead } from "../../core/cache/packed.ts";
 import type { Needs, NormKind, Observation } from "../../core/policy/policy.ts";
 import type { KeyRotation } from "../../core/measure/rotation.ts";
 import type { AttentionShape } from "../../core/shape.ts";
@@ -252,6 +253,15 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
       if (thin) this.thin(h, { channels: thin.channels, recent: this.#lengths[h] - thin.rows });
       if (foresight) this.foresee(h, foresight);
     });
+  }
+
+  pack(given?: readonly (PackedHead | undefined)[]): void {
+    this.#alive();
+    this.#own.pack(given?.slice(0, this.#mineHeads));
+    for (const part of this.#others) {
+      if (given) this.#tell(part, ROWS.takePacked, { id: this.#id, heads: ofHeads(given, part) });
+      else this.#tell(part, ROWS.pack, { id: this.#id });
+    }
   }
 
   compact(kept: readonly Int32Array[]): void {

@@ -1,6 +1,7 @@
 /** A thread's part of the rows of every layer, and the commands that other threads have for it. */
 import type { CopiedRows } from "../../core/backend/interface.ts";
-import { CACHE_TYPES, type CacheType } from "../../core/cache/entry_type.ts";
+import { ALL_CACHE_TYPES, type CacheType } from "../../core/cache/entry_type.ts";
+import type { PackedHead, PackedPart } from "../../core/cache/packed.ts";
 import type { Needs } from "../../core/policy/policy.ts";
 import type { AttentionShape } from "../../core/shape.ts";
 import type { WasmBackend } from "../backend.ts";
@@ -57,21 +58,58 @@ export class RowsService {
 const command = commandsFrom<RowsService>(1);
 const id = number, count = number;
 const shape = record({ heads: number, kvHeads: number, headDim: number, reach: optionalNumber });
+const optionalBytes: Field<Uint8Array | undefined> = {
+  write: (value, { arrays }) => arrays.push(value),
+  read: (from) => from.array() as Uint8Array | undefined,
+};
+/** Copied, as halves need not stand where bytes may. */
+const halves = {
+  write: (value: Uint16Array, to: Parameters<typeof optionalBytes.write>[1]) =>
+    optionalBytes.write(new Uint8Array(value.buffer, value.byteOffset, value.byteLength), to),
+  read: (from: Parameters<typeof optionalBytes.read>[0]) =>
+    new Uint16Array(Uint8Array.from(optionalBytes.read(from)!).buffer),
+};
+const packedPart: Field<PackedPart | undefined> = {
+  write(part, to) {
+    optionalBytes.write(part?.codes, to);
+    if (!part) return;
+    for (const each of [part.scales, part.zeros]) halves.write(each, to);
+  },
+  read(from) {
+    const codes = optionalBytes.read(from);
+    return codes && { codes: Uint8Array.from(codes), scales: halves.read(from), zeros: halves.read(from) };
+  },
+};
+const packed: Field<PackedHead | undefined> = {
+  write(head, to) {
+    optionalNumber.write(head?.rows, to);
+    if (!head) return;
+    for (const part of [head.keys, head.values]) packedPart.write(part, to);
+  },
+  read(from) {
+    const rows = optionalNumber.read(from);
+    if (rows === undefined) return undefined;
+    const keys = packedPart.read(from), values = packedPart.read(from);
+    return { rows, ...(keys && { keys }), ...(values && { values }) };
+  },
+};
 const copied: Field<CopiedRows> = {
-  write({ keys, values, bias }, to) {
+  write({ keys, values, bias, packed: rows }, to) {
     for (const part of [keys, values]) floats.write(part, to);
     optionalFloats.write(bias, to);
+    packed.write(rows, to);
   },
   read(from) {
     const keys = floats.read(from), values = floats.read(from), bias = optionalFloats.read(from);
-    return { keys, values, ...(bias && { bias }) };
+    const rows = packed.read(from);
+    return { keys, values, ...(bias && { bias }), ...(rows && { packed: rows }) };
   },
 };
 
 /** On the heads of one thread; see `LayerRows`. Lists have one entry per head. */
 export const ROWS = {
   create: command(
-    { id, kvHeads: number, reserve: number, type: oneOf(CACHE_TYPES), whole: shape },
+    { id, kvHeads: number, reserve: number, type: oneOf(ALL_CACHE_TYPES), whole: shape },
     {},
     (service, { id, kvHeads, reserve, type, whole }) => service.create(id, kvHeads, reserve, type, whole),
   ),
@@ -126,6 +164,8 @@ export const ROWS = {
     {},
     (service, { id, kvHead, ...foresight }) => service.get(id).foresee(kvHead, foresight),
   ),
+  pack: command({ id }, {}, (service, { id }) => service.get(id).pack()),
+  takePacked: command({ id, heads: list(packed) }, {}, (service, { id, heads }) => service.get(id).pack(heads)),
   compact: command({ id, kept: list(ints) }, {}, (service, { id, kept }) => service.get(id).compact(kept)),
   truncate: command({ id, lengths: list(number) }, {}, (service, { id, lengths }) => service.get(id).truncate(lengths)),
   rotate: command(

@@ -18,7 +18,7 @@
  * - M turns the pairs (i, i + headDim/2) of values too; nothing is folded into the weights, because rows are uncloaked
  *   before attention.
  */
-import { inputError } from "../../../core/errors.ts";
+import { inputError, option, type PalisadeError, say } from "../../../core/errors.ts";
 import type { CopiedRows } from "../../../core/backend/interface.ts";
 import { KEY_BYTES, keyMaterial, SCRYPT_COST, type ScryptCost, type Secret } from "../seal/key.ts";
 import { BLOCK, type HeadSecrets, SecretSource, type SideSecrets } from "./secrets.ts";
@@ -72,9 +72,11 @@ export class Cloak {
 
   /**
    * Keys and values `[rows, headDim]` each, headDim even; they stay as they are.
-   * @throws PalisadeError input `cloak.range` for what is not finite, or so large that its beacon is not.
+   * @throws PalisadeError input `cloak.type` for packed rows, `cloak.range` for what is not finite, or so large that its beacon is not.
    */
-  async cover(layer: number, kvHead: number, { keys, values }: CopiedRows, headDim: number): Promise<CloakedHead> {
+  async cover(layer: number, kvHead: number, copied: CopiedRows, headDim: number): Promise<CloakedHead> {
+    const { keys, values, packed } = copied;
+    if (packed) throw cannotCloak();
     const rows = checkedRows(keys, values, headDim);
     const largest = [largestOf(keys), largestOf(values)] as const;
     const secrets = await this.#secrets.head(layer, kvHead, rows, headDim);
@@ -205,4 +207,10 @@ function uncover(
     }
   }
   return plain;
+}
+
+/** Packed rows are stored as they are: through floats, which a cloak turns, they wouldn't come back. */
+function cannotCloak(): PalisadeError {
+  const message = say`Cannot cloak rows of type int4: take ${option("cacheType")} int8, or seal the file instead`;
+  return inputError("cloak.type", message, option("cacheType"));
 }

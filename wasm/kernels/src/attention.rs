@@ -78,16 +78,16 @@ impl Block {
     /// For decoding: few queries read the rows as they are stored.
     pub fn new_direct(capacity: usize, layout: Layout) -> Result<Self> {
         let mut block = Self::new(capacity, layout)?;
-        if layout.kind == Kind::Int8 && capacity <= FEW {
+        if layout.is(Kind::Int8) && capacity <= FEW {
             block.narrow = Some(Narrow::new(capacity, layout.key_stride, layout.stride)?);
         }
-        block.halves = layout.kind == Kind::F16 && capacity <= FEW;
+        block.halves = layout.is(Kind::F16) && capacity <= FEW;
         Ok(block)
     }
 
     /// Rows worked on at once.
     fn tile_rows(&self) -> usize {
-        if self.layout.kind == Kind::F32 && self.limits.len() <= FEW || self.halves || self.narrow.is_some() {
+        if self.layout.is(Kind::F32) && self.limits.len() <= FEW || self.halves || self.narrow.is_some() {
             PAGE
         } else {
             tile_rows(self.stride)
@@ -158,7 +158,7 @@ impl Block {
             } else if self.halves {
                 dots::<Halves>(queries, rows, tile, scores.as_mut_ptr(), PAGE);
             } else {
-                tile.rows = self.tile.floats(keys, scales, count) as *const u8;
+                tile.rows = page.floats(self.layout, Part::Key, start % PAGE, count, &mut self.tile) as *const u8;
                 dots::<Floats>(queries, rows, tile, scores.as_mut_ptr(), PAGE);
             }
         }
@@ -227,7 +227,7 @@ pub fn attend(run: Run, block: &mut Block, c: f32) {
     let most = block.limits[block.rows - 1];
     let step = block.tile_rows();
     let fetches =
-        step == PAGE && block.rows <= FEW && most >= FETCHED_ROWS && stride * layout.kind.size() >= FETCHED_ROW;
+        step == PAGE && block.rows <= FEW && most >= FETCHED_ROWS && layout.row_bytes(Part::Value) >= FETCHED_ROW;
     let ahead = |page: usize, part| match run.pages.get(page) {
         Some(page) if fetches => page.rows(layout, part, 0).0,
         _ => core::ptr::null(),
@@ -249,7 +249,8 @@ pub fn attend(run: Run, block: &mut Block, c: f32) {
             }
         }
         let outputs = block.outputs.as_mut()[first * stride..rows * stride].as_mut_ptr();
-        let (values, scales) = run.pages[start / PAGE].rows(layout, Part::Value, start % PAGE);
+        let page = &run.pages[start / PAGE];
+        let (values, scales) = page.rows(layout, Part::Value, start % PAGE);
         let mut tile = Tile { rows: values, count: seen, stride, ahead: ahead(start / PAGE + 1, Part::Key) };
         // SAFETY: `seen` rows from `start` lie within one page and hold values.
         unsafe {
@@ -259,7 +260,7 @@ pub fn attend(run: Run, block: &mut Block, c: f32) {
             } else if block.halves {
                 mix::<Halves>(scores, PAGE, rows - first, tile, outputs);
             } else {
-                tile.rows = block.tile.floats(values, scales, seen) as *const u8;
+                tile.rows = page.floats(layout, Part::Value, start % PAGE, seen, &mut block.tile) as *const u8;
                 mix::<Floats>(scores, PAGE, rows - first, tile, outputs);
             }
         }

@@ -18,6 +18,7 @@ mod int8;
 mod lanes;
 mod math;
 mod memory;
+mod nibbles;
 mod norms;
 mod observe;
 mod packed;
@@ -106,13 +107,16 @@ pub extern "C" fn buffer_free(buffer: i32) -> i32 {
     run(|state| state.buffers.remove(buffer).map(|_| 0))
 }
 
-/// Empty rows with room for `reserve` in each head, stored as `kind`: 0 float32, 1 float16, 2 int8. `reach`: rows that a
-/// query looks back, its own among them; 0 for all. Returns a handle.
+/// Empty rows with room for `reserve` in each head, stored as `kind`: 0 float32, 1 float16, 2 int8, 3 four bits; where
+/// keys and values differ 16 + 4 · the keys' + the values'. `reach`: rows that a query looks back, its own among them; 0
+/// for all. Returns a handle.
 #[no_mangle]
 pub extern "C" fn rows_new(heads: i32, kv_heads: i32, dim: i32, reserve: i32, kind: i32, reach: i32) -> i32 {
     run(|state| {
-        let kind = stored::Kind::from_number(kind).ok_or(Error::Shape)?;
-        let mut layer = Layer::new(size(heads)?, size(kv_heads)?, size(dim)?, size(reserve)?, kind)?;
+        let numbers = if kind < 16 { [kind, kind] } else { [(kind - 16) / 4, (kind - 16) % 4] };
+        let [keys, values] = numbers.map(stored::Kind::from_number);
+        let kinds = [keys.ok_or(Error::Shape)?, values.ok_or(Error::Shape)?];
+        let mut layer = Layer::new(size(heads)?, size(kv_heads)?, size(dim)?, size(reserve)?, kinds)?;
         if reach != 0 {
             layer.reach = size(reach)?;
         }
@@ -129,6 +133,49 @@ pub extern "C" fn rows_free(rows: i32) -> i32 {
 #[no_mangle]
 pub extern "C" fn rows_pages(rows: i32) -> i32 {
     run(|state| state.layers.get(rows).map(|layer| layer.pages() as i32))
+}
+
+/// Sixteenths of the bytes that all pages hold.
+#[no_mangle]
+pub extern "C" fn rows_quads(rows: i32) -> i32 {
+    run(|state| state.layers.get(rows).map(|layer| (layer.bytes() / 16) as i32))
+}
+
+/// Packs what is of four bits: all rows of all heads.
+#[no_mangle]
+pub extern "C" fn rows_pack(rows: i32) -> i32 {
+    run(|state| state.layers.get(rows)?.pack().map(|()| 0))
+}
+
+/// How many rows of a head are packed; with buffers (else −1) also writes their codes, scales and zeros, one behind the
+/// other (`nibbles::whole_bytes`).
+#[no_mangle]
+pub extern "C" fn rows_packed(rows: i32, kv_head: i32, keys: i32, values: i32) -> i32 {
+    run(|state| {
+        let (layer, kv_head) = (state.layers.get(rows)?, size(kv_head)?);
+        let packed = layer.rows.get(kv_head).ok_or(Error::Shape)?.packed;
+        state.buffers.lend([keys, values], |parts| {
+            for (part, buffer) in rows::PARTS.into_iter().zip(parts) {
+                if let Some(buffer) = buffer {
+                    let length = buffer.len();
+                    layer.give_packed(kv_head, part, buffer.view_mut(length)?)?;
+                }
+            }
+            Ok(packed as i32)
+        })
+    })
+}
+
+/// Takes them back: a head's first `count` rows are packed so. −1 for a part that isn't of four bits.
+#[no_mangle]
+pub extern "C" fn rows_take_packed(rows: i32, kv_head: i32, count: i32, keys: i32, values: i32) -> i32 {
+    run(|state| {
+        let (layer, kv_head, count) = (state.layers.get(rows)?, size(kv_head)?, size(count)?);
+        state.buffers.lend([keys, values], |[keys, values]| {
+            let parts = [&keys, &values].map(|buffer| buffer.as_ref().map_or(&[][..], |buffer| buffer.as_slice()));
+            layer.take_packed(kv_head, count, parts).map(|()| 0)
+        })
+    })
 }
 
 /// `keys`, `values`: `(count, kv_heads, dim)`.

@@ -195,7 +195,7 @@ mod tests {
     #[test]
     fn norms_agree_with_their_twin_however_wo_is_cut() {
         for (heads, kv_heads, dim, length, width) in [(6, 2, 8, 70, 20), (3, 1, 5, 9, 7), (2, 2, 20, 65, 13)] {
-            let mut layer = Layer::new(heads, kv_heads, dim, 0, Kind::F32).unwrap();
+            let mut layer = Layer::new(heads, kv_heads, dim, 0, [Kind::F32; 2]).unwrap();
             let (values, wo) = (random(length * kv_heads * dim, 1), random(width * heads * dim, 2));
             layer.append(&values, &values, length).unwrap();
             let mut norms = [vec![0.0; kv_heads * length], vec![0.0; kv_heads * length]];

@@ -31,7 +31,7 @@ impl Packed {
         if list.is_empty() {
             return Err(Error::Shape);
         }
-        let layout = Layout { kind, stride: values, key_stride: kind.stride(list.len()) };
+        let layout = Layout { kinds: [kind; 2], stride: values, key_stride: kind.stride(list.len()) };
         Ok(Packed { layout, pages: Vec::new(), rows: 0, channels: list })
     }
 

@@ -412,7 +412,7 @@ mod tests {
         for ((heads, kv_heads, dim, length, count), reach) in
             shapes.into_iter().flat_map(|shape| reaches.map(|reach| (shape, reach)))
         {
-            let mut layer = Layer::new(heads, kv_heads, dim, 0, Kind::F32).unwrap();
+            let mut layer = Layer::new(heads, kv_heads, dim, 0, [Kind::F32; 2]).unwrap();
             layer.reach = reach;
             let (keys, values) = (random(length * kv_heads * dim, 1), random(length * kv_heads * dim, 2));
             layer.append(&keys, &values, length).unwrap();

@@ -4,24 +4,31 @@
 //! rest zero, so that no kernel has a tail); int8 rows have their scales behind them. Pages of one head width and kind are
 //! all alike: what one layer frees, the next layer takes, and the memory does not fragment however layers are appended
 //! and compacted in turn.
+//!
+//! Rows of four bits are float16 when they are appended. `pack` packs what a head holds then; rows that are appended
+//! later stand behind those, as float16. A page has both forms where it must, each row in one.
 
 use crate::memory::{Array, Error, Result};
+use crate::nibbles::{whole_bytes, Nibbles, Whole, GROUP};
 use crate::packed::{Packed, Reading};
-use crate::stored::{Kind, Unpacked};
+use crate::stored::{unpack_halves, Kind, Unpacked};
 
 /// Rows of a page.
 pub const PAGE: usize = 64;
 
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Part {
     Key,
     Value,
 }
 
+pub const PARTS: [Part; 2] = [Part::Key, Part::Value];
+
 /// Where things stand in a page.
 #[derive(Clone, Copy)]
 pub struct Layout {
-    pub kind: Kind,
+    /// Of keys and of values.
+    pub kinds: [Kind; 2],
     /// Numbers from one value to the next.
     pub stride: usize,
     /// The same of keys: fewer where channels of theirs are gone (`packed.rs`).
@@ -29,63 +36,109 @@ pub struct Layout {
 }
 
 impl Layout {
-    fn row_bytes(self, part: Part) -> usize {
-        self.kind.size() * if part == Part::Key { self.key_stride } else { self.stride }
+    pub fn kind(self, part: Part) -> Kind {
+        self.kinds[part as usize]
     }
 
-    fn number_bytes(self) -> usize {
-        PAGE * (self.row_bytes(Part::Key) + self.row_bytes(Part::Value))
+    /// Whether keys and values are of this kind.
+    pub fn is(self, kind: Kind) -> bool {
+        self.kinds == [kind; 2]
+    }
+
+    /// The kind of keys and values, where rows are each for itself and alike.
+    fn common_kind(self) -> Result<Kind> {
+        match self.kinds {
+            [keys, values] if keys == values && keys != Kind::Int4 => Ok(keys),
+            _ => Err(Error::Shape),
+        }
+    }
+
+    fn packs(self, part: Part) -> bool {
+        self.kind(part) == Kind::Int4
+    }
+
+    pub fn row_bytes(self, part: Part) -> usize {
+        self.kind(part).size() * if part == Part::Key { self.key_stride } else { self.stride }
+    }
+
+    fn part_bytes(self, part: Part) -> usize {
+        PAGE * self.row_bytes(part) + if self.kind(part) == Kind::Int8 { PAGE * 4 } else { 0 }
     }
 
     pub fn page_bytes(self) -> usize {
-        self.number_bytes() + if self.kind == Kind::Int8 { 2 * PAGE * 4 } else { 0 }
-    }
-
-    /// First byte of a row.
-    fn row(self, part: Part, row: usize) -> usize {
-        part as usize * PAGE * self.row_bytes(Part::Key) + row * self.row_bytes(part)
+        self.part_bytes(Part::Key) + self.part_bytes(Part::Value)
     }
 
     /// First byte of a row's scale.
     fn scale(self, part: Part, row: usize) -> usize {
-        self.number_bytes() + (part as usize * PAGE + row) * 4
+        PAGE * self.row_bytes(part) + row * 4
     }
 
     /// Room to unpack one key.
     pub fn unpacked_keys(self) -> Result<Unpacked> {
-        Unpacked::new(self.kind, self.key_stride, 1)
+        Unpacked::new(self.kinds, self.key_stride, 1)
     }
 
     /// Room to unpack `rows` rows.
     pub fn unpacked(self, rows: usize) -> Result<Unpacked> {
-        Unpacked::new(self.kind, self.stride, rows)
+        Unpacked::new(self.kinds, self.stride, rows)
     }
 }
 
-pub struct Page(Array<u8>);
+pub struct Page {
+    /// Keys and values row by row; none of a part whose rows are all packed.
+    loose: [Array<u8>; 2],
+    packed: [Nibbles; 2],
+    /// The first so many rows of four bits are packed.
+    packed_rows: usize,
+}
 
 impl Page {
     pub fn new(layout: Layout) -> Result<Self> {
-        Array::zeros(layout.page_bytes()).map(Page)
+        let mut page = Page {
+            loose: [Array::zeros(0)?, Array::zeros(0)?],
+            packed: [Nibbles::empty()?, Nibbles::empty()?],
+            packed_rows: 0,
+        };
+        page.make_loose(layout)?;
+        Ok(page)
     }
 
-    /// Copies a row of a page of the same layout, as it is stored.
+    fn make_loose(&mut self, layout: Layout) -> Result<()> {
+        for part in PARTS {
+            if self.loose[part as usize].len() == 0 {
+                self.loose[part as usize] = Array::zeros(layout.part_bytes(part))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn bytes(&self) -> usize {
+        self.loose.iter().map(Array::len).chain(self.packed.iter().map(Nibbles::bytes)).sum()
+    }
+
+    /// Copies a row of a page of the same layout, as it is stored; neither is packed.
     pub fn copy_row(&mut self, layout: Layout, row: usize, from: &Page, from_row: usize) {
-        for part in [Part::Key, Part::Value] {
-            let (to, from_at, bytes) = (layout.row(part, row), layout.row(part, from_row), layout.row_bytes(part));
-            self.0.as_mut()[to..to + bytes].copy_from_slice(&from.0.as_slice()[from_at..from_at + bytes]);
-            if layout.kind == Kind::Int8 {
-                let (to, from_at) = (layout.scale(part, row), layout.scale(part, from_row));
-                self.0.as_mut()[to..to + 4].copy_from_slice(&from.0.as_slice()[from_at..from_at + 4]);
+        for part in PARTS {
+            let bytes = layout.row_bytes(part);
+            let (to, theirs) = (self.loose[part as usize].as_mut(), from.loose[part as usize].as_slice());
+            to[row * bytes..][..bytes].copy_from_slice(&theirs[from_row * bytes..][..bytes]);
+            if layout.kind(part) == Kind::Int8 {
+                let (at, from_at) = (layout.scale(part, row), layout.scale(part, from_row));
+                to[at..at + 4].copy_from_slice(&theirs[from_at..from_at + 4]);
             }
         }
     }
 
-    /// Rows from `row` on, `(rows, stride)`, and their scales, which are no scales unless the kind is int8.
+    /// Rows from `row` on as they are stored, `(rows, stride)`, and their scales, which are no scales unless the kind is
+    /// int8. Null where all of them are packed.
     pub fn rows(&self, layout: Layout, part: Part, row: usize) -> (*const u8, *const f32) {
-        let bytes = self.0.as_slice();
+        let bytes = self.loose[part as usize].as_slice();
+        if bytes.is_empty() {
+            return (core::ptr::null(), core::ptr::null());
+        }
         let scales = &bytes[layout.scale(part, row).min(bytes.len())..];
-        (bytes[layout.row(part, row)..].as_ptr(), scales.as_ptr() as *const f32)
+        (bytes[row * layout.row_bytes(part)..].as_ptr(), scales.as_ptr() as *const f32)
     }
 
     /// `count` rows from `row` on in float32, `(count, stride)`, good until the next call with `unpacked`.
@@ -101,15 +154,29 @@ impl Page {
         count: usize,
         unpacked: &mut Unpacked,
     ) -> *const f32 {
-        let (rows, scales) = self.rows(layout, part, row);
-        unpacked.floats(rows, scales, count)
+        let packed = if layout.packs(part) { self.packed_rows.saturating_sub(row).min(count) } else { 0 };
+        if packed == 0 && self.loose[part as usize].len() > 0 {
+            let (rows, scales) = self.rows(layout, part, row);
+            return unpacked.floats(layout.kind(part), rows, scales, count);
+        }
+        let (stride, to) = (layout.stride, unpacked.room());
+        self.packed[part as usize].floats(part, stride, row, packed, unpacked.parameters.as_mut(), to);
+        let (left, to) = ((count - packed) * stride, to.add(packed * stride));
+        if self.loose[part as usize].len() > 0 && left > 0 {
+            unpack_halves(self.rows(layout, part, row + packed).0 as *const i16, left, to);
+        } else {
+            // Behind the head's last row.
+            core::ptr::write_bytes(to, 0, left);
+        }
+        to.sub(packed * stride)
     }
 
     #[inline(never)]
     pub fn store(&mut self, layout: Layout, part: Part, row: usize, numbers: &[f32]) {
-        let bytes = self.0.as_mut();
-        let scale = layout.kind.store(numbers, &mut bytes[layout.row(part, row)..][..layout.row_bytes(part)]);
-        if layout.kind == Kind::Int8 {
+        let bytes = self.loose[part as usize].as_mut();
+        let each = layout.row_bytes(part);
+        let scale = layout.kind(part).store(numbers, &mut bytes[row * each..][..each]);
+        if layout.kind(part) == Kind::Int8 {
             bytes[layout.scale(part, row)..][..4].copy_from_slice(&scale.to_le_bytes());
         }
     }
@@ -124,6 +191,8 @@ pub struct Head {
     pub thin: Option<Packed>,
     /// Channels of all keys once more, and how few rows a query reads by them.
     pub foresight: Option<(Packed, Reading)>,
+    /// The first so many rows are packed, where rows are.
+    pub packed: usize,
     /// What is added to the scaled logits of the first rows; those behind have none.
     bias: Vec<f32>,
     /// √dim, once there is a bias: raw scores are not scaled.
@@ -207,7 +276,7 @@ pub const MAX_ROWS: usize = 1 << 28;
 
 impl Layer {
     /// Empty rows with room for `reserve` rows in each head.
-    pub fn new(heads: usize, kv_heads: usize, dim: usize, reserve: usize, kind: Kind) -> Result<Self> {
+    pub fn new(heads: usize, kv_heads: usize, dim: usize, reserve: usize, kinds: [Kind; 2]) -> Result<Self> {
         if kv_heads == 0 || heads == 0 || heads % kv_heads != 0 || heads > MAX_HEADS {
             return Err(Error::Shape);
         }
@@ -217,7 +286,8 @@ impl Layer {
         let mut rows = Vec::new();
         rows.try_reserve_exact(kv_heads).map_err(|_| Error::Memory)?;
         rows.resize_with(kv_heads, Head::default);
-        let layout = Layout { kind, stride: kind.stride(dim), key_stride: kind.stride(dim) };
+        let stride = kinds[0].stride(dim).max(kinds[1].stride(dim));
+        let layout = Layout { kinds, stride, key_stride: stride };
         let mut layer = Layer { heads, kv_heads, dim, reach: usize::MAX, layout, rows };
         for head in 0..kv_heads {
             layer.make_room(head, reserve)?;
@@ -238,6 +308,11 @@ impl Layer {
         self.rows.iter().map(|head| head.pages.len()).sum()
     }
 
+    /// Bytes of all pages.
+    pub fn bytes(&self) -> usize {
+        self.rows.iter().flat_map(|head| &head.pages).map(Page::bytes).sum()
+    }
+
     /// Rows of every head, when they all have the same number, and whole keys.
     pub fn common_length(&self) -> Result<usize> {
         let length = self.rows[0].length;
@@ -248,15 +323,19 @@ impl Layer {
     }
 
     fn make_room(&mut self, head: usize, length: usize) -> Result<()> {
-        let head = &mut self.rows[head];
+        let (layout, head) = (self.layout, &mut self.rows[head]);
         if let Some((foresight, _)) = &mut head.foresight {
             foresight.make_room(length)?;
         }
-        let wanted = (length - head.thinned()).div_ceil(PAGE);
+        let (before, wanted) = ((head.length - head.thinned()) / PAGE, (length - head.thinned()).div_ceil(PAGE));
         let pages = &mut head.pages;
         pages.try_reserve(wanted.saturating_sub(pages.len())).map_err(|_| Error::Memory)?;
+        // The last page's rows may all be packed.
+        for page in pages.iter_mut().skip(before).take(wanted.saturating_sub(before)) {
+            page.make_loose(layout)?;
+        }
         while pages.len() < wanted {
-            pages.push(Page::new(self.layout)?);
+            pages.push(Page::new(layout)?);
         }
         Ok(())
     }
@@ -267,8 +346,8 @@ impl Layer {
         if count > MAX_ROWS - longest {
             return Err(Error::Shape);
         }
-        self.layout.kind.check(keys)?;
-        self.layout.kind.check(values)?;
+        self.layout.kind(Part::Key).check(keys)?;
+        self.layout.kind(Part::Value).check(values)?;
         let mut foreseen = Array::zeros(if self.foresees() { self.layout.stride } else { 0 })?;
         let mut unpacked = self.layout.unpacked(usize::from(self.foresees()))?;
         let mut before = Vec::new();
@@ -328,7 +407,7 @@ impl Layer {
         if busy || recent > known.length || self.reach != usize::MAX {
             return Err(Error::Shape);
         }
-        let mut thin = Packed::new(channels, dim, layout.kind, layout.stride)?;
+        let mut thin = Packed::new(channels, dim, layout.common_kind()?, layout.stride)?;
         let (length, rows) = (known.length, known.length - recent);
         thin.make_room(rows)?;
         let (mut packed, mut row_key) = (Array::zeros(dim)?, Array::zeros(layout.stride)?);
@@ -352,6 +431,7 @@ impl Layer {
     /// From now on a head's single queries read only the rows that these channels choose.
     pub fn foresee(&mut self, head: usize, channels: &[i32], reading: Reading) -> Result<()> {
         let (dim, layout) = (self.dim, self.layout);
+        layout.common_kind()?;
         let known = self.rows.get_mut(head).ok_or(Error::Shape)?;
         if known.thin.is_some()
             || self.reach != usize::MAX
@@ -385,6 +465,16 @@ impl Layer {
         }
         if !rest.is_empty() {
             return Err(Error::Shape);
+        }
+        let mut rest = kept;
+        for (index, &count) in counts.iter().enumerate() {
+            let (mine, others) = rest.split_at(count as usize);
+            rest = others;
+            // Rows from the first one that moves on can't stay in their groups.
+            let still = mine.iter().enumerate().take_while(|&(to, &from)| to == from as usize).count();
+            if still < mine.len() && still < self.rows[index].packed {
+                self.loosen(index, still - still % GROUP)?;
+            }
         }
         let mut rest = kept;
         for (head, &count) in self.rows.iter_mut().zip(counts) {
@@ -428,13 +518,126 @@ impl Layer {
         if values.len() != head.length * dim || bias.len() != head.length || head.thin.is_some() {
             return Err(Error::Shape);
         }
-        layout.kind.check(values)?;
+        layout.kind(Part::Value).check(values)?;
         head.bias.try_reserve_exact(bias.len().saturating_sub(head.bias.len())).map_err(|_| Error::Memory)?;
         head.bias.clear();
         head.bias.extend_from_slice(bias);
         head.root = root;
+        let packed = if layout.packs(Part::Value) { head.packed } else { 0 };
+        let mut padded = Array::zeros(layout.stride)?;
         for (row, value) in values.chunks_exact(dim).enumerate() {
-            head.pages[row / PAGE].store(layout, Part::Value, row % PAGE, value);
+            let page = &mut head.pages[row / PAGE];
+            if row < packed {
+                padded.as_mut()[..dim].iter_mut().zip(value).for_each(|(to, &x)| *to = rounded(x));
+                page.packed[1].store(Part::Value, layout.stride, row % PAGE, padded.as_slice(), 1);
+            } else {
+                page.store(layout, Part::Value, row % PAGE, value);
+            }
+        }
+        Ok(())
+    }
+
+    /// Packs what is of four bits: all rows of all heads.
+    pub fn pack(&mut self) -> Result<()> {
+        let layout = self.layout;
+        let mut unpacked = layout.unpacked(GROUP)?;
+        for index in 0..self.kv_heads {
+            let head = &mut self.rows[index];
+            if head.packed == head.length {
+                continue;
+            }
+            // A last group that is not full is made anew.
+            let from = head.packed - head.packed % GROUP;
+            self.loosen(index, from)?;
+            let head = &mut self.rows[index];
+            make_packed(head, layout, from, head.length)?;
+            for start in (from..head.length).step_by(GROUP) {
+                let (page, first, count) = (&mut head.pages[start / PAGE], start % PAGE, GROUP.min(head.length - start));
+                for part in PARTS.into_iter().filter(|&part| layout.packs(part)) {
+                    // SAFETY: the rows are there and not packed; room for a group.
+                    let floats = unsafe {
+                        let floats = page.floats(layout, part, first, count, &mut unpacked);
+                        core::slice::from_raw_parts(floats, count * layout.stride)
+                    };
+                    page.packed[part as usize].store(part, layout.stride, first, floats, count);
+                }
+                page.packed_rows = first + count;
+            }
+            drop_loose(head, layout)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the codes, scales and zeros of one head's first `count` rows, in the order of `nibbles::Nibbles::exchange`,
+    /// instead of making them; none of a part that isn't packed.
+    pub fn take_packed(&mut self, index: usize, count: usize, parts: [&[u8]; 2]) -> Result<()> {
+        let layout = self.layout;
+        let head = self.rows.get_mut(index).ok_or(Error::Shape)?;
+        let fits = PARTS.into_iter().filter(|&part| layout.packs(part));
+        if head.packed != 0 || count > head.length {
+            return Err(Error::Shape);
+        }
+        for part in fits.clone() {
+            if parts[part as usize].len() < whole_bytes(part, layout.stride, count) {
+                return Err(Error::Buffer);
+            }
+        }
+        make_packed(head, layout, 0, count)?;
+        for start in (0..count).step_by(PAGE) {
+            let (page, here) = (&mut head.pages[start / PAGE], PAGE.min(count - start));
+            for part in fits.clone() {
+                let mut all = Whole::Take(parts[part as usize]);
+                page.packed[part as usize].exchange(part, layout.stride, start, here, count, &mut all);
+            }
+            page.packed_rows = here;
+        }
+        head.packed = count;
+        free_loose(head, layout)
+    }
+
+    /// Gives the codes, scales and zeros of one head's packed rows.
+    pub fn give_packed(&mut self, index: usize, part: Part, out: &mut [u8]) -> Result<()> {
+        let layout = self.layout;
+        let head = self.rows.get_mut(index).ok_or(Error::Shape)?;
+        if !layout.packs(part) || out.len() < whole_bytes(part, layout.stride, head.packed) {
+            return Err(Error::Buffer);
+        }
+        for start in (0..head.packed).step_by(PAGE) {
+            let (page, here) = (&mut head.pages[start / PAGE], PAGE.min(head.packed - start));
+            let mut all = Whole::Give(&mut *out);
+            page.packed[part as usize].exchange(part, layout.stride, start, here, head.packed, &mut all);
+        }
+        Ok(())
+    }
+
+    /// Makes the packed rows from `from` on, the first of a group, float16 again.
+    fn loosen(&mut self, index: usize, from: usize) -> Result<()> {
+        let layout = self.layout;
+        let head = &mut self.rows[index];
+        if from >= head.packed {
+            return Ok(());
+        }
+        for page in &mut head.pages[from / PAGE..head.packed.div_ceil(PAGE)] {
+            page.make_loose(layout)?;
+        }
+        let mut unpacked = layout.unpacked(1)?;
+        for row in from..head.packed {
+            let page = &mut head.pages[row / PAGE];
+            for part in PARTS.into_iter().filter(|&part| layout.packs(part)) {
+                // SAFETY: one packed row, and room for it.
+                let floats = unsafe {
+                    let floats = page.floats(layout, part, row % PAGE, 1, &mut unpacked);
+                    core::slice::from_raw_parts(floats, layout.stride)
+                };
+                page.store(layout, part, row % PAGE, floats);
+            }
+        }
+        head.packed = from;
+        for (number, page) in head.pages.iter_mut().enumerate().skip(from / PAGE) {
+            page.packed_rows = from.saturating_sub(number * PAGE);
+            if page.packed_rows == 0 {
+                page.packed = [Nibbles::empty()?, Nibbles::empty()?];
+            }
         }
         Ok(())
     }
@@ -537,33 +740,72 @@ pub fn keep(pages: &mut [Page], rows: &[i32], first: usize, layout: Layout) {
     }
 }
 
+/// Room for packed rows `from … to` of a head.
+fn make_packed(head: &mut Head, layout: Layout, from: usize, to: usize) -> Result<()> {
+    for page in &mut head.pages[from / PAGE..to.div_ceil(PAGE)] {
+        for part in PARTS.into_iter().filter(|&part| layout.packs(part)) {
+            page.packed[part as usize].make_room(layout.stride)?;
+        }
+    }
+    Ok(())
+}
+
+/// All rows are packed now.
+fn drop_loose(head: &mut Head, layout: Layout) -> Result<()> {
+    head.packed = head.length;
+    free_loose(head, layout)
+}
+
+/// Frees the loose rows of four bits in pages where all rows are packed.
+fn free_loose(head: &mut Head, layout: Layout) -> Result<()> {
+    for (number, page) in head.pages.iter_mut().enumerate() {
+        let rows = PAGE.min(head.length.saturating_sub(number * PAGE));
+        for part in PARTS.into_iter().filter(|&part| layout.packs(part) && rows > 0 && page.packed_rows >= rows) {
+            page.loose[part as usize] = Array::zeros(0)?;
+        }
+    }
+    Ok(())
+}
+
+/// The nearest float16.
+fn rounded(x: f32) -> f32 {
+    let mut bytes = [0u8; 16];
+    Kind::F16.store(&[x], &mut bytes);
+    let mut floats = [0.0; 8];
+    // SAFETY: eight numbers each.
+    unsafe { unpack_halves(bytes.as_ptr() as *const i16, 8, floats.as_mut_ptr()) };
+    floats[0]
+}
+
 /// Copies `count` rows from `from` on to `to` ≤ `from`; both within one page.
 fn move_rows(pages: &mut [Page], from: usize, to: usize, count: usize, layout: Layout) {
-    let scaled = layout.kind == Kind::Int8;
-    for part in [Part::Key, Part::Value] {
-        let (from_row, to_row) = (layout.row(part, from % PAGE), layout.row(part, to % PAGE));
-        move_bytes(pages, (from / PAGE, from_row), (to / PAGE, to_row), count * layout.row_bytes(part));
-        if scaled {
+    for part in PARTS {
+        let each = layout.row_bytes(part);
+        move_bytes(pages, part, (from / PAGE, from % PAGE * each), (to / PAGE, to % PAGE * each), count * each);
+        if layout.kind(part) == Kind::Int8 {
             let (from_scale, to_scale) = (layout.scale(part, from % PAGE), layout.scale(part, to % PAGE));
-            move_bytes(pages, (from / PAGE, from_scale), (to / PAGE, to_scale), count * 4);
+            move_bytes(pages, part, (from / PAGE, from_scale), (to / PAGE, to_scale), count * 4);
         }
     }
 }
 
 /// Copies `count` bytes; places are page and byte, `to`'s page not after `from`'s.
 #[inline(never)]
-fn move_bytes(pages: &mut [Page], from: (usize, usize), to: (usize, usize), count: usize) {
+fn move_bytes(pages: &mut [Page], part: Part, from: (usize, usize), to: (usize, usize), count: usize) {
+    let part = part as usize;
     if from.0 == to.0 {
-        pages[to.0].0.as_mut().copy_within(from.1..from.1 + count, to.1);
+        pages[to.0].loose[part].as_mut().copy_within(from.1..from.1 + count, to.1);
     } else {
         let (low, high) = pages.split_at_mut(from.0);
-        low[to.0].0.as_mut()[to.1..][..count].copy_from_slice(&high[0].0.as_slice()[from.1..][..count]);
+        low[to.0].loose[part].as_mut()[to.1..][..count]
+            .copy_from_slice(&high[0].loose[part].as_slice()[from.1..][..count]);
     }
 }
 
 /// Sets the length and frees the pages beyond it.
 fn shrink(head: &mut Head, length: usize) {
     head.length = length;
+    head.packed = head.packed.min(length);
     head.bias.truncate(length);
     if let Some(thin) = &mut head.thin {
         thin.truncate(thin.rows.min(length));
@@ -572,6 +814,9 @@ fn shrink(head: &mut Head, length: usize) {
         foresight.truncate(length);
     }
     head.pages.truncate((length - head.thinned()).div_ceil(PAGE));
+    if let (Some(page), true) = (head.pages.last_mut(), head.packed > 0) {
+        page.packed_rows = page.packed_rows.min((length - 1) % PAGE + 1);
+    }
 }
 
 #[cfg(test)]
@@ -581,8 +826,8 @@ mod tests {
     #[test]
     fn compact_moves_rows_of_every_kind_and_frees_pages() {
         let (kv_heads, dim, count) = (2, 3, 200);
-        for kind in [Kind::F32, Kind::F16, Kind::Int8] {
-            let mut layer = Layer::new(4, kv_heads, dim, 0, kind).unwrap();
+        for kind in [Kind::F32, Kind::F16, Kind::Int8, Kind::Int4] {
+            let mut layer = Layer::new(4, kv_heads, dim, 0, [kind; 2]).unwrap();
             // Each row is exact as int8: its largest is 127 · 2ⁿ.
             let number = |row: usize, d: usize| [127.0, (row % 127) as f32, (row / 127) as f32][d];
             let keys: Vec<f32> = (0..count * kv_heads * dim).map(|i| number(i / dim, i % dim)).collect();

@@ -1,35 +1,39 @@
-//! The types that rows are stored as: float32, float16, or int8 with one float32 scale per row.
+//! The types that rows are stored as: float32, float16, int8 with one float32 scale per row, or four bits (`nibbles.rs`),
+//! which are float16 until they are packed.
 //!
 //! core/backend/stored_rows.ts stores the same bits. Everything that is not decode attention unpacks a tile of rows to
 //! float32 and goes on as if they had been that.
 
 use crate::lanes::{F4, S8};
 use crate::memory::{Array, Error, Result};
+use crate::nibbles::GROUP;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     F32,
     F16,
     Int8,
+    Int4,
 }
 
 impl Kind {
     pub fn from_number(number: i32) -> Option<Self> {
-        [Kind::F32, Kind::F16, Kind::Int8].get(usize::try_from(number).ok()?).copied()
+        [Kind::F32, Kind::F16, Kind::Int8, Kind::Int4].get(usize::try_from(number).ok()?).copied()
     }
 
-    /// Bytes of a number.
+    /// Bytes of a number; of four bits, until they are packed.
     pub const fn size(self) -> usize {
         match self {
             Kind::F32 => 4,
-            Kind::F16 => 2,
+            Kind::F16 | Kind::Int4 => 2,
             Kind::Int8 => 1,
         }
     }
 
-    /// Numbers from one row to the next: `dim` rounded up to 16 bytes, so that no kernel has a tail.
+    /// Numbers from one row to the next: `dim` rounded up to 16 bytes, so that no kernel has a tail; to whole groups of
+    /// four bits.
     pub fn stride(self, dim: usize) -> usize {
-        dim.next_multiple_of(16 / self.size())
+        dim.next_multiple_of(if self == Kind::Int4 { GROUP } else { 16 / self.size() })
     }
 
     /// Refuses numbers that rows of this kind can't hold; float32 holds anything.
@@ -38,7 +42,7 @@ impl Kind {
         let limit = match self {
             Kind::F32 => return Ok(()),
             // Would be rounded to infinity.
-            Kind::F16 => 65520f32,
+            Kind::F16 | Kind::Int4 => 65520f32,
             Kind::Int8 => f32::INFINITY,
         };
         match largest(numbers) < limit.to_bits() {
@@ -52,7 +56,7 @@ impl Kind {
     pub fn store(self, row: &[f32], out: &mut [u8]) -> f32 {
         match self {
             Kind::F32 => out.chunks_exact_mut(4).zip(row).for_each(|(out, x)| out.copy_from_slice(&x.to_le_bytes())),
-            Kind::F16 => {
+            Kind::F16 | Kind::Int4 => {
                 out.chunks_exact_mut(2).zip(row).for_each(|(out, x)| out.copy_from_slice(&half(*x).to_le_bytes()))
             }
             Kind::Int8 => return store_int8(row, out),
@@ -68,7 +72,7 @@ fn largest(numbers: &[f32]) -> u32 {
 
 /// The nearest float16, ties to even, for |x| < 65520. Normal ones lose 13 bits, with a carry; below, adding ½ leaves
 /// multiples of 2⁻²⁴ in the low bits.
-fn half(x: f32) -> u16 {
+pub fn half(x: f32) -> u16 {
     let (sign, magnitude) = (x.to_bits() >> 16 & 0x8000, x.to_bits() & 0x7fff_ffff);
     let normal = magnitude.wrapping_sub(0x3800_0000).wrapping_add(0xfff + (magnitude >> 13 & 1)) >> 13;
     let small = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0x3f00_0000);
@@ -87,32 +91,39 @@ fn store_int8(row: &[f32], out: &mut [u8]) -> f32 {
     scale
 }
 
-/// A tile of rows in float32. Empty for rows that are float32 themselves.
+/// A tile of rows in float32. Empty where all rows are float32 themselves.
 pub struct Unpacked {
-    kind: Kind,
     stride: usize,
     floats: Array<f32>,
+    /// Scales and zeros of a group of four-bit keys, `(2, stride)`.
+    pub parameters: Array<f32>,
 }
 
 impl Unpacked {
-    /// Room for `rows` rows of `stride` numbers.
-    pub fn new(kind: Kind, stride: usize, rows: usize) -> Result<Self> {
-        let length = if kind == Kind::F32 { 0 } else { rows * stride };
-        Ok(Unpacked { kind, stride, floats: Array::zeros(length)? })
+    /// Room for `rows` rows of `stride` numbers of any of these kinds.
+    pub fn new(kinds: [Kind; 2], stride: usize, rows: usize) -> Result<Self> {
+        let length = if kinds == [Kind::F32; 2] { 0 } else { rows * stride };
+        let parameters = if kinds.contains(&Kind::Int4) { 2 * stride } else { 0 };
+        Ok(Unpacked { stride, floats: Array::zeros(length)?, parameters: Array::zeros(parameters)? })
     }
 
-    /// `count` rows as float32, `(count, stride)`, good until the next call.
+    /// Where the tile's floats go.
+    pub fn room(&mut self) -> *mut f32 {
+        self.floats.as_mut().as_mut_ptr()
+    }
+
+    /// `count` rows of `kind` as float32, `(count, stride)`, good until the next call.
     ///
     /// # Safety
     /// `rows` is readable for `count` rows of `stride` numbers, `scales` for `count` floats where the kind is int8; the
-    /// room is no smaller.
+    /// room is no smaller. No row is packed.
     #[inline(never)]
-    pub unsafe fn floats(&mut self, rows: *const u8, scales: *const f32, count: usize) -> *const f32 {
-        debug_assert!(self.kind == Kind::F32 || count * self.stride <= self.floats.len());
-        let to = self.floats.as_mut().as_mut_ptr();
-        match self.kind {
+    pub unsafe fn floats(&mut self, kind: Kind, rows: *const u8, scales: *const f32, count: usize) -> *const f32 {
+        debug_assert!(kind == Kind::F32 || count * self.stride <= self.floats.len());
+        let to = self.room();
+        match kind {
             Kind::F32 => return rows as *const f32,
-            Kind::F16 => unpack_halves(rows as *const i16, count * self.stride, to),
+            Kind::F16 | Kind::Int4 => unpack_halves(rows as *const i16, count * self.stride, to),
             Kind::Int8 => {
                 for row in 0..count {
                     let (from, to) = (rows.add(row * self.stride), to.add(row * self.stride));
@@ -124,7 +135,9 @@ impl Unpacked {
     }
 }
 
-unsafe fn unpack_halves(from: *const i16, count: usize, to: *mut f32) {
+/// # Safety
+/// `from` is readable, `to` writable for `count` numbers, a multiple of eight.
+pub unsafe fn unpack_halves(from: *const i16, count: usize, to: *mut f32) {
     for i in (0..count).step_by(8) {
         let [a, b] = S8::load(from.add(i)).widen();
         F4::from_halves(a).store(to.add(i));
@@ -172,10 +185,10 @@ mod tests {
     fn stored(kind: Kind, row: &[f32]) -> Vec<f32> {
         let mut bytes = vec![0u8; row.len() * kind.size()];
         let scale = kind.store(row, &mut bytes);
-        let mut unpacked = Unpacked::new(kind, row.len(), 1).unwrap();
+        let mut unpacked = Unpacked::new([kind; 2], row.len(), 1).unwrap();
         // SAFETY: one row, a multiple of 16 numbers.
         unsafe {
-            let floats = unpacked.floats(bytes.as_ptr(), &scale, 1);
+            let floats = unpacked.floats(kind, bytes.as_ptr(), &scale, 1);
             core::slice::from_raw_parts(floats, row.len()).to_vec()
         }
     }
