@@ -9,6 +9,7 @@ export const OPTION_NAMES = [
     "answerPrefix",
     "backend",
     "beyondTrained",
+    "bytes",
     "cacheType",
     "context",
     "dense",

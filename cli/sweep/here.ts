@@ -1,5 +1,7 @@
 /** A sweep whose cells are computed by this process. */
-import { PalisadeError } from "../../core/errors.ts";
+import { inputError, option, PalisadeError } from "../../core/errors.ts";
+import { presetOf, solvedByFull } from "../../evaluate/sweep/presets.ts";
+import { SOLVED } from "../../evaluate/results/summary.ts";
 import { type GroupOptions, measureSample, runGroup, type Subject } from "../../evaluate/sweep/sweep.ts";
 import { NO_HAYSTACK, openHaystack } from "../../evaluate/tasks/haystack.ts";
 import {
@@ -9,12 +11,13 @@ import {
   cellsBefore,
   loadCases,
   parseLengths,
+  partOf,
 } from "../../evaluate/sweep/plan.ts";
 import { nonEmpty, refuseRepeated, splitNames } from "../../evaluate/sweep/lists.ts";
-import { ResultsFile } from "../../evaluate/results/results.ts";
+import { readResults, ResultsFile } from "../../evaluate/results/results.ts";
 import { openTasks } from "../../evaluate/tasks/registry.ts";
 import { failureText } from "../failure.ts";
-import { EVAL_NAMES, type EvalOptions } from "./options.ts";
+import { EVAL_NAMES, EVAL_OPTIONS, type EvalOptions } from "./options.ts";
 import { formatMs } from "../print/format.ts";
 import { EXIT, type Io } from "../io.ts";
 import { createProgress, type Progress } from "../print/progress.ts";
@@ -22,11 +25,46 @@ import { type ModelFile, openModelFile, openSubject } from "./subject.ts";
 
 /** Runs the sweep; returns the exit code. Refusals are thrown before any model is loaded where that is possible. */
 export async function evaluateHere(options: EvalOptions, io: Io): Promise<number> {
-  const cases = await loadCases(io.runtime, options.policies, options.keep);
+  const { preset } = options;
+  if (!preset) return await sweepHere(options, io);
+  const wanted = presetOf(preset), { policies, tasks } = EVAL_OPTIONS;
+  const filled = {
+    ...options,
+    policies: options.policies === policies.preset ? wanted.policies : options.policies,
+    bytes: options.bytes ?? wanted.bytes,
+  };
+  if (options.tasks !== tasks.preset) return await sweepHere(filled, io);
+  return await sweepHere({ ...filled, tasks: await solvedTasks(options, io) }, io);
+}
+
+/** Asks the full cache alone, into the same file, and names the tasks that it solves. */
+async function solvedTasks(options: EvalOptions, io: Io): Promise<string> {
+  const models = splitNames(options.models, "models");
+  if (models.length !== 1) {
+    throw inputError("preset.models", "A preset chooses tasks for one model: name one, or tasks", option("models"));
+  }
+  const samples = Math.min(options.samples, SOLVED.samples), asked = { ...options, bytes: undefined, part: undefined };
+  const code = await sweepHere({ ...asked, policies: "full", keep: "100%", samples, preset: undefined }, io);
+  if (code !== EXIT.ok) {
+    throw inputError("preset.tasks", "Some tasks can't be measured: name those to take", option("tasks"));
+  }
+  const { lines } = await readResults(io.runtime, options.out);
+  const lengths = parseLengths(options.length);
+  const mine = lines.filter(({ length, seed }) =>
+    seed === options.seed && (length === null || lengths.includes(length))
+  );
+  const solved = solvedByFull(mine, samples);
+  if (!options.quiet) io.err(`solved by the full cache: ${solved.join(",")}\n`);
+  return solved.join(",");
+}
+
+/** One sweep. */
+async function sweepHere(options: EvalOptions, io: Io): Promise<number> {
+  const cases = await loadCases(io.runtime, options.policies, options.keep, options.bytes);
   const lengths = parseLengths(options.length);
   const models = nonEmpty(splitNames(options.models, "models"), "models");
   const tasks = await openTasks(nonEmpty(splitNames(options.tasks, "tasks"), "tasks"), io.runtime);
-  const groups = cellGroups(tasks, lengths, options.samples);
+  const groups = partOf(cellGroups(tasks, lengths, options.samples), options.part);
   const haystack = tasks.some((task) => task.sized) ? await openHaystack(io.runtime, options.haystack) : NO_HAYSTACK;
   await using results = await ResultsFile.open(io.runtime, options.out);
   const sweep = new SweepProgress(io, options, results, models.length * groups.length * cases.length);

@@ -3,6 +3,8 @@ import { checkCacheType, ROW_TYPES } from "../../core/cache/entry_type.ts";
 import { DEFAULTS } from "../../model/defaults.ts";
 import { ENGINES } from "../engine.ts";
 import type { OptionNames } from "../failure.ts";
+import { parsePart } from "../../evaluate/sweep/plan.ts";
+import { PRESET_NAMES } from "../../evaluate/sweep/presets.ts";
 import { list, type OptionTable, type Values, whole } from "../options.ts";
 
 export const EVAL_OPTIONS = {
@@ -16,6 +18,14 @@ export const EVAL_OPTIONS = {
   length: { value: "list", help: "tokens of the whole prompt and answer", read: list, preset: "1k" },
   policies: { value: "list", help: "see: palisade policies", read: list, preset: "full,snapkv,layer-defensive" },
   keep: { value: "list", help: "budgets: 20%, 0.2, or tokens per head", read: list, preset: DEFAULTS.keep },
+  bytes: {
+    value: "list",
+    help: "in place of keep: 1/16 of the whole cache as float16, or 2MB",
+    read: list,
+    rare: true,
+  },
+  preset: { value: "name", help: "policies, bytes and tasks", choices: PRESET_NAMES, rare: true },
+  part: { value: "i/n", help: "the i-th of n shares of the samples", read: parsePart, rare: true },
   samples: { value: "n", help: "samples per task and length", read: whole(1), preset: 10 },
   seed: { value: "n", help: "seed of the samples", read: whole(0), preset: 1 },
   models: { value: "list", help: "named models or files", read: list, preset: DEFAULTS.model },

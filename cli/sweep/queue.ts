@@ -1,5 +1,5 @@
 /** A sweep whose cells workers compute: this process collects their lines. */
-import { option } from "../../core/errors.ts";
+import { inputError, option, say } from "../../core/errors.ts";
 import { type CollectCounts, type CollectOutcome, collectSweep } from "../../evaluate/queue/collector.ts";
 import { QUEUE_PROTOCOL, type SweepManifest, usageError } from "../../evaluate/queue/protocol.ts";
 import { openServer, parseQueueUrl } from "../../evaluate/queue/server.ts";
@@ -22,6 +22,12 @@ export type QueueOptions = EvalOptions & { readonly queue: string };
 /** Runs the command; returns the exit code: 1 when groups were given up. */
 export async function evaluateByQueue(options: QueueOptions, io: Io): Promise<number> {
   refuseEngines(options);
+  if (options.bytes !== undefined || options.preset || options.part) {
+    const message = say`A queue takes ${
+      option("keep")
+    }, no bytes, preset or part: run several processes with --part instead`;
+    throw inputError("queue.bytes", message, option("queue"));
+  }
   parseQueueUrl(options.queue);
   const lengths = parseLengths(options.length);
   const models = nonEmpty(splitNames(options.models, "models"), "models");

@@ -26,7 +26,9 @@ const BROKEN = "split(datum.label, ' ')";
 
 /** All charts the rows have data for. */
 export function chartsOf(rows: readonly Row[], lines: readonly ResultLine[]): Chart[] {
-  return [budgetChart(rows), taskChart(rows), headChart(lines)].filter((chart) => chart !== undefined);
+  return [budgetChart(rows), byteChart(rows, lines), taskChart(rows), headChart(lines)].filter((chart) =>
+    chart !== undefined
+  );
 }
 
 /**
@@ -118,6 +120,76 @@ function budgetChart(rows: readonly Row[]): Chart | undefined {
       },
     } as TopLevelSpec,
   };
+}
+
+/** Bytes as shares of the whole cache as float16, where budgets were asked for so; the best of each share is joined. */
+function byteChart(rows: readonly Row[], lines: readonly ResultLine[]): Chart | undefined {
+  if (!lines.some(({ bytesAsked }) => bytesAsked !== undefined)) return undefined;
+  const values = overall(rows).filter(({ protocol }) => !protocol.includes(", ")).map((row) => {
+    const rowType = /\brows="?([^")]+)"?/.exec(row.policy)?.[1].trim().replace(/,$/, "") ?? "as read";
+    return {
+      setting: settingOf(row),
+      method: row.policy.replace(/,?\s*rows=("[^"]*"|[^,)]*)/, "").replace(/\(,?\s*\)/, "").replace("(,", "("),
+      rows: rowType,
+      // The whole cache of a line is float32.
+      bytes: 200 * row.bytes,
+      score: row.score,
+      full: row.full,
+    };
+  });
+  const best = [...groupBy(values, ({ setting }) => setting).values()].flatMap((some) =>
+    some.filter((point) => !some.some((other) => other.bytes <= point.bytes && other.score > point.score))
+  );
+  const x = {
+    field: "bytes",
+    type: "quantitative",
+    title: "bytes, % of the whole cache as float16",
+    scale: { type: "log", base: 2 },
+  } as const;
+  const y = { field: "score", type: "quantitative", title: "score", scale: { domain: [0, 100], clamp: true } } as const;
+  return {
+    title: "Answers per byte",
+    caption:
+      "Mean score over all tasks against the bytes that stay, biases and scales counted. Line: no other point has " +
+      "a higher score in as few bytes. Grey line: the full cache as it was read.",
+    spec: {
+      ...COMMON,
+      data: { values },
+      facet: { field: "setting", type: "nominal", title: null, columns: 2 },
+      columns: 2,
+      spec: {
+        width: 420,
+        height: 300,
+        layer: [
+          {
+            mark: { type: "rule", strokeDash: [4, 4], color: "#777" },
+            encoding: { y: { aggregate: "mean", field: "full", type: "quantitative" } },
+          },
+          {
+            transform: [{ filter: { or: best.map(pointFilter) } }],
+            mark: { type: "line", color: "#bbb" },
+            encoding: { x, y },
+          },
+          {
+            mark: { type: "point", filled: true, size: 60, opacity: 1 },
+            encoding: {
+              x,
+              y,
+              color: { field: "method", type: "nominal", sort: null, scale: PALETTE },
+              shape: { field: "rows", type: "nominal", title: "stored as", sort: null },
+            },
+          },
+        ],
+      },
+    } as TopLevelSpec,
+  };
+}
+
+function pointFilter(
+  { setting, method, rows, bytes }: Readonly<Record<"setting" | "method" | "rows", string>> & { bytes: number },
+) {
+  const is = (field: string, equal: string | number) => ({ field, equal });
+  return { and: [is("setting", setting), is("method", method), is("rows", rows), is("bytes", bytes)] };
 }
 
 function taskChart(rows: readonly Row[]): Chart | undefined {

@@ -40,6 +40,8 @@ export interface CellInputs {
   readonly maxNewTokens: number;
   readonly policy: { readonly name: string; readonly parameters: ParameterValues };
   readonly keep: Keep;
+  /** The share of the whole float16 cache that `keep` was made of, as it was asked for: `1/16`; missing where none was. */
+  readonly bytesAsked?: string;
   readonly budget: Omit<Budget, "model">;
   readonly engines: { readonly palisade: string; readonly backend: string; readonly dense: string };
 }

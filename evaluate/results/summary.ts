@@ -79,8 +79,9 @@ export function protocolOf({ protocol, cacheType }: Pick<ResultLine, "protocol" 
 }
 
 /** Equal for lines of the same policy, parameters and budget. */
-export function caseKey({ policy, keep }: ResultLine): string {
-  return JSON.stringify([policy.name, Object.entries(policy.parameters).sort(), Object.entries(keep)]);
+export function caseKey({ policy, keep, bytesAsked }: ResultLine): string {
+  const budget = bytesAsked === undefined ? Object.entries(keep) : bytesAsked;
+  return JSON.stringify([policy.name, Object.entries(policy.parameters).sort(), budget]);
 }
 
 function solvedTasks(lines: readonly ResultLine[]): Set<string> {

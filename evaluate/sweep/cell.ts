@@ -23,6 +23,8 @@ export interface CellRequest {
   readonly sample: number;
   readonly policy: string;
   readonly keep: string;
+  /** In place of `keep`: bytes, or a share of the whole cache as float16. */
+  readonly bytes?: string;
   readonly seed: number;
   /** Compressed after the question. */
   readonly queryAware: boolean;
@@ -51,6 +53,7 @@ const FIELDS: Readonly<Record<keyof CellRequest, readonly [Reader, string]>> = {
   sample: [count, "a whole number from 0"],
   policy: [text, "a text"],
   keep: [amount, "a text such as 20%, or tokens"],
+  bytes: [text, "a text such as 1/16 or 2MB"],
   seed: [count, "a whole number from 0"],
   queryAware: [flag, "true or false"],
   cacheType: [
@@ -127,7 +130,7 @@ export async function runCell(
 
 /** What a cell names: one of each. @throws as {@link runCell}, before any model is needed. */
 export async function openCell(request: CellRequest, runtime: Runtime) {
-  const cases = await loadCases(runtime, request.policy, request.keep);
+  const cases = await loadCases(runtime, request.policy, request.keep, request.bytes);
   const tasks = await openTasks([request.task], runtime);
   if (tasks.length !== 1) throw several("task", request.task);
   if (cases.length !== 1) throw several("policy and keep", `${request.policy} at ${request.keep}`);

@@ -1,4 +1,7 @@
 /** What a sweep consists of: lists as typed on the command line, and the groups of cells they make. */
+import type { CacheType } from "../../core/cache/entry_type.ts";
+import { type Bytes, entriesWithin, parseBytes } from "../../core/select/byte_budget.ts";
+import type { ModelShape } from "../../core/shape.ts";
 import { checkKeep, type Keep, parseKeep } from "../../core/select/budget.ts";
 import { inputError, option } from "../../core/errors.ts";
 import type { Policy } from "../../core/policy/policy.ts";
@@ -14,6 +17,8 @@ export interface AskedCase {
   readonly policy: Policy;
   readonly keep: Keep;
   readonly asked: { readonly policy: string; readonly keep: string };
+  /** Bytes that it is to fit, from which `keep` is made for each sample. */
+  readonly bytes?: Bytes;
 }
 
 /** The unit of work: the cells of one sample of one task at one length, all policies and budgets. They share a prefill. */
@@ -29,9 +34,14 @@ export interface CellGroup {
  * hash of what its file holds, 16 digits, in place of its name: another content is another cell, another name is not.
  * @throws PalisadeError as `parseCases` and `loadPolicy`.
  */
-export async function loadCases(runtime: Runtime, policies: string, keeps: string): Promise<AskedCase[]> {
+export async function loadCases(
+  runtime: Runtime,
+  policies: string,
+  keeps: string,
+  bytes?: string,
+): Promise<AskedCase[]> {
   const loaded = new Map<string, Policy>(), cases: AskedCase[] = [];
-  for (const each of parseCases(policies, keeps)) {
+  for (const each of parseCases(policies, keeps, bytes)) {
     const text = each.asked.policy, policy = loaded.get(text) ?? await loadHashed(text, runtime);
     loaded.set(text, policy);
     cases.push({ ...each, policy });
@@ -47,7 +57,8 @@ async function loadHashed(text: string, runtime: Runtime): Promise<Policy> {
 
 function refuseRepeatedCases(cases: readonly AskedCase[]): void {
   refuseRepeated(cases, {
-    key: ({ policy, keep }) => JSON.stringify([policy.name, Object.entries(policy.parameters).sort(), keep]),
+    key: ({ policy, keep, bytes }) =>
+      JSON.stringify([policy.name, Object.entries(policy.parameters).sort(), bytes ?? keep]),
     name: ({ asked }) => asked.policy,
     where: "policies",
   });
@@ -57,9 +68,13 @@ function refuseRepeatedCases(cases: readonly AskedCase[]): void {
  * Every policy at every budget; policies that keep everything come once, at 100 %, and first.
  * @throws PalisadeError `policy.*`, `keep.*`, `list.*`.
  */
-export function parseCases(policies: string, keeps: string): AskedCase[] {
-  const keepList = nonEmpty(splitList(keeps, "keep"), "keep").map((text) => ({ text, keep: parseKeep(text) }));
-  refuseRepeated(keepList, { key: ({ keep }) => JSON.stringify(keep), name: ({ text }) => text, where: "keep" });
+export function parseCases(policies: string, keeps: string, bytes?: string): AskedCase[] {
+  const keepList = bytes === undefined ? keepsOf(keeps) : bytesOf(bytes);
+  refuseRepeated(keepList, {
+    key: ({ keep, bytes }) => JSON.stringify(bytes ?? keep),
+    name: ({ text }) => text,
+    where: bytes === undefined ? "keep" : "bytes",
+  });
   const cases = nonEmpty(splitList(policies, "policies"), "policies").flatMap((text): AskedCase[] => {
     const policy = resolvePolicy(text);
     if (policy.allocate.kind !== "all") {
@@ -70,6 +85,32 @@ export function parseCases(policies: string, keeps: string): AskedCase[] {
   refuseRepeatedCases(cases);
   const whole = ({ policy }: AskedCase) => Number(policy.allocate.kind === "all");
   return cases.sort((a, b) => whole(b) - whole(a));
+}
+
+/** Budgets, each once. */
+interface AskedKeep extends Pick<AskedCase, "keep" | "bytes"> {
+  readonly text: string;
+}
+
+function keepsOf(keeps: string): AskedKeep[] {
+  return nonEmpty(splitList(keeps, "keep"), "keep").map((text) => ({ text, keep: parseKeep(text) }));
+}
+
+/** What is kept is known when a sample's tokens are counted ({@link fittedCase}). */
+function bytesOf(bytes: string): AskedKeep[] {
+  return nonEmpty(splitList(bytes, "bytes"), "bytes")
+    .map((text) => ({ text, keep: checkKeep({ fraction: 1 }), bytes: parseBytes(text) }));
+}
+
+/**
+ * The case for a context of `length` tokens: where bytes were asked for, the entries that fit them.
+ * @throws PalisadeError input `bytes.few`.
+ */
+export function fittedCase<C extends AskedCase>(each: C, length: number, shape: ModelShape, read: CacheType): C {
+  const { bytes, policy: { stages } } = each;
+  if (!bytes) return each;
+  const stored = { type: stages?.rows ?? read, biased: stages?.refit !== undefined };
+  return { ...each, keep: { tokens: entriesWithin(bytes, length, shape, stored) } };
 }
 
 /** `1k,2k,512`; k is 1024. @throws PalisadeError `length.syntax`, `list.*`. */
@@ -86,6 +127,25 @@ export function parseLengths(text: string): number[] {
   });
   refuseRepeated(lengths, { key: ({ tokens }) => String(tokens), name: ({ part }) => part, where: "length" });
   return lengths.map(({ tokens }) => tokens);
+}
+
+/** A share of the groups. */
+export interface GroupPart {
+  /** From 1 on. */
+  readonly index: number;
+  readonly of: number;
+}
+
+/** `3/16`. @throws PalisadeError input `part.syntax`. */
+export function parsePart(text: string): GroupPart {
+  const [, index, of] = /^(\d{1,6})\/(\d{1,6})$/.exec(text.trim()) ?? [];
+  if (Number(index) >= 1 && Number(index) <= Number(of)) return { index: Number(index), of: Number(of) };
+  throw inputError("part.syntax", `Cannot read part "${text}": want which of how many, such as 3/16`, "part");
+}
+
+/** Every `of`-th group, so that each part has samples of all tasks. */
+export function partOf(groups: readonly CellGroup[], part: GroupPart | undefined): CellGroup[] {
+  return groups.filter((_, i) => !part || i % part.of === part.index - 1);
 }
 
 /** All groups, sample by sample, so that a sweep cut short holds about as many samples of every task. */

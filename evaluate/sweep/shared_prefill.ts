@@ -85,8 +85,8 @@ const STATISTICS = resolvePolicy("expected-attention").needs.queryStatistics!;
 export function sharesPrefill(
   { needs: { reconstruction, queryStatistics, moved, selfGate, ...needs }, evicts, stages }: Policy,
 ): boolean {
-  // Stages change what is kept.
-  if (stages) return false;
+  // A merge needs rows that go; a refit goes by queries that repeat the context, where the policy has it repeated.
+  if (stages?.merge || stages?.keyChannels || (stages?.refit && !reconstruction)) return false;
   const repeats = !reconstruction ||
     (reconstruction.chunk === REPEAT.chunk && reconstruction.postfix === REPEAT.postfix);
   const foresees = !queryStatistics ||
@@ -151,15 +151,16 @@ export async function prefillOnce(
 }
 
 /**
- * A cache of its own that holds only the kept entries, `[global layers][kvHeads]`, and what window layers hold; `full`,
+ * A cache of its own, of `type`, that holds only the kept entries, `[global layers][kvHeads]`, and what window layers hold; `full`,
  * which must be whole, is left as it is. Layer by layer,
  * so that copies of one layer's kept rows are held beside the fork, never of all.
  */
 export async function forkCache(
   full: RaggedCache,
   kept: readonly (readonly Int32Array[])[],
+  type: CacheType = full.type,
 ): Promise<RaggedCache> {
-  const { backend, shape, type } = full;
+  const { backend, shape } = full;
   const fork = new RaggedCache(backend, shape, type);
   try {
     for (let layer = 0; layer < shape.layers; layer++) {
@@ -171,6 +172,7 @@ export async function forkCache(
         heads.push({ ...await rows.copyRows(head, wanted), positions: wanted ?? full.positions(layer, head) });
       }
       fork.fill(layer, heads);
+      await fork.pack(layer);
     }
     fork.advance(full.position);
     return fork;

@@ -15,11 +15,12 @@ import { contextIds, questionIds } from "../../model/text/prompt.ts";
 import { openContext } from "../../model/session.ts";
 import type { Runtime } from "../../runtime/interface.ts";
 import { answerBeside, answerFully, type ComparedAnswer, type FullAnswer } from "./answer.ts";
-import { forkCache, prefillOnce, type SharedPrefill, sharesPrefill } from "./shared_prefill.ts";
+import { REFERENCE_TOKENS } from "../../model/read/refit.ts";
+import { forkCache, prefillOnce, refitFork, type SharedPrefill, sharesPrefill } from "./shared_prefill.ts";
 import type { Haystack } from "../tasks/haystack.ts";
 import { scoreAnswer } from "../tasks/metrics.ts";
 import { refuseRepeated } from "./lists.ts";
-import type { AskedCase, CellGroup } from "./plan.ts";
+import { type AskedCase, type CellGroup, fittedCase } from "./plan.ts";
 import { cellId, type CellInputs, hashOf, type Protocol, RESULT_FORMAT, type ResultLine } from "../results/results.ts";
 import { shadingOf } from "../report/shading.ts";
 import { sampleSeed } from "../tasks/draw.ts";
@@ -104,10 +105,10 @@ export async function* runGroup(
   const refused = new Refusals();
   const cells: Cell[] = [];
   for (const each of cases) {
-    const cell = await refused.unless(
-      each,
-      async () => cellOf(subject, group, sample, ids.length, await named(subject, each), options),
-    );
+    const cell = await refused.unless(each, async () => {
+      const fitted = fittedCase(each, ids.length, model.config, options.cacheType ?? DEFAULTS.cacheType);
+      return cellOf(subject, group, sample, ids.length, await named(subject, fitted), options);
+    });
     if (cell) cells.push(cell);
   }
   refuseRepeated(cells, { key: ({ id }) => id, name: ({ asked: { policy } }) => policy, where: "policies" });
@@ -160,6 +161,7 @@ async function prefillAllowed(
 ): Promise<{ shared: readonly Cell[]; prefill: SharedPrefill }> {
   const read = (cells: readonly Cell[]) =>
     prefillOnce(model, ids, cells, {
+      ...(cells.some(({ policy }) => policy.stages?.refit) && { referenceTokens: REFERENCE_TOKENS }),
       beyondTrained: options.beyondTrained,
       cacheType: options.cacheType,
       signal: options.signal,
@@ -277,6 +279,7 @@ function cellOf(
     maxNewTokens,
     policy: { name: each.policy.name, parameters: each.policy.parameters },
     keep: each.keep,
+    ...(each.bytes && { bytesAsked: each.asked.keep }),
     budget,
     engines: { palisade, backend: model.backend.detail, dense: model.dense.detail },
   };
@@ -316,11 +319,23 @@ interface Evicted {
 
 /** The full cache itself when everything stays, a copy of what stays otherwise. */
 async function fork(prefill: SharedPrefill, at: number): Promise<Evicted> {
-  const { kept, evictMs } = prefill.cases[at];
-  if (kept === undefined) return { cache: prefill.cache, evictMs, forkMs: 0 };
+  const { kept, evictMs, policy: { stages } } = prefill.cases[at], { rows = prefill.cache.type } = stages ?? {};
+  if (kept === undefined && rows === prefill.cache.type) return { cache: prefill.cache, evictMs, forkMs: 0 };
   const start = performance.now();
-  const cache = await forkCache(prefill.cache, kept);
-  return { cache, evictMs, forkMs: performance.now() - start };
+  const cache = await forkCache(prefill.cache, kept ?? everything(prefill.cache), rows);
+  const forked = performance.now();
+  try {
+    if (stages?.refit && kept) await refitFork(cache, prefill, { refit: stages.refit });
+  } catch (error) {
+    cache[Symbol.dispose]();
+    throw error;
+  }
+  return { cache, evictMs: evictMs + performance.now() - forked, forkMs: forked - start };
+}
+
+function everything(cache: RaggedCache): Int32Array[][] {
+  const { globals, shape: { kvHeads } } = cache;
+  return globals.map((layer) => Array.from({ length: kvHeads }, (_, head) => cache.positions(layer, head)));
 }
 
 async function readAlone(model: Model, text: string, cell: Cell, options: GroupOptions): Promise<Evicted> {

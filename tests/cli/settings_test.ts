@@ -55,7 +55,7 @@ async function valueOf(command: string, option: string, setup: Setup): Promise<[
 /** A value that an option takes, as text. */
 function sample({ choices, value, read }: OptionSpec): string {
   if (choices) return choices.at(-1)!;
-  for (const text of ["0.5", "3", "10000", "a"]) {
+  for (const text of ["0.5", "3", "10000", "int8", "1/2", "a"]) {
     try {
       read?.(text);
       return text;
