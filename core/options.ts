@@ -49,7 +49,7 @@ export const OPTION_NAMES = [
     "think",
     "threads",
   ],
-  ...["salt", "snapshot", "snapshots", "tokens", "topK", "topP", "withText"],
+  ...["salt", "snapshot", "snapshots", "softTokens", "tokens", "topK", "topP", "withText"],
 ] as const;
 
 /** One of {@link OPTION_NAMES}. */

@@ -32,6 +32,20 @@ export interface Input {
   readonly what: string;
 }
 
+/** A kind that shows in the metadata of a safetensors file. */
+export function kindByMetadata(name: string, key: string): OutputKind {
+  return {
+    name,
+    async problem(file) {
+      const other = `its metadata has no ${key}`;
+      if (file.size < 8) return other;
+      const length = Number(new DataView((await file.read(0, 8)).buffer).getBigUint64(0, true));
+      if (8 + length > file.size) return other;
+      return new TextDecoder().decode(await file.read(8, length)).includes(`"${key}"`) ? undefined : other;
+    },
+  };
+}
+
 /** A kind that is known by how its files begin. `starts`: any of them. */
 export function kindByStart(name: string, starts: readonly string[]): OutputKind {
   const longest = Math.max(...starts.map((start) => start.length));

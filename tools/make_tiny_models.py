@@ -398,8 +398,8 @@ def add_experts(writer: gguf.GGUFWriter, model: Model, rng: np.random.Generator)
     return state
 
 
-def reference(model: Model, state: dict[str, torch.Tensor], ids: list[int]) -> torch.Tensor:
-    """Logits of transformers, (tokens, vocabulary)."""
+def network_of(model: Model, state: dict[str, torch.Tensor]) -> torch.nn.Module:
+    """The model in transformers."""
     kind, build = {
         "llama": (LlamaConfig, LlamaForCausalLM),
         "qwen2": (Qwen2Config, Qwen2ForCausalLM),
@@ -430,6 +430,12 @@ def reference(model: Model, state: dict[str, torch.Tensor], ids: list[int]) -> t
     missing, unexpected = network.load_state_dict(state, strict=False)
     assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
     network.tie_weights()
+    return network
+
+
+def reference(model: Model, state: dict[str, torch.Tensor], ids: list[int]) -> torch.Tensor:
+    """Logits of transformers, (tokens, vocabulary)."""
+    network = network_of(model, state)
     with torch.no_grad():
         return network(torch.tensor([ids])).logits[0]
 

@@ -1,4 +1,7 @@
-/** `palisade calibrate`: fits a gate for a model on this machine and writes it where `gate` looks for it. */
+/**
+ * `palisade calibrate`: fits a gate for a model on this machine and writes it where `gate` looks for it; or trains the
+ * soft tokens of `judge-q` and writes them beside the gates.
+ */
 import { inputError, option } from "../../core/errors.ts";
 import { calibrate as fit, type Calibration } from "../../model/gate/fit/calibrate.ts";
 import { type CalibrationPlan, planCalibration } from "../../model/gate/fit/plan.ts";
@@ -6,6 +9,8 @@ import { KINDS } from "../../model/gate/fit/text.ts";
 import { CALIBRATION_STATE } from "../../model/gate/fit/state.ts";
 import { GATE_FILE, writeGate } from "../../model/gate/file.ts";
 import { GATE_SUFFIX, gateFolder, loadGate } from "../../model/gate/find.ts";
+import { readSoftTokens, SOFT_TOKENS_FILE, writeSoftTokens } from "../../model/policy_files/soft_tokens.ts";
+import { type TrainedSoftTokens, TRAINING_STATE, trainSoftTokens } from "../../model/soft_tokens/calibrate.ts";
 import { modelHash } from "../../model/store/identity.ts";
 import { loadModel } from "../../model/model.ts";
 import { LINE } from "../../model/text/frames.ts";
@@ -24,6 +29,14 @@ import { createProgress, type Progress } from "../print/progress.ts";
 import { tableText } from "../print/table.ts";
 
 const OPTIONS = {
+  kind: {
+    value: "kind",
+    help: "what is fitted: a gate, or the soft tokens of judge-q",
+    choices: ["gate", "judge-q"],
+    preset: "gate",
+  },
+  softTokens: { value: "n", help: "soft tokens, for judge-q", read: whole(1, 1024), preset: 8 },
+  steps: { value: "n", help: "steps of training, for judge-q", read: whole(1, 100_000), preset: 60 },
   text: { value: "file", help: "your own text beside the built-in one; repeatable", read: repeated },
   tokens: { value: "n", help: "tokens to fit on", read: whole(1000, 1_000_000), preset: 10_000 },
   seed: { value: "n", help: "seed of the built-in text", read: whole(0, 2 ** 40), preset: 1 },
@@ -32,6 +45,9 @@ const OPTIONS = {
   json: { help: "print one object with all figures" },
   ...ENGINE,
 } satisfies OptionTable;
+
+/** What soft tokens are called that lie beside the gates. */
+const SOFT_TOKENS_SUFFIX = ".soft.safetensors";
 
 type CalibrateOptions = Values<typeof OPTIONS>;
 
@@ -47,7 +63,7 @@ async function calibrate(options: CalibrateOptions, io: Io): Promise<number> {
   const host = hostOf(io.runtime, "calibrate");
   const kinds = parseKinds(options.kinds);
   if (options.out === undefined) await host.makeFolder(gateFolder(io.runtime));
-  let out = options.out ?? defaultOut(options.model, io);
+  let out = options.out ?? defaultOut(options, io);
   await checkPlaces(out, options, io);
   const texts = await readTexts(options.text ?? [], io);
   const progress = createProgress(io.interactive && !options.quiet), start = performance.now();
@@ -55,8 +71,8 @@ async function calibrate(options: CalibrateOptions, io: Io): Promise<number> {
   try {
     const path = await obtainModel(options.model, io, progress, options);
     const sha256 = await modelHash(path, io.runtime);
-    if (options.out === undefined && await isOfAnother(out, sha256, io)) {
-      out = defaultOut(options.model, io, sha256);
+    if (options.out === undefined && await isOfAnother(out, options.kind, sha256, io)) {
+      out = defaultOut(options, io, sha256);
       await checkPlaces(out, options, io);
     }
     await using model = await loadModel(path, io.runtime, {
@@ -75,6 +91,24 @@ async function calibrate(options: CalibrateOptions, io: Io): Promise<number> {
     });
     const plan = await planCalibration(model, io.runtime, { tokens, seed, kinds, texts, signal: io.signal });
     const statePath = stateOf(out);
+    if (options.kind === "judge-q") {
+      const { softTokens: count, steps } = options;
+      const onProgress = (done: number, total: number) => progress.update("Training soft tokens, steps", done, total);
+      const trained = await trainSoftTokens(model, io.runtime, plan, {
+        sha256,
+        count,
+        steps,
+        statePath,
+        signal: io.signal,
+        onProgress,
+      });
+      const bytes = writeSoftTokens(trained.info, trained.embeddings);
+      await writeWhole(io.runtime, out, bytes);
+      await host.remove(statePath);
+      progress.clear();
+      tellTrained(trained, { out, bytes: bytes.length, ms: performance.now() - start, model: model.name }, options, io);
+      return EXIT.ok;
+    }
     const result = await fit(model, io.runtime, plan, {
       sha256,
       statePath,
@@ -96,22 +130,27 @@ async function calibrate(options: CalibrateOptions, io: Io): Promise<number> {
 }
 
 /** In the cache folder, called like the model's file; with the beginning of its hash where that name is another's. */
-function defaultOut(model: string, io: Io, sha256?: string): string {
+function defaultOut({ model, kind }: CalibrateOptions, io: Io, sha256?: string): string {
   const name = baseName(expectedPath(model, io)).replace(/\.gguf$/, "");
   const own = sha256 === undefined ? name : `${name}-${sha256.slice(0, 12)}`;
-  return hostOf(io.runtime, "calibrate").join(gateFolder(io.runtime), `${own}${GATE_SUFFIX}`);
+  return hostOf(io.runtime, "calibrate").join(
+    gateFolder(io.runtime),
+    `${own}${kind === "gate" ? GATE_SUFFIX : SOFT_TOKENS_SUFFIX}`,
+  );
 }
 
-/** Two models may have files of one name: a gate there may be the other's. */
-async function isOfAnother(path: string, sha256: string, { runtime }: Io): Promise<boolean> {
+/** Two models may have files of one name: what is there may be the other's. */
+async function isOfAnother(path: string, kind: CalibrateOptions["kind"], sha256: string, { runtime }: Io) {
   if (await hostOf(runtime, "calibrate").info(path) === undefined) return false;
-  const gate = await loadGate(path, runtime).catch(() => undefined);
-  return gate !== undefined && gate.info.model.sha256 !== sha256;
+  const read = kind === "gate" ? loadGate : readSoftTokens;
+  const there = await read(path, runtime).catch(() => undefined);
+  return there !== undefined && there.info.model.sha256 !== sha256;
 }
 
-/** Gate and state must find their places before the hours of work, not after. */
-async function checkPlaces(out: string, { model, text = [] }: CalibrateOptions, io: Io): Promise<void> {
-  const outputs = outputsOf([["--out", out, GATE_FILE], ["--out (.state)", stateOf(out), CALIBRATION_STATE]]);
+/** File and state must find their places before the hours of work, not after. */
+async function checkPlaces(out: string, { model, kind, text = [] }: CalibrateOptions, io: Io): Promise<void> {
+  const [file, state] = kind === "gate" ? [GATE_FILE, CALIBRATION_STATE] : [SOFT_TOKENS_FILE, TRAINING_STATE];
+  const outputs = outputsOf([["--out", out, file], ["--out (.state)", stateOf(out), state]]);
   const inputs = text.map((path) => ({ path, what: "a text" }));
   await checkOutputs(io.runtime, outputs, [...inputs, ...modelInputs([model], io)]);
 }
@@ -159,6 +198,38 @@ function progressOf(progress: Progress, plan: CalibrationPlan, layers: number) {
 
 function withoutWeights({ info, coverage }: Calibration) {
   return { info, coverage };
+}
+
+/** What training gained, for people or as an object. */
+function tellTrained(
+  { info, before, after }: TrainedSoftTokens,
+  file: { readonly out: string; readonly bytes: number; readonly ms: number; readonly model: string },
+  { json }: CalibrateOptions,
+  io: Io,
+): void {
+  const { out, bytes, ms, model } = file;
+  if (json) return io.out(`${JSON.stringify({ out, bytes, ms, info, before, after }, null, 2)}\n`);
+  const percent = (share: number) => `${(100 * share).toFixed(1)} %`;
+  const row = (name: string, { loss, recall }: { readonly loss: number; readonly recall: number }) => [
+    name,
+    loss.toFixed(3),
+    percent(recall),
+  ];
+  const rows = [
+    row("words, untrained", before),
+    row("soft tokens", after),
+    row("the answer itself", {
+      loss: 0,
+      recall: after.best,
+    }),
+  ];
+  const lines = [
+    `${model}: ${info.trained}`,
+    "on held-out texts: distance to what the answer looks at, and how much of that lies on the first 20 %",
+    tableText(["what looks", "distance", "found"], rows),
+    `wrote ${out}, ${formatBytes(bytes)}, in ${formatMs(ms)}; for --policy "judge-q(file=${out})"`,
+  ];
+  io.out(`${lines.join("\n")}\n`);
 }
 
 /** Fit and worst case for people. */

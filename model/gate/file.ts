@@ -5,7 +5,7 @@
  * holds a {@link GateInfo} as JSON.
  */
 import { inputError, type PalisadeError } from "../../core/errors.ts";
-import type { OutputKind } from "../../runtime/output.ts";
+import { kindByMetadata, type OutputKind } from "../../runtime/output.ts";
 import type { ModelConfig } from "../config.ts";
 import { parseSafetensors, type SafetensorsFile, writeSafetensors } from "../file/safetensors.ts";
 import type { GateWeights } from "./scorer.ts";
@@ -55,16 +55,7 @@ export interface Gate extends GateWeights {
 }
 
 /** A file that a gate may take the place of: another gate, of whatever format. */
-export const GATE_FILE: OutputKind = {
-  name: "a gate",
-  async problem(file) {
-    const other = `its metadata has no ${KEY}`;
-    if (file.size < 8) return other;
-    const length = Number(new DataView((await file.read(0, 8)).buffer).getBigUint64(0, true));
-    if (8 + length > file.size) return other;
-    return new TextDecoder().decode(await file.read(8, length)).includes(`"${KEY}"`) ? undefined : other;
-  },
-};
+export const GATE_FILE: OutputKind = kindByMetadata("a gate", KEY);
 
 /** The file's bytes. */
 export function writeGate(info: GateInfo, { weights, bias }: GateWeights): Uint8Array<ArrayBuffer> {

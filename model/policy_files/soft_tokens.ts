@@ -7,6 +7,7 @@
  */
 import { inputError, type PalisadeError } from "../../core/errors.ts";
 import type { ByteSource, Runtime } from "../../runtime/interface.ts";
+import { kindByMetadata, type OutputKind } from "../../runtime/output.ts";
 import type { ModelConfig } from "../config.ts";
 import { parseSafetensors, writeSafetensors } from "../file/safetensors.ts";
 
@@ -18,6 +19,9 @@ const TENSOR = "embeddings";
 export const MAX_SOFT_TOKENS = 1024;
 /** Largest file that is read: as many tokens of width 16384 as float32. */
 const MAX_BYTES = 2 ** 27;
+
+/** What soft tokens may take the place of. */
+export const SOFT_TOKENS_FILE: OutputKind = kindByMetadata("soft tokens", KEY);
 
 /** For which model they were trained, and in what words their maker says on what. */
 export interface SoftTokensInfo {
