@@ -146,7 +146,7 @@ Deno.test("palisade calibrate --kind judge-q writes soft tokens that judge-q tak
     assert.ok(told.before.loss > 0 && told.after.best > 0 && told.bytes > 0);
     const context = join(folder, "context.txt");
     await writeFile(context, "The keeper counted seventeen stakes, and then she counted them again. ".repeat(4));
-    const policy = ["--policy", `judge-q(file=${out})`, "--keep", "50%", "--max-new-tokens", "2"];
+    const policy = ["--policy", `judge-q(file=${out})`, "--keep", "50%", "--max-tokens", "2"];
     const answered = await palisade(["ask", ...model, "--context", context, "--question", "How many?", ...policy]);
     assert.equal(answered.code, 0, answered.err);
     // A file of something else is not written over.
