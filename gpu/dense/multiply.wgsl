@@ -1,9 +1,11 @@
 // Products of a matrix, its weights as they stand in the model's file, with rows of float32; and rows of it.
 //
-//   one_row, many_rows   out[t, column + n] = Σ_k W[n, k] · x[t, k]  (+ bias[n])  (+ addend[t, column + n])
+//   one_row, small_rows, many_rows, wide_rows
+//                        out[t, column + n] = Σ_k W[n, k] · x[t, k]  (+ bias[n])  (+ addend[t, column + n])
 //   embed                out[t, k] = SCALE · W[ids[t] − first, k]
 //
 //   params   count, column, stride, first                         weights  W, (OUTPUTS, INPUTS), a row in ROW_BYTES
+//   gains    (INPUTS), where FIRST is 1
 //   x        (count, INPUTS)                                       bias     (OUTPUTS), where HAS_BIAS
 //   ids      (count)                                               addend   (count, stride), where HAS_ADDEND
 //   out      (count, stride)
@@ -11,7 +13,7 @@
 // INPUTS counts the zeros behind a row of floats; embed leaves them out.
 //
 // A row is taken eight weights at a time, a "unit": two quads, whose places in the row follow from how the type packs its
-// bits (`places`). A sum over a row does not care about the order of its units, so the tiles of many_rows hold them as
+// bits (`places`). A sum over a row does not care about the order of its units, so tiles hold them as
 // they come.
 //
 // Before a device compiles it, the cases of other types are left out (`gpu/dense/shaders.ts`).
@@ -27,6 +29,10 @@ override OUTPUTS: u32 = 1u;
 override ROW_BYTES: u32 = 32u;
 override HAS_BIAS: bool = false;
 override HAS_ADDEND: bool = false;
+// What one_row makes of its inputs first: 1, their RMS norm times gains (norm.wgsl); 2, 3, their gate (gate.wgsl, silu, gelu),
+// where a row of x has 2 · INPUTS.
+override FIRST: u32 = 0u;
+override EPSILON: f32 = 1e-5;
 // Factor on the embeddings.
 override SCALE: f32 = 1.0;
 
@@ -38,6 +44,7 @@ override SCALE: f32 = 1.0;
 @group(0) @binding(3) var<storage, read> ids: array<u32>;
 @group(0) @binding(4) var<storage, read> bias: array<f32>;
 @group(0) @binding(5) var<storage, read> addend: array<f32>;
+@group(0) @binding(7) var<storage, read> gains: array<vec4f>;
 // f16: @group(0) @binding(6) var<storage, read> scales: array<f32>;
 
 // Eight weights: those at the two places of a unit and the three after each.
@@ -315,23 +322,189 @@ fn write(t: u32, n: u32, product: f32) {
   out[at] = sum;
 }
 
-// One row of x: a workgroup gives four neighbouring results, every thread of it some units of all four.
+// Numbers of a float's mantissa where the last bit counts 1: what is put into its low bits is a whole number, which needs
+// no conversion.
+const WHOLE = 8388608.0;
+const WHOLE_BITS = 0x4b000000u;
+
+// Bits `mask` of each byte, as numbers.
+fn wholes(four: u32, mask: u32) -> vec4f {
+  return bitcast<vec4f>(bytes(four, mask) | vec4u(WHOLE_BITS)) - WHOLE;
+}
+
+// Whole numbers with a sign, as numbers.
+fn signed_wholes(four: u32) -> vec4f {
+  return bitcast<vec4f>(bytes(four ^ 0x80808080u, 255u) | vec4u(WHOLE_BITS)) - (WHOLE + 128.0);
+}
+
+// The sixteen bytes from byte `at` on, a multiple of four; of two.
+fn words(at: u32) -> vec4u {
+  let i = at >> 2u;
+  return vec4u(weights[i], weights[i + 1u], weights[i + 2u], weights[i + 3u]);
+}
+
+fn words_of_pairs(at: u32) -> vec4u {
+  let first = words(at);
+  if ((at & 2u) == 0u) {
+    return first;
+  }
+  return (first >> vec4u(16u)) | (vec4u(first.yzw, weights[(at >> 2u) + 4u]) << vec4u(16u));
+}
+
+// Squares of the inputs that this thread has seen, where they are to be normed.
+var<private> squares: f32;
+
+fn activation(a: vec4f) -> vec4f {
+  if (FIRST == 3u) {
+    // Beyond 15 tanh is 1 in float32, and some devices' overflows.
+    return 0.5 * a * (1.0 + tanh(clamp(0.7978845608 * (a + 0.044715 * a * a * a), vec4f(-15.0), vec4f(15.0))));
+  }
+  return a / (1.0 + exp(min(-a, vec4f(80.0))));
+}
+
+// Quad `place` of the inputs of row t.
+fn input_of(place: u32, t: u32) -> vec4f {
+  if (FIRST >= 2u) {
+    let at = t * (INPUTS / 2u) + place;
+    return activation(x[at]) * x[at + INPUTS / 4u];
+  }
+  let v = x[t * (INPUTS / 4u) + place];
+  if (FIRST == 1u) {
+    squares += dot(v, v);
+    return v * gains[place];
+  }
+  return v;
+}
+
+// Inputs of four units from unit 4v on, and their sums: `a` those at the first places, `b` those at the second.
+struct Inputs {
+  a: mat4x4f,
+  b: mat4x4f,
+  sum_a: f32,
+  sum_b: f32,
+}
+
+fn inputs_of(v: u32, t: u32) -> Inputs {
+  let p = places(4u * v) / 4u;
+  let q = places(4u * v + 1u) / 4u;
+  let r = places(4u * v + 2u) / 4u;
+  let s = places(4u * v + 3u) / 4u;
+  let a = mat4x4f(input_of(p.x, t), input_of(q.x, t), input_of(r.x, t), input_of(s.x, t));
+  let b = mat4x4f(input_of(p.y, t), input_of(q.y, t), input_of(r.y, t), input_of(s.y, t));
+  let ones = vec4f(1.0);
+  return Inputs(a, b, dot(a[0] + a[1] + a[2] + a[3], ones), dot(b[0] + b[1] + b[2] + b[3], ones));
+}
+
+// Sum of products of four columns.
+fn products(x: mat4x4f, c0: vec4f, c1: vec4f, c2: vec4f, c3: vec4f) -> f32 {
+  return dot(x[0], c0) + dot(x[1], c1) + dot(x[2], c2) + dot(x[3], c3);
+}
+
+fn low_products(q: vec4u, x: mat4x4f) -> f32 {
+  return products(x, wholes(q.x, 15u), wholes(q.y, 15u), wholes(q.z, 15u), wholes(q.w, 15u));
+}
+
+fn six_products(low: vec4u, high: vec4u, x: mat4x4f) -> f32 {
+  let q = (low & vec4u(0x0f0f0f0fu)) | ((high & vec4u(0x03030303u)) << vec4u(4u));
+  return products(x, wholes(q.x, 63u), wholes(q.y, 63u), wholes(q.z, 63u), wholes(q.w, 63u));
+}
+
+// What the weights of units 4v … 4v + 3 of the row at byte `row` give with their inputs: what they share, such as scales, is
+// read once.
+fn wide_product(row: u32, v: u32, x: Inputs) -> f32 {
+  switch KIND {
+    // Q4_0, Q4_1
+    case 2u: {
+      let at = row + v * 18u;
+      let q = words_of_pairs(at + 2u);
+      return half(at) * (low_products(q, x.a) + low_products(q >> vec4u(4u), x.b) - 8.0 * (x.sum_a + x.sum_b));
+    }
+    case 3u: {
+      let at = row + v * 20u;
+      let dm = unpack2x16float(weights[at >> 2u]);
+      let q = words(at + 4u);
+      return dm.x * (low_products(q, x.a) + low_products(q >> vec4u(4u), x.b)) + dm.y * (x.sum_a + x.sum_b);
+    }
+    // Q8_0
+    case 8u: {
+      let at = row + v * 34u;
+      let p = words_of_pairs(at + 2u);
+      let q = words_of_pairs(at + 18u);
+      let a = products(x.a, signed_wholes(p.x), signed_wholes(p.z), signed_wholes(q.x), signed_wholes(q.z));
+      let b = products(x.b, signed_wholes(p.y), signed_wholes(p.w), signed_wholes(q.y), signed_wholes(q.w));
+      return half(at) * (a + b);
+    }
+    // Q4_K, Q5_K: r is the place of the four units in their 256; groups 2j and 2j + 1 are theirs.
+    case 12u, 13u: {
+      let r = v & 7u;
+      let j = r >> 1u;
+      let block = row + (v >> 3u) * select(144u, 176u, KIND == 13u);
+      let head = words(block);
+      let dm = unpack2x16float(head.x);
+      let shift = 16u * (j & 1u);
+      let here = (head.yzw >> vec3u(shift)) & vec3u(0xffffu);
+      var scales = here.x & 0x3f3fu;
+      var minima = here.y & 0x3f3fu;
+      if (j >= 2u) {
+        scales = (here.z & 0x0f0fu) | ((here.x >> 2u) & 0x3030u);
+        minima = ((here.z >> 4u) & 0x0f0fu) | ((here.y >> 2u) & 0x3030u);
+      }
+      let scale = dm.x * vec2f(vec2u(scales & 255u, scales >> 8u));
+      let minimum = dm.y * vec2f(vec2u(minima & 255u, minima >> 8u));
+      let q = words(block + select(16u, 48u, KIND == 13u) + j * 32u + (r & 1u) * 16u);
+      var low = q & vec4u(0x0f0f0f0fu);
+      var high = (q >> vec4u(4u)) & vec4u(0x0f0f0f0fu);
+      if (KIND == 13u) {
+        let fifth = words(block + 16u + (r & 1u) * 16u) >> vec4u(2u * j);
+        low |= (fifth & vec4u(0x01010101u)) << vec4u(4u);
+        high |= (fifth & vec4u(0x02020202u)) << vec4u(3u);
+      }
+      let a = products(x.a, wholes(low.x, 31u), wholes(low.y, 31u), wholes(low.z, 31u), wholes(low.w, 31u));
+      let b = products(x.b, wholes(high.x, 31u), wholes(high.y, 31u), wholes(high.z, 31u), wholes(high.w, 31u));
+      return scale.x * a + scale.y * b - minimum.x * x.sum_a - minimum.y * x.sum_b;
+    }
+    // Q6_K
+    case 14u: {
+      let at = row + (v >> 3u) * 210u;
+      let side = (v >> 2u) & 1u;
+      let t = v & 3u;
+      let low = words_of_pairs(at + side * 64u + t * 16u);
+      let high = words_of_pairs(at + 128u + side * 32u + (t & 1u) * 16u) >> vec4u(t & 2u);
+      let group = at + 192u + side * 8u + t;
+      let a = signed_byte(group) * (six_products(low, high, x.a) - 32.0 * x.sum_a);
+      let b = signed_byte(group + 4u) * (six_products(low >> vec4u(4u), high >> vec4u(4u), x.b) - 32.0 * x.sum_b);
+      return half(at + 208u) * (a + b);
+    }
+    default: {
+      let p = unit(row, 4u * v);
+      let q = unit(row, 4u * v + 1u);
+      let r = unit(row, 4u * v + 2u);
+      let s = unit(row, 4u * v + 3u);
+      return products(x.a, p.a, q.a, r.a, s.a) + products(x.b, p.b, q.b, r.b, s.b);
+    }
+  }
+}
+
+// One row of x: a workgroup gives four neighbouring results, every thread of it some units of all four: one at a time, or
+// four where WIDE.
+
+override WIDE: bool = false;
 
 const LANES = 64u;
 const FOUR = 4u;
 
 var<workgroup> parts: array<vec4f, LANES>;
 
-// The sum of all threads' `part`, for thread 0.
+// The sum of all threads' `part`, for thread 0: by few barriers, since all wait at each.
 fn sum_of(part: vec4f, lane: u32) -> vec4f {
   parts[lane] = part;
-  for (var step = LANES / 2u; step > 0u; step /= 2u) {
-    workgroupBarrier();
-    if (lane < step) {
-      parts[lane] += parts[lane + step];
-    }
+  workgroupBarrier();
+  if (lane < 8u) {
+    let near = parts[lane] + parts[lane + 8u] + parts[lane + 16u] + parts[lane + 24u];
+    parts[lane] = near + parts[lane + 32u] + parts[lane + 40u] + parts[lane + 48u] + parts[lane + 56u];
   }
-  return parts[0];
+  workgroupBarrier();
+  return (parts[0] + parts[1]) + (parts[2] + parts[3]) + (parts[4] + parts[5]) + (parts[6] + parts[7]);
 }
 
 // The same by subgroups, whose threads are neighbours in all implementations that are known.
@@ -364,104 +537,284 @@ fn one_row(
   // Beyond the last row the last row is taken again, and not written.
   let last = OUTPUTS - 1u;
   let rows = min(vec4u(first) + vec4u(0u, 1u, 2u, 3u), vec4u(last)) * ROW_BYTES;
-  let inputs = t * (INPUTS / 4u);
   var part = vec4f(0.0);
-  for (var u = lane; u < INPUTS / 8u; u += LANES) {
-    let place = places(u) / 4u + inputs;
-    let a = x[place.x];
-    let b = x[place.y];
-    let w0 = unit(rows.x, u);
-    let w1 = unit(rows.y, u);
-    let w2 = unit(rows.z, u);
-    let w3 = unit(rows.w, u);
-    part += vec4f(dot(w0.a, a), dot(w1.a, a), dot(w2.a, a), dot(w3.a, a));
-    part += vec4f(dot(w0.b, b), dot(w1.b, b), dot(w2.b, b), dot(w3.b, b));
-  }
-  let sum = sum_of(part, lane); // subgroups: let sum = sum_of_subgroups(part, lane, within, size);
-  if (lane == 0u) {
-    for (var i = 0u; i < min(FOUR, OUTPUTS - first); i++) {
-      write(t, first + i, sum[i]);
+  if (WIDE) {
+    for (var v = lane; v < INPUTS / 32u; v += LANES) {
+      let all = inputs_of(v, t);
+      part += vec4f(
+        wide_product(rows.x, v, all),
+        wide_product(rows.y, v, all),
+        wide_product(rows.z, v, all),
+        wide_product(rows.w, v, all),
+      );
     }
+  } else {
+    for (var u = lane; u < INPUTS / 8u; u += LANES) {
+      let place = places(u) / 4u;
+      let a = input_of(place.x, t);
+      let b = input_of(place.y, t);
+      let w0 = unit(rows.x, u);
+      let w1 = unit(rows.y, u);
+      let w2 = unit(rows.z, u);
+      let w3 = unit(rows.w, u);
+      part += vec4f(dot(w0.a, a), dot(w1.a, a), dot(w2.a, a), dot(w3.a, a));
+      part += vec4f(dot(w0.b, b), dot(w1.b, b), dot(w2.b, b), dot(w3.b, b));
+    }
+  }
+  var sum = sum_of(part, lane); // subgroups: var sum = sum_of_subgroups(part, lane, within, size);
+  if (FIRST == 1u) {
+    workgroupBarrier();
+    let all = vec4f(squares, 0.0, 0.0, 0.0);
+    sum /= sqrt(sum_of(all, lane).x / f32(INPUTS) + EPSILON); // subgroups: sum /= sqrt(sum_of_subgroups(all, lane, within, size).x / f32(INPUTS) + EPSILON);
+  }
+  if (lane == 0u) {
+    write_four(t, first, 1u, sum);
   }
 }
 
-// Many rows of x: a workgroup gives a tile of 16 · EACH_T by 16 · EACH_N results, every thread of it EACH_T by EACH_N of
-// them, 16 apart. The sum goes in steps of 4 units, 32 numbers, whose weights and inputs stand in workgroup memory: 16 KiB
-// for 4 by 4, with float16 8. There x is narrowed to float16, each row of it divided by its entry of `scales`.
-
-override EACH_N: u32 = 4u;
-override EACH_T: u32 = 4u;
+// Many rows of x, in tiles of results: the sum goes in steps of some units, whose weights and inputs stand in workgroup
+// memory, with float16 in that: there x is narrowed to it, each row of x divided by its entry of `scales`.
+//
+// Loops over what a thread holds are written out: some translators don't unroll any loop, and then it is held in memory.
+//
+// A workgroup of small_rows gives 16 by 16 results, every thread one of them; 4 units at a time.
 
 const SIDE = 16u;
 const QUADS = 8u;
 
 alias Quad = vec4f; // f16: alias Quad = vec4h;
 
-// (QUADS, SIDE · EACH)
-var<workgroup> tile_x: array<Quad, QUADS * SIDE * EACH_T>;
-var<workgroup> tile_w: array<Quad, QUADS * SIDE * EACH_N>;
+// (QUADS, SIDE)
+var<workgroup> small_x: array<Quad, QUADS * SIDE>;
+var<workgroup> small_w: array<Quad, QUADS * SIDE>;
 
 @compute @workgroup_size(256)
-fn many_rows(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
-  let tile_n = SIDE * EACH_N;
-  let tile_t = SIDE * EACH_T;
-  let first_n = group.x * tile_n;
-  let first_t = group.y * tile_t;
-  let count = params[0];
+fn small_rows(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
+  let first_n = group.x * SIDE;
+  let first_t = group.y * SIDE;
   let my_n = lane % SIDE;
   let my_t = lane / SIDE;
-  // What this thread brings into workgroup memory: unit `brings` of the four of row `row` of the tile.
-  let row = lane / 4u;
+  // Half of the threads bring weights, half bring inputs: unit `brings` of row `row`.
+  let row = (lane / 4u) % SIDE;
   let brings = lane % 4u;
-  let weights_at = min(first_n + row, OUTPUTS - 1u) * ROW_BYTES;
-  let inputs_at = min(first_t + row, count - 1u) * (INPUTS / 4u);
-  var sums: array<vec4f, 4>;
+  let to = 2u * brings * SIDE + row;
+  var sum = 0.0;
   for (var first_u = 0u; first_u < INPUTS / 8u; first_u += 4u) {
     let u = first_u + brings;
     let is_there = u < INPUTS / 8u;
-    if (row < tile_n) {
-      var w = Unit(vec4f(0.0), vec4f(0.0));
+    if (lane < 64u) {
+      var w = Unit(vec4f(), vec4f());
       if (is_there) {
-        w = unit(weights_at, u);
+        w = unit(min(first_n + row, OUTPUTS - 1u) * ROW_BYTES, u);
       }
-      tile_w[2u * brings * tile_n + row] = Quad(w.a);
-      tile_w[(2u * brings + 1u) * tile_n + row] = Quad(w.b);
-    }
-    if (row < tile_t) {
+      small_w[to] = Quad(w.a);
+      small_w[to + SIDE] = Quad(w.b);
+    } else if (lane < 128u) {
       var a = Quad();
       var b = Quad();
       if (is_there) {
-        let place = places(u) / 4u + inputs_at;
+        let place = places(u) / 4u + min(first_t + row, params[0] - 1u) * (INPUTS / 4u);
         a = x[place.x]; // f16: a = narrow[place.x];
         b = x[place.y]; // f16: b = narrow[place.y];
       }
-      tile_x[2u * brings * tile_t + row] = a;
-      tile_x[(2u * brings + 1u) * tile_t + row] = b;
+      small_x[to] = a;
+      small_x[to + SIDE] = b;
     }
     workgroupBarrier();
     for (var k = 0u; k < QUADS; k++) {
-      var w: array<Quad, 4>;
-      for (var j = 0u; j < EACH_N; j++) {
-        w[j] = tile_w[k * tile_n + my_n + j * SIDE];
-      }
-      for (var i = 0u; i < EACH_T; i++) {
-        let inputs = tile_x[k * tile_t + my_t + i * SIDE];
-        for (var j = 0u; j < EACH_N; j++) {
-          sums[i][j] += f32(dot(w[j], inputs));
-        }
-      }
+      sum += f32(dot(small_w[k * SIDE + my_n], small_x[k * SIDE + my_t]));
     }
     workgroupBarrier();
   }
-  for (var i = 0u; i < EACH_T; i++) {
-    let t = first_t + my_t + i * SIDE;
-    for (var j = 0u; j < EACH_N; j++) {
-      let n = first_n + my_n + j * SIDE;
-      if (t < count && n < OUTPUTS) {
-        write(t, n, sums[i][j]); // f16: write(t, n, sums[i][j] * scales[t]);
-      }
+  let t = first_t + my_t;
+  let n = first_n + my_n;
+  if (t < params[0] && n < OUTPUTS) {
+    write(t, n, sum); // f16: write(t, n, sum * scales[t]);
+  }
+}
+
+// A workgroup of many_rows gives 64 by 64 results, every thread 4 by 4 of them, 16 apart; 4 units at a time: 16 KiB of
+// workgroup memory, with float16 8.
+
+const TILE = 64u;
+
+// (QUADS, TILE)
+var<workgroup> tile_x: array<Quad, QUADS * TILE>;
+var<workgroup> tile_w: array<Quad, QUADS * TILE>;
+
+// Four sums, and what a quad of inputs gives with those of four rows of weights.
+fn more(sums: vec4f, x: vec4f, w: mat4x4f) -> vec4f {
+  return sums + x.x * w[0] + x.y * w[1] + x.z * w[2] + x.w * w[3];
+}
+
+// Results of row `t` at `n` and three more, `step` apart, so far as there are such.
+fn write_four(t: u32, n: u32, step: u32, sums: vec4f) {
+  if (t >= params[0]) {
+    return;
+  }
+  if (n < OUTPUTS) {
+    write(t, n, sums.x);
+  }
+  if (n + step < OUTPUTS) {
+    write(t, n + step, sums.y);
+  }
+  if (n + 2u * step < OUTPUTS) {
+    write(t, n + 2u * step, sums.z);
+  }
+  if (n + 3u * step < OUTPUTS) {
+    write(t, n + 3u * step, sums.w);
+  }
+}
+
+fn scaled(t: u32, n: u32, sums: vec4f) {
+  write_four(t, n, SIDE, sums); // f16: write_four(t, n, SIDE, sums * scales[min(t, params[0] - 1u)]);
+}
+
+@compute @workgroup_size(256)
+fn many_rows(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
+  let first_n = group.x * TILE;
+  let first_t = group.y * TILE;
+  let my_n = lane % SIDE;
+  let my_t = lane / SIDE;
+  // What this thread brings into workgroup memory: unit `brings` of the four of row `row` of both tiles.
+  let row = lane / 4u;
+  let brings = lane % 4u;
+  let weights_at = min(first_n + row, OUTPUTS - 1u) * ROW_BYTES;
+  let inputs_at = min(first_t + row, params[0] - 1u) * (INPUTS / 4u);
+  let to = 2u * brings * TILE + row;
+  var s0 = vec4f();
+  var s1 = vec4f();
+  var s2 = vec4f();
+  var s3 = vec4f();
+  for (var first_u = 0u; first_u < INPUTS / 8u; first_u += 4u) {
+    let u = first_u + brings;
+    var w = Unit(vec4f(), vec4f());
+    var a = Quad();
+    var b = Quad();
+    if (u < INPUTS / 8u) {
+      w = unit(weights_at, u);
+      let place = places(u) / 4u + inputs_at;
+      a = x[place.x]; // f16: a = narrow[place.x];
+      b = x[place.y]; // f16: b = narrow[place.y];
+    }
+    workgroupBarrier();
+    tile_w[to] = Quad(w.a);
+    tile_w[to + TILE] = Quad(w.b);
+    tile_x[to] = a;
+    tile_x[to + TILE] = b;
+    workgroupBarrier();
+    for (var k = 0u; k < QUADS; k++) {
+      let n = k * TILE + my_n;
+      let t = k * TILE + my_t;
+      let w0 = vec4f(tile_w[n]);
+      let w1 = vec4f(tile_w[n + 16u]);
+      let v = transpose(mat4x4f(w0, w1, vec4f(tile_w[n + 32u]), vec4f(tile_w[n + 48u])));
+      s0 = more(s0, vec4f(tile_x[t]), v);
+      s1 = more(s1, vec4f(tile_x[t + 16u]), v);
+      s2 = more(s2, vec4f(tile_x[t + 32u]), v);
+      s3 = more(s3, vec4f(tile_x[t + 48u]), v);
     }
   }
+  let t = first_t + my_t;
+  let n = first_n + my_n;
+  scaled(t, n, s0);
+  scaled(t + 16u, n, s1);
+  scaled(t + 32u, n, s2);
+  scaled(t + 48u, n, s3);
+}
+
+// Many rows on a device with many registers: a workgroup gives a tile of 128 by 128 results, every thread of it 8 by 8, 16
+// apart. The sum goes in steps of 2 units, 16 numbers, in 16 KiB of workgroup memory.
+
+const WIDE_SIDE = 128u;
+const WIDE_QUADS = 4u;
+
+// (WIDE_QUADS, WIDE_SIDE)
+var<workgroup> wide_x: array<vec4f, WIDE_QUADS * WIDE_SIDE>;
+var<workgroup> wide_w: array<vec4f, WIDE_QUADS * WIDE_SIDE>;
+
+@compute @workgroup_size(256)
+fn wide_rows(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
+  let first_n = group.x * WIDE_SIDE;
+  let first_t = group.y * WIDE_SIDE;
+  let my_n = lane % SIDE;
+  let my_t = lane / SIDE;
+  // What this thread brings: unit `brings` of the two of row `row` of both tiles.
+  let row = lane / 2u;
+  let brings = lane % 2u;
+  let weights_at = min(first_n + row, OUTPUTS - 1u) * ROW_BYTES;
+  let inputs_at = min(first_t + row, params[0] - 1u) * (INPUTS / 4u);
+  let to = 2u * brings * WIDE_SIDE + row;
+  var a0 = vec4f(); var a1 = vec4f(); var a2 = vec4f(); var a3 = vec4f();
+  var a4 = vec4f(); var a5 = vec4f(); var a6 = vec4f(); var a7 = vec4f();
+  var b0 = vec4f(); var b1 = vec4f(); var b2 = vec4f(); var b3 = vec4f();
+  var b4 = vec4f(); var b5 = vec4f(); var b6 = vec4f(); var b7 = vec4f();
+  for (var first_u = 0u; first_u < INPUTS / 8u; first_u += 2u) {
+    let u = first_u + brings;
+    var w = Unit(vec4f(), vec4f());
+    var xa = vec4f();
+    var xb = vec4f();
+    if (u < INPUTS / 8u) {
+      w = unit(weights_at, u);
+      let place = places(u) / 4u + inputs_at;
+      xa = x[place.x];
+      xb = x[place.y];
+    }
+    workgroupBarrier();
+    wide_w[to] = w.a;
+    wide_w[to + WIDE_SIDE] = w.b;
+    wide_x[to] = xa;
+    wide_x[to + WIDE_SIDE] = xb;
+    workgroupBarrier();
+    for (var k = 0u; k < WIDE_QUADS; k++) {
+      let n = k * WIDE_SIDE + my_n;
+      let t = k * WIDE_SIDE + my_t;
+      let v = transpose(mat4x4f(wide_w[n], wide_w[n + 16u], wide_w[n + 32u], wide_w[n + 48u]));
+      let w = transpose(mat4x4f(wide_w[n + 64u], wide_w[n + 80u], wide_w[n + 96u], wide_w[n + 112u]));
+      let x0 = wide_x[t];
+      a0 = more(a0, x0, v);
+      b0 = more(b0, x0, w);
+      let x1 = wide_x[t + 16u];
+      a1 = more(a1, x1, v);
+      b1 = more(b1, x1, w);
+      let x2 = wide_x[t + 32u];
+      a2 = more(a2, x2, v);
+      b2 = more(b2, x2, w);
+      let x3 = wide_x[t + 48u];
+      a3 = more(a3, x3, v);
+      b3 = more(b3, x3, w);
+      let x4 = wide_x[t + 64u];
+      a4 = more(a4, x4, v);
+      b4 = more(b4, x4, w);
+      let x5 = wide_x[t + 80u];
+      a5 = more(a5, x5, v);
+      b5 = more(b5, x5, w);
+      let x6 = wide_x[t + 96u];
+      a6 = more(a6, x6, v);
+      b6 = more(b6, x6, w);
+      let x7 = wide_x[t + 112u];
+      a7 = more(a7, x7, v);
+      b7 = more(b7, x7, w);
+    }
+  }
+  let t = first_t + my_t;
+  let n = first_n + my_n;
+  write_four(t, n, SIDE, a0);
+  write_four(t, n + 64u, SIDE, b0);
+  write_four(t + 16u, n, SIDE, a1);
+  write_four(t + 16u, n + 64u, SIDE, b1);
+  write_four(t + 32u, n, SIDE, a2);
+  write_four(t + 32u, n + 64u, SIDE, b2);
+  write_four(t + 48u, n, SIDE, a3);
+  write_four(t + 48u, n + 64u, SIDE, b3);
+  write_four(t + 64u, n, SIDE, a4);
+  write_four(t + 64u, n + 64u, SIDE, b4);
+  write_four(t + 80u, n, SIDE, a5);
+  write_four(t + 80u, n + 64u, SIDE, b5);
+  write_four(t + 96u, n, SIDE, a6);
+  write_four(t + 96u, n + 64u, SIDE, b6);
+  write_four(t + 112u, n, SIDE, a7);
+  write_four(t + 112u, n + 64u, SIDE, b7);
 }
 
 // One thread: a unit of one token's row.

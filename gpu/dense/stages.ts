@@ -9,8 +9,10 @@ export interface StagesOptions {
   readonly normEpsilon: number;
   /** Products of many rows multiply in 16-bit floats, and sum in 32. Wants a device with `f16`. */
   readonly f16: boolean;
-  /** Results of a thread in each direction, 1 … 4, in products of many rows. Default: what suits the device. */
-  readonly tile?: number;
+  /** Results of a thread in each direction, 1, 4 or 8, in products of many rows. Default: what suits device and product. */
+  readonly tile?: 1 | 4 | 8;
+  /** For measuring: whether a thread takes four units of one row together. */
+  readonly wide?: boolean;
 }
 
 /** How a head is turned. */
@@ -30,6 +32,10 @@ const MOST_GROUPS = 65535;
 const SPAN = 4096;
 /** Results of a product of many rows lie in squares of this side for each result of a thread. */
 const SIDE = 16;
+/** Results of a thread in each direction where workgroups are large (`wide_rows`), and such workgroups that keep a device busy. */
+const WIDE = 8, BUSY = 100;
+/** Inputs of one row from which on each thread of a workgroup has four units at least, so that it takes them together. */
+const WIDE_INPUTS = 64 * 32;
 
 /** Runs stages on a device; what they read and give are the caller's buffers. */
 export class DenseStages {
@@ -53,12 +59,15 @@ export class DenseStages {
       if (borrowed.delete(name)) this.gpu.giveBack(values.get(name)!);
     };
     try {
-      for (const step of list.steps) {
-        const isLast = step.to === list.result;
+      for (let i = 0; i < list.steps.length; i++) {
+        const before = count <= FEW_ROWS ? foldable(list.steps[i], list.steps[i + 1]) : undefined;
+        const step = list.steps[before ? ++i : i], isLast = step.to === list.result;
         const to = isLast ? out : this.gpu.borrow(4 * count * list.widths.get(step.to)!);
         if (!isLast) borrowed.add(step.to);
         values.set(step.to, to);
-        this.#step(step, list, values, count, to);
+        if (before) this.#folded(step, before, values, count, to);
+        else this.#step(step, list, values, count, to);
+        before?.done.forEach(giveBack);
         step.done.forEach(giveBack);
       }
     } finally {
@@ -160,6 +169,24 @@ export class DenseStages {
     }
   }
 
+  /** A product whose inputs are made of `before` on the way. */
+  #folded(
+    { operation, addend }: ListStep,
+    before: ListStep,
+    values: ReadonlyMap<string, GpuBuffer>,
+    count: number,
+    to: GpuBuffer,
+  ): void {
+    const { op } = before.operation;
+    if (operation.op !== "multiply" || op !== "norm" && op !== "gate") return;
+    const first = op === "norm" ? 1 : before.operation.activation === "gelu" ? 3 : 2;
+    const gains = op === "norm" ? before.operation.gains : undefined, x = values.get(before.operation.from)!;
+    const added = addend === undefined ? undefined : values.get(addend)!;
+    for (const part of operation.weights) {
+      this.#fewRows(part, x, count, operation.rows, to, added, { first, gains });
+    }
+  }
+
   /** A stage of one thread for every number of `count` rows of `width`. */
   #each(
     file: ShaderFile,
@@ -207,48 +234,67 @@ export class DenseStages {
       }
       if (count <= FEW_ROWS) {
         for (const part of parts) this.#fewRows(part, x, count, stride, to, addend);
-      } else if (!this.#options.f16) {
-        for (const part of parts) this.#manyRows(part, [x], count, stride, to, addend);
-      } else {
-        const narrow = make(2 * count * padded), scales = make(4 * count);
-        const stage = this.gpu.stage(NARROW, { constants: { INPUTS: padded } });
-        this.gpu.run(stage, { params: [count], buffers: [x, narrow, scales], groups: [count] });
-        for (const part of parts) this.#manyRows(part, [narrow, scales], count, stride, to, addend);
+        return;
       }
+      const forms = parts.map((part) => this.#form(part, count)), narrow: GpuBuffer[] = [];
+      if (forms.some(({ exact }) => !exact)) {
+        narrow.push(make(2 * count * padded), make(4 * count));
+        const stage = this.gpu.stage(NARROW, { constants: { INPUTS: padded } });
+        this.gpu.run(stage, { params: [count], buffers: [x, ...narrow], groups: [count] });
+      }
+      forms.forEach((form, i) => {
+        this.#manyRows(parts[i], form, form.exact ? [x] : narrow, count, stride, to, addend);
+      });
     } finally {
       for (const buffer of made) this.gpu.giveBack(buffer);
     }
   }
 
-  #fewRows(part: MatrixPart, x: GpuBuffer, count: number, stride: number, to: GpuBuffer, addend?: GpuBuffer): void {
-    const stage = this.#product(part, "one_row", addend !== undefined), fours = Math.ceil(part.outputs / 4);
+  #fewRows(
+    part: MatrixPart,
+    x: GpuBuffer,
+    count: number,
+    stride: number,
+    to: GpuBuffer,
+    addend?: GpuBuffer,
+    { first, gains }: { readonly first: number; readonly gains?: GpuBuffer } = { first: 0 },
+  ): void {
+    const wide = this.#options.wide ?? (part.padded >= WIDE_INPUTS && part.padded % 32 === 0);
+    const constants = { WIDE: Number(wide), FIRST: first, EPSILON: this.#options.normEpsilon };
+    const stage = this.#product(part, { entry: "one_row", exact: true, constants }, addend !== undefined);
+    const fours = Math.ceil(part.outputs / 4);
     const across = Math.min(fours, MOST_GROUPS), groups = [across, Math.ceil(fours / across), count] as const;
-    this.gpu.run(stage, { params: paramsOf(part, count, stride), buffers: buffersOf(part, to, x, addend), groups });
+    const buffers = [...buffersOf(part, to, x, addend), undefined, gains ?? part.weights];
+    this.gpu.run(stage, { params: paramsOf(part, count, stride), buffers, groups });
   }
 
   #manyRows(
     part: MatrixPart,
+    { side, ...form }: Form,
     [x, ...scales]: readonly GpuBuffer[],
     count: number,
     stride: number,
     to: GpuBuffer,
     addend?: GpuBuffer,
   ): void {
-    const tile = this.#tile(count), stage = this.#product(part, "many_rows", addend !== undefined, tile);
-    const groups = [Math.ceil(part.outputs / (SIDE * tile.EACH_N)), Math.ceil(count / (SIDE * tile.EACH_T))] as const;
+    const stage = this.#product(part, form, addend !== undefined);
+    const groups = [Math.ceil(part.outputs / side), Math.ceil(count / side)] as const;
     const buffers = [...buffersOf(part, to, x, addend), ...scales];
     this.gpu.run(stage, { params: paramsOf(part, count, stride), buffers, groups });
   }
 
-  /** Emulators take seconds to translate a stage with much workgroup memory, and gain nothing by it. */
-  #tile(count: number): { readonly EACH_N: number; readonly EACH_T: number } {
-    const { tile = this.gpu.info.emulated ? 1 : 4 } = this.#options;
-    return { EACH_N: tile, EACH_T: count <= SIDE ? 1 : tile };
+  /** How many rows are multiplied. Emulators take seconds to translate a stage with much workgroup memory. */
+  #form({ outputs }: MatrixPart, count: number): Form {
+    const side = SIDE * WIDE;
+    const groups = Math.ceil(outputs / side) * Math.ceil(count / side);
+    const { tile = this.gpu.info.emulated ? 1 : groups < BUSY ? 4 : WIDE, f16 } = this.#options;
+    const entry = tile === WIDE ? "wide_rows" : tile === 4 ? "many_rows" : "small_rows";
+    return { entry, exact: tile === WIDE || !f16, side: SIDE * tile, constants: {} };
   }
 
-  #product(part: MatrixPart, entry: string, hasAddend: boolean, more: Readonly<Record<string, number>> = {}): Stage {
+  #product(part: MatrixPart, { entry, exact, constants }: Omit<Form, "side">, hasAddend: boolean): Stage {
     const { kind, padded, outputs, rowBytes, bias } = part;
-    return this.gpu.stage(ofKind(MULTIPLY, kind, !this.#options.f16), {
+    return this.gpu.stage(ofKind(MULTIPLY, kind, exact), {
       entry,
       constants: {
         KIND: kind,
@@ -257,10 +303,28 @@ export class DenseStages {
         ROW_BYTES: rowBytes,
         HAS_BIAS: Number(bias !== undefined),
         HAS_ADDEND: Number(hasAddend),
-        ...more,
+        ...constants,
       },
     });
   }
+}
+
+/** A norm or a gate that is wanted for the product after it alone, which then makes it of its inputs: one stage fewer. */
+function foldable(step: ListStep, next: ListStep | undefined): ListStep | undefined {
+  const { op } = step.operation;
+  if ((op !== "norm" && op !== "gate") || next?.operation.op !== "multiply") return undefined;
+  const { from, weights } = next.operation, isWhole = weights.every(({ inputs, padded }) => inputs === padded);
+  return from === step.to && next.done.includes(step.to) && next.addend !== step.to && isWhole ? step : undefined;
+}
+
+/** How a product is made. */
+interface Form {
+  readonly entry: string;
+  /** Without 16-bit floats. */
+  readonly exact: boolean;
+  /** A workgroup gives a square of results. */
+  readonly side: number;
+  readonly constants: Readonly<Record<string, number>>;
 }
 
 function paramsOf({ column }: MatrixPart, count: number, stride: number): number[] {

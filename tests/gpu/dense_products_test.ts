@@ -86,6 +86,12 @@ for (const type of TYPES) {
   });
 }
 
+gpuTest("products whose threads take four units together are off by no more than float32 sums are", async (gpu) => {
+  for (const type of TYPES) {
+    await assertProducts(gpu, { type, width: 512, outputs: 6, count: 2 }, 2 ** -20, { wide: true });
+  }
+});
+
 for (const name of ["F32", "F16", "BF16"]) {
   gpuTest(`rows of ${name} may have any length`, async (gpu) => {
     await assertProducts(gpu, { type: typeNamed(name), width: 13, outputs: 3, count: 1 }, 2 ** -20);
@@ -101,6 +107,13 @@ for (const [form, bound] of [["32-bit", 2 ** -20], ["16-bit", 2 ** -9]] as const
     }
   });
 }
+
+gpuTest("products in large tiles are those of the small ones", async (gpu) => {
+  for (const name of ["Q4_K", "F32"]) {
+    const of = { type: typeNamed(name), width: name === "F32" ? 136 : 256, outputs: 134, count: 130 };
+    await assertProducts(gpu, of, 2 ** -20, { tile: 8 });
+  }
+});
 
 gpuTest("16-bit products take inputs that 16 bits can't hold", async (gpu) => {
   const type = typeNamed("F32"), next = randomSource(3), tensors = createGpuTensors(gpu);
