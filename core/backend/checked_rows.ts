@@ -190,7 +190,7 @@ class CheckedRows<T extends Tensor> implements LayerRows<T> {
     return await this.#rows.observe(queries, window, needs);
   }
 
-  async valueNorms(wo: Float32Array, width: number, kind?: NormKind): Promise<Float32Array> {
+  async valueNorms(wo: Float32Array | T, width: number, kind?: NormKind): Promise<Float32Array> {
     this.#checkAlive();
     checkFloats("wo", wo, width, this.shape.heads * this.shape.headDim);
     this.#checkLevel("give value norms");

@@ -226,9 +226,9 @@ export interface LayerRows<T extends Tensor = Tensor> {
 
   /**
    * ‖v·Wo_h‖ meaned over the group, `[kvHeads, rows]`, L1 unless `kind` says otherwise. `wo`: `[width, heads · headDim]`,
-   * y = x·woᵀ.
+   * y = x·woᵀ, of this side or a tensor of the device.
    */
-  valueNorms(wo: Float32Array, width: number, kind?: NormKind): Promise<Float32Array>;
+  valueNorms(wo: Float32Array | T, width: number, kind?: NormKind): Promise<Float32Array>;
 
   /** Keeps only the given rows of each head (ascending, unique indices into its rows); frees the rest. */
   compact(kept: readonly Int32Array[]): void;

@@ -1,16 +1,20 @@
 /** Attention of a layer's rows: which stages run, over which heads, queries and splits of the rows. */
-import type { GpuBuffer, GpuDevice } from "../device.ts";
+import type { GpuBuffer, GpuDevice, ShaderFile, Stage } from "../device.ts";
 import type { GpuTensor, GpuTensors } from "../tensors.ts";
-import { ATTENTION, COLUMNS, MERGE, SOFTMAX } from "./shaders.ts";
+import { ATTEND_FEW, ATTEND_MANY, ATTENTION, COLUMNS, MERGE, SOFTMAX } from "./shaders.ts";
 import { kindOf, spread } from "./stages.ts";
 import type { Block, StoredHeads } from "./stored_heads.ts";
 
 /** Workgroups that keep a device busy. */
-const BUSY = 256;
+const BUSY = 512;
 /** Rows of a split at least. */
 const SPLIT = 256;
 /** Numbers of the output that an invocation may hold, and pairs of a workgroup. */
-const MOST_HELD = 16, MOST_PAIRS = 16, FEW_PAIRS = 4;
+const MOST_HELD = 16, MOST_PAIRS = 16;
+/** Pairs that are taken four at a time. */
+const FEW_PAIRS = 16;
+/** Splits that merge.wgsl takes. */
+const MOST_SPLITS = 256;
 /** Floats of attention at hand at once: that of all heads and queries is never stored. */
 const SCRATCH = 4 * 2 ** 20;
 
@@ -80,33 +84,42 @@ export class Attention {
     this.#gpu.run(this.#gpu.stage(MERGE, { constants: { D } }), {
       params: [count * HEADS, splits],
       buffers: [parts, partStats, output.buffer, stats],
-      groups: spread(output.length),
+      groups: spread(count * HEADS, 1),
     });
     this.#gpu.giveBack(parts);
     this.#gpu.giveBack(partStats);
     return { output, stats };
   }
 
-  /** How pairs of query and head, and rows, are cut. */
+  /** How pairs of query and head, and rows, are cut, and which stage takes them. */
   #plan(count: number): Plan {
-    const { D, GROUP, HEADS } = this.#constants, pairs = count * GROUP;
-    const lanes = Math.min(D, 256), lanePairs = Math.floor(256 / lanes), depths = Math.ceil(D / lanes);
-    const held = Math.floor(MOST_HELD / depths) * lanePairs;
-    const tile = Math.min(pairs <= FEW_PAIRS ? FEW_PAIRS : MOST_PAIRS, held);
+    const { GROUP, HEADS } = this.#constants, pairs = count * GROUP, { tile, file, least } = this.#form(pairs);
     const tiles = Math.ceil(pairs / tile), longest = this.#stored.longest;
     const wanted = Math.ceil(BUSY / (tiles * HEADS / GROUP));
-    const cuts = Math.max(1, Math.min(wanted, Math.floor(longest / SPLIT)));
+    const cuts = Math.max(1, Math.min(wanted, MOST_SPLITS, Math.floor(longest / least)));
     const rows = Math.ceil(longest / cuts / 64) * 64;
-    return { tile, tiles, rows, splits: Math.ceil(longest / rows) };
+    const stage = file === ATTENTION
+      ? this.#gpu.stage(file, { entry: "attend", constants: { ...this.#constants, TILE: tile } })
+      : this.#gpu.stage(file, { constants: this.#constants });
+    return { stage, tiles, rows, splits: Math.ceil(longest / rows) };
+  }
+
+  /** The stage for so many pairs, the pairs of a workgroup, and the rows that it has at least. */
+  #form(pairs: number): { file: ShaderFile; tile: number; least: number } {
+    const { D } = this.#constants;
+    if (pairs <= FEW_PAIRS && D % 4 === 0 && D <= 256) return { file: ATTEND_FEW, tile: 4, least: 128 };
+    if (pairs > FEW_PAIRS && (D === 64 || D === 128)) return { file: ATTEND_MANY, tile: 64, least: SPLIT };
+    const lanes = Math.min(D, 256), lanePairs = Math.floor(256 / lanes), depths = Math.ceil(D / lanes);
+    const held = Math.floor(MOST_HELD / depths) * lanePairs;
+    return { file: ATTENTION, tile: Math.min(pairs <= 4 ? 4 : MOST_PAIRS, held), least: SPLIT };
   }
 
   #attendSplits(
     { tensor, count, unmasked }: Queries,
-    { tile, tiles, rows, splits }: Plan,
+    { stage, tiles, rows, splits }: Plan,
     out: GpuBuffer,
     stats: GpuBuffer,
   ) {
-    const stage = this.#gpu.stage(ATTENTION, { entry: "attend", constants: { ...this.#constants, TILE: tile } });
     for (const block of this.#stored.blocks) {
       const heads = block.words.map((_, i) => block.first + i);
       this.#gpu.run(stage, {
@@ -211,8 +224,8 @@ export class Attention {
 }
 
 interface Plan {
-  /** Pairs of query and query head that a workgroup takes, and how many such workgroups a KV head has. */
-  readonly tile: number;
+  readonly stage: Stage;
+  /** Workgroups of a KV head for all its pairs of query and query head. */
   readonly tiles: number;
   /** Rows of a split, and how many splits there are. */
   readonly rows: number;

@@ -160,7 +160,7 @@ export class GpuRows implements TrustingRows<GpuTensor> {
     return { keys, values };
   }
 
-  async valueNorms(wo: Float32Array, width: number, kind: NormKind = "l1"): Promise<Float32Array> {
+  async valueNorms(wo: Float32Array | GpuTensor, width: number, kind: NormKind = "l1"): Promise<Float32Array> {
     this.#check();
     return await measureNorms(this.#stored, wo, width, kind);
   }

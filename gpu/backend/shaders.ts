@@ -1,6 +1,502 @@
 /** Made from the .wgsl files beside it by `deno run -A tools/build_shaders.ts`: don't edit. */
 import type { ShaderFile } from "../stage.ts";
 
+export const ATTEND_FEW: ShaderFile = {
+  name: "backend/attend_few.wgsl",
+  text: `// Attention of few queries over stored rows, as of a token: parameters as of \`attend\` in attention.wgsl.
+//
+// One workgroup takes four (query, query head) pairs of one KV head and some rows, in steps of 64: 1. one invocation gives
+// the score of one pair and row; keys come through workgroup memory, 32 numbers of each at a time; 2. the softmax so far;
+// 3. an invocation adds one number of the values of some rows to all four pairs. merge.wgsl brings splits together.
+//
+// D is a multiple of 4, at most 256. Loops over what an invocation holds are written out: see multiply.wgsl.
+
+override D: u32 = 64u;
+/** 0: f32, 1: f16, 2: int8. */
+override KIND: u32 = 0u;
+/** Query heads, and how many share a KV head. */
+override HEADS: u32 = 1u;
+override GROUP: u32 = 1u;
+
+const SIZE = 256u;
+const ROWS = 64u;
+const PAIRS = 4u;
+/** Quads of a key that are at hand. */
+const DEPTH = 8u;
+/** Below every score. */
+const LOWEST = -3.4e38;
+const UNMASKED = 0xffffffffu;
+
+@group(0) @binding(0) var<storage, read> params: array<u32>;
+@group(0) @binding(1) var<storage, read> queries: array<f32>;
+@group(0) @binding(2) var<storage, read> keys: array<u32>;
+@group(0) @binding(3) var<storage, read> values: array<u32>;
+@group(0) @binding(4) var<storage, read_write> out: array<f32>;
+@group(0) @binding(5) var<storage, read_write> stats: array<vec2f>;
+@group(0) @binding(7) var<storage, read> biases: array<f32>;
+
+/** [DEPTH, ROWS]; at the end what parts of the rows gave. */
+var<workgroup> at_hand: array<vec4f, 512>;
+/** [D / 4, PAIRS] */
+var<workgroup> query: array<vec4f, 256>;
+/** Scores, then their exp(score - largest), [ROWS, PAIRS]. */
+var<workgroup> score: array<f32, 256>;
+var<workgroup> part_largest: array<f32, 64>;
+var<workgroup> largest: array<f32, 4>;
+var<workgroup> fade: array<f32, 4>;
+
+fn stride() -> u32 {
+  if (KIND == 0u) { return D; }
+  return select(D / 4u + 1u, D / 2u, KIND == 1u);
+}
+
+fn seen_by(t: u32, count: u32, length: u32, reach: u32) -> u32 {
+  if (reach == UNMASKED) { return length; }
+  return length - count + t + 1u;
+}
+
+fn bias_of(i: u32, table: u32) -> f32 {
+  if (i >= params[table + 3u]) { return 0.0; }
+  return biases[params[table + 2u] + i];
+}
+
+fn bytes(word: u32) -> vec4f {
+  return vec4f((vec4i(vec4u(word) << vec4u(24u, 16u, 8u, 0u))) >> vec4u(24u));
+}
+
+/** Numbers 4q ... 4q + 3 of the key at a word. */
+fn key(at: u32, q: u32) -> vec4f {
+  if (KIND == 0u) {
+    let i = at + 4u * q;
+    return bitcast<vec4f>(vec4u(keys[i], keys[i + 1u], keys[i + 2u], keys[i + 3u]));
+  }
+  if (KIND == 1u) { return vec4f(unpack2x16float(keys[at + 2u * q]), unpack2x16float(keys[at + 2u * q + 1u])); }
+  return bytes(keys[at + 1u + q]) * bitcast<f32>(keys[at]);
+}
+
+fn value(at: u32, d: u32) -> f32 {
+  if (KIND == 0u) { return bitcast<f32>(values[at + d]); }
+  if (KIND == 1u) { return unpack2x16float(values[at + d / 2u])[d & 1u]; }
+  let whole = extractBits(bitcast<i32>(values[at + 1u + d / 4u]), 8u * (d & 3u), 8u);
+  return f32(whole) * bitcast<f32>(values[at]);
+}
+
+/** Quad i % DEPTH behind \`depth\` of row i / DEPTH; 0 beyond the end. */
+fn load_key(i: u32, depth: u32, first_word: u32, row: u32, end: u32) {
+  let q = depth + i % DEPTH;
+  let r = row + i / DEPTH;
+  var x = vec4f();
+  if (r < end && q < D / 4u) { x = key(first_word + r * stride(), q); }
+  at_hand[(i % DEPTH) * ROWS + i / DEPTH] = x;
+}
+
+fn product(q: u32, depth: u32, row: u32, pair: u32) -> f32 {
+  return dot(at_hand[q * ROWS + row], query[(depth + q) * PAIRS + pair]);
+}
+
+/** exp(score - largest) of row r for all pairs. */
+fn weights_of(r: u32) -> vec4f {
+  return vec4f(score[r * PAIRS], score[r * PAIRS + 1u], score[r * PAIRS + 2u], score[r * PAIRS + 3u]);
+}
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) local: u32) {
+  let count = params[0];
+  let kv_head = params[1] + group.y;
+  let reach = params[3];
+  let table = 4u + 4u * group.y;
+  let first_word = params[table];
+  let length = params[table + 1u];
+  let pairs = count * GROUP;
+  let first_pair = group.x * PAIRS;
+  let last_query = (min(first_pair + PAIRS, pairs) - 1u) / GROUP;
+  let end = min(seen_by(last_query, count, length, reach), (group.z + 1u) * params[2]);
+  var start = group.z * params[2];
+  let first_seen = seen_by(first_pair / GROUP, count, length, reach);
+  if (reach > 0u && first_seen > reach) { start = max(start, (first_seen - reach) / ROWS * ROWS); }
+
+  if (local < D) {
+    let pair = first_pair + local % PAIRS;
+    var x = vec4f();
+    if (pair < pairs) {
+      let i = ((pair / GROUP) * HEADS + kv_head * GROUP + pair % GROUP) * D + local / PAIRS * 4u;
+      x = vec4f(queries[i], queries[i + 1u], queries[i + 2u], queries[i + 3u]);
+    }
+    query[local] = x;
+  }
+  if (local < PAIRS) { largest[local] = LOWEST; }
+
+  // The row and the pair of this invocation's score; of the values its number, and its part of a step's rows.
+  let my_row = local % ROWS;
+  let my_pair = local / ROWS;
+  let pair = first_pair + my_pair;
+  let seen = seen_by(pair / GROUP, count, length, reach);
+  let d = local % D;
+  let my_part = local / D;
+  let parts = SIZE / D;
+  let part_rows = (ROWS / 4u + parts - 1u) / parts * 4u;
+  var sum = vec4f();
+  var all = vec4f();
+
+  for (var row = start; row < end; row += ROWS) {
+    var s = 0.0;
+    for (var depth = 0u; depth < D / 4u; depth += DEPTH) {
+      workgroupBarrier();
+      load_key(local, depth, first_word, row, end);
+      load_key(local + SIZE, depth, first_word, row, end);
+      workgroupBarrier();
+      s += product(0u, depth, my_row, my_pair) + product(1u, depth, my_row, my_pair);
+      s += product(2u, depth, my_row, my_pair) + product(3u, depth, my_row, my_pair);
+      s += product(4u, depth, my_row, my_pair) + product(5u, depth, my_row, my_pair);
+      s += product(6u, depth, my_row, my_pair) + product(7u, depth, my_row, my_pair);
+    }
+    let i = row + my_row;
+    let visible = pair < pairs && i < seen && i < end && (reach == 0u || reach == UNMASKED || i + reach >= seen);
+    s = select(LOWEST, s / sqrt(f32(D)) + bias_of(i, table), visible);
+    score[my_row * PAIRS + my_pair] = s;
+    workgroupBarrier();
+    if (local < 64u) {
+      let first = local / PAIRS * 16u + local % PAIRS;
+      part_largest[local] = max(max(score[first], score[first + 4u]), max(score[first + 8u], score[first + 12u]));
+    }
+    workgroupBarrier();
+    if (local < PAIRS) {
+      let before = largest[local];
+      var most = before;
+      for (var j = local; j < 64u; j += 4u) { most = max(most, part_largest[j]); }
+      largest[local] = most;
+      fade[local] = select(0.0, exp(before - most), before > LOWEST);
+    }
+    workgroupBarrier();
+    score[my_row * PAIRS + my_pair] = select(0.0, exp(s - largest[my_pair]), s > LOWEST);
+    workgroupBarrier();
+    let faded = vec4f(fade[0], fade[1], fade[2], fade[3]);
+    sum *= faded;
+    all *= faded;
+    // Rows beyond the end weigh nothing: the last one stands for them.
+    let last = end - 1u;
+    for (var r = my_part * part_rows; r < min((my_part + 1u) * part_rows, ROWS); r += 4u) {
+      let a = value(first_word + min(row + r, last) * stride(), d);
+      let b = value(first_word + min(row + r + 1u, last) * stride(), d);
+      let c = value(first_word + min(row + r + 2u, last) * stride(), d);
+      let e = value(first_word + min(row + r + 3u, last) * stride(), d);
+      let w = weights_of(r);
+      let x = weights_of(r + 1u);
+      let y = weights_of(r + 2u);
+      let z = weights_of(r + 3u);
+      sum += w * a + x * b + y * c + z * e;
+      all += w + x + y + z;
+    }
+  }
+
+  workgroupBarrier();
+  if (my_part < parts) {
+    at_hand[local] = sum;
+    if (d == 0u) { at_hand[SIZE + my_part] = all; }
+  }
+  workgroupBarrier();
+  if (local >= D) { return; }
+  var total = vec4f();
+  var weight = vec4f();
+  for (var p = 0u; p < parts; p++) {
+    total += at_hand[p * D + local];
+    weight += at_hand[SIZE + p];
+  }
+  let split = group.z * count * HEADS;
+  for (var j = 0u; j < PAIRS; j++) {
+    let whose = first_pair + j;
+    if (whose >= pairs) { break; }
+    let at = split + (whose / GROUP) * HEADS + kv_head * GROUP + whose % GROUP;
+    out[at * D + local] = select(0.0, total[j] / weight[j], weight[j] > 0.0);
+    if (local == 0u) { stats[at] = vec2f(largest[j], weight[j]); }
+  }
+}
+`,
+};
+
+export const ATTEND_MANY: ShaderFile = {
+  name: "backend/attend_many.wgsl",
+  text: `// Attention of many queries over stored rows, as of a chunk: parameters as of \`attend\` in attention.wgsl.
+//
+// One workgroup takes 64 (query, query head) pairs of one KV head, so that heads of a group share what is loaded, and runs
+// over rows in steps of 64. In a step: 1. scores, 4 by 4 an invocation, 32 numbers of queries and keys at a time through
+// workgroup memory; 2. the softmax so far; 3. what the values add, for each of its four pairs 4 numbers of 64.
+//
+// D is 64 or 128. Loops over what an invocation holds are written out: see multiply.wgsl.
+
+override D: u32 = 64u;
+/** 0: f32, 1: f16, 2: int8. */
+override KIND: u32 = 0u;
+/** Query heads, and how many share a KV head. */
+override HEADS: u32 = 1u;
+override GROUP: u32 = 1u;
+
+const ROWS = 64u;
+const PAIRS = 64u;
+/** Quads of a row that are at hand. */
+const DEPTH = 8u;
+/** Where those of the keys begin. */
+const KEYS = 512u;
+/** Below every score. */
+const LOWEST = -3.4e38;
+const UNMASKED = 0xffffffffu;
+
+@group(0) @binding(0) var<storage, read> params: array<u32>;
+@group(0) @binding(1) var<storage, read> queries: array<vec4f>;
+@group(0) @binding(2) var<storage, read> keys: array<u32>;
+@group(0) @binding(3) var<storage, read> values: array<u32>;
+@group(0) @binding(4) var<storage, read_write> out: array<f32>;
+@group(0) @binding(5) var<storage, read_write> stats: array<vec2f>;
+@group(0) @binding(7) var<storage, read> biases: array<f32>;
+
+/**
+ * 1. queries, [DEPTH, PAIRS], and keys, [DEPTH, ROWS]; 2. the largest score that each invocation has, of its pairs;
+ * 3. exp(score - largest), [16 quads of rows 16 apart, PAIRS].
+ */
+var<workgroup> at_hand: array<vec4f, 1024>;
+
+fn stride() -> u32 {
+  if (KIND == 0u) { return D; }
+  return select(D / 4u + 1u, D / 2u, KIND == 1u);
+}
+
+fn seen_by(t: u32, count: u32, length: u32, reach: u32) -> u32 {
+  if (reach == UNMASKED) { return length; }
+  return length - count + t + 1u;
+}
+
+fn bias_of(i: u32, table: u32) -> f32 {
+  if (i >= params[table + 3u]) { return 0.0; }
+  return biases[params[table + 2u] + i];
+}
+
+fn bytes(word: u32) -> vec4f {
+  return vec4f((vec4i(vec4u(word) << vec4u(24u, 16u, 8u, 0u))) >> vec4u(24u));
+}
+
+/** Numbers 4q ... 4q + 3 of the key at a word. */
+fn key(at: u32, q: u32) -> vec4f {
+  if (KIND == 0u) {
+    let i = at + 4u * q;
+    return bitcast<vec4f>(vec4u(keys[i], keys[i + 1u], keys[i + 2u], keys[i + 3u]));
+  }
+  if (KIND == 1u) { return vec4f(unpack2x16float(keys[at + 2u * q]), unpack2x16float(keys[at + 2u * q + 1u])); }
+  return bytes(keys[at + 1u + q]) * bitcast<f32>(keys[at]);
+}
+
+/** Four numbers of the value at a word, those that invocation n of 16 holds of the 64 from \`first\` on: see \`column\`. */
+fn value(at: u32, first: u32, n: u32) -> vec4f {
+  if (KIND == 0u) {
+    let i = at + first + n;
+    return bitcast<vec4f>(vec4u(values[i], values[i + 16u], values[i + 32u], values[i + 48u]));
+  }
+  if (KIND == 1u) {
+    let i = at + first / 2u + n;
+    return vec4f(unpack2x16float(values[i]), unpack2x16float(values[i + 16u]));
+  }
+  return bytes(values[at + 1u + first / 4u + n]) * bitcast<f32>(values[at]);
+}
+
+/** Which number of 64 the j-th of invocation n is: neighbours load neighbours. */
+fn column(n: u32, j: u32) -> u32 {
+  if (KIND == 0u) { return n + 16u * j; }
+  if (KIND == 1u) { return 2u * n + (j & 1u) + 32u * (j >> 1u); }
+  return 4u * n + j;
+}
+
+/** Four scores, and what a quad of a query adds to them with those of four keys. */
+fn more(sums: vec4f, x: vec4f, k: mat4x4f) -> vec4f {
+  return sums + x.x * k[0] + x.y * k[1] + x.z * k[2] + x.w * k[3];
+}
+
+/** Scores of query t with rows row, row + 16, row + 32 and row + 48, as far as it sees them. */
+fn seen_scores(products: vec4f, pair: u32, row: u32, end: u32, reach: u32, table: u32) -> vec4f {
+  let count = params[0];
+  let seen = seen_by(pair / GROUP, count, params[table + 1u], reach);
+  let i = vec4u(row) + vec4u(0u, 16u, 32u, 48u);
+  var visible = (i < vec4u(min(seen, end))) & vec4<bool>(pair < count * GROUP);
+  if (reach != 0u && reach != UNMASKED) { visible = visible & (i + vec4u(reach) >= vec4u(seen)); }
+  let bias = vec4f(bias_of(i.x, table), bias_of(i.y, table), bias_of(i.z, table), bias_of(i.w, table));
+  return select(vec4f(LOWEST), products / sqrt(f32(D)) + bias, visible);
+}
+
+fn largest_of(s: vec4f) -> f32 {
+  return max(max(s.x, s.y), max(s.z, s.w));
+}
+
+fn weights(s: vec4f, most: f32) -> vec4f {
+  return select(vec4f(), exp(s - most), s > vec4f(LOWEST));
+}
+
+fn total(s: vec4f) -> f32 {
+  return (s.x + s.y) + (s.z + s.w);
+}
+
+/** Four numbers of the output so far, and what four rows of values add to them. */
+fn with_values(sums: vec4f, p: vec4f, v0: vec4f, v1: vec4f, v2: vec4f, v3: vec4f) -> vec4f {
+  return sums + p.x * v0 + p.y * v1 + p.z * v2 + p.w * v3;
+}
+
+fn load_quads(local: u32, depth: u32, kv_head: u32, first_pair: u32, first_word: u32, row: u32, end: u32) {
+  let q = depth + local % DEPTH;
+  let to = (local % DEPTH) * ROWS + local / DEPTH;
+  let pairs = params[0] * GROUP;
+  let pair = min(first_pair + local / DEPTH, pairs - 1u);
+  let far = min(first_pair + local / DEPTH + 32u, pairs - 1u);
+  at_hand[to] = queries[((pair / GROUP) * HEADS + kv_head * GROUP + pair % GROUP) * (D / 4u) + q];
+  at_hand[to + 32u] = queries[((far / GROUP) * HEADS + kv_head * GROUP + far % GROUP) * (D / 4u) + q];
+  // Rows beyond the end get no weight: the last one stands for them.
+  let r = min(row + local / DEPTH, end - 1u);
+  at_hand[KEYS + to] = key(first_word + r * stride(), q);
+  at_hand[KEYS + to + 32u] = key(first_word + min(r + 32u, end - 1u) * stride(), q);
+}
+
+fn put(whose: u32, sums: vec4f, first: u32, n: u32) {
+  out[whose * D + first + column(n, 0u)] = sums.x;
+  out[whose * D + first + column(n, 1u)] = sums.y;
+  out[whose * D + first + column(n, 2u)] = sums.z;
+  out[whose * D + first + column(n, 3u)] = sums.w;
+}
+
+/** Writes what a pair came to; \`weight\` is the sum of all its weights. */
+fn finish(pair: u32, kv_head: u32, split: u32, n: u32, near: vec4f, far: vec4f, most: f32, weight: f32) {
+  if (pair >= params[0] * GROUP) { return; }
+  let whose = split * params[0] * HEADS + (pair / GROUP) * HEADS + kv_head * GROUP + pair % GROUP;
+  let factor = select(0.0, 1.0 / weight, weight > 0.0);
+  put(whose, near * factor, 0u, n);
+  if (D > 64u) { put(whose, far * factor, 64u, n); }
+  if (n == 0u) { stats[whose] = vec2f(most, weight); }
+}
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) local: u32) {
+  let count = params[0];
+  let kv_head = params[1] + group.y;
+  let reach = params[3];
+  let table = 4u + 4u * group.y;
+  let first_word = params[table];
+  let length = params[table + 1u];
+  let pairs = count * GROUP;
+  let first_pair = group.x * PAIRS;
+  let last_query = (min(first_pair + PAIRS, pairs) - 1u) / GROUP;
+  let end = min(seen_by(last_query, count, length, reach), (group.z + 1u) * params[2]);
+  var start = group.z * params[2];
+  let first_seen = seen_by(first_pair / GROUP, count, length, reach);
+  if (reach > 0u && first_seen > reach) { start = max(start, (first_seen - reach) / ROWS * ROWS); }
+
+  // This invocation's pairs are p, p + 16, p + 32, p + 48; its rows in a step n, n + 16, n + 32, n + 48.
+  let n = local % 16u;
+  let p = local / 16u;
+  let pair = first_pair + p;
+  // Largest scores so far, sums of weights, and outputs: numbers of the first 64, and of the others.
+  var most = vec4f(LOWEST);
+  var all = vec4f();
+  var a0 = vec4f();
+  var a1 = vec4f();
+  var a2 = vec4f();
+  var a3 = vec4f();
+  var b0 = vec4f();
+  var b1 = vec4f();
+  var b2 = vec4f();
+  var b3 = vec4f();
+
+  for (var row = start; row < end; row += ROWS) {
+    var s0 = vec4f();
+    var s1 = vec4f();
+    var s2 = vec4f();
+    var s3 = vec4f();
+    for (var depth = 0u; depth < D / 4u; depth += DEPTH) {
+      workgroupBarrier();
+      load_quads(local, depth, kv_head, first_pair, first_word, row, end);
+      workgroupBarrier();
+      for (var q = 0u; q < DEPTH; q++) {
+        let x = q * PAIRS + p;
+        let k = KEYS + q * ROWS + n;
+        let four = transpose(mat4x4f(at_hand[k], at_hand[k + 16u], at_hand[k + 32u], at_hand[k + 48u]));
+        s0 = more(s0, at_hand[x], four);
+        s1 = more(s1, at_hand[x + 16u], four);
+        s2 = more(s2, at_hand[x + 32u], four);
+        s3 = more(s3, at_hand[x + 48u], four);
+      }
+    }
+    s0 = seen_scores(s0, pair, row + n, end, reach, table);
+    s1 = seen_scores(s1, pair + 16u, row + n, end, reach, table);
+    s2 = seen_scores(s2, pair + 32u, row + n, end, reach, table);
+    s3 = seen_scores(s3, pair + 48u, row + n, end, reach, table);
+    workgroupBarrier();
+    at_hand[local] = vec4f(largest_of(s0), largest_of(s1), largest_of(s2), largest_of(s3));
+    workgroupBarrier();
+    var now = most;
+    for (var i = 0u; i < 16u; i += 4u) {
+      let at = p * 16u + i;
+      now = max(now, max(max(at_hand[at], at_hand[at + 1u]), max(at_hand[at + 2u], at_hand[at + 3u])));
+    }
+    let fade = select(vec4f(), exp(most - now), most > vec4f(LOWEST));
+    most = now;
+    s0 = weights(s0, now.x);
+    s1 = weights(s1, now.y);
+    s2 = weights(s2, now.z);
+    s3 = weights(s3, now.w);
+    all = all * fade + vec4f(total(s0), total(s1), total(s2), total(s3));
+    workgroupBarrier();
+    let to = n * PAIRS + p;
+    at_hand[to] = s0;
+    at_hand[to + 16u] = s1;
+    at_hand[to + 32u] = s2;
+    at_hand[to + 48u] = s3;
+    workgroupBarrier();
+    a0 *= fade.x;
+    a1 *= fade.y;
+    a2 *= fade.z;
+    a3 *= fade.w;
+    b0 *= fade.x;
+    b1 *= fade.y;
+    b2 *= fade.z;
+    b3 *= fade.w;
+    let last = end - 1u;
+    for (var r = 0u; r < 16u; r++) {
+      let p0 = at_hand[r * PAIRS + p];
+      let p1 = at_hand[r * PAIRS + p + 16u];
+      let p2 = at_hand[r * PAIRS + p + 32u];
+      let p3 = at_hand[r * PAIRS + p + 48u];
+      let w0 = first_word + min(row + r, last) * stride();
+      let w1 = first_word + min(row + r + 16u, last) * stride();
+      let w2 = first_word + min(row + r + 32u, last) * stride();
+      let w3 = first_word + min(row + r + 48u, last) * stride();
+      let v0 = value(w0, 0u, n);
+      let v1 = value(w1, 0u, n);
+      let v2 = value(w2, 0u, n);
+      let v3 = value(w3, 0u, n);
+      a0 = with_values(a0, p0, v0, v1, v2, v3);
+      a1 = with_values(a1, p1, v0, v1, v2, v3);
+      a2 = with_values(a2, p2, v0, v1, v2, v3);
+      a3 = with_values(a3, p3, v0, v1, v2, v3);
+      if (D > 64u) {
+        let u0 = value(w0, 64u, n);
+        let u1 = value(w1, 64u, n);
+        let u2 = value(w2, 64u, n);
+        let u3 = value(w3, 64u, n);
+        b0 = with_values(b0, p0, u0, u1, u2, u3);
+        b1 = with_values(b1, p1, u0, u1, u2, u3);
+        b2 = with_values(b2, p2, u0, u1, u2, u3);
+        b3 = with_values(b3, p3, u0, u1, u2, u3);
+      }
+    }
+  }
+
+  workgroupBarrier();
+  at_hand[local] = all;
+  workgroupBarrier();
+  var weight = vec4f();
+  for (var i = 0u; i < 16u; i++) { weight += at_hand[p * 16u + i]; }
+  finish(pair, kv_head, group.z, n, a0, b0, most.x, weight.x);
+  finish(pair + 16u, kv_head, group.z, n, a1, b1, most.y, weight.y);
+  finish(pair + 32u, kv_head, group.z, n, a2, b2, most.z, weight.z);
+  finish(pair + 48u, kv_head, group.z, n, a3, b3, most.w, weight.w);
+}
+`,
+};
+
 export const ATTENTION: ShaderFile = {
   name: "backend/attention.wgsl",
   text: `// Attention over stored rows, and its scores alone.
@@ -438,9 +934,13 @@ export const MERGE: ShaderFile = {
 //
 //   M = max m_s;  w_s = l_s exp(m_s - M);  out = sum w_s out_s / sum w_s;  stats = (M, sum w_s)
 //
-// Shapes: parts [splits, rows, D], part_stats [splits, rows]; rows = count * heads. One invocation gives one number.
+// Shapes: parts [splits, rows, D], part_stats [splits, rows]; rows = count * heads; at most 256 splits.
+// One workgroup gives one row.
 
 override D: u32 = 64u;
+
+const SIZE = 64u;
+const SPLITS = 256u;
 
 /** rows, splits */
 @group(0) @binding(0) var<storage, read> params: array<u32>;
@@ -449,29 +949,59 @@ override D: u32 = 64u;
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;
 @group(0) @binding(4) var<storage, read_write> stats: array<vec2f>;
 
+var<workgroup> weights: array<f32, SPLITS>;
+var<workgroup> largest: array<f32, SIZE>;
+
 @compute @workgroup_size(64)
 fn main(
   @builtin(workgroup_id) group: vec3u,
   @builtin(num_workgroups) groups: vec3u,
   @builtin(local_invocation_index) local: u32,
 ) {
-  let i = (group.y * groups.x + group.x) * 64u + local;
+  let row = group.y * groups.x + group.x;
   let rows = params[0];
-  if (i >= rows * D) { return; }
-  let row = i / D;
+  let splits = params[1];
+  if (row >= rows) { return; }
   var most = -3.4e38;
-  for (var s = 0u; s < params[1]; s++) { most = max(most, part_stats[s * rows + row].x); }
-  var weights = 0.0;
-  var sum = 0.0;
-  for (var s = 0u; s < params[1]; s++) {
+  for (var s = local; s < splits; s += SIZE) {
     let part = part_stats[s * rows + row];
-    if (part.y == 0.0) { continue; }
-    let weight = part.y * exp(part.x - most);
-    weights += weight;
-    sum += weight * parts[(s * rows + row) * D + i % D];
+    if (part.y > 0.0) { most = max(most, part.x); }
   }
-  out[i] = sum / weights;
-  if (i % D == 0u) { stats[row] = vec2f(most, weights); }
+  largest[local] = most;
+  workgroupBarrier();
+  if (local < 8u) {
+    for (var i = local; i < SIZE; i += 8u) { most = max(most, largest[i]); }
+    largest[local] = most;
+  }
+  workgroupBarrier();
+  most = max(max(max(largest[0], largest[1]), max(largest[2], largest[3])),
+    max(max(largest[4], largest[5]), max(largest[6], largest[7])));
+  // Those beyond the last weigh nothing.
+  for (var s = local; s < SPLITS; s += SIZE) {
+    var weight = 0.0;
+    if (s < splits) {
+      let part = part_stats[s * rows + row];
+      if (part.y > 0.0) { weight = part.y * exp(part.x - most); }
+    }
+    weights[s] = weight;
+  }
+  workgroupBarrier();
+  let last = splits - 1u;
+  for (var d = local; d < D; d += SIZE) {
+    var sum = 0.0;
+    var all = 0.0;
+    for (var s = 0u; s < splits; s += 4u) {
+      let w = vec4f(weights[s], weights[s + 1u], weights[s + 2u], weights[s + 3u]);
+      let a = parts[(s * rows + row) * D + d];
+      let b = parts[(min(s + 1u, last) * rows + row) * D + d];
+      let c = parts[(min(s + 2u, last) * rows + row) * D + d];
+      let e = parts[(min(s + 3u, last) * rows + row) * D + d];
+      sum += dot(w, vec4f(a, b, c, e));
+      all += (w.x + w.y) + (w.z + w.w);
+    }
+    out[row * D + d] = sum / all;
+    if (d == 0u) { stats[row] = vec2f(most, all); }
+  }
 }
 `,
 };
@@ -482,9 +1012,9 @@ export const NORMS: ShaderFile = {
 //
 //   norms[h, i] = mean over the group's query heads g of || v[h, i] . Wo_g ||, l1 or l2
 //
-// Shapes: values as store.wgsl lays them, wo [width, HEADS * D]: the columns of the dispatch's heads, y = x wo^T, norms [KV heads, rows].
-// One workgroup takes 16 rows of one KV head and walks over the outputs, 64 at a time, 16 numbers of the rows at a time;
-// invocation (local / 64, local % 64) adds up rows local / 64 + 4j for outputs local % 64, + 64, ...
+// Shapes: values as store.wgsl lays them, wo [width, HEADS * D], y = x wo^T, norms [KV heads, rows].
+// One workgroup takes 64 rows of one KV head and walks over the outputs, 64 at a time, 32 numbers of both at a time through
+// workgroup memory; an invocation has 4 by 4 products, 16 apart. Loops over what it holds are written out: see multiply.wgsl.
 
 override D: u32 = 64u;
 override KIND: u32 = 0u;
@@ -493,19 +1023,20 @@ override GROUP: u32 = 1u;
 /** 1 or 2. */
 override NORM: u32 = 1u;
 
-const SIZE = 256u;
-const OUTPUTS = 64u;
-const DEPTH = 16u;
+const SIDE = 64u;
+/** Quads of a row that are at hand. */
+const DEPTH = 8u;
+/** Where those of the weights begin. */
+const WEIGHTS = 512u;
 
-/** width, rows, first KV head, then the first word of each KV head of the dispatch */
+/** width, rows, first KV head, its first column of wo, then the first word of each KV head of the dispatch */
 @group(0) @binding(0) var<storage, read> params: array<u32>;
 @group(0) @binding(1) var<storage, read> values: array<u32>;
 @group(0) @binding(2) var<storage, read> wo: array<f32>;
 @group(0) @binding(3) var<storage, read_write> norms: array<f32>;
 
-var<workgroup> weight_tile: array<f32, 1024>;
-var<workgroup> value_tile: array<f32, 256>;
-var<workgroup> partial: array<f32, 1024>;
+/** Values, [DEPTH, SIDE], and weights, [DEPTH, SIDE]; at the end each invocation's sums of its four rows. */
+var<workgroup> at_hand: array<vec4f, 1024>;
 
 fn stride() -> u32 {
   if (KIND == 0u) { return D; }
@@ -519,57 +1050,100 @@ fn value(at: u32, d: u32) -> f32 {
   return f32(whole) * bitcast<f32>(values[at]);
 }
 
+fn value_or_zero(at: u32, d: u32) -> f32 {
+  if (d >= D) { return 0.0; }
+  return value(at, d);
+}
+
+fn weight_or_zero(at: u32, d: u32) -> f32 {
+  if (d >= D) { return 0.0; }
+  return wo[at + d];
+}
+
+/** Four products, and what a quad of a row adds to them with those of four outputs. */
+fn more(sums: vec4f, x: vec4f, w: mat4x4f) -> vec4f {
+  return sums + x.x * w[0] + x.y * w[1] + x.z * w[2] + x.w * w[3];
+}
+
+/** What four outputs add to the norm; those beyond the last are 0. */
+fn sizes(products: vec4f) -> f32 {
+  var all = products * products;
+  if (NORM == 1u) { all = abs(products); }
+  return (all.x + all.y) + (all.z + all.w);
+}
+
+/** Brings quad \`local % DEPTH\` behind \`depth\` of a row and of an output. */
+fn load_quads(local: u32, half: u32, depth: u32, at_value: u32, at_weight: u32, is_output: bool) {
+  let d = (depth + local % DEPTH) * 4u;
+  let to = (local % DEPTH) * SIDE + local / DEPTH + half;
+  at_hand[to] = vec4f(
+    value_or_zero(at_value, d),
+    value_or_zero(at_value, d + 1u),
+    value_or_zero(at_value, d + 2u),
+    value_or_zero(at_value, d + 3u),
+  );
+  var w = vec4f();
+  if (is_output) {
+    w = vec4f(
+      weight_or_zero(at_weight, d),
+      weight_or_zero(at_weight, d + 1u),
+      weight_or_zero(at_weight, d + 2u),
+      weight_or_zero(at_weight, d + 3u),
+    );
+  }
+  at_hand[WEIGHTS + to] = w;
+}
+
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) local: u32) {
   let width = params[0];
   let rows = params[1];
-  let first_row = group.x * 16u;
+  let first_row = group.x * SIDE;
   if (first_row >= rows) { return; }
-  let first_word = params[3u + group.y];
+  let first_word = params[4u + group.y];
   let kv_head = params[2] + group.y;
+  let n = local % 16u;
+  let p = local / 16u;
+  // Rows beyond the last are that one.
+  let near = first_word + min(first_row + local / DEPTH, rows - 1u) * stride();
+  let far = first_word + min(first_row + local / DEPTH + 32u, rows - 1u) * stride();
   var norm = 0.0;
   for (var member = 0u; member < GROUP; member++) {
-    let column = (group.y * GROUP + member) * D;
+    let column = params[3] + (group.y * GROUP + member) * D;
     var sum = vec4f();
-    for (var first = 0u; first < width; first += OUTPUTS) {
-      var dots = vec4f();
-      for (var depth = 0u; depth < D; depth += DEPTH) {
+    for (var first = 0u; first < width; first += SIDE) {
+      let o = first + local / DEPTH;
+      var s0 = vec4f();
+      var s1 = vec4f();
+      var s2 = vec4f();
+      var s3 = vec4f();
+      for (var depth = 0u; depth < (D + 3u) / 4u; depth += DEPTH) {
         workgroupBarrier();
-        for (var i = local; i < OUTPUTS * DEPTH; i += SIZE) {
-          let o = first + i / DEPTH;
-          let d = depth + i % DEPTH;
-          var x = 0.0;
-          if (o < width && d < D) { x = wo[o * HEADS * D + column + d]; }
-          weight_tile[(i % DEPTH) * OUTPUTS + i / DEPTH] = x;
-        }
-        let row = first_row + local / DEPTH;
-        let d = depth + local % DEPTH;
-        var v = 0.0;
-        if (row < rows && d < D) { v = value(first_word + row * stride(), d); }
-        value_tile[local] = v;
+        load_quads(local, 0u, depth, near, o * HEADS * D + column, o < width);
+        load_quads(local, 32u, depth, far, (o + 32u) * HEADS * D + column, o + 32u < width);
         workgroupBarrier();
-        for (var k = 0u; k < DEPTH; k++) {
-          let pair = local / OUTPUTS;
-          dots += weight_tile[k * OUTPUTS + local % OUTPUTS] * vec4f(
-            value_tile[pair * DEPTH + k],
-            value_tile[(pair + 4u) * DEPTH + k],
-            value_tile[(pair + 8u) * DEPTH + k],
-            value_tile[(pair + 12u) * DEPTH + k],
-          );
+        for (var q = 0u; q < DEPTH; q++) {
+          let x = q * SIDE + p;
+          let k = WEIGHTS + q * SIDE + n;
+          let w = transpose(mat4x4f(at_hand[k], at_hand[k + 16u], at_hand[k + 32u], at_hand[k + 48u]));
+          s0 = more(s0, at_hand[x], w);
+          s1 = more(s1, at_hand[x + 16u], w);
+          s2 = more(s2, at_hand[x + 32u], w);
+          s3 = more(s3, at_hand[x + 48u], w);
         }
       }
-      if (NORM == 1u) { sum += abs(dots); } else { sum += dots * dots; }
+      sum += vec4f(sizes(s0), sizes(s1), sizes(s2), sizes(s3));
     }
     workgroupBarrier();
-    for (var j = 0u; j < 4u; j++) { partial[(local / OUTPUTS + 4u * j) * OUTPUTS + local % OUTPUTS] = sum[j]; }
+    at_hand[local] = sum;
     workgroupBarrier();
-    if (local < 16u) {
+    if (local < SIDE) {
       var all = 0.0;
-      for (var i = 0u; i < OUTPUTS; i++) { all += partial[local * OUTPUTS + i]; }
+      for (var i = 0u; i < 16u; i++) { all += at_hand[local % 16u * 16u + i][local / 16u]; }
       norm += select(sqrt(all), all, NORM == 1u);
     }
   }
-  if (local < 16u && first_row + local < rows) {
+  if (local < SIDE && first_row + local < rows) {
     norms[kv_head * rows + first_row + local] = norm / f32(GROUP);
   }
 }

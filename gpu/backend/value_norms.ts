@@ -3,23 +3,45 @@ import type { NormKind } from "../../core/policy/policy.ts";
 import type { GpuBuffer } from "../device.ts";
 import { tooLarge } from "../errors.ts";
 import { NORMS } from "./shaders.ts";
+import { GpuTensor } from "../tensors.ts";
 import { kindOf } from "./stages.ts";
 import type { Block, StoredHeads } from "./stored_heads.ts";
 
 /** `[kvHeads, rows]`; `wo`: `[width, heads · headDim]`. @throws PalisadeError `gpu.limit`. */
 export async function measureNorms(
   stored: StoredHeads,
-  wo: Float32Array,
+  wo: Float32Array | GpuTensor,
   width: number,
   kind: NormKind,
 ): Promise<Float32Array> {
   const { gpu, shape: { kvHeads } } = stored.options, rows = stored.longest;
   if (rows === 0) return new Float32Array(0);
   const norms = gpu.borrow(4 * kvHeads * rows);
-  for (const block of stored.blocks) normsOfBlock(stored, block, wo, width, kind, norms);
+  for (const block of stored.blocks) {
+    if (wo instanceof GpuTensor) normsOnDevice(stored, block, wo, width, kind, norms);
+    else normsOfBlock(stored, block, wo, width, kind, norms);
+  }
   const read = gpu.read(norms, 0, 4 * kvHeads * rows);
   gpu.giveBack(norms);
   return new Float32Array(await read);
+}
+
+/** With a projection that is on the device, all of which a stage can see. */
+function normsOnDevice(
+  stored: StoredHeads,
+  { first, words, values }: Block,
+  wo: GpuTensor,
+  width: number,
+  kind: NormKind,
+  norms: GpuBuffer,
+): void {
+  const { gpu, shape: { heads, kvHeads, headDim }, type } = stored.options, group = heads / kvHeads;
+  const constants = { D: headDim, KIND: kindOf(type), HEADS: heads, GROUP: group, NORM: kind === "l1" ? 1 : 2 };
+  gpu.run(gpu.stage(NORMS, { constants }), {
+    params: [width, stored.longest, first, first * group * headDim, ...words],
+    buffers: [values, wo.buffer, norms],
+    groups: [Math.ceil(stored.longest / 64), words.length],
+  });
 }
 
 /** As many KV heads at a time as their part of the projection can be seen of. */
@@ -41,9 +63,9 @@ function normsOfBlock(
     gpu.write(weights, 0, part);
     const constants = { D: headDim, KIND: kindOf(stored.options.type), HEADS: words.length * group, GROUP: group };
     gpu.run(gpu.stage(NORMS, { constants: { ...constants, NORM: kind === "l1" ? 1 : 2 } }), {
-      params: [width, stored.longest, first, ...words],
+      params: [width, stored.longest, first, 0, ...words],
       buffers: [block.values, weights, norms],
-      groups: [Math.ceil(stored.longest / 16), words.length],
+      groups: [Math.ceil(stored.longest / 64), words.length],
     });
     gpu.giveBack(weights);
   }
