@@ -10,7 +10,7 @@ import type { PalisadeError } from "../core/errors.ts";
 import { lostDevice, noMemory, refused } from "./errors.ts";
 import { type GpuInfo, openDevice, type OpenedDevice, type OpenOptions } from "./open.ts";
 import { BufferPool, type GpuBuffer, type GpuMemory } from "./pool.ts";
-import { type ShaderFile, type Stage, StageCache, type StageOptions } from "./stage.ts";
+import { type Bound, type ShaderFile, type Stage, StageCache, type StageOptions } from "./stage.ts";
 
 export type { GpuBuffer, GpuInfo, GpuMemory, OpenOptions, ShaderFile, Stage };
 
@@ -41,6 +41,8 @@ export interface Owner {
 export interface GpuCounts {
   readonly passes: number;
   readonly submits: number;
+  /** Groups of buffers that were made for stages. */
+  readonly bound: number;
   readonly waits: number;
 }
 
@@ -48,11 +50,29 @@ export interface GpuCounts {
 const PARAMS = 256 * 1024;
 /** Stages after which a batch is submitted, so that the device has something to do. */
 const STAGES = 64;
+/** The same while something is being read. */
+const STAGES_MEANWHILE = 8;
 /** Words at the end of what is read back: see {@link GpuDevice.faults}. */
 const FAULT_WORDS = 4;
+/** Groups of bound buffers that are kept at most. */
+const MOST_BOUND = 8192;
 
 const FLOAT = new Float32Array(1);
 const BITS = new Uint32Array(FLOAT.buffer);
+
+/** Whether a group was made for the same, but for where the parameters lie. */
+function isSame(bound: Bound, size: number, buffers: Call["buffers"]): boolean {
+  return bound.size === size && bound.buffers.length === buffers.length && buffers.every((part, i) => {
+    const other = bound.buffers[i];
+    if (part === other) return true;
+    return part && other && "of" in part && "of" in other && part.of === other.of && part.start === other.start &&
+      part.size === other.size;
+  });
+}
+
+function binding(part: GpuBuffer | BoundPart): GPUBufferBinding {
+  return "of" in part ? { buffer: part.of.buffer, offset: part.start, size: part.size } : { buffer: part.buffer };
+}
 
 /** The 32 bits of a float, for {@link Call.params}. */
 export function floatBits(x: number): number {
@@ -83,6 +103,8 @@ export class GpuDevice implements Disposable {
   /** Checks of batches and stages that no read has waited for yet. */
   readonly #checks = new Set<Promise<Error | undefined>>();
   #touched = new Set<Owner>();
+  /** The stage of each group that is kept. */
+  readonly #binders: Stage[] = [];
   #encoder: GPUCommandEncoder | undefined;
   #pass: GPUComputePassEncoder | undefined;
   #batch = 1;
@@ -91,7 +113,7 @@ export class GpuDevice implements Disposable {
   /** Reads that were not answered yet. */
   #reading = 0;
   #nextOwner = 1;
-  #counts = { passes: 0, submits: 0, waits: 0 };
+  #counts = { passes: 0, submits: 0, bound: 0, waits: 0 };
   #ended: PalisadeError | undefined;
   #closed = false;
 
@@ -168,18 +190,15 @@ export class GpuDevice implements Disposable {
     const [x, y = 1, z = 1] = groups;
     if (x === 0 || y === 0 || z === 0) return;
     const start = this.#place(params);
-    const entries = buffers.flatMap((part, i) => part ? [{ binding: i + 1, resource: this.#bound(part) }] : []);
-    const resource = { buffer: this.#ring.buffer, offset: start, size: Math.max(16, params.length * 4) };
-    const bindGroup = this.#device.createBindGroup({
-      layout: stage.layout,
-      entries: [{ binding: 0, resource }, ...entries],
-    });
+    const size = 4 * Math.max(4, params.length), bindGroup = this.#bound(stage, { start, size }, buffers);
     const pass = this.#pass ??= this.#encode().beginComputePass();
     pass.setPipeline(stage.pipeline);
     pass.setBindGroup(0, bindGroup);
     pass.dispatchWorkgroups(x, y, z);
     this.#counts.passes++;
     this.#stagesInBatch++;
+    // Who waits for what came before has nothing more to give: the device would idle until this batch is full.
+    if (this.#reading > 0 && this.#stagesInBatch >= STAGES_MEANWHILE) this.flush();
   }
 
   /** Copies `bytes`, all multiples of 4, after all commands before. */
@@ -344,10 +363,35 @@ export class GpuDevice implements Disposable {
     return start;
   }
 
-  #bound(part: GpuBuffer | BoundPart): GPUBufferBinding {
-    const whole = "of" in part ? part.of : part;
-    whole.usedIn = this.#batch;
-    return "of" in part ? { buffer: whole.buffer, offset: part.start, size: part.size } : { buffer: whole.buffer };
+  /**
+   * Parameters and buffers as the stage sees them. Tokens of an answer take the same stages over the same buffers, and what
+   * was made for one is kept for the next: it takes longer to make than all else of a stage.
+   */
+  #bound(stage: Stage, params: { start: number; size: number }, buffers: Call["buffers"]): GPUBindGroup {
+    let hash = params.start + params.size;
+    for (const part of buffers) {
+      const buffer = part && ("of" in part ? part.of : part);
+      if (buffer) buffer.usedIn = this.#batch;
+      hash = Math.imul(hash, 31) + (buffer?.id ?? 0) | 0;
+    }
+    const alike = stage.bound.get(hash);
+    const known = alike?.find((each) => each.start === params.start && isSame(each, params.size, buffers));
+    if (known) return known.group;
+    const group = this.#bind(stage, params, buffers);
+    if (alike) alike.push({ ...params, buffers, group });
+    else stage.bound.set(hash, [{ ...params, buffers, group }]);
+    if (this.#binders.length === MOST_BOUND) {
+      for (const each of this.#binders) each.bound.clear();
+      this.#binders.length = 0;
+    } else this.#binders.push(stage);
+    return group;
+  }
+
+  #bind(stage: Stage, { start, size }: { start: number; size: number }, buffers: Call["buffers"]): GPUBindGroup {
+    this.#counts.bound++;
+    const entries = buffers.flatMap((part, i) => part ? [{ binding: i + 1, resource: binding(part) }] : []);
+    const resource = { buffer: this.#ring.buffer, offset: start, size };
+    return this.#device.createBindGroup({ layout: stage.layout, entries: [{ binding: 0, resource }, ...entries] });
   }
 
   #openScopes(): void {

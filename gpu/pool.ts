@@ -16,6 +16,8 @@ const GRAIN = 256;
 
 /** A piece of the device's memory. */
 export interface GpuBuffer {
+  /** Its number; no other buffer has or had it. */
+  readonly id: number;
   readonly buffer: GPUBuffer;
   /** Bytes it really has: at least what was asked for. */
   readonly size: number;
@@ -42,6 +44,7 @@ export class BufferPool {
   readonly #spare = new Map<number, GpuBuffer[]>();
   readonly #doomed: GpuBuffer[] = [];
   readonly #all = new Set<GpuBuffer>();
+  #nextId = 1;
   #spareBytes = 0;
   #bytes = 0;
   #high = 0;
@@ -119,7 +122,7 @@ export class BufferPool {
 
   #create(size: number, usage: number): GpuBuffer {
     if (size > this.#maxBuffer) throw tooLarge("A buffer", size, this.#maxBuffer);
-    const made = { buffer: this.#device.createBuffer({ size, usage }), size, usedIn: 0 };
+    const made = { id: this.#nextId++, buffer: this.#device.createBuffer({ size, usage }), size, usedIn: 0 };
     this.#all.add(made);
     this.#bytes += size;
     this.#high = Math.max(this.#high, this.#bytes);

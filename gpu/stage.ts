@@ -4,6 +4,7 @@
  * A file is valid as it stands and runs everywhere. A line that ends in `// f16: …` or `// subgroups: …` is replaced by
  * what follows the colon where the device has that feature; a line may be the comment alone.
  */
+import type { Call } from "./device.ts";
 import { badStage } from "./errors.ts";
 import type { GpuFeatures } from "./open.ts";
 
@@ -21,11 +22,22 @@ export interface StageOptions {
   readonly constants?: Readonly<Record<string, number>>;
 }
 
+/** Buffers that were bound to a stage. */
+export interface Bound {
+  /** Where the parameters lie, and their bytes. */
+  readonly start: number;
+  readonly size: number;
+  readonly buffers: Call["buffers"];
+  readonly group: GPUBindGroup;
+}
+
 /** A compiled stage. */
 export interface Stage {
   readonly name: string;
   readonly pipeline: GPUComputePipeline;
   readonly layout: GPUBindGroupLayout;
+  /** What was bound before, by a hash of it (`gpu/device.ts`). */
+  readonly bound: Map<number, Bound[]>;
 }
 
 /** The text as a device with these features runs it. */
@@ -73,7 +85,7 @@ export class StageCache {
         layout: "auto",
         compute: { module, entryPoint: entry, constants: { ...constants } },
       });
-      return { name: `${file.name}, ${entry}`, pipeline, layout: pipeline.getBindGroupLayout(0) };
+      return { name: `${file.name}, ${entry}`, pipeline, layout: pipeline.getBindGroupLayout(0), bound: new Map() };
     } finally {
       const scope = this.#device.popErrorScope();
       this.#failed(scope.then((error) => {

@@ -49,7 +49,8 @@ gpuTest("many stages are cut into batches, and nothing is lost between them", as
     gpu.run(stage, { params: [1, floatBits(1)], buffers: [from.buffer, to.buffer], groups: [1] });
   }
   assert.deepEqual(await tensors.read(a), Float32Array.of(150));
-  assert.deepEqual(gpu.counts, { passes: 150, submits: 3, waits: 1 });
+  // What is bound in two batches is bound in the third: there the parameters lie where they lay.
+  assert.deepEqual(gpu.counts, { passes: 150, submits: 3, bound: 64, waits: 1 });
 });
 
 gpuTest("a stage that doesn't compile fails the next read by its name, once", async (gpu) => {
