@@ -526,6 +526,22 @@ export class RaggedCache implements Disposable {
     this.position = mark.position;
   }
 
+  /**
+   * Drops the last `count` tokens, which were appended one by one with nothing evicted or moved in between. What a window
+   * layer let go of meanwhile stays away: another mark is the way back to all of it.
+   */
+  takeBack(count: number): void {
+    if (count === 0) return;
+    for (let layer = 0; layer < this.shape.layers; layer++) {
+      const lengths = this.#positions[layer].map(({ length }) => length - count);
+      this.#rows[layer]?.settled().truncate(lengths);
+      this.#positions[layer].forEach((list, head) => list.truncate(lengths[head]));
+      this.#logical?.[layer].forEach((list, head) => list.truncate(lengths[head]));
+      this.#count(layer);
+    }
+    this.position -= count;
+  }
+
   /** Bytes held now, and the most there were. */
   bytes(): CacheBytes {
     const allocated = this.#rows.reduce((sum, rows) => sum + (rows?.allocatedBytes ?? 0), this.#elsewhere ?? 0);

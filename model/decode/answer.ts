@@ -5,7 +5,7 @@ import type { RaggedCache } from "../../core/cache/ragged.ts";
 import { inputError, option } from "../../core/errors.ts";
 import type { StepRule } from "../../core/rules/rule.ts";
 import { DEFAULTS } from "../defaults.ts";
-import { extendByOne } from "./extend.ts";
+import { TokensAhead } from "./ahead.ts";
 import type { Model } from "../model.ts";
 import { controlPositions, questionIds } from "../text/prompt.ts";
 import { Reply, type ReplyOptions } from "./reply.ts";
@@ -116,12 +116,11 @@ export async function answer(
   const { cache, limit } = opened;
   const reply = new Reply(model, prefix, options);
   const ids: number[] = [];
+  const tokens = new TokensAhead(dense, cache, sampler, { signal: options.signal, limit });
   const start = performance.now();
   let decodeStart = start, finish: Finish = "length";
   try {
-    const next = (after: readonly number[]) =>
-      extendByOne(dense, cache, after, sampler, { signal: options.signal, limit });
-    let id = await next(asked);
+    let id = await tokens.first(asked);
     decodeStart = performance.now();
     while (ids.push(id) <= maxTokens) {
       if (tokenizer.endIds.has(id)) {
@@ -133,16 +132,18 @@ export async function answer(
         break;
       }
       if (ids.length === maxTokens) break;
-      if (cache.position >= end) {
+      if (tokens.position >= end) {
         finish = "context";
         break;
       }
-      id = await next([id]);
+      id = await tokens.next(id, Math.min(maxTokens - ids.length, end - tokens.position));
     }
   } catch (error) {
     if (!options.signal?.aborted) throw error;
     finish = "interrupted";
   }
+  const ended = performance.now();
+  tokens.end();
   reply.end();
   const steps = Math.max(0, ids.length - 1);
   return {
@@ -155,7 +156,7 @@ export async function answer(
     leftOut: ids.filter((id) => tokenizer.isSilent(id) && !tokenizer.endIds.has(id)).length,
     ms: {
       question: decodeStart - start,
-      decodePerToken: steps === 0 ? 0 : (performance.now() - decodeStart) / steps,
+      decodePerToken: steps === 0 ? 0 : (ended - decodeStart) / steps,
     },
     health: healthOf(cache, config.contextLength),
     ...(limit && { maxCache: capFigures(cache, limit) }),

@@ -77,18 +77,32 @@ async function lastRows(
   }
 }
 
-/**
- * All layers over one chunk: `[count, width]` hidden states before the final norm, which are the caller's. `onInput` is
- * called with what goes into each layer, `[count, width]`, not to be changed.
- */
+interface ForwardOptions {
+  readonly limit?: CacheLimit;
+  /** Called with what goes into each layer, `[count, width]`, not to be changed. */
+  readonly onInput?: (layer: number, hidden: Tensor) => Promise<void> | void;
+}
+
+/** All layers over one chunk: `[count, width]` hidden states before the final norm, which are the caller's. */
 export async function forward(
   dense: Dense,
   cache: RaggedCache,
   ids: readonly number[],
-  { limit, onInput }: { limit?: CacheLimit; onInput?: (layer: number, hidden: Tensor) => Promise<void> | void } = {},
+  { limit, onInput }: ForwardOptions = {},
 ): Promise<Tensor> {
-  const { config } = dense, { tensors } = cache.backend, count = ids.length;
-  let hidden = await dense.embed(ids);
+  return await forwardFrom(dense, cache, await dense.embed(ids), ids.length, { limit, onInput });
+}
+
+/** The same from what goes into the first layer, `[count, width]`, which is taken over. */
+export async function forwardFrom(
+  dense: Dense,
+  cache: RaggedCache,
+  embedded: Tensor,
+  count: number,
+  { limit, onInput }: ForwardOptions = {},
+): Promise<Tensor> {
+  const { config } = dense, { tensors } = cache.backend;
+  let hidden = embedded;
   try {
     for (let layer = 0; layer < config.layers; layer++) {
       await onInput?.(layer, hidden);

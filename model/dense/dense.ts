@@ -52,6 +52,26 @@ export interface Dense<T extends Tensor = Tensor> extends AsyncDisposable {
    * Callers go through `extendByOne` (`model/decode/extend.ts`), which reads the logits where an engine has no choice.
    */
   choose?(hidden: T): Promise<Choice>;
+  /**
+   * For a device whose numbers come late: greedy choices of up to `most` tokens, each computed before the one before it is
+   * known here. Callers go through `TokensAhead` (`model/decode/ahead.ts`).
+   */
+  choices?(most: number): Choices<T>;
+  /**
+   * The output projection of a layer, `[width, heads · headDim]`, as the file has it, for `LayerRows.valueNorms`; the
+   * caller's to free. Nothing where it isn't held so, or where it is too large to be seen whole.
+   */
+  outputWeights?(layer: number): Promise<T | undefined>;
+  /** Tokens that the layers take at a time while a context is read; default `CHUNK` (`model/decode/layer.ts`). */
+  readonly chunk?: number;
+}
+
+/** Greedy choices that stay where they were made until they are read. */
+export interface Choices<T extends Tensor = Tensor> extends Disposable {
+  /** Chooses after one row of `hidden`, `[1, width]`; gives the embedding of what was chosen, `[1, width]`. */
+  next(hidden: T): T;
+  /** All choices so far, in order. */
+  read(): Promise<Choice[]>;
 }
 
 /** The lowest token of the largest logit. A logit that is no number, or +∞, counts as the largest of all. */

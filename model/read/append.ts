@@ -15,7 +15,8 @@ import { type AtAttention, layerStep, stepBytes } from "../decode/layer.ts";
 import type { ModelConfig } from "../config.ts";
 import type { Device } from "../device.ts";
 import { type Chunk, HiddenStates } from "./hidden_states.ts";
-import { type LayerSeen, observeLayer } from "./layers.ts";
+import type { LayerSeen } from "./layers.ts";
+import { observeLayer } from "./observe_layer.ts";
 import type { ReadOptions, ReadResult } from "./reading.ts";
 
 export interface AppendOptions extends Omit<ReadOptions, "softTokens" | "worstCase"> {

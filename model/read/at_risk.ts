@@ -24,7 +24,8 @@ import { globalLayers, reachableEntries } from "../../core/shape.ts";
 import type { ModelConfig } from "../config.ts";
 import type { Device } from "../device.ts";
 import { Explainer } from "./explain.ts";
-import { LayerReader, type LayerSeen, observeLayer, readContext } from "./layers.ts";
+import { LayerReader, type LayerSeen, readContext } from "./layers.ts";
+import { observeLayer } from "./observe_layer.ts";
 import type { ReadOptions, ReadResult, RiskReading } from "./reading.ts";
 
 /** The budget is what the search is for. */

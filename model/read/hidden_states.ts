@@ -16,20 +16,23 @@ export interface Chunk {
 export class HiddenStates implements Disposable {
   readonly #tensors: Tensors;
   readonly #width: number;
+  /** Tokens of all chunks but the last. */
+  readonly #each: number;
   readonly #chunks: Tensor[] = [];
 
-  private constructor(tensors: Tensors, width: number) {
+  private constructor(tensors: Tensors, width: number, each: number) {
     this.#tensors = tensors;
     this.#width = width;
+    this.#each = each;
   }
 
   /** Embeds `ids`. */
   static async embed({ dense, backend }: Device, ids: ArrayLike<number>): Promise<HiddenStates> {
-    const states = new HiddenStates(backend.tensors, dense.config.width);
+    const { chunk = CHUNK } = dense, states = new HiddenStates(backend.tensors, dense.config.width, chunk);
     try {
-      for (let first = 0; first < ids.length; first += CHUNK) {
+      for (let first = 0; first < ids.length; first += chunk) {
         await breathe();
-        const count = Math.min(CHUNK, ids.length - first);
+        const count = Math.min(chunk, ids.length - first);
         states.#chunks.push(await dense.embed(Array.from({ length: count }, (_, i) => ids[first + i])));
       }
       return states;
@@ -52,7 +55,7 @@ export class HiddenStates implements Disposable {
   *chunks(): Generator<Chunk> {
     for (let index = 0; index < this.#chunks.length; index++) {
       const hidden = this.#chunks[index];
-      yield { index, first: index * CHUNK, count: hidden.length / this.#width, hidden };
+      yield { index, first: index * this.#each, count: hidden.length / this.#width, hidden };
     }
   }
 

@@ -10,9 +10,9 @@
 import type { Tensor, Tensors } from "../../core/backend/tensor.ts";
 import { RaggedCache } from "../../core/cache/ragged.ts";
 import { ScoreLists } from "../../core/cache/score_lists.ts";
-import type { AttentionOutputs, LayerRows } from "../../core/backend/interface.ts";
+import type { AttentionOutputs } from "../../core/backend/interface.ts";
 import type { LayerChange } from "../../core/select/candidates.ts";
-import type { Budget, Needs, Observation } from "../../core/policy/policy.ts";
+import type { Budget, Needs } from "../../core/policy/policy.ts";
 import type { Stages } from "../../core/policy/stages.ts";
 import { QueryStatistics, type QueryStatisticsResult } from "../../core/measure/query_statistics.ts";
 import { Eviction, keepsAll } from "../../core/select/eviction.ts";
@@ -25,6 +25,8 @@ import type { Device } from "../device.ts";
 import { Explainer } from "./explain.ts";
 import { type Chunk, HiddenStates, LayerInputs } from "./hidden_states.ts";
 import type { LayersReading, Reader, ReadOptions, ReadResult, ScoreFiles, ThresholdReading } from "./reading.ts";
+import { type HeldWeights, observeLayer } from "./observe_layer.ts";
+import { both, isLate } from "./overlap.ts";
 import { moveBehind, unmaskedMaxima } from "./moved_queries.ts";
 import { KeyChannelStage } from "./key_channels.ts";
 import { MergeStage, mergeWindow } from "./merge.ts";
@@ -73,12 +75,9 @@ export async function readContext(
     using reader = await LayerReader.open(device, cache, ids, seeing);
     const merging = merge && new MergeStage(cache, merge, window);
     const thinning = keyChannels ? new KeyChannelStage(cache, keyChannels, window) : undefined;
-    const eviction = new LayerEviction(cache, options, { explainer, merging });
-    let prefill = 0, evict = 0;
-    for (let layer = 0; layer < config.layers; layer++) {
-      const start = now();
-      const seen = await reader.layer(layer);
-      const middle = now();
+    const eviction = new LayerEviction(cache, device.dense, options, { explainer, merging });
+    let prefill = 0, evict = 0, before: Promise<void> | undefined;
+    const evictLayer = async (layer: number, seen: LayerSeen) => {
       if (cache.globals.includes(layer)) {
         await explainer?.add(layer, seen.windowQueries);
         await eviction.layer(layer, seen);
@@ -92,10 +91,20 @@ export async function readContext(
         }
       }
       reader.release(seen);
+      options.onLayer?.(layer + 1, config.layers);
+    };
+    const alone = !explainer && !refit && !merging && !thinning && !fitting;
+    const late = alone && isLate(device.dense, ids.length);
+    for (let layer = 0; layer < config.layers; layer++) {
+      const start = now();
+      const seen = await both(reader.layer(layer), before);
+      const middle = now();
+      before = evictLayer(layer, seen);
+      if (!late) await before;
       prefill += middle - start;
       evict += now() - middle;
-      options.onLayer?.(layer + 1, config.layers);
     }
+    await before;
     cache.advance(ids.length);
     const certificates = await explainer?.certificates(), waiting = refit?.waitingBytes ?? 0;
     await cache.packAll();
@@ -258,7 +267,7 @@ export class LayerReader implements Disposable {
     const isGlobal = this.#cache.globals.includes(layer);
     const { needs, window } = isGlobal ? this.#options : { needs: {} as Needs, window: 0 };
     // Room for all that will be there at once, so that rows don't move while they are appended.
-    this.#cache.rows(layer, Math.min(this.#length, windowOf(this.#cache.shape, layer) + CHUNK));
+    this.#cache.rows(layer, Math.min(this.#length, windowOf(this.#cache.shape, layer) + (this.#dense.chunk ?? CHUNK)));
     const windowQueries = this.#cache.backend.tensors.zeros(window * heads * headDim);
     this.#given.add(windowQueries);
     const seen = new SeenQueries(this.#cache, this.#length, windowQueries, needs);
@@ -433,39 +442,6 @@ class ColumnReductions {
   }
 }
 
-/** What `policy` needs to know of a global layer whose rows are all there; `index`: which of the global layers it is. */
-export async function observeLayer(
-  rows: LayerRows,
-  { layer, index }: { readonly layer: number; readonly index: number },
-  seen: LayerSeen,
-  { policy: { needs }, budget, outputWeights }: Pick<LayersOptions, "policy" | "budget" | "outputWeights">,
-): Promise<Observation> {
-  const { model: shape, length, window } = budget;
-  const wo = needs.valueNorms && await outputWeights(layer);
-  // Asked for together, so that a device is waited for once.
-  const [measured, valueNorms] = await Promise.all([
-    needs.window || needs.rows ? rows.observe(seen.windowQueries, window, needs) : {},
-    wo && rows.valueNorms(wo, wo.length / (shape.heads * shape.headDim), needs.valueNorms),
-  ]);
-  return {
-    layer: index,
-    shape,
-    length,
-    window,
-    columnSum: seen.columnSum,
-    columnMax: seen.columnMax,
-    queryMean: seen.queryMean,
-    queryCovariance: seen.queryCovariance,
-    reconstruction: seen.reconstruction,
-    gate: seen.gate,
-    selfGate: seen.selfGate,
-    softTokens: seen.softTokens,
-    moved: seen.moved,
-    valueNorms,
-    ...measured,
-  };
-}
-
 /** What else wants to know of an eviction. */
 interface Followers {
   readonly explainer?: Explainer;
@@ -477,11 +453,13 @@ class LayerEviction {
   readonly #cache: RaggedCache;
   readonly #options: LayersOptions;
   readonly #followers: Followers;
+  readonly #held: HeldWeights;
   readonly #eviction?: Eviction;
   readonly predicted?: ScoreLists;
 
-  constructor(cache: RaggedCache, options: LayersOptions, followers: Followers) {
+  constructor(cache: RaggedCache, dense: Dense, options: LayersOptions, followers: Followers) {
     this.#cache = cache;
+    this.#held = { dense, tensors: cache.backend.tensors };
     this.#options = options;
     this.#followers = followers;
     if (!keepsAll(options)) this.#eviction = new Eviction(options, cache.backend);
@@ -499,7 +477,7 @@ class LayerEviction {
     this.predicted?.fill(index, seen.gate!);
     const eviction = this.#eviction, { merging } = this.#followers;
     if (!eviction) return;
-    const observation = await observeLayer(this.#cache.rows(layer), { layer, index }, seen, this.#options);
+    const observation = await observeLayer(this.#cache.rows(layer), { layer, index }, seen, this.#options, this.#held);
     await merging?.add(layer, seen.windowQueries);
     for (const change of await eviction.add(observation)) await this.#compact(change);
     const waiting = merging?.byteLength ?? 0;

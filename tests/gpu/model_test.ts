@@ -9,6 +9,7 @@ import type { GpuCounts, GpuDevice } from "../../gpu/device.ts";
 import type { GpuTensor } from "../../gpu/tensors.ts";
 import type { Dense } from "../../model/dense/dense.ts";
 import { createGpuDense, type GpuDenseOptions } from "../../model/dense/gpu/engine.ts";
+import { TokensAhead } from "../../model/decode/ahead.ts";
 import { extend, extendByOne } from "../../model/decode/extend.ts";
 import { createSampler } from "../../model/decode/sampler.ts";
 import { loadModel, type LoadOptions, type Model } from "../../model/model.ts";
@@ -76,7 +77,7 @@ for (const model of DENSE_MODELS) {
 }
 
 /** What a piece of work cost. */
-async function counted(gpu: GpuDevice, work: () => Promise<unknown>): Promise<GpuCounts> {
+async function counted(gpu: GpuDevice, work: () => Promise<unknown>): Promise<Omit<GpuCounts, "bound">> {
   const before = gpu.counts;
   await work();
   const { passes, submits, waits } = gpu.counts;
@@ -95,19 +96,19 @@ function watch(gpu: GpuDevice): string[] {
 
 /** One layer of a token, where q, k and v have one type. */
 const LAYER = [
-  // Norm; q, k and v with their biases; RoPE.
-  ...["norm main", "multiply one_row", "rotate main"],
+  // q, k and v of the normed hidden state, with their biases; RoPE.
+  ...["multiply one_row", "rotate main"],
   // Keys and values stored; attention over all that is kept.
-  ...["store main", "store main", "attention attend"],
-  // Output projection added to the hidden state; norm; gate and up; gate; down, added.
-  ...["multiply one_row", "norm main", "multiply one_row", "gate main", "multiply one_row"],
+  ...["store main", "store main", "attend_few main"],
+  // Output projection added to the hidden state; gate and up of its norm; down of the gated, added.
+  ...["multiply one_row", "multiply one_row", "multiply one_row"],
 ];
 
 gpuTest("a token of an answer is one batch and one wait, and its stages are the plan's", async (gpu) => {
   await onGpu(gpu, "smollm3-plain", {}, async ({ dense, backend }) => {
     using cache = new RaggedCache(backend, dense.config);
     const greedy = createSampler(), layers = Array.from({ length: dense.config.layers }, () => LAYER).flat();
-    const plan = ["multiply embed", ...layers, "norm main", "multiply one_row", "choose parts", "choose whole"];
+    const plan = ["multiply embed", ...layers, "multiply one_row", "choose parts", "choose whole"];
     let id = await extendByOne(dense, cache, [1, 2, 3, 4, 5, 6, 7], greedy);
     const stages = watch(gpu);
     for (let i = 0; i < 3; i++) {
@@ -117,6 +118,59 @@ gpuTest("a token of an answer is one batch and one wait, and its stages are the 
     }
     console.log(`A token of ${dense.config.layers} layers: ${stages.join(", ")}`);
     assert.deepEqual(stages, plan);
+  });
+}, { without: ["f16"] });
+
+gpuTest("tokens computed ahead are those that come one by one, wait once together, and leave no trace", async (gpu) => {
+  await onGpu(gpu, "llama-plain", {}, async ({ dense, backend }) => {
+    using cache = new RaggedCache(backend, dense.config);
+    const greedy = createSampler(), asked = [1, 2, 3, 4, 5], mark = cache.mark(), wanted: number[] = [];
+    for (let next = asked; wanted.length < 22; next = wanted.slice(-1)) {
+      wanted.push(await extendByOne(dense, cache, next, greedy));
+    }
+    cache.trim(mark);
+    const tokens = new TokensAhead(dense, cache, greedy, { longest: Infinity }), got = [await tokens.first(asked)];
+    const taken = async (count: number) => {
+      while (got.length < count) got.push(await tokens.next(got[got.length - 1], 100));
+    };
+    // One, then two, four, eight together.
+    assert.equal((await counted(gpu, () => taken(1 + 15))).waits, 4);
+    await taken(22);
+    assert.deepEqual(got, wanted);
+    assert.equal(tokens.position, asked.length + got.length - 1);
+    assert.equal(cache.position, asked.length + 15 + 16, "sixteen were computed, six were taken");
+    tokens.end();
+    assert.equal(cache.position, tokens.position);
+    assert.equal(cache.length(0, 0), cache.position);
+    const { bound } = gpu.counts;
+    await taken(23);
+    tokens.end();
+    assert.ok(gpu.counts.bound - bound <= 100, `${gpu.counts.bound - bound} groups of buffers in sixteen tokens`);
+    // No more are computed than will be wanted, and none for whoever stopped.
+    const { position } = cache;
+    await tokens.next(got[22], 3);
+    assert.equal(cache.position, position + 3);
+    const stopped = new TokensAhead(dense, cache, greedy, { signal: AbortSignal.abort(new Error("enough")) });
+    await assert.rejects(stopped.next(got[22], 3), /enough/);
+  });
+}, { without: ["f16"] });
+
+gpuTest("the device gives the output projection that the file has, and nothing for what it rounded", async (gpu) => {
+  await onGpu(gpu, "qwen3-plain", {}, async ({ dense, backend }) => {
+    await using open = await openTiny("qwen3-plain");
+    const held = (await dense.outputWeights!(1))!, wanted = await open.file.readFloat32("blk.1.attn_output.weight");
+    assert.ok(difference(await backend.tensors.read(held), wanted) <= 1e-6);
+    backend.tensors.free(held);
+    await assert.rejects(dense.outputWeights!(99), RangeError);
+  });
+  await onGpu(gpu, "llama-iq", {}, async ({ dense, backend }) => {
+    await using open = await openTiny("llama-iq");
+    for (let layer = 0; layer < dense.config.layers; layer++) {
+      const { type } = open.file.tensors.get(`blk.${layer}.attn_output.weight`)!;
+      const held = await dense.outputWeights!(layer);
+      assert.equal(held !== undefined, type.kernel === true, `${type.name} of layer ${layer}`);
+      if (held) backend.tensors.free(held);
+    }
   });
 }, { without: ["f16"] });
 

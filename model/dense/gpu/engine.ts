@@ -4,14 +4,15 @@
  */
 import { breathe } from "../../../runtime/breathe.ts";
 import type { GpuBuffer, GpuDevice } from "../../../gpu/device.ts";
-import { type DeviceList, listOf } from "../../../gpu/dense/lists.ts";
+import { type DeviceList, type DeviceOperation, listOf } from "../../../gpu/dense/lists.ts";
 import { DenseStages } from "../../../gpu/dense/stages.ts";
 import { DeviceWeights, type MatrixPart } from "../../../gpu/dense/weights.ts";
 import type { GpuTensor, GpuTensors } from "../../../gpu/tensors.ts";
-import { inputsOf } from "../../architecture.ts";
+import { type DenseOperation, inputsOf } from "../../architecture.ts";
+import { CHUNK } from "../../decode/layer.ts";
 import type { ModelConfig } from "../../config.ts";
 import type { GgufFile } from "../../file/gguf/reader.ts";
-import type { Choice, Dense, Projected } from "../dense.ts";
+import type { Choice, Choices, Dense, Projected } from "../dense.ts";
 import { RopeTables } from "./tables.ts";
 import { GpuWeightLoader } from "./weights.ts";
 
@@ -25,12 +26,32 @@ export interface GpuDenseOptions {
   /** For tests: bytes of a buffer of weights at most. Default: what a stage of the device can see. */
   readonly largest?: number;
   /** For tests: results of a thread in each direction (`StagesOptions`). */
-  readonly tile?: number;
+  readonly tile?: 1 | 4 | 8;
+  /** For tests: tokens at a time while reading. */
+  readonly chunk?: number;
 }
+
+/** Tokens at a time on a real device: fewer give too few workgroups. */
+const DEVICE_CHUNK = 1024;
 
 interface Layer {
   readonly project: DeviceList;
   readonly finish: DeviceList;
+  /** The output projection, where its weights are the file's. */
+  readonly output?: readonly MatrixPart[];
+}
+
+/** What multiplies the attention, unless it was rounded while it was read. */
+function outputOf(
+  file: GgufFile,
+  finish: readonly DenseOperation[],
+  held: readonly DeviceOperation[],
+): readonly MatrixPart[] | undefined {
+  const at = finish.findIndex((each) => each.op === "multiply" && each.from === "attention");
+  const [asked, made] = [finish[at], held[at]];
+  if (asked?.op !== "multiply" || made?.op !== "multiply" || asked.weights.length !== 1) return undefined;
+  const { type } = file.tensors.get(`${asked.weights[0].tensor}.weight`)!;
+  return made.weights.every(({ kind }) => kind === type.id) ? made.weights : undefined;
 }
 
 /**
@@ -54,9 +75,11 @@ export async function createGpuDense(
     const layers: Layer[] = [];
     for (const { project, finish } of decoder.layers.slice(0, config.layers)) {
       await breathe(signal);
+      const after = await loader.operations(finish);
       layers.push({
         project: listOf(await loader.operations(project), inputs),
-        finish: listOf(await loader.operations(finish), inputs),
+        finish: listOf(after, inputs),
+        output: outputOf(file, finish, after),
       });
       onProgress?.(layers.length, total);
     }
@@ -82,6 +105,7 @@ class GpuDense implements Dense<GpuTensor> {
   readonly detail: string;
   readonly config: ModelConfig;
   readonly weightBytes: number;
+  readonly chunk: number;
   readonly #gpu: GpuDevice;
   readonly #tensors: GpuTensors;
   readonly #stages: DenseStages;
@@ -96,6 +120,7 @@ class GpuDense implements Dense<GpuTensor> {
     this.detail = `own WebGPU stages on ${description}, weights as in the file, ${inputs}${sums}`;
     this.config = config;
     this.weightBytes = weights.bytes;
+    this.chunk = options.chunk ?? (gpu.info.emulated ? CHUNK : DEVICE_CHUNK);
     this.#gpu = gpu;
     this.#tensors = tensors;
     this.#weights = weights;
@@ -164,6 +189,18 @@ class GpuDense implements Dense<GpuTensor> {
     return this.#made(count * width, (out) => this.#run(finish, { hidden, attention }, count, out));
   }
 
+  // deno-lint-ignore require-await -- a bad layer must reject, not throw
+  async outputWeights(layer: number): Promise<GpuTensor | undefined> {
+    const { output } = this.#layer("outputWeights()", layer), { width, heads, headDim } = this.config;
+    const inner = heads * headDim;
+    if (!output || 4 * width * inner > this.#gpu.info.maxBinding || width > 65535) return undefined;
+    return this.#made(width * inner, (out) =>
+      this.#with(4 * width, (rows) => {
+        this.#gpu.write(rows, 0, Uint32Array.from({ length: width }, (_, i) => i));
+        this.#stages.embed(output, rows, width, 1, out);
+      }));
+  }
+
   // deno-lint-ignore require-await -- a bad shape must reject, not throw
   async logits(hidden: GpuTensor, count: number): Promise<GpuTensor> {
     const { head } = this.#alive("logits()"), { vocabulary, width } = this.config;
@@ -185,6 +222,35 @@ class GpuDense implements Dense<GpuTensor> {
     } finally {
       this.#gpu.giveBack(words);
     }
+  }
+
+  choices(most: number): Choices<GpuTensor> {
+    const words = this.#gpu.borrow(8 * most);
+    let made = 0;
+    return {
+      next: (hidden) => {
+        const { head, embedding } = this.#alive("choices()"), { vocabulary, width, decoder } = this.config;
+        if (made === most) throw new RangeError(`choices() was asked for ${most}, not for one more`);
+        checkRows("choices() hidden", hidden, 1, width);
+        return this.#made(width, (out) =>
+          this.#with(8, (choice) => {
+            this.#with(4 * vocabulary, (logits) => {
+              this.#run(head, { hidden }, 1, logits);
+              this.#stages.choose(logits, vocabulary, choice);
+            });
+            this.#stages.embed(embedding, choice, 1, decoder.embeddingScale, out);
+            this.#gpu.copy(choice, 0, words, 8 * made++, 8);
+            // Each token's commands begin a batch, so that those of the next are bound as these were.
+            this.#gpu.flush();
+          }));
+      },
+      read: async () => {
+        const bytes = await this.#gpu.read(words, 0, 8 * made);
+        const tokens = new Uint32Array(bytes), logits = new Float32Array(bytes);
+        return Array.from({ length: made }, (_, i) => ({ token: tokens[2 * i], logit: logits[2 * i + 1] }));
+      },
+      [Symbol.dispose]: () => this.#gpu.giveBack(words),
+    };
   }
 
   [Symbol.asyncDispose](): Promise<void> {

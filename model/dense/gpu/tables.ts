@@ -11,6 +11,8 @@ export class RopeTables implements Disposable {
   readonly #gpu: GpuDevice;
   readonly #ropes: readonly Rope[];
   readonly #held = new Map<string, GpuBuffer>();
+  /** The table of one position, of each rope: written anew for each token, so that it is bound as before. */
+  readonly #ones = new Map<Rope, { buffer: GpuBuffer; first: number }>();
   #bytes = 0;
 
   /** `ropes`: those that there are. */
@@ -21,6 +23,7 @@ export class RopeTables implements Disposable {
 
   /** `[count, rotated + 1]` for positions from `first` on, as `rotate.wgsl` reads it. */
   table(rope: Rope, first: number, count: number): GpuBuffer {
+    if (count === 1) return this.#one(rope, first);
     const key = `${this.#ropes.indexOf(rope)} ${first} ${count}`, known = this.#held.get(key);
     if (known) return known;
     const numbers = tableOf(rope, first, count);
@@ -34,6 +37,17 @@ export class RopeTables implements Disposable {
 
   [Symbol.dispose](): void {
     while (this.#held.size > 0) this.#dropOldest();
+    for (const { buffer } of this.#ones.values()) this.#gpu.destroy(buffer);
+    this.#ones.clear();
+  }
+
+  #one(rope: Rope, first: number): GpuBuffer {
+    const known = this.#ones.get(rope);
+    if (known?.first === first) return known.buffer;
+    const numbers = tableOf(rope, first, 1), buffer = known?.buffer ?? this.#gpu.own(numbers.byteLength);
+    this.#gpu.write(buffer, 0, numbers);
+    this.#ones.set(rope, { buffer, first });
+    return buffer;
   }
 
   #dropOldest(): void {
