@@ -106,9 +106,9 @@ export class Attention {
 
   /** The stage for so many pairs, the pairs of a workgroup, and the rows that it has at least. */
   #form(pairs: number): { file: ShaderFile; tile: number; least: number } {
-    const { D } = this.#constants;
-    if (pairs <= FEW_PAIRS && D % 4 === 0 && D <= 256) return { file: ATTEND_FEW, tile: 4, least: 128 };
-    if (pairs > FEW_PAIRS && (D === 64 || D === 128)) return { file: ATTEND_MANY, tile: 64, least: SPLIT };
+    const { D } = this.#constants, tiled = !this.#stored.options.short;
+    if (tiled && pairs <= FEW_PAIRS && D % 4 === 0 && D <= 256) return { file: ATTEND_FEW, tile: 4, least: 128 };
+    if (tiled && pairs > FEW_PAIRS && (D === 64 || D === 128)) return { file: ATTEND_MANY, tile: 64, least: SPLIT };
     const lanes = Math.min(D, 256), lanePairs = Math.floor(256 / lanes), depths = Math.ceil(D / lanes);
     const held = Math.floor(MOST_HELD / depths) * lanePairs;
     return { file: ATTENTION, tile: Math.min(pairs <= 4 ? 4 : MOST_PAIRS, held), least: SPLIT };

@@ -19,6 +19,8 @@ export interface GpuBackendOptions {
   readonly maxBinding?: number;
   /** Floats of attention that are at hand at once while columns are brought together. */
   readonly scratch?: number;
+  /** Attention by the one short stage, which emulators translate quickly; default: where the device is emulated. */
+  readonly short?: boolean;
 }
 
 /**
@@ -29,7 +31,7 @@ export interface GpuBackendOptions {
  */
 export function createGpuBackend(gpu: GpuDevice, options: GpuBackendOptions = {}): GpuBackend {
   const meter = new RowMeter(), tensors = createGpuTensors(gpu), gates = new Map<LinearGate, GateBuffers>();
-  const { maxBinding = gpu.info.maxBinding, scratch } = options;
+  const { maxBinding = gpu.info.maxBinding, scratch, short = gpu.info.emulated } = options;
   return {
     name: "webgpu",
     detail: `WebGPU, ${gpu.info.description}${featureList(gpu)}`,
@@ -41,7 +43,7 @@ export function createGpuBackend(gpu: GpuDevice, options: GpuBackendOptions = {}
         shape,
         reserve,
         type,
-        (checked) => new GpuRows(tensors, { gpu, meter, shape: checked, type, maxBinding, scratch }, reserve),
+        (checked) => new GpuRows(tensors, { gpu, meter, shape: checked, type, maxBinding, scratch, short }, reserve),
       ),
     // deno-lint-ignore require-await -- a bad input must reject, not throw
     select: async (input) => selectTop(input),

@@ -42,6 +42,8 @@ export interface StoredOptions {
   readonly maxBinding: number;
   /** Floats of attention at hand at once; default `SCRATCH` of `attention.ts`. */
   readonly scratch?: number;
+  /** Attention by the short stage alone (`GpuBackendOptions`). */
+  readonly short: boolean;
 }
 
 export class StoredHeads {

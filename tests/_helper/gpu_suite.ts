@@ -4,7 +4,7 @@
  */
 import { createReferenceBackend } from "../../core/backend/reference.ts";
 import type { CacheType } from "../../core/cache/entry_type.ts";
-import { createGpuBackend } from "../../gpu/backend/backend.ts";
+import { createGpuBackend, type GpuBackendOptions } from "../../gpu/backend/backend.ts";
 import { openGpu } from "../../gpu/device.ts";
 import type { GpuFeatures } from "../../gpu/open.ts";
 import { goldenKept } from "./golden_kept.ts";
@@ -40,8 +40,12 @@ export interface GpuSuiteOptions {
 export async function gpuSuite({ read, narrow, models, readModel }: GpuSuiteOptions): Promise<GpuOutcome> {
   using gpu = await openGpu();
   const cases: [string, string][] = [];
-  const run = async (name: string, body: (backend: ReturnType<typeof onThisSide>) => Promise<void>) => {
-    const inner = createGpuBackend(gpu);
+  const run = async (
+    name: string,
+    body: (backend: ReturnType<typeof onThisSide>) => Promise<void>,
+    options?: GpuBackendOptions,
+  ) => {
+    const inner = createGpuBackend(gpu, options);
     try {
       using backend = onThisSide(inner, () => inner.tensors.alive);
       await body(backend);
@@ -55,6 +59,11 @@ export async function gpuSuite({ read, narrow, models, readModel }: GpuSuiteOpti
     for (const type of types.filter((_, at) => at === 0 || narrow && at === 1 + i % 2)) {
       await run(`${type}: ${title}`, (backend) => body(pairOf(backend, type), ONE_SIZE));
     }
+  }
+  // The stages of a real device, on one shape: they must be valid to every compiler.
+  const tiled = { ...ONE_SIZE, shapes: [{ heads: 2, kvHeads: 1, headDim: 64 }], lengths: [1, 40] };
+  for (const { title, body } of PARITY_CASES.filter((each) => /^prefillAttention\(\) equals/.test(each.title))) {
+    await run(`of a real device: ${title}`, (backend) => body(pairOf(backend, "f32"), tiled), { short: false });
   }
   await run("golden kept sets", (backend) => goldenKept(backend, [97], read));
   for (const name of models) {

@@ -33,7 +33,7 @@ for (const { title, types, body } of shared ? PARITY_CASES : []) {
   for (const type of types) {
     Deno.test(`webgpu, ${type}: ${title}`, async () => {
       using oracle = createReferenceBackend();
-      using backend = onArrays(shared!);
+      using backend = onArrays(shared!, { short: false });
       await body({ oracle, backend, type }, FEW_SIZES);
       assert.equal(backend.memory().allocatedBytes, 0, "everything was freed");
     });
@@ -41,7 +41,7 @@ for (const { title, types, body } of shared ? PARITY_CASES : []) {
 }
 
 gpuTest("webgpu: the golden tiny models keep the published sets", async (gpu) => {
-  using backend = onArrays(gpu);
+  using backend = onArrays(gpu, { short: false });
   await goldenKept(backend, [97, 300], readGolden);
 });
 
