@@ -163,6 +163,14 @@ for (const n of [1, 2, 3, 4, 5, 7, 8, 9, 31, 64]) {
   });
 }
 
+Deno.test("a backend's algebra multiplies a matrix with itself as with another", async () => {
+  using backend = await createWasmBackend();
+  for (const n of [1, 127, 128, 129, 300]) {
+    const a = new Float64Array(floats(n * 5, n)), { products } = algebraOf(backend);
+    assertClose(new Float32Array(products(a, a, 5)), plainProducts(a, a, 5), 1e-5, `${n} rows`);
+  }
+});
+
 Deno.test("the kernels' algebra refuses what the plain one does", async () => {
   using backend = await createWasmBackend();
   for (const by of [solve, backend.solve!]) {

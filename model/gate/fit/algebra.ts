@@ -12,10 +12,31 @@ export function algebraOf(backend: Pick<Backend, "products" | "solve" | "bounded
   };
 }
 
+type Multiply = NonNullable<Backend["products"]>;
+
 /** A backend's products for numbers in doubles. */
-function inFloat32(products: NonNullable<Backend["products"]>): Products {
+function inFloat32(products: Multiply): Products {
   return (a, b, depth) => {
-    const left = new Float32Array(a), right = a === b ? left : new Float32Array(b);
-    return new Float64Array(products(left, right, depth));
+    const left = new Float32Array(a);
+    if (a === b) return gram(products, left, depth);
+    return new Float64Array(products(left, new Float32Array(b), depth));
   };
+}
+
+/** Rows of A·Aᵀ that are multiplied at a time. */
+const ROWS = 128;
+
+/** A·Aᵀ: each row with those from its block on, since the others are known by then. */
+function gram(products: Multiply, a: Float32Array, depth: number): Float64Array {
+  const n = a.length / depth, result = new Float64Array(n * n);
+  for (let first = 0; first < n; first += ROWS) {
+    const count = Math.min(ROWS, n - first), left = n - first;
+    const part = products(a.subarray(first * depth, (first + count) * depth), a.subarray(first * depth), depth);
+    for (let i = 0; i < count; i++) {
+      const row = part.subarray(i * left, (i + 1) * left), at = first + i;
+      result.set(row.subarray(i), at * n + at);
+      for (let j = i + 1; j < left; j++) result[(first + j) * n + at] = row[j];
+    }
+  }
+  return result;
 }

@@ -74,11 +74,22 @@ function meansOnly(y: Float64Array, rows: number, width: number): Float64Array[]
 function residuals({ data, rows }: DesignMatrix, y: Float64Array, weights: readonly Float64Array[]): Float64Array {
   const left = y.slice();
   weights.forEach((each, k) => {
-    each.forEach((w, i) => {
-      for (let t = 0; t < rows; t++) left[k * rows + t] -= w * data[i * rows + t];
-    });
+    const target = left.subarray(k * rows, (k + 1) * rows);
+    for (let i = 0; i < each.length; i += COLUMNS) subtract(target, data, i, each);
   });
   return left;
+}
+
+/** Columns that are taken off together, so that what is left is read and written less often. */
+const COLUMNS = 4;
+
+/** left −= the columns from `first` on, `COLUMNS` at most, each times its weight. */
+function subtract(left: Float64Array, data: Float64Array, first: number, weights: Float64Array): void {
+  const rows = left.length, column = (i: number) => Math.min(first + i, weights.length - 1) * rows;
+  const weight = (i: number) => first + i < weights.length ? weights[first + i] : 0;
+  const [p, q, r, s] = [weight(0), weight(1), weight(2), weight(3)];
+  const [a, b, c, d] = [column(0), column(1), column(2), column(3)];
+  for (let t = 0; t < rows; t++) left[t] -= p * data[a + t] + q * data[b + t] + r * data[c + t] + s * data[d + t];
 }
 
 type Solved = Float64Array | undefined;
