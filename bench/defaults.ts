@@ -28,7 +28,7 @@ const { values, positionals: [folder] } = parseArgs({
     keep: option("20%,10%,5%"),
     // Those that SmolLM2 solves with the full cache (bench/results/answers.md).
     tasks: option("niah_single_1,niah_single_2,niah_multikey_1,niah_multivalue,niah_multiquery"),
-    policies: option("full,kvzip,self-gate,self-gate(combine=risk),moved,layer-defensive"),
+    policies: option("full,kvzip,self-gate,self-gate(combine=risk, window=8),moved,layer-defensive"),
   },
 });
 if (folder === undefined) {

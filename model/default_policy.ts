@@ -38,7 +38,7 @@ export async function defaultPolicy(
   if (gate || await gateIfAny(model)) {
     return resolvePolicy(rolling ? "gate(read=stream)" : "gate(combine=risk)");
   }
-  const repeating = [...CHUNKS.map((chunk) => `kvzip(chunk=${chunk})`), "self-gate(combine=risk)"];
+  const repeating = [...CHUNKS.map((chunk) => `kvzip(chunk=${chunk})`), "self-gate"];
   const fitting = rolling
     ? undefined
     : repeating.map((text) => resolvePolicy(text)).find(({ needs }) =>

@@ -7,7 +7,8 @@
  * A text of no more than `tokens` is repeated whole, in short chunks. `combine=risk` takes the maximum of importance and
  * defensive risk.
  */
-import { definePolicy } from "../policy/define.ts";
+import { inputError, option } from "../errors.ts";
+import { definePolicy, type ValuesOf } from "../policy/define.ts";
 import { KERNEL, parameters, SINKS, WINDOW } from "../policy/parameters.ts";
 import { defensiveRisk } from "../worst_case/risk.ts";
 import { raiseByRisk } from "./gate.ts";
@@ -31,7 +32,13 @@ const PARAMETERS = parameters([
     help: "the gate alone, or the maximum of gate and defensive risk",
   },
   COMPETE,
-  { ...WINDOW, default: 8, help: "last tokens that are never evicted, and observed by combine=risk" },
+  // No recent token is kept without question: a repetition sees the end of a text as well as its beginning.
+  {
+    ...WINDOW,
+    default: 0,
+    min: 0,
+    help: "last tokens that are never evicted, and observed by combine=risk, which needs one or more",
+  },
   SINKS,
   { ...KERNEL, help: "width of the average pooling of combine=risk, odd" },
 ]);
@@ -42,6 +49,7 @@ export const selfGate = definePolicy({
   paper: "ours, after KVzip, arXiv 2505.23416, and Fast KVzip, arXiv 2601.17668",
   source: "our own",
   parameters: PARAMETERS,
+  check: refuseBlindRisk,
   needs: ({ tokens, chunk, combine, kernel }) => ({
     selfGate: { tokens, chunk },
     ...(combine === "risk" && { window: ["pooledMax"], kernel }),
@@ -54,3 +62,10 @@ export const selfGate = definePolicy({
     return { scores, second: selfGate };
   },
 });
+
+/** @throws PalisadeError `policy.value` where a risk is to be seen by no query. */
+function refuseBlindRisk({ combine, window }: Pick<ValuesOf<typeof PARAMETERS>, "combine" | "window">): void {
+  if (combine === "none" || window > 0) return;
+  const message = "self-gate(combine=risk) looks through the queries of the last tokens: want window=8, or 1 and more";
+  throw inputError("policy.value", message, option("policy"));
+}

@@ -21,6 +21,7 @@ const OURS = [
   "defensive(norm=tokens, beta=window, forced=none)",
   "layer-defensive(norm=off, beta=none, forced=protect)",
   "kvzip(compete=head, window=3)",
+  "self-gate(combine=risk, window=3)",
   "knorm(sinks=0, window=1)",
   "lagkv(lag=3)",
   "lagkv(lag=1, sinks=0)",
@@ -323,4 +324,16 @@ Deno.test("selectLayer() refuses a policy whose layers compete", () => {
   const policy = resolvePolicy("layer-defensive");
   const budget = resolveBudget(policy, { tokens: 1 }, 2, model);
   assert.throws(() => selectLayer(policy, budget, { scores: new Float32Array(2) }), /can't be decided alone/);
+});
+
+Deno.test("self-gate keeps what scores highest, raised by the risk where that is asked for and seen", () => {
+  const { shape, layers: [dump] } = makeCase(3, 40, { kvHeads: 2, group: 2, layers: 1 });
+  const selfGate = new Float32Array(80).fill(-9);
+  selfGate[10] = selfGate[40 + 20] = -1;
+  const { kept } = evictDump("self-gate(sinks=1, compete=head)", { tokens: 2 }, shape, [{ ...dump, selfGate }]);
+  assert.deepEqual(kept, [[Int32Array.of(0, 10), Int32Array.of(0, 20)]]);
+  const raised = evictDump("self-gate(combine=risk, window=2)", { tokens: 8 }, shape, [{ ...dump, selfGate }]);
+  assert.ok(raised.scores[0].every((score, i) => score >= Math.fround(Math.exp(selfGate[i]))));
+  assert.ok(raised.scores[0].some((score, i) => score > 10 * Math.exp(selfGate[i])));
+  assert.throws(() => resolvePolicy("self-gate(combine=risk)"), { code: "policy.value" });
 });

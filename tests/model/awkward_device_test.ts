@@ -58,7 +58,7 @@ const CASES: readonly Case[] = [
   { way: "streaming", options: { policy: "gate(read=stream)" } },
   { way: "streaming", options: { policy: "gate(read=stream)", keep: "20", positions: "rerotate" }, trained: 64 },
   { way: "rolling", options: { policy: "streaming-llm", keep: "20", positions: "rerotate" }, trained: 64 },
-  { way: "layers", options: { policy: "self-gate(tokens=96, chunk=48, combine=risk)" } },
+  { way: "layers", options: { policy: "self-gate(tokens=96, chunk=48, combine=risk, window=8)" } },
 ];
 
 /** Named once each, so that a way without a case fails. */
