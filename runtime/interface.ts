@@ -14,6 +14,8 @@ export interface ByteSource {
    * PalisadeError (`file.changed`) when the file has become shorter meanwhile.
    */
   read(offset: number, length: number): Promise<Uint8Array<ArrayBuffer>>;
+  /** The same into `target`, all of it, where the source can do so without a buffer of its own. */
+  readInto?(offset: number, target: Uint8Array<ArrayBuffer>): Promise<void>;
   /** Gives back what it holds; nothing can be read afterwards. */
   close(): Promise<void>;
 }

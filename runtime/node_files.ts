@@ -122,8 +122,14 @@ class NodeSource implements ByteSource {
   }
 
   async read(offset: number, length: number): Promise<Uint8Array<ArrayBuffer>> {
-    checkRange(this, offset, length);
     const bytes = new Uint8Array(length);
+    await this.readInto(offset, bytes);
+    return bytes;
+  }
+
+  async readInto(offset: number, bytes: Uint8Array<ArrayBuffer>): Promise<void> {
+    const { length } = bytes;
+    checkRange(this, offset, length);
     let done = 0;
     while (done < length) {
       let count: number;
@@ -141,7 +147,6 @@ class NodeSource implements ByteSource {
       }
       done += count;
     }
-    return bytes;
   }
 
   async close(): Promise<void> {

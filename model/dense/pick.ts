@@ -110,9 +110,10 @@ async function chooseEngine(file: GgufFile, options: PickDenseOptions): Promise<
   const { dense = "auto", precision, oneEngine } = options;
   if (dense !== "auto") return dense;
   const ours = hasSimd128() && staysInBlocks(file);
+  // Loading onnxruntime takes 60 MB, wanted or not.
+  if (ours && precision !== "float32" && !hasSmallBlocks(file)) return "wasm";
   if (!(await probeNode()).available) return ours ? "wasm" : "web";
   if (!ours || precision === "float32") return "node";
-  if (!hasSmallBlocks(file)) return "wasm";
   return oneEngine ? "node" : "mixed";
 }
 

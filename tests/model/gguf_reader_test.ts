@@ -112,6 +112,40 @@ Deno.test("readRaw() gives whole tensors and parts of them, and nothing outside"
   }
 });
 
+Deno.test("readRaw() reads into bytes that are given, its front, from sources that can and that can't", async () => {
+  class Direct extends CountingSource {
+    async readInto(offset: number, target: Uint8Array): Promise<void> {
+      target.set(await this.read(offset, target.length));
+    }
+  }
+  const { bytes } = build({ metadata: [], tensors: [{ name: "t", shape: [4, 3], type: 0, offset: 0 }], data: 48 });
+  for (const source of [new CountingSource(bytes), new Direct(bytes)]) {
+    const gguf = await openGguf(source), into = new Uint8Array(20).fill(255);
+    const read = await gguf.readRaw("t", { offset: 5, length: 8, into });
+    assert.deepEqual([read.buffer === into.buffer, [...read]], [true, [5, 6, 7, 8, 9, 10, 11, 12]]);
+    assert.deepEqual([...into.subarray(8)], new Array(12).fill(255));
+    await assert.rejects(gguf.readRaw("t", { into }), RangeError);
+  }
+});
+
+Deno.test("openGguf() reads texts that lie across windows, and refuses those that are not UTF-8 by their place", async () => {
+  const items = Array.from({ length: 40 }, (_, i) => "é".repeat(i % 7)), value = { of: "string", items } as const;
+  const file = (key: string, text = value) =>
+    build({ metadata: [{ key, type: "array", value: text }], tensors: [], data: 0 });
+  const { bytes, fields } = file("k");
+  for (const windowBytes of [1, 9, 64, 1000]) {
+    const gguf = await openGguf(new CountingSource(bytes), { windowBytes });
+    assert.deepEqual(gguf.metadata.get("k"), items);
+  }
+  const bad = file("tokenizer.ggml.merges"), at = (where: string) => bad.fields.find((each) => each.where === where)!;
+  bad.bytes[at('metadata["tokenizer.ggml.merges"].value[5]').offset] = 0xff;
+  const refused = { code: "gguf.utf8", where: 'metadata["tokenizer.ggml.merges"].value[5]' };
+  await assert.rejects(openGguf(new CountingSource(bad.bytes)), refused);
+  const long = bytes.slice();
+  long[fields.find(({ where }) => where === 'metadata["k"].value[7].length')!.offset + 6] = 1;
+  await assert.rejects(openGguf(new CountingSource(long)), { code: "gguf.string" });
+});
+
 Deno.test("readFloat32() gives rows", async () => {
   await using gguf = await openGguf(new CountingSource(await tiny("llama-plain")));
   const all = await gguf.readFloat32("blk.0.attn_q.weight");

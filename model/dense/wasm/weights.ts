@@ -54,9 +54,16 @@ export class WeightMemory {
     return id;
   }
 
-  write(rank: number, id: number, at: number, bytes: Uint8Array): void {
-    if (rank === 0) this.stored.get(id)!.view(at, bytes.length).set(bytes);
-    else this.#tell(rank, DENSE.write, { id, at, bytes });
+  /** Once it resolves the bytes are there, and may be others. */
+  async write(rank: number, id: number, at: number, bytes: Uint8Array): Promise<void> {
+    if (rank === 0) return this.stored.get(id)!.view(at, bytes.length).set(bytes);
+    const pool = this.pool!;
+    try {
+      await pool.answer(rank, pool.ask(rank, DENSE.write, { id, at, bytes }));
+    } catch (error) {
+      // Room for them may have failed before.
+      throw this.#failed ?? error;
+    }
   }
 
   /** Copies of rows of a matrix as float32, one after another. */
@@ -118,6 +125,8 @@ export class WeightLoader {
   readonly #file: GgufFile;
   readonly #holders: (operations: readonly DenseOperation[]) => Holders;
   readonly #exact: boolean;
+  /** Bytes on their way from the file to where they belong. */
+  #slice = new Uint8Array(SLICE_BYTES);
   /** Matrices of whole tensors. */
   readonly #whole = new Map<string, PerThread<MatrixPlan>>();
 
@@ -184,7 +193,8 @@ export class WeightLoader {
 
   /** A tensor as float32, whole in every thread. */
   async #floats(name: string): Promise<PerThread<number>> {
-    const all = asBytes(await this.#file.readFloat32(name)), ids = this.#ranks().map((rank) => this.#hold(rank, all));
+    const all = asBytes(await this.#file.readFloat32(name)), ids: number[] = [];
+    for (const rank of this.#ranks()) ids.push(await this.#hold(rank, all));
     return [...ids, ids[0]];
   }
 
@@ -241,7 +251,10 @@ export class WeightLoader {
       above += part.rows;
     }
     const hasBias = parts.some(({ bias }) => bias);
-    const bias = biases.map((each, rank) => hasBias ? this.#hold(rank, asBytes(Float32Array.from(each))) : undefined);
+    const bias: (number | undefined)[] = [];
+    for (const [rank, each] of biases.entries()) {
+      bias.push(hasBias ? await this.#hold(rank, asBytes(Float32Array.from(each))) : undefined);
+    }
     const plan = ({ from, to }: Rows, rank: number): MatrixPlan => ({
       kernel: type.id,
       outputs: to - from,
@@ -276,7 +289,7 @@ export class WeightLoader {
         const [start, end] = [Math.max(from, first), Math.min(to, first + count)];
         if (start >= end) continue;
         const mine = bytes.subarray((start - first) * rowBytes, (end - first) * rowBytes);
-        this.#memory.write(rank, id, at + (start - from) * rowBytes, mine);
+        await this.#memory.write(rank, id, at + (start - from) * rowBytes, mine);
       }
     }
   }
@@ -284,17 +297,20 @@ export class WeightLoader {
   /** Reads rows as they are to be held. */
   #reader(part: TensorRows, type: TensorType) {
     const { name, type: held, shape } = this.#tensor(part), rowBytes = rowBytesOf(held, shape[0]);
-    const raw = (first: number, count: number) =>
-      this.#file.readRaw(name, { offset: first * rowBytes, length: count * rowBytes });
+    const raw = (first: number, count: number) => {
+      const length = count * rowBytes;
+      if (length > this.#slice.length) this.#slice = new Uint8Array(length);
+      return this.#file.readRaw(name, { offset: first * rowBytes, length, into: this.#slice });
+    };
     if (type === held) return raw;
     const floats = (firstRow: number, rows: number) => this.#file.readFloat32(name, { firstRow, rows });
     if (type.name === "F16") return async (first: number, rows: number) => halvesOf(await floats(first, rows), name);
     return async (first: number, rows: number) => asBytes(await floats(first, rows));
   }
 
-  #hold(rank: number, bytes: Uint8Array): number {
+  async #hold(rank: number, bytes: Uint8Array): Promise<number> {
     const id = this.#memory.store(rank, bytes.length);
-    this.#memory.write(rank, id, 0, bytes);
+    await this.#memory.write(rank, id, 0, bytes);
     return id;
   }
 

@@ -110,6 +110,21 @@ export class Cursor {
     }
   }
 
+  /** The next text, its length before it, where both are in the window and UTF-8; else undefined, and nothing is read. */
+  textHere(): string | undefined {
+    const from = this.#at + 8;
+    if (from > this.#window.length) return undefined;
+    const length = this.#view.getUint32(this.#at, true), high = this.#view.getUint32(this.#at + 4, true);
+    if (high !== 0 || from + length > this.#window.length) return undefined;
+    try {
+      const text = STRICT_UTF8.decode(this.#window.subarray(from, from + length));
+      this.#at = from + length;
+      return text;
+    } catch {
+      return undefined;
+    }
+  }
+
   /** Makes sure `length` bytes are in the window, moves past them and returns their offset in the window. */
   async #take(length: number, where: string): Promise<number> {
     if (this.#at + length > this.#window.length) await this.#refill(length, where);

@@ -4,11 +4,11 @@ import type { Notice } from "../notice.ts";
 import { Cursor, quoted } from "./cursor.ts";
 import { dequantise, readableTypes } from "../tensor_types.ts";
 import { readTensorTable } from "./tensor_table.ts";
-import type { GgufFile, GgufTensor, GgufValue } from "./types.ts";
+import type { GgufFile, GgufTensor, GgufValue, RawRange } from "./types.ts";
 import { ValueReader } from "./values.ts";
 import type { ValueTypeName } from "./values.ts";
 
-export type { GgufArray, GgufFile, GgufTensor, GgufValue } from "./types.ts";
+export type { GgufArray, GgufFile, GgufTensor, GgufValue, RawRange } from "./types.ts";
 
 export interface OpenGgufOptions {
   /** Bytes per read of header and tensor table, 1 to 16 MiB; default 1 MiB. */
@@ -193,17 +193,23 @@ class OpenGguf implements GgufFile {
     this.notices = contents.notices;
   }
 
-  async readRaw(name: string, range: { readonly offset?: number; readonly length?: number } = {}): Promise<Uint8Array> {
+  async readRaw(name: string, range: RawRange = {}): Promise<Uint8Array<ArrayBuffer>> {
     const tensor = this.#tensor(name);
     const offset = range.offset ?? 0;
     const length = range.length ?? tensor.byteLength - offset;
     checkRange("readRaw() bytes", offset, length, tensor.byteLength);
-    const out = new Uint8Array(length);
+    if (range.into) checkRange("readRaw() into bytes", 0, length, range.into.length);
+    const out = range.into?.subarray(0, length) ?? new Uint8Array(length);
     for (let done = 0; done < length; done += SLICE_BYTES) {
       const step = Math.min(SLICE_BYTES, length - done);
-      out.set(await this.#source.read(tensor.offset + offset + done, step), done);
+      await this.#readInto(tensor.offset + offset + done, out.subarray(done, done + step));
     }
     return out;
+  }
+
+  async #readInto(offset: number, target: Uint8Array<ArrayBuffer>): Promise<void> {
+    if (this.#source.readInto) return await this.#source.readInto(offset, target);
+    target.set(await this.#source.read(offset, target.length));
   }
 
   async readFloat32(

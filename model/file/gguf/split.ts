@@ -8,7 +8,7 @@ import type { ByteSource, Runtime } from "../../../runtime/interface.ts";
 import type { Notice } from "../notice.ts";
 import { quoted } from "./cursor.ts";
 import { openGguf } from "./reader.ts";
-import type { GgufFile, GgufTensor, GgufValue } from "./types.ts";
+import type { GgufFile, GgufTensor, GgufValue, RawRange } from "./types.ts";
 
 /** Far more than the largest models have. */
 const MAX_PARTS = 1024;
@@ -156,7 +156,7 @@ class SplitGguf implements GgufFile {
     this.tensors = new Map([...places].map(([name, { tensor }]) => [name, tensor]));
   }
 
-  readRaw(name: string, range?: { readonly offset?: number; readonly length?: number }): Promise<Uint8Array> {
+  readRaw(name: string, range?: RawRange): Promise<Uint8Array<ArrayBuffer>> {
     return this.#partOf(name).readRaw(name, range);
   }
 

@@ -42,6 +42,14 @@ export interface GgufTensor {
   readonly elements: number;
 }
 
+/** Bytes of a tensor. */
+export interface RawRange {
+  readonly offset?: number;
+  readonly length?: number;
+  /** What they are read into, to be used again. */
+  readonly into?: Uint8Array<ArrayBuffer>;
+}
+
 /** An open GGUF file whose header, metadata and tensor table have been read and checked. */
 export interface GgufFile extends AsyncDisposable {
   /** The source's name, for messages. */
@@ -59,10 +67,10 @@ export interface GgufFile extends AsyncDisposable {
   readonly notices: readonly Notice[];
   /**
    * Bytes of a tensor as they are in the file; by default all of them. Read in slices of at most 16 MiB into one
-   * buffer of the length asked for. PalisadeError `gguf.missing` for an unknown name, RangeError for a range that is
-   * not inside the tensor.
+   * buffer of the length asked for, or into the front of `into`. PalisadeError `gguf.missing` for an unknown name, RangeError for a range that is
+   * not inside the tensor, or not inside `into`.
    */
-  readRaw(name: string, range?: { readonly offset?: number; readonly length?: number }): Promise<Uint8Array>;
+  readRaw(name: string, range?: RawRange): Promise<Uint8Array<ArrayBuffer>>;
   /**
    * Rows of a tensor as float32, `[rows, K]`; by default all of them (a tensor of 3 or 4 dimensions counts as
    * elements / K rows). PalisadeErrors `gguf.missing`, and `gguf.dtype` for a type we don't dequantise; RangeError for

@@ -134,9 +134,7 @@ export class ValueReader {
       throw this.#cursor.refuse("gguf.depth", `${path}.elementType`, `arrays nest deeper than ${MAX_ARRAY_DEPTH}`);
     }
     const count = await this.#count(type, `${path}.count`);
-    if (type === "string") {
-      return this.#list(count, (i) => this.#text(`${path}.value[${i}]`, MAX_STRING_BYTES, "gguf.string"));
-    }
+    if (type === "string") return this.#texts(count, path);
     if (type === "bool") return this.#list(count, (i) => this.#bool(`${path}.value[${i}]`));
     if (type === "array") return this.#list(count, (i) => this.#array(`${path}.value[${i}]`, depth + 1));
     return this.#numbers(type, count, `${path}.value`);
@@ -163,6 +161,18 @@ export class ValueReader {
     }
     this.#elementsLeft -= cost;
     return Number(count);
+  }
+
+  /** Vocabularies have hundreds of thousands: those of a window are read at once. */
+  async #texts(count: number, path: string): Promise<string[]> {
+    const items: string[] = [];
+    while (items.length < count) {
+      items.push(
+        this.#cursor.textHere() ??
+          await this.#text(`${path}.value[${items.length}]`, MAX_STRING_BYTES, "gguf.string"),
+      );
+    }
+    return items;
   }
 
   async #list<T>(count: number, next: (index: number) => Promise<T>): Promise<T[]> {
