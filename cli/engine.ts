@@ -18,9 +18,25 @@ export const DEFAULT_KEEP = `${DEFAULTS.keep}, at least ${DEFAULTS.leastKept}`;
 
 /** How models are run. */
 export const ENGINES = {
-  backend: { value: "name", help: "attention kernels", choices: BACKEND_CHOICES, shown: DEFAULTS.backend },
-  dense: { value: "name", help: "dense layers", choices: DENSE_CHOICES, shown: DEFAULTS.dense },
-  threads: { value: "n", help: "kernel threads; auto: cores, up to 4", read: threadCount, preset: "auto" },
+  backend: {
+    value: "name",
+    help: "attention kernels",
+    choices: BACKEND_CHOICES,
+    shown: DEFAULTS.backend,
+  },
+  dense: {
+    value: "name",
+    help: "dense layers",
+    choices: DENSE_CHOICES,
+    shown: DEFAULTS.dense,
+  },
+  threads: {
+    value: "n",
+    help: "kernel threads; auto: cores, up to 4",
+    read: threadCount,
+    preset: "auto",
+    more: "threads of the kernels, 1 to 64; `auto`: physical cores, up to 4",
+  },
   offline: { help: "never touch the network" },
   quiet: { help: "no progress, no report" },
 } satisfies OptionTable;
@@ -31,6 +47,7 @@ export const ENGINE = {
     value: "name|file",
     help: "named model, FILE.gguf, or OWNER/REPOSITORY[:QUANT] of the hub",
     preset: DEFAULTS.model,
+    more: "a named model, a GGUF file, or `OWNER/REPOSITORY[:QUANT]` of the hub",
   },
   ...ENGINES,
 } satisfies OptionTable;

@@ -19,7 +19,7 @@ export interface OptionSpec {
   readonly rare?: true;
   /** Options that it can't stand beside. */
   readonly conflicts?: readonly string[];
-  /** What the man page and docs/cli.md say after `help`: sentences. */
+  /** What docs/cli.md and the man pages say instead of `help`, where there is more room. */
   readonly more?: string;
   /** What completion offers, besides files where the value is one. For lists they may be put together by commas. */
   readonly words?: () => readonly string[] | Promise<readonly string[]>;

@@ -18,14 +18,15 @@ export const COMMON = {
     choices: COLOUR_CHOICES,
     preset: "auto",
     rare: true,
-    more: "`auto`: where a terminal shows it, unless NO_COLOR or FORCE_COLOR says otherwise.",
+    more: "colours; `auto`: where a terminal has them, unless `NO_COLOR` or `FORCE_COLOR` says otherwise",
   },
   config: {
     value: "file",
     help: "settings from this file, or none",
     rare: true,
     own: true,
-    more: "Instead of the `palisade.toml` or `palisade.json` that is found.",
+    more:
+      "settings from this file instead of the `palisade.toml` or `palisade.json` that is found; `none`: from no file",
   },
 } satisfies OptionTable;
 

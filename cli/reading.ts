@@ -17,14 +17,25 @@ import type { Progress } from "./print/progress.ts";
 
 /** What stays, and by what. */
 export const BUDGET = {
-  keep: { value: "amount", help: "what stays: 20%, or tokens per head", shown: DEFAULT_KEEP },
-  policy: { value: "name", help: "see: palisade policies", shown: DEFAULT_POLICY },
+  keep: {
+    value: "amount",
+    help: "what stays: 20%, or tokens per head",
+    shown: DEFAULT_KEEP,
+    more: "what stays: `20%` and `0.2` are fractions, a bare whole number is tokens per head",
+  },
+  policy: {
+    value: "name",
+    help: "see: palisade policies",
+    shown: DEFAULT_POLICY,
+    more: "what is kept of the context: `palisade policies`; the default: docs/gates.md",
+  },
   risk: {
     value: "share",
     help: "instead of --keep: largest loss of attention, mean",
     read: share,
     conflicts: ["keep", "riskWorst", "maxCache"],
     rare: true,
+    more: "instead of `--keep`: the smallest budget that holds this risk",
   },
   riskWorst: {
     value: "share",
@@ -32,6 +43,7 @@ export const BUDGET = {
     read: share,
     conflicts: ["keep", "maxCache"],
     rare: true,
+    more: "instead of `--keep`: evict only what is less important than this",
   },
   maxCacheBytes: {
     value: "n",
@@ -39,16 +51,33 @@ export const BUDGET = {
     read: whole(1),
     shown: `${DEFAULTS.maxCacheBytes / 2 ** 30} GiB`,
     rare: true,
+    more: "keys and values that may wait while `--risk` looks for its budget",
   },
-  explain: { help: "print what eviction can have cost at worst", rare: true },
-  maxCache: { value: "n", help: "cap while answering, tokens per head", read: whole(1) },
-  stepPolicy: { value: "name", help: "its rule, see policies --steps", shown: DEFAULTS.stepRule, rare: true },
+  explain: {
+    help: "print what eviction can have cost at worst",
+    rare: true,
+    more: "print what eviction can have cost at worst, layer by layer",
+  },
+  maxCache: {
+    value: "n",
+    help: "cap while answering, tokens per head",
+    read: whole(1),
+    more: "caps the cache while answering",
+  },
+  stepPolicy: {
+    value: "name",
+    help: "its rule, see policies --steps",
+    shown: DEFAULTS.stepRule,
+    rare: true,
+    more: "what the cap evicts by: `palisade policies --steps`",
+  },
   positions: {
     value: "mode",
     help: "kept keys stay or close up",
     choices: POSITIONS,
     shown: DEFAULTS.positions,
     rare: true,
+    more: "`true`: a kept key stays where it was; `rerotate`: kept keys close up",
   },
   refit: {
     value: "what",
@@ -56,6 +85,7 @@ export const BUDGET = {
     choices: REFITS,
     shown: DEFAULTS.refit,
     rare: true,
+    more: "fits what stays to what all of it gave: `values`, or `both` values and biases",
   },
   merge: {
     value: "how",
@@ -63,12 +93,14 @@ export const BUDGET = {
     choices: MERGES,
     shown: DEFAULTS.merge,
     rare: true,
+    more: "evicted entries go into the nearest kept: `mean`, or `sum` with their weight",
   },
   keyChannels: {
     value: "share",
     help: "leave out the others of each key: 60%",
     shown: DEFAULTS.keyChannels,
     rare: true,
+    more: "leaves out the others of each head's key channels, those that matter least",
   },
   cacheType: {
     value: "type",
@@ -76,17 +108,36 @@ export const BUDGET = {
     read: checkCacheType,
     shown: DEFAULTS.cacheType,
     rare: true,
+    more: "how keys and values are stored: `f32`, `f16`, `int8`, `int4`, or apart, `k=int4,v=int8`",
   },
 } satisfies OptionTable;
 
 /** What stands around the text, and what it is read with. */
 export const WORDS = {
-  system: { value: "text", help: "system prompt instead of the template's own", rare: true },
-  think: { help: "let the model think first", rare: true },
-  frame: { value: "name|text", help: "words around text and question", rare: true },
-  gate: { value: "file", help: "for policy gate: see palisade calibrate", rare: true },
+  system: {
+    value: "text",
+    help: "system prompt instead of the template's own",
+    rare: true,
+  },
+  think: { help: "let the model think first", rare: true, more: "let the model think before it answers" },
+  frame: {
+    value: "name|text",
+    help: "words around text and question",
+    rare: true,
+    more: "the words around text and question",
+  },
+  gate: {
+    value: "file",
+    help: "for policy gate: see palisade calibrate",
+    rare: true,
+    more: "for policy or step policy `gate`: a file instead of the one found for the model",
+  },
   noLearn: { help: "leave nothing for the self-gate of texts to come", rare: true },
-  beyondTrained: { help: "allow more context than the model was trained on", rare: true },
+  beyondTrained: {
+    help: "allow more context than the model was trained on",
+    rare: true,
+    more: "read more context than the model was trained on, at positions it has never seen",
+  },
 } satisfies OptionTable;
 
 /** What both tables give. */

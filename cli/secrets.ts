@@ -13,14 +13,27 @@ export const SECRET = {
     conflicts: ["passphraseFile"],
     rare: true,
     personal: true,
+    more: "the key of secret snapshots: `palisade snapshots key FILE` makes one",
   },
-  passphraseFile: { value: "file", help: "their passphrase, its first line", rare: true, personal: true },
+  passphraseFile: {
+    value: "file",
+    help: "their passphrase, its first line",
+    rare: true,
+    personal: true,
+  },
 } satisfies OptionTable;
 
 /** How snapshots are made secret. */
 export const PROTECT = {
-  encrypt: { help: "encrypt the snapshot; asks for a passphrase", personal: true },
-  cloak: { help: "hide its rows by KV-Cloak instead, or as well", rare: true, personal: true },
+  encrypt: {
+    help: "encrypt the snapshot; asks for a passphrase",
+    personal: true,
+  },
+  cloak: {
+    help: "hide its rows by KV-Cloak instead, or as well",
+    rare: true,
+    personal: true,
+  },
 } satisfies OptionTable;
 
 type SecretOptions = Values<typeof SECRET>;

@@ -21,6 +21,7 @@ export const PLACE = {
     help: "where read texts are kept: auto, off, a folder or store",
     shown: "auto",
     personal: true,
+    more: "where read texts are kept and found: `auto`, `off`, a folder or a store's address",
   },
   snapshotsCap: {
     value: "size",
@@ -28,12 +29,19 @@ export const PLACE = {
     read: sizeOf,
     shown: `${CACHE_BYTES / 2 ** 30}GiB`,
     rare: true,
+    more: "most bytes that are kept there: `500MB`, `2GiB`",
   },
 } satisfies OptionTable;
 
 /** The salt that keys snapshots. */
 export const SALT = {
-  salt: { value: "text", help: "keys snapshots: other salts can't use them", rare: true, secret: true },
+  salt: {
+    value: "text",
+    help: "keys snapshots: other salts can't use them",
+    rare: true,
+    secret: true,
+    more: "keys snapshots: those made with another salt, or none, can't be used",
+  },
 } satisfies OptionTable;
 
 type PlaceOptions = Values<typeof PLACE>;

@@ -2,6 +2,7 @@
 import process from "node:process";
 import { staleShaders } from "./build_shaders.ts";
 import { killChildrenOnInterrupt, runChild } from "./child.ts";
+import { staleDocs } from "./docs.ts";
 import { hygieneProblems } from "./hygiene.ts";
 import { linkProblems } from "./links.ts";
 import { changedFiles, repositoryFiles, ROOT } from "./repository.ts";
@@ -61,6 +62,10 @@ export async function runChecks(): Promise<CheckResult[]> {
     [
       "the stages' texts are those of their files",
       () => staleShaders().map((folder) => `${folder}/shaders.ts is stale`),
+    ],
+    [
+      "tables and man pages are those of the program",
+      async () => (await staleDocs()).map((path) => `${path} is stale: deno task docs`),
     ],
     ...hygieneProblems(files),
     ["deno.lock is complete", lockfileProblems],

@@ -4,10 +4,11 @@ import { keyOf, type OptionSpec } from "../options.ts";
 import type { Found } from "./settle.ts";
 
 /** Variables that are no options. */
-export const OTHER_VARIABLES = ["PALISADE_CACHE", "PALISADE_PASSPHRASE", "PALISADE_CONFIG"];
+export const OTHER_VARIABLES = ["PALISADE_CACHE", "PALISADE_PASSPHRASE"];
 
 /** Names of the variables that set an option, the strongest first. `command`: `ask`, `models list`. */
 export function variablesOf(command: string, name: string, { own }: OptionSpec): string[] {
+  if (name === "config") return ["PALISADE_CONFIG"];
   const one = variable(`${command} ${keyOf(name)}`);
   return own ? [one] : [one, variable(keyOf(name))];
 }

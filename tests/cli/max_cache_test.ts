@@ -1,12 +1,11 @@
 /** `ask` with a cap and re-rotation, through the whole command line on a tiny model. */
 import assert from "node:assert/strict";
-import { mkdtemp, readFile, writeFile } from "node:fs/promises";
+import { mkdtemp, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { stepRules } from "../../core/rules/registry.ts";
-import { buildProgram } from "../../cli/program.ts";
-import { palisade, quietIo } from "../_helper/io.ts";
+import { palisade } from "../_helper/io.ts";
 
 const MODEL = fileURLToPath(new URL("../data/models/llama-plain.gguf", import.meta.url));
 const folder = await mkdtemp(join(tmpdir(), "palisade-cap-"));
@@ -63,23 +62,4 @@ Deno.test("policies --steps lists every step rule", async () => {
   const [table, json] = [await palisade(["policies", "--steps"]), await palisade(["policies", "--steps", "--json"])];
   assert.deepEqual(JSON.parse(json.out).map(({ name }: { name: string }) => name), stepRules.map(({ name }) => name));
   for (const { name } of stepRules) assert.match(table.out, new RegExp(`│ ${name} +│`));
-});
-
-/** A cell of a table without its marks. */
-function plain(cell: string): string {
-  return cell.replaceAll("`", "").trim();
-}
-
-Deno.test("docs/cli.md has every option of ask with its default, and every step rule", async () => {
-  const page = await readFile(new URL("../../docs/cli.md", import.meta.url), "utf8");
-  const rows = [...page.matchAll(/^\| `([^` ]+)[^|]*\|([^|]*)\|/gm)].map(([, name, second]) => [name, plain(second)]);
-  const ask = (await buildProgram(await quietIo(), true, () => {})).commands.find((command) =>
-    command.name() === "ask"
-  )!;
-  const options = ask.options.filter(({ negate }) => !negate).map((
-    { long, defaultValueDescription = "" },
-  ) => [long!, defaultValueDescription]);
-  assert.deepEqual(rows.filter(([name]) => name.startsWith("--")).sort(), options.sort());
-  const rules = rows.map(([name]) => name).filter((name) => !name.startsWith("--"));
-  assert.deepEqual(rules, stepRules.map(({ name }) => name));
 });

@@ -65,7 +65,7 @@ const REFUSED: [string, string[], number, RegExp][] = [
   ["a cap of 0", [...ASK, "--max-cache", "0"], 2, /--max-cache.*from 1 to/s],
   ["a step policy without a cap", [...ASK, "--step-policy", "h2o"], 2, /--step-policy.*--max-cache/],
   ["an unknown step policy", [...ASK, "--max-cache", "99", "--step-policy", "h20"], 3, /--step-policy.*mean h2o/],
-  ["an unknown cache type", [...ASK, "--cache-type", "q4"], 2, /f32, f16, int8/],
+  ["an unknown cache type", [...ASK, "--cache-type", "q4"], 3, /f32, f16, int8/],
   ["unknown positions", [...ASK, "--positions", "false"], 2, /true, rerotate/],
   ["keep 0", [...ASK, "--keep", "0"], 3, /--keep.*0/],
   ["keep -5", [...ASK, "--keep", "-5"], 3, /--keep.*-5/],
