@@ -139,7 +139,6 @@ const EXAMPLE = `.SH EXAMPLES
 palisade ask \\-\\-context book.txt \\-\\-question "Who is Ishmael?"
 palisade read \\-\\-context book.txt \\-\\-out book.palisade
 palisade ask \\-\\-snapshot book.palisade \\-\\-question "Who is Ishmael?"
-palisade completion bash > ~/.local/share/bash\\-completion/completions/palisade
 .fi
 `;
 
