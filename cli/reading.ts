@@ -11,6 +11,7 @@ import { DEFAULTS } from "../model/defaults.ts";
 import { loadPolicy } from "../model/policy_files/policy_files.ts";
 import type { ContextOptions, MaxCache } from "../model/session.ts";
 import { DEFAULT_KEEP, DEFAULT_POLICY } from "./engine.ts";
+import { parseBytes } from "../core/select/byte_budget.ts";
 import type { Io } from "./io.ts";
 import { type OptionTable, share, type Values, whole } from "./options.ts";
 import type { Progress } from "./print/progress.ts";
@@ -22,6 +23,12 @@ export const BUDGET = {
     help: "what stays: 20%, or tokens per head",
     shown: DEFAULT_KEEP,
     more: "what stays: `20%` and `0.2` are fractions, a bare whole number is tokens per head",
+  },
+  bytes: {
+    value: "size",
+    help: "instead of --keep: 2MB, or 1/16 of the float16 cache",
+    conflicts: ["keep", "risk", "riskWorst"],
+    rare: true,
   },
   policy: {
     value: "name",
@@ -157,6 +164,7 @@ export interface ParsedReading {
 export async function parseReading(options: ReadingOptions, io: Io): Promise<ParsedReading> {
   const policy = options.policy === undefined ? undefined : await loadPolicy(options.policy, io.runtime);
   const keep = options.keep === undefined ? undefined : parseKeep(options.keep);
+  if (options.bytes !== undefined) parseBytes(options.bytes);
   const maxCache = maxCacheOf(options);
   refuseIdle(options, policy, maxCache);
   return { policy, keep, maxCache };
@@ -170,9 +178,10 @@ export function contextOptions(
   progress: Progress,
 ): ContextOptions {
   const { risk, riskWorst, maxCacheBytes, explain, positions, refit, merge, keyChannels, cacheType } = options;
-  const { beyondTrained, noLearn } = options;
+  const { beyondTrained, noLearn, bytes } = options;
   return {
     ...parsed,
+    ...(bytes !== undefined && { bytes }),
     ...{ risk, riskWorst, maxCacheBytes, explain, positions, refit, merge, keyChannels, cacheType, beyondTrained },
     learn: !noLearn,
     signal: io.signal,
@@ -195,7 +204,10 @@ export function typedFrame(frame: string | undefined): string | undefined {
 }
 
 /** What said how much stays. */
-export function keepAsked({ keep, risk, riskWorst }: Pick<ReadingOptions, "keep" | "risk" | "riskWorst">): string {
+export function keepAsked(
+  { keep, bytes, risk, riskWorst }: Pick<ReadingOptions, "keep" | "bytes" | "risk" | "riskWorst">,
+): string {
+  if (bytes !== undefined) return `${bytes} bytes`.replace(/b bytes$/i, "B");
   if (risk !== undefined) return `risk ${risk}`;
   return riskWorst === undefined ? keep ?? DEFAULTS.keep : `risk-worst ${riskWorst}`;
 }

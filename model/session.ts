@@ -8,7 +8,7 @@
  * ```
  */
 import { breathe } from "../runtime/breathe.ts";
-import { inputError, option, PalisadeError, resourceError } from "../core/errors.ts";
+import { inputError, option, PalisadeError, resourceError, say } from "../core/errors.ts";
 import type { Policy } from "../core/policy/policy.ts";
 import { type StageOptions, stagesOf, withStages } from "../core/policy/stages.ts";
 import { type Context, contextOf, type ContextState, laidToRest, recovering } from "./context.ts";
@@ -23,7 +23,10 @@ import { contextIds, controlPositions, withWords } from "./text/prompt.ts";
 import { checkRowsOf, exceedsTrained, type PlanOptions, planReading } from "./read/plan.ts";
 import { scoreFiles, type SourceOptions } from "./read/policy_inputs.ts";
 import { checkKeyChannels } from "./read/key_channels.ts";
-import { checkCacheType } from "../core/cache/entry_type.ts";
+import { type CacheType, checkCacheType } from "../core/cache/entry_type.ts";
+import type { Keep } from "../core/select/budget.ts";
+import { entriesWithin, parseBytes } from "../core/select/byte_budget.ts";
+import type { ModelConfig } from "./config.ts";
 import { checkMerge } from "./read/merge.ts";
 import { checkRefit } from "./read/refit.ts";
 import { read } from "./read/read.ts";
@@ -53,6 +56,11 @@ export interface ContextOptions extends Omit<PlanOptions, "policy" | "maxCache">
    * (`model/default_policy.ts`); with `riskWorst` `defensive-risk`.
    */
   readonly policy?: Policy | string;
+  /**
+   * In place of `keep`: bytes that what stays may take, `2MB`, or a share of the whole context as float16, `1/16`, in the
+   * layers that look at everything; scales, and the biases of a refit, are counted.
+   */
+  readonly bytes?: string;
   /** Caps the cache from the end of reading on, questions and answers included. */
   readonly maxCache?: MaxCache;
   /**
@@ -83,7 +91,7 @@ export interface ContextOptions extends Omit<PlanOptions, "policy" | "maxCache">
 /**
  * Reads `text` into the model and evicts.
  * PalisadeErrors (input): `context.empty`, `context.short`, `context.too-long`, `frame.*`, `keep.*`, `policy.*`,
- * `max-cache.*`, `step-policy.unknown`, `gate.*`, `risk.*`, `refit.*`, `merge.*`, `key-channels.*`, `explain.early`, `cache-type.*`; (usage): `risk.exclusive`;
+ * `max-cache.*`, `step-policy.unknown`, `gate.*`, `risk.*`, `refit.*`, `merge.*`, `key-channels.*`, `explain.early`, `cache-type.*`, `bytes.*`; (usage): `risk.exclusive`, `bytes.exclusive`;
  * (resources): `memory.short`, `memory.module` before anything is read, `memory`.
  */
 export async function openContext(loaded: Model, text: string, options: ContextOptions = {}): Promise<Context> {
@@ -117,6 +125,9 @@ async function openOnce(loaded: Model, text: string, given: ContextOptions): Pro
   for (const type of [rows, options.cacheType]) {
     if (type) checkRowsOf(model.backend, checkCacheType(type), policy.stages);
   }
+  if (options.bytes !== undefined) {
+    options = { ...options, keep: keepFitting(options, options.bytes, ids.length, model.config, rows) };
+  }
   const plan = { ...planDecoding(model, ids, options), ...(lead && { lead }) }, { maxCache } = plan;
   const cap = maxCache && { tokens: maxCache.tokens, predict: maxCache.rule.predicted ?? false };
   const reading = planReading(model, ids, { ...options, policy, maxCache: cap });
@@ -125,6 +136,24 @@ async function openOnce(loaded: Model, text: string, given: ContextOptions): Pro
   const planned = { model, ids, reading, plan, facts, replaced: model.tokenizer.countReplaced(text) };
   const context = await refuseOutOfMemory(() => readPlanned(planned, options));
   return options.cloak ? await laidToRest(context) : context;
+}
+
+/** The entries that fit what was asked for. @throws PalisadeError usage `bytes.exclusive`, input `bytes.*`. */
+function keepFitting(
+  options: ContextOptions,
+  bytes: string,
+  tokens: number,
+  config: ModelConfig,
+  rows?: CacheType,
+): Keep {
+  const rival = (["keep", "risk", "riskWorst"] as const).find((name) => options[name] !== undefined);
+  if (rival) {
+    const message = say`${option("bytes")} says what stays, and so does ${option(rival)}: choose one of the two`;
+    throw new PalisadeError("usage", "bytes.exclusive", message, { where: option("bytes") });
+  }
+  const type = rows ?? checkCacheType(options.cacheType ?? DEFAULTS.cacheType);
+  const stored = { type, biased: (options.refit ?? DEFAULTS.refit) !== "none" };
+  return { tokens: entriesWithin(parseBytes(bytes), tokens, config, stored) };
 }
 
 /** What a reading takes at the least: of one that finds out by itself what stays, nothing stays for certain. */

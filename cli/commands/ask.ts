@@ -1,5 +1,5 @@
 /** `palisade ask`: read a text once, evict, answer every question from what was kept; or from a snapshot. */
-import { inputError, option, PalisadeError } from "../../core/errors.ts";
+import { inputError, option, PalisadeError, say } from "../../core/errors.ts";
 import { type Context, insideOf } from "../../model/context.ts";
 import { checkQuestions } from "../../model/decode/questions.ts";
 import { DEFAULTS } from "../../model/defaults.ts";
@@ -185,6 +185,10 @@ async function read(model: Model, text: string, io: Io, told: Told): Promise<Con
 
 /** The context of a snapshot's file. */
 async function restored(model: Model, io: Io, { options, parsed, progress, secret: given }: Told): Promise<Context> {
+  if (options.bytes !== undefined) {
+    const message = say`A snapshot keeps what it was read with: give ${option("bytes")} to palisade read`;
+    throw new PalisadeError("usage", "bytes.snapshot", message, { where: option("bytes") });
+  }
   await using source = await openNamed(options.snapshot!, options, io);
   progress.update("Restoring", 0, 1);
   const { positions, cacheType, beyondTrained, salt, cloak } = options, frame = frameOf(options);

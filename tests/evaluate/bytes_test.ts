@@ -1,6 +1,6 @@
 /** Budgets in bytes, stages in sweeps, and the preset that compares them. */
 import assert from "node:assert/strict";
-import { readFile } from "node:fs/promises";
+import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { entryBytes, headBytes } from "../../core/cache/entry_type.ts";
 import { entriesWithin, parseBytes, wholeBytes } from "../../core/select/byte_budget.ts";
@@ -124,4 +124,24 @@ Deno.test("eval --bytes --part goes on where it was, and queues refuse them", as
   const queued = await palisade(["eval", "--out", out, "--queue", "redis://127.0.0.1:1", "--bytes", "1/4"]);
   assert.equal(queued.code, 3);
   assert.match(queued.err, /--keep/);
+});
+
+Deno.test("openContext() and ask take bytes: what stays fits them", async () => {
+  await using model = await tinyModel("wasm");
+  const text = "The keeper counted seventeen stakes, and then she counted them again. ".repeat(12);
+  for (const cacheType of ["f16", "int4"] as const) {
+    using context = await openContext(model, text, { policy: "knorm", bytes: "1/8", cacheType });
+    const whole = wholeBytes(context.cache.position, model.config), { live } = context.cache.bytes();
+    assert.ok(live <= whole / 8 && live > whole / 16, `${cacheType}: ${live} of ${whole}`);
+  }
+  await assert.rejects(openContext(model, text, { bytes: "1/8", keep: "20%" }), { code: "bytes.exclusive" });
+  const file = join(folder, "book.txt");
+  await writeFile(file, text);
+  const asked = ["ask", "--model", TINY_MODEL, "--context", file, "--question", "How many?", "--max-tokens", "2"];
+  const more = ["--policy", "knorm", "--snapshots", "off", "--backend", "wasm", "--dense", "web", "--json"];
+  const { code, out, err } = await palisade([...asked, ...more, "--bytes", "1/4"]);
+  assert.equal(code, 0, err);
+  assert.equal(JSON.parse(out).keep.asked, "1/4 bytes");
+  assert.equal((await palisade([...asked, ...more, "--bytes", "lots"])).code, 3);
+  assert.equal((await palisade(["ask", "--snapshot", file, "--question", "x", "--bytes", "1/4"])).code, 2);
 });
