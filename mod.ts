@@ -14,6 +14,9 @@
 export * from "./core/mod.ts";
 export type { Backend, BackendName, LayerRows } from "./core/backend/interface.ts";
 export { BACKEND_CHOICES, type BackendChoice, type Device, pickBackend } from "./model/device.ts";
+export { DEFAULT_STEP_RULE, resolveStepRule, stepRules } from "./core/rules/registry.ts";
+export type { StepRule } from "./core/rules/rule.ts";
+export { RuleState } from "./core/rules/state.ts";
 export { type Health, healthOf } from "./core/cache/health.ts";
 export { CacheLimit, type LimitFigures, type LimitOptions, type PredictedScores } from "./core/cache/limit.ts";
 export { type CacheBytes, type CacheMark, RaggedCache } from "./core/cache/ragged.ts";

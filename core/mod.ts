@@ -62,9 +62,6 @@ export { type Segment, type SelectionInput, selectTop } from "./select/select.ts
 export type { AttentionShape, ModelShape } from "./shape.ts";
 export { type CrossLayerSelection, crossLayerSelection } from "./select/cross_layer.ts";
 export type { LayerChange } from "./select/candidates.ts";
-export type { StepRule } from "./rules/rule.ts";
-export { DEFAULT_STEP_RULE, resolveStepRule, stepRules } from "./rules/registry.ts";
-export { RuleState } from "./rules/state.ts";
 export { keepAbove } from "./select/threshold.ts";
 export { valueNorms } from "./measure/value_norms.ts";
 export { NORM_AXES, type NormAxis, valueShares } from "./measure/value_share.ts";

@@ -42,6 +42,7 @@ export interface KernelExports {
     columnMax: number,
     probabilities: number,
     masked: number,
+    rowWeights: number,
   ): number;
   rows_refit(rows: number, kvHead: number, values: number, bias: number): number;
   rows_thin(rows: number, kvHead: number, channels: number, count: number, recent: number): number;

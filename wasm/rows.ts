@@ -127,7 +127,10 @@ export class WasmRows implements TrustingRows<Float32Array> {
       const max = columns.zeros(heads * pitch * 4, want.columnMax ?? false);
       const output = this.#attend(queries, count, (call, chunk) => {
         const lse = chunk.buffers.zeros(chunk.count * heads * 4, want.logSumExp ?? false);
-        const result = call.rows_attend(...chunk.arguments, lse, sum, max, -1, Number(masked));
+        const weights = want.rowWeights
+          ? chunk.buffers.from(want.rowWeights.subarray(chunk.first, chunk.first + chunk.count))
+          : -1;
+        const result = call.rows_attend(...chunk.arguments, lse, sum, max, -1, Number(masked), weights);
         if (logSumExp && result === 0) {
           chunk.buffers.read(lse, logSumExp.subarray(chunk.first * heads, (chunk.first + chunk.count) * heads));
         }
@@ -152,7 +155,7 @@ export class WasmRows implements TrustingRows<Float32Array> {
       const last = chunk.first + chunk.count === count && want.probabilities === true;
       const probabilities = chunk.buffers.zeros(all.byteLength, last);
       const sparse = count === 1 && this.#foresight.size > 0;
-      const result = call.rows_attend(...chunk.arguments, -1, -1, -1, probabilities, sparse ? 2 : 1);
+      const result = call.rows_attend(...chunk.arguments, -1, -1, -1, probabilities, sparse ? 2 : 1, -1);
       if (last && result === 0) chunk.buffers.read(probabilities, all);
       return result;
     });

@@ -121,6 +121,7 @@ class CheckedRows<T extends Tensor> implements LayerRows<T> {
         this.#checkLevel("attend to all");
         this.#checkWhole("attend to all");
         if (lengths[0] === 0) throw new RangeError("Cannot attend to no rows");
+        checkWeights(want, count);
         return await rows.unmaskedAttention!(queries, count, want);
       };
     }
@@ -168,6 +169,7 @@ class CheckedRows<T extends Tensor> implements LayerRows<T> {
 
   async prefillAttention(queries: T, count: number, want?: AttentionWants): Promise<AttentionOutputs<T>> {
     this.#checkQueries(queries, count);
+    checkWeights(want, count);
     this.#checkLevel("attend causally");
     this.#checkWhole("attend causally");
     return await this.#rows.prefillAttention(queries, count, want);
@@ -368,4 +370,9 @@ function checkFloats(name: string, floats: Tensor, count: number, each: number):
   if (!Number.isInteger(count) || count < 1 || floats.length !== count * each) {
     throw new RangeError(`${name} have ${floats.length} floats: want ${count} × ${each}`);
   }
+}
+
+function checkWeights(want: AttentionWants | undefined, count: number): void {
+  const weights = want?.rowWeights;
+  if (weights && weights.length !== count) throw new RangeError(`Cannot weigh ${count} queries by ${weights.length}`);
 }

@@ -80,6 +80,8 @@ export interface AttentionWants {
   readonly columnSum?: boolean;
   readonly columnMax?: boolean;
   readonly logSumExp?: boolean;
+  /** By what each query's softmax counts in column sums and maxima, `[count]`, > 0; 1 without. */
+  readonly rowWeights?: Float32Array;
 }
 
 export interface AttentionOutputs<T extends Tensor = Tensor> {

@@ -260,11 +260,13 @@ class ReferenceRows implements TrustingRows<Float32Array> {
     const columnMax = want.columnMax ? new Float32Array(heads * rows) : undefined;
     const logSumExp = want.logSumExp ? new Float32Array(count * heads) : undefined;
     const output = this.#attention(queries, count, masked, ({ head, t, row, visible, logSum }) => {
+      const weight = want.rowWeights?.[t] ?? 1;
       if (logSumExp) logSumExp[t * heads + head] = logSum;
-      if (sums) { for (let i = 0; i < visible; i++) sums[head * rows + i] += row[i]; }
+      if (sums) { for (let i = 0; i < visible; i++) sums[head * rows + i] += weight * row[i]; }
       if (columnMax) {
         for (let i = 0; i < visible; i++) {
-          if (!(row[i] <= columnMax[head * rows + i])) columnMax[head * rows + i] = row[i];
+          const value = weight * row[i];
+          if (!(value <= columnMax[head * rows + i])) columnMax[head * rows + i] = value;
         }
       }
     });

@@ -15,6 +15,9 @@ export async function attendUnmasked<T extends Tensor>(
 ): Promise<AttentionOutputs<T>> {
   if (rows.unmaskedAttention) return await rows.unmaskedAttention(queries, count, want);
   const { heads, kvHeads, headDim } = rows.shape, length = rows.length(0);
+  if (want.rowWeights && want.rowWeights.length !== count) {
+    throw new RangeError(`Cannot weigh ${count} queries by ${want.rowWeights.length}`);
+  }
   if (queries.length !== count * heads * headDim) {
     throw new RangeError(`queries have ${queries.length} floats: want ${count} × ${heads * headDim}`);
   }
@@ -28,9 +31,10 @@ export async function attendUnmasked<T extends Tensor>(
       const at = t * heads + head, query = { vector: numbers, offset: at * headDim };
       const { maximum, sum } = softmaxRow(query, keys, headDim, length, row, 0, bias);
       logSumExp[at] = maximum + ln(sum);
+      const weight = want.rowWeights?.[t] ?? 1;
       for (let i = 0; i < length; i++) {
-        sums[head * length + i] += row[i];
-        columnMax[head * length + i] = Math.max(columnMax[head * length + i], row[i]);
+        sums[head * length + i] += weight * row[i];
+        columnMax[head * length + i] = Math.max(columnMax[head * length + i], weight * row[i]);
         for (let d = 0; d < headDim; d++) output[at * headDim + d] += row[i] * values[i * headDim + d];
       }
     }

@@ -3,6 +3,7 @@
  */
 import { type Keep, resolveBudget } from "../select/budget.ts";
 import { columnReductions } from "../measure/attention_columns.ts";
+import { dropErrors } from "../measure/drop_errors.ts";
 import { movedMaxima } from "../measure/moved.ts";
 import { observeWindow } from "../measure/observe.ts";
 import type { Budget, Needs, NormKind, Observation, Policy } from "../policy/policy.ts";
@@ -83,6 +84,17 @@ export function observeDump(dump: LayerDump, layer: number, budget: Budget, need
     length,
     window,
     ...(queries && observeWindow({ shape, queries, window, keys: keys(), length }, needs)),
+    ...(needs.dropErrors && queries &&
+      {
+        dropErrors: dropErrors({
+          shape,
+          queries,
+          window,
+          keys: keys(),
+          values: valueHeads(dump, shape, length),
+          length,
+        }),
+      }),
     ...(needs.valueNorms &&
       { valueNorms: dumpNorms(valueHeads(dump, shape, length), dump.wo, shape, needs.valueNorms) }),
     ...(needs.reconstruction && { reconstruction: given(dump.reconstruction, budget, "reconstruction scores") }),

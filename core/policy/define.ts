@@ -25,6 +25,7 @@ import type {
 
 /** Where each need but `window`, `kernel` and `file` is found in the observation. */
 const FIELDS = {
+  dropErrors: ["dropErrors"],
   valueNorms: ["valueNorms"],
   columnSum: ["columnSum"],
   columnMax: ["columnMax"],

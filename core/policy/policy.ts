@@ -31,6 +31,8 @@ export interface Needs {
   readonly window?: readonly Reduction[];
   /** Pooling kernel of `pooledMean` and `pooledMax`, odd, ≥ 1. Default 5. */
   readonly kernel?: number;
+  /** What the window's attention loses if an entry alone goes, `[kvHeads, N]` (DropKV); beside a `window`. */
+  readonly dropErrors?: boolean;
   /** ‖v·Wo_h‖ of every entry, meaned over the group: `[kvHeads, L]`. */
   readonly valueNorms?: NormKind;
   /** Σ over all causal queries of the softmax column, per query head: `[heads, L]` (H2O). */
@@ -98,6 +100,8 @@ export interface Reconstruction {
   readonly chunk: number;
   /** Tokens in front of a later chunk that its instruction cites, ≥ 0. */
   readonly postfix: number;
+  /** Attention counts by what it moves: times ‖Wo·v‖ of the entry, over ‖h‖ of the token that looks (KVzip+). */
+  readonly contribution?: boolean;
 }
 
 /** One layer, as measured. Only the fields asked for in {@link Needs} are present. */
@@ -115,6 +119,7 @@ export interface Observation {
   readonly pooledMax?: Float32Array;
   readonly mass?: Float32Array;
   readonly logSumExp?: Float32Array;
+  readonly dropErrors?: Float32Array;
   readonly valueNorms?: Float32Array;
   readonly columnSum?: Float32Array;
   readonly columnMax?: Float32Array;

@@ -3,11 +3,13 @@ import { parsePolicy, policyError, type PolicyText, type Setting } from "./gramm
 import { nearestName } from "./nearest_name.ts";
 import { adakv } from "../policies/adakv.ts";
 import { cake } from "../policies/cake.ts";
+import { capkv } from "../policies/capkv.ts";
 import { chunkkv } from "../policies/chunkkv.ts";
 import { critical } from "../policies/critical.ts";
 import { criticalAdakv } from "../policies/critical_adakv.ts";
 import { defensive, layerDefensive } from "../policies/defensive.ts";
 import { defensiveRisk } from "../policies/defensive_risk.ts";
+import { dropkv } from "../policies/dropkv.ts";
 import { expectedAttention } from "../policies/expected_attention.ts";
 import { full } from "../policies/full.ts";
 import { gate } from "../policies/gate.ts";
@@ -17,10 +19,13 @@ import { judgeQ } from "../policies/judge_q.ts";
 import { keydiff } from "../policies/keydiff.ts";
 import { knorm } from "../policies/knorm.ts";
 import { kvzip } from "../policies/kvzip.ts";
+import { kvzipPlus } from "../policies/kvzip_plus.ts";
 import { lagkv } from "../policies/lagkv.ts";
 import { moved } from "../policies/moved.ts";
 import { pyramidkv } from "../policies/pyramidkv.ts";
+import { qfilter } from "../policies/qfilter.ts";
 import { random } from "../policies/random.ts";
+import { rkv } from "../policies/rkv.ts";
 import { selfGate } from "../policies/self_gate.ts";
 import { snapkv } from "../policies/snapkv.ts";
 import { streamingLlm } from "../policies/streaming_llm.ts";
@@ -39,7 +44,11 @@ export const policies: readonly PolicyEntry[] = [
   tova,
   h2o,
   expectedAttention,
+  qfilter,
+  capkv,
   snapkv,
+  rkv,
+  dropkv,
   pyramidkv,
   headkv,
   cake,
@@ -51,6 +60,7 @@ export const policies: readonly PolicyEntry[] = [
   layerDefensive,
   defensiveRisk,
   kvzip,
+  kvzipPlus,
   moved,
   gate,
   selfGate,

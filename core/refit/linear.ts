@@ -85,8 +85,8 @@ function scale(to: Float64Array, at: number, by: number, width: number): void {
   for (let d = 0; d < width; d++) to[at + d] *= by;
 }
 
-/** L with L·Lᵀ = A + ridge · I, row by row. */
-function cholesky(a: Float64Array, n: number, ridge: number): Float64Array | undefined {
+/** L with L·Lᵀ = A + ridge · I, row by row, of A's lower half; undefined where that is not positive definite. */
+export function cholesky(a: Float64Array, n: number, ridge: number): Float64Array | undefined {
   const lower = new Float64Array(n * n);
   for (let i = 0; i < n; i++) {
     const row = lower.subarray(i * n, (i + 1) * n);

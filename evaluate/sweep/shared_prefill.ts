@@ -9,6 +9,7 @@
  * Memory: the full cache, the kept positions of each case (four bytes an entry), for policies whose layers compete
  * the scores that are still in the race, and in {@link forkCache} one fork and one layer's kept rows. One fork at a time.
  */
+import { observeRows } from "../../core/backend/observe_rows.ts";
 import { Temporaries } from "../../core/backend/tensor.ts";
 import { type HeadRows, RaggedCache } from "../../core/cache/ragged.ts";
 import { Eviction, keepsAll, type Selector } from "../../core/select/eviction.ts";
@@ -88,7 +89,8 @@ export function sharesPrefill(
   // A merge needs rows that go; a refit goes by queries that repeat the context, where the policy has it repeated.
   if (stages?.merge || stages?.keyChannels || (stages?.refit && !reconstruction)) return false;
   const repeats = !reconstruction ||
-    (reconstruction.chunk === REPEAT.chunk && reconstruction.postfix === REPEAT.postfix);
+    (reconstruction.chunk === REPEAT.chunk && reconstruction.postfix === REPEAT.postfix &&
+      !reconstruction.contribution);
   const foresees = !queryStatistics ||
     (queryStatistics.sinks === STATISTICS.sinks && queryStatistics.future === STATISTICS.future);
   const moves = !moved || moved.every === MOVED.every;
@@ -280,7 +282,7 @@ class Observer {
       const count = Math.min(windowQueries.length, window * shape.heads * shape.headDim);
       const queries = temporaries.add(tensors.zeros(count));
       tensors.copy(windowQueries, windowQueries.length - count, count, queries, 0);
-      const measured = needs.window || needs.rows ? await rows.observe(queries, window, needs) : {};
+      const measured = needs.window || needs.rows ? await observeRows(tensors, rows, queries, window, needs) : {};
       const observation = { layer: index, shape, length, window, ...shared, ...measured };
       for (const member of members) {
         observations.set(member, { ...observation, valueNorms: norms.get(normsOf(member)) });
@@ -327,6 +329,7 @@ function unionOf(caseEvictions: readonly CaseEviction[]): Needs {
   return {
     ...(window.size > 0 && { window: [...window] }),
     ...(needs.some((each) => each.valueNorms) && { valueNorms: "l1" }),
+    dropErrors: needs.some((each) => each.dropErrors),
     columnSum: needs.some((each) => each.columnSum),
     columnMax: needs.some((each) => each.columnMax),
     rows: needs.some((each) => each.rows),

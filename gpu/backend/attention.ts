@@ -213,11 +213,11 @@ export class Attention {
   }
 
   /** Adds a run to the sums and maxima of `columns.wgsl`, `reduce`. */
-  addColumns(run: AtHand, planes: GpuBuffer): void {
+  addColumns(run: AtHand, planes: GpuBuffer, weights?: GpuBuffer): void {
     const { HEADS } = this.#constants;
     this.#gpu.run(this.#gpu.stage(COLUMNS, { entry: "reduce" }), {
-      params: [...runParams(run), 0, run.queries, HEADS],
-      buffers: [run.scratch, undefined, planes],
+      params: [...runParams(run), 0, run.queries, HEADS, 0, weights ? 1 : 0],
+      buffers: [run.scratch, weights, planes],
       groups: [Math.ceil(run.pitch / 64), run.heads],
     });
   }

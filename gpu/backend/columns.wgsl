@@ -12,11 +12,12 @@ override GROUP: u32 = 1u;
 
 /**
  * first query head, query heads, first query, queries, pitch, prefix, all queries, KV heads (window) or heads (reduce),
- * first measure, kernel
+ * first measure, kernel (window) or whether queries are weighed (reduce)
  */
 @group(0) @binding(0) var<storage, read> params: array<u32>;
 /** [query heads * queries of the run, pitch] */
 @group(0) @binding(1) var<storage, read> attention: array<f32>;
+/** Of rows (window); the weights of all queries, four by four (reduce). */
 @group(0) @binding(2) var<storage, read> measures: array<vec4f>;
 @group(0) @binding(3) var<storage, read_write> planes: array<f32>;
 
@@ -80,7 +81,11 @@ fn reduce(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) 
   var sum = planes[at];
   var most = planes[plane + at];
   for (var t = 0u; t < params[3]; t++) {
-    let p = attention[(group.y * params[3] + t) * pitch + i];
+    var p = attention[(group.y * params[3] + t) * pitch + i];
+    if (params[9] != 0u) {
+      let query = params[2] + t;
+      p *= measures[query / 4u][query % 4u];
+    }
     sum += p;
     most = max(most, p);
   }

@@ -103,7 +103,9 @@ export class GpuRows implements TrustingRows<GpuTensor> {
     const { gpu, shape: { heads } } = this.#options, rows = this.#stored.longest, plane = heads * rows;
     const planes = gpu.borrow(8 * plane);
     gpu.clear(planes);
-    gpu.giveBack(this.#attention.runs(queries, {}, (run) => this.#attention.addColumns(run, planes)));
+    const weights = want.rowWeights && this.#tensors.upload(fourByFour(want.rowWeights));
+    gpu.giveBack(this.#attention.runs(queries, {}, (run) => this.#attention.addColumns(run, planes, weights?.buffer)));
+    if (weights) this.#tensors.free(weights);
     const sums = want.columnSum ? this.#floats(planes, plane) : undefined;
     const maxima = want.columnMax ? this.#floats(planes, plane, plane) : undefined;
     gpu.giveBack(planes);
@@ -272,4 +274,11 @@ export class GpuRows implements TrustingRows<GpuTensor> {
 /** m + ln l of pairs (m, l). */
 function logSums(pairs: Float32Array): Float32Array {
   return Float32Array.from({ length: pairs.length / 2 }, (_, i) => pairs[2 * i] + Math.log(pairs[2 * i + 1]));
+}
+
+/** With zeros behind, to a whole number of fours. */
+function fourByFour(numbers: Float32Array): Float32Array {
+  const padded = new Float32Array(Math.ceil(numbers.length / 4) * 4);
+  padded.set(numbers);
+  return padded;
 }

@@ -140,7 +140,7 @@ export class Dump implements DumpLayers, AsyncDisposable {
       }
       if (rows < window) throw lacks(`q, the queries of the last ${window} tokens`);
       if ((needs.queryStatistics || needs.moved) && !this.#rotation) throw this.#lacksRotation(name);
-      if ((needs.valueNorms || needs.rows) && !parts.has("v")) throw lacks("v, the values");
+      if ((needs.valueNorms || needs.rows || needs.dropErrors) && !parts.has("v")) throw lacks("v, the values");
       if (needs.valueNorms && !parts.has("wo")) throw lacks("wo, the output projection");
       if (needs.reconstruction && !parts.has("reconstruction")) {
         throw lacks("reconstruction, the attention while the model repeats the context");
@@ -179,7 +179,7 @@ export class Dump implements DumpLayers, AsyncDisposable {
    */
   async read(layer: number, wants: LayerWants): Promise<LayerDump> {
     const { policy: { needs } } = this.#wants!, own = wants.policy ? needs : {};
-    const values = own.valueNorms || own.rows || wants.certificate;
+    const values = own.valueNorms || own.rows || own.dropErrors || wants.certificate;
     const queries = await this.#queries(layer, wants);
     const wo = (own.valueNorms || wants.certificate) && await this.#part(layer, "wo");
     const keys = own.window || own.columnSum || own.columnMax || own.moved || own.rows || wants.risk ||

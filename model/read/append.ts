@@ -192,7 +192,12 @@ class Appender {
   async evict(layer: number, tail: LayerRows, seen: LayerSeen): Promise<void> {
     const eviction = this.#eviction;
     if (!eviction) return;
-    const observation = await observeLayer(tail, { layer, index: layer }, seen, this.#options);
+    const observation = await observeLayer(
+      { rows: tail, tensors: this.#cache.backend.tensors },
+      { layer, index: layer },
+      seen,
+      this.#options,
+    );
     for (const change of await eviction.add(observation)) this.#compact(change);
     if (eviction.crossLayer) this.#cache.setScoreBytes(eviction.scoreBytes);
   }

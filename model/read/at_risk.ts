@@ -129,7 +129,8 @@ class RiskSearch implements Disposable {
 
   #observe({ layer, index, seen }: Visit): Promise<Observation> {
     const { policy, outputWeights } = this.#options, budget = this.#budget(this.#ids.length);
-    return observeLayer(this.#cache!.rows(layer), { layer, index }, seen, { policy, budget, outputWeights });
+    const from = { rows: this.#cache!.rows(layer), tensors: this.#cache!.backend.tensors };
+    return observeLayer(from, { layer, index }, seen, { policy, budget, outputWeights });
   }
 
   /** The risk of each budget, in one round over the layers. */

@@ -71,7 +71,19 @@ export async function readContext(
       ? new RefitStage(cache, { refit: options.refit })
       : undefined;
     const referenceTokens = refit && REFERENCE_TOKENS;
-    const seeing = { needs, window, signal, prompts, pieces, gate, fitting, softTokens, referenceTokens };
+    const { outputWeights } = options;
+    const seeing = {
+      needs,
+      window,
+      signal,
+      prompts,
+      pieces,
+      gate,
+      fitting,
+      softTokens,
+      referenceTokens,
+      outputWeights,
+    };
     using reader = await LayerReader.open(device, cache, ids, seeing);
     const merging = merge && new MergeStage(cache, merge, window);
     const thinning = keyChannels ? new KeyChannelStage(cache, keyChannels, window) : undefined;
@@ -172,6 +184,8 @@ export interface SeenOptions extends PolicyInputs {
   readonly needs: Needs;
   /** Queries to keep, from the end. */
   readonly window: number;
+  /** For `needs.reconstruction.contribution`. */
+  readonly outputWeights?: ReadOptions["outputWeights"];
   /** Tokens, about, whose queries a refit is to go by. */
   readonly referenceTokens?: number;
   /** Called with the input of each layer before its norm, `[count, width]`, tokens from `first` on. Not to be changed. */
@@ -215,6 +229,9 @@ export class LayerReader implements Disposable {
     if (needs.reconstruction && !prompts) {
       throw new RangeError("Cannot read for a policy that needs reconstruction without prompts");
     }
+    if (needs.reconstruction?.contribution && !options.outputWeights) {
+      throw new RangeError("Cannot read for a policy that weighs contributions without output weights");
+    }
     if (needs.selfGate && !(pieces && fitting)) {
       throw new RangeError("Cannot read for a policy that fits a gate without pieces to fit it on");
     }
@@ -223,7 +240,10 @@ export class LayerReader implements Disposable {
     try {
       if (needs.softTokens) parts.probe = new Probe(device, cache, ids.length, softTokens!);
       if (needs.reconstruction) {
-        parts.reconstruction = await Reconstruction.open(device, cache, ids.length, prompts!, signal);
+        parts.reconstruction = await Reconstruction.open(device, cache, ids.length, prompts!, {
+          signal,
+          contribution: needs.reconstruction.contribution ? options.outputWeights : undefined,
+        });
       }
       if (needs.selfGate) parts.replay = await Replay.open(device, cache, ids.length, pieces!, fitting!, signal);
       return reader;
@@ -477,7 +497,8 @@ class LayerEviction {
     this.predicted?.fill(index, seen.gate!);
     const eviction = this.#eviction, { merging } = this.#followers;
     if (!eviction) return;
-    const observation = await observeLayer(this.#cache.rows(layer), { layer, index }, seen, this.#options, this.#held);
+    const from = { rows: this.#cache.rows(layer), tensors: this.#cache.backend.tensors };
+    const observation = await observeLayer(from, { layer, index }, seen, this.#options, this.#held);
     await merging?.add(layer, seen.windowQueries);
     for (const change of await eviction.add(observation)) await this.#compact(change);
     const waiting = merging?.byteLength ?? 0;

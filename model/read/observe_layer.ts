@@ -1,4 +1,5 @@
 /** What a policy asks to know of a layer that was read. */
+import { observeRows } from "../../core/backend/observe_rows.ts";
 import type { LayerRows } from "../../core/backend/interface.ts";
 import type { Tensors } from "../../core/backend/tensor.ts";
 import type { Observation } from "../../core/policy/policy.ts";
@@ -13,7 +14,7 @@ export interface HeldWeights {
 
 /** What `policy` needs to know of a global layer whose rows are all there; `index`: which of the global layers it is. */
 export async function observeLayer(
-  rows: LayerRows,
+  { rows, tensors }: { readonly rows: LayerRows; readonly tensors: Tensors },
   { layer, index }: { readonly layer: number; readonly index: number },
   seen: LayerSeen,
   { policy: { needs }, budget, outputWeights }: Pick<LayersOptions, "policy" | "budget" | "outputWeights">,
@@ -25,7 +26,7 @@ export async function observeLayer(
   const wo = held || needs.valueNorms && await outputWeights(layer);
   // Asked for together, so that a device is waited for once.
   const [measured, valueNorms] = await Promise.all([
-    needs.window || needs.rows ? rows.observe(seen.windowQueries, window, needs) : {},
+    needs.window || needs.rows ? observeRows(tensors, rows, seen.windowQueries, window, needs) : {},
     wo && rows.valueNorms(wo, wo.length / (shape.heads * shape.headDim), needs.valueNorms),
   ]).finally(() => {
     if (held) heldOn!.tensors.free(held);

@@ -13,6 +13,9 @@
  * Memory: about twice the hidden states, one prompt's rows behind the context's, and for several chunks a copy of the
  * layer's rows. Time: a prompt costs what its tokens cost behind a full context, so 1.1 to 1.5 prefills more.
  *
+ * KVzip+ weighs attention by what it moves: importance[g, i] = the largest of a · ‖Wo_h·v_i‖ / ‖h_j‖ over the group's
+ * heads h and the prompt's tokens j, h_j what the layer is given for j, before its norm.
+ *
  * Ours differs: chunks are equally long (no short rest), the template's beginning belongs to the first chunk but is not
  * repeated, and prompts stand at the positions after the context, each for itself.
  */
@@ -83,9 +86,18 @@ export interface Repeated {
 interface PromptRun {
   readonly subset?: Subset;
   readonly importance?: Float32Array;
+  /** ‖Wo_h·v‖ of the context's entries, `[heads, length]`; then queries count by 1 / ‖h‖. */
+  readonly norms?: Float32Array;
   readonly sampled?: SampledQueries;
   /** Tokens of the prompts before it. */
   readonly before: number;
+}
+
+/** Beyond the prompts. */
+export interface ReconstructionOptions {
+  /** For KVzip+: output weights of a layer, `[width, heads · headDim]`. */
+  readonly contribution?: (layer: number) => Promise<Float32Array>;
+  readonly signal?: AbortSignal;
 }
 
 /** The prompts' way through the layers. Call `layer` for each layer in turn, when the context's rows are complete. */
@@ -94,7 +106,7 @@ export class Reconstruction implements Disposable {
   readonly #cache: RaggedCache;
   readonly #length: number;
   readonly #prompts: readonly RepeatPrompt[];
-  readonly #signal?: AbortSignal;
+  readonly #options: ReconstructionOptions;
   /** Of each prompt. */
   readonly hidden: readonly HiddenStates[];
 
@@ -104,13 +116,13 @@ export class Reconstruction implements Disposable {
     length: number,
     prompts: readonly RepeatPrompt[],
     hidden: readonly HiddenStates[],
-    signal?: AbortSignal,
+    options: ReconstructionOptions,
   ) {
     this.#dense = dense;
     this.#cache = cache;
     this.#length = length;
     this.#prompts = prompts;
-    this.#signal = signal;
+    this.#options = options;
     this.hidden = hidden;
   }
 
@@ -120,10 +132,10 @@ export class Reconstruction implements Disposable {
     cache: RaggedCache,
     length: number,
     prompts: readonly RepeatPrompt[],
-    signal?: AbortSignal,
+    options: ReconstructionOptions = {},
   ): Promise<Reconstruction> {
     const hidden: HiddenStates[] = [];
-    const opened = new Reconstruction(device, cache, length, prompts, hidden, signal);
+    const opened = new Reconstruction(device, cache, length, prompts, hidden, options);
     try {
       for (const { ids } of prompts) hidden.push(await HiddenStates.embed(device, ids));
       return opened;
@@ -158,11 +170,12 @@ export class Reconstruction implements Disposable {
     const whole = this.#prompts.length === 1 || !isGlobal
       ? undefined
       : await SubsetRows.copy(this.#cache, layer, this.#length);
+    const norms = importance && await this.#norms(layer);
     let before = 0;
     for (const [i, prompt] of this.#prompts.entries()) {
       const mark = this.#cache.mark();
       using subset = whole?.of(prompt);
-      await this.#prompt(layer, i, { subset, importance, sampled, before });
+      await this.#prompt(layer, i, { subset, importance, norms, sampled, before });
       this.#cache.trim(mark);
       before += prompt.ids.length;
     }
@@ -175,20 +188,43 @@ export class Reconstruction implements Disposable {
     return { importance, references };
   }
 
+  /**
+   * ‖Wo_h·v_i‖ of the context's entries, `[heads, length]`. Backends give the mean over a group: so each member is asked
+   * for with the others' weights at zero.
+   */
+  async #norms(layer: number): Promise<Float32Array | undefined> {
+    const wo = await this.#options.contribution?.(layer);
+    if (!wo) return undefined;
+    const { shape: { heads, kvHeads, headDim } } = this.#cache, group = heads / kvHeads, row = heads * headDim;
+    const norms = new Float32Array(heads * this.#length);
+    for (let member = 0; member < group; member++) {
+      const alone = wo.map((weight, at) => Math.floor(at % row / headDim) % group === member ? weight * group : 0);
+      const means = await this.#cache.rows(layer).valueNorms(alone, wo.length / row, "l2");
+      for (let g = 0; g < kvHeads; g++) {
+        norms.set(means.subarray(g * this.#length, (g + 1) * this.#length), (g * group + member) * this.#length);
+      }
+    }
+    return norms;
+  }
+
   /** Runs one prompt through the layer; its rows stay behind the context's until the caller trims them. */
-  async #prompt(layer: number, index: number, { subset, importance, sampled, before }: PromptRun) {
-    const { config } = this.#dense, states = this.hidden[index];
+  async #prompt(layer: number, index: number, { subset, importance, norms, sampled, before }: PromptRun) {
+    const { config } = this.#dense, states = this.hidden[index], { tensors } = this.#cache.backend;
     for (const chunk of states.chunks()) {
-      this.#signal?.throwIfAborted();
+      this.#options.signal?.throwIfAborted();
       const { hidden, count } = chunk, input = { layer, hidden, count, first: this.#length + chunk.first };
       const attend = async (at: AtAttention) => {
-        const want = { columnMax: importance !== undefined && !subset };
+        const rowWeights = norms && reciprocalNorms(await tensors.read(hidden), count);
+        const want = { columnMax: importance !== undefined && !subset, rowWeights };
         const { output, columnMax } = await at.rows.prefillAttention(at.queries, count, want);
         at.made.add(output);
         if (!importance) return output;
         sampled?.add(at.queries, before + chunk.first, count);
-        if (subset) await subset.add(at, count, importance);
-        else raise(importance, columnMax!, config, { at: 0, from: 0, count: this.#length, length: this.#length });
+        if (subset) await subset.add(at, count, { importance, norms, rowWeights });
+        else {
+          const span = { at: 0, from: 0, count: this.#length, length: this.#length };
+          raise(importance, columnMax!, config, span, norms);
+        }
         return output;
       };
       // After the last layer's attention nobody reads a prompt's hidden states.
@@ -196,6 +232,16 @@ export class Reconstruction implements Disposable {
       else states.replace(chunk, await layerStep(this.#dense, this.#cache, input, attend));
     }
   }
+}
+
+/** 1 / ‖row‖ of `[count, width]`; 0 where a row is zero. */
+function reciprocalNorms(rows: Float32Array, count: number): Float32Array {
+  const width = rows.length / count;
+  return Float32Array.from({ length: count }, (_, t) => {
+    let sum = 0;
+    for (let j = t * width; j < (t + 1) * width; j++) sum += rows[j] * rows[j];
+    return sum > 0 ? 1 / Math.sqrt(sum) : 0;
+  });
 }
 
 /** One layer's context, copied once, from which every chunk's subset is made. */
@@ -260,13 +306,17 @@ class Subset implements Disposable {
   async add(
     { queries, keys }: Pick<AtAttention, "queries" | "keys">,
     count: number,
-    importance: Float32Array,
+    { importance, norms, rowWeights }: {
+      readonly importance: Float32Array;
+      readonly norms?: Float32Array;
+      readonly rowWeights?: Float32Array;
+    },
   ): Promise<void> {
     this.append(keys, count);
-    const { output, columnMax } = await this.#rows.prefillAttention(queries, count, { columnMax: true });
+    const { output, columnMax } = await this.#rows.prefillAttention(queries, count, { columnMax: true, rowWeights });
     this.#tensors.free(output);
     const { sinks, first, count: entries, length } = this.#span;
-    raise(importance, columnMax!, this.#rows.shape, { at: first, from: sinks, count: entries, length });
+    raise(importance, columnMax!, this.#rows.shape, { at: first, from: sinks, count: entries, length }, norms);
   }
 
   [Symbol.dispose](): void {
@@ -276,19 +326,20 @@ class Subset implements Disposable {
 
 /**
  * importance[g, at + i] = max(itself, columnMax[h, from + i] of every head h of the group).
- * `columnMax`: `[heads, rows]`, `importance`: `[kvHeads, length]`.
+ * `columnMax`: `[heads, rows]`, `importance`: `[kvHeads, length]`; `norms`, `[heads, length]`: what each is multiplied by.
  */
 function raise(
   importance: Float32Array,
   columnMax: Float32Array,
   { heads, kvHeads }: { heads: number; kvHeads: number },
   { at, from, count, length }: { at: number; from: number; count: number; length: number },
+  norms?: Float32Array,
 ): void {
   const rows = columnMax.length / heads, group = heads / kvHeads;
   for (let h = 0; h < heads; h++) {
     const to = Math.floor(h / group) * length + at;
     for (let i = 0; i < count; i++) {
-      const value = columnMax[h * rows + from + i];
+      const value = columnMax[h * rows + from + i] * (norms ? norms[h * length + at + i] : 1);
       if (value > importance[to + i]) importance[to + i] = value;
     }
   }

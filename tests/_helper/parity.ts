@@ -147,6 +147,17 @@ export async function samePrefill(twins: Twins, queries: Float32Array, count: nu
   assertClose(got.logSumExp!, want.logSumExp!, TOLERANCE, `${what}: logSumExp`);
   assertClose(got.columnSum!, want.columnSum!, TOLERANCE, `${what}: columnSum`);
   assertClose(got.columnMax!, want.columnMax!, TOLERANCE, `${what}: columnMax`);
+  await sameWeighed(twins, queries, count, what);
+}
+
+/** Columns of queries that count by different weights. */
+async function sameWeighed(twins: Twins, queries: Float32Array, count: number, what: string): Promise<void> {
+  const rowWeights = floats(count, 5).map((x) => 0.1 + Math.abs(x));
+  const wanted = { columnSum: true, columnMax: true, rowWeights };
+  const want = await twins.want.prefillAttention(queries, count, wanted);
+  const got = await twins.got.prefillAttention(queries, count, wanted);
+  assertClose(got.columnSum!, want.columnSum!, TOLERANCE, `${what}: columnSum of weighed queries`);
+  assertClose(got.columnMax!, want.columnMax!, TOLERANCE, `${what}: columnMax of weighed queries`);
 }
 
 export async function sameDecode(twins: Twins, queries: Float32Array, count: number, what: string): Promise<void> {

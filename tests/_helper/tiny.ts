@@ -1,5 +1,6 @@
 /** The golden tiny models: dumps of a random 3-layer Llama, and evictions of them through any backend. */
 import type { Backend, LayerRows } from "../../core/backend/interface.ts";
+import { observeRows } from "../../core/backend/observe_rows.ts";
 import { keptOfAll } from "../../core/select/eviction.ts";
 import { type Keep, resolveBudget } from "../../core/select/budget.ts";
 import type { LayerDump } from "../../core/dump/evict.ts";
@@ -133,7 +134,7 @@ async function observeThrough(
   const queries = byToken(dump.queries, shape.heads, shape.headDim, dump.queryRows - window, window);
   const { needs } = policy;
   const columns = needs.columnSum || needs.columnMax ? await columnsThrough(rows, dump, shape, needs) : {};
-  const measured = needs.window || needs.rows ? await rows.observe(queries, window, needs) : {};
+  const measured = needs.window || needs.rows ? await observeRows(backend.tensors, rows, queries, window, needs) : {};
   const wo = dump.wo!;
   const norms = needs.valueNorms &&
     await rows.valueNorms(wo, wo.length / (shape.heads * shape.headDim), needs.valueNorms);

@@ -87,7 +87,7 @@ const LAWS: readonly Law[] = [
   },
   {
     name: "does not care how large values and Wo are",
-    exempt: {},
+    exempt: { capkv: "measures values against one, the identity's" },
     check: (policy, each, tokens) => ignoresScale(policy, each, { tokens }),
     distinct: true,
   },

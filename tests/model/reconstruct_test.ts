@@ -24,10 +24,16 @@ async function tiny(name: string, backend: "ts" | "wasm" = "ts"): Promise<Model>
 }
 
 /** Importance of every layer, `[layers][kvHeads · L]`, as the reader gives it. */
-async function measured(model: Model, ids: readonly number[], prompts: readonly RepeatPrompt[]) {
+async function measured(
+  model: Model,
+  ids: readonly number[],
+  prompts: readonly RepeatPrompt[],
+  contribution = false,
+) {
   using cache = new RaggedCache(model.backend, model.config);
-  const needs = { reconstruction: { chunk: 1, postfix: 1 } };
-  using reader = await LayerReader.open(model, cache, ids, { needs, window: 0, prompts });
+  const needs = { reconstruction: { chunk: 1, postfix: 1, contribution } };
+  const outputWeights = (layer: number) => outputWeightsOf(model, layer);
+  using reader = await LayerReader.open(model, cache, ids, { needs, window: 0, prompts, outputWeights });
   const layers: Float32Array[] = [];
   for (let layer = 0; layer < model.config.layers; layer++) layers.push((await reader.layer(layer)).reconstruction!);
   const { kvHeads } = model.config;
@@ -41,7 +47,12 @@ async function measured(model: Model, ids: readonly number[], prompts: readonly 
  * The same by brute force: for each prompt a whole forward pass over context and prompt with plain attention, and at
  * every layer the softmax over the allowed subset, written out.
  */
-async function bruteForce(model: Model, ids: readonly number[], prompts: readonly RepeatPrompt[]) {
+async function bruteForce(
+  model: Model,
+  ids: readonly number[],
+  prompts: readonly RepeatPrompt[],
+  contribution = false,
+) {
   const { config } = model, dense = engineOf(model.dense);
   const { heads, kvHeads, headDim, layers, width } = config, L = ids.length, group = heads / kvHeads;
   const importance = Array.from({ length: layers }, () => new Float32Array(kvHeads * L));
@@ -49,6 +60,7 @@ async function bruteForce(model: Model, ids: readonly number[], prompts: readonl
     const all = [...ids, ...prompt.ids];
     let hidden = dense.embed(all);
     for (let layer = 0; layer < layers; layer++) {
+      const wo = await outputWeightsOf(model, layer);
       const { queries, keys, values } = project(
         config,
         layer,
@@ -82,7 +94,13 @@ async function bruteForce(model: Model, ids: readonly number[], prompts: readonl
           const subset = seen.filter((i) => i < 4 || (i >= prompt.first && i < prompt.end) || i >= L);
           softmax(t, subset).forEach((weight, at) => {
             const i = subset[at];
-            if (i < L) importance[layer][g * L + i] = Math.max(importance[layer][g * L + i], weight);
+            if (i >= L) return;
+            const value = contribution
+              ? weight *
+                movedBy(wo, heads, values.subarray((i * kvHeads + g) * headDim, (i * kvHeads + g + 1) * headDim), h) /
+                Math.hypot(...hidden.subarray(t * width, (t + 1) * width))
+              : weight;
+            importance[layer][g * L + i] = Math.max(importance[layer][g * L + i], value);
           });
         }
       }
@@ -94,18 +112,36 @@ async function bruteForce(model: Model, ids: readonly number[], prompts: readonl
   return importance;
 }
 
+/** `[width, heads · headDim]`. */
+async function outputWeightsOf({ file }: Model, layer: number): Promise<Float32Array> {
+  return await file.readFloat32(`blk.${layer}.attn_output.weight`);
+}
+
+/** ‖Wo_h · v‖, `wo`: `[width, heads · headDim]`. */
+function movedBy(wo: Float32Array, heads: number, value: Float32Array, head: number): number {
+  const headDim = value.length, row = heads * headDim;
+  let square = 0;
+  for (let at = head * headDim; at < wo.length; at += row) {
+    square += value.reduce((sum, x, d) => sum + x * wo[at + d], 0) ** 2;
+  }
+  return Math.sqrt(square);
+}
+
 for (const name of ["llama-plain", "qwen2-plain"]) {
-  for (const chunk of [2048, 30]) {
+  for (const [chunk, contribution] of [[2048, false], [30, false], [2048, true], [30, true]] as const) {
     for (const backend of ["ts", "wasm"] as const) {
-      Deno.test(`Reconstruction gives the scores of brute force: ${name}, chunks of ${chunk}, ${backend}`, async () => {
+      const what = `${name}, chunks of ${chunk}, ${backend}${contribution ? ", by contribution" : ""}`;
+      Deno.test(`Reconstruction gives the scores of brute force: ${what}`, async () => {
         await using model = await tiny(name, backend);
         const ids = contextIds(model.frame, model.tokenizer, TEXT).slice(0, 90);
         const prompts = repeatPrompts(model, ids, { chunk, postfix: 8 }, true);
         assert.equal(prompts.length > 1, chunk === 30);
-        const [ours, theirs] = [await measured(model, ids, prompts), await bruteForce(model, ids, prompts)];
+        const ours = await measured(model, ids, prompts, contribution);
+        const theirs = await bruteForce(model, ids, prompts, contribution);
         for (const [layer, scores] of theirs.entries()) {
           const worst = scores.reduce((worst, score, i) => Math.max(worst, Math.abs(score - ours[layer][i])), 0);
-          assert.ok(worst <= 1e-5, `layer ${layer} differs by ${worst}`);
+          const most = scores.reduce((most, score) => Math.max(most, score), 1);
+          assert.ok(worst <= 1e-5 * most, `layer ${layer} differs by ${worst}`);
         }
       });
     }

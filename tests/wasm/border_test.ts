@@ -62,14 +62,14 @@ for (const [build, start] of Object.entries(BUILDS)) {
     assert.equal(call.rows_append(rows, a, b, -1), SHAPE);
     assert.equal(call.rows_append(rows, a, b, 0x7fffffff), SHAPE);
     assert.equal(call.rows_append(rows, a, b, 1), 0);
-    assert.equal(call.rows_attend(rows, a, 1, 0, c, -1, -1, -1, -1, 1), BUFFER);
-    assert.equal(call.rows_attend(rows, c, 2, 0, a, -1, -1, -1, -1, 1), BUFFER);
+    assert.equal(call.rows_attend(rows, a, 1, 0, c, -1, -1, -1, -1, 1, -1), BUFFER);
+    assert.equal(call.rows_attend(rows, c, 2, 0, a, -1, -1, -1, -1, 1, -1), BUFFER);
     const large = call.buffer_new(1 << 12);
-    assert.equal(call.rows_attend(rows, c, 2, 0, large, -1, -1, -1, -1, 1), SHAPE);
-    assert.equal(call.rows_attend(rows, c, 1, 1, large, -1, -1, -1, -1, 1), SHAPE);
-    assert.equal(call.rows_attend(rows, c, 1, 0, c, -1, -1, -1, -1, 1), HANDLE, "input and output are one buffer");
-    assert.equal(call.rows_attend(rows, c, 1, 0, large, -1, a, -1, -1, 1), BUFFER, "column sums");
-    assert.equal(call.rows_attend(rows, c, 0, 0, large, -1, -1, -1, -1, 1), SHAPE);
+    assert.equal(call.rows_attend(rows, c, 2, 0, large, -1, -1, -1, -1, 1, -1), SHAPE);
+    assert.equal(call.rows_attend(rows, c, 1, 1, large, -1, -1, -1, -1, 1, -1), SHAPE);
+    assert.equal(call.rows_attend(rows, c, 1, 0, c, -1, -1, -1, -1, 1, -1), HANDLE, "input and output are one buffer");
+    assert.equal(call.rows_attend(rows, c, 1, 0, large, -1, a, -1, -1, 1, -1), BUFFER, "column sums");
+    assert.equal(call.rows_attend(rows, c, 0, 0, large, -1, -1, -1, -1, 1, -1), SHAPE);
     assert.equal(call.rows_observe(rows, c, 2, 5, -1, -1, -1, -1, -1, -1, -1), SHAPE);
     assert.equal(call.rows_observe(rows, c, 1, 4, -1, -1, -1, -1, -1, -1, -1), SHAPE);
     assert.equal(call.rows_observe(rows, c, 1, 1 << 20 | 1, -1, -1, -1, -1, -1, -1, -1), SHAPE);
@@ -192,6 +192,6 @@ for (const [build, start] of Object.entries(BUILDS)) {
     assert.ok(accepted > 1000);
     const rows = call.rows_new(1, 1, 4, 0, 0, 0), one = call.buffer_new(16), two = call.buffer_new(16);
     assert.equal(call.rows_append(rows, one, two, 1), 0);
-    assert.equal(call.rows_attend(rows, one, 1, 0, two, -1, -1, -1, -1, 1), 0);
+    assert.equal(call.rows_attend(rows, one, 1, 0, two, -1, -1, -1, -1, 1, -1), 0);
   });
 }

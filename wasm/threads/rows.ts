@@ -148,8 +148,8 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
     this.#alive();
     this.#settle(count);
     const { heads, headDim } = this.#shape, each = heads * headDim;
-    const { columnSum = false, columnMax = false, logSumExp = false } = want;
-    const wanted = { columnSum, columnMax, logSumExp };
+    const { columnSum = false, columnMax = false, logSumExp = false, rowWeights } = want;
+    const wanted = { columnSum, columnMax, logSumExp, rowWeights: rowWeights ?? new Float32Array(0) };
     const given = await this.#all(
       ROWS.prefill,
       (part) => ({ id: this.#id, queries: this.#cut(queries, each, part), count, want: wanted, masked }),

@@ -119,10 +119,16 @@ export const ROWS = {
     (service, { id, keys, values, count }) => service.get(id).append(keys, values, count),
   ),
   prefill: command(
-    { id, queries: floats, count, want: record({ columnSum: flag, columnMax: flag, logSumExp: flag }), masked: flag },
+    {
+      id,
+      queries: floats,
+      count,
+      want: record({ columnSum: flag, columnMax: flag, logSumExp: flag, rowWeights: floats }),
+      masked: flag,
+    },
     { output: floats, extras: someOf(["columnSum", "columnMax", "logSumExp"]) },
-    async (service, { id, queries, count, want, masked }) => {
-      const rows = service.get(id);
+    async (service, { id, queries, count, want: { rowWeights, ...others }, masked }) => {
+      const rows = service.get(id), want = rowWeights.length > 0 ? { ...others, rowWeights } : others;
       const { output, ...extras } =
         await (masked ? rows.prefillAttention(queries, count, want) : rows.unmaskedAttention(queries, count, want));
       return { output, extras };

@@ -317,6 +317,8 @@ pub struct Extras<'a> {
     pub column_sum: &'a mut [f32],
     /// `(heads, pitch)`; raised.
     pub column_max: &'a mut [f32],
+    /// `(count)`: by what each query's softmax counts in the columns; empty: 1.
+    pub row_weights: &'a [f32],
     /// Softmax of the last query, `(heads)` arrays of the KV head's length one after the other.
     pub probabilities: &'a mut [f32],
 }

@@ -194,6 +194,7 @@ pub extern "C" fn rows_append(rows: i32, keys: i32, values: i32, count: i32) -> 
 /// sees rows `0 … length − behind − count + t`. `queries`, `outputs`: `(count, heads, dim)`. −1 where not wanted:
 /// `log_sum_exp`: `(count, heads)`; `column_sum`, `column_max`: `(heads, longest head rounded up to 64)`, added to and
 /// raised; `probabilities`: the softmax of the last query, head after head, each as long as its KV head less `behind`.
+/// `row_weights`: `(count)`, by what each query counts in the columns, 1 where not given.
 /// `masked` 0: any queries, each of which sees every row, whatever `behind`; then there are no probabilities. 2: a single
 /// query may read a part of the rows (`rows_foresee`).
 #[no_mangle]
@@ -208,19 +209,21 @@ pub extern "C" fn rows_attend(
     column_max: i32,
     probabilities: i32,
     masked: i32,
+    row_weights: i32,
 ) -> i32 {
     run(|state| {
         let (layer, count, behind) = (state.layers.get(rows)?, size(count)?, size(behind)?);
         let length = product(&[count, layer.heads, layer.dim])?;
         let columns = product(&[layer.heads, attention::column_pitch(layer)])?;
         let shares = layer.rows.iter().map(|head| head.length.saturating_sub(behind) * layer.group()).sum();
-        let handles = [queries, outputs, log_sum_exp, column_sum, column_max, probabilities];
-        state.buffers.lend(handles, |[queries, mut out, mut lse, mut sums, mut maxima, mut shares_out]| {
+        let handles = [queries, outputs, log_sum_exp, column_sum, column_max, probabilities, row_weights];
+        state.buffers.lend(handles, |[queries, mut out, mut lse, mut sums, mut maxima, mut shares_out, weights]| {
             let mut extras = Extras {
                 log_sum_exp: output(&mut lse, count * layer.heads)?,
                 column_sum: output(&mut sums, columns)?,
                 column_max: output(&mut maxima, columns)?,
                 probabilities: output(&mut shares_out, shares)?,
+                row_weights: if weights.is_some() { input(&weights, count)? } else { &[] },
             };
             let out = out.as_mut().ok_or(Error::Handle)?.view_mut(length)?;
             let queries = input(&queries, length)?;

@@ -264,14 +264,15 @@ impl Block {
     /// Adds the block's softmax to the column sums and raises the column maxima, `(heads, pitch)`.
     fn columns(&mut self, here: Tokens, c: f32, pitch: usize, extras: &mut Extras) {
         let (least, most) = (self.least(), self.most().next_multiple_of(4));
+        let weights = extras.row_weights.get(here.first..here.first + here.count).unwrap_or(&[]);
         for head in 0..self.group {
             let lanes = head * self.tokens..head * self.tokens + here.count;
             let at = (here.kv * self.group + head) * pitch;
             if let Some(maxima) = extras.column_max.get_mut(at + least..at + most) {
-                self.raise(lanes.clone(), least, c, maxima);
+                self.raise(lanes.clone(), least, c, weights, maxima);
             }
             if let Some(sums) = extras.column_sum.get_mut(at + least..at + most) {
-                self.add(lanes, least, c, sums);
+                self.add(lanes, least, c, weights, sums);
             }
         }
     }
@@ -284,10 +285,10 @@ impl Block {
         [0, 1, 2, 3].map(|i| unsafe { F4::load(rows.as_ptr().add(i * COLUMNS + column % COLUMNS)) })
     }
 
-    /// Maximum and `per_sum(sum)` of four lanes; `otherwise` beyond `end`.
-    fn statistics(&self, column: usize, end: usize, per_sum: impl Fn(f64) -> f64, otherwise: f32) -> (F4, F4) {
+    /// Maximum and `per_sum(lane, sum)` of four lanes; `otherwise` beyond `end`.
+    fn statistics(&self, column: usize, end: usize, per_sum: impl Fn(usize, f64) -> f64, otherwise: f32) -> (F4, F4) {
         let of = |lane: usize| match column + lane < end {
-            true => per_sum(self.sums.as_slice()[column + lane] as f64) as f32,
+            true => per_sum(column + lane, self.sums.as_slice()[column + lane] as f64) as f32,
             false => otherwise,
         };
         let shares = [of(0), of(1), of(2), of(3)];
@@ -296,11 +297,12 @@ impl Block {
     }
 
     /// `maxima`: those of the rows from `least` on, as `sums` below.
-    fn raise(&self, lanes: core::ops::Range<usize>, least: usize, c: f32, maxima: &mut [f32]) {
+    fn raise(&self, lanes: core::ops::Range<usize>, least: usize, c: f32, weights: &[f32], maxima: &mut [f32]) {
+        let weigh = |lane: usize, sum: f64| (sum / weight(weights, lane - lanes.start)).log2();
         let scale = F4::splat(c);
         let mut statistics = [(F4::zero(), F4::zero()); BLOCK / 4 + 1];
         for (place, column) in statistics.iter_mut().zip(lanes.clone().step_by(4)) {
-            *place = self.statistics(column, lanes.end, f64::log2, f32::INFINITY);
+            *place = self.statistics(column, lanes.end, weigh, f32::INFINITY);
         }
         for (row, four) in maxima.chunks_exact_mut(4).enumerate() {
             let mut best = [F4::splat(f32::NEG_INFINITY); 4];
@@ -320,10 +322,11 @@ impl Block {
         }
     }
 
-    fn add(&self, lanes: core::ops::Range<usize>, least: usize, c: f32, sums: &mut [f32]) {
+    fn add(&self, lanes: core::ops::Range<usize>, least: usize, c: f32, weights: &[f32], sums: &mut [f32]) {
+        let weigh = |lane: usize, sum: f64| weight(weights, lane - lanes.start) / sum;
         let scale = F4::splat(c);
         for column in lanes.clone().step_by(4) {
-            let (maximum, share) = self.statistics(column, lanes.end, |sum| 1.0 / sum, 0.0);
+            let (maximum, share) = self.statistics(column, lanes.end, weigh, 0.0);
             for (row, four) in sums.chunks_exact_mut(4).enumerate() {
                 let [a, b, c, d] =
                     self.four(column, least + row * 4).map(|score| exp2(score.sub(maximum).mul(scale)).mul(share));
@@ -332,6 +335,11 @@ impl Block {
             }
         }
     }
+}
+
+/// By what a query's softmax counts.
+fn weight(weights: &[f32], query: usize) -> f64 {
+    weights.get(query).map_or(1.0, |&weight| weight as f64)
 }
 
 /// Turns the raw scores of four lanes into 2^((score − max)·c), updating maxima and sums; returns the factors for what
@@ -420,7 +428,7 @@ mod tests {
             let want = twin(&layer, &keys, &values, &queries, count);
             let mut got = want.clone().map(|want| vec![0.0; want.len()]);
             let [outputs, log_sum_exp, column_sum, column_max] = &mut got;
-            let mut extras = Extras { log_sum_exp, column_sum, column_max, probabilities: &mut [] };
+            let mut extras = Extras { log_sum_exp, column_sum, column_max, probabilities: &mut [], row_weights: &[] };
             causal(&layer, &queries, count, 0, outputs, &mut extras, true).unwrap();
             for (got, want) in got.iter().zip(&want) {
                 close(got, want, 1e-5);
