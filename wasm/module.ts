@@ -122,7 +122,7 @@ export interface KernelExports {
     add: number,
   ): number;
   dense_norm(x: number, gains: number, width: number, count: number, epsilon: number, out: number): number;
-  dense_swiglu(gateUp: number, width: number, count: number, out: number): number;
+  dense_gate(gateUp: number, gelu: number, width: number, count: number, out: number): number;
 }
 
 const WASM_PAGE = 65536;

@@ -142,14 +142,14 @@ for (const [build, start] of Object.entries(BUILDS)) {
     assert.equal(call.dense_norm(x, y, 0, 1, 0, weights), SHAPE);
     assert.equal(call.dense_norm(x, y, 3, 1, 0, weights), BUFFER);
     assert.equal(call.dense_norm(x, y, 2, 0x7fffffff, 0, weights), SHAPE);
-    assert.equal(call.dense_swiglu(x, 17, 1, weights), BUFFER);
+    assert.equal(call.dense_gate(x, 0, 17, 1, weights), BUFFER);
     assert.equal(call.gate_scores(weights, y, 0, 2, 0, x, 1, -1), SHAPE);
     assert.equal(call.gate_scores(weights, y, 1, 0, 0, x, 1, -1), SHAPE);
     assert.equal(call.gate_scores(weights, y, 1, 2, 0, x, 1, -1), HANDLE);
     assert.equal(call.gate_scores(weights, y, 1, 2, 0, x, 1, x), HANDLE);
     assert.equal(call.gate_scores(weights, -1, 1, 2, 0, x, 1, y), HANDLE);
     assert.equal(call.gate_scores(weights, 12345, 1, 2, 0, x, 1, y), HANDLE);
-    assert.equal(call.dense_swiglu(x, 0, 1, weights), SHAPE);
+    assert.equal(call.dense_gate(x, 0, 0, 1, weights), SHAPE);
     assert.equal(call.solve_symmetric(x, 0, 0, y, 1), SHAPE);
     assert.equal(call.solve_symmetric(x, -1, 0, y, 1), SHAPE);
     assert.equal(call.solve_symmetric(x, 1000, 0, y, 1), BUFFER);

@@ -63,9 +63,6 @@ interface How {
   readonly first: boolean;
 }
 
-/** √(8/π) and its product with 0.044715: GELU's tanh form is x · σ(a·x + b·x³). */
-const GELU_LINEAR = Math.sqrt(8 / Math.PI), GELU_CUBIC = 0.044715 * GELU_LINEAR;
-
 export class Execution {
   readonly #kernels: Kernels;
   readonly #buffers: Buffers;
@@ -196,26 +193,10 @@ export class Execution {
     const mine = own.total / 2, result = { ranges: [{ column: own.ranges[0].column, columns: mine }], total: mine };
     if (mine === 0) return this.#setOwn(to, width, { ...result, buffer: -1 });
     // This thread has the same columns of gate and up, gates first; half as many are left.
-    const both = activation === "gelu" ? this.#geluAsSilu(own) : own.buffer, buffer = this.#zeros(mine);
-    this.#kernels.check(this.#kernels.call.dense_swiglu(both, mine, this.#count, buffer), "gate");
+    const { call } = this.#kernels, gelu = activation === "gelu" ? 1 : 0, buffer = this.#zeros(mine);
+    this.#kernels.check(call.dense_gate(own.buffer, gelu, mine, this.#count, buffer), "gate");
     if (isWhole(value)) this.#setRows(to, width, buffer);
     else this.#setOwn(to, width, { ...result, buffer });
-  }
-
-  /**
-   * Gates and ups whose SiLU-gated product is the GELU-gated one of those given: with s = a·g + b·g³, g · σ(s) · up is
-   * s · σ(s) · (up · g/s), and g/s = 1 / (a + b·g²).
-   */
-  #geluAsSilu({ buffer, total }: Own): number {
-    const floats = this.#buffers.read(buffer, new Float32Array(this.#count * total)), half = total / 2;
-    for (let row = 0; row < floats.length; row += total) {
-      for (let i = row; i < row + half; i++) {
-        const slope = GELU_LINEAR + GELU_CUBIC * floats[i] * floats[i];
-        floats[i] *= slope;
-        floats[i + half] /= slope;
-      }
-    }
-    return this.#buffers.from(floats);
   }
 
   #choose({ from, to, used }: Choose): void {

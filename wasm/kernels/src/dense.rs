@@ -277,6 +277,21 @@ pub fn rms_norm(x: &[f32], gains: &[f32], epsilon: f32, out: &mut [f32]) {
 
 /// `out = gate / (1 + e^−gate) · up` for rows of `width` gates and as many ups.
 pub fn swiglu(gate_up: &[f32], width: usize, out: &mut [f32]) {
+    gated(gate_up, width, out, |gate| gate.mul(F4::splat(-LOG2_E)));
+}
+
+/// The same with the tanh form of GELU, gate · σ(√(8/π) · (gate + 0.044715 · gate³)).
+pub fn geglu(gate_up: &[f32], width: usize, out: &mut [f32]) {
+    let linear = -LOG2_E * 1.595_769_1;
+    gated(gate_up, width, out, |gate| {
+        let slope = F4::splat(linear).madd(gate.mul(gate), F4::splat(0.044_715 * linear));
+        gate.mul(slope)
+    });
+}
+
+/// `out = gate / (1 + 2^power(gate)) · up`.
+#[inline(always)]
+fn gated(gate_up: &[f32], width: usize, out: &mut [f32], power: impl Fn(F4) -> F4) {
     for (row, out) in gate_up.chunks_exact(2 * width).zip(out.chunks_exact_mut(width)) {
         let (gates, ups) = row.split_at(width);
         for at in (0..width).step_by(4) {
@@ -288,10 +303,10 @@ pub fn swiglu(gate_up: &[f32], width: usize, out: &mut [f32]) {
                 unsafe { F4::load(lanes.as_ptr()) }
             };
             let (gate, up) = (four(gates), four(ups));
-            // Below −87 the gate is 0 to float32; the bound keeps 2^x finite.
-            let power = exp2(gate.mul(F4::splat(-LOG2_E)).min(F4::splat(126.0)));
-            let swish = gate.div(F4::splat(1.0).add(power)).mul(up);
-            for (to, x) in out[at..].iter_mut().zip(swish.lanes()) {
+            // From 126 on the factor is 0 to float32; the bound keeps 2^x finite.
+            let power = exp2(power(gate).min(F4::splat(126.0)));
+            let product = gate.div(F4::splat(1.0).add(power)).mul(up);
+            for (to, x) in out[at..].iter_mut().zip(product.lanes()) {
                 *to = x;
             }
         }
@@ -491,6 +506,31 @@ mod tests {
                 for (some, all) in some.chunks(outputs).zip(all.chunks(19)) {
                     assert_eq!(some, &all[..outputs], "{kind}, {outputs} rows");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn geglu_agrees_with_its_formula() {
+        // Two rows of gates, ups after them; large ones, too, whose cubes are beyond float32.
+        let gates = [-1e20f32, -500.0, -9.0, -3.0, -0.7, -1e-9, 0.0, 0.2, 1.0, 2.5, 6.0, 700.0, 1e20, -1.5];
+        let ups = random(14, 4);
+        for width in [1, 2, 7] {
+            let rows = gates.chunks(width).zip(ups.chunks(width));
+            let gate_up: Vec<f32> = rows.flat_map(|(gates, ups)| [gates, ups].concat()).collect();
+            let mut out = vec![0.0; 14];
+            geglu(&gate_up, width, &mut out);
+            let want: Vec<f32> = gates
+                .iter()
+                .zip(&ups)
+                .map(|(gate, up)| {
+                    let gate = *gate as f64;
+                    let inner = (2.0 / core::f64::consts::PI).sqrt() * (gate + 0.044715 * gate.powi(3));
+                    (0.5 * gate * (1.0 + inner.tanh()) * *up as f64) as f32
+                })
+                .collect();
+            for (got, want) in out.iter().zip(&want) {
+                assert!((got - want).abs() <= 2e-6 * want.abs().max(1.0), "{got}, not {want}");
             }
         }
     }

@@ -550,9 +550,9 @@ pub extern "C" fn dense_norm(x: i32, gains: i32, width: i32, count: i32, epsilon
     })
 }
 
-/// `out = silu(gate) · up`; `gate_up`: `(count, 2, width)`, `out`: `(count, width)`.
+/// `out = silu(gate) · up`, or with `gelu` = 1 GELU's tanh form of the gate; `gate_up`: `(count, 2, width)`, `out`: `(count, width)`.
 #[no_mangle]
-pub extern "C" fn dense_swiglu(gate_up: i32, width: i32, count: i32, out: i32) -> i32 {
+pub extern "C" fn dense_gate(gate_up: i32, gelu: i32, width: i32, count: i32, out: i32) -> i32 {
     run(|state| {
         let (width, count) = (size(width)?, size(count)?);
         if width == 0 {
@@ -561,7 +561,8 @@ pub extern "C" fn dense_swiglu(gate_up: i32, width: i32, count: i32, out: i32) -
         let length = product(&[count, width])?;
         state.buffers.lend([gate_up, out], |[gate_up, mut out]| {
             let out = out.as_mut().ok_or(Error::Handle)?.view_mut(length)?;
-            dense::swiglu(input(&gate_up, product(&[2, length])?)?, width, out);
+            let activate = if gelu == 1 { dense::geglu } else { dense::swiglu };
+            activate(input(&gate_up, product(&[2, length])?)?, width, out);
             Ok(0)
         })
     })
