@@ -30,7 +30,10 @@ export interface NeededMemory {
   readonly tokens: number;
 }
 
-export function neededMemory(config: ModelConfig, weights: number, expected: Expected): NeededMemory {
+export function neededMemory(config: ModelConfig, weights: number, wanted: Expected): NeededMemory {
+  // Where no text may be longer than the model knows, longer ones are refused for that, whatever the memory.
+  const most = wanted.positions === "trained" ? config.contextLength : Infinity;
+  const expected = { ...wanted, tokens: Math.min(wanted.tokens, most) };
   const { tokens, cacheType = DEFAULTS.cacheType, streamed } = expected, { width, vocabulary, headDim } = config;
   const chunk = Math.min(CHUNK, tokens), hidden = streamed ? chunk : tokens;
   return {

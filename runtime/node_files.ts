@@ -122,6 +122,7 @@ class NodeSource implements ByteSource {
   }
 
   async read(offset: number, length: number): Promise<Uint8Array<ArrayBuffer>> {
+    checkRange(this, offset, length);
     const bytes = new Uint8Array(length);
     await this.readInto(offset, bytes);
     return bytes;

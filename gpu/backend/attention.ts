@@ -217,7 +217,8 @@ export class Attention {
     const { HEADS } = this.#constants;
     this.#gpu.run(this.#gpu.stage(COLUMNS, { entry: "reduce" }), {
       params: [...runParams(run), 0, run.queries, HEADS, 0, weights ? 1 : 0],
-      buffers: [run.scratch, weights, planes],
+      // A binding must have a buffer, whether it is looked at or not.
+      buffers: [run.scratch, weights ?? run.measures, planes],
       groups: [Math.ceil(run.pitch / 64), run.heads],
     });
   }

@@ -201,11 +201,11 @@ class RiskSearch implements Disposable {
 
   /** Starts the context from its first layer, in a cache of its own. */
   async #newReader(): Promise<LayerReader> {
-    const { policy: { needs }, signal, prompts, pieces, gate, fitting, softTokens } = this.#options;
+    const { policy: { needs }, signal, prompts, pieces, gate, fitting, softTokens, outputWeights } = this.#options;
     this[Symbol.dispose]();
     const cache = this.#cache = new RaggedCache(this.#device.backend, this.#config, this.#options.cacheType);
     this.#passes++;
-    const seen = { needs, window: this.#window, signal, prompts, pieces, gate, fitting, softTokens };
+    const seen = { needs, window: this.#window, signal, prompts, pieces, gate, fitting, softTokens, outputWeights };
     return this.#reader = await LayerReader.open(this.#device, cache, this.#ids, seen);
   }
 

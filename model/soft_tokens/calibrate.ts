@@ -1,5 +1,5 @@
 /**
- * `calibrate --kind judge-q`: soft tokens for a model, trained on this machine. State is saved after steps, so that a run
+ * `palisade calibrate` for `judge-q`: soft tokens for a model, trained on this machine. State is saved after steps, so that a run
  * that was stopped goes on where it was.
  */
 import { inputError, option } from "../../core/errors.ts";

@@ -113,7 +113,7 @@ const READ = new Set([
 
 /** What the value of an option is called when it is no file. */
 const NO_FILE = new Set(
-  "text amount name name|text share n mode type t p when place size what url seconds task#n policy part=name theta"
+  "text how kind amount list i/n name name|text share n mode type t p when place size what url seconds task#n policy part=name theta"
     .split(
       " ",
     ).map((
