@@ -18,7 +18,7 @@ export const GROUPS: readonly CoverageGroup[] = [
   { name: "model/file/", pattern: /^model\/file\// },
   { name: "model/dump/", pattern: /^model\/dump\// },
   { name: "model/text/", pattern: /^model\/text\// },
-  { name: "snapshot files", pattern: /^model\/snapshot\/(format|hash|identity|layers|rows|state|tokens)\.ts$/ },
+  { name: "snapshot files", pattern: /^model\/snapshot\/(format|hash|identity|layers|reduced|rows|state|tokens)\.ts$/ },
   { name: "gate files", pattern: /^model\/gate\/file\.ts$/ },
   { name: "sealed and cloaked snapshots", pattern: /^model\/snapshot\/(seal\/|cloak\/(cloak|secrets|file)\.ts$)/ },
   { name: "budget and grammar parsers", pattern: /^(?!tests\/)(.*\/)?(budget|grammar)[^/]*\.ts$/ },

@@ -4,6 +4,7 @@ import { currentRuntime } from "../../../runtime/mod.ts";
 import { openSnapshot } from "../../../model/snapshot/format.ts";
 import { openContext } from "../../../model/session.ts";
 import { ASK, bytesSource, QUESTION, snapshotModel, snapshotOf } from "../../_helper/snapshots.ts";
+import { roundTrip } from "../../_helper/snapshot_trip.ts";
 import { cutChunks, flips, headerEnd, resealed, rewritten } from "../../_helper/snapshot_damage.ts";
 
 const runtime = await currentRuntime();
@@ -168,5 +169,47 @@ Deno.test("sections that don't hold what they should are refused by name", async
   for (const [wanted, place, bytes] of cases) {
     const { code, where } = await refusal(bytes);
     assert.deepEqual([code, where], [wanted, place]);
+  }
+});
+
+/** The same bytes, the numbers of one tensor changed and every hash made again. */
+function changed(bytes: Bytes, name: string, change: (numbers: DataView) => void): Promise<Bytes> | Bytes {
+  return resealed(bytes, (data, header) => {
+    const { data_offsets: [from, to] } = header[name] as { data_offsets: [number, number] };
+    change(new DataView(data.buffer, data.byteOffset + from, to - from));
+  });
+}
+
+Deno.test("rows of four bits come back, and are refused where they don't fit their heads", async () => {
+  for (const cacheType of ["int4", "k=int4,v=int8", "k=f16,v=int4"] as const) {
+    await roundTrip(model, { policy: "defensive", keep: "60%", cacheType }, cacheType);
+  }
+  const packed = await snapshotOf(model, { policy: "defensive", keep: "60%", cacheType: "int4" });
+  const cases: [string, (view: DataView) => void][] = [
+    ["layer.0.packed", (view) => view.setInt32(0, -1, true)],
+    ["layer.0.packed", (view) => view.setInt32(0, 2 ** 20, true)],
+    ["layer.1.packed", (view) => view.setInt32(0, 0, true)],
+    ["layer.1.key_steps", (view) => view.setUint16(0, 0x7c00, true)],
+    ["layer.0.value_zeros", (view) => view.setUint16(0, 0x7e00, true)],
+  ];
+  for (const [name, change] of cases) {
+    const { code, where } = await refusal(await changed(packed, name, change));
+    assert.deepEqual([code, where], ["snapshot.layout", name.slice(0, name.lastIndexOf("."))], name);
+  }
+});
+
+Deno.test("keys that have lost channels come back, and are refused where channels don't fit their heads", async () => {
+  const thin = { policy: "defensive(key-channels=60%)", keep: "60%" };
+  await roundTrip(model, thin, "key channels");
+  const bytes = await snapshotOf(model, thin);
+  const cases: [string, (view: DataView) => void][] = [
+    ["layer.0.channels", (view) => view.setInt32(0, 2, true)],
+    ["layer.0.thinned", (view) => view.setInt32(0, -1, true)],
+    ["layer.1.thinned", (view) => view.setInt32(0, 2 ** 20, true)],
+    ["layer.1.reading", (view) => view.setInt32(0, -4, true)],
+  ];
+  for (const [name, change] of cases) {
+    const { code, where } = await refusal(await changed(bytes, name, change));
+    assert.deepEqual([code, where], ["snapshot.layout", name.slice(0, name.lastIndexOf("."))], name);
   }
 });
