@@ -18,6 +18,7 @@ import { type DecodePlan, type Positions, withPredictions } from "../decode/answ
 import { type MaxCache, resolveMaxCache } from "../decode/max_cache.ts";
 import type { Model } from "../model.ts";
 import { gateScorer } from "../read/policy_inputs.ts";
+import { checkRowsOf } from "../read/plan.ts";
 import { checkRefit } from "../read/refit.ts";
 import { frameText, NO_FRAME } from "../text/frames.ts";
 import { type ChatFrame, withWords } from "../text/prompt.ts";
@@ -193,7 +194,10 @@ export async function restoreState(
   if (odd) throw refuse("layout", file.name, odd, `nobody knows what section ${odd} is`);
   const { budget, way } = identity,
     facts = { policy, cacheType: type, budget, way, files: savedFiles(identity, file.name) };
-  const cache = new RaggedCache(backend, config, type);
+  // What stays may be stored otherwise than it was read.
+  const rows = policy.stages?.rows ?? type;
+  checkRowsOf(backend, rows, policy.stages);
+  const cache = new RaggedCache(backend, config, rows);
   try {
     const { predicted, certificates } = await fillCache(cache, file, { state, cloak, signal: options.signal });
     const plan = await planFor(model, { ...accepted, predicted }, options);

@@ -2,7 +2,7 @@ import { CACHE_TYPES } from "../../../core/cache/entry_type.ts";
 import assert from "node:assert/strict";
 import { contextOf, insideOf } from "../../../model/context.ts";
 import { openContext } from "../../../model/session.ts";
-import { bytesSource, savedBytes, snapshotModel, TEXT } from "../../_helper/snapshots.ts";
+import { bytesSource, savedBytes, snapshotModel, snapshotOf, TEXT } from "../../_helper/snapshots.ts";
 import { roundTrip } from "../../_helper/snapshot_trip.ts";
 
 const model = await snapshotModel();
@@ -21,6 +21,20 @@ Deno.test("a context comes back in every type of the cache, with moved positions
   await roundTrip(model, { policy: "defensive-risk", riskWorst: 0.02 }, "worst risk");
   await roundTrip(model, { policy: "gate(read=stream)", keep: "20%" }, "streaming");
   await roundTrip(model, { policy: "defensive", maxCache: { tokens: 60, rule: "gate" } }, "cap");
+});
+
+Deno.test("what stays in rows of another type than it was read as comes back, and is refused where nothing packs", async () => {
+  for (
+    const policy of ["snapkv(rows=int4)", 'kvzip(rows="k=int8,v=int4")', "knorm(rows=int8)", "defensive(rows=f16)"]
+  ) {
+    await roundTrip(model, { policy, keep: "50%" }, policy);
+  }
+  await roundTrip(model, { policy: "kvzip(rows=int4,refit=both)", bytes: "1/4" }, "bytes");
+  const plain = { ...model, backend: { ...model.backend, packs: false } };
+  for (const options of [{ policy: "snapkv(rows=int4)" }, { policy: "snapkv", cacheType: "int4" }] as const) {
+    const bytes = await snapshotOf(model, { ...options, keep: "50%" });
+    await assert.rejects(plain.restore(bytesSource(bytes)), { code: "cache-type.backend" });
+  }
 });
 
 Deno.test("a model with window layers, one whose template asks for the day, and figures that are no numbers", async () => {
