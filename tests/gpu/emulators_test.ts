@@ -3,9 +3,7 @@
  * a page of Chromium and in Node's Dawn it has subgroups. (The device of this process, lavapipe, has 16-bit floats.)
  */
 import assert from "node:assert/strict";
-import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
-import { dirname, join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
@@ -16,11 +14,7 @@ import { readGolden } from "../_helper/golden.ts";
 import type { GpuOutcome } from "../_helper/gpu_suite.ts";
 import { serveRanges } from "../_helper/range_server.ts";
 import { skipped } from "../_helper/skip.ts";
-
-/** Where Debian's Chromium, and the browsers that others ship, keep SwiftShader's description. */
-const SWIFTSHADER = ["/usr/lib/chromium", ...[findChromium()].flatMap((path) => path ? [dirname(path)] : [])]
-  .map((folder) => join(folder, "vk_swiftshader_icd.json")).find(existsSync);
-const NO_SWIFTSHADER = "no SwiftShader on this machine: it comes with Chromium (tools/install_test_tools.sh)";
+import { NO_SWIFTSHADER, SWIFTSHADER, swiftShaderOnly } from "../_helper/swiftshader.ts";
 
 function helper(name: string): string {
   return fileURLToPath(new URL(`../_helper/${name}`, import.meta.url));
@@ -39,8 +33,8 @@ if (SWIFTSHADER === undefined) skipped(IN_DENO, NO_SWIFTSHADER);
 else {
   Deno.test(IN_DENO, async () => {
     const args = ["run", "-A", "--no-check", "--unstable-webgpu", helper("gpu_suite_process.ts")];
-    const env = { VK_ICD_FILENAMES: SWIFTSHADER, XDG_RUNTIME_DIR: process.env["XDG_RUNTIME_DIR"] ?? ROOT };
-    const { code, stdout, stderr } = await runChild(process.execPath, args, { cwd: ROOT, env, timeout: 400 });
+    const options = { cwd: ROOT, env: swiftShaderOnly(), timeout: 400 };
+    const { code, stdout, stderr } = await runChild(process.execPath, args, options);
     assert.equal(code, 0, stderr);
     assertOutcome(JSON.parse(/^outcome (.*)$/m.exec(stdout)![1]), { f16: false, subgroups: false });
   });

@@ -6,13 +6,17 @@ import { join } from "node:path";
 import { findBun } from "../../tools/bun.ts";
 import { compileWithBun } from "../../tools/compile.ts";
 import { ROOT } from "../../tools/repository.ts";
-import { commandLine, testCommandLine } from "./cli.ts";
+import { type Cli, commandLine, testCommandLine, testWebGpu } from "./cli.ts";
 
-testCommandLine("bun", async () => {
+async function fromSource(env: Record<string, string | undefined> = {}): Promise<Cli> {
   const bun = await findBun();
   assert.ok(bun, "no Bun in node_modules");
-  return commandLine(bun, ["run", join(ROOT, "cli/main.ts")]);
-});
+  return commandLine(bun, ["run", join(ROOT, "cli/main.ts")], env);
+}
+
+testCommandLine("bun", () => fromSource());
+
+testWebGpu("bun", fromSource);
 
 testCommandLine("bun, compiled,", async () => {
   const folder = mkdtempSync(join(tmpdir(), "palisade-binary-"));

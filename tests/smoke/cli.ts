@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { type ChildResult, runChild } from "../../tools/child.ts";
 import { ROOT } from "../../tools/repository.ts";
 import { skipped } from "../_helper/skip.ts";
+import { NO_SWIFTSHADER, noDawn, SWIFTSHADER, swiftShaderOnly } from "../_helper/swiftshader.ts";
 
 /** Starts palisade with these arguments, from a folder that is not the checkout. */
 export type Cli = (args: readonly string[], input?: Uint8Array) => Promise<ChildResult>;
@@ -53,6 +54,7 @@ interface AskReport {
   readonly answers: readonly { question: string; answer: string; finish: string }[];
   readonly backend: string;
   readonly dense: string;
+  readonly engines: { readonly backend: string };
   readonly policy: { name: string };
   readonly window: { asked: number; used: number };
   readonly tokens: { context: number; question: number; generated: number };
@@ -76,18 +78,18 @@ const REPORT_KEYS = "answer answers backend cache dense keep memory model ms pol
 export async function askTiny(
   cli: Cli,
   model: string,
-  { keep = "20%", backend = "ts" } = {},
+  { keep = "20%", backend = "ts", dense = "web" } = {},
 ): Promise<AskReport> {
   const folder = mkdtempSync(join(tmpdir(), "palisade-ask-"));
   const context = join(folder, "context.txt");
   writeFileSync(context, text(60));
   const question = ["--context", context, "--question", "Who spoke?", "--keep", keep, "--policy", "layer-defensive"];
-  const engine = ["--model", model, "--backend", backend, "--dense", "web", "--max-tokens", "4", "--offline", "--json"];
+  const engine = ["--model", model, "--backend", backend, "--dense", dense, "--max-tokens", "4", "--offline", "--json"];
   return JSON.parse(await succeed(cli, ["ask", ...question, ...engine]));
 }
 
 /** What a joint budget of 20 % means to the entry, whatever the model's shape is. */
-export function assertJointBudget(report: AskReport, share: number): void {
+export function assertJointBudget(report: AskReport, share: number, dense = "web"): void {
   for (const key of REPORT_KEYS) assert.ok(key in report, `the report has no ${key}`);
   const { cache, tokens } = report;
   const all = cache.kept + cache.evicted;
@@ -97,7 +99,7 @@ export function assertJointBudget(report: AskReport, share: number): void {
   assert.ok(cache.allocatedBytes >= cache.bytes && cache.peakBytes >= cache.bytes);
   assert.ok(cache.perLayer.length >= 1 && (all / tokens.context) % cache.perLayer.length === 0, "one row per layer");
   assert.equal(report.policy.name, "layer-defensive");
-  assert.equal(report.dense, "web");
+  assert.equal(report.dense, dense);
   assert.equal(report.answers.length, 1);
   assert.equal(report.answers[0].question, "Who spoke?");
   assert.equal(report.answers[0].answer, report.answer);
@@ -218,5 +220,27 @@ export function testCommandLine(runtime: string, start: () => Promise<Cli>): voi
     assert.equal(code, 3, stderr);
     assert.equal(stdout, "");
     assert.match(stderr, /keep/);
+  });
+}
+
+/**
+ * Registers the test of the WebGPU backend in a runtime that takes it from the npm package `webgpu`, on an emulator.
+ * `start`: as for {@link testCommandLine}, the environment added.
+ */
+export function testWebGpu(runtime: string, start: (env: Record<string, string | undefined>) => Promise<Cli>): void {
+  const name = `palisade in ${runtime} answers on WebGPU's emulator, by the package webgpu, as without`;
+  const model = tinyModel(), missing = noDawn();
+  if (model === undefined) return skipped(name, "no model in tests/data/models");
+  if (missing) return skipped(name, missing.reason, missing.cause);
+  if (SWIFTSHADER === undefined) return skipped(name, NO_SWIFTSHADER);
+  Deno.test(name, async () => {
+    const cli = await start(swiftShaderOnly());
+    const there = await askTiny(cli, model, { backend: "webgpu", dense: "webgpu" });
+    assertJointBudget(there, 0.2, "webgpu");
+    assert.equal(there.backend, "webgpu");
+    assert.match(there.engines.backend, /SwiftShader.*, subgroups/);
+    const here = await askTiny(cli, model);
+    const kept = ({ cache }: AskReport) => [cache.kept, cache.bytes, cache.perLayer];
+    assert.deepEqual([there.answers, kept(there)], [here.answers, kept(here)]);
   });
 }

@@ -1,11 +1,11 @@
 /** Node: the packed tarball, installed in an empty folder. Run by `tools/test.ts`. */
 import assert from "node:assert/strict";
-import { existsSync, mkdtempSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, realpathSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { runChild } from "../../tools/child.ts";
 import { ROOT } from "../../tools/repository.ts";
-import { commandLine, testCommandLine } from "./cli.ts";
+import { commandLine, testCommandLine, testWebGpu } from "./cli.ts";
 
 async function run(program: string, args: readonly string[], cwd: string): Promise<string> {
   const { code, stdout, stderr, killed } = await runChild(program, args, { cwd, timeout: 300 });
@@ -49,6 +49,14 @@ Deno.test("npm pack and npm install give a package in an empty folder", async ()
 });
 
 testCommandLine("node", async () => commandLine(join(await consumer(), "node_modules/.bin/palisade")));
+
+testWebGpu("node", async (env) => {
+  const folder = await consumer();
+  // As if it had been installed beside the package.
+  const beside = join(folder, "node_modules/webgpu");
+  if (!existsSync(beside)) symlinkSync(realpathSync(join(ROOT, "node_modules/webgpu")), beside, "junction");
+  return commandLine(join(folder, "node_modules/.bin/palisade"), [], env);
+});
 
 Deno.test("the Node of this suite is 20 or newer", async () => {
   const version = (await run("node", ["--version"], ROOT)).trim();
