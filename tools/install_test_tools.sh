@@ -12,7 +12,23 @@ if [ -n "$packages" ]; then
     # shellcheck disable=SC2086 # names without blanks
     DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $packages
 fi
-python3 -c "import numpy, safetensors, gguf" 2>/dev/null && exit 0
+
 # Ours alone: the machine is a test's. Older pips know nothing of the flag, and need none.
-python3 -m pip install -q --break-system-packages "numpy<3" "safetensors<1" "gguf<1" ||
-    python3 -m pip install -q "numpy<3" "safetensors<1" "gguf<1"
+python_packages() {
+    python3 -m pip install -q --break-system-packages "$@" || python3 -m pip install -q "$@"
+}
+
+python3 -c "import numpy, safetensors, gguf" 2>/dev/null || python_packages "numpy<3" "safetensors<1" "gguf<1"
+
+# A transformers model, for docs/examples: 5 GB on disk. PyTorch as PyPI has it for Linux loads CUDA's libraries even
+# where there is no GPU. Its compiler (triton, 1 GB) is needed by nothing here, so the dependencies are named one by one.
+# Where they can't be had, that one test is skipped, and the suite's last lines say so.
+# Looked for, not loaded: that takes seconds.
+if ! python3 -c "from importlib.util import find_spec as f; exit(not (f('torch') and f('transformers')))"; then
+    python_packages --no-deps "torch==2.15.0" &&
+        python_packages "cuda-toolkit[cublas,cudart,cufft,cufile,cupti,cusolver,cusparse,nvjitlink,nvrtc]==13.2.2" \
+            "nvidia-cudnn-cu13==9.26.0.51" "nvidia-cusparselt-cu13==0.8.1" "nvidia-nccl-cu13==2.30.7" \
+            "nvidia-nvshmem-cu13==3.7.2" filelock fsspec jinja2 networkx sympy typing_extensions \
+            "transformers==5.24.0" "numpy<3" "safetensors<1" "gguf<1" ||
+        echo "tools/install_test_tools.sh: PyTorch and transformers could not be installed" >&2
+fi

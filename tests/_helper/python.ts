@@ -4,7 +4,7 @@ import { type ChildOptions, type ChildResult, runChild } from "../../tools/child
 
 const PYTHON = process.env["PALISADE_PYTHON"] || "python3";
 
-/** Whether these packages are there (`tools/install_test_tools.sh` brings numpy, safetensors and gguf). */
+/** Whether these packages are there (`tools/install_test_tools.sh` brings numpy, safetensors, gguf, torch and transformers). */
 export async function hasPython(...packages: readonly string[]): Promise<boolean> {
   return (await runPython(["-c", `import ${packages.join(", ")}`])).code === 0;
 }
