@@ -13,7 +13,13 @@
  */
 export * from "./core/mod.ts";
 export type { Backend, BackendName, LayerRows } from "./core/backend/interface.ts";
-export { BACKEND_CHOICES, type BackendChoice, type Device, pickBackend } from "./model/device.ts";
+export {
+  BACKEND_CHOICES,
+  type BackendChoice,
+  type Device,
+  type HostBackendChoice,
+  pickBackend,
+} from "./model/device.ts";
 export { DEFAULT_STEP_RULE, resolveStepRule, stepRules } from "./core/rules/registry.ts";
 export type { StepRule } from "./core/rules/rule.ts";
 export { RuleState } from "./core/rules/state.ts";
@@ -29,6 +35,7 @@ export { HostDense } from "./model/dense/host.ts";
 export type { DenseEngine, DenseName, HostDenseName } from "./model/dense/interface.ts";
 export { DENSE_CHOICES, type DenseChoice, pickDense } from "./model/dense/pick.ts";
 export { configOf } from "./model/file/gguf/config.ts";
+export { measureBy, measureOn } from "./model/dump/kernels.ts";
 export { Dump, type DumpOptions, type DumpRope, type NotFinite } from "./model/dump/layers.ts";
 export { parsePatterns, type Part, type Patterns } from "./model/dump/names.ts";
 export { openDump, openSource } from "./model/dump/open.ts";

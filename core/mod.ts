@@ -27,7 +27,14 @@ export { CertificateTracker, type LayerEvidence } from "./worst_case/certificate
 export { certifyDump } from "./dump/certify.ts";
 export { type CoverageOptions, coverageSet } from "./measure/coverage.ts";
 export { type DumpEviction, evictDump, type LayerDump, observeDump } from "./dump/evict.ts";
-export { type DumpLayers, type EvictedLayer, evictLayers, type EvictOptions, type LayerWants } from "./dump/layers.ts";
+export {
+  type DumpLayers,
+  type EvictedLayer,
+  evictLayers,
+  type EvictOptions,
+  type LayerWants,
+  type MeasureDump,
+} from "./dump/layers.ts";
 export { type ErrorKind, PalisadeError, type Where } from "./errors.ts";
 export { OPTION_NAMES, type OptionMention, type OptionName, type Said, spoken } from "./options.ts";
 export { CascadeSelection } from "./select/cascade.ts";

@@ -16,8 +16,10 @@ export interface Device<T extends Tensor = Tensor> {
 export const BACKEND_CHOICES = ["auto", "ts", "wasm", "webgpu"] as const;
 /** One of {@link BACKEND_CHOICES}. */
 export type BackendChoice = typeof BACKEND_CHOICES[number];
-/** Backends on this side; `webgpu` starts with its dense part (`model/start_device.ts`). */
-export type HostBackendChoice = Exclude<BackendChoice, "webgpu">;
+/** Those on this side; `webgpu` starts with its dense part (`model/start_device.ts`). */
+export const HOST_BACKENDS = ["auto", "ts", "wasm"] as const satisfies readonly BackendChoice[];
+/** One of {@link HOST_BACKENDS}. */
+export type HostBackendChoice = typeof HOST_BACKENDS[number];
 
 export interface PickOptions {
   /** Threads for the kernels (`model/threads.ts` starts them); without them one. The caller ends them. */

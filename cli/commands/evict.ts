@@ -7,6 +7,8 @@ import { Dump, type DumpRope, type NotFinite } from "../../model/dump/layers.ts"
 import { parsePatterns, PARTS } from "../../model/dump/names.ts";
 import { DecisionLines, DECISIONS, decisionsFile } from "../../model/dump/decisions.ts";
 import { DEFAULTS } from "../../model/defaults.ts";
+import { HOST_BACKENDS } from "../../model/device.ts";
+import { measureBy } from "../../model/dump/kernels.ts";
 import { loadGate } from "../../model/gate/find.ts";
 import { loadPolicy } from "../../model/policy_files/policy_files.ts";
 import { hold } from "../../runtime/breathe.ts";
@@ -25,6 +27,7 @@ const OPTIONS = {
   names: { value: "part=name", help: `{layer} in it; ${PARTS.slice(0, 6).join(", ")}, …`, read: repeated },
   rope: { value: "theta", help: "[,interleaved][,DIMS]: how q and k were turned", read: ropeOf },
   gate: { value: "file", help: "for policy gate, with hidden in the dump" },
+  backend: { value: "name", help: "what measures", choices: HOST_BACKENDS, preset: DEFAULTS.backend },
   write: { value: "file", help: "there instead: .safetensors, .npy or .jsonl" },
   quiet: { help: "no progress, no notes" },
 } satisfies OptionTable;
@@ -54,7 +57,8 @@ async function evict(options: Options, io: Io, [path]: readonly string[]): Promi
   dump.prepare(policy, { explain, risk });
   const onLayer = (done: number, layers: number) => progress.update("Reading, layer", done, layers);
   const results = new Results(options, io, dump);
-  for await (const layer of evictLayers(policy, dump, { keep, risk, explain, signal, onLayer, hold })) {
+  const measure = await measureBy(options.backend, dump, policy, { explain, signal });
+  for await (const layer of evictLayers(policy, dump, { keep, risk, explain, signal, onLayer, hold, measure })) {
     results.add(layer);
   }
   progress.clear();

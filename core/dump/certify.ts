@@ -1,15 +1,8 @@
 /** Certificates of an eviction on a dump: what `explain` says of a model, without one. */
 import type { LayerCertificate } from "../worst_case/certificate.ts";
 import { CertificateTracker } from "../worst_case/certificate_tracker.ts";
-import {
-  type DumpEviction,
-  dumpNorms,
-  type LayerDump,
-  observeDump,
-  splitHeads,
-  valueHeads,
-  windowQueries,
-} from "./evict.ts";
+import { type DumpEviction, type LayerDump, observeDump, splitHeads, valueHeads, windowQueries } from "./evict.ts";
+import type { Budget, Needs, Observation } from "../policy/policy.ts";
 import { observationFor } from "../measure/window.ts";
 import { byQueryHead, memberProjection } from "../measure/projection.ts";
 
@@ -19,25 +12,43 @@ import { byQueryHead, memberProjection } from "../measure/projection.ts";
  * @throws RangeError when a shape does not fit or queries are missing.
  */
 export function certifyDump({ policy, budget, kept }: DumpEviction, layers: readonly LayerDump[]): LayerCertificate[] {
-  return layers.map((dump, layer) => certifyLayer({ policy, budget }, dump, layer, kept[layer]));
+  return layers.map((dump, layer) => {
+    const evidence = evidenceOf({ policy, budget }, dump);
+    const seen = Array.from(evidence, (each) => observeDump(each.dump, layer, each.budget, each.needs));
+    return certifyObserved({ policy, budget }, dump, seen, kept[layer]);
+  });
 }
 
-/** The same of one layer. */
-export function certifyLayer(
-  { policy, budget }: Pick<DumpEviction, "policy" | "budget">,
+/** What decided. */
+export type CertifiedBy = Pick<DumpEviction, "policy" | "budget">;
+
+/** What is to be measured. */
+interface Evidence {
+  readonly dump: LayerDump;
+  readonly budget: Budget;
+  readonly needs: Needs;
+}
+
+/** What must be measured of a layer, in order: its window, and the norms of each member of the groups. */
+export function* evidenceOf({ policy, budget }: CertifiedBy, dump: LayerDump): Generator<Evidence> {
+  const { window, needs } = observationFor(policy, budget), { model: shape } = budget;
+  yield { dump, budget: { ...budget, window }, needs };
+  for (let member = 0; dump.wo && member < shape.heads / shape.kvHeads; member++) {
+    const wo = memberProjection(dump.wo, shape, member);
+    yield { dump: { ...dump, wo }, budget, needs: { valueNorms: "l1" } };
+  }
+}
+
+/** The certificate of a layer, {@link evidenceOf} it having been measured. */
+export function certifyObserved(
+  { policy, budget }: CertifiedBy,
   dump: LayerDump,
-  layer: number,
+  [{ layer, pooledMax, logSumExp }, ...norms]: readonly Observation[],
   kept: readonly Int32Array[],
 ): LayerCertificate {
-  const { window, needs } = observationFor(policy, budget);
+  const { window } = observationFor(policy, budget);
   const { model: shape, length } = budget;
   const tracker = new CertificateTracker();
-  const { pooledMax, logSumExp } = observeDump(dump, layer, { ...budget, window }, needs);
-  const values = valueHeads(dump, shape, length);
-  const members = Array.from({ length: shape.heads / shape.kvHeads }, (_, i) => i);
-  const norms = dump.wo && members.map((member) => {
-    return dumpNorms(values, memberProjection(dump.wo!, shape, member), shape);
-  });
   tracker.add(layer, {
     shape,
     length,
@@ -45,8 +56,8 @@ export function certifyLayer(
     queries: windowQueries(dump, shape, window),
     logSumExp: logSumExp!,
     importance: pooledMax!,
-    values,
-    projectedNorms: norms && byQueryHead(norms, shape.kvHeads),
+    values: valueHeads(dump, shape, length),
+    projectedNorms: dump.wo && byQueryHead(norms.map(({ valueNorms }) => valueNorms!), shape.kvHeads),
   });
   tracker.compact(layer, kept);
   const keys = splitHeads(dump.keys, shape.kvHeads, length * shape.headDim, "keys");

@@ -182,7 +182,7 @@ export function windowQueries({ queries, queryRows }: LayerDump, { heads, headDi
 }
 
 /** ‖v·Wo‖ meaned over the group, `[kvHeads, L]`. */
-export function dumpNorms(
+function dumpNorms(
   values: readonly Float32Array[],
   wo: Float32Array | undefined,
   shape: AttentionShape,

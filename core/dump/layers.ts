@@ -10,12 +10,12 @@ import { Eviction, keepsAll, keptOfAll } from "../select/eviction.ts";
 import { KeptSets } from "../select/kept_sets.ts";
 import { selectTop } from "../select/select.ts";
 import { observationFor } from "../measure/window.ts";
-import type { Budget, Observation, Policy } from "../policy/policy.ts";
+import type { Budget, Needs, Observation, Policy } from "../policy/policy.ts";
 import { refuseStages } from "../policy/stages.ts";
 import type { AttentionShape } from "../shape.ts";
 import type { LayerCertificate } from "../worst_case/certificate.ts";
 import { largestMasses, smallestBudget } from "../worst_case/risk_budget.ts";
-import { certifyLayer } from "./certify.ts";
+import { type CertifiedBy, certifyObserved, evidenceOf } from "./certify.ts";
 import { type LayerDump, observeDump, splitHeads, windowQueries } from "./evict.ts";
 
 /** What a layer is read for. */
@@ -53,7 +53,17 @@ export interface EvictOptions {
   readonly onLayer?: (done: number, layers: number) => void;
   /** Runs the work on a layer, which holds the thread for as long as it takes. Default: just runs it. */
   readonly hold?: <T>(work: () => T) => T;
+  /** Measures a layer. Default: {@link observeDump}. */
+  readonly measure?: MeasureDump;
 }
+
+/** As {@link observeDump}, perhaps by a backend's kernels. */
+export type MeasureDump = (
+  dump: LayerDump,
+  layer: number,
+  budget: Budget,
+  needs: Needs,
+) => Observation | Promise<Observation>;
 
 /** What stays of a layer. */
 export interface EvictedLayer {
@@ -119,12 +129,12 @@ class DumpWork {
       const kept = all
         ? Array.from({ length: kvHeads }, () => Int32Array.from({ length }, (_, i) => i))
         : decides
-        ? (await eviction.add(this.#measured(dump!, layer, budget)))[0].kept
+        ? (await eviction.add(await this.#measured(dump!, layer, budget)))[0].kept
         : eviction.kept(layer);
       yield {
         layer,
         kept,
-        ...(explain && { certificate: this.#held(() => certifyLayer({ policy, budget }, dump!, layer, kept)) }),
+        ...(explain && { certificate: await this.#certificate({ policy, budget }, dump!, layer, kept) }),
       };
     }
   }
@@ -156,7 +166,7 @@ class DumpWork {
       const dump = await this.#read(layer, { policy: !competing, risk: true });
       const kept = chosen
         ? budgets.map((_, c) => chosen.of(c, layer))
-        : await this.#keptAlone(this.#measured(dump, layer, budgets[0]), budgets);
+        : await this.#keptAlone(await this.#measured(dump, layer, budgets[0]), budgets);
       const { window } = observationFor(this.#policy, this.budget({ tokens: length }));
       const keys = splitHeads(dump.keys, shape.kvHeads, length * shape.headDim, "keys");
       const queries = windowQueries(dump, shape, window);
@@ -187,8 +197,17 @@ class DumpWork {
     return this.#measured(await this.#read(layer, { policy: true }), layer, budget);
   }
 
-  #measured(dump: LayerDump, layer: number, budget: Budget): Observation {
-    return this.#held(() => observeDump(dump, layer, budget, this.#policy.needs));
+  async #measured(dump: LayerDump, layer: number, budget: Budget, needs = this.#policy.needs): Promise<Observation> {
+    const { measure = observeDump } = this.#options;
+    return await this.#held(() => measure(dump, layer, budget, needs));
+  }
+
+  async #certificate(by: CertifiedBy, dump: LayerDump, layer: number, kept: readonly Int32Array[]) {
+    const seen: Observation[] = [];
+    for (const each of evidenceOf(by, dump)) {
+      seen.push(await this.#measured(each.dump, layer, each.budget, each.needs));
+    }
+    return this.#held(() => certifyObserved(by, dump, seen, kept));
   }
 
   #held<T>(work: () => T): T {

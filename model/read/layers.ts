@@ -8,6 +8,7 @@
  * once, and the streaming selection stays exact (`core/select/joint.ts`, `core/select/cascade.ts`).
  */
 import type { Tensor, Tensors } from "../../core/backend/tensor.ts";
+import { ColumnReductions } from "../../core/backend/columns.ts";
 import { RaggedCache } from "../../core/cache/ragged.ts";
 import { ScoreLists } from "../../core/cache/score_lists.ts";
 import type { AttentionOutputs } from "../../core/backend/interface.ts";
@@ -428,37 +429,6 @@ class SeenQueries {
   result(rope: Rope): LayerSeen {
     const foreseen = this.#statistics?.result(rope, rope.magnitude * growthAt(rope, this.#length));
     return { windowQueries: this.#window, ...this.#columnReductions.result(), ...foreseen };
-  }
-}
-
-/** Column sums and maxima of the softmax, merged over the chunks of one layer, `[heads, length]`. */
-class ColumnReductions {
-  readonly want: { columnSum?: boolean; columnMax?: boolean };
-  readonly #heads: number;
-  readonly #length: number;
-  readonly #sum?: Float64Array;
-  readonly #max?: Float32Array;
-
-  constructor(needs: Needs, heads: number, length: number) {
-    this.want = { columnSum: needs.columnSum, columnMax: needs.columnMax };
-    this.#heads = heads;
-    this.#length = length;
-    if (needs.columnSum) this.#sum = new Float64Array(heads * length);
-    if (needs.columnMax) this.#max = new Float32Array(heads * length);
-  }
-
-  add(chunk: { columnSum?: Float32Array; columnMax?: Float32Array }, rows: number): void {
-    for (let h = 0; h < this.#heads; h++) {
-      for (let i = 0; i < rows; i++) {
-        const to = h * this.#length + i, from = h * rows + i;
-        if (this.#sum) this.#sum[to] += chunk.columnSum![from];
-        if (this.#max) this.#max[to] = Math.max(this.#max[to], chunk.columnMax![from]);
-      }
-    }
-  }
-
-  result(): { columnSum?: Float32Array; columnMax?: Float32Array } {
-    return { columnSum: this.#sum && Float32Array.from(this.#sum), columnMax: this.#max };
   }
 }
 

@@ -66,12 +66,14 @@ Deno.test("palisade evict keeps the golden sets, for every golden policy whose s
     for (const [name, policy] of Object.entries(GOLDEN_POLICIES)) {
       if (TIED.includes(name)) continue;
       const keep = String(Math.round((1 - Number(r)) * 1e12) / 1e12);
-      const found = await lines([L300, "--policy", policy, "--keep", keep, "--rope", "10000"]);
-      assert.deepEqual(kept(found), sets[name], `${name} at ${r}`);
-      compared++;
+      for (const backend of ["ts", "wasm"]) {
+        const found = await lines([L300, "--policy", policy, "--keep", keep, "--rope", "10000", "--backend", backend]);
+        assert.deepEqual(kept(found), sets[name], `${name} at ${r}, ${backend}`);
+        compared++;
+      }
     }
   }
-  assert.equal(compared, 10 * Object.keys(golden).length);
+  assert.equal(compared, 20 * Object.keys(golden).length);
 });
 
 const COMMAND = ["--policy", "defensive", "--keep", "30%"];
