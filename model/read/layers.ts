@@ -27,7 +27,7 @@ import { Explainer } from "./explain.ts";
 import { type Chunk, HiddenStates, LayerInputs } from "./hidden_states.ts";
 import type { LayersReading, Reader, ReadOptions, ReadResult, ScoreFiles, ThresholdReading } from "./reading.ts";
 import { type HeldWeights, observeLayer } from "./observe_layer.ts";
-import { both, isLate } from "./overlap.ts";
+import { Evictions, together, waitingLayers } from "./overlap.ts";
 import { moveBehind, unmaskedMaxima } from "./moved_queries.ts";
 import { KeyChannelStage } from "./key_channels.ts";
 import { MergeStage, mergeWindow } from "./merge.ts";
@@ -73,7 +73,10 @@ export async function readContext(
       : undefined;
     const referenceTokens = refit && REFERENCE_TOKENS;
     const { outputWeights } = options;
+    const alone = !options.explain && !refit && !merge && !keyChannels && !fitting;
+    const waiting = alone ? waitingLayers(device.dense, ids.length) : 0;
     const seeing = {
+      late: waiting > 0,
       needs,
       window,
       signal,
@@ -89,11 +92,12 @@ export async function readContext(
     const merging = merge && new MergeStage(cache, merge, window);
     const thinning = keyChannels ? new KeyChannelStage(cache, keyChannels, window) : undefined;
     const eviction = new LayerEviction(cache, device.dense, options, { explainer, merging });
-    let prefill = 0, evict = 0, before: Promise<void> | undefined;
-    const evictLayer = async (layer: number, seen: LayerSeen) => {
-      if (cache.globals.includes(layer)) {
+    let prefill = 0, evict = 0;
+    const evictLayer = async (layer: number, seen: LayerSeen, before: Promise<void> | undefined) => {
+      if (!cache.globals.includes(layer)) await before;
+      else {
         await explainer?.add(layer, seen.windowQueries);
-        await eviction.layer(layer, seen);
+        await eviction.layer(layer, seen, before);
         if (seen.references) refit?.add(layer, seen.references);
         await thinning?.add(layer, seen.windowQueries);
         if (!eviction.crossLayer) {
@@ -106,27 +110,27 @@ export async function readContext(
       reader.release(seen);
       options.onLayer?.(layer + 1, config.layers);
     };
-    const alone = !explainer && !refit && !merging && !thinning && !fitting;
-    const late = alone && isLate(device.dense, ids.length);
+    const evictions = new Evictions(waiting);
     for (let layer = 0; layer < config.layers; layer++) {
       const start = now();
-      const seen = await both(reader.layer(layer), before);
+      const seen = await evictions.beside(reader.layer(layer));
       const middle = now();
-      before = evictLayer(layer, seen);
-      if (!late) await before;
+      await evictions.add((before) => evictLayer(layer, seen, before));
       prefill += middle - start;
       evict += now() - middle;
     }
-    await before;
+    const read = now();
+    await evictions.end();
+    evict += now() - read;
     cache.advance(ids.length);
-    const certificates = await explainer?.certificates(), waiting = refit?.waitingBytes ?? 0;
+    const certificates = await explainer?.certificates(), refitBytes = refit?.waitingBytes ?? 0;
     await cache.packAll();
     await refit?.run(ids.length, options);
     await thinning?.run();
     return {
       cache,
       lastHidden: await reader.lastHidden(),
-      activationBytes: reader.activationBytes + waiting + (merging?.copyBytes ?? 0),
+      activationBytes: reader.activationBytes + refitBytes + (merging?.copyBytes ?? 0),
       ms: { prefill, evict },
       certificates,
       refit: refit?.figures(),
@@ -174,6 +178,8 @@ export interface LayerSeen extends Partial<QueryStatisticsResult> {
   readonly columnMax?: Float32Array;
   readonly reconstruction?: Float32Array;
   readonly gate?: Float32Array;
+  /** Done when `gate` is filled, where that comes late. */
+  readonly asked?: Promise<unknown>;
   readonly selfGate?: Float32Array;
   readonly softTokens?: Float32Array;
   readonly moved?: Float32Array;
@@ -187,6 +193,8 @@ export interface SeenOptions extends PolicyInputs {
   readonly window: number;
   /** For `needs.reconstruction.contribution`. */
   readonly outputWeights?: ReadOptions["outputWeights"];
+  /** Whether a layer's gate scores may come after the layer ({@link LayerSeen.asked}). */
+  readonly late?: boolean;
   /** Tokens, about, whose queries a refit is to go by. */
   readonly referenceTokens?: number;
   /** Called with the input of each layer before its norm, `[count, width]`, tokens from `first` on. Not to be changed. */
@@ -283,7 +291,8 @@ export class LayerReader implements Disposable {
 
   /** What is asked for is measured in global layers; a window layer leaves nothing behind but its last entries. */
   async layer(layer: number): Promise<LayerSeen> {
-    const { signal, onInput, referenceTokens } = this.#options, { hidden, probe, reconstruction, replay } = this.#parts;
+    const { signal, onInput, referenceTokens, late } = this.#options;
+    const { hidden, probe, reconstruction, replay } = this.#parts;
     const { kvHeads, heads, headDim } = this.#dense.config;
     const isGlobal = this.#cache.globals.includes(layer);
     const { needs, window } = isGlobal ? this.#options : { needs: {} as Needs, window: 0 };
@@ -298,11 +307,13 @@ export class LayerReader implements Disposable {
       ? this.#sampled(Math.ceil(this.#length / referenceTokens))
       : undefined;
     using inputs = new LayerInputs(this.#cache.backend.tensors);
+    const asked: Promise<void>[] = [];
     for (const chunk of hidden.chunks()) {
       signal?.throwIfAborted();
       await onInput?.(layer, chunk.hidden, chunk.first, chunk.count);
       // The gate looks at the layer's input, before the step puts the next layer's in its place.
-      if (gate) await this.#predict(gate, layer, chunk);
+      if (gate) asked.push(quiet(this.#predict(gate, layer, chunk)));
+      if (!late) await together(undefined, ...asked.splice(0));
       await this.#step(layer, chunk, seen, [moved, references], isGlobal ? inputs : undefined);
     }
     // What asks the whole layer comes after its last chunk: its own queries, kvzip's prompts, then the soft tokens.
@@ -315,6 +326,7 @@ export class LayerReader implements Disposable {
       ...seen.result(rope),
       reconstruction: repeated?.importance,
       gate,
+      asked: asked.length > 0 ? quiet(together(undefined, ...asked)) : undefined,
       selfGate,
       softTokens,
       moved: moved && await unmaskedMaxima(tensors, rows, moved),
@@ -373,6 +385,12 @@ export class LayerReader implements Disposable {
       for (let t = 0; t < count; t++) gate[to + t] = scores[t * kvHeads + head];
     }
   }
+}
+
+/** A promise that is looked at later. */
+function quiet<R>(promise: Promise<R>): Promise<R> {
+  promise.catch(() => {});
+  return promise;
 }
 
 /** What goes from layer to layer. */
@@ -461,14 +479,16 @@ class LayerEviction {
     return this.#eviction?.crossLayer ?? false;
   }
 
-  /** Takes a global layer. */
-  async layer(layer: number, seen: LayerSeen): Promise<void> {
-    const { globals } = this.#cache, index = globals.indexOf(layer);
-    this.predicted?.fill(index, seen.gate!);
-    const eviction = this.#eviction, { merging } = this.#followers;
-    if (!eviction) return;
+  /** Takes a global layer, once the layer `before` has been. */
+  async layer(layer: number, seen: LayerSeen, before?: Promise<void>): Promise<void> {
+    const { globals } = this.#cache, index = globals.indexOf(layer), eviction = this.#eviction;
     const from = { rows: this.#cache.rows(layer), tensors: this.#cache.backend.tensors };
-    const observation = await observeLayer(from, { layer, index }, seen, this.#options, this.#held);
+    // Asked for at once, answered when earlier layers have been decided.
+    const observing = eviction && observeLayer(from, { layer, index }, seen, this.#options, this.#held);
+    const observation = await together(observing, before, seen.asked);
+    const { merging } = this.#followers;
+    this.predicted?.fill(index, seen.gate!);
+    if (!eviction || !observation) return;
     await merging?.add(layer, seen.windowQueries);
     for (const change of await eviction.add(observation)) await this.#compact(change);
     const waiting = merging?.byteLength ?? 0;
