@@ -179,6 +179,12 @@ export class GpuDevice implements Disposable {
     return this.#pool.borrow(bytes);
   }
 
+  /** The same, to be written at once: no command that was not submitted uses it, so none has to be. */
+  borrowIdle(bytes: number): GpuBuffer {
+    this.#check();
+    return this.#pool.borrow(bytes, this.#batch);
+  }
+
   /** Gives a borrowed buffer back for others. Commands before still see it. */
   giveBack(buffer: GpuBuffer): void {
     this.#pool.giveBack(buffer);

@@ -66,9 +66,12 @@ export class BufferPool {
     return this.#create(Math.max(4, Math.ceil(bytes / 4) * 4), STORAGE);
   }
 
-  /** One that was used before, or a new one; what is in it is not known. @throws PalisadeError `gpu.limit`. */
-  borrow(bytes: number): GpuBuffer {
-    return this.#reuse(Math.max(1, Math.ceil(bytes / GRAIN)) * GRAIN, STORAGE);
+  /**
+   * One that was used before, but not in batch `busy`, or a new one; what is in it is not known.
+   * @throws PalisadeError `gpu.limit`.
+   */
+  borrow(bytes: number, busy?: number): GpuBuffer {
+    return this.#reuse(Math.max(1, Math.ceil(bytes / GRAIN)) * GRAIN, STORAGE, busy);
   }
 
   /** A buffer to read back through. @throws PalisadeError `gpu.limit`. */
@@ -113,11 +116,11 @@ export class BufferPool {
     this.sweep();
   }
 
-  #reuse(size: number, usage: number): GpuBuffer {
-    const found = this.#spare.get(size)?.pop();
-    if (!found) return this.#create(size, usage);
+  #reuse(size: number, usage: number, busy: number | undefined): GpuBuffer {
+    const spare = this.#spare.get(size) ?? [], at = spare.findLastIndex(({ usedIn }) => usedIn !== busy);
+    if (at < 0) return this.#create(size, usage);
     this.#spareBytes -= size;
-    return found;
+    return spare.splice(at, 1)[0];
   }
 
   #create(size: number, usage: number): GpuBuffer {

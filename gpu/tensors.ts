@@ -40,18 +40,18 @@ export interface GpuTensors extends Tensors<GpuTensor> {
 
 export function createGpuTensors(gpu: GpuDevice): GpuTensors {
   let alive = 0;
-  const make = (length: number) => {
-    const tensor = new GpuTensor(gpu.borrow(4 * length), length);
+  const held = (buffer: GpuBuffer, length: number) => {
     alive++;
-    return tensor;
+    return new GpuTensor(buffer, length);
   };
+  const make = (length: number) => held(gpu.borrow(4 * length), length);
   return {
     make,
     get alive() {
       return alive;
     },
     upload(numbers) {
-      const tensor = make(numbers.length);
+      const tensor = held(gpu.borrowIdle(numbers.byteLength), numbers.length);
       gpu.write(tensor.buffer, 0, numbers as Float32Array<ArrayBuffer>);
       return tensor;
     },

@@ -138,8 +138,7 @@ class GpuDense implements Dense<GpuTensor> {
       throw new RangeError(`embed() wants token ids from 0 to ${vocabulary - 1}, not ${ids[i]}`);
     }
     return this.#made(ids.length * width, (out) =>
-      this.#with(4 * ids.length, (words) => {
-        this.#gpu.write(words, 0, numbers);
+      this.#withNumbers(numbers, (words) => {
         this.#stages.embed(embedding, words, ids.length, decoder.embeddingScale, out);
       }));
   }
@@ -194,11 +193,13 @@ class GpuDense implements Dense<GpuTensor> {
     const { output } = this.#layer("outputWeights()", layer), { width, heads, headDim } = this.config;
     const inner = heads * headDim;
     if (!output || 4 * width * inner > this.#gpu.info.maxBinding || width > 65535) return undefined;
-    return this.#made(width * inner, (out) =>
-      this.#with(4 * width, (rows) => {
-        this.#gpu.write(rows, 0, Uint32Array.from({ length: width }, (_, i) => i));
-        this.#stages.embed(output, rows, width, 1, out);
-      }));
+    return this.#made(
+      width * inner,
+      (out) =>
+        this.#withNumbers(Uint32Array.from({ length: width }, (_, i) => i), (rows) => {
+          this.#stages.embed(output, rows, width, 1, out);
+        }),
+    );
   }
 
   // deno-lint-ignore require-await -- a bad shape must reject, not throw
@@ -289,7 +290,18 @@ class GpuDense implements Dense<GpuTensor> {
 
   /** A buffer for as long as `work` records commands. */
   #with(bytes: number, work: (buffer: GpuBuffer) => void): void {
-    const buffer = this.#gpu.borrow(bytes);
+    this.#until(this.#gpu.borrow(bytes), work);
+  }
+
+  /** The same with numbers of this side in it. */
+  #withNumbers(numbers: Uint32Array<ArrayBuffer>, work: (buffer: GpuBuffer) => void): void {
+    this.#until(this.#gpu.borrowIdle(numbers.byteLength), (buffer) => {
+      this.#gpu.write(buffer, 0, numbers);
+      work(buffer);
+    });
+  }
+
+  #until(buffer: GpuBuffer, work: (buffer: GpuBuffer) => void): void {
     try {
       work(buffer);
     } finally {
