@@ -14,8 +14,9 @@ import type { GpuBuffer } from "../device.ts";
 import type { GpuTensor, GpuTensors } from "../tensors.ts";
 import { Attention, type Queries } from "./attention.ts";
 import { observeWindow } from "./observe.ts";
-import { ROWS, STORE } from "./shaders.ts";
-import { kindOf, MOST_GROUPS, spread } from "./stages.ts";
+import { ROWS } from "./shaders.ts";
+import { kindOf, spread } from "./stages.ts";
+import { storeRows } from "./store.ts";
 import { StoredHeads, type StoredOptions } from "./stored_heads.ts";
 import { turnKeys } from "./turn.ts";
 import { measureNorms } from "./value_norms.ts";
@@ -49,25 +50,15 @@ export class GpuRows implements TrustingRows<GpuTensor> {
   append(keys: GpuTensor, values: GpuTensor, count: number): void {
     this.#change();
     this.#stored.grow(count);
-    this.#store("keys", keys.buffer, count);
-    this.#store("values", values.buffer, count);
-    for (let head = 0; head < this.#stored.lengths.length; head++) this.#stored.lengths[head] += count;
-  }
-
-  /** Writes `count` rows behind those of every head. */
-  #store(part: "keys" | "values", source: GpuBuffer, count: number): void {
-    const { gpu, shape: { kvHeads, headDim }, type } = this.#options, { blocks, lengths, stride } = this.#stored;
-    const stage = gpu.stage(STORE, { constants: { D: headDim, KIND: kindOf(type) } });
+    const { blocks, lengths, stride } = this.#stored, heads = lengths.length;
     for (const block of blocks) {
-      const words = block.words.map((word, i) => word + lengths[block.first + i] * stride);
-      for (let first = 0; first < count; first += MOST_GROUPS) {
-        gpu.run(stage, {
-          params: [count, kvHeads, block.first, this.#owner, first, ...words],
-          buffers: [source, block[part], gpu.faults],
-          groups: [words.length, Math.min(MOST_GROUPS, count - first)],
-        });
-      }
+      storeRows(this.#options, {
+        parts: [[keys.buffer, block.keys], [values.buffer, block.values]],
+        ...{ count, heads, firstHead: block.first, owner: this.#owner },
+        words: block.words.map((word, i) => word + lengths[block.first + i] * stride),
+      });
     }
+    for (let head = 0; head < heads; head++) lengths[head] += count;
   }
 
   async prefillAttention(
@@ -169,18 +160,11 @@ export class GpuRows implements TrustingRows<GpuTensor> {
 
   refit(kvHead: number, { values, bias }: RefittedRows): void {
     this.#change();
-    const { gpu, shape: { headDim }, type } = this.#options, { block, word } = this.#stored.place(kvHead);
-    const source = this.#tensors.upload(values.slice()),
-      stage = gpu.stage(STORE, {
-        constants: { D: headDim, KIND: kindOf(type) },
-      });
-    for (let first = 0; first < bias.length; first += MOST_GROUPS) {
-      gpu.run(stage, {
-        params: [bias.length, 1, 0, this.#owner, first, word],
-        buffers: [source.buffer, block.values, gpu.faults],
-        groups: [1, Math.min(MOST_GROUPS, bias.length - first)],
-      });
-    }
+    const { block, word } = this.#stored.place(kvHead), source = this.#tensors.upload(values.slice());
+    storeRows(this.#options, {
+      parts: [[source.buffer, block.values]],
+      ...{ count: bias.length, heads: 1, firstHead: 0, owner: this.#owner, words: [word] },
+    });
     this.#tensors.free(source);
     this.#stored.setBias(kvHead, bias);
   }
@@ -228,7 +212,7 @@ export class GpuRows implements TrustingRows<GpuTensor> {
     const { gpu, shape: { headDim }, type } = this.#options, count = wanted?.length ?? this.#stored.lengths[head];
     if (count === 0) return new Float32Array(0);
     const { block, word } = this.#stored.place(head);
-    const out = gpu.borrow(4 * count * headDim), list = gpu.borrow(4 * (wanted?.length ?? 1));
+    const out = gpu.borrow(4 * count * headDim), list = gpu.borrowIdle(4 * (wanted?.length ?? 1));
     if (wanted) gpu.write(list, 0, Int32Array.from(wanted));
     gpu.run(gpu.stage(ROWS, { entry: "floats", constants: { D: headDim, KIND: kindOf(type) } }), {
       params: [count, word, wanted ? 0 : NO_LIST, 0],

@@ -1,10 +1,11 @@
 // Moves rows as they are stored, and reads them as float32.
 //
-//   gather: to[i] = from[list[i]], whole rows.                              Rows that stay after an eviction.
+//   gather: to[i] = from[list[i]], whole rows of keys and of values, of all heads.  Rows that stay after an eviction.
 //   floats: out[i, d] = number d of row list[i], or of row i where there is no list.
 //   turned: the same with the pairs of RoPE turned: (a, b) -> (a cos - b sin, b cos + a sin).
 //
-// One invocation moves one word (gather), or computes one number (floats, turned), of the last two bounded by D.
+// One invocation moves one word of both (gather; a head for each group.z), or computes one number (floats, turned), of the
+// last two bounded by D.
 
 override D: u32 = 64u;
 /** 0: f32, 1: f16, 2: int8; see store.wgsl for how rows lie. */
@@ -13,7 +14,10 @@ override KIND: u32 = 0u;
 override ROTATED: u32 = 0u;
 override PARTNER: u32 = 1u;
 
-/** rows, first word of the head's rows, start in list (or 0xffffffff: none), first row; gather: first word of `to`. */
+/**
+ * rows, first word of the head's rows, start in list (or 0xffffffff: none), first row; gather: of each head rows, first
+ * word, start in list, first word of `to`.
+ */
 @group(0) @binding(0) var<storage, read> params: array<u32>;
 @group(0) @binding(1) var<storage, read> stored: array<u32>;
 @group(0) @binding(2) var<storage, read> list: array<u32>;
@@ -21,6 +25,9 @@ override PARTNER: u32 = 1u;
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;
 /** Cosine and sine of each pair, [turns, ROTATED / 2]. */
 @group(0) @binding(5) var<storage, read> circle: array<vec2f>;
+/** Values, of gather: `stored` and `words` are keys there. */
+@group(0) @binding(6) var<storage, read> stored_values: array<u32>;
+@group(0) @binding(7) var<storage, read_write> value_words: array<u32>;
 
 fn stride() -> u32 {
   if (KIND == 0u) { return D; }
@@ -59,8 +66,12 @@ fn gather(
 ) {
   let i = thread(group, groups, local);
   let each = stride();
-  if (i >= params[0] * each) { return; }
-  words[params[4] + i] = stored[params[1] + list[params[2] + i / each] * each + i % each];
+  let head = 4u * group.z;
+  if (i >= params[head] * each) { return; }
+  let from_word = params[head + 1u] + list[params[head + 2u] + i / each] * each + i % each;
+  let to_word = params[head + 3u] + i;
+  words[to_word] = stored[from_word];
+  value_words[to_word] = stored_values[from_word];
 }
 
 @compute @workgroup_size(64)

@@ -1159,11 +1159,12 @@ export const ROWS: ShaderFile = {
   name: "backend/rows.wgsl",
   text: `// Moves rows as they are stored, and reads them as float32.
 //
-//   gather: to[i] = from[list[i]], whole rows.                              Rows that stay after an eviction.
+//   gather: to[i] = from[list[i]], whole rows of keys and of values, of all heads.  Rows that stay after an eviction.
 //   floats: out[i, d] = number d of row list[i], or of row i where there is no list.
 //   turned: the same with the pairs of RoPE turned: (a, b) -> (a cos - b sin, b cos + a sin).
 //
-// One invocation moves one word (gather), or computes one number (floats, turned), of the last two bounded by D.
+// One invocation moves one word of both (gather; a head for each group.z), or computes one number (floats, turned), of the
+// last two bounded by D.
 
 override D: u32 = 64u;
 /** 0: f32, 1: f16, 2: int8; see store.wgsl for how rows lie. */
@@ -1172,7 +1173,10 @@ override KIND: u32 = 0u;
 override ROTATED: u32 = 0u;
 override PARTNER: u32 = 1u;
 
-/** rows, first word of the head's rows, start in list (or 0xffffffff: none), first row; gather: first word of \`to\`. */
+/**
+ * rows, first word of the head's rows, start in list (or 0xffffffff: none), first row; gather: of each head rows, first
+ * word, start in list, first word of \`to\`.
+ */
 @group(0) @binding(0) var<storage, read> params: array<u32>;
 @group(0) @binding(1) var<storage, read> stored: array<u32>;
 @group(0) @binding(2) var<storage, read> list: array<u32>;
@@ -1180,6 +1184,9 @@ override PARTNER: u32 = 1u;
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;
 /** Cosine and sine of each pair, [turns, ROTATED / 2]. */
 @group(0) @binding(5) var<storage, read> circle: array<vec2f>;
+/** Values, of gather: \`stored\` and \`words\` are keys there. */
+@group(0) @binding(6) var<storage, read> stored_values: array<u32>;
+@group(0) @binding(7) var<storage, read_write> value_words: array<u32>;
 
 fn stride() -> u32 {
   if (KIND == 0u) { return D; }
@@ -1218,8 +1225,12 @@ fn gather(
 ) {
   let i = thread(group, groups, local);
   let each = stride();
-  if (i >= params[0] * each) { return; }
-  words[params[4] + i] = stored[params[1] + list[params[2] + i / each] * each + i % each];
+  let head = 4u * group.z;
+  if (i >= params[head] * each) { return; }
+  let from_word = params[head + 1u] + list[params[head + 2u] + i / each] * each + i % each;
+  let to_word = params[head + 3u] + i;
+  words[to_word] = stored[from_word];
+  value_words[to_word] = stored_values[from_word];
 }
 
 @compute @workgroup_size(64)
@@ -1396,8 +1407,9 @@ export const STORE: ShaderFile = {
 //   int8: one word with the float32 scale, then four whole numbers a word, the first in the low byte.
 //         scale = largest / 127, rounded up to 17 bits of mantissa; each number / scale, ties to even.
 //
-// Shapes: source [rows, sourceHeads, D], target: words, head h's row t from params[5 + h] + t * stride on.
-// One workgroup stores one row of one head: group (h, t). Its 64 invocations take every 64th number, then word.
+// Shapes: source [rows, sourceHeads, D], target: words, head h's row t from params[5 + h] + t * stride on. Keys and values
+// lie alike: group.z 0 stores the first of both, 1 the second.
+// One workgroup stores one row of one head: group (h, t, z). Its 64 invocations take every 64th number, then word.
 // A number that the type can't hold sets faults[0] to the owner's number; the row is then not used.
 // Only integer arithmetic decides on a bit: a device's division and rounding need not be exact.
 
@@ -1411,6 +1423,8 @@ override KIND: u32 = 0u;
 @group(0) @binding(1) var<storage, read> source: array<f32>;
 @group(0) @binding(2) var<storage, read_write> stored: array<u32>;
 @group(0) @binding(3) var<storage, read_write> faults: array<atomic<u32>>;
+@group(0) @binding(4) var<storage, read> second_source: array<f32>;
+@group(0) @binding(5) var<storage, read_write> second_stored: array<u32>;
 
 const SIZE = 64u;
 /** Magnitudes from here on round to infinity in float16 (65520), or are none (infinity, NaN). */
@@ -1468,18 +1482,36 @@ fn byte_of(x: f32, scale: f32) -> u32 {
   return bitcast<u32>(select(rounded, -rounded, x < 0.0)) & 0xffu;
 }
 
+fn number(second: bool, at: u32) -> f32 {
+  if (second) { return second_source[at]; }
+  return source[at];
+}
+
+fn bits_of(second: bool, at: u32) -> u32 {
+  return bitcast<u32>(number(second, at));
+}
+
+fn put(second: bool, at: u32, word: u32) {
+  if (second) {
+    second_stored[at] = word;
+  } else {
+    stored[at] = word;
+  }
+}
+
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) local: u32) {
   let row = params[4] + group.y;
   if (row >= params[0]) { return; }
+  let second = group.z == 1u;
   let origin = (row * params[1] + params[2] + group.x) * D;
   if (KIND == 0u) {
     let to = params[5u + group.x] + row * D;
-    for (var d = local; d < D; d += SIZE) { stored[to + d] = bitcast<u32>(source[origin + d]); }
+    for (var d = local; d < D; d += SIZE) { put(second, to + d, bits_of(second, origin + d)); }
     return;
   }
   var most = 0u;
-  for (var d = local; d < D; d += SIZE) { most = max(most, bitcast<u32>(source[origin + d]) & 0x7fffffffu); }
+  for (var d = local; d < D; d += SIZE) { most = max(most, bits_of(second, origin + d) & 0x7fffffffu); }
   atomicMax(&largest, most);
   if (most >= select(FLOAT_LIMIT, HALF_LIMIT, KIND == 1u)) { atomicMax(&faults[0], params[3]); }
   workgroupBarrier();
@@ -1487,23 +1519,23 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lo
     let words = (D + 1u) / 2u;
     let to = params[5u + group.x] + row * words;
     for (var w = local; w < words; w += SIZE) {
-      var word = half_of(bitcast<u32>(source[origin + 2u * w]));
-      if (2u * w + 1u < D) { word |= half_of(bitcast<u32>(source[origin + 2u * w + 1u])) << 16u; }
-      stored[to + w] = word;
+      var word = half_of(bits_of(second, origin + 2u * w));
+      if (2u * w + 1u < D) { word |= half_of(bits_of(second, origin + 2u * w + 1u)) << 16u; }
+      put(second, to + w, word);
     }
     return;
   }
   let words = (D + 3u) / 4u;
   let to = params[5u + group.x] + row * (words + 1u);
   let bits = scale_of(atomicLoad(&largest));
-  if (local == 0u) { stored[to] = bits; }
+  if (local == 0u) { put(second, to, bits); }
   for (var w = local; w < words; w += SIZE) {
     var word = 0u;
     for (var i = 0u; i < 4u; i++) {
       let d = 4u * w + i;
-      if (d < D) { word |= byte_of(source[origin + d], bitcast<f32>(bits)) << (8u * i); }
+      if (d < D) { word |= byte_of(number(second, origin + d), bitcast<f32>(bits)) << (8u * i); }
     }
-    stored[to + 1u + w] = word;
+    put(second, to + 1u + w, word);
   }
 }
 `,

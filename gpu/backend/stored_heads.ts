@@ -82,9 +82,8 @@ export class StoredHeads {
   }
 
   /** The block of a head, and the first word of the head's rows; the head must have rows. */
-  place(head: number): { block: Block; word: number } {
-    const block = this.#blocks.find(({ first, words }) => head >= first && head < first + words.length)!;
-    return { block, word: block.words[head - block.first] };
+  place(head: number): HeadPlace {
+    return placeIn(this.#blocks, head);
   }
 
   /**
@@ -110,32 +109,40 @@ export class StoredHeads {
   keep(kept: readonly Int32Array[]): void {
     if (kept.every((rows, head) => rows.length === this.lengths[head])) return this.truncate(this.lengths);
     this.#withBiases(() => this.biases.keep(kept));
-    const { gpu, shape, type } = this.options;
+    const { gpu } = this.options;
     const total = kept.reduce((sum, { length }) => sum + length, 0);
-    const list = gpu.borrow(4 * total);
+    const list = gpu.borrowIdle(4 * total);
     gpu.write(list, 0, concatenate(kept, Int32Array));
-    const stage = gpu.stage(ROWS, { entry: "gather", constants: { D: shape.headDim, KIND: kindOf(type) } });
-    let start = 0;
-    this.#move(kept.map(({ length }) => paged(length)), (head, from, to) => {
-      const count = kept[head].length, first = start;
-      start += count;
-      if (count === 0 || !from || !to) return;
-      for (const part of ["keys", "values"] as const) {
-        gpu.run(stage, {
-          params: [count, from.word, first, 0, to.word],
-          buffers: [from.block[part], list, to.block[part]],
-          groups: spread(count * this.stride),
-        });
-      }
-    });
+    this.#move(kept.map(({ length }) => paged(length)), (moves) => this.#gather(moves, kept, list));
     gpu.giveBack(list);
     kept.forEach(({ length }, head) => this.lengths[head] = length);
   }
 
+  /** Moves the rows that stay, `list` one head after the other: keys and values of all heads of two blocks together. */
+  #gather(moves: readonly HeadMove[], kept: readonly Int32Array[], list: GpuBuffer): void {
+    const { gpu, shape, type } = this.options;
+    const stage = gpu.stage(ROWS, { entry: "gather", constants: { D: shape.headDim, KIND: kindOf(type) } });
+    const starts = kept.map((_, head) => kept.slice(0, head).reduce((sum, { length }) => sum + length, 0));
+    for (const together of byBlocks(moves.filter(({ head }) => kept[head].length > 0))) {
+      const [{ from, to }] = together, longest = Math.max(...together.map(({ head }) => kept[head].length));
+      gpu.run(stage, {
+        params: together.flatMap(({ head, from, to }) => [kept[head].length, from.word, starts[head], to.word]),
+        buffers: [
+          ...[from.block.keys, list, to.block.keys, undefined, undefined],
+          ...[from.block.values, to.block.values],
+        ],
+        groups: [...spread(longest * this.stride), together.length],
+      });
+    }
+  }
+
   /** Takes over what other heads of the same shape and type hold; these must be empty. */
   copyFrom(other: StoredHeads): void {
-    this.#move(other.lengths.map(paged), (head, _from, to) => {
-      if (to && other.lengths[head] > 0) this.#copyRows(other.place(head), to, other.lengths[head]);
+    const blocks = this.#allocate(other.lengths.map(paged));
+    this.#replace(blocks, other.lengths.map(paged), () => {
+      other.lengths.forEach((length, head) => {
+        if (length > 0) this.#copyRows(other.place(head), placeIn(blocks, head), length);
+      });
     });
     other.lengths.forEach((length, head) => this.lengths[head] = length);
     this.#withBiases(() => this.biases.copyFrom(other.biases));
@@ -167,8 +174,8 @@ export class StoredHeads {
   }
 
   #resize(capacities: number[]): void {
-    this.#move(capacities, (head, from, to) => {
-      if (from && to) this.#copyRows(from, to, this.lengths[head]);
+    this.#move(capacities, (moves) => {
+      for (const { head, from, to } of moves) this.#copyRows(from, to, this.lengths[head]);
     });
   }
 
@@ -179,13 +186,20 @@ export class StoredHeads {
     }
   }
 
-  /** Makes a new place for every head, has it filled, and frees the old one. */
-  #move(capacities: number[], fill: (head: number, from: HeadPlace | undefined, to: HeadPlace | undefined) => void) {
-    const { meter } = this.options, blocks = this.#allocate(capacities);
+  /** Makes a new place for every head, has it filled from the old one where there are both, and frees the old one. */
+  #move(capacities: number[], fill: (moves: readonly HeadMove[]) => void): void {
+    const blocks = this.#allocate(capacities);
+    this.#replace(blocks, capacities, () => {
+      const both = capacities.flatMap((rows, head) => rows > 0 && this.#capacities[head] > 0 ? [head] : []);
+      fill(both.map((head) => ({ head, from: this.place(head), to: placeIn(blocks, head) })));
+    });
+  }
+
+  /** Takes new blocks once they are filled. */
+  #replace(blocks: Block[], capacities: number[], fill: () => void): void {
+    const { meter } = this.options;
     meter.change(this.#bytes(capacities));
-    for (let head = 0; head < capacities.length; head++) {
-      fill(head, this.#capacities[head] > 0 ? this.place(head) : undefined, placeIn(blocks, head, capacities[head]));
-    }
+    fill();
     meter.change(-this.#bytes(this.#capacities));
     this.#destroy(this.#blocks);
     this.#blocks = blocks;
@@ -233,8 +247,26 @@ interface HeadPlace {
   readonly word: number;
 }
 
-function placeIn(blocks: readonly Block[], head: number, capacity: number): HeadPlace | undefined {
-  if (capacity === 0) return undefined;
+/** Where a head's rows are, and where they go. */
+interface HeadMove {
+  readonly head: number;
+  readonly from: HeadPlace;
+  readonly to: HeadPlace;
+}
+
+/** The block of a head that has room, and the first word of the head's rows. */
+function placeIn(blocks: readonly Block[], head: number): HeadPlace {
   const block = blocks.find(({ first, words }) => head >= first && head < first + words.length)!;
   return { block, word: block.words[head - block.first] };
+}
+
+/** Moves that are between the same two blocks. */
+function byBlocks(moves: readonly HeadMove[]): HeadMove[][] {
+  const groups: HeadMove[][] = [];
+  for (const move of moves) {
+    const last = groups.at(-1);
+    if (last && last[0].from.block === move.from.block && last[0].to.block === move.to.block) last.push(move);
+    else groups.push([move]);
+  }
+  return groups;
 }

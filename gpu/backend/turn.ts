@@ -1,8 +1,9 @@
 /** Turns keys to other positions: read as float32, turned, stored anew, some rows of a head at a time. */
 import type { KeyRotation } from "../../core/measure/rotation.ts";
 import type { GpuBuffer } from "../device.ts";
-import { ROWS, STORE } from "./shaders.ts";
+import { ROWS } from "./shaders.ts";
 import { kindOf, MOST_GROUPS, spread } from "./stages.ts";
+import { storeRows } from "./store.ts";
 import type { StoredHeads } from "./stored_heads.ts";
 
 /** Floats that are turned at once. */
@@ -23,7 +24,7 @@ export function turnKeys(
 function turnHead(stored: StoredHeads, owner: number, head: number, moves: Int32Array, rotation: KeyRotation): void {
   const { gpu, shape: { headDim } } = stored.options;
   const { turns, circle } = circleOf(moves, rotation);
-  const list = gpu.borrow(turns.byteLength), points = gpu.borrow(Math.max(8, circle.byteLength));
+  const list = gpu.borrowIdle(turns.byteLength), points = gpu.borrowIdle(Math.max(8, circle.byteLength));
   gpu.write(list, 0, turns);
   gpu.write(points, 0, circle);
   const most = Math.max(1, Math.min(MOST_GROUPS, Math.floor(AT_ONCE / headDim)));
@@ -51,10 +52,9 @@ function turnRows(
     buffers: [block.keys, list, undefined, turned, points],
     groups: spread(count * headDim),
   });
-  gpu.run(gpu.stage(STORE, { constants }), {
-    params: [count, 1, 0, owner, 0, word + first * stored.stride],
-    buffers: [turned, block.keys, gpu.faults],
-    groups: [1, count],
+  storeRows(stored.options, {
+    parts: [[turned, block.keys]],
+    ...{ count, heads: 1, firstHead: 0, owner, words: [word + first * stored.stride] },
   });
   gpu.giveBack(turned);
 }

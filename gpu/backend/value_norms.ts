@@ -59,7 +59,7 @@ function normsOfBlock(
   for (let i = 0; i < block.words.length; i += most) {
     const words = block.words.slice(i, i + most), first = block.first + i;
     const part = columnsOf(wo, heads * headDim, first * group * headDim, words.length * group * headDim);
-    const weights = gpu.borrow(part.byteLength);
+    const weights = gpu.borrowIdle(part.byteLength);
     gpu.write(weights, 0, part);
     const constants = { D: headDim, KIND: kindOf(stored.options.type), HEADS: words.length * group, GROUP: group };
     gpu.run(gpu.stage(NORMS, { constants: { ...constants, NORM: kind === "l1" ? 1 : 2 } }), {

@@ -147,10 +147,13 @@ gpuTest("webgpu: rows take what the formula says, and reading a layer waits once
       rows.observe(window, 32, { window: REDUCTIONS }),
       rows.valueNorms(floats(8 * QUERY, 6), 8),
     ]);
-    rows.compact([0, 1].map(() => Int32Array.from({ length: 64 }, (_, i) => i)));
+    const { passes } = gpu.counts;
+    rows.compact([0, 1].map((head) => Int32Array.from({ length: 64 - head }, (_, i) => i)));
+    assert.equal(gpu.counts.passes, passes + 1, "keys and values of all heads move in one stage");
     assert.equal(gpu.counts.waits, before.waits + 1);
     assert.ok(gpu.counts.submits - before.submits <= 6, `${gpu.counts.submits - before.submits} submits`);
-    assert.equal(rows.allocatedBytes, 2 * 64 * entryBytes(16, type));
+    const held = 2 * 64 * entryBytes(16, type);
+    assert.equal(rows.allocatedBytes, held);
     for (const tensor of [...made, attended.output, window]) tensors.free(tensor);
     const { output } = await rows.decodeAttention(made[2].length ? tensors.upload(floats(QUERY, 7)) : window, 1);
     assert.equal(gpu.counts.waits, before.waits + 1, "a token's attention waits for nothing");

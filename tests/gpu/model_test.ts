@@ -99,8 +99,8 @@ function watch(gpu: GpuDevice): string[] {
 const LAYER = [
   // q, k and v of the normed hidden state, with their biases; RoPE.
   ...["multiply one_row", "rotate main"],
-  // Keys and values stored; attention over all that is kept.
-  ...["store main", "store main", "attention attend"],
+  // Keys and values stored together; attention over all that is kept.
+  ...["store main", "attention attend"],
   // Output projection added to the hidden state; gate and up of its norm; down of the gated, added.
   ...["multiply one_row", "multiply one_row", "multiply one_row"],
 ];
