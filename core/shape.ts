@@ -10,6 +10,11 @@ export interface AttentionShape {
   readonly headDim: number;
   /** Rows that a query looks back, its own among them, ≥ 1: it sees the last so many up to its own. Absent: all. */
   readonly reach?: number;
+  /**
+   * One logit for each query head that takes its share of every softmax and has no key or value, `[heads]`: what a query
+   * gives to *nothing* (gpt-oss). Probabilities then add up to less than 1. Absent: none.
+   */
+  readonly nullLogits?: Float32Array;
 }
 
 /** The first row that a query sees which sees no row from `end` on. */
@@ -25,6 +30,8 @@ export interface ModelShape extends AttentionShape {
    * can still look back to, whatever the budget; policies and budgets speak of the others, the *global* layers.
    */
   readonly windows?: readonly number[];
+  /** The null logits of each layer, `[layers][heads]`; absent: none. */
+  readonly nulls?: readonly Float32Array[];
 }
 
 /** The window of a layer; Infinity for a global one. */
@@ -34,8 +41,14 @@ export function windowOf({ windows }: Pick<ModelShape, "windows">, layer: number
 
 /** The shape of one layer's rows. */
 export function layerShape(shape: ModelShape, layer: number): AttentionShape {
-  const { heads, kvHeads, headDim } = shape, reach = windowOf(shape, layer);
-  return reach === Infinity ? { heads, kvHeads, headDim } : { heads, kvHeads, headDim, reach };
+  const { heads, kvHeads, headDim, nulls } = shape, reach = windowOf(shape, layer);
+  return {
+    heads,
+    kvHeads,
+    headDim,
+    ...(reach !== Infinity && { reach }),
+    ...(nulls && { nullLogits: nulls[layer] }),
+  };
 }
 
 /** The layers that look at everything, ascending. */

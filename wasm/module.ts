@@ -24,6 +24,7 @@ export interface KernelExports {
   buffer_address(buffer: number): number;
   buffer_free(buffer: number): number;
   rows_new(heads: number, kvHeads: number, dim: number, reserve: number, kind: number, reach: number): number;
+  rows_nulls(rows: number, logits: number): number;
   rows_free(rows: number): number;
   rows_pages(rows: number): number;
   rows_quads(rows: number): number;
@@ -122,7 +123,7 @@ export interface KernelExports {
     add: number,
   ): number;
   dense_norm(x: number, gains: number, width: number, count: number, epsilon: number, out: number): number;
-  dense_gate(gateUp: number, gelu: number, width: number, count: number, out: number): number;
+  dense_gate(gateUp: number, activation: number, width: number, count: number, out: number): number;
 }
 
 const WASM_PAGE = 65536;

@@ -63,7 +63,7 @@ export class WasmRows implements TrustingRows<Float32Array> {
     type: CacheType,
     whole = shape,
   ) {
-    const { heads, kvHeads, headDim, reach = 0 } = shape;
+    const { heads, kvHeads, headDim, reach = 0, nullLogits } = shape;
     this.shape = shape;
     this.type = type;
     this.#kernels = kernels;
@@ -74,7 +74,15 @@ export class WasmRows implements TrustingRows<Float32Array> {
     const kind = k === v ? k : 16 + 4 * k + v;
     const handle = kernels.call.rows_new(heads, kvHeads, headDim, reserve, kind, reach);
     this.#handle = kernels.check(handle, `reserve ${reserve} rows`);
+    if (nullLogits) this.#takeNulls(nullLogits);
     this.#count();
+  }
+
+  #takeNulls(logits: Float32Array): void {
+    this.#kernels.withBuffers((buffers) => {
+      const given = buffers.from(logits);
+      this.#do("take null logits", (call) => call.rows_nulls(this.#handle, given));
+    });
   }
 
   get allocatedBytes(): number {

@@ -42,7 +42,7 @@ const MOST_KERNEL = 1023;
  * @throws RangeError for a shape, a reach or a reserve that makes no sense; PalisadeError `cache-type.unknown`; as `create`.
  */
 export function checkedRows<T extends Tensor>(
-  { heads, kvHeads, headDim, reach }: AttentionShape,
+  { heads, kvHeads, headDim, reach, nullLogits }: AttentionShape,
   reserve: number,
   type: CacheType,
   create: (shape: AttentionShape) => TrustingRows<T>,
@@ -54,11 +54,14 @@ export function checkedRows<T extends Tensor>(
   if (reach !== undefined && !(Number.isInteger(reach) && reach >= 1 && reach <= MOST_RESERVE)) {
     throw new RangeError(`Cannot look back ${reach} rows: want 1 or more`);
   }
+  if (nullLogits && !(nullLogits.length === heads && nullLogits.every(Number.isFinite))) {
+    throw new RangeError(`Null logits: want ${heads} finite ones`);
+  }
   if (!Number.isInteger(reserve) || reserve < 0 || reserve > MOST_RESERVE) {
     throw new RangeError(`Cannot reserve ${reserve} rows`);
   }
   checkCacheType(type);
-  const shape = { heads, kvHeads, headDim, ...(reach !== undefined && { reach }) };
+  const shape = { heads, kvHeads, headDim, ...(reach !== undefined && { reach }), ...(nullLogits && { nullLogits }) };
   return new CheckedRows(create(shape), shape, type, new Int32Array(kvHeads));
 }
 

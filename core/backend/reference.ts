@@ -382,7 +382,8 @@ class ReferenceRows implements TrustingRows<Float32Array> {
       const some = { keys: picked(keys, wanted, headDim), values: picked(values, wanted, headDim) };
       const row = new Float64Array(wanted.length), added = padded(bias, wanted);
       for (let at = 0; at < asked.length; at += headDim) {
-        softmaxRow({ vector: asked, offset: at }, some.keys, headDim, wanted.length, row, 0, added);
+        const nothing = this.#shape.nullLogits?.[kv * group + at / headDim];
+        softmaxRow({ vector: asked, offset: at }, some.keys, headDim, wanted.length, row, 0, added, nothing);
         weightedSum(row, some.values, wanted.length, output.subarray(from + at, from + at + headDim));
       }
     });
@@ -400,7 +401,8 @@ class ReferenceRows implements TrustingRows<Float32Array> {
       for (let t = 0; t < count; t++) {
         const at = (t * heads + head) * headDim, visible = masked ? length - count + t + 1 : length;
         const first = masked ? firstSeen(this.#shape, visible) : 0;
-        const { maximum, sum } = softmaxRow({ vector: queries, offset: at }, keys, headDim, visible, row, first, bias);
+        const query = { vector: queries, offset: at }, nothing = this.#shape.nullLogits?.[head];
+        const { maximum, sum } = softmaxRow(query, keys, headDim, visible, row, first, bias, nothing);
         weightedSum(row, values, visible, output.subarray(at, at + headDim));
         visit({ head, t, row, visible, logSum: maximum + ln(sum) });
       }

@@ -29,7 +29,7 @@ export async function attendUnmasked<T extends Tensor>(
     const { keys, values, bias } = copies[Math.floor(head / (heads / kvHeads))];
     for (let t = 0; t < count; t++) {
       const at = t * heads + head, query = { vector: numbers, offset: at * headDim };
-      const { maximum, sum } = softmaxRow(query, keys, headDim, length, row, 0, bias);
+      const { maximum, sum } = softmaxRow(query, keys, headDim, length, row, 0, bias, rows.shape.nullLogits?.[head]);
       logSumExp[at] = maximum + ln(sum);
       const weight = want.rowWeights?.[t] ?? 1;
       for (let i = 0; i < length; i++) {

@@ -260,7 +260,7 @@ function addRows(
 }
 
 /** An activation and its slope. */
-const ACTIVATIONS: Readonly<Record<Activation, (x: number) => readonly [number, number]>> = {
+const ACTIVATIONS: Readonly<Record<Exclude<Activation, "limited">, (x: number) => readonly [number, number]>> = {
   silu: (x) => {
     const sigmoid = 1 / (1 + Math.exp(-x));
     return [x * sigmoid, sigmoid * (1 + x * (1 - sigmoid))];
@@ -272,8 +272,14 @@ const ACTIVATIONS: Readonly<Record<Activation, (x: number) => readonly [number, 
   },
 };
 
+/** Only experts are gated so, and those don't run backwards. */
+function slopeOf(activation: Activation): (x: number) => readonly [number, number] {
+  if (activation === "limited") throw new RangeError("Cannot run a limited gate backwards");
+  return ACTIVATIONS[activation];
+}
+
 function gated(both: Float32Array, activation: Activation, count: number): Float32Array {
-  const half = both.length / count / 2, apply = ACTIVATIONS[activation];
+  const half = both.length / count / 2, apply = slopeOf(activation);
   return Float32Array.from({ length: count * half }, (_, i) => {
     const at = Math.floor(i / half) * 2 * half + i % half;
     return apply(both[at])[0] * both[at + half];
@@ -281,7 +287,7 @@ function gated(both: Float32Array, activation: Activation, count: number): Float
 }
 
 function gateGradient(both: Float32Array, after: Float32Array, activation: Activation, count: number): Float32Array {
-  const half = both.length / count / 2, apply = ACTIVATIONS[activation], out = new Float32Array(both.length);
+  const half = both.length / count / 2, apply = slopeOf(activation), out = new Float32Array(both.length);
   after.forEach((gradient, i) => {
     const at = Math.floor(i / half) * 2 * half + i % half, [value, slope] = apply(both[at]);
     out[at] = gradient * slope * both[at + half];

@@ -49,7 +49,10 @@ export interface Multiply<Weights> {
   readonly rows: number;
 }
 
-/** `activation(a) · b` of a row that holds a and b side by side. `gelu` is the tanh form. */
+/**
+ * `activation(a) · b` of a row that holds a and b side by side. `gelu` is the tanh form. `limited` is gpt-oss's: a of at most
+ * 7, b between −7 and 7, `a · σ(1.702·a) · (b + 1)`.
+ */
 export interface Gate {
   readonly op: "gate";
   readonly from: string;
@@ -57,7 +60,7 @@ export interface Gate {
   readonly activation: Activation;
 }
 
-export type Activation = "silu" | "gelu";
+export type Activation = "silu" | "gelu" | "limited";
 
 /** The sum of two values of one width. */
 export interface Add {

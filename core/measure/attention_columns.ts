@@ -12,16 +12,18 @@ export interface ColumnInput {
 }
 
 /** Both `[heads, length]`: query t sees keys 0 … t. O(heads · length² · headDim), one row at a time. */
-export function columnReductions({ shape: { heads, kvHeads, headDim }, queries, keys, length }: ColumnInput): {
+export function columnReductions({ shape, queries, keys, length }: ColumnInput): {
   columnSum: Float32Array;
   columnMax: Float32Array;
 } {
+  const { heads, kvHeads, headDim } = shape;
   const sums = new Float64Array(heads * length), columnMax = new Float32Array(heads * length);
   const row = new Float64Array(length);
   for (let head = 0; head < heads; head++) {
-    const at = head * length, kvHead = Math.floor(head / (heads / kvHeads));
+    const at = head * length, kvHead = Math.floor(head / (heads / kvHeads)), nothing = shape.nullLogits?.[head];
     for (let t = 0; t < length; t++) {
-      softmaxRow({ vector: queries, offset: (at + t) * headDim }, keys[kvHead], headDim, t + 1, row);
+      const query = { vector: queries, offset: (at + t) * headDim };
+      softmaxRow(query, keys[kvHead], headDim, t + 1, row, 0, undefined, nothing);
       for (let i = 0; i <= t; i++) {
         sums[at + i] += row[i];
         // Not `>` alone: a NaN must come through, not vanish.

@@ -27,7 +27,8 @@ export function dropErrors({ shape, queries, window, keys, values, length }: Dro
     const into = sums.subarray(kvHead * prefix, (kvHead + 1) * prefix);
     for (let t = 0; t < window; t++) {
       const query = { vector: queries, offset: (t * heads + head) * headDim }, visible = length - window + t + 1;
-      softmaxRow(query, keys[kvHead], headDim, visible, row, firstSeen(shape, visible));
+      const first = firstSeen(shape, visible);
+      softmaxRow(query, keys[kvHead], headDim, visible, row, first, undefined, shape.nullLogits?.[head]);
       addErrors(into, row.subarray(0, visible), { values: values[kvHead], norms, headDim });
     }
   }

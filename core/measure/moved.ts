@@ -56,6 +56,9 @@ export function movedMaxima(input: MovedInput, every: number): Float32Array {
         headDim,
         length,
         row,
+        0,
+        undefined,
+        shape.nullLogits?.[head],
       );
       for (let i = 0; i < length; i++) {
         if (!(row[i] <= columnMax[head * length + i])) columnMax[head * length + i] = row[i];

@@ -42,7 +42,8 @@ export function observeWindow(input: WindowInput, needs: Pick<Needs, "window" | 
     for (let t = 0; t < window; t++) {
       const query = { vector: queries, offset: (t * heads + head) * headDim };
       const visible = length - window + t + 1, first = firstSeen(shape, visible);
-      const { maximum, sum } = softmaxRow(query, keys[kvHead], headDim, visible, row, first, bias?.[kvHead]);
+      const nothing = shape.nullLogits?.[head];
+      const { maximum, sum } = softmaxRow(query, keys[kvHead], headDim, visible, row, first, bias?.[kvHead], nothing);
       sums.addRow(head, t, row, maximum + ln(sum));
     }
   }

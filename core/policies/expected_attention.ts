@@ -49,14 +49,14 @@ type Expecting = Observed<"keys" | "queryMean" | "queryCovariance">;
 
 /** `[kvHeads, L]`, 0 on the sinks. */
 function expected(observation: Expecting, sinks: number): Float32Array {
-  const { length, shape: { heads, kvHeads } } = observation;
+  const { length, shape: { heads, kvHeads, nullLogits } } = observation;
   const scores = new Float32Array(kvHeads * length), group = heads / kvHeads;
   for (let kvHead = 0; kvHead < kvHeads; kvHead++) {
     const sum = new Float64Array(length);
     for (let head = kvHead * group; head < (kvHead + 1) * group; head++) {
       const logits = expectedLogits(observation, head, kvHead);
       const top = largest(logits.subarray(sinks));
-      let total = 0;
+      let total = nullLogits ? exp(nullLogits[head] - top) : 0;
       for (let i = sinks; i < length; i++) total += logits[i] = exp(logits[i] - top);
       for (let i = sinks; i < length; i++) sum[i] += logits[i] / total;
     }

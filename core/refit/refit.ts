@@ -6,8 +6,8 @@
  * the whole context and the log-sum-exp ℓ of its row. p_j = exp(q·k_j/√d − ℓ), j ∈ S, are its true probabilities on S.
  *
  * **Bias.** Weights B ≥ 10⁻³ so that Σ_j p_j B_j is 1 for every reference: ‖P B − 1‖² + λ‖B − 1‖². β = ln B. Then the kept
- * entries weigh as much beside entries to come as the whole context did.
- * **Values.** X = softmax(q·k/√d + β) over S; (XᵀX + λ'I)V' = XᵀY + λ'V.
+ * entries weigh as much beside entries to come as the whole context did. Where a share p₀ goes to nothing it is 1 − p₀.
+ * **Values.** X = softmax(q·k/√d + β) over S, p₀ in its sum; (XᵀX + λ'I)V' = XᵀY + λ'V.
  * Both ridges are a `ridge` times the mean of the diagonal, so that little evidence changes little.
  *
  * **Defensively.** Least squares means over queries, and forgives itself the rare one that an answer hangs on. So every
@@ -38,6 +38,8 @@ export interface HeadReferences {
   readonly outputs: Float32Array;
   /** `[count]`, natural, over the whole context. */
   readonly logSumExp: Float32Array;
+  /** What of each reference's attention goes to nothing (`AttentionShape.nullLogits`), `[count]`; absent: 0. */
+  readonly nothing?: Float64Array;
 }
 
 /** One head after its refit. */
@@ -134,9 +136,13 @@ function fitValues(
 }
 
 /** B; 1 where values alone are fitted. */
-function fitWeights({ probabilities, kept, count, algebra }: Samples, refit: RefitSettings["refit"], ridge: number) {
+function fitWeights(
+  { probabilities, kept, count, algebra, nothing }: Samples,
+  refit: RefitSettings["refit"],
+  ridge: number,
+) {
   const { products, solve, boundedLeastSquares } = algebra;
-  const ones = new Float64Array(count).fill(1);
+  const ones = nothing.map((share) => 1 - share);
   if (refit === "values") return new Float64Array(kept).fill(1);
   const matrix = products(probabilities, probabilities, count), strength = ridge * meanDiagonal(matrix, kept);
   const target = products(probabilities, ones, count).map((sum) => sum + strength);
@@ -184,18 +190,21 @@ class Samples {
   readonly outputs: Float64Array;
   /** `[kept, headDim]`, the old ones. */
   readonly values: Float64Array;
+  /** `[count]`. */
+  readonly nothing: Float64Array;
   readonly algebra: Algebra;
   /** Mean norm of the outputs. */
   readonly #unit: number;
 
-  constructor(given: Pick<Samples, "headDim" | "probabilities" | "outputs" | "values" | "algebra">) {
-    const { headDim, probabilities, outputs, values, algebra } = given;
+  constructor(given: Pick<Samples, "headDim" | "probabilities" | "outputs" | "values" | "nothing" | "algebra">) {
+    const { headDim, probabilities, outputs, values, nothing, algebra } = given;
     this.headDim = headDim;
     this.kept = values.length / headDim;
     this.count = outputs.length / headDim;
     this.probabilities = probabilities;
     this.outputs = outputs;
     this.values = values;
+    this.nothing = nothing;
     this.algebra = algebra;
     this.#unit = meanOf(norms(outputs, this.count)) || 1;
   }
@@ -207,6 +216,7 @@ class Samples {
       values: new Float64Array(values),
       outputs: transposed(new Float64Array(references.outputs), headDim),
       probabilities: probabilitiesOf(keys, references, headDim, algebra),
+      nothing: references.nothing ?? new Float64Array(references.logSumExp.length),
     });
   }
 
@@ -235,6 +245,7 @@ class Samples {
       algebra,
       probabilities: pick(this.probabilities),
       outputs: pick(this.outputs),
+      nothing: pick(this.nothing),
     });
   }
 
@@ -243,11 +254,9 @@ class Samples {
     return { weights: new Float64Array(this.kept).fill(1), values: this.values, ridge: 0 };
   }
 
-  /** Softmax over the kept entries with ln `weights` added, `[kept, count]`. A reference that sees none of them has none. */
+  /** Softmax over the kept entries with ln `weights` added, and nothing, `[kept, count]`. A reference that sees none of them has none. */
   shares(weights: Float64Array): Float64Array {
-    const { kept, count, probabilities } = this,
-      shares = new Float64Array(kept * count),
-      sums = new Float64Array(count);
+    const { kept, count, probabilities } = this, shares = new Float64Array(kept * count), sums = this.nothing.slice();
     for (let j = 0, i = 0; j < kept; j++) {
       for (let s = 0; s < count; s++, i++) sums[s] += shares[i] = probabilities[i] * weights[j];
     }

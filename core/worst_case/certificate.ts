@@ -22,6 +22,9 @@
  * holds for o·Wo_h with ‖v·Wo_h‖₁ in place of ‖v‖; over the query heads of a layer, whose outputs are summed, the bounds
  * add up. Where all a query saw is gone (ε = 1) o' counts as 0, and the bound still holds.
  *
+ * **Null logits.** Where a query gives a share to nothing (`AttentionShape.nullLogits`), that share is one of an entry in S
+ * whose value is 0, and all of the above holds with it: it is in ℓ, and in what is kept.
+ *
  * Rounding: ℓ is float32, half an ulp of which leaves ε an absolute error of 6e−8 · |ℓ|, and kernels that sum in float32
  * about as much again; ε is cut to 0 … 1. Where |ℓ| is beyond {@link LARGEST_LOG_SUM} it tells nothing any more, and ε is
  * NaN. A value that is not finite makes every figure it enters NaN too: NaN certifies nothing.
@@ -100,13 +103,14 @@ export interface KeptRows {
  * nothing that the query saw is evicted. O(group · window · kept · headDim).
  */
 export function evictedMass(rows: WindowRows, kvHead: number, { keys, positions }: KeptRows): Float64Array[] {
-  const { shape: { heads, kvHeads, headDim }, length, window, queries, logSumExp } = rows;
+  const { shape: { heads, kvHeads, headDim, nullLogits }, length, window, queries, logSumExp } = rows;
   const group = heads / kvHeads, scale = 1 / Math.sqrt(headDim);
   if (positions.length === length) return Array.from({ length: group }, () => new Float64Array(window));
   const ofQuery = (head: number, t: number) => {
     const query = (t * heads + head) * headDim, last = length - window + t, logSum = logSumExp[head * window + t];
     if (!(Math.abs(logSum) <= LARGEST_LOG_SUM)) return NaN;
-    let kept = 0, seen = 0;
+    // What goes to nothing is never evicted.
+    let kept = nullLogits ? exp(nullLogits[head] - logSum) : 0, seen = 0;
     for (; seen < positions.length && positions[seen] <= last; seen++) {
       let dot = 0;
       for (let j = 0, k = seen * headDim; j < headDim; j++, k++) dot += queries[query + j] * keys[k];

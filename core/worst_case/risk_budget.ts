@@ -8,6 +8,7 @@
  * whose next smaller one does not, but a yet smaller one might.
  */
 import { softmaxRow } from "../measure/attention.ts";
+import { exp } from "../measure/exp.ts";
 import type { AttentionShape } from "../shape.ts";
 
 /** Budgets tried in one round, at most 32 (`core/select/kept_sets.ts`): three rounds reach 35,000 tokens. */
@@ -64,7 +65,7 @@ export interface WholeLayer {
  * O(heads · window · (length · headDim + Σ kept)).
  */
 export function largestMasses(layer: WholeLayer, candidates: readonly (readonly Int32Array[])[]): Float64Array {
-  const { shape: { heads, kvHeads, headDim }, length, window, queries, keys } = layer;
+  const { shape, length, window, queries, keys } = layer, { heads, kvHeads, headDim } = shape;
   const sums = new Float64Array(candidates.length);
   const row = new Float64Array(length), largest = new Float64Array(candidates.length);
   for (let head = 0; head < heads; head++) {
@@ -72,17 +73,19 @@ export function largestMasses(layer: WholeLayer, candidates: readonly (readonly 
     largest.fill(0);
     for (let t = 0; t < window; t++) {
       const visible = length - window + t + 1;
-      softmaxRow({ vector: queries, offset: (t * heads + head) * headDim }, keys[kvHead], headDim, visible, row);
-      candidates.forEach((kept, c) => largest[c] = Math.max(largest[c], lost(row, kept[kvHead], visible)));
+      const query = { vector: queries, offset: (t * heads + head) * headDim }, nothing = shape.nullLogits?.[head];
+      const { maximum, sum } = softmaxRow(query, keys[kvHead], headDim, visible, row, 0, undefined, nothing);
+      const whole = nothing === undefined ? 1 : 1 - exp(nothing - maximum) / sum;
+      candidates.forEach((kept, c) => largest[c] = Math.max(largest[c], lost(row, kept[kvHead], visible, whole)));
     }
     for (let c = 0; c < sums.length; c++) sums[c] += largest[c];
   }
   return sums;
 }
 
-/** What of `row[0 … visible)` is not kept, 0 … 1. */
-function lost(row: Float64Array, kept: Int32Array, visible: number): number {
+/** What of `row[0 … visible)`, whose sum is `whole`, is not kept, 0 … 1. */
+function lost(row: Float64Array, kept: Int32Array, visible: number, whole: number): number {
   let mass = 0, seen = 0;
   for (; seen < kept.length && kept[seen] < visible; seen++) mass += row[kept[seen]];
-  return seen === visible ? 0 : Math.max(0, 1 - mass);
+  return seen === visible ? 0 : Math.max(0, whole - mass);
 }

@@ -1,6 +1,7 @@
 /** One run of a list of operations by one thread: where its values are, and the kernels that make them. */
 import { concatenate } from "../../core/concatenate.ts";
 import {
+  type Activation,
   type Add,
   type Choose,
   chosenOf,
@@ -62,6 +63,9 @@ interface How {
   readonly alone: boolean;
   readonly first: boolean;
 }
+
+/** The numbers that `dense_gate` knows activations by. */
+const ACTIVATIONS: Readonly<Record<Activation, number>> = { silu: 0, gelu: 1, limited: 2 };
 
 export class Execution {
   readonly #kernels: Kernels;
@@ -193,8 +197,8 @@ export class Execution {
     const mine = own.total / 2, result = { ranges: [{ column: own.ranges[0].column, columns: mine }], total: mine };
     if (mine === 0) return this.#setOwn(to, width, { ...result, buffer: -1 });
     // This thread has the same columns of gate and up, gates first; half as many are left.
-    const { call } = this.#kernels, gelu = activation === "gelu" ? 1 : 0, buffer = this.#zeros(mine);
-    this.#kernels.check(call.dense_gate(own.buffer, gelu, mine, this.#count, buffer), "gate");
+    const { call } = this.#kernels, buffer = this.#zeros(mine);
+    this.#kernels.check(call.dense_gate(own.buffer, ACTIVATIONS[activation], mine, this.#count, buffer), "gate");
     if (isWhole(value)) this.#setRows(to, width, buffer);
     else this.#setOwn(to, width, { ...result, buffer });
   }

@@ -90,17 +90,17 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
 
   static create(place: Place, shape: AttentionShape, reserve: number, type: CacheType): ThreadedRows {
     const { backend, pool } = place;
-    const { heads, kvHeads } = shape;
-    const group = heads / kvHeads, mine = shareHeads(kvHeads, pool.size)[0].kvHeads;
-    const own = backend.createPart({ ...shape, heads: mine * group, kvHeads: mine }, reserve, type, shape);
-    const rows = new ThreadedRows(place, own, shape, new Int32Array(kvHeads));
+    const mine = partShape(shape, shareHeads(shape.kvHeads, pool.size)[0]);
+    const own = backend.createPart(mine, reserve, type, shape);
+    const rows = new ThreadedRows(place, own, shape, new Int32Array(shape.kvHeads));
     for (const part of rows.#others) rows.#tell(part, ROWS.create, rows.#creation(part, reserve));
     return rows;
   }
 
   /** What {@link ROWS.create} takes. */
-  #creation({ kvHeads }: Part, reserve: number) {
-    return { id: this.#id, kvHeads, reserve, type: this.#own.type, whole: this.#shape };
+  #creation(part: Part, reserve: number) {
+    const { kvHeads, reach, nullLogits } = partShape(this.#shape, part);
+    return { id: this.#id, kvHeads, reserve, type: this.#own.type, whole: { reach, ...this.#shape }, nullLogits };
   }
 
   get allocatedBytes(): number {
@@ -387,8 +387,7 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
   #move(): void {
     const to = this.#others.length > 0 ? [{ rank: 0, first: 0, kvHeads: this.#shape.kvHeads }] : this.#parts;
     const [here, ...others] = to, before = { own: this.#own, others: this.#others };
-    const { heads, kvHeads } = this.#shape;
-    const mine = { ...this.#shape, kvHeads: here.kvHeads, heads: here.kvHeads * heads / kvHeads };
+    const mine = partShape(this.#shape, here);
     let own: WasmRows | undefined;
     try {
       const rows = this.#copyAllNow();
@@ -493,6 +492,13 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
   #alive(): void {
     if (this.#broken) throw this.#broken;
   }
+}
+
+/** The shape of some KV heads of a layer, and of the query heads that read them. */
+function partShape(shape: AttentionShape, { first, kvHeads }: Part): AttentionShape {
+  const group = shape.heads / shape.kvHeads, { nullLogits } = shape;
+  const nulls = nullLogits && { nullLogits: nullLogits.slice(first * group, (first + kvHeads) * group) };
+  return { ...shape, heads: kvHeads * group, kvHeads, ...nulls };
 }
 
 function ofHeads<T>(lists: readonly T[], { first, kvHeads }: Part): T[] {

@@ -32,9 +32,17 @@ export class RowsService {
     this.backend = backend;
   }
 
-  /** Makes empty rows for `kvHeads` KV heads of the layer `whole`, with the query heads that read them. */
-  create(id: number, kvHeads: number, reserve: number, type: CacheType, whole: AttentionShape): void {
-    const shape = { ...whole, heads: kvHeads * whole.heads / whole.kvHeads, kvHeads };
+  /** Makes empty rows for `kvHeads` KV heads of the layer `whole`, with the query heads that read them, and their null logits. */
+  create(
+    id: number,
+    kvHeads: number,
+    reserve: number,
+    type: CacheType,
+    whole: AttentionShape,
+    nullLogits?: Float32Array,
+  ): void {
+    const heads = kvHeads * whole.heads / whole.kvHeads, nulls = nullLogits && { nullLogits: nullLogits.slice() };
+    const shape = { ...whole, heads, kvHeads, ...nulls };
     this.set(id, this.backend.createPart(shape, reserve, type, whole));
   }
 
@@ -109,9 +117,10 @@ const copied: Field<CopiedRows> = {
 /** On the heads of one thread; see `LayerRows`. Lists have one entry per head. */
 export const ROWS = {
   create: command(
-    { id, kvHeads: number, reserve: number, type: oneOf(ALL_CACHE_TYPES), whole: shape },
+    { id, kvHeads: number, reserve: number, type: oneOf(ALL_CACHE_TYPES), whole: shape, nullLogits: optionalFloats },
     {},
-    (service, { id, kvHeads, reserve, type, whole }) => service.create(id, kvHeads, reserve, type, whole),
+    (service, { id, kvHeads, reserve, type, whole, nullLogits }) =>
+      service.create(id, kvHeads, reserve, type, whole, nullLogits),
   ),
   append: command(
     { id, keys: floats, values: floats, count },

@@ -120,6 +120,17 @@ impl Block {
         self.rows += 1;
     }
 
+    /// Gives the query `row` a raw score without a row of keys, −∞ for none: while it has no output yet.
+    pub fn add_null(&mut self, row: usize, score: f32, c: f32) {
+        let (maximum, sum) = (&mut self.maxima.as_mut()[row], &mut self.sums.as_mut()[row]);
+        let peak = maximum.max(score);
+        if score > f32::NEG_INFINITY {
+            let before = if *sum > 0.0 { *sum * exp2_one((*maximum - peak) * c) } else { 0.0 };
+            *sum = before + exp2_one((score - peak) * c);
+            *maximum = peak;
+        }
+    }
+
     /// Goes on from where a block with the same queries over other rows is.
     pub fn adopt(&mut self, other: &Block) {
         for (to, from, each) in [
@@ -416,6 +427,7 @@ fn decode(
                 let limit = last(head) - count + t + 1;
                 for h in kv * group..(kv + 1) * group {
                     block.push(&queries[(t * heads + h) * dim..][..dim], layer.first_seen(limit), limit);
+                    block.add_null(block.rows - 1, layer.raw_null(h), c);
                 }
             }
             // Scores, softmax and weighted values, tile by tile.

@@ -289,9 +289,34 @@ pub fn geglu(gate_up: &[f32], width: usize, out: &mut [f32]) {
     });
 }
 
-/// `out = gate / (1 + 2^power(gate)) · up`.
-#[inline(always)]
+/// Where gpt-oss's gates end above, and its ups on both sides.
+const LIMIT: f32 = 7.0;
+
+/// gpt-oss's: gates of at most 7, ups between −7 and 7, `out = gate · σ(1.702 · gate) · (up + 1)`.
+pub fn limited_swiglu(gate_up: &[f32], width: usize, out: &mut [f32]) {
+    let limit = F4::splat(LIMIT);
+    gated_after(
+        gate_up,
+        width,
+        out,
+        |gate| gate.mul(F4::splat(-LOG2_E * 1.702)),
+        |gate, up| (gate.min(limit), up.min(limit).max(F4::splat(-LIMIT)).add(F4::splat(1.0))),
+    );
+}
+
 fn gated(gate_up: &[f32], width: usize, out: &mut [f32], power: impl Fn(F4) -> F4) {
+    gated_after(gate_up, width, out, power, |gate, up| (gate, up));
+}
+
+/// `out = gate / (1 + 2^power(gate)) · up`, of what `before` makes of gates and ups.
+#[inline(always)]
+fn gated_after(
+    gate_up: &[f32],
+    width: usize,
+    out: &mut [f32],
+    power: impl Fn(F4) -> F4,
+    before: impl Fn(F4, F4) -> (F4, F4),
+) {
     for (row, out) in gate_up.chunks_exact(2 * width).zip(out.chunks_exact_mut(width)) {
         let (gates, ups) = row.split_at(width);
         for at in (0..width).step_by(4) {
@@ -302,7 +327,7 @@ fn gated(gate_up: &[f32], width: usize, out: &mut [f32], power: impl Fn(F4) -> F
                 // SAFETY: four floats.
                 unsafe { F4::load(lanes.as_ptr()) }
             };
-            let (gate, up) = (four(gates), four(ups));
+            let (gate, up) = before(four(gates), four(ups));
             // From 126 on the factor is 0 to float32; the bound keeps 2^x finite.
             let power = exp2(power(gate).min(F4::splat(126.0)));
             let product = gate.div(F4::splat(1.0).add(power)).mul(up);
@@ -532,6 +557,24 @@ mod tests {
             for (got, want) in out.iter().zip(&want) {
                 assert!((got - want).abs() <= 2e-6 * want.abs().max(1.0), "{got}, not {want}");
             }
+        }
+    }
+
+    #[test]
+    fn gates_and_ups_of_gpt_oss_end_at_seven() {
+        let gates = [-1e20f32, -500.0, -9.0, -0.7, 0.0, 0.2, 2.5, 6.9, 7.1, 700.0];
+        let ups = [3.0f32, -1.0, 8.0, -8.0, 5.0, -1e20, 1e20, -6.9, 0.0, 2.0];
+        let gate_up: Vec<f32> = gates.chunks(5).zip(ups.chunks(5)).flat_map(|(a, b)| [a, b].concat()).collect();
+        let mut out = vec![0.0; 10];
+        limited_swiglu(&gate_up, 5, &mut out);
+        let want: Vec<f32> = (gates.iter().zip(&ups))
+            .map(|(gate, up)| {
+                let (gate, up) = (gate.min(7.0) as f64, up.clamp(-7.0, 7.0) as f64);
+                (gate / (1.0 + (-1.702 * gate).exp()) * (up + 1.0)) as f32
+            })
+            .collect();
+        for (got, want) in out.iter().zip(&want) {
+            assert!((got - want).abs() <= 2e-6 * want.abs().max(1.0), "{got}, not {want}");
         }
     }
 

@@ -124,6 +124,15 @@ pub extern "C" fn rows_new(heads: i32, kv_heads: i32, dim: i32, reserve: i32, ki
     })
 }
 
+/// Gives each query head a logit that takes its share of every softmax and has no row: `(heads)`, finite.
+#[no_mangle]
+pub extern "C" fn rows_nulls(rows: i32, logits: i32) -> i32 {
+    run(|state| {
+        let layer = state.layers.get(rows)?;
+        state.buffers.lend([logits], |[logits]| layer.take_nulls(input(&logits, layer.heads)?).map(|()| 0))
+    })
+}
+
 #[no_mangle]
 pub extern "C" fn rows_free(rows: i32) -> i32 {
     run(|state| state.layers.remove(rows).map(|_| 0))
@@ -550,9 +559,10 @@ pub extern "C" fn dense_norm(x: i32, gains: i32, width: i32, count: i32, epsilon
     })
 }
 
-/// `out = silu(gate) · up`, or with `gelu` = 1 GELU's tanh form of the gate; `gate_up`: `(count, 2, width)`, `out`: `(count, width)`.
+/// `out = activate(gate) · up`; `activation`: 0 SiLU, 1 GELU's tanh form, 2 gpt-oss's (`dense::limited_swiglu`); `gate_up`:
+/// `(count, 2, width)`, `out`: `(count, width)`.
 #[no_mangle]
-pub extern "C" fn dense_gate(gate_up: i32, gelu: i32, width: i32, count: i32, out: i32) -> i32 {
+pub extern "C" fn dense_gate(gate_up: i32, activation: i32, width: i32, count: i32, out: i32) -> i32 {
     run(|state| {
         let (width, count) = (size(width)?, size(count)?);
         if width == 0 {
@@ -561,7 +571,12 @@ pub extern "C" fn dense_gate(gate_up: i32, gelu: i32, width: i32, count: i32, ou
         let length = product(&[count, width])?;
         state.buffers.lend([gate_up, out], |[gate_up, mut out]| {
             let out = out.as_mut().ok_or(Error::Handle)?.view_mut(length)?;
-            let activate = if gelu == 1 { dense::geglu } else { dense::swiglu };
+            let activate = match activation {
+                0 => dense::swiglu,
+                1 => dense::geglu,
+                2 => dense::limited_swiglu,
+                _ => return Err(Error::Shape),
+            };
             activate(input(&gate_up, product(&[2, length])?)?, width, out);
             Ok(0)
         })

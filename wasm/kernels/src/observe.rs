@@ -50,7 +50,7 @@ pub fn observe(layer: &Layer, queries: &[f32], window: usize, kernel: usize, out
                 block.push(&queries[(t * layer.heads + h) * layer.dim..][..layer.dim], start, prefix);
             }
         }
-        rows.first_pass(head, &mut block, c, group);
+        rows.first_pass(layer, kv, &mut block, c);
         rows.write(&block, kv, group, window, layer.dim, out);
         if !out.pooled_mean.is_empty() || !out.pooled_max.is_empty() {
             rows.pooled_factors(layer, head, &block, c)?;
@@ -110,13 +110,17 @@ impl Rows {
     }
 
     /// Prefix first, then the window, so that the prefix's share falls out of the running sum.
-    fn first_pass(&mut self, head: &Head, block: &mut Block, c: f32, group: usize) {
+    fn first_pass(&mut self, layer: &Layer, kv: usize, block: &mut Block, c: f32) {
+        let (head, group) = (&layer.rows[kv], layer.group());
         // Maximum and sum of each row over the prefix.
         measure(head.run(), block, c, 0);
         let rows = block.rows;
         // Put aside before the rest goes on from them.
         self.before.as_mut()[..rows].copy_from_slice(&block.maxima.as_slice()[..rows]);
         self.before.as_mut()[rows..2 * rows].copy_from_slice(&block.sums.as_slice()[..rows]);
+        for row in 0..rows {
+            block.add_null(row, layer.raw_null(kv * group + row % group), c);
+        }
         // A query of the window sees the window's entries up to its own.
         for (row, limit) in block.limits.iter_mut().enumerate() {
             *limit = self.prefix + row / group + 1;

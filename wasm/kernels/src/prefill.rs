@@ -127,8 +127,13 @@ impl Block {
         self.sums.as_mut().fill(0.0);
         self.queries.as_mut().fill(0.0);
         for head in 0..self.group {
+            let null = layer.raw_null(here.kv * self.group + head);
             for t in 0..here.count {
                 let column = head * self.tokens + t;
+                if null > f32::NEG_INFINITY {
+                    self.maxima.as_mut()[column] = null;
+                    self.sums.as_mut()[column] = 1.0;
+                }
                 let from = ((here.first + t) * layer.heads + here.kv * self.group + head) * layer.dim;
                 let panel = &mut self.queries.as_mut()[column / COLUMNS * COLUMNS * stride..];
                 for (x, place) in queries[from..from + layer.dim].iter().zip(panel.chunks_exact_mut(COLUMNS)) {

@@ -21,6 +21,11 @@ pub struct Asked<'a> {
 }
 
 impl Asked<'_> {
+    /// The query head of query number `i`.
+    fn head(&self, layer: &Layer, i: usize) -> usize {
+        self.kv * layer.group() + i % layer.group()
+    }
+
     /// Query number `i` of the group's, token by token; where it stands, and how many rows it sees.
     fn query(&self, layer: &Layer, i: usize) -> (usize, usize) {
         let (group, t) = (layer.group(), i / layer.group());
@@ -45,6 +50,9 @@ pub fn attend_thin(layer: &Layer, asked: &Asked, outputs: &mut [f32], probabilit
             thin.gather(query, packed.as_mut());
             old.push(&packed.as_slice()[..thin.width()], 0, limit.min(thin.rows));
             new.push(query, 0, limit - limit.min(thin.rows));
+            for block in [&mut old, &mut new] {
+                block.add_null(block.rows - 1, layer.raw_null(asked.head(layer, i)), asked.c);
+            }
         }
         // The running softmax goes on where the thin rows end.
         if thin.rows > 0 {
@@ -135,6 +143,7 @@ impl Chooser {
         for i in 0..layer.group() {
             let (at, _) = asked.query(layer, i);
             block.push(&asked.queries[at..at + layer.dim], 0, chosen.len());
+            block.add_null(i, layer.raw_null(asked.head(layer, i)), asked.c);
         }
         attend(run, &mut block, asked.c);
         for row in 0..block.rows {

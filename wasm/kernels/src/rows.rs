@@ -264,6 +264,8 @@ pub struct Layer {
     pub dim: usize,
     /// Rows that a query looks back, its own among them.
     pub reach: usize,
+    /// What each query head adds to every softmax without a row: raw scores, none or one for each.
+    nulls: Vec<f32>,
     pub layout: Layout,
     /// One per KV head.
     pub rows: Vec<Head>,
@@ -288,7 +290,7 @@ impl Layer {
         rows.resize_with(kv_heads, Head::default);
         let stride = kinds[0].stride(dim).max(kinds[1].stride(dim));
         let layout = Layout { kinds, stride, key_stride: stride };
-        let mut layer = Layer { heads, kv_heads, dim, reach: usize::MAX, layout, rows };
+        let mut layer = Layer { heads, kv_heads, dim, reach: usize::MAX, nulls: Vec::new(), layout, rows };
         for head in 0..kv_heads {
             layer.make_room(head, reserve)?;
         }
@@ -298,6 +300,23 @@ impl Layer {
     /// The first row that a query sees whose last one comes before `limit`.
     pub fn first_seen(&self, limit: usize) -> usize {
         limit.saturating_sub(self.reach)
+    }
+
+    /// A finite logit for each query head.
+    pub fn take_nulls(&mut self, logits: &[f32]) -> Result<()> {
+        if logits.len() != self.heads || logits.iter().any(|logit| !logit.is_finite()) {
+            return Err(Error::Shape);
+        }
+        let root = (self.dim as f32).sqrt();
+        self.nulls.clear();
+        self.nulls.try_reserve_exact(logits.len()).map_err(|_| Error::Memory)?;
+        self.nulls.extend(logits.iter().map(|logit| logit * root));
+        Ok(())
+    }
+
+    /// The raw score that a query head gives to nothing; −∞ for none.
+    pub fn raw_null(&self, head: usize) -> f32 {
+        self.nulls.get(head).copied().unwrap_or(f32::NEG_INFINITY)
     }
 
     pub fn group(&self) -> usize {
