@@ -65,9 +65,13 @@ export interface Architecture {
   rotation?(index: number): "rope" | "none";
   /**
    * Every `pattern`-th layer, or as the file has it, looks at everything, the others back over the file's window, where
-   * they turn by a base of their own.
+   * they turn by a base of their own, or as all do: `turn`.
    */
-  readonly window?: { readonly pattern: number };
+  readonly window?: { readonly pattern: number; readonly turn: "own" | "as all" };
+  /** Of the logits that layer `index` gives to nothing, `[heads]` (`AttentionShape.nullLogits`); absent: there are none. */
+  nullLogits?(index: number): string;
+  /** Whether YaRN's borders between pairs stay fractions; absent: whole pairs, outwards. */
+  readonly fractionalYarn?: true;
   /** True where a window that the file names hides nothing. */
   readonly ignoresWindow?: boolean;
   /** Factor on the token embeddings; absent: 1. */
@@ -123,6 +127,22 @@ const LIST: readonly Architecture[] = [
         ],
         finish: withExperts(finish, model, block),
       };
+    },
+  },
+  {
+    name: "gpt-oss",
+    pairs: "half",
+    settings: EXPERT_SETTINGS,
+    window: { pattern: 2, turn: "as all" },
+    nullLogits: (index) => `blk.${index}.attn_sinks.weight`,
+    // As trained: llama.cpp rounds the borders.
+    fractionalYarn: true,
+    layer: (model, index) => {
+      const block = `blk.${index}`, { project, finish } = layerOf(model, block, { bias: true });
+      const named = finish.map((operation): DenseOperation =>
+        operation.op === "norm" ? { ...operation, gains: `${block}.post_attention_norm.weight` } : operation
+      );
+      return { project, finish: withExperts(named, model, block, { bias: true, activation: "limited" }) };
     },
   },
   {
@@ -182,7 +202,7 @@ const LIST: readonly Architecture[] = [
   {
     name: "gemma3",
     pairs: "half",
-    window: { pattern: 6 },
+    window: { pattern: 6, turn: "own" },
     embeddingScale: ({ width }) => Math.sqrt(width),
     layer: (model, index) => {
       const block = `blk.${index}`, { width, heads, kvHeads, feedForward, layers } = model;
@@ -317,17 +337,18 @@ function withExperts(
   finish: readonly DenseOperation[],
   { width, settings, feedForward }: Dimensions,
   block: string,
+  { bias = false, activation = "silu" as Activation } = {},
 ): DenseOperation[] {
   const { expert_count: experts = 1, expert_used_count: used = 1 } = settings;
   const inner = settings.expert_feed_forward_length ?? feedForward, chosen = "chosen";
   const stack = (names: readonly string[], rows: number): TensorRows[][] =>
     Array.from({ length: experts }, (_, expert) => {
-      return names.map((name) => ({ tensor: `${block}.ffn_${name}_exps`, first: expert * rows, rows, bias: false }));
+      return names.map((name) => ({ tensor: `${block}.ffn_${name}_exps`, first: expert * rows, rows, bias }));
     });
   const before = finish.slice(0, finish.findIndex(({ to }) => to === "gateUp"));
   return [
     ...before,
-    multiply("x", [all(`${block}.ffn_gate_inp`, experts)], "router"),
+    multiply("x", [{ ...all(`${block}.ffn_gate_inp`, experts), bias }], "router"),
     { op: "choose", from: "router", to: chosen, used },
     {
       op: "expand",
@@ -339,7 +360,7 @@ function withExperts(
       rows: inner,
       weights: stack(["gate", "up"], inner),
     },
-    gate("gateUp", "silu", "gated"),
+    gate("gateUp", activation, "gated"),
     { op: "collect", from: "gated", chosen, to: "fed", used, rows: width, weights: stack(["down"], width) },
     add("residual", "fed", "next"),
   ];

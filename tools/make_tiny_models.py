@@ -25,7 +25,7 @@ from gguf import GGMLQuantizationType as T
 from gguf.quants import dequantize, quantize
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import (
-    Gemma3ForCausalLM, Gemma3TextConfig, Qwen3MoeConfig, Qwen3MoeForCausalLM, GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM, Ministral3Config, Ministral3ForCausalLM,
+    Gemma3ForCausalLM, Gemma3TextConfig, GptOssConfig, GptOssForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM, GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM, Ministral3Config, Ministral3ForCausalLM,
     Phi3Config, Phi3ForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM, SmolLM3Config,
     SmolLM3ForCausalLM,
 )
@@ -138,7 +138,19 @@ MODELS = [
     Model("llama-iq", "llama", "smollm", 256, 2, 1, 32, 256, False,
           {"attn_q": T.IQ2_XXS, "attn_k": T.IQ2_XS, "attn_v": T.IQ2_S, "attn_output": T.Q8_0, "ffn_gate": T.IQ3_XXS,
            "ffn_up": T.IQ3_S, "ffn_down": T.TQ1_0, "output": T.TQ2_0, "token_embd": T.IQ1_S}, layers=1, long=True),
+    # layers look back 24 tokens and at everything in turn; logits for nothing; gates and ups beyond their limits
+    Model("gpt-oss-plain", "gpt-oss", "gpt-4o", 64, 4, 2, 32, 32, False,
+          {"ffn_gate_inp": T.F32, "_exps": T.MXFP4, "": T.Q8_0},
+          {"rope_type": "yarn", "factor": 32.0, "rope_theta": 150000.0, "original_max_position_embeddings": 128,
+           "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}, 4096, layers=3, long=True,
+          more={"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "sliding_window": 24}),
 ]
+# the pattern of o200k
+O200K_PATTERN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 # their files have the pairs of q and k rows side by side
 INTERLEAVED = ("llama", "granite", "smollm3", "mistral3")
 
@@ -152,9 +164,9 @@ def make_tokenizer(pre: str) -> Tokenizer:
             pre_tokenizers.Split(Regex(QWEN2_PATTERN), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ])
-    elif pre == "tekken":
+    elif pre in ("tekken", "gpt-4o"):
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-            pre_tokenizers.Split(Regex(TEKKEN_PATTERN), behavior="isolated"),
+            pre_tokenizers.Split(Regex(TEKKEN_PATTERN if pre == "tekken" else O200K_PATTERN), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ])
     elif pre in ("smollm", "refact"):
@@ -240,7 +252,7 @@ def add_metadata(writer: gguf.GGUFWriter, model: Model, tokenizer: Tokenizer) ->
         writer.add_expert_count(model.more["num_experts"])
         writer.add_expert_used_count(model.more["num_experts_per_tok"])
         writer.add_expert_feed_forward_length(model.more["moe_intermediate_size"])
-    if model.architecture == "gemma3":
+    if model.architecture in ("gemma3", "gpt-oss"):
         writer.add_sliding_window(model.more["sliding_window"])
     if model.architecture == "phi3":
         # a window that nobody uses
@@ -309,7 +321,8 @@ def matrices(model: Model) -> list[tuple[str, str, tuple[int, int]]]:
             (f"blk.{i}.attn_output", f"{attention}.o_proj", (model.width, q)),
         ]
         if "num_experts" in model.more:
-            names.append((f"blk.{i}.ffn_gate_inp", f"{mlp}.gate", (model.more["num_experts"], model.width)))
+            router = "router" if model.architecture == "gpt-oss" else "gate"
+            names.append((f"blk.{i}.ffn_gate_inp", f"{mlp}.{router}", (model.more["num_experts"], model.width)))
             continue
         names += [
             (f"blk.{i}.ffn_gate", f"{mlp}.gate_proj", (model.feed_forward, model.width)),
@@ -329,8 +342,14 @@ def vectors(model: Model) -> list[tuple[str, str, int]]:
         before_mlp = "post_attention" if model.architecture != "gemma3" else "pre_feedforward"
         names += [
             (f"blk.{i}.attn_norm.weight", f"{layer}.input_layernorm.weight", model.width),
-            (f"blk.{i}.ffn_norm.weight", f"{layer}.{before_mlp}_layernorm.weight", model.width),
+            (f"blk.{i}.{'post_attention' if model.architecture == 'gpt-oss' else 'ffn'}_norm.weight",
+             f"{layer}.{before_mlp}_layernorm.weight", model.width),
         ]
+        if model.architecture == "gpt-oss":
+            names += [
+                (f"blk.{i}.attn_sinks.weight", f"{layer}.self_attn.sinks", model.heads),
+                (f"blk.{i}.ffn_gate_inp.bias", f"{layer}.mlp.router.bias", model.more["num_experts"]),
+            ]
         if model.architecture == "gemma3":
             names += [
                 (f"blk.{i}.post_attention_norm.weight", f"{layer}.post_attention_layernorm.weight", model.width),
@@ -341,12 +360,12 @@ def vectors(model: Model) -> list[tuple[str, str, int]]:
                 (f"blk.{i}.attn_{short}_norm.weight", f"{layer}.self_attn.{short}_norm.weight", model.head_dim)
                 for short in ("q", "k")
             ]
-        if model.architecture == "qwen2" or "attention_bias" in model.more:
+        if model.architecture in ("qwen2", "gpt-oss") or "attention_bias" in model.more:
             names += [
                 (f"blk.{i}.attn_{short}.bias", f"{layer}.self_attn.{short}_proj.bias", heads * model.head_dim)
                 for short, heads in (("q", model.heads), ("k", model.kv_heads), ("v", model.kv_heads))
             ]
-        if "attention_bias" in model.more:
+        if model.architecture == "gpt-oss" or "attention_bias" in model.more:
             names.append((f"blk.{i}.attn_output.bias", f"{layer}.self_attn.o_proj.bias", model.width))
     return names
 
@@ -371,7 +390,7 @@ def add_weights(writer: gguf.GGUFWriter, model: Model, rng: np.random.Generator)
     if "num_experts" in model.more:
         state |= add_experts(writer, model, rng)
     for name, theirs, length in vectors(model):
-        centre, std = (1, 0.1) if "norm" in name else (0, 0.5)
+        centre, std = (1, 0.1) if "norm" in name else (0, 1.5 if "sinks" in name else 0.5)
         values = (centre + std * rng.standard_normal(length)).astype(np.float32)
         writer.add_tensor(name, values)
         if model.architecture in INTERLEAVED and name.endswith(("attn_q.bias", "attn_k.bias")):
@@ -389,10 +408,25 @@ def add_experts(writer: gguf.GGUFWriter, model: Model, rng: np.random.Generator)
         for part, shape in (("gate", (inner, model.width)), ("up", (inner, model.width)), ("down", (model.width, inner))):
             name = f"blk.{i}.ffn_{part}_exps"
             kind = next(kind for end, kind in model.types.items() if name.endswith(end))
-            data = np.stack([encode(kind, shape, 1.5 / shape[1] ** 0.5, rng) for _ in range(experts)])
+            # some of gpt-oss's gates and ups are beyond their limits
+            factor = 4.0 if model.architecture == "gpt-oss" and part != "down" else 1.0
+            data = np.stack([encode(kind, shape, factor * 1.5 / shape[1] ** 0.5, rng) for _ in range(experts)])
             writer.add_tensor(f"{name}.weight", data, raw_dtype=kind)
             rows[part] = np.stack([dequantize(expert, kind) for expert in data]).astype(np.float32)
         theirs = f"model.layers.{i}.mlp.experts"
+        if model.architecture == "gpt-oss":
+            biases = {}
+            for part, matrix in rows.items():
+                biases[part] = (0.5 * rng.standard_normal(matrix.shape[:2])).astype(np.float32)
+                writer.add_tensor(f"blk.{i}.ffn_{part}_exps.bias", biases[part])
+            # gates and ups take turns, and rows are columns
+            pairs = {name: np.stack([of["gate"], of["up"]], axis=2) for name, of in (("", rows), ("_bias", biases))}
+            both = pairs[""].reshape(experts, 2 * inner, model.width).swapaxes(1, 2)
+            state[f"{theirs}.gate_up_proj"] = torch.from_numpy(both.copy())
+            state[f"{theirs}.gate_up_proj_bias"] = torch.from_numpy(pairs["_bias"].reshape(experts, 2 * inner))
+            state[f"{theirs}.down_proj"] = torch.from_numpy(rows["down"].swapaxes(1, 2).copy())
+            state[f"{theirs}.down_proj_bias"] = torch.from_numpy(biases["down"])
+            continue
         state[f"{theirs}.gate_up_proj"] = torch.from_numpy(np.concatenate([rows["gate"], rows["up"]], axis=1))
         state[f"{theirs}.down_proj"] = torch.from_numpy(rows["down"])
     return state
@@ -408,6 +442,7 @@ def network_of(model: Model, state: dict[str, torch.Tensor]) -> torch.nn.Module:
         "granite": (GraniteConfig, GraniteForCausalLM),
         "phi3": (Phi3Config, Phi3ForCausalLM),
         "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
+        "gpt-oss": (GptOssConfig, GptOssForCausalLM),
         "smollm3": (SmolLM3Config, SmolLM3ForCausalLM),
         "mistral3": (Ministral3Config, Ministral3ForCausalLM),
     }[model.architecture]
@@ -418,6 +453,9 @@ def network_of(model: Model, state: dict[str, torch.Tensor]) -> torch.nn.Module:
         original = model.rope["original_max_position_embeddings"]
         extra |= {"pad_token_id": 0, "original_max_position_embeddings": original}
     rope = model.rope
+    if model.architecture == "gpt-oss":
+        extra["num_local_experts"] = extra.pop("num_experts")
+        del extra["moe_intermediate_size"]
     if model.architecture == "gemma3":
         rope = {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
     config = kind(

@@ -17,11 +17,12 @@ export function expertsRefused(engine: string): PalisadeError {
 }
 
 /**
- * The operation, for an engine that knows of no experts.
+ * The operation, for an engine that knows of no experts and their gates.
  * @throws PalisadeError `dense.experts`.
  */
 export function withoutExperts<O extends DenseOperation>(operation: O, engine: string): Exclude<O, Experts> {
-  if (operation.op === "choose" || operation.op === "expand" || operation.op === "collect") {
+  const limited = operation.op === "gate" && operation.activation === "limited";
+  if (limited || operation.op === "choose" || operation.op === "expand" || operation.op === "collect") {
     throw expertsRefused(engine);
   }
   return operation as Exclude<O, Experts>;

@@ -145,7 +145,8 @@ class Appender {
     const { window } = this.#options.budget, wantsGate = this.#scores || (this.#eviction && needs.gate);
     const windowQueries = temporaries.add(backend.tensors.zeros(window * config.heads * config.headDim));
     const gate = wantsGate ? new Float32Array(config.kvHeads * this.#length) : undefined;
-    const tail = backend.createRows(config, this.#eviction ? this.#length : 0, this.#cache.type);
+    const { nullLogits } = this.#cache.rows(layer).shape, shape = { ...config, nullLogits };
+    const tail = backend.createRows(shape, this.#eviction ? this.#length : 0, this.#cache.type);
     try {
       for (const chunk of this.#hidden.chunks()) {
         this.#options.signal?.throwIfAborted();

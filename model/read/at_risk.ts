@@ -149,12 +149,13 @@ class RiskSearch implements Disposable {
       const candidates = chosen
         ? budgets.map((_, c) => chosen.of(c, index))
         : await this.#keptAlone(await this.#observe(each), budgets);
+      const from = this.#cache!.rows(layer);
       const masses = largestMasses({
-        shape: this.#config,
+        shape: from.shape,
         length: this.#ids.length,
         window: this.#window,
         queries: await this.#device.backend.tensors.read(seen.windowQueries),
-        keys: (await copyHeads(this.#cache!.rows(layer))).map(({ keys }) => keys),
+        keys: (await copyHeads(from)).map(({ keys }) => keys),
       }, candidates);
       masses.forEach((mass, c) => sums[c] += mass / (heads * layers));
     });

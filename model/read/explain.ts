@@ -46,7 +46,7 @@ export class Explainer {
       norms.push(await rows.valueNorms(memberProjection(wo, shape, member), width));
     }
     this.#tracker.add(layer, {
-      shape,
+      shape: rows.shape,
       length,
       window: this.window,
       queries: await this.#cache.backend.tensors.read(queries),

@@ -33,7 +33,7 @@ export async function observeLayer(
   });
   return {
     layer: index,
-    shape,
+    shape: rows.shape,
     length,
     window,
     columnSum: seen.columnSum,

@@ -24,6 +24,7 @@ import type { CopiedRows, LayerRows } from "../../core/backend/interface.ts";
 import { Temporaries, type Tensor, type Tensors } from "../../core/backend/tensor.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
 import type { Reconstruction as ReconstructionNeeds } from "../../core/policy/policy.ts";
+import type { AttentionShape } from "../../core/shape.ts";
 import { type AtAttention, layerAttention, layerStep } from "../decode/layer.ts";
 import type { ModelConfig } from "../config.ts";
 import type { Dense } from "../dense/dense.ts";
@@ -247,21 +248,24 @@ function reciprocalNorms(rows: Float32Array, count: number): Float32Array {
 /** One layer's context, copied once, from which every chunk's subset is made. */
 class SubsetRows {
   readonly #cache: RaggedCache;
+  readonly #shape: AttentionShape;
   readonly #length: number;
   readonly #heads: readonly CopiedRows[];
 
-  private constructor(cache: RaggedCache, length: number, heads: readonly CopiedRows[]) {
+  private constructor(cache: RaggedCache, shape: AttentionShape, length: number, heads: readonly CopiedRows[]) {
     this.#cache = cache;
+    this.#shape = shape;
     this.#length = length;
     this.#heads = heads;
   }
 
   static async copy(cache: RaggedCache, layer: number, length: number): Promise<SubsetRows> {
-    return new SubsetRows(cache, length, await copyHeads(cache.rows(layer)));
+    const rows = cache.rows(layer);
+    return new SubsetRows(cache, rows.shape, length, await copyHeads(rows));
   }
 
   of({ first, end, ids }: RepeatPrompt): Subset {
-    const { backend, shape, type } = this.#cache;
+    const { backend, type } = this.#cache, shape = this.#shape;
     const sinks = Math.min(SINKS, first), count = sinks + end - first;
     const rows = backend.createRows(shape, count + ids.length, type);
     const { kvHeads, headDim } = shape;

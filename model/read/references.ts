@@ -8,6 +8,7 @@
 import { attendUnmasked } from "../../core/backend/unmasked.ts";
 import type { LayerRows } from "../../core/backend/interface.ts";
 import type { Tensor, Tensors } from "../../core/backend/tensor.ts";
+import { exp } from "../../core/measure/exp.ts";
 import type { HeadReferences } from "../../core/refit/refit.ts";
 import type { AttentionShape } from "../../core/shape.ts";
 
@@ -91,7 +92,7 @@ export async function referencesOf(
 
 /** Those of one KV head: all query heads of its group. */
 export function ofKvHead(references: LayerReferences, shape: AttentionShape, kvHead: number): HeadReferences {
-  const { heads, kvHeads, headDim } = shape, group = heads / kvHeads, { tokens } = references;
+  const { heads, kvHeads, headDim, nullLogits } = shape, group = heads / kvHeads, { tokens } = references;
   const queries = new Float32Array(tokens * group * headDim), outputs = new Float32Array(queries.length);
   const logSumExp = new Float32Array(tokens * group);
   for (let t = 0; t < tokens; t++) {
@@ -100,7 +101,9 @@ export function ofKvHead(references: LayerReferences, shape: AttentionShape, kvH
     outputs.set(references.outputs.subarray(from * headDim, (from + group) * headDim), to * headDim);
     logSumExp.set(references.logSumExp.subarray(from, from + group), to);
   }
-  return { queries, outputs, logSumExp };
+  if (!nullLogits) return { queries, outputs, logSumExp };
+  const nothing = Float64Array.from(logSumExp, (sum, i) => exp(nullLogits[kvHead * group + i % group] - sum));
+  return { queries, outputs, logSumExp, nothing };
 }
 
 /** Bytes of a layer's references. */

@@ -88,12 +88,12 @@ export class RefitStage {
     this.#ms += now() - start;
   }
 
-  async #head(layer: number, head: number, references: LayerReferences): Promise<void> {
+  async #head(layer: number, head: number, of: LayerReferences): Promise<void> {
     const { shape } = this.#cache;
     if (this.#cache.length(layer, head) === 0) return;
     this.#of++;
-    const rows = await this.#cache.rows(layer).copyRows(head);
-    const refitted = refitHead(rows, ofKvHead(references, shape, head), shape.headDim, this.#settings);
+    const rows = this.#cache.rows(layer), references = ofKvHead(of, rows.shape, head);
+    const refitted = refitHead(await rows.copyRows(head), references, shape.headDim, this.#settings);
     if (!refitted) return;
     this.#cache.refit(layer, head, refitted);
     this.#heads++;

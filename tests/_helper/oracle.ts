@@ -64,9 +64,10 @@ function attend(
         for (let d = 0; d < headDim; d++) dot += query[d] * key[d];
         return dot / Math.sqrt(headDim);
       });
-      const top = logits.reduce((a, b) => Math.max(a, b), -Infinity);
+      const nothing = config.nulls?.[layer][h] ?? -Infinity;
+      const top = logits.reduce((a, b) => Math.max(a, b), nothing);
       const weights = logits.map((logit) => Math.exp(logit - top));
-      const total = weights.reduce((a, b) => a + b, 0);
+      const total = weights.reduce((a, b) => a + b, Math.exp(nothing - top));
       for (let d = 0; d < headDim; d++) {
         let sum = 0;
         for (let j = 0; j < seen.length; j++) sum += weights[j] * values[(seen[j] * kvHeads + g) * headDim + d];

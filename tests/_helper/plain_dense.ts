@@ -95,6 +95,7 @@ function apply(step: Step, from: (name: string) => number[], epsilon: number): n
       return step.weights.flatMap((layer) => multiply(layer, from(step.from)));
     case "gate": {
       const both = from(step.from), half = both.length / 2;
+      if (step.activation === "limited") return both.slice(0, half).map((x, i) => limited(x, both[half + i]));
       const activation = ACTIVATIONS[step.activation];
       return both.slice(0, half).map((x, i) => activation(x) * both[half + i]);
     }
@@ -132,6 +133,11 @@ const ACTIVATIONS = {
   silu: (x: number) => x / (1 + Math.exp(-x)),
   gelu: (x: number) => 0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3))),
 };
+
+function limited(gate: number, up: number): number {
+  const a = Math.min(gate, 7), b = Math.max(-7, Math.min(up, 7));
+  return a / (1 + Math.exp(-1.702 * a)) * (b + 1);
+}
 
 /** Applies `step` to every row of the inputs and joins the rows it gives. */
 function perRow<Names extends string>(

@@ -22,10 +22,11 @@ export const TINY_MODELS = [
   "llama-biases",
   "qwen3moe-plain",
   "llama-iq",
+  "gpt-oss-plain",
 ] as const;
 
 /** Those that send tokens to experts: only our own kernels run them. */
-export const EXPERT_MODELS: readonly (typeof TINY_MODELS[number])[] = ["qwen3moe-plain"];
+export const EXPERT_MODELS: readonly (typeof TINY_MODELS[number])[] = ["qwen3moe-plain", "gpt-oss-plain"];
 /** The others, for every engine. */
 export const DENSE_MODELS: readonly (typeof TINY_MODELS[number])[] = TINY_MODELS.filter((name) => {
   return !EXPERT_MODELS.includes(name);

@@ -601,3 +601,56 @@ for (
     });
   });
 }
+
+/** A gpt-oss of four experts with biases, and two logits for nothing a layer. */
+function gptOss(change: Change = {}): Change {
+  const { metadata, shapes } = moe();
+  const renamed = Object.entries(metadata!).map(([key, value]) => [key.replace("qwen3moe", "gpt-oss"), value]);
+  const block = (name: string): Shapes => ({
+    [`${name}.attn_q_norm.weight`]: undefined,
+    [`${name}.attn_k_norm.weight`]: undefined,
+    [`${name}.ffn_norm.weight`]: undefined,
+    [`${name}.post_attention_norm.weight`]: [8],
+    [`${name}.attn_q.bias`]: [8],
+    [`${name}.attn_k.bias`]: [4],
+    [`${name}.attn_v.bias`]: [4],
+    [`${name}.attn_output.bias`]: [8],
+    [`${name}.attn_sinks.weight`]: [4],
+    [`${name}.ffn_gate_inp.bias`]: [4],
+    [`${name}.ffn_gate_exps.bias`]: [6, 4],
+    [`${name}.ffn_up_exps.bias`]: [6, 4],
+    [`${name}.ffn_down_exps.bias`]: [8, 4],
+  });
+  return {
+    metadata: { ...Object.fromEntries(renamed), ...change.metadata },
+    shapes: { ...shapes, ...block("blk.0"), ...block("blk.1"), ...change.shapes },
+  };
+}
+
+Deno.test("configOf() of a gpt-oss: windows in every second layer, logits for nothing, biases of experts", async () => {
+  const got = await config("gpt-oss", gptOss({ metadata: { "gpt-oss.attention.sliding_window": u32(32) } }));
+  assert.deepEqual(got.windows, [32, 0]);
+  assert.equal(got.ropes[0], got.ropes[1]);
+  assert.deepEqual(got.nulls?.map(({ length }) => length), [4, 4]);
+  const { decoder: { layers: [{ finish }] } } = got;
+  const expand = finish.find(({ op }) => op === "expand"), gate = finish.find(({ op }) => op === "gate");
+  assert.ok(expand?.op === "expand" && gate?.op === "gate");
+  assert.deepEqual(expand.weights[3][1], { tensor: "blk.0.ffn_up_exps", first: 18, rows: 6, bias: true });
+  assert.equal(gate.activation, "limited");
+});
+
+for (
+  const [what, shapes, code, where] of [
+    ["no logits for nothing", { "blk.1.attn_sinks.weight": undefined }, "gguf.missing", "blk.1.attn_sinks.weight"],
+    ["one logit too many", { "blk.0.attn_sinks.weight": [5] }, "gguf.shape", "blk.0.attn_sinks.weight"],
+    ["an expert without bias", { "blk.0.ffn_up_exps.bias": [6, 3] }, "gguf.shape", "blk.0.ffn_up_exps.bias"],
+    ["no biases of a router", { "blk.1.ffn_gate_inp.bias": undefined }, "gguf.missing", "blk.1.ffn_gate_inp.bias"],
+  ] as [string, Shapes, string, string][]
+) {
+  Deno.test(`configOf() refuses a gpt-oss with ${what}`, async () => {
+    await assert.rejects(config("gpt-oss", gptOss({ shapes })), (error: PalisadeError) => {
+      assert.ok(`${error.where}`.includes(where), `${error.where}`);
+      return error.code === code;
+    });
+  });
+}

@@ -46,6 +46,16 @@ for (const name of TINY_MODELS) {
   });
 }
 
+/** Frequencies where YaRN's borders are whole pairs, as in models before gpt-oss. */
+function wholePairs({ rotated }: Rope): Float64Array {
+  const pairOf = (turns: number) => rotated * Math.log(128 / (turns * 2 * Math.PI)) / (2 * Math.log(150000));
+  const low = Math.max(Math.floor(pairOf(32)), 0), high = Math.ceil(pairOf(1));
+  return Float64Array.from({ length: rotated / 2 }, (_, j) => {
+    const slowness = Math.min(Math.max((j - low) / (high - low), 0), 1);
+    return 150000 ** (-2 * j / rotated) * (1 - slowness + slowness / 32);
+  });
+}
+
 const PLAIN = (rope: Rope) => Float64Array.from(rope.frequencies, (_, j) => 10000 ** (-2 * j / rope.rotated));
 const WRONG_ROPE: Record<string, [name: string, change: (rope: Rope) => Partial<Rope>]> = {
   "linear scaling": ["llama-linear", (rope) => ({ frequencies: PLAIN(rope) })],
@@ -65,6 +75,7 @@ const WRONG_ROPE: Record<string, [name: string, change: (rope: Rope) => Partial<
   "mistral3's interleaved pairs": ["mistral3-yarn", () => ({ pairs: "half" })],
   "LongRoPE's factors": ["phi3-long", (rope) => ({ frequencies: PLAIN(rope) })],
   "LongRoPE's attention factor": ["phi3-long", () => ({ magnitude: 1 })],
+  "fractions of pairs in YaRN": ["gpt-oss-plain", (rope) => ({ frequencies: wholePairs(rope) })],
   "phi3's unrotated half": ["phi3-long", () => ({ rotated: 16, frequencies: new Float64Array(8).fill(0.1) })],
 };
 
@@ -124,6 +135,31 @@ const LOST: Record<string, [name: string, change: (config: ModelConfig) => Model
     (config) => changed(config, (each) => "used" in each ? oneExpert(each) : each),
   ],
   "the embeddings' scale": ["granite-plain", (c) => ({ ...c, decoder: { ...c.decoder, embeddingScale: 1 } })],
+  "what goes to nothing": ["gpt-oss-plain", (config) => ({ ...config, nulls: undefined })],
+  "what goes to nothing in one head": ["gpt-oss-plain", (config) => ({
+    ...config,
+    nulls: config.nulls!.map((logits) => logits.map((logit, head) => head === 1 ? -Infinity : logit)),
+  })],
+  "gpt-oss's windows": ["gpt-oss-plain", (config) => ({ ...config, windows: [0, 0, 0] })],
+  "the layer of gpt-oss that looks at everything": [
+    "gpt-oss-plain",
+    (config) => ({ ...config, windows: [24, 24, 24] }),
+  ],
+  "the biases of its attention": ["gpt-oss-plain", (config) => unbiased(config, /attn_/)],
+  "the biases of its router": ["gpt-oss-plain", (config) => unbiased(config, /gate_inp$/)],
+  "the biases of its experts": [
+    "gpt-oss-plain",
+    (config) =>
+      changed(config, (each) => {
+        if (each.op !== "collect" && each.op !== "expand") return each;
+        const weights = each.weights.map((parts) => parts.map((rows) => ({ ...rows, bias: false })));
+        return { ...each, weights };
+      }),
+  ],
+  "the limits of its gates": [
+    "gpt-oss-plain",
+    (config) => changed(config, (each) => each.op === "gate" ? { ...each, activation: "silu" } : each),
+  ],
   "a bias of q, k and v": ["llama-biases", (config) => unbiased(config, /attn_[qkv]$/)],
   "the bias behind attention": ["llama-biases", (config) => unbiased(config, /attn_output$/)],
   "the windows": ["gemma3-windows", (config) => ({ ...config, windows: config.windows.map(() => 0) })],
@@ -177,7 +213,7 @@ Deno.test("the tiny models hold the types that gguf can write and more, and head
   const types = new Set(opened.flatMap(({ gguf }) => [...gguf.tensors.values()].map((tensor) => tensor.type.name)));
   assert.ok([...types].every((type) => readableTypes().includes(type)));
   assert.deepEqual([...types].sort(), [
-    ...["BF16", "F16", "F32", "IQ1_S", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ3_S", "IQ3_XXS"],
+    ...["BF16", "F16", "F32", "IQ1_S", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ3_S", "IQ3_XXS", "MXFP4"],
     ...["Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q6_K", "Q8_0", "TQ1_0", "TQ2_0"],
   ]);
   assert.deepEqual(new Set(opened.map(({ config }) => config.tiedHead)), new Set([true, false]));

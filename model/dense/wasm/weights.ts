@@ -267,7 +267,11 @@ export class WeightLoader {
   }
 
   async #bias({ tensor, first, rows, bias }: TensorRows): Promise<Float32Array | undefined> {
-    return bias ? (await this.#file.readFloat32(`${tensor}.bias`)).subarray(first, first + rows) : undefined;
+    if (!bias) return undefined;
+    const name = `${tensor}.bias`, { shape } = this.#file.tensors.get(name)!;
+    // Those of experts are rows of one tensor.
+    if (shape.length === 2) return await this.#file.readFloat32(name, { firstRow: first / rows, rows: 1 });
+    return (await this.#file.readFloat32(name)).subarray(first, first + rows);
   }
 
   #share(outputs: number, rank: number, holders: Holders): Rows {

@@ -40,7 +40,7 @@ export interface ConfigOptions {
  *
  * Errors: `gguf.architecture`, `gguf.missing` (key or tensor), `gguf.value`, `gguf.shape`, `gguf.dtype`,
  * `gguf.unsupported`; `where` is `metadata["…"]` or `tensor["…"]`, `.shape` or `.type` after it where that is wrong.
- * Reads nothing of the tensor data except `rope_freqs.weight`.
+ * Reads nothing of the tensor data except what RoPE is divided by, and null logits.
  */
 export async function configOf(gguf: GgufFile, options: ConfigOptions = {}): Promise<ModelConfig> {
   const entry = architectureOf(gguf), architecture = entry.name;
@@ -71,11 +71,13 @@ export async function configOf(gguf: GgufFile, options: ConfigOptions = {}): Pro
     ropes: await ropesOf(gguf, entry, {
       architecture,
       pairs: entry.pairs,
+      fractionalYarn: entry.fractionalYarn,
       headDim: shape.headDim,
       contextLength,
       tokens: options.tokens ?? contextLength,
     }, locals),
     windows: locals.map((window) => window < contextLength ? window : 0),
+    ...(entry.nullLogits && { nulls: await nullsOf(gguf, entry, layers) }),
     decoder: decoderOf(entry, dimensions),
   };
 }
@@ -88,7 +90,22 @@ async function ropesOf(
   locals: readonly number[],
 ): Promise<Rope[]> {
   const rotations = { rope: await ropeOf(gguf, context), local: localRope(gguf, context), none: noRope(context) };
-  return locals.map((window, index) => rotations[window > 0 ? "local" : entry.rotation?.(index) ?? "rope"]);
+  const own = entry.window?.turn === "own";
+  return locals.map((window, index) => rotations[own && window > 0 ? "local" : entry.rotation?.(index) ?? "rope"]);
+}
+
+/** What each layer gives to nothing. @throws PalisadeError `gguf.value` for a logit that is not finite. */
+async function nullsOf(gguf: GgufFile, entry: Architecture, layers: number): Promise<Float32Array[]> {
+  const nulls: Float32Array[] = [];
+  for (let index = 0; index < layers; index++) {
+    const name = entry.nullLogits!(index), logits = await gguf.readFloat32(name);
+    if (!logits.every(Number.isFinite)) {
+      const message = `${gguf.name}: ${name} holds ${logits.find((logit) => !Number.isFinite(logit))}; finite is right`;
+      throw inputError("gguf.value", message, `tensor[${quoted(name)}]`);
+    }
+    nulls.push(logits);
+  }
+  return nulls;
 }
 
 function architectureOf(gguf: GgufFile): Architecture {
@@ -276,6 +293,7 @@ function* neededTensors(
   yield* tensorsOf(headOf(entry, dimensions), inputs);
   for (let index = 0; index < layers; index++) {
     const { project, finish } = entry.layer(dimensions, index);
+    if (entry.nullLogits) yield [entry.nullLogits(index), [dimensions.heads]];
     yield* tensorsOf(project, inputs);
     yield* tensorsOf(finish, inputs);
   }
@@ -305,8 +323,9 @@ function* expertTensors(
   widths: ReadonlyMap<string, number>,
 ): Generator<readonly [name: string, shape: readonly number[]]> {
   const { weights: { length: experts, 0: first }, rows } = operation, width = widths.get(operation.from)!;
-  for (const { tensor } of first) {
+  for (const { tensor, bias } of first) {
     yield [`${tensor}.weight`, [operation.op === "collect" ? width / operation.used : width, rows, experts]];
+    if (bias) yield [`${tensor}.bias`, [rows, experts]];
   }
 }
 

@@ -18,6 +18,8 @@ export interface RopeContext {
   readonly architecture: string;
   readonly pairs: Rope["pairs"];
   readonly headDim: number;
+  /** Whether YaRN's borders stay fractions of pairs. */
+  readonly fractionalYarn?: true;
   /** Trained context in tokens. */
   readonly contextLength: number;
   /** Most tokens there will be at once. */
@@ -191,8 +193,9 @@ function yarn(
   const rotated = 2 * frequencies.length;
   /** The (fractional) pair that turns `turns` times over the original context. */
   const pairOf = (turns: number) => rotated * Math.log(original / (turns * 2 * Math.PI)) / (2 * Math.log(base));
-  const low = Math.max(Math.floor(pairOf(fast)), 0);
-  const high = Math.min(Math.ceil(pairOf(slow)), rotated - 1);
+  const [first, last] = [pairOf(fast), pairOf(slow)], whole = !context.fractionalYarn;
+  const low = Math.max(whole ? Math.floor(first) : first, 0);
+  const high = Math.min(whole ? Math.ceil(last) : last, rotated - 1);
   const span = Math.max(high - low, 0.001);
   return frequencies.map((frequency, j) => {
     const slowness = Math.min(Math.max((j - low) / span, 0), 1);
