@@ -4,7 +4,7 @@
  * In a Bun binary every module has the binary's own URL, so what is loaded by URL must be embedded by hand: the
  * WebAssembly files of onnxruntime-web (handed over through `env.wasm.wasmPaths`), the package's data (through
  * `embedPackageData`) and the modules that run in workers (extra entry points, which `siblingModule` finds beside the
- * binary's URL).
+ * binary's URL). Commands are chunks of their own, so that only what runs is read at the start.
  */
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -19,11 +19,11 @@ import { repositoryFiles, ROOT } from "./repository.ts";
 const USAGE = `deno task compile [--target bun|deno] [--output FILE]
 
   --target bun   (default) with the Bun that npm installed; works offline; for this platform
-  --target deno  with deno compile, which downloads a runtime on first use: it needs the internet and is not part of
-                 the test suite
+  --target deno  with deno compile, which downloads a runtime on first use; DENORT_BIN names one that is there
   --output FILE  default ./palisade`;
 
-const PRODUCT = /^(mod\.ts$|(core|wasm|gpu|model|runtime|evaluate|cli|web)\/)/;
+/** Files of the product, from the root. */
+export const PRODUCT = /^(mod\.ts$|(core|wasm|gpu|model|runtime|evaluate|cli|web)\/)/;
 
 interface WorkerModule {
   /** As given to `siblingModule`, without `./` and extension: where the binary must carry it. */
@@ -97,7 +97,14 @@ export async function compileWithBun(output: string): Promise<string | undefined
   try {
     const entries = [write("palisade.ts", await entrySource())];
     for (const { place, source } of await workerModules()) entries.push(write(`${place}.ts`, wrapperSource(source)));
-    const args = ["build", "--compile", "--external=onnxruntime-node", `--outfile=${resolve(output)}`, ...entries];
+    const args = [
+      "build",
+      "--compile",
+      "--splitting",
+      "--external=onnxruntime-node",
+      `--outfile=${resolve(output)}`,
+      ...entries,
+    ];
     const { code, stdout, stderr, killed } = await runChild(bun, args, { cwd: folder, timeout: 300 });
     return code === 0 ? undefined : killed || `${stdout}${stderr}`.trim();
   } finally {
@@ -105,13 +112,15 @@ export async function compileWithBun(output: string): Promise<string | undefined
   }
 }
 
-/** Writes `output` with `deno compile`. Returns what went wrong, or nothing. */
+/**
+ * Writes `output` with `deno compile`: the packages that the command line can reach, not all of node_modules. Returns
+ * what went wrong, or nothing.
+ */
 export async function compileWithDeno(output: string): Promise<string | undefined> {
   const workers = (await workerModules()).map(({ source }) => source);
-  const included = [...workers, ...Object.values(DATA_FOLDERS), "node_modules/onnxruntime-web/dist"].map((path) =>
-    `--include=${path}`
-  );
-  const args = ["compile", "-A", "--no-check", `--output=${resolve(output)}`, ...included, "cli/main.ts"];
+  const included = [...workers, ...Object.values(DATA_FOLDERS)].map((path) => `--include=${path}`);
+  const packages = ["--node-modules-dir=none", "--exclude-unused-npm"];
+  const args = ["compile", "-A", "--no-check", ...packages, `--output=${resolve(output)}`, ...included, "cli/main.ts"];
   const { code, stderr, killed } = await runChild(process.execPath, args, { cwd: ROOT, timeout: 600, echo: true });
   return code === 0 ? undefined : killed || stderr.trim();
 }

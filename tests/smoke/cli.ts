@@ -191,6 +191,20 @@ export function testCommandLine(runtime: string, start: () => Promise<Cli>): voi
     assert.equal(wasm.cache.kept, ts.cache.kept);
   });
 
+  test("ask on our kernels answers the same on two threads as on one", async () => {
+    const folder = mkdtempSync(join(tmpdir(), "palisade-threads-")), context = join(folder, "context.txt");
+    writeFileSync(context, text(60));
+    const asked = ["ask", "--context", context, "--question", "Who spoke?", "--keep", "30%", "--max-tokens", "4"];
+    const engine = ["--model", model, "--backend", "wasm", "--dense", "wasm", "--offline", "--json"];
+    const [one, two] = await Promise.all(["1", "2"].map(async (threads) => {
+      return JSON.parse(await succeed(await cli(), [...asked, ...engine, "--threads", threads]));
+    }));
+    assert.match(one.engines.backend, /one thread/);
+    assert.match(two.engines.backend, /2 threads/);
+    assert.match(two.engines.dense, /2 threads/);
+    assert.deepEqual([two.answers, two.cache.kept], [one.answers, one.cache.kept]);
+  });
+
   test("ask answers from what read wrote, also sealed and cloaked, as if it had read the text", async () => {
     const folder = mkdtempSync(join(tmpdir(), "palisade-read-")), context = join(folder, "context.txt");
     writeFileSync(context, text(60));

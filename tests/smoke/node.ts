@@ -3,9 +3,11 @@ import assert from "node:assert/strict";
 import { existsSync, mkdtempSync, readdirSync, readFileSync, realpathSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { pathToFileURL } from "node:url";
+import { findBun } from "../../tools/bun.ts";
 import { runChild } from "../../tools/child.ts";
 import { ROOT } from "../../tools/repository.ts";
-import { commandLine, testCommandLine, testWebGpu } from "./cli.ts";
+import { commandLine, testCommandLine, testWebGpu, tinyModel } from "./cli.ts";
 
 async function run(program: string, args: readonly string[], cwd: string): Promise<string> {
   const { code, stdout, stderr, killed } = await runChild(program, args, { cwd, timeout: 300 });
@@ -92,6 +94,67 @@ Deno.test("import of both entry points works in Node", async () => {
   assert.ok(all.includes("PalisadeError"), `exports: ${all}`);
   assert.ok(core.includes("PalisadeError"), `exports of core: ${core}`);
 });
+
+/** A program over the package, as a user's: a dump's eviction, a model, an answer. */
+const PROGRAM = `import { readFileSync } from "node:fs";
+import { bufferSource, currentRuntime, loadModel, openContext, PalisadeError } from "palisade-kv";
+import { evictDump } from "palisade-kv/core";
+import process from "node:process";
+
+console.log(process.versions.bun ? "Bun" : process.versions.deno ? "Deno" : process.version);
+const shape = { heads: 2, kvHeads: 1, headDim: 4 }, L = 60;
+const floats = (count) => Float32Array.from({ length: count }, (_, i) => Math.sin(i * i));
+const layer = { queries: floats(2 * L * 4), queryRows: L, keys: floats(L * 4), values: floats(L * 4) };
+const { kept } = evictDump("snapkv(window=8)", { tokens: 20 }, shape, [layer]);
+const runtime = await currentRuntime(), asked = { backend: "wasm", dense: "wasm", precision: "float32" };
+const model = await loadModel(bufferSource(readFileSync(MODEL)), runtime, asked);
+const context = await openContext(model, "The keeper counted the stakes. ".repeat(20), { keep: "30%", policy: "snapkv" });
+const { ids } = await context.ask("How many?", { maxTokens: 6 });
+const entries = context.cache.entries(), identity = await model.identity();
+const code = await openContext(model, "x", { keep: "0" }).then(() => "taken", (error) => error instanceof PalisadeError && error.code);
+await model[Symbol.asyncDispose]();
+console.log(JSON.stringify({ kept: [...kept[0][0]], ids: [...ids], entries, identity, code }));
+`;
+
+/** Runtimes from npm besides the Node of this suite; Bun is this package's own. */
+const RUNTIMES: Readonly<Record<string, { says: RegExp; command: () => Promise<readonly string[]> }>> = {
+  "the Node of this suite": { says: /^v2\d/, command: () => Promise.resolve(["node"]) },
+  "Node 22": { says: /^v22\./, command: () => Promise.resolve(["npx", "-y", "node@22"]) },
+  "Node 24": { says: /^v24\./, command: () => Promise.resolve(["npx", "-y", "node@24"]) },
+  Bun: { says: /^Bun$/, command: async () => [(await findBun())!] },
+  Deno: { says: /^Deno$/, command: () => Promise.resolve([Deno.execPath(), "run", "-A", "--no-lock"]) },
+};
+
+let here: Promise<string> | undefined;
+
+/** What the program prints over the sources. */
+async function programHere(): Promise<string> {
+  const folder = mkdtempSync(join(tmpdir(), "palisade-program-"));
+  const at = (path: string) => pathToFileURL(join(ROOT, path)).href;
+  const source = programText().replace('"palisade-kv"', JSON.stringify(at("mod.ts")))
+    .replace('"palisade-kv/core"', JSON.stringify(at("core/mod.ts")));
+  writeFileSync(join(folder, "program.mjs"), source);
+  const args = ["run", "-A", "--no-check", "--config", join(ROOT, "deno.json"), "program.mjs"];
+  return (await run(Deno.execPath(), args, folder)).split("\n")[1];
+}
+
+function programText(): string {
+  return PROGRAM.replace("MODEL", JSON.stringify(tinyModel()));
+}
+
+for (const [name, { says, command }] of Object.entries(RUNTIMES)) {
+  Deno.test(`the installed package does in ${name} what its sources do in Deno`, async () => {
+    const folder = await consumer(), [program, ...before] = await command();
+    writeFileSync(join(folder, "program.mjs"), programText());
+    const [version, output] = (await run(program, [...before, "program.mjs"], folder)).split("\n");
+    assert.match(version, says);
+    const { kept, ids, code } = JSON.parse(output);
+    assert.equal(kept.length, 20);
+    assert.ok(ids.length > 0);
+    assert.equal(code, "keep.range");
+    assert.equal(output, await (here ??= programHere()));
+  });
+}
 
 Deno.test("a consumer's file type-checks against both entry points with nodenext resolution", async () => {
   const folder = await consumer();
