@@ -10,6 +10,7 @@ import type { GpuFeatures } from "../../gpu/open.ts";
 import { goldenKept } from "./golden_kept.ts";
 import { gpuModel } from "./gpu_models.ts";
 import { ONE_SIZE, PARITY_CASES } from "./parity.ts";
+import { openWithHalves } from "./stand_in.ts";
 import { onThisSide } from "./this_side.ts";
 
 /** What an adapter did. */
@@ -68,6 +69,11 @@ export async function gpuSuite({ read, narrow, models, readModel }: GpuSuiteOpti
   await run("golden kept sets", (backend) => goldenKept(backend, [97], read));
   for (const name of models) {
     cases.push([`logits of ${name}`, await gpuModel(gpu, name, readModel).catch((error) => String(error))]);
+  }
+  if (gpu.info.features.subgroups && !gpu.info.features.f16) {
+    using both = await openWithHalves();
+    const failure = await gpuModel(both, models[0], readModel, "auto").catch((error) => String(error));
+    cases.push([`logits of ${models[0]}, with 16-bit floats stood in for`, failure]);
   }
   const { description, emulated, features } = gpu.info, { bytes, spare } = gpu.memory;
   return { description, emulated, features, cases, held: bytes - spare };
