@@ -10,7 +10,7 @@
 import { breathe } from "../runtime/breathe.ts";
 import { inputError, option, PalisadeError, resourceError, say } from "../core/errors.ts";
 import type { Policy } from "../core/policy/policy.ts";
-import { type StageOptions, stagesOf, withStages } from "../core/policy/stages.ts";
+import { type StageOptions, type Stages, stagesOf, withStages } from "../core/policy/stages.ts";
 import { type Context, contextOf, type ContextState, laidToRest, recovering } from "./context.ts";
 import { type DecodePlan, withPredictions } from "./decode/answer.ts";
 import { type MaxCache, resolveMaxCache } from "./decode/max_cache.ts";
@@ -23,6 +23,7 @@ import { contextIds, controlPositions, withWords } from "./text/prompt.ts";
 import { checkRowsOf, exceedsTrained, type PlanOptions, planReading } from "./read/plan.ts";
 import { scoreFiles, type SourceOptions } from "./read/policy_inputs.ts";
 import { checkKeyChannels } from "./read/key_channels.ts";
+import { storedAs } from "./read/stored_as.ts";
 import { type CacheType, checkCacheType } from "../core/cache/entry_type.ts";
 import type { Keep } from "../core/select/budget.ts";
 import { entriesWithin, parseBytes } from "../core/select/byte_budget.ts";
@@ -126,7 +127,7 @@ async function openOnce(loaded: Model, text: string, given: ContextOptions): Pro
     if (type) checkRowsOf(model.backend, checkCacheType(type), policy.stages);
   }
   if (options.bytes !== undefined) {
-    options = { ...options, keep: keepFitting(options, options.bytes, ids.length, model.config, rows) };
+    options = { ...options, keep: keepFitting(options, options.bytes, ids.length, model.config, policy.stages) };
   }
   const plan = { ...planDecoding(model, ids, options), ...(lead && { lead }) }, { maxCache } = plan;
   const cap = maxCache && { tokens: maxCache.tokens, predict: maxCache.rule.predicted ?? false };
@@ -144,7 +145,7 @@ function keepFitting(
   bytes: string,
   tokens: number,
   config: ModelConfig,
-  rows?: CacheType,
+  { rows, ...stages }: Stages = {},
 ): Keep {
   const rival = (["keep", "risk", "riskWorst"] as const).find((name) => options[name] !== undefined);
   if (rival) {
@@ -152,7 +153,8 @@ function keepFitting(
     throw new PalisadeError("usage", "bytes.exclusive", message, { where: option("bytes") });
   }
   const type = rows ?? checkCacheType(options.cacheType ?? DEFAULTS.cacheType);
-  const stored = { type, biased: (options.refit ?? DEFAULTS.refit) !== "none" };
+  const { refit = DEFAULTS.refit } = options;
+  const stored = storedAs({ ...stages, refit: refit === "none" ? undefined : refit }, type, config);
   return { tokens: entriesWithin(parseBytes(bytes), tokens, config, stored) };
 }
 

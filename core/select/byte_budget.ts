@@ -2,7 +2,7 @@
  * From the bytes that may stay to the entries that may: the whole context as float16 is the measure, whatever the entries
  * are stored as, so that shares of it can be set beside each other.
  */
-import { BIAS_BYTES, type CacheType, entryBytes, partsOf } from "../cache/entry_type.ts";
+import { BIAS_BYTES, type CacheType, CHANNEL_BYTES, entryBytes, partsOf, rowBytes } from "../cache/entry_type.ts";
 import { packedWidth } from "../cache/packed.ts";
 import { inputError, option } from "../errors.ts";
 import { globalShape, type ModelShape } from "../shape.ts";
@@ -15,6 +15,8 @@ export interface StoredAs {
   readonly type: CacheType;
   /** Whether each may have a bias. */
   readonly biased: boolean;
+  /** Of each key but a head's last entries', so many channels are left; default all. */
+  readonly thin?: { readonly channels: number; readonly recent: number };
 }
 
 const UNITS: Readonly<Record<string, number>> = {
@@ -50,18 +52,28 @@ export function wholeBytes(length: number, whole: ModelShape): number {
 
 /**
  * The most entries per KV head that fit, whichever heads they fall to: an int4 head's last group of keys is counted as
- * if every head's were one row long.
+ * if every head's were one row long, and of thin keys all heads' last entries as whole.
  * @throws PalisadeError input `bytes.few` when not one does.
  */
-export function entriesWithin(asked: Bytes, length: number, whole: ModelShape, { type, biased }: StoredAs): number {
+export function entriesWithin(
+  asked: Bytes,
+  length: number,
+  whole: ModelShape,
+  { type, biased, thin }: StoredAs,
+): number {
   const { layers, kvHeads, headDim } = globalShape(whole), heads = layers * kvHeads;
   const room = "bytes" in asked ? asked.bytes : asked.share * wholeBytes(length, whole);
   const each = entryBytes(headDim, type) + (biased ? BIAS_BYTES : 0);
   // Two float16 a channel for a group that is begun.
   const begun = partsOf(type).keys === "int4" ? 4 * packedWidth(headDim) * 31 / 32 : 0;
-  const entries = Math.min(length, Math.floor((room / heads - begun) / each + 1e-9));
+  // Keys beyond the recent ones take less, and each head lists their channels.
+  const { channels, recent } = thin ?? { channels: headDim, recent: 0 };
+  const listed = thin ? CHANNEL_BYTES * channels : 0, saved = rowBytes(headDim, type) - rowBytes(channels, type);
+  const left = room / heads - begun - listed;
+  const fitting = Math.max(Math.min(left / each, recent), (left - saved * recent) / (each - saved));
+  const entries = Math.min(length, Math.floor(fitting + 1e-9));
   if (entries >= 1) return entries;
-  const least = Math.ceil(heads * (each + begun));
+  const least = Math.ceil(heads * (each + begun + listed));
   throw inputError(
     "bytes.few",
     `${Math.floor(room)} bytes hold no entry as ${type}: want ${least} or more`,

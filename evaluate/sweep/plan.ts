@@ -7,6 +7,7 @@ import { inputError, option } from "../../core/errors.ts";
 import type { Policy } from "../../core/policy/policy.ts";
 import { resolvePolicy } from "../../core/policy/registry.ts";
 import { loadPolicyFile } from "../../model/policy_files/policy_files.ts";
+import { storedAs } from "../../model/read/stored_as.ts";
 import type { Runtime } from "../../runtime/interface.ts";
 import type { ResultLine } from "../results/results.ts";
 import type { Task } from "../tasks/interface.ts";
@@ -107,9 +108,9 @@ function bytesOf(bytes: string): AskedKeep[] {
  * @throws PalisadeError input `bytes.few`.
  */
 export function fittedCase<C extends AskedCase>(each: C, length: number, shape: ModelShape, read: CacheType): C {
-  const { bytes, policy: { stages } } = each;
+  const { bytes, policy: { stages = {} } } = each;
   if (!bytes) return each;
-  const stored = { type: stages?.rows ?? read, biased: stages?.refit !== undefined };
+  const stored = storedAs(stages, stages.rows ?? read, shape);
   return { ...each, keep: { tokens: entriesWithin(bytes, length, shape, stored) } };
 }
 

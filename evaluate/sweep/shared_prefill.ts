@@ -1,5 +1,5 @@
 /**
- * One prefill for many policies and budgets.
+ * One prefill for many policies and budgets, and as many prefills as their ways of reading ask for ({@link readingsOf}).
  *
  * The context is read once and nothing is evicted. After each layer every case is scored and selected from what that
  * layer left behind, and only its kept positions stay. They are what `openContext` would keep
@@ -16,7 +16,6 @@ import { Eviction, keepsAll, type Selector } from "../../core/select/eviction.ts
 import type { CacheType } from "../../core/cache/entry_type.ts";
 import { type Keep, resolveBudget } from "../../core/select/budget.ts";
 import type { Budget, Needs, NormKind, Observation, Policy, Reduction } from "../../core/policy/policy.ts";
-import { resolvePolicy } from "../../core/policy/registry.ts";
 import type { Model } from "../../model/model.ts";
 import { LayerReader, type LayerSeen } from "../../model/read/layers.ts";
 import { withFrameKept } from "../../model/read/frame_kept.ts";
@@ -24,6 +23,8 @@ import { frameTokens } from "../../model/text/prompt.ts";
 import type { RefitSettings } from "../../core/refit/refit.ts";
 import type { LayerReferences } from "../../model/read/references.ts";
 import { type RefitFigures, RefitStage } from "../../model/read/refit.ts";
+import { KeyChannelStage } from "../../model/read/key_channels.ts";
+import { mergeWindow } from "../../model/read/merge.ts";
 import { policyInputs } from "../../model/read/policy_inputs.ts";
 
 /** A policy at a budget. */
@@ -39,6 +40,8 @@ export interface KeptCase extends Case {
   readonly kept: readonly (readonly Int32Array[])[] | undefined;
   /** Milliseconds of scoring and selecting; observing is shared ({@link SharedPrefill.ms}). */
   readonly evictMs: number;
+  /** Last tokens by whose queries key channels are left out; 0 where none are. */
+  readonly window: number;
 }
 
 export interface SharedPrefill extends Disposable {
@@ -47,6 +50,8 @@ export interface SharedPrefill extends Disposable {
   readonly cases: readonly KeptCase[];
   /** What a refit goes by, layer by layer, when asked. */
   readonly references: readonly LayerReferences[];
+  /** The last queries of each global layer, `[window, heads, headDim]`, where a case leaves out key channels. */
+  readonly lastQueries: readonly Float32Array[];
   /** Hidden state of the last token before the final norm, `[width]`. */
   readonly lastHidden: Float32Array;
   /** Milliseconds of the forward pass, and of observing for all cases together. */
@@ -69,6 +74,7 @@ const SHARED: readonly string[] = [
   "window",
   "kernel",
   "valueNorms",
+  "dropErrors",
   "columnSum",
   "columnMax",
   "rows",
@@ -76,31 +82,36 @@ const SHARED: readonly string[] = [
   "file",
 ] satisfies readonly (keyof Needs)[];
 
-/** What these policies ask for unless told otherwise: one pass can do each in one way only. */
-const REPEAT = resolvePolicy("kvzip").needs.reconstruction!;
-const MOVED = resolvePolicy("moved").needs.moved!;
-const SELF_GATE = resolvePolicy("self-gate").needs.selfGate!;
-const STATISTICS = resolvePolicy("expected-attention").needs.queryStatistics!;
+/** What one pass can do in one way only, for all that ask for it. */
+const ONE_WAY = ["reconstruction", "queryStatistics", "moved", "selfGate"] as const satisfies readonly (keyof Needs)[];
 
 /** False for policies that must read the context in their own way: those go through `openContext`, one by one. */
-export function sharesPrefill(
-  { needs: { reconstruction, queryStatistics, moved, selfGate, ...needs }, evicts, stages }: Policy,
-): boolean {
-  // A merge needs rows that go; a refit goes by queries that repeat the context, where the policy has it repeated.
-  if (stages?.merge || stages?.keyChannels || (stages?.refit && !reconstruction)) return false;
-  const repeats = !reconstruction ||
-    (reconstruction.chunk === REPEAT.chunk && reconstruction.postfix === REPEAT.postfix &&
-      !reconstruction.contribution);
-  const foresees = !queryStatistics ||
-    (queryStatistics.sinks === STATISTICS.sinks && queryStatistics.future === STATISTICS.future);
-  const moves = !moved || moved.every === MOVED.every;
-  const fits = !selfGate || (selfGate.tokens === SELF_GATE.tokens && selfGate.chunk === SELF_GATE.chunk);
-  return evicts === "late" && repeats && foresees && moves && fits &&
-    Object.entries(needs).every(([name, wanted]) => !wanted || SHARED.includes(name));
+export function sharesPrefill({ needs, evicts, stages }: Policy): boolean {
+  // A merge needs rows as they go; a refit goes by queries that repeat the context, where the policy has it repeated.
+  if (stages?.merge || (stages?.refit && !needs.reconstruction)) return false;
+  const known = [...SHARED, ...ONE_WAY];
+  return evicts === "late" && Object.entries(needs).every(([name, wanted]) => !wanted || known.includes(name));
+}
+
+/** Cases that share a prefill ({@link sharesPrefill}), by the reading that they can have together; in the order given. */
+export function readingsOf<C extends Case>(cases: readonly C[]): C[][] {
+  const readings: C[][] = [];
+  for (const each of cases) {
+    const fitting = readings.find((others) => others.every((other) => readTogether(each.policy, other.policy)));
+    if (fitting) fitting.push(each);
+    else readings.push([each]);
+  }
+  return readings;
+}
+
+function readTogether({ needs: one }: Policy, { needs: other }: Policy): boolean {
+  return ONE_WAY.every((name) =>
+    !one[name] || !other[name] || JSON.stringify(one[name]) === JSON.stringify(other[name])
+  );
 }
 
 /**
- * Reads `ids` and notes what each of `cases` keeps. All must share a prefill ({@link sharesPrefill}).
+ * Reads `ids` and notes what each of `cases` keeps. All must share this prefill ({@link readingsOf}).
  * @throws PalisadeError `keep.*`, `context.*` as `resolveBudget`.
  */
 export async function prefillOnce(
@@ -114,8 +125,11 @@ export async function prefillOnce(
   const scoring = caseEvictions.filter(({ keepsAll }) => !keepsAll);
   const cache = new RaggedCache(model.backend, config, options.cacheType);
   try {
-    const observer = new Observer(cache, scoring, (layer) => model.file.readFloat32(`blk.${layer}.attn_output.weight`));
+    const outputWeights = (layer: number) => model.file.readFloat32(`blk.${layer}.attn_output.weight`);
+    const thinning = caseEvictions.map((each) => each.thinWindow(ids.length));
+    const observer = new Observer(cache, scoring, outputWeights, Math.max(0, ...thinning));
     const { beyondTrained, signal, referenceTokens } = options, references: LayerReferences[] = [];
+    const lastQueries: Float32Array[] = [];
     // A cell is the same on every machine, whatever was read there before.
     const inputs = await policyInputs(model, observer.wanted, ids, { beyondTrained, learned: false });
     using reader = await LayerReader.open(model, cache, ids, {
@@ -123,6 +137,7 @@ export async function prefillOnce(
       ...inputs,
       signal,
       referenceTokens,
+      outputWeights,
     });
     const ms = { prefill: 0, observe: 0 };
     for (let layer = 0; layer < config.layers; layer++) {
@@ -130,6 +145,9 @@ export async function prefillOnce(
       const seen = await reader.layer(layer);
       const read = performance.now(), index = cache.globals.indexOf(layer);
       const observed = index < 0 ? undefined : await observer.observe(layer, index, seen);
+      if (index >= 0 && thinning.some((window) => window > 0)) {
+        lastQueries.push((await model.backend.tensors.read(seen.windowQueries)).slice());
+      }
       reader.release(seen);
       if (seen.references) references.push(seen.references);
       ms.prefill += read - start;
@@ -141,6 +159,7 @@ export async function prefillOnce(
     return {
       cache,
       references,
+      lastQueries,
       cases: caseEvictions.map((caseEviction) => caseEviction.result()),
       lastHidden: await reader.lastHidden(),
       ms,
@@ -196,6 +215,17 @@ export async function refitFork(
   return stage.figures();
 }
 
+/** Leaves key channels out of a fork of {@link forkCache}, after any refit, by what its prefill kept for that. */
+export async function thinFork(fork: RaggedCache, prefill: SharedPrefill, each: KeptCase): Promise<void> {
+  const { policy: { stages }, window } = each;
+  const stage = new KeyChannelStage(fork, stages!.keyChannels!, window);
+  const { heads, headDim } = fork.shape;
+  prefill.lastQueries.forEach((queries, index) => {
+    stage.take(fork.globals[index], queries.subarray(queries.length - window * heads * headDim));
+  });
+  await stage.run();
+}
+
 /** A case, and the policy and budget that it comes to for one context. */
 interface KeptRule {
   readonly case: Case;
@@ -236,11 +266,24 @@ class CaseEviction {
     this.#ms += performance.now() - start;
   }
 
+  /** As a reading of its own would have it. */
+  thinWindow(length: number): number {
+    const { stages, needs } = this.case.policy;
+    if (!stages?.keyChannels) return 0;
+    return (needs.window && !this.keepsAll ? this.budget.window : 0) || mergeWindow(length);
+  }
+
   result(): KeptCase {
-    const { layers } = this.budget.model;
+    const { length, model: { layers } } = this.budget;
     const eviction = this.#eviction;
     const kept = eviction?.crossLayer ? Array.from({ length: layers }, (_, layer) => eviction.kept(layer)) : this.#kept;
-    return { ...this.case, budget: this.budget, kept: this.keepsAll ? undefined : kept, evictMs: this.#ms };
+    return {
+      ...this.case,
+      budget: this.budget,
+      kept: this.keepsAll ? undefined : kept,
+      evictMs: this.#ms,
+      window: this.thinWindow(length),
+    };
   }
 }
 
@@ -255,6 +298,7 @@ class Observer {
     cache: RaggedCache,
     caseEvictions: readonly CaseEviction[],
     outputWeights: (layer: number) => Promise<Float32Array>,
+    leastWindow: number,
   ) {
     this.#cache = cache;
     this.#outputWeights = outputWeights;
@@ -262,7 +306,7 @@ class Observer {
     const observed = caseEvictions.filter(({ case: { policy } }) => policy.needs.window);
     this.wanted = {
       needs: unionOf(caseEvictions),
-      window: observed.reduce((most, { budget }) => Math.max(most, budget.window), 0),
+      window: observed.reduce((most, { budget }) => Math.max(most, budget.window), leastWindow),
     };
   }
 
@@ -334,9 +378,7 @@ function unionOf(caseEvictions: readonly CaseEviction[]): Needs {
     columnMax: needs.some((each) => each.columnMax),
     rows: needs.some((each) => each.rows),
     gate: needs.some((each) => each.gate),
-    ...(needs.some((each) => each.reconstruction) && { reconstruction: REPEAT }),
-    ...(needs.some((each) => each.moved) && { moved: MOVED }),
-    ...(needs.some((each) => each.selfGate) && { selfGate: SELF_GATE }),
-    ...(needs.some((each) => each.queryStatistics) && { queryStatistics: STATISTICS }),
+    // All that ask for one of these ask for it in the same way.
+    ...Object.fromEntries(ONE_WAY.map((name) => [name, needs.find((each) => each[name])?.[name]])),
   };
 }

@@ -16,7 +16,15 @@ import { openContext } from "../../model/session.ts";
 import type { Runtime } from "../../runtime/interface.ts";
 import { answerBeside, answerFully, type ComparedAnswer, type FullAnswer } from "./answer.ts";
 import { REFERENCE_TOKENS } from "../../model/read/refit.ts";
-import { forkCache, prefillOnce, refitFork, type SharedPrefill, sharesPrefill } from "./shared_prefill.ts";
+import {
+  forkCache,
+  prefillOnce,
+  readingsOf,
+  refitFork,
+  type SharedPrefill,
+  sharesPrefill,
+  thinFork,
+} from "./shared_prefill.ts";
 import type { Haystack } from "../tasks/haystack.ts";
 import { scoreAnswer } from "../tasks/metrics.ts";
 import { refuseRepeated } from "./lists.ts";
@@ -90,7 +98,8 @@ export function measureSample(
 }
 
 /**
- * Computes the group's missing cells and yields each as soon as it is there, policies in the order given. A cell that
+ * Computes the group's missing cells and yields each as soon as it is there: those of one reading after another, each in the
+ * order given, then those that read for themselves. A cell that
  * can't be computed doesn't cost the others: they come first, then the refusal.
  * @throws PalisadeError as {@link measureSample}; `keep.*`, `context.*`, `policy.*` and the like for single cells.
  */
@@ -120,45 +129,66 @@ export async function* runGroup(
     contextLength: options.beyondTrained ? Infinity : model.config.contextLength,
     signal: options.signal,
   };
-  const { shared, prefill } = await prefillAllowed(model, ids, missing, refused, options);
-  using _ = prefill;
-  const full = await answerFully(model, prefill.cache, asked, answering);
-  for (const [i, cell] of missing.entries()) {
-    if (sharesPrefill(cell.policy) && !shared.includes(cell)) continue;
-    options.onStep?.("answering, cell", i, missing.length);
-    const line = await refused.unless(cell, async () => {
-      const evicted = sharesPrefill(cell.policy)
-        ? await fork(prefill, shared.indexOf(cell))
-        : await readAlone(model, context, cell, options);
-      try {
-        const answer = evicted.cache === prefill.cache
-          ? sameAnswer(full)
-          : await answerBeside(model, evicted.cache, asked, full, answering);
-        const tokens = {
-          context: ids.length,
-          question: asked.length,
-          answer: answer.ids.length,
-          full: full.ids.length,
-        };
-        const shading = shade(group, model, ids, evicted.cache, options);
-        return lineOf(subject, cell, group, sample, { evicted, prefill, full, answer, tokens, shading });
-      } finally {
-        if (evicted.cache !== prefill.cache) evicted.cache[Symbol.dispose]();
-      }
-    });
+  const [first = [], ...others] = readingsOf(missing.filter(({ policy }) => sharesPrefill(policy)));
+  const read = (some: readonly Cell[]) => prefillAllowed(model, ids, some, refused, options);
+  using whole = await read(first);
+  const full = await answerFully(model, whole.prefill.cache, asked, answering);
+  const one = async ({ cell, prefill, evict }: Eviction) => {
+    const evicted = await evict(), { cache } = evicted, own = cache !== whole.prefill.cache;
+    try {
+      const answer = own ? await answerBeside(model, cache, asked, full, answering) : sameAnswer(full);
+      const tokens = { context: ids.length, question: asked.length, answer: answer.ids.length, full: full.ids.length };
+      const shading = shade(group, model, ids, cache, options);
+      return lineOf(subject, cell, group, sample, { evicted, prefill, full, answer, tokens, shading });
+    } finally {
+      if (own) cache[Symbol.dispose]();
+    }
+  };
+  let answered = 0;
+  for await (const eviction of evictionsOf(whole, others, read)) {
+    options.onStep?.("answering, cell", answered++, missing.length);
+    const line = await refused.unless(eviction.cell, () => one(eviction));
+    if (line) yield line;
+  }
+  for (const cell of missing.filter(({ policy }) => !sharesPrefill(policy))) {
+    options.onStep?.("answering, cell", answered++, missing.length);
+    const evict = () => readAlone(model, context, cell, options);
+    const line = await refused.unless(cell, () => one({ cell, prefill: whole.prefill, evict }));
     if (line) yield line;
   }
   refused.end();
 }
 
-/** Reads once for all cells that share a prefill and can be computed; for the full answer, when there is none. */
+/** A cell, the reading that it goes by, and how its evicted cache is made. */
+interface Eviction {
+  readonly cell: Cell;
+  readonly prefill: SharedPrefill;
+  readonly evict: () => Promise<Evicted>;
+}
+
+/** The cells of `whole`, then those of each of `others`, which is read when its turn has come and gone afterwards. */
+async function* evictionsOf(
+  whole: AllowedPrefill,
+  others: readonly (readonly Cell[])[],
+  read: (cells: readonly Cell[]) => Promise<AllowedPrefill>,
+): AsyncGenerator<Eviction> {
+  const each = ({ shared, prefill }: AllowedPrefill) =>
+    shared.map((cell, at) => ({ cell, prefill, evict: () => fork(prefill, at) }));
+  yield* each(whole);
+  for (const cells of others) {
+    using reading = await read(cells);
+    yield* each(reading);
+  }
+}
+
+/** Reads once for those of the cells, which can share it, that can be computed; for the full answer, when there is none. */
 async function prefillAllowed(
   model: Model,
   ids: readonly number[],
-  missing: readonly Cell[],
+  cells: readonly Cell[],
   refused: Refusals,
   options: GroupOptions,
-): Promise<{ shared: readonly Cell[]; prefill: SharedPrefill }> {
+): Promise<AllowedPrefill> {
   const read = (cells: readonly Cell[]) =>
     prefillOnce(model, ids, cells, {
       ...(cells.some(({ policy }) => policy.stages?.refit) && { referenceTokens: REFERENCE_TOKENS }),
@@ -167,20 +197,29 @@ async function prefillAllowed(
       signal: options.signal,
       onLayer: (done, layers) => options.onStep?.("reading, layer", done, layers),
     });
-  const all = missing.filter(({ policy }) => sharesPrefill(policy));
   try {
-    return { shared: all, prefill: await read(all) };
+    return allowed(cells, await read(cells));
   } catch (error) {
-    if (!isRefusal(error) || all.length === 0) throw error;
+    if (!isRefusal(error) || cells.length === 0) throw error;
   }
   // One of them spoils the reading for all: each by itself says which.
   const shared: Cell[] = [];
-  for (const cell of all) {
+  for (const cell of cells) {
     const alone = await refused.unless(cell, () => read([cell]));
     alone?.[Symbol.dispose]();
     if (alone) shared.push(cell);
   }
-  return { shared, prefill: await read(shared) };
+  return allowed(shared, await read(shared));
+}
+
+/** Cells that can be computed, and the reading that they share. */
+interface AllowedPrefill extends Disposable {
+  readonly shared: readonly Cell[];
+  readonly prefill: SharedPrefill;
+}
+
+function allowed(shared: readonly Cell[], prefill: SharedPrefill): AllowedPrefill {
+  return { shared, prefill, [Symbol.dispose]: () => prefill[Symbol.dispose]() };
 }
 
 function isRefusal(error: unknown): error is PalisadeError {
@@ -320,12 +359,15 @@ interface Evicted {
 /** The full cache itself when everything stays, a copy of what stays otherwise. */
 async function fork(prefill: SharedPrefill, at: number): Promise<Evicted> {
   const { kept, evictMs, policy: { stages } } = prefill.cases[at], { rows = prefill.cache.type } = stages ?? {};
-  if (kept === undefined && rows === prefill.cache.type) return { cache: prefill.cache, evictMs, forkMs: 0 };
+  if (kept === undefined && rows === prefill.cache.type && !stages?.keyChannels) {
+    return { cache: prefill.cache, evictMs, forkMs: 0 };
+  }
   const start = performance.now();
   const cache = await forkCache(prefill.cache, kept ?? everything(prefill.cache), rows);
   const forked = performance.now();
   try {
     if (stages?.refit && kept) await refitFork(cache, prefill, { refit: stages.refit });
+    if (stages?.keyChannels) await thinFork(cache, prefill, prefill.cases[at]);
   } catch (error) {
     cache[Symbol.dispose]();
     throw error;

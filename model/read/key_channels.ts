@@ -51,8 +51,12 @@ export class KeyChannelStage {
 
   /** Takes the last queries of a layer, `[window, heads, headDim]`. */
   async add(layer: number, queries: Tensor): Promise<void> {
-    const { backend, shape: { heads, kvHeads, headDim } } = this.#cache, group = heads / kvHeads;
-    const numbers = await backend.tensors.read(queries), each = group * headDim;
+    this.take(layer, await this.#cache.backend.tensors.read(queries));
+  }
+
+  /** {@link add}, of numbers that are on this side. */
+  take(layer: number, numbers: Float32Array): void {
+    const { heads, kvHeads, headDim } = this.#cache.shape, each = heads / kvHeads * headDim;
     const ofHead = (kv: number) => {
       const mine = new Float32Array(numbers.length / kvHeads);
       for (let from = kv * each, to = 0; from < numbers.length; from += heads * headDim, to += each) {

@@ -9,6 +9,8 @@ import { readResults, type ResultLine } from "../../evaluate/results/results.ts"
 import { caseKey, summarise } from "../../evaluate/results/summary.ts";
 import { cellGroups, parseCases, parsePart, partOf } from "../../evaluate/sweep/plan.ts";
 import { presetOf, solvedByFull } from "../../evaluate/sweep/presets.ts";
+import { reducedBytes } from "../../core/backend/reduced.ts";
+import { storedAs } from "../../model/read/stored_as.ts";
 import { sharesPrefill } from "../../evaluate/sweep/shared_prefill.ts";
 import { runGroup, type Subject } from "../../evaluate/sweep/sweep.ts";
 import { openTasks } from "../../evaluate/tasks/registry.ts";
@@ -55,6 +57,24 @@ Deno.test("what is kept fits its bytes, whichever heads it falls to, and one ent
     }
   }
   assert.throws(() => entriesWithin({ bytes: 100 }, 64, SHAPE, { type: "int8", biased: false }), { code: "bytes.few" });
+});
+
+Deno.test("thin keys and merged entries fit their bytes, and one entry more would not", () => {
+  const length = 1024, whole = wholeBytes(length, SHAPE), heads = SHAPE.layers * SHAPE.kvHeads;
+  for (const type of ["f32", "f16", "int8", "k=int8,v=int4"] as const) {
+    for (const share of [1, 1 / 4, 1 / 16, 1 / 64]) {
+      const stored = storedAs({ keyChannels: 0.6, merge: "sum" }, type, SHAPE);
+      const taken = (entries: number) => {
+        const thin = { channels: new Int32Array(stored.thin!.channels), rows: Math.max(0, entries - 32) };
+        return heads * (entries * (entryBytes(64, type) + 4) + reducedBytes({ thin }, entries, 64, type));
+      };
+      const kept = entriesWithin({ share }, length, SHAPE, stored);
+      assert.ok(taken(kept) <= share * whole + 1e-6, `${type} ${share}`);
+      if (kept < length) assert.ok(taken(kept + 1) > share * whole, `${type} ${share}`);
+      assert.ok(kept <= entriesWithin({ share }, length, SHAPE, storedAs({ keyChannels: 0.6 }, type, SHAPE)));
+    }
+  }
+  assert.deepEqual(storedAs({ merge: "mean" }, "f16", SHAPE), { type: "f16", biased: false });
 });
 
 Deno.test("parts share out the samples, each once", async () => {

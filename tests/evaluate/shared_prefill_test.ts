@@ -1,9 +1,19 @@
 import assert from "node:assert/strict";
 import { policies, resolvePolicy } from "../../core/policy/registry.ts";
 import { answerBeside, answerFully } from "../../evaluate/sweep/answer.ts";
-import { type Case, forkCache, prefillOnce, sharesPrefill } from "../../evaluate/sweep/shared_prefill.ts";
+import {
+  type Case,
+  forkCache,
+  type KeptCase,
+  prefillOnce,
+  readingsOf,
+  type SharedPrefill,
+  sharesPrefill,
+  thinFork,
+} from "../../evaluate/sweep/shared_prefill.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
 import { contextIds, questionIds } from "../../model/text/prompt.ts";
+import type { Model } from "../../model/model.ts";
 import { openContext } from "../../model/session.ts";
 import { PROSE, tinyModel } from "../_helper/workbench.ts";
 
@@ -17,11 +27,17 @@ const TEXTS = [
   "layer-defensive(window=8,norm=off)",
   "adakv(snapkv, safeguard=0.4)",
   "gate(combine=risk, norm=heads, compete=layer)",
+  "kvzip(chunk=64)",
+  "kvzip-plus(postfix=0)",
+  "expected-attention(future=9)",
+  "full(key-channels=60%)",
+  "snapkv(key-channels=60%)",
+  "kvzip(key-channels=50%)",
 ];
 
-function casesOf(keeps = KEEPS): Case[] {
+function casesOf(keeps = KEEPS): Case[][] {
   const shared = TEXTS.map((text) => resolvePolicy(text)).filter(sharesPrefill);
-  return shared.flatMap((policy) => keeps.map((keep) => ({ policy, keep })));
+  return readingsOf(shared.flatMap((policy) => keeps.map((keep) => ({ policy, keep }))));
 }
 
 function keptOf(cache: RaggedCache): number[][][] {
@@ -36,35 +52,61 @@ for (const backend of ["ts", "wasm"] as const) {
   Deno.test(`prefillOnce() on ${backend} keeps exactly what openContext() keeps, for every policy and budget`, async () => {
     await using model = await tinyModel(backend);
     const ids = contextIds(model.frame, model.tokenizer, TEXT);
-    using prefill = await prefillOnce(model, ids, casesOf());
-    for (const each of prefill.cases) {
-      using context = await openContext(model, TEXT, each);
-      const label = `${each.policy.name} ${JSON.stringify(each.keep)}`;
-      if (each.kept === undefined) {
-        assert.deepEqual(keptOf(prefill.cache), keptOf(context.cache), label);
-        continue;
-      }
-      using fork = await forkCache(prefill.cache, each.kept);
-      assert.deepEqual(keptOf(fork), keptOf(context.cache), label);
-      assert.equal(fork.position, context.cache.position);
-      assert.equal(fork.bytes().live, context.cache.bytes().live);
-      for (let layer = 0; layer < model.config.layers; layer++) {
-        for (let head = 0; head < model.config.kvHeads; head++) {
-          const got = await fork.rows(layer).copyRows(head);
-          assert.deepEqual(got, await context.cache.rows(layer).copyRows(head), label);
-        }
-      }
+    for (const cases of casesOf()) {
+      using prefill = await prefillOnce(model, ids, cases);
+      for (const each of prefill.cases) await sameAsAlone(model, prefill, each);
     }
   });
 }
 
+async function sameAsAlone(model: Model, prefill: SharedPrefill, each: KeptCase): Promise<void> {
+  using context = await openContext(model, TEXT, each);
+  const { policy, kept } = each, label = `${policy.name} ${JSON.stringify([policy.parameters, each.keep])}`;
+  if (kept === undefined && !policy.stages) {
+    assert.deepEqual(keptOf(prefill.cache), keptOf(context.cache), label);
+    return;
+  }
+  using fork = await forkCache(
+    prefill.cache,
+    kept ?? keptOf(prefill.cache).map((heads) => heads.map((each) => Int32Array.from(each))),
+  );
+  if (policy.stages?.keyChannels) await thinFork(fork, prefill, each);
+  assert.deepEqual(keptOf(fork), keptOf(context.cache), label);
+  assert.equal(fork.position, context.cache.position);
+  assert.equal(fork.bytes().live, context.cache.bytes().live, label);
+  for (let layer = 0; layer < model.config.layers; layer++) {
+    for (let head = 0; head < model.config.kvHeads; head++) {
+      const got = await fork.rows(layer).copyRows(head);
+      assert.deepEqual(got, await context.cache.rows(layer).copyRows(head), label);
+    }
+  }
+}
+
 Deno.test("sharesPrefill() is false for what reads the context in its own way", () => {
-  for (const own of ["gate(read=stream)", "kvzip(chunk=64)", "kvzip(postfix=0)", "expected-attention(future=9)"]) {
-    assert.ok(!sharesPrefill(resolvePolicy(own)));
+  for (const own of ["gate(read=stream)", "snapkv(merge=sum)", "moved(refit=both)"]) {
+    assert.ok(!sharesPrefill(resolvePolicy(own)), own);
   }
-  for (const shared of ["full", "kvzip", "kvzip(compete=layer)", "gate", "expected-attention"]) {
-    assert.ok(sharesPrefill(resolvePolicy(shared)));
+  for (
+    const shared of ["full", "kvzip", "kvzip(compete=layer)", "kvzip(refit=both)", "gate", "kvzip(key-channels=60%)"]
+  ) {
+    assert.ok(sharesPrefill(resolvePolicy(shared)), shared);
   }
+});
+
+Deno.test("readingsOf() puts together what one reading can measure, and apart what it can't", () => {
+  const names = (texts: string[]) =>
+    readingsOf(texts.map((text) => ({ policy: resolvePolicy(text), keep: { fraction: 0.5 }, text })))
+      .map((cases) => cases.map(({ text }) => text));
+  assert.deepEqual(names(["full", "kvzip", "snapkv", "kvzip(compete=layer)", "gate", "expected-attention", "moved"]), [
+    ["full", "kvzip", "snapkv", "kvzip(compete=layer)", "gate", "expected-attention", "moved"],
+  ]);
+  assert.deepEqual(
+    names(["kvzip", "kvzip-plus", "kvzip(chunk=64)", "snapkv", "kvzip-plus(chunk=64)", "expected-attention(future=9)"]),
+    [["kvzip", "snapkv", "expected-attention(future=9)"], ["kvzip-plus"], ["kvzip(chunk=64)"], [
+      "kvzip-plus(chunk=64)",
+    ]],
+  );
+  assert.deepEqual(names([]), []);
 });
 
 Deno.test("answerBeside() gives the answer of ask() and the divergence of each step", async () => {
@@ -72,7 +114,8 @@ Deno.test("answerBeside() gives the answer of ask() and the divergence of each s
   const ids = contextIds(model.frame, model.tokenizer, TEXT);
   const asked = questionIds(model.frame, model.tokenizer, "How many stakes?", "There are");
   const options = { maxNewTokens: 24, contextLength: model.config.contextLength };
-  using prefill = await prefillOnce(model, ids, casesOf([{ fraction: 0.2 }, { fraction: 0.9 }]));
+  const [cases] = casesOf([{ fraction: 0.2 }, { fraction: 0.9 }]);
+  using prefill = await prefillOnce(model, ids, cases.filter(({ policy }) => !policy.stages));
   const full = await answerFully(model, prefill.cache, asked, options);
   const differences = new Set<number | null>();
   for (const each of prefill.cases) {
