@@ -24,7 +24,7 @@ import { checkRowsOf, exceedsTrained, type PlanOptions, planReading } from "./re
 import { scoreFiles, type SourceOptions } from "./read/policy_inputs.ts";
 import { checkKeyChannels } from "./read/key_channels.ts";
 import { storedAs } from "./read/stored_as.ts";
-import { type CacheType, checkCacheType } from "../core/cache/entry_type.ts";
+import { checkCacheType } from "../core/cache/entry_type.ts";
 import type { Keep } from "../core/select/budget.ts";
 import { entriesWithin, parseBytes } from "../core/select/byte_budget.ts";
 import type { ModelConfig } from "./config.ts";

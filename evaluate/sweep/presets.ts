@@ -5,7 +5,7 @@ import type { ResultLine } from "../results/results.ts";
 import { groupBy, SOLVED } from "../results/summary.ts";
 
 /** Names of {@link presetOf}. */
-export const PRESET_NAMES = ["answers-per-byte"] as const;
+export const PRESET_NAMES = ["answers-per-byte", "neighbours"] as const;
 
 /** What a preset puts in place of what was not asked for. */
 export interface Preset {
@@ -17,18 +17,45 @@ export interface Preset {
 const ROWS = ["f16", "int8", '"k=int8,v=int4"', "int4"];
 const METHODS = ["layer-defensive", "moved", "kvzip", "kvzip(refit=both)"];
 
+/** Policies that need no file of their own, each in the type that gives most answers a byte. */
+const NEIGHBOURS = [
+  ...["snapkv", "streaming-llm", "adakv", "tova", "h2o", "knorm", "keydiff", "lagkv", "expected-attention", "moved"],
+  ...["dropkv", "capkv", "rkv", "qfilter", "layer-defensive", "self-gate", "kvzip", "kvzip-plus"],
+];
+/** Selections behind which entries are merged and key channels left out: of no answers, of some, of most. */
+const STAGED = ["snapkv", "capkv", "kvzip"];
+
 /**
  * `answers-per-byte`: methods by types of what stays, with and without a refit, at 1/4 … 1/64 of the bytes that the whole
  * cache takes as float16. All of them share one reading of a sample.
+ *
+ * `neighbours`: the methods of other papers beside ours, alone, merging what goes, and with key channels left out.
  */
-export function presetOf(_name: typeof PRESET_NAMES[number]): Preset {
-  const staged = (method: string, rows: string) =>
-    method.endsWith(")") ? `${method.slice(0, -1)},rows=${rows})` : `${method}(rows=${rows})`;
-  const all = METHODS.flatMap((method) => ROWS.map((rows) => staged(method, rows)));
-  return {
-    policies: ["full", ...ROWS.map((rows) => staged("full", rows)), ...all].join(","),
+export function presetOf(name: typeof PRESET_NAMES[number]): Preset {
+  const answersPerByte = () => ({
+    policies: [
+      ...ROWS.map((rows) => staged("full", rows)),
+      ...METHODS.flatMap((each) => ROWS.map((rows) => staged(each, rows))),
+    ],
     bytes: "1/4,1/8,1/16,1/32,1/64",
-  };
+  });
+  const neighbours = () => ({
+    policies: [
+      ...["full", ...NEIGHBOURS].map((each) => staged(each, "int4")),
+      ...STAGED.flatMap((each) =>
+        [`${each}(merge=mean)`, `${each}(merge=sum)`].map((merged) => staged(merged, "int4"))
+      ),
+      // Whole groups of channels are packed, so thin keys are not.
+      ...STAGED.flatMap((each) => ["f16", "int8"].map((rows) => staged(`${each}(key-channels=60%)`, rows))),
+    ],
+    bytes: "1/8,1/16",
+  });
+  const { policies, bytes } = { "answers-per-byte": answersPerByte, neighbours }[name]();
+  return { policies: ["full", ...policies].join(","), bytes };
+}
+
+function staged(method: string, rows: string): string {
+  return method.endsWith(")") ? `${method.slice(0, -1)},rows=${rows})` : `${method}(rows=${rows})`;
 }
 
 /**

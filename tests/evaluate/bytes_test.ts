@@ -90,6 +90,9 @@ Deno.test("the preset's policies all share one reading, and its tasks are chosen
   const cases = parseCases(policies, "20%", bytes);
   assert.equal(cases.length, 5 + 16 * 5);
   for (const { policy, asked } of cases) assert.ok(sharesPrefill(policy), asked.policy);
+  const neighbours = presetOf("neighbours");
+  const alone = parseCases(neighbours.policies, "20%", neighbours.bytes).filter(({ policy }) => !sharesPrefill(policy));
+  assert.ok(alone.every(({ policy }) => policy.stages?.merge), "merges alone read for themselves");
   const line = (task: string, i: number, score: number) => ({ task, sampleHash: `${i}`, full: { answer: "", score } });
   const lines = [0, 1, 2].flatMap((i) => [line("vt", i, 100), line("cwe", i, 10)]);
   assert.deepEqual(solvedByFull(lines, 3), ["vt"]);
