@@ -1,15 +1,18 @@
 /** What a command is: a name, a table of options, and what it does. `program.ts` lists them. */
 import type { OptionNames } from "./failure.ts";
 import type { Io } from "./io.ts";
-import type { OptionTable, Values } from "./options.ts";
+import type { Here, OptionTable, Values, Words } from "./options.ts";
 
 /** What a command can be told and what it does, or a group of commands. */
 export interface CommandBody {
   readonly options: OptionTable;
   /** `<name>`, or `<names...>` for one or more. */
   readonly argument?: string;
-  /** What completion offers for the argument, besides files where it is one. */
-  readonly words?: () => readonly string[] | Promise<readonly string[]>;
+  /** What completion offers for the argument. */
+  readonly words?: Words;
+  readonly here?: Here;
+  /** The argument is a file, or may be one. */
+  readonly files?: true;
   /** Lines under the options of help. */
   readonly notes?: readonly string[];
   /** What it calls options of the library otherwise. */
@@ -25,6 +28,8 @@ export interface Command extends CommandBody {
   readonly name: string;
   /** One line of help. */
   readonly summary: string;
+  /** The list of commands leaves it out, so that it fits a screen. */
+  readonly rare?: boolean;
 }
 
 /** A command whose `run` gets what its table of options says. */
@@ -46,13 +51,14 @@ export function command(spec: CommandBody): CommandBody {
 export interface Listed {
   readonly name: string;
   readonly summary: string;
+  readonly rare?: boolean;
   /** The whole command. */
   load(): Promise<Command>;
 }
 
 /** An entry of the list. */
-export function listed(name: string, summary: string, load: () => Promise<CommandBody>): Listed {
-  return { name, summary, load: async () => ({ ...await load(), name, summary }) };
+export function listed(name: string, summary: string, load: () => Promise<CommandBody>, rare = false): Listed {
+  return { name, summary, rare, load: async () => ({ ...await load(), name, summary, rare }) };
 }
 
 /** Commands that do something: a group's members under `GROUP MEMBER`. */

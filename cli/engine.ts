@@ -7,6 +7,7 @@ import { DEFAULTS } from "../model/defaults.ts";
 import type { Io } from "./io.ts";
 import { obtainModel } from "./obtain.ts";
 import { type OptionTable, type Values, whole } from "./options.ts";
+import { modelWords } from "./words.ts";
 import { formatBytes, formatCount } from "./print/format.ts";
 import type { Progress } from "./print/progress.ts";
 
@@ -35,6 +36,7 @@ export const ENGINES = {
     help: "kernel threads; auto: cores, up to 4",
     read: threadCount,
     preset: "auto",
+    words: () => ["auto"],
     more: "threads of the kernels, 1 to 64; `auto`: physical cores, up to 4",
   },
   offline: { help: "never touch the network" },
@@ -47,6 +49,8 @@ export const ENGINE = {
     value: "name|file",
     help: "named model, FILE.gguf, or OWNER/REPOSITORY[:QUANT] of the hub",
     preset: DEFAULTS.model,
+    words: modelWords,
+    here: "models",
     more: "a named model, a GGUF file, or `OWNER/REPOSITORY[:QUANT]` of the hub",
   },
   ...ENGINES,

@@ -70,6 +70,12 @@ export const COMMANDS: readonly Listed[] = [
     "settings of files and variables, and where from",
     async () => (await import("./commands/config.ts")).configCommand,
   ),
+  listed(
+    "completion",
+    "a script that has Tab complete what is typed",
+    async () => (await import("./commands/completion.ts")).completionCommand,
+    true,
+  ),
 ];
 
 /** Every command with its modules loaded. */

@@ -1,5 +1,12 @@
 /** Tables of options: what a command can be told. Each command has one; `parse.ts` makes the grammar and the help of it. */
 
+/** A word that completion offers, alone or with what it means. */
+export type Word = string | readonly [word: string, about: string];
+/** Words that the program knows. */
+export type Words = () => readonly Word[] | Promise<readonly Word[]>;
+/** What only the machine knows: models that were fetched, snapshots that are kept; and what stands in a policy's brackets. */
+export type Here = "models" | "snapshots" | "policies";
+
 /** One option. Its flag is its key in the table: `maxCache` is `--max-cache`. */
 export interface OptionSpec {
   /** What help calls the value, e.g. `file`. Without one the option is a switch. */
@@ -21,8 +28,10 @@ export interface OptionSpec {
   readonly conflicts?: readonly string[];
   /** What docs/cli.md and the man pages say instead of `help`, where there is more room. */
   readonly more?: string;
-  /** What completion offers, besides files where the value is one. For lists they may be put together by commas. */
-  readonly words?: () => readonly string[] | Promise<readonly string[]>;
+  /** What completion offers besides the choices, and files where the value is one. Those of lists go between commas. */
+  readonly words?: Words;
+  /** What completion asks the machine for as well. */
+  readonly here?: Here;
   /** Means something else in every command: in settings it stands under its command alone, `[read] out`. */
   readonly own?: true;
   /** A project's file can't set it: where texts go and what secrets open is for the user to say. */
@@ -65,6 +74,11 @@ export function isSwitch({ value }: OptionSpec): boolean {
 /** Whether the option may be said several times. */
 export function isRepeatable({ read }: OptionSpec): boolean {
   return read === repeated || read === list;
+}
+
+/** Whether the value may be several, between commas. */
+export function isList({ read }: OptionSpec): boolean {
+  return read === list;
 }
 
 /** Whether the value may be a file. */

@@ -98,7 +98,7 @@ export function parserExit(error: unknown): number | undefined {
 }
 
 function add(to: Parser, command: Command, options: ParserOptions, group = ""): void {
-  const parser = to.command(command.name).description(command.summary);
+  const parser = to.command(command.name, { hidden: command.rare }).description(command.summary);
   if (command.argument !== undefined) parser.argument(command.argument);
   const full = command.members ? command : withCommon(command);
   for (const [name, spec] of Object.entries(full.options)) addOption(parser, name, spec, options.all);

@@ -2,6 +2,7 @@
 import { PalisadeError } from "../core/errors.ts";
 import { DEFAULTS } from "../model/defaults.ts";
 import type { Command } from "./command.ts";
+import { COMPLETE } from "./completion/hook.ts";
 import { failureText } from "./failure.ts";
 import { EXIT, EXIT_CODES, type Io } from "./io.ts";
 import { allCommands, COMMANDS } from "./list.ts";
@@ -15,6 +16,7 @@ const KEEP = DEFAULTS.keep.replace("%", " %");
 
 /** Parses `parameters` (without program and script), runs the command, and returns the exit code. Never throws. */
 export async function run(parameters: readonly string[], outside: Io): Promise<number> {
+  if (parameters[0] === COMPLETE) return await completeHere(parameters.slice(1), outside);
   const io = withColours(outside, askedColour(parameters));
   let code: number = EXIT.ok, settled: Settled | undefined;
   const named = await COMMANDS.find(({ name }) => name === parameters[0])?.load();
@@ -49,7 +51,7 @@ function parserFor(commands: readonly Command[], io: Io, extent: Extent): Return
     version: VERSION,
     summary: `Reads a long text, keeps ${KEEP} of the KV cache, and answers from what is kept.`,
     notes:
-      `\nExample: palisade ask --context book.txt --question "Who is Ishmael?"\nVersion: palisade --version\n${EXIT_CODES}`,
+      `\nExample: palisade ask --context book.txt --question "Who is Ishmael?"\nMore: palisade --version, palisade completion bash|zsh|fish|powershell\n${EXIT_CODES}`,
     io,
     everything: allCommands,
     ...extent,
@@ -61,6 +63,12 @@ function askedColour(parameters: readonly string[]): string | undefined {
   const at = parameters.findLastIndex((each) => /^--color(=|$)/.test(each));
   if (at < 0) return undefined;
   return parameters[at] === "--color" ? parameters[at + 1] : parameters[at].slice("--color=".length);
+}
+
+/** What completion asks the machine for: its modules are few, so that it answers at once. */
+async function completeHere(asked: readonly string[], io: Io): Promise<number> {
+  await (await import("./completion/here.ts")).printHere(asked, io);
+  return EXIT.ok;
 }
 
 /** One line on standard error, and the exit code by who has to act. */

@@ -15,6 +15,7 @@ import { parseBytes } from "../core/select/byte_budget.ts";
 import type { Io } from "./io.ts";
 import { type OptionTable, share, type Values, whole } from "./options.ts";
 import type { Progress } from "./print/progress.ts";
+import { frameWords, policyWords, ruleWords } from "./words.ts";
 
 /** What stays, and by what. */
 export const BUDGET = {
@@ -34,6 +35,8 @@ export const BUDGET = {
     value: "name",
     help: "see: palisade policies",
     shown: DEFAULT_POLICY,
+    words: policyWords,
+    here: "policies",
     more: "what is kept of the context: `palisade policies`; the default: docs/gates.md",
   },
   risk: {
@@ -76,6 +79,7 @@ export const BUDGET = {
     help: "its rule, see policies --steps",
     shown: DEFAULTS.stepRule,
     rare: true,
+    words: ruleWords,
     more: "what the cap evicts by: `palisade policies --steps`",
   },
   positions: {
@@ -115,6 +119,7 @@ export const BUDGET = {
     read: checkCacheType,
     shown: DEFAULTS.cacheType,
     rare: true,
+    words: () => ROW_TYPES,
     more: "how keys and values are stored: `f32`, `f16`, `int8`, `int4`, or apart, `k=int4,v=int8`",
   },
 } satisfies OptionTable;
@@ -131,6 +136,7 @@ export const WORDS = {
     value: "name|text",
     help: "words around text and question",
     rare: true,
+    words: frameWords,
     more: "the words around text and question",
   },
   gate: {

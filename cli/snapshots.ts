@@ -21,6 +21,7 @@ export const PLACE = {
     help: "where read texts are kept: auto, off, a folder or store",
     shown: "auto",
     personal: true,
+    words: () => ["auto", "off"],
     more: "where read texts are kept and found: `auto`, `off`, a folder or a store's address",
   },
   snapshotsCap: {
@@ -57,7 +58,7 @@ export function sizeOf(text: string): number {
 }
 
 /** What `--snapshots` says; undefined for `off`. */
-function placeOf({ snapshots }: Pick<PlaceOptions, "snapshots">, { runtime }: Io): string | undefined {
+export function placeOf({ snapshots }: Pick<PlaceOptions, "snapshots">, { runtime }: Io): string | undefined {
   const place = snapshots ?? "auto";
   if (place === "off") return undefined;
   return place === "auto" ? runtime.host!.join(cacheFolder(runtime), "snapshots") : place;

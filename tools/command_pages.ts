@@ -96,10 +96,10 @@ function memberPart(group: Command, member: Command): string {
     optionList(named.name, named.options) + notesPart(member, ".PP\n");
 }
 
-/** Lines of help that say more than the exit codes, which have a part of their own. */
+/** Lines of help, as they are broken there, that say more than the exit codes, which have a part of their own. */
 function notesPart({ notes = [] }: Command, before = ".SH NOTES\n"): string {
   const own = notes.filter((each) => each !== EXIT_CODES);
-  return own.length === 0 ? "" : `${before}${own.map(roff).join("\n")}\n`;
+  return own.length === 0 ? "" : `${before}.nf\n${own.map(roff).join("\n")}\n.fi\n`;
 }
 
 function optionList(command: string, options: Command["options"]): string {

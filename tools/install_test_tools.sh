@@ -1,11 +1,13 @@
 #!/bin/sh
 # What the tests use and npm can't bring (Debian and Ubuntu, as root): a browser that opens the report, a server for the
-# queue, GNU parallel, and a Python with what dumps are compared with. Does nothing where all are there.
+# queue, GNU parallel, shells that complete, and a Python with what dumps are compared with. Does nothing where all are there.
 set -eu
 packages=""
 command -v chromium >/dev/null || packages="$packages chromium"
 command -v redis-server >/dev/null || packages="$packages redis-server"
 command -v parallel >/dev/null || packages="$packages parallel"
+command -v zsh >/dev/null || packages="$packages zsh"
+command -v fish >/dev/null || packages="$packages fish"
 command -v python3 >/dev/null && python3 -m pip --version >/dev/null 2>&1 || packages="$packages python3 python3-pip"
 if [ -n "$packages" ]; then
     apt-get update -q

@@ -40,6 +40,7 @@ const OPTIONS = {
   snapshot: {
     value: "file",
     help: "instead: what palisade read wrote",
+    here: "snapshots",
     conflicts: ["context", "risk", "riskWorst", "maxCacheBytes", "explain"],
     more: "instead of `--context`: what `palisade read` wrote, or a name of `palisade snapshots list`",
   },

@@ -40,7 +40,7 @@ const OPTIONS = {
   text: { value: "file", help: "your own text beside the built-in one; repeatable", read: repeated },
   tokens: { value: "n", help: "tokens to fit on", read: whole(1000, 1_000_000), preset: 10_000 },
   seed: { value: "n", help: "seed of the built-in text", read: whole(0, 2 ** 40), preset: 1 },
-  kinds: { value: "list", help: "kinds of built-in text", read: list, preset: KINDS.join(",") },
+  kinds: { value: "list", help: "kinds of built-in text", read: list, preset: KINDS.join(","), words: () => KINDS },
   out: { value: "file", help: "where to write it instead of the cache folder", own: true },
   json: { help: "print one object with all figures" },
   ...ENGINE,

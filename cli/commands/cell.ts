@@ -23,6 +23,7 @@ const CELL_DEFAULTS = { policy: DEFAULTS.dumpPolicy, keep: DEFAULTS.keep };
 /** `palisade cell`. */
 export const cellCommand = command({
   argument: "<cells>",
+  files: true,
   options: OPTIONS,
   notes: [
     'Lines, from a file or - for a pipe: {"task":"vt","length":"1k","sample":0,',

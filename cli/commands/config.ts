@@ -22,7 +22,7 @@ export const configCommand: CommandBody = {
       name: "show",
       argument: "[command...]",
       summary: "what is set where; of a command: each value, and where from",
-      words: async () => leaves(await allCommands()).map(({ name }) => name),
+      words: async () => [...new Set(leaves(await allCommands()).flatMap(({ name }) => name.split(" ")))],
       options: SHOW,
       notes: [
         "Strongest first: the line, variables (PALISADE_KEEP, PALISADE_ASK_KEEP), the",

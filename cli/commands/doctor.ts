@@ -32,7 +32,12 @@ import type { OptionTable, Values } from "../options.ts";
 import { VERSION } from "../../runtime/version.ts";
 
 const OPTIONS = {
-  model: { value: "file", help: "instead: what a model file is, and what is odd in it", own: true },
+  model: {
+    value: "file",
+    help: "instead: what a model file is, and what is odd in it",
+    own: true,
+    here: "models",
+  },
   json: { help: "as JSON" },
 } satisfies OptionTable;
 

@@ -18,13 +18,25 @@ import { EXIT, EXIT_CODES, type Io } from "../io.ts";
 import { type OptionTable, repeated, share, type Values } from "../options.ts";
 import { inputsOf, outputsOf, policyInputs } from "../outputs.ts";
 import { createProgress } from "../print/progress.ts";
+import { policyWords } from "../words.ts";
 
 const OPTIONS = {
-  policy: { value: "name", help: "see: palisade policies", preset: DEFAULTS.dumpPolicy },
+  policy: {
+    value: "name",
+    help: "see: palisade policies",
+    preset: DEFAULTS.dumpPolicy,
+    words: policyWords,
+    here: "policies",
+  },
   keep: { value: "amount", help: "what stays: 20%, 0.2, or tokens per head", shown: DEFAULTS.keep },
   risk: { value: "share", help: "instead: largest loss of attention, mean", read: share, conflicts: ["keep"] },
   explain: { help: "with each head's certificate: what it can have cost" },
-  names: { value: "part=name", help: `{layer} in it; ${PARTS.slice(0, 6).join(", ")}, …`, read: repeated },
+  names: {
+    value: "part=name",
+    help: `{layer} in it; ${PARTS.slice(0, 6).join(", ")}, …`,
+    read: repeated,
+    words: partWords,
+  },
   rope: { value: "theta", help: "[,interleaved][,DIMS]: how q and k were turned", read: ropeOf },
   gate: { value: "file", help: "for policy gate, with hidden in the dump" },
   backend: { value: "name", help: "what measures", choices: HOST_BACKENDS, preset: DEFAULTS.backend },
@@ -34,9 +46,14 @@ const OPTIONS = {
 
 type Options = Values<typeof OPTIONS>;
 
+function partWords(): readonly string[] {
+  return PARTS.map((part) => `${part}=`);
+}
+
 /** `palisade evict`. */
 export const evictCommand = command({
   argument: "<dump>",
+  files: true,
   options: OPTIONS,
   notes: ["A .safetensors, .npy or .npz file, a folder of them, or - for a pipe.", EXIT_CODES],
   run: evict,

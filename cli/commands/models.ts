@@ -15,6 +15,7 @@ import type { OptionTable, Values } from "../options.ts";
 import { fetchNamed } from "../obtain.ts";
 import { createProgress } from "../print/progress.ts";
 import { tableText } from "../print/table.ts";
+import { modelWords } from "../words.ts";
 
 const LIST = { json: { help: "as JSON" } } satisfies OptionTable;
 
@@ -28,6 +29,7 @@ export const modelsCommand: CommandBody = {
     command({
       name: "pull",
       argument: "<name>",
+      words: modelWords,
       summary: "fetch a model, by name or OWNER/REPOSITORY[:QUANT], and check its SHA-256",
       options: PULL,
       run: pullModel,
@@ -35,11 +37,19 @@ export const modelsCommand: CommandBody = {
     command({
       name: "path",
       argument: "<name>",
+      here: "models",
       summary: "print where the model's file is",
       options: {},
       run: printPath,
     }),
-    command({ name: "rm", argument: "<name>", summary: "remove the model's file", options: {}, run: remove }),
+    command({
+      name: "rm",
+      argument: "<name>",
+      here: "models",
+      summary: "remove the model's file",
+      options: {},
+      run: remove,
+    }),
   ],
 };
 

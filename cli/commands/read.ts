@@ -38,7 +38,7 @@ import { labelOf, openNamed, PLACE, SALT, SNAPSHOT_FILE, wantCache } from "../sn
 const OPTIONS = {
   context: { value: "file", help: "the text, UTF-8; - reads standard input", required: true },
   out: { value: "file", help: "where to write the snapshot instead of keeping it for ask", own: true },
-  append: { value: "file", help: "go on from this snapshot of the text's beginning" },
+  append: { value: "file", help: "go on from this snapshot of the text's beginning", here: "snapshots" },
   withText: { help: "keep the text's tokens in it, readable" },
   label: { value: "text", help: "what lists call it", shown: "the file's name" },
   ...PROTECT,

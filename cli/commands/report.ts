@@ -20,17 +20,24 @@ import { EXIT, type Io } from "../io.ts";
 import type { OptionTable, Values } from "../options.ts";
 import { columns, padLeft, padRight } from "../print/terminal.ts";
 import { outputsOf, writeText } from "../outputs.ts";
+import { policyWords } from "../words.ts";
 
 const OPTIONS = {
   html: { value: "file", help: "write charts and shaded contexts into one HTML file" },
   csv: { value: "file", help: "write the table as CSV" },
   sample: { value: "task#n", help: "whose context to show in HTML, e.g. niah_single_1#1" },
-  against: { value: "policy", help: "print paired differences from that policy instead of from the full cache" },
+  against: {
+    value: "policy",
+    help: "print paired differences from that policy instead of from the full cache",
+    words: policyWords,
+    here: "policies",
+  },
 } satisfies OptionTable;
 
 /** `palisade report`. */
 export const reportCommand = command({
   argument: "<results...>",
+  files: true,
   options: OPTIONS,
   run: report,
 });

@@ -22,13 +22,20 @@ import { formatCount, formatShare } from "../print/format.ts";
 import { EXIT, type Io } from "../io.ts";
 import type { OptionTable, Values } from "../options.ts";
 import { createProgress } from "../print/progress.ts";
+import { policyWords } from "../words.ts";
 import { checkOutputs } from "../../runtime/output.ts";
 import { modelInputs, outputsOf, policyInputs, writeText } from "../outputs.ts";
 
 const OPTIONS = {
   context: { value: "file", help: "the text, UTF-8; - reads standard input", required: true },
   keep: { value: "amount", help: "what stays: 20%, or tokens per head", shown: DEFAULT_KEEP },
-  policy: { value: "name", help: "see: palisade policies", shown: DEFAULT_POLICY },
+  policy: {
+    value: "name",
+    help: "see: palisade policies",
+    shown: DEFAULT_POLICY,
+    words: policyWords,
+    here: "policies",
+  },
   html: { value: "file", help: "write it as an HTML file too" },
   beyondTrained: { help: "allow more context than the model was trained on" },
   ...ENGINE,

@@ -32,6 +32,8 @@ export const snapshotsCommand: CommandBody = {
     command({
       name: "show",
       argument: "<name>",
+      here: "snapshots",
+      files: true,
       summary: "what a snapshot is of, by name or file",
       options: ONE,
       run: show,
@@ -39,18 +41,34 @@ export const snapshotsCommand: CommandBody = {
     command({
       name: "verify",
       argument: "[names...]",
+      here: "snapshots",
+      files: true,
       summary: "check every byte of snapshots, by name or file; default all",
       options: ONE,
       run: verify,
     }),
-    command({ name: "rm", argument: "<names...>", summary: "remove snapshots", options: ONLY_PLACE, run: remove }),
+    command({
+      name: "rm",
+      argument: "<names...>",
+      here: "snapshots",
+      summary: "remove snapshots",
+      options: ONLY_PLACE,
+      run: remove,
+    }),
     command({
       name: "prune",
       summary: "remove those not used for longest",
       options: PRUNE,
       run: prune,
     }),
-    command({ name: "key", argument: "<file>", summary: "make a key for --key-file", options: {}, run: makeKey }),
+    command({
+      name: "key",
+      argument: "<file>",
+      files: true,
+      summary: "make a key for --key-file",
+      options: {},
+      run: makeKey,
+    }),
   ],
 };
 

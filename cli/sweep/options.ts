@@ -6,6 +6,7 @@ import type { OptionNames } from "../failure.ts";
 import { parsePart } from "../../evaluate/sweep/plan.ts";
 import { PRESET_NAMES } from "../../evaluate/sweep/presets.ts";
 import { list, type OptionTable, type Values, whole } from "../options.ts";
+import { modelWords, policyWords, taskWords } from "../words.ts";
 
 export const EVAL_OPTIONS = {
   out: { value: "file", help: "results, one JSON line per cell; only appended to", required: true, own: true },
@@ -14,9 +15,17 @@ export const EVAL_OPTIONS = {
     help: "RULER's by name, ruler for all, qa:FILE, jsonl:FILE",
     read: list,
     preset: "ruler",
+    words: taskWords,
   },
   length: { value: "list", help: "tokens of the whole prompt and answer", read: list, preset: "1k" },
-  policies: { value: "list", help: "see: palisade policies", read: list, preset: "full,snapkv,layer-defensive" },
+  policies: {
+    value: "list",
+    help: "see: palisade policies",
+    read: list,
+    preset: "full,snapkv,layer-defensive",
+    words: policyWords,
+    here: "policies",
+  },
   keep: { value: "list", help: "budgets: 20%, 0.2, or tokens per head", read: list, preset: DEFAULTS.keep },
   bytes: {
     value: "list",
@@ -28,7 +37,14 @@ export const EVAL_OPTIONS = {
   part: { value: "i/n", help: "the i-th of n shares of the samples", read: parsePart, rare: true },
   samples: { value: "n", help: "samples per task and length", read: whole(1), preset: 10 },
   seed: { value: "n", help: "seed of the samples", read: whole(0), preset: 1 },
-  models: { value: "list", help: "named models or files", read: list, preset: DEFAULTS.model },
+  models: {
+    value: "list",
+    help: "named models or files",
+    read: list,
+    preset: DEFAULTS.model,
+    words: modelWords,
+    here: "models",
+  },
   queryAware: { help: "compress after the question, not before it" },
   cacheType: {
     value: "type",
@@ -36,6 +52,7 @@ export const EVAL_OPTIONS = {
     read: checkCacheType,
     shown: DEFAULTS.cacheType,
     rare: true,
+    words: () => ROW_TYPES,
   },
   gate: { value: "file", help: "for policy gate, instead of the one found", rare: true },
   haystack: { value: "file", help: "prose to hide needles in, not Moby-Dick", rare: true },

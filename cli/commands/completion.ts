@@ -1,0 +1,50 @@
+/** `palisade completion`: a script for a shell, written from the table of options. */
+import { inputError } from "../../core/errors.ts";
+import { nearestName } from "../../core/policy/nearest_name.ts";
+import { bashScript } from "../completion/bash.ts";
+import { fishScript } from "../completion/fish.ts";
+import { type Grammar, grammarOf } from "../completion/grammar.ts";
+import { powershellScript } from "../completion/powershell.ts";
+import { zshScript } from "../completion/zsh.ts";
+import { command } from "../command.ts";
+import { EXIT, EXIT_CODES, type Io } from "../io.ts";
+import { allCommands } from "../list.ts";
+
+const SCRIPTS: Readonly<Record<string, (grammar: Grammar) => string>> = {
+  bash: bashScript,
+  zsh: zshScript,
+  fish: fishScript,
+  powershell: powershellScript,
+};
+
+/** Shells that there is a script for. */
+export const SHELLS: readonly string[] = Object.keys(SCRIPTS);
+
+/** `palisade completion`. */
+export const completionCommand = command({
+  argument: "<shell>",
+  words: () => SHELLS,
+  options: {},
+  notes: [
+    'bash, in ~/.bashrc:      eval "$(palisade completion bash)"',
+    'zsh, in ~/.zshrc:        eval "$(palisade completion zsh)", behind compinit',
+    "fish:                    palisade completion fish \\",
+    "                           > ~/.config/fish/completions/palisade.fish",
+    "PowerShell, in $PROFILE: palisade completion powershell | Out-String |",
+    "                           Invoke-Expression",
+    EXIT_CODES,
+  ],
+  run: complete,
+});
+
+/** Prints the script. @throws PalisadeError input `completion.shell`. */
+async function complete(_: object, io: Io, [shell]: readonly string[]): Promise<number> {
+  if (!Object.hasOwn(SCRIPTS, shell)) throw unknownShell(shell);
+  io.out(SCRIPTS[shell](await grammarOf(await allCommands())));
+  return EXIT.ok;
+}
+
+function unknownShell(shell: string): Error {
+  const near = nearestName(shell, SHELLS), advice = near ? `did you mean ${near}?` : `want one of ${SHELLS.join(", ")}`;
+  return inputError("completion.shell", `There is no completion for ${shell}: ${advice}`, "shell");
+}
