@@ -3,8 +3,13 @@ import { type Operation, readsOf, resultOf, widthsOf } from "../../core/dense/op
 import type { GpuBuffer } from "../device.ts";
 import type { MatrixPart } from "./weights.ts";
 
-/** Gains as a buffer, weights as parts that lie one beside the other in the result. */
+/**
+ * Gains as a buffer, weights as parts that lie one beside the other in the result. Of experts (`expand`, `collect`) there
+ * is an entry for each matrix that an expert has, not for each expert: all experts' rows lie one below the other.
+ */
 export type DeviceOperation = Operation<GpuBuffer, readonly MatrixPart[]>;
+export type DeviceExpand = Extract<DeviceOperation, { op: "expand" }>;
+export type DeviceCollect = Extract<DeviceOperation, { op: "collect" }>;
 
 /** An operation, and what ends with it. */
 export interface ListStep {

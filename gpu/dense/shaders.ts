@@ -146,6 +146,88 @@ fn whole(@builtin(local_invocation_index) lane: u32) {
 `,
 };
 
+export const EXPERTS: ShaderFile = {
+  name: "dense/experts.wgsl",
+  text: `// The experts that each token goes to: those of its \`used\` largest numbers, the lower one among equals.
+// Their shares are the softmax of their numbers.
+//
+//   params   count, experts, used          numbers  (count, experts)          out  (count, 2 · used): experts, shares
+//
+// A workgroup takes a token. It finds one expert after another: the best of those that come behind the one before.
+
+const LANES = 64u;
+const NONE = 0xffffffffu;
+
+@group(0) @binding(0) var<storage, read> params: array<u32>;
+@group(0) @binding(1) var<storage, read> numbers: array<f32>;
+@group(0) @binding(2) var<storage, read_write> out: array<f32>;
+
+var<workgroup> best: array<u32, LANES>;
+
+// Whether expert \`a\` comes before \`b\`, which may be none.
+fn is_before(a: u32, b: u32, row: u32) -> bool {
+  if (b == NONE) {
+    return a != NONE;
+  }
+  if (a == NONE) {
+    return false;
+  }
+  let x = numbers[row + a];
+  let y = numbers[row + b];
+  return x > y || (x == y && a < b);
+}
+
+@compute @workgroup_size(LANES)
+fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
+  let t = group.x;
+  if (t >= params[0]) {
+    return;
+  }
+  let experts = params[1];
+  let used = params[2];
+  let row = t * experts;
+  let to = t * 2u * used;
+  var last = NONE;
+  var largest = 0.0;
+  var total = 0.0;
+  for (var slot = 0u; slot < used; slot++) {
+    var own = NONE;
+    for (var i = lane; i < experts; i += LANES) {
+      if ((last == NONE || is_before(last, i, row)) && is_before(i, own, row)) {
+        own = i;
+      }
+    }
+    best[lane] = own;
+    for (var step = LANES / 2u; step > 0u; step /= 2u) {
+      workgroupBarrier();
+      if (lane < step && is_before(best[lane + step], best[lane], row)) {
+        best[lane] = best[lane + step];
+      }
+    }
+    workgroupBarrier();
+    // Numbers that are none have no order: then it is the last.
+    last = min(best[0], experts - 1u);
+    workgroupBarrier();
+    let number = numbers[row + last];
+    if (slot == 0u) {
+      largest = number;
+    }
+    let weight = exp(number - largest);
+    total += weight;
+    if (lane == 0u) {
+      out[to + slot] = f32(last);
+      out[to + used + slot] = weight;
+    }
+  }
+  if (lane == 0u) {
+    for (var slot = 0u; slot < used; slot++) {
+      out[to + used + slot] /= total;
+    }
+  }
+}
+`,
+};
+
 export const GATE: ShaderFile = {
   name: "dense/gate.wgsl",
   text: `// out[t, i] = activation(x[t, i]) · x[t, WIDTH + i]: silu(a) = a / (1 + e^−a), or gelu in its tanh form.
@@ -188,6 +270,7 @@ export const MULTIPLY: ShaderFile = {
 //
 //   one_row, small_rows, many_rows, wide_rows
 //                        out[t, column + n] = Σ_k W[n, k] · x[t, k]  (+ bias[n])  (+ addend[t, column + n])
+//   expand_rows, collect_rows   the same with the experts of each token, see there
 //   embed                out[t, k] = SCALE · W[ids[t] − first, k]
 //
 //   params   count, column, stride, first                         weights  W, (OUTPUTS, INPUTS), a row in ROW_BYTES
@@ -707,22 +790,8 @@ fn sum_of(part: vec4f, lane: u32) -> vec4f {
 // subgroups:   return all;
 // subgroups: }
 
-@compute @workgroup_size(LANES)
-fn one_row(
-  @builtin(workgroup_id) group: vec3u,
-  @builtin(num_workgroups) groups: vec3u,
-  @builtin(local_invocation_index) lane: u32,
-// subgroups:  @builtin(subgroup_invocation_id) within: u32,
-// subgroups:  @builtin(subgroup_size) size: u32,
-) {
-  let first = (group.x + group.y * groups.x) * FOUR;
-  let t = group.z;
-  if (first >= OUTPUTS || t >= params[0]) {
-    return;
-  }
-  // Beyond the last row the last row is taken again, and not written.
-  let last = OUTPUTS - 1u;
-  let rows = min(vec4u(first) + vec4u(0u, 1u, 2u, 3u), vec4u(last)) * ROW_BYTES;
+// What a thread has of the products of four rows of weights, which begin at bytes \`rows\`, with row t of x.
+fn four_products(rows: vec4u, t: u32, lane: u32) -> vec4f {
   var part = vec4f(0.0);
   if (WIDE) {
     for (var v = lane; v < INPUTS / 32u; v += LANES) {
@@ -747,6 +816,26 @@ fn one_row(
       part += vec4f(dot(w0.b, b), dot(w1.b, b), dot(w2.b, b), dot(w3.b, b));
     }
   }
+  return part;
+}
+
+@compute @workgroup_size(LANES)
+fn one_row(
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(num_workgroups) groups: vec3u,
+  @builtin(local_invocation_index) lane: u32,
+// subgroups:  @builtin(subgroup_invocation_id) within: u32,
+// subgroups:  @builtin(subgroup_size) size: u32,
+) {
+  let first = (group.x + group.y * groups.x) * FOUR;
+  let t = group.z;
+  if (first >= OUTPUTS || t >= params[0]) {
+    return;
+  }
+  // Beyond the last row the last row is taken again, and not written.
+  let last = OUTPUTS - 1u;
+  let rows = min(vec4u(first) + vec4u(0u, 1u, 2u, 3u), vec4u(last)) * ROW_BYTES;
+  let part = four_products(rows, t, lane);
   var sum = sum_of(part, lane); // subgroups: var sum = sum_of_subgroups(part, lane, within, size);
   if (FIRST == 1u) {
     workgroupBarrier();
@@ -755,6 +844,100 @@ fn one_row(
   }
   if (lane == 0u) {
     write_four(t, first, 1u, sum);
+  }
+}
+
+// Tokens that go to experts, whose matrices of \`rows\` rows lie one below the other; a buffer may hold some of all rows,
+// from row \`column\` on.
+//
+//   expand_rows    out[t, first + slot · rows + n] = Σ_k W[expert(t, slot) · rows + n, k] · x[t, k]
+//   collect_rows   out[t, n] = Σ_slot share(t, slot) · Σ_k W[expert(t, slot) · rows + n, k] · x[t, slot, k]  (+ out[t, n])
+//
+//   params   count, column, stride, first, used, rows, whether out is added to (collect_rows)
+//   chosen   (count, 2 · used): experts, then their shares (experts.wgsl)
+
+@group(0) @binding(8) var<storage, read> chosen: array<f32>;
+
+// Which of four rows from \`row\` of all experts on this buffer has; beyond the expert's last it has none.
+fn are_here(row: u32, n: u32) -> vec4<bool> {
+  let four = vec4u(0u, 1u, 2u, 3u);
+  let at = vec4u(row) + four;
+  let column = vec4u(params[1]);
+  return (at >= column) & (at < column + vec4u(OUTPUTS)) & (vec4u(n) + four < vec4u(params[5]));
+}
+
+// Where they begin; those that are elsewhere are taken for others.
+fn starts_of(row: u32) -> vec4u {
+  let at = max(vec4u(row) + vec4u(0u, 1u, 2u, 3u), vec4u(params[1])) - vec4u(params[1]);
+  return min(at, vec4u(OUTPUTS - 1u)) * ROW_BYTES;
+}
+
+fn put_four(at: u32, sums: vec4f, here: vec4<bool>) {
+  for (var i = 0u; i < 4u; i++) {
+    if (here[i]) {
+      out[at + i] = sums[i];
+    }
+  }
+}
+
+@compute @workgroup_size(LANES)
+fn expand_rows(
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(local_invocation_index) lane: u32,
+// subgroups:  @builtin(subgroup_invocation_id) within: u32,
+// subgroups:  @builtin(subgroup_size) size: u32,
+) {
+  let n = group.x * FOUR;
+  let slot = group.y;
+  let t = group.z;
+  let used = params[4];
+  if (t >= params[0] || slot >= used || n >= params[5]) {
+    return;
+  }
+  let row = u32(chosen[t * 2u * used + slot]) * params[5] + n;
+  let here = are_here(row, n);
+  if (!any(here)) {
+    return;
+  }
+  let part = four_products(starts_of(row), t, lane);
+  let sum = sum_of(part, lane); // subgroups: let sum = sum_of_subgroups(part, lane, within, size);
+  if (lane == 0u) {
+    put_four(t * params[2] + params[3] + slot * params[5] + n, sum, here);
+  }
+}
+
+@compute @workgroup_size(LANES)
+fn collect_rows(
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(local_invocation_index) lane: u32,
+// subgroups:  @builtin(subgroup_invocation_id) within: u32,
+// subgroups:  @builtin(subgroup_size) size: u32,
+) {
+  let n = group.x * FOUR;
+  let t = group.y;
+  let used = params[4];
+  if (t >= params[0] || n >= params[5]) {
+    return;
+  }
+  var part = vec4f();
+  for (var slot = 0u; slot < used; slot++) {
+    let row = u32(chosen[t * 2u * used + slot]) * params[5] + n;
+    let here = are_here(row, n);
+    if (any(here)) {
+      let share = select(vec4f(), vec4f(chosen[t * 2u * used + used + slot]), here);
+      part += share * four_products(starts_of(row), t * used + slot, lane);
+    }
+  }
+  let sum = sum_of(part, lane); // subgroups: let sum = sum_of_subgroups(part, lane, within, size);
+  if (lane == 0u) {
+    let at = t * params[2] + n;
+    for (var i = 0u; i < min(4u, params[5] - n); i++) {
+      var before = 0.0;
+      if (params[6] != 0u) {
+        before = out[at + i];
+      }
+      out[at + i] = before + sum[i];
+    }
   }
 }
 

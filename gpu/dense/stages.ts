@@ -1,8 +1,8 @@
 /** The dense stages over buffers: which file, which sizes, how many workgroups. */
 import type { GpuBuffer, GpuDevice, ShaderFile, Stage } from "../device.ts";
 import { ofKind } from "./kinds.ts";
-import type { DeviceList, ListStep } from "./lists.ts";
-import { ADD, CAP, CHOOSE, GATE, MULTIPLY, NARROW, NORM, PAD, ROTATE, SCALE } from "./shaders.ts";
+import type { DeviceCollect, DeviceExpand, DeviceList, ListStep } from "./lists.ts";
+import { ADD, CAP, CHOOSE, EXPERTS, GATE, MULTIPLY, NARROW, NORM, PAD, ROTATE, SCALE } from "./shaders.ts";
 import type { MatrixPart } from "./weights.ts";
 
 export interface StagesOptions {
@@ -160,12 +160,78 @@ export class DenseStages {
       }
       case "cap":
         return this.#each(CAP, { WIDTH: width, CAP: operation.cap }, [value(operation.from), to], count, width);
-      case "choose":
+      case "choose": {
+        const numbers = widths.get(operation.from)!, stage = this.gpu.stage(EXPERTS);
+        const params = [count, numbers, operation.used];
+        return this.gpu.run(stage, { params, buffers: [value(operation.from), to], groups: [count] });
+      }
       case "expand":
+        return this.#expand(operation, [value(operation.from), value(operation.chosen)], count, width, to);
       case "collect":
-        throw new RangeError("No shader sends tokens to experts");
+        return this.#collect(operation, [value(operation.from), value(operation.chosen)], count, to);
       default:
         throw new TypeError(`Unknown operation ${operation satisfies never}`);
+    }
+  }
+
+  /** Tokens with their experts' matrices, part by part; of each, the buffers that have some of all experts. */
+  #expand(
+    { weights, used, rows }: DeviceExpand,
+    [x, chosen]: readonly [GpuBuffer, GpuBuffer],
+    count: number,
+    stride: number,
+    to: GpuBuffer,
+  ): void {
+    weights.forEach((parts, index) => {
+      this.#paddedFor(parts[0], x, count, (inputs) => {
+        for (const part of parts) {
+          const params = [count, part.column, stride, index * used * rows, used, rows];
+          this.#experts(part, "expand_rows", params, [inputs, chosen, to], [Math.ceil(rows / 4), used, count]);
+        }
+      });
+    });
+  }
+
+  #collect(
+    { weights: [parts], used, rows }: DeviceCollect,
+    [x, chosen]: readonly [GpuBuffer, GpuBuffer],
+    count: number,
+    to: GpuBuffer,
+  ): void {
+    this.#paddedFor(parts[0], x, count * used, (inputs) => {
+      parts.forEach((part, i) => {
+        const params = [count, part.column, rows, 0, used, rows, Math.min(i, 1)];
+        this.#experts(part, "collect_rows", params, [inputs, chosen, to], [Math.ceil(rows / 4), count, 1]);
+      });
+    });
+  }
+
+  #experts(
+    part: MatrixPart,
+    entry: "expand_rows" | "collect_rows",
+    params: readonly number[],
+    [x, chosen, to]: readonly GpuBuffer[],
+    groups: readonly [number, number, number],
+  ): void {
+    const stage = this.#product(part, { entry, exact: true, constants: { WIDE: Number(this.#isWide(part)) } }, false);
+    // Gains are not read, so the weights stand in for them.
+    const rest = [undefined, undefined, undefined, part.weights, chosen];
+    this.gpu.run(stage, { params, buffers: [part.weights, to, x, ...rest], groups });
+  }
+
+  #isWide({ padded }: MatrixPart): boolean {
+    return this.#options.wide ?? (padded >= WIDE_INPUTS && padded % 32 === 0);
+  }
+
+  /** Rows of inputs, with the zeros behind that the weights have. */
+  #paddedFor({ inputs, padded }: MatrixPart, from: GpuBuffer, count: number, use: (x: GpuBuffer) => void): void {
+    if (padded === inputs) return use(from);
+    const x = this.gpu.borrow(4 * count * padded);
+    try {
+      this.#each(PAD, { WIDTH: inputs, PADDED: padded }, [from, x], count, padded);
+      use(x);
+    } finally {
+      this.gpu.giveBack(x);
     }
   }
 
@@ -259,8 +325,7 @@ export class DenseStages {
     addend?: GpuBuffer,
     { first, gains }: { readonly first: number; readonly gains?: GpuBuffer } = { first: 0 },
   ): void {
-    const wide = this.#options.wide ?? (part.padded >= WIDE_INPUTS && part.padded % 32 === 0);
-    const constants = { WIDE: Number(wide), FIRST: first, EPSILON: this.#options.normEpsilon };
+    const constants = { WIDE: Number(this.#isWide(part)), FIRST: first, EPSILON: this.#options.normEpsilon };
     const stage = this.#product(part, { entry: "one_row", exact: true, constants }, addend !== undefined);
     const fours = Math.ceil(part.outputs / 4);
     const across = Math.min(fours, MOST_GROUPS), groups = [across, Math.ceil(fours / across), count] as const;

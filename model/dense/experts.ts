@@ -10,9 +10,10 @@ export function hasExpertLayers({ decoder }: Pick<ModelConfig, "decoder">): bool
   return decoder.layers.some(({ finish }) => hasExperts(finish));
 }
 
-/** They run on our own kernels alone. */
+/** They run on our own kernels, and on WebGPU but for those of gpt-oss. */
 export function expertsRefused(engine: string): PalisadeError {
-  const message = `A model with experts runs on our own kernels alone (wasm), not on ${engine}`;
+  const what = engine === "webgpu" ? "A model whose experts have biases and limited gates" : "A model with experts";
+  const message = `${what} runs on our own kernels alone (wasm), not on ${engine}`;
   return inputError("dense.experts", message, option("dense"));
 }
 

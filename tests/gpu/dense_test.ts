@@ -1,7 +1,10 @@
 /** The dense stages against the plain loops, piece by piece, on models with every operation and every rotation. */
 import assert from "node:assert/strict";
 import { PalisadeError } from "../../core/errors.ts";
+import { chosenOf } from "../../core/dense/operations.ts";
 import { randomSource } from "../../core/measure/random.ts";
+import { listOf } from "../../gpu/dense/lists.ts";
+import { DenseStages } from "../../gpu/dense/stages.ts";
 import { GpuDevice } from "../../gpu/device.ts";
 import { openDevice } from "../../gpu/open.ts";
 import { createGpuTensors, type GpuTensor, type GpuTensors } from "../../gpu/tensors.ts";
@@ -11,7 +14,7 @@ import { HostDense } from "../../model/dense/host.ts";
 import { assertClose } from "../_helper/close.ts";
 import { gpuTest } from "../_helper/gpu.ts";
 import { plainDense } from "../_helper/plain_dense.ts";
-import { DENSE_MODELS, openTiny, type TINY_MODELS } from "../_helper/tiny_models.ts";
+import { GPU_MODELS, openTiny, type TINY_MODELS } from "../_helper/tiny_models.ts";
 
 /** Largest difference over the largest magnitude: sums in another order; or factors of 11 bits, in three products. */
 const TOLERANCES = { f32: 2e-5, f16: 4e-3 } as const;
@@ -82,7 +85,7 @@ async function withModel(
   assert.equal(tensors.alive, 0, "tensors were not freed");
 }
 
-for (const model of DENSE_MODELS) {
+for (const model of GPU_MODELS) {
   gpuTest(`the dense stages equal the plain loops on ${model}`, async (gpu) => {
     await withModel(gpu, model, { precision: "float32" }, async (dense, plain, tensors) => {
       for (const count of COUNTS) await assertSamePieces([dense, tensors], plain, count, TOLERANCES.f32);
@@ -110,6 +113,10 @@ gpuTest(
     const largest = 4096;
     await withModel(gpu, "llama-biases", { largest }, async (dense, plain, tensors) => {
       await assertSamePieces([dense, tensors], plain, 5, TOLERANCES.f32);
+      // Experts, too, and their stacks even within an expert.
+      await withModel(gpu, "qwen3moe-plain", { largest: 2000 }, async (experts, wanted, own) => {
+        await assertSamePieces([experts, own], wanted, 3, TOLERANCES.f32);
+      });
       const narrow = { ...gpu.info, maxBinding: 4 * 7 * (dense.config.vocabulary + 8) };
       Object.assign(gpu, { info: narrow });
       const count = 18, rows = noise(count * dense.config.width, 3), hidden = tensors.upload(rows.slice());
@@ -132,6 +139,27 @@ gpuTest("what no product reads is held as float16, or exactly where that is aske
     });
   });
 }, { without: ["f16"] });
+
+gpuTest("tokens go to the experts of their largest numbers, the lower one among equals", async (gpu) => {
+  const experts = 130, used = 5, tensors = createGpuTensors(gpu), rows = noise(3 * experts, 5);
+  // Ties within and beyond a workgroup's 64 threads; and a row without any order.
+  for (const i of [129, 3, 67, 64, 0, 65]) rows[experts + i] = 9;
+  rows.fill(NaN, 2 * experts);
+  const list = listOf([{ op: "choose", from: "x", to: "y", used }], { x: experts });
+  const x = tensors.upload(rows.slice()), made = tensors.make(3 * 2 * used);
+  new DenseStages(gpu, { normEpsilon: 0, f16: false }).run(list, { x: x.buffer }, 3, made.buffer);
+  const got = await tensors.read(made);
+  for (const t of [0, 1]) {
+    const want = chosenOf(rows.subarray(t * experts, (t + 1) * experts), used), at = 2 * used * t;
+    assert.deepEqual([...got.subarray(at, at + used)], want.experts);
+    assertClose(got.subarray(at + used, at + 2 * used), want.shares, 1e-6, "shares");
+  }
+  assert.ok(
+    got.subarray(4 * used, 5 * used).every((expert) => expert >= 0 && expert < experts),
+    "experts that are there",
+  );
+  for (const tensor of [x, made]) tensors.free(tensor);
+});
 
 gpuTest("the choice is the lowest token of the largest logit, and shows a logit that is no number", async (gpu) => {
   await withModel(gpu, "llama-plain", {}, async (dense, plain, tensors) => {

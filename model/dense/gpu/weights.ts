@@ -4,7 +4,7 @@ import type { GpuBuffer } from "../../../gpu/device.ts";
 import type { DeviceOperation } from "../../../gpu/dense/lists.ts";
 import type { DeviceWeights, Filling, MatrixPart } from "../../../gpu/dense/weights.ts";
 import type { DenseOperation, TensorRows } from "../../architecture.ts";
-import { withoutExperts } from "../experts.ts";
+import { expertsRefused, withoutExperts } from "../experts.ts";
 import type { GgufFile, GgufTensor } from "../../file/gguf/reader.ts";
 import { rowBytesOf, type TensorType } from "../../file/tensor_types.ts";
 import { halvesOf, heldAs } from "../held.ts";
@@ -65,9 +65,28 @@ export class GpuWeightLoader {
         return { ...operation, gains: await this.#floats(operation.gains) };
       case "multiply":
         return { ...operation, weights: await this.#matrix(operation.weights) };
+      case "expand":
+      case "collect":
+        return { ...operation, weights: await this.#experts(operation.weights, operation.rows) };
+      case "choose":
+        return operation;
       default:
         return withoutExperts(operation, "webgpu");
     }
+  }
+
+  /**
+   * Of each matrix of an expert those of all, as they stand in the file.
+   * @throws PalisadeError `dense.experts` for experts with biases.
+   */
+  async #experts(experts: readonly (readonly TensorRows[])[], rows: number): Promise<(readonly MatrixPart[])[]> {
+    const isStack = experts.every((each, i) => each.every(({ first, bias }) => first === i * rows && !bias));
+    if (!isStack) throw expertsRefused("webgpu");
+    const made: (readonly MatrixPart[])[] = [];
+    for (const { tensor } of experts[0]) {
+      made.push(await this.#matrix([{ tensor, first: 0, rows: experts.length * rows, bias: false }]));
+    }
+    return made;
   }
 
   async #floats(name: string): Promise<GpuBuffer> {
