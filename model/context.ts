@@ -99,12 +99,30 @@ export function contextOf(loaded: Model, state: ContextState, rest?: CloakedRest
 }
 
 /**
- * The same context, which is read again by `reopen` where its device fails and `recover` has started another. A question
- * is then asked again, unless some of its answer was told already; the next one is answered either way.
+ * Opens a context that outlasts its device. Where that fails, in the middle or later, and the model has another
+ * (`Model.recover`), `open` opens the context again there. A question is then asked again, unless some of its answer was
+ * told already; the next one is answered either way. A sink may have got a part of what failed to be saved: saving fails,
+ * and works when it is asked for again.
  */
-export function recovering(
+export async function lasting(loaded: Model, open: () => Promise<Context>): Promise<Context> {
+  if (!loaded.recover) return await open();
+  const recover = async (error: unknown) => {
+    if (!(await loaded.recover!(error))) throw error;
+  };
+  let context: Context;
+  try {
+    context = await open();
+  } catch (error) {
+    await recover(error);
+    return await open();
+  }
+  return recovering(context, recover, open);
+}
+
+/** `recover` throws what no other device helps against. */
+function recovering(
   first: Context,
-  recover: (error: unknown) => Promise<boolean>,
+  recover: (error: unknown) => Promise<void>,
   reopen: () => Promise<Context>,
 ): Context {
   let current = first;
@@ -113,6 +131,13 @@ export function recovering(
     insides.set(context, insideOf(current));
     Object.assign(context, shown);
   };
+  /** After it `current` is another where the device has failed. */
+  const moved = async (asked: Context, error: unknown) => {
+    await recover(error);
+    if (asked !== current) return;
+    asked[Symbol.dispose]();
+    await again();
+  };
   const context: Context = {
     ...first,
     async ask(question, options = {}) {
@@ -120,16 +145,20 @@ export function recovering(
       try {
         return await asked.ask(question, listening);
       } catch (error) {
-        if (!(await recover(error))) throw error;
-        if (asked === current) {
-          asked[Symbol.dispose]();
-          await again();
-        }
+        await moved(asked, error);
         if (told()) throw error;
         return await current.ask(question, options);
       }
     },
-    save: (sink, options) => current.save(sink, options),
+    async save(sink, options) {
+      const asked = current;
+      try {
+        return await asked.save(sink, options);
+      } catch (error) {
+        await moved(asked, error);
+        throw error;
+      }
+    },
     [Symbol.dispose]: () => current[Symbol.dispose](),
   };
   insides.set(context, insideOf(first));

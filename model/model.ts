@@ -84,7 +84,7 @@ export interface Model extends Device, AsyncDisposable {
   readonly room: Room;
   /**
    * Where `auto` took a WebGPU device: starts this side in its place when `error` is that device's, and resolves with
-   * whether it is. `backend` and `dense` are others from then on. Contexts of `openContext` call it, and are read again.
+   * whether it is. `backend` and `dense` are others from then on. Contexts call it, and are read or restored again.
    */
   recover?(error: unknown): Promise<boolean>;
   /** SHA-256 of the model's file, of all parts in order; hexadecimal. Computed at the first call, which takes time. */
@@ -106,7 +106,8 @@ export interface Model extends Device, AsyncDisposable {
   softTokens(from: string | ByteSource): Promise<SoftTokens>;
   /**
    * The context that a snapshot holds (`Context.save`), without reading anything. The source is the caller's to close,
-   * after the promise.
+   * after the promise; where `auto` took a WebGPU device, after the context, which is restored again when that fails
+   * (`snapshot.gone` where it can't be).
    * @throws PalisadeError input, where = the section or field: `snapshot.kind`, `snapshot.version`, `snapshot.size`,
    * `snapshot.header`, `snapshot.state`, `snapshot.layout` (of another form), `snapshot.damaged`, `snapshot.identity`
    * (of another model, or made otherwise than the options say), `snapshot.no-scores`.

@@ -11,7 +11,7 @@ import { breathe } from "../runtime/breathe.ts";
 import { inputError, option, PalisadeError, resourceError, say } from "../core/errors.ts";
 import type { Policy } from "../core/policy/policy.ts";
 import { type StageOptions, type Stages, stagesOf, withStages } from "../core/policy/stages.ts";
-import { type Context, contextOf, type ContextState, laidToRest, recovering } from "./context.ts";
+import { type Context, contextOf, type ContextState, laidToRest, lasting } from "./context.ts";
 import { type DecodePlan, withPredictions } from "./decode/answer.ts";
 import { type MaxCache, resolveMaxCache } from "./decode/max_cache.ts";
 import { learn, type Learning } from "./gate/learned.ts";
@@ -96,16 +96,7 @@ export interface ContextOptions extends Omit<PlanOptions, "policy" | "maxCache">
  * (resources): `memory.short`, `memory.module` before anything is read, `memory`.
  */
 export async function openContext(loaded: Model, text: string, options: ContextOptions = {}): Promise<Context> {
-  const open = () => openOnce(loaded, text, options);
-  if (!loaded.recover) return await open();
-  let context: Context;
-  try {
-    context = await open();
-  } catch (error) {
-    if (!(await loaded.recover(error))) throw error;
-    return await open();
-  }
-  return recovering(context, (error) => loaded.recover!(error), open);
+  return await lasting(loaded, () => openOnce(loaded, text, options));
 }
 
 async function openOnce(loaded: Model, text: string, given: ContextOptions): Promise<Context> {

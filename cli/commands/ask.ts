@@ -130,7 +130,9 @@ async function ask(options: Options, io: Io): Promise<number> {
   const expected = text === undefined ? {} : { expected: expectedIn(text, options, parsed) };
   await using model = await startModel(options, io, progress, { system, think, frame, gate, ...expected });
   const loadMs = performance.now() - start, told = { options, parsed, progress, cache, secret };
-  using context = text === undefined ? await restored(model, io, told) : await read(model, text, io, told);
+  // Open as long as the context: where a device fails the snapshot is read again.
+  await using source = text === undefined ? await snapshotSource(options, io) : undefined;
+  using context = source ? await restored(model, source, io, told) : await read(model, text!, io, told);
   progress.clear();
   if (!options.policy && context.reused === 0 && context.policy.needs.reconstruction) say(noGate(options.model));
 
@@ -184,13 +186,19 @@ async function read(model: Model, text: string, io: Io, told: Told): Promise<Con
   return await openContext(model, text, { ...reading, salt, snapshots: cache, secret, cloak });
 }
 
-/** The context of a snapshot's file. */
-async function restored(model: Model, io: Io, { options, parsed, progress, secret: given }: Told): Promise<Context> {
-  if (options.bytes !== undefined) {
-    const message = say`A snapshot keeps what it was read with: give ${option("bytes")} to palisade read`;
-    throw new PalisadeError("usage", "bytes.snapshot", message, { where: option("bytes") });
-  }
-  await using source = await openNamed(options.snapshot!, options, io);
+function snapshotSource(options: Options, io: Io): ReturnType<typeof openNamed> {
+  if (options.bytes === undefined) return openNamed(options.snapshot!, options, io);
+  const message = say`A snapshot keeps what it was read with: give ${option("bytes")} to palisade read`;
+  throw new PalisadeError("usage", "bytes.snapshot", message, { where: option("bytes") });
+}
+
+/** The context of a snapshot. */
+async function restored(
+  model: Model,
+  source: Awaited<ReturnType<typeof openNamed>>,
+  io: Io,
+  { options, parsed, progress, secret: given }: Told,
+): Promise<Context> {
   progress.update("Restoring", 0, 1);
   const { positions, cacheType, beyondTrained, salt, cloak } = options, frame = frameOf(options);
   const restore = { ...parsed, positions, cacheType, beyondTrained, salt, frame, cloak, signal: io.signal };

@@ -6,14 +6,14 @@
 import { ALL_CACHE_TYPES, type CacheType } from "../../core/cache/entry_type.ts";
 import type { ReducedHead } from "../../core/backend/reduced.ts";
 import { RaggedCache } from "../../core/cache/ragged.ts";
-import { inputError, option, PalisadeError, say } from "../../core/errors.ts";
+import { inputError, option, PalisadeError, resourceError, say } from "../../core/errors.ts";
 import type { Policy } from "../../core/policy/policy.ts";
 import { resolvePolicy } from "../../core/policy/registry.ts";
 import { type Keep, parseKeep } from "../../core/select/budget.ts";
 import { globalShape } from "../../core/shape.ts";
 import type { LayerCertificate } from "../../core/worst_case/certificate.ts";
 import type { Runtime } from "../../runtime/interface.ts";
-import { type Context, contextOf, type ContextState, laidToRest } from "../context.ts";
+import { type Context, contextOf, type ContextState, laidToRest, lasting } from "../context.ts";
 import { type DecodePlan, type Positions, withPredictions } from "../decode/answer.ts";
 import { type MaxCache, resolveMaxCache } from "../decode/max_cache.ts";
 import type { Model } from "../model.ts";
@@ -103,6 +103,22 @@ async function unsealed(source: ByteSource, secret?: Secret): Promise<ByteSource
 
 /** See `Model.restore`. */
 export async function restoreContext(model: Model, source: ByteSource, options: RestoreOptions = {}): Promise<Context> {
+  let isOpen = false;
+  return await lasting(model, async () => {
+    try {
+      const context = await restoreOnce(model, source, options);
+      isOpen = true;
+      return context;
+    } catch (error) {
+      if (!isOpen || error instanceof PalisadeError) throw error;
+      const why = error instanceof Error ? error.message : String(error);
+      const message = say`The device failed, and the snapshot ${source.name} can't be read again: ${why}`;
+      throw resourceError("snapshot.gone", message, source.name, error);
+    }
+  });
+}
+
+async function restoreOnce(model: Model, source: ByteSource, options: RestoreOptions): Promise<Context> {
   const start = performance.now(), { signal, salt = "" } = options;
   signal?.throwIfAborted();
   const opened = await readHeader(source, { runtime: model.runtime, secret: options.secret });

@@ -8,7 +8,9 @@ import { loadModel, type Model } from "../../model/model.ts";
 import { openContext } from "../../model/session.ts";
 import { startDevice } from "../../model/start_device.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
+import type { ByteSource } from "../../runtime/interface.ts";
 import { gpuTest } from "../_helper/gpu.ts";
+import { bytesSource, savedBytes } from "../_helper/snapshots.ts";
 
 const PATH = fileURLToPath(new URL("../data/models/qwen3-plain.gguf", import.meta.url));
 const TEXT = "The keeper counted seventeen stakes, and then she counted them again. ".repeat(3);
@@ -88,6 +90,31 @@ gpuTest("a device that fails while it reads is left too; other errors are the ca
   Object.assign(dense, { embed });
   using context = await openContext(model, TEXT, READ);
   assert.deepEqual([model.backend.name, said.length, context.tokens > 0], ["wasm", 1, true]);
+});
+
+gpuTest("a context of a snapshot goes on from it when the device fails, or says that it is gone", async () => {
+  const want = await plainAnswer(), { model, said } = await onDevice();
+  await using _ = model;
+  using read = await openContext(model, TEXT, READ);
+  const bytes = await savedBytes(read);
+  let gone = false;
+  const held = bytesSource(bytes),
+    source: ByteSource = {
+      ...held,
+      name: "kept.palisade",
+      read: (...range) => gone ? Promise.reject(new Error("no such file")) : held.read(...range),
+    };
+  using restored = await model.restore(source), lost = await model.restore(source);
+  assert.deepEqual((await restored.ask(QUESTION, ASKED)).ids, want);
+  failNext(model, lostDevice("pulled out"));
+  assert.deepEqual((await restored.ask(QUESTION, ASKED)).ids, want);
+  assert.deepEqual([restored.cache.backend.name, restored.reused, said.length], ["wasm", restored.tokens, 1]);
+  gone = true;
+  await assert.rejects(lost.ask(QUESTION, ASKED), { code: "snapshot.gone", kind: "resources", where: "kept.palisade" });
+  // The one that was read is read again, also where it is saved before it is asked.
+  await assert.rejects(savedBytes(read), { code: "gpu.lost" });
+  assert.ok((await savedBytes(read)).length > 0);
+  assert.deepEqual((await read.ask(QUESTION, ASKED)).ids, want);
 });
 
 gpuTest("auto stays here where the device is slower, or results are set beside earlier ones", async () => {
