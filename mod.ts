@@ -41,7 +41,14 @@ export { parsePatterns, type Part, type Patterns } from "./model/dump/names.ts";
 export { openDump, openSource } from "./model/dump/open.ts";
 export type { DumpContainer, DumpTensor } from "./model/dump/tensors.ts";
 export { type GgufFile, openGguf } from "./model/file/gguf/reader.ts";
-export { loadModel, type LoadOptions, memoryOf, type Model, type ModelSource } from "./model/model.ts";
+export {
+  type IdentityOptions,
+  loadModel,
+  type LoadOptions,
+  memoryOf,
+  type Model,
+  type ModelSource,
+} from "./model/model.ts";
 export type { Expected, NeededMemory } from "./model/needed_memory.ts";
 export { type LayersOptions, readContext } from "./model/read/layers.ts";
 export type { ReadOptions, ReadResult } from "./model/read/reading.ts";

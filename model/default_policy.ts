@@ -24,6 +24,7 @@ export interface DefaultOptions {
   /** The context is longer than the trained length and is read chunk by chunk, positions closing up. */
   readonly rolling: boolean;
   readonly beyondTrained?: boolean;
+  readonly signal?: AbortSignal;
 }
 
 /**
@@ -33,9 +34,9 @@ export interface DefaultOptions {
 export async function defaultPolicy(
   model: Pick<Model, "config" | "tokenizer" | "frame" | "gate">,
   ids: readonly number[],
-  { gate, rolling, beyondTrained }: DefaultOptions,
+  { gate, rolling, beyondTrained, signal }: DefaultOptions,
 ): Promise<Policy> {
-  if (gate || await gateIfAny(model)) {
+  if (gate || await gateIfAny(model, signal)) {
     return resolvePolicy(rolling ? "gate(read=stream)" : "gate(combine=risk)");
   }
   const repeating = [...CHUNKS.map((chunk) => `kvzip(chunk=${chunk})`), "self-gate"];

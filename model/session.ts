@@ -202,7 +202,7 @@ async function wantedOf(
     certificates: options.explain ?? false,
     cannotGoOn: cannotGoOnReading(reading, model, reading.leastKept ? { tokens: 1 } : options.keep ?? DEFAULTS.keep),
     again: reading.budget.window,
-    secret: options.secret,
+    ...{ secret: options.secret, signal: options.signal },
   };
 }
 

@@ -70,7 +70,7 @@ async function calibrate(options: CalibrateOptions, io: Io): Promise<number> {
   const { tokens, seed } = options;
   try {
     const path = await obtainModel(options.model, io, progress, options);
-    const sha256 = await modelHash(path, io.runtime);
+    const sha256 = await modelHash(path, io.runtime, io);
     if (options.out === undefined && await isOfAnother(out, options.kind, sha256, io)) {
       out = defaultOut(options, io, sha256);
       await checkPlaces(out, options, io);

@@ -148,7 +148,8 @@ interface Saved {
 /** Writes the file, or keeps the snapshot for `ask`. @throws PalisadeError resources `snapshot.too-large`. */
 async function write(context: Context, options: Options, io: Io, secret?: Secret): Promise<Saved> {
   const { out, withText, label = labelOf(options.context), encrypt, cloak } = options;
-  const save = { withText, label, ...(encrypt && { encrypt: secret }), ...(cloak && { cloak: secret }) };
+  const secrets = { ...(encrypt && { encrypt: secret }), ...(cloak && { cloak: secret }) };
+  const save = { withText, label, ...secrets, signal: io.signal };
   if (out !== undefined) {
     await context.save(fileSink(io.runtime, out), save);
     return { file: out, name: null, bytes: (await io.runtime.host!.info(out))!.size };

@@ -49,7 +49,7 @@ async function work(options: WorkerOptions, io: Io): Promise<number> {
   // Before the model is fetched and loaded: an address that doesn't answer is known at once.
   await using server = await openServer(options.queue, (note) => say(`palisade: ${note}`));
   const path = await obtainModel(options.model, io, progress, options);
-  const sha256 = await modelHash(path, io.runtime);
+  const sha256 = await modelHash(path, io.runtime, io);
   const { backend, dense, threads } = options;
   const setup = { path, sha256, palisade: VERSION, load: { backend, dense, threads } };
   const { onNeeded } = tellsMemory("Starting the model", options, io, progress);

@@ -91,7 +91,7 @@ async function modelOf(
   const known = MODELS.find((model) => model.name === name);
   if (known) return { name, sha256: known.sha256 };
   const path = await obtainModel(name, io, progress, options);
-  return { name: path.split(/[\\/]/).at(-1)!, sha256: await modelHash(path, io.runtime) };
+  return { name: path.split(/[\\/]/).at(-1)!, sha256: await modelHash(path, io.runtime, io) };
 }
 
 /** Sweeps of several models share the file: their lines are written one after the other. */

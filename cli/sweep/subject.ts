@@ -28,7 +28,7 @@ export async function openModelFile(
   progress: Progress,
 ): Promise<ModelFile> {
   const path = await obtainModel(name, io, progress, options);
-  return { name, path, sha256: await modelHash(path, io.runtime) };
+  return { name, path, sha256: await modelHash(path, io.runtime, io) };
 }
 
 /** Starts it, for cells of `expected` at the most. PalisadeErrors as `loadModel`. */

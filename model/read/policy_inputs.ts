@@ -23,6 +23,7 @@ export interface SourceOptions {
   /** For `judge-q`: instead of reading the file that it names. */
   readonly softTokens?: SoftTokens;
   readonly beyondTrained?: boolean;
+  readonly signal?: AbortSignal;
 }
 
 type FileModel = Pick<Model, "file" | "config" | "backend" | "gate" | "softTokens" | "runtime" | "identity">;
@@ -43,7 +44,7 @@ export async function scoreFiles(
   const files = await neededFiles(model, predict ? { ...needs, gate: true } : needs, tokens, options);
   if (reading.way !== "threshold" || meaning.kind !== "predicted") return files;
   const promise = { coverage: meaning.coverage, budget };
-  return { ...files, worstCase: worstCaseOf(options.gate ?? await model.gate(), reading.limit, promise) };
+  return { ...files, worstCase: worstCaseOf(options.gate ?? await model.gate(options), reading.limit, promise) };
 }
 
 /**
@@ -71,22 +72,22 @@ async function neededFiles(
 ): Promise<ScoreFiles> {
   return {
     ...(needs.softTokens && { softTokens: await softEmbeddings(model, needs, tokens, options) }),
-    ...(needs.gate && { gate: await gateScorer(model, options.gate) }),
+    ...(needs.gate && { gate: await gateScorer(model, options.gate ?? await model.gate(options)) }),
     ...(needs.selfGate && { fitting: await fittingOf(model, options) }),
   };
 }
 
 /** What a gate that is fitted while reading begins with. */
-async function fittingOf(model: FileModel, { gate, learn, learned = true }: SourceOptions): Promise<Fitting> {
-  const known = gate ?? (learned ? await findLearned(model) ?? await gateIfAny(model) : undefined);
+async function fittingOf(model: FileModel, { gate, learn, learned = true, signal }: SourceOptions): Promise<Fitting> {
+  const known = gate ?? (learned ? await findLearned(model) ?? await gateIfAny(model, signal) : undefined);
   const gains = await readGains(model.file, model.config);
   return { gains, learn, ...(known && { known: { ...known, tokens: known.info.calibration.tokens } }) };
 }
 
 /** The gate that belongs to the model, if there is one. */
-export async function gateIfAny({ gate }: Pick<Model, "gate">): Promise<Gate | undefined> {
+export async function gateIfAny({ gate }: Pick<Model, "gate">, signal?: AbortSignal): Promise<Gate | undefined> {
   try {
-    return await gate();
+    return await gate({ signal });
   } catch (error) {
     if (error instanceof PalisadeError && error.code === "gate.none") return undefined;
     throw error;

@@ -54,6 +54,7 @@ export interface Wanted {
   readonly again: number;
   /** What sealed or cloaked ones are opened by; without it they are passed over. */
   readonly secret?: Secret;
+  readonly signal?: AbortSignal;
 }
 
 /** A snapshot that may be used. */
@@ -86,18 +87,19 @@ export class SnapshotCache {
 
   /** Looks for a snapshot to use instead of reading. What can't be read is passed over. */
   async find(model: Model, wanted: Wanted): Promise<Search> {
-    const { ids, salt, facts } = wanted;
+    const { ids, salt, facts, signal } = wanted;
     if (ids.length < this.#leastTokens) {
       return { missed: `a text of ${ids.length} tokens is read at once; from ${this.#leastTokens} on they are kept` };
     }
     const listed = await this.store.list();
     if (listed.length === 0) return { missed: "no snapshots are kept yet" };
-    const identity: Identity = { ...await modelIdentity(model, salt), ...readingIdentity(facts) };
+    const identity: Identity = { ...await modelIdentity(model, salt, signal), ...readingIdentity(facts) };
     const key = snapshotKey(identity, tokensHash(recordOf(ids, salt)));
     // The one that has the name of exactly this comes first, and nothing can be better.
     const order = listed.sort((a, b) => Number(b.name === key) - Number(a.name === key));
     let best: Found | undefined, nearest: Miss = { nearness: -1, reason: "none can be read" };
     for (const { name } of order) {
+      signal?.throwIfAborted();
       const looked = await this.#look(name, model, identity, wanted);
       if ("reason" in looked) nearest = looked.nearness > nearest.nearness ? looked : nearest;
       else if (!best || looked.tokens > best.tokens) best = looked;

@@ -7,6 +7,7 @@
  */
 import { inputError, type PalisadeError } from "../../core/errors.ts";
 import { PalisadeError as Refusal } from "../../core/errors.ts";
+import { breathe } from "../../runtime/breathe.ts";
 import type { Hasher } from "../../runtime/interface.ts";
 import { checkHeader, type Dtype, DTYPE_BYTES, type HeaderEntry } from "../file/safetensors.ts";
 import type { ByteSink, ByteSource } from "./bytes.ts";
@@ -72,21 +73,33 @@ export function refuse(code: string, name: string, where: string, reason: string
   return inputError(`snapshot.${code}`, `${name}: ${reason}`, where, cause);
 }
 
+/** While a snapshot is written. */
+export interface WriteOptions {
+  readonly signal?: AbortSignal;
+  /** Sections written so far, of all. */
+  readonly onSection?: (done: number, sections: number) => void;
+}
+
 /**
  * Writes a snapshot into `sink` and commits it; aborts the sink when anything fails.
- * @throws RangeError when a section's bytes don't fit what it said; and what `sink` and the sections throw.
+ * @throws RangeError when a section's bytes don't fit what it said; and what `sink` and the sections throw; the signal's reason.
  */
 export async function writeSnapshot(
   sink: ByteSink,
   metadata: Readonly<Record<string, string>>,
   sections: readonly SectionSpec[],
   newHash: NewHash,
+  { signal, onSection }: WriteOptions = {},
 ): Promise<void> {
   try {
     const header = headerBytes(metadata, sections);
     const hashes = [digestOf(newHash, header)];
     await sink.write(header);
-    for (const section of sections) hashes.push(...await writeSection(sink, section, newHash));
+    for (const [i, section] of sections.entries()) {
+      await breathe(signal);
+      hashes.push(...await writeSection(sink, section, newHash));
+      onSection?.(i + 1, sections.length);
+    }
     await sink.write(sealed(hashes, newHash));
     await sink.commit();
   } catch (error) {

@@ -57,6 +57,7 @@ export interface ReadingFacts {
 export async function modelIdentity(
   { config, file, identity, frame }: Pick<Model, "config" | "file" | "identity" | "frame">,
   salt: string,
+  signal?: AbortSignal,
 ): Promise<ModelIdentity> {
   const { layers, heads, kvHeads, headDim, vocabulary, architecture } = config;
   return {
@@ -68,7 +69,7 @@ export async function modelIdentity(
     tokenizer: tokenizerHash(file),
     template: templateHash(file.metadata, frame),
     frame: JSON.stringify([frame.kind, frameText(frame.words)]),
-    model: await identity(),
+    model: await identity({ signal }),
     salt: taggedHash([["palisade tenant", salt]]),
   };
 }

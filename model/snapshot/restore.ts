@@ -12,6 +12,7 @@ import { resolvePolicy } from "../../core/policy/registry.ts";
 import { type Keep, parseKeep } from "../../core/select/budget.ts";
 import { globalShape } from "../../core/shape.ts";
 import type { LayerCertificate } from "../../core/worst_case/certificate.ts";
+import { breathe } from "../../runtime/breathe.ts";
 import type { Runtime } from "../../runtime/interface.ts";
 import { type Context, contextOf, type ContextState, laidToRest, lasting } from "../context.ts";
 import { type DecodePlan, type Positions, withPredictions } from "../decode/answer.ts";
@@ -62,6 +63,8 @@ export interface RestoreOptions {
   /** Keeps the rows cloaked while nobody asks; as for `openContext`. Default false. */
   readonly cloak?: boolean;
   readonly signal?: AbortSignal;
+  /** Layers restored so far, of all. */
+  readonly onLayer?: (done: number, layers: number) => void;
 }
 
 /** A snapshot whose header was read and checked; nothing of its sections yet. */
@@ -151,10 +154,10 @@ async function refuseOther(
   frame: ChatFrame,
   options: RestoreOptions,
 ) {
-  const { salt = "", policy: named, keep, cacheType, positions } = options;
+  const { salt = "", policy: named, keep, cacheType, positions, signal } = options;
   const policy = typeof named === "string" ? resolvePolicy(named) : named;
   const asked: Partial<Identity> = {
-    ...await modelIdentity({ ...model, frame }, salt),
+    ...await modelIdentity({ ...model, frame }, salt, signal),
     ...(policy && policyIdentity(policy)),
     ...(keep !== undefined && { budget: budgetWords({ keep: typeof keep === "string" ? parseKeep(keep) : keep }) }),
     ...(cacheType && { cacheType }),
@@ -201,7 +204,7 @@ export interface AcceptedSnapshot extends OpenedSnapshot {
 export async function restoreState(
   model: Model,
   accepted: AcceptedSnapshot,
-  options: Pick<RestoreOptions, "maxCache" | "beyondTrained" | "signal"> & { readonly start: number },
+  options: Pick<RestoreOptions, "maxCache" | "beyondTrained" | "signal" | "onLayer"> & { readonly start: number },
 ): Promise<ContextState> {
   const { file, identity, state, frame, read, cloak } = accepted, { config, backend } = model;
   const policy = savedPolicy(state, file.name), type = savedType(identity, file.name);
@@ -215,7 +218,7 @@ export async function restoreState(
   checkRowsOf(backend, rows, policy.stages);
   const cache = new RaggedCache(backend, config, rows);
   try {
-    const { predicted, certificates } = await fillCache(cache, file, { state, cloak, signal: options.signal });
+    const { predicted, certificates } = await fillCache(cache, file, { state, cloak }, options);
     const plan = await planFor(model, { ...accepted, predicted }, options);
     return {
       ...{ cache, policy, frame, plan, read, predicted, certificates },
@@ -248,12 +251,13 @@ interface FilledExtras {
 async function fillCache(
   cache: RaggedCache,
   file: SnapshotFile,
-  { state, cloak, signal }: Pick<OpenedSnapshot, "state" | "cloak"> & { readonly signal?: AbortSignal },
+  { state, cloak }: Pick<OpenedSnapshot, "state" | "cloak">,
+  { signal, onLayer }: Pick<RestoreOptions, "signal" | "onLayer">,
 ): Promise<FilledExtras> {
   const { shape, type } = cache, logical: Int32Array[][] = [];
   const predicted: Float32Array[] = [], certificates: LayerCertificate[] = [];
   for (let layer = 0; layer < shape.layers; layer++) {
-    signal?.throwIfAborted();
+    await breathe(signal);
     const saved = await readLayer(file, layer, { shape, type, tokens: state.tokens, cloak });
     const { positions, keys, values, bias, packed } = saved;
     if (bias) checkRefit("both", cache.backend);
@@ -263,6 +267,7 @@ async function fillCache(
     if (saved.logical) logical.push([...saved.logical]);
     if (saved.predicted) predicted.push(...saved.predicted);
     if (saved.certificate) certificates.push(saved.certificate);
+    onLayer?.(layer + 1, shape.layers);
   }
   const all = <T>(list: T[], wanted: number, what: string): T[] | undefined => {
     if (list.length === wanted) return list;

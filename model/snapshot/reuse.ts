@@ -112,7 +112,7 @@ export async function madeWith(source: ByteSource, opening: OpenWith) {
 export async function namedSnapshot(source: ByteSource, model: Model, wanted: Wanted): Promise<Found> {
   const opened = await readHeader(source, { runtime: model.runtime, secret: wanted.secret });
   const { identity, state, file } = opened;
-  const asked = { ...await modelIdentity(model, wanted.salt), ...readingIdentity(wanted.facts) };
+  const asked = { ...await modelIdentity(model, wanted.salt, wanted.signal), ...readingIdentity(wanted.facts) };
   const difference = firstDifference({ ...identity, way: firstWay(identity.way) }, asked);
   if (difference) throw refuseDifference(file.name, difference);
   const read = await readTokens(opened, wanted.salt), match = matchedTokens(read, state.budget.window, wanted);

@@ -10,7 +10,7 @@ import type { Cloak } from "./cloak/cloak.ts";
 import { masked, maskedIds, MASKS, newCloak } from "./cloak/file.ts";
 import { type SectionSpec, writeSnapshot } from "./format.ts";
 import { type Identity, modelIdentity, readingIdentity } from "./identity.ts";
-import { layerSpec } from "./layers.ts";
+import { layerSection, layerSpec } from "./layers.ts";
 import { bytesOf } from "./rows.ts";
 import { sealSink, type Secret } from "./seal/seal.ts";
 import { type SavedState, stateMetadata } from "./state.ts";
@@ -29,6 +29,10 @@ export interface SaveOptions {
   readonly encrypt?: Secret;
   /** Cloaks rows, and masks what else tells tokens (KV-Cloak): obfuscation; see docs/secrets.md for what it is worth. */
   readonly cloak?: Secret;
+  /** The sink is aborted when it is. */
+  readonly signal?: AbortSignal;
+  /** Layers written so far, of all. */
+  readonly onLayer?: (done: number, layers: number) => void;
 }
 
 /** See `Context.save`. */
@@ -53,9 +57,12 @@ export async function writeParts(
   { runtime }: Pick<Model, "runtime">,
   { metadata, sections }: SnapshotParts,
   sink: ByteSink,
-  { encrypt }: Pick<SaveOptions, "encrypt">,
+  { encrypt, signal, onLayer }: Pick<SaveOptions, "encrypt" | "signal" | "onLayer">,
 ): Promise<void> {
-  await writeSnapshot(encrypt ? await sealSink(sink, encrypt) : sink, metadata, sections, () => runtime.sha256());
+  const before = sections.findIndex(({ name }) => name === layerSection(0));
+  const onSection = (done: number, all: number) => done > before && onLayer?.(done - before, all - before);
+  const to = encrypt ? await sealSink(sink, encrypt) : sink;
+  await writeSnapshot(to, metadata, sections, () => runtime.sha256(), { signal, onSection });
 }
 
 /** What a snapshot of a context will be made of. */
@@ -69,10 +76,13 @@ export interface SnapshotParts {
 export async function partsOf(
   model: Model,
   state: ContextState,
-  { withText = false, label = state.label, cloak: secret }: SaveOptions,
+  { withText = false, label = state.label, cloak: secret, signal }: SaveOptions,
 ): Promise<SnapshotParts> {
   const { cache, predicted, certificates, frame, read, facts } = state;
-  const identity = { ...await modelIdentity({ ...model, frame }, read.salt), ...readingIdentity(await facts()) };
+  const identity = {
+    ...await modelIdentity({ ...model, frame }, read.salt, signal),
+    ...readingIdentity(await facts()),
+  };
   const { cloak, metadata: cloaked } = secret ? await newCloak(secret) : {};
   const saved = savedState(model, state, label), lead = await maskedIds(cloak, saved.lead);
   const metadata = { ...stateMetadata(identity, { ...saved, lead }), ...cloaked };

@@ -6,6 +6,7 @@
  * Names beside `NAME.gguf`: `NAME.gguf.part` is an interrupted download that anyone may take over by renaming it;
  * `NAME.gguf.<id>.part` belongs to the running pull that made the id.
  */
+import { breathe } from "../../runtime/breathe.ts";
 import type { ByteSink, ByteSource, Hasher, Host, Runtime } from "../../runtime/interface.ts";
 import type { NamedModel } from "./registry.ts";
 
@@ -114,20 +115,39 @@ export class PartFile {
   }
 }
 
+/** While bytes are hashed. */
+export interface HashOptions {
+  readonly signal?: AbortSignal;
+  /** Bytes that were hashed since the last call. */
+  readonly onBytes?: (bytes: number) => void;
+}
+
 /** Feeds a whole file to `hasher` and returns its length in bytes. Memory: one chunk. */
-export async function hashFile(runtime: Runtime, path: string, hasher: Hasher): Promise<number> {
+export async function hashFile(
+  runtime: Runtime,
+  path: string,
+  hasher: Hasher,
+  options: HashOptions = {},
+): Promise<number> {
   const source = await runtime.openFile(path);
   try {
-    return await hashSource(source, hasher);
+    return await hashSource(source, hasher, options);
   } finally {
     await source.close();
   }
 }
 
 /** The same of bytes that are open and stay so. */
-export async function hashSource(source: ByteSource, hasher: Hasher): Promise<number> {
+export async function hashSource(
+  source: ByteSource,
+  hasher: Hasher,
+  { signal, onBytes }: HashOptions = {},
+): Promise<number> {
   for (let at = 0; at < source.size; at += HASH_CHUNK) {
-    hasher.update(await source.read(at, Math.min(HASH_CHUNK, source.size - at)));
+    await breathe(signal);
+    const bytes = await source.read(at, Math.min(HASH_CHUNK, source.size - at));
+    hasher.update(bytes);
+    onBytes?.(bytes.length);
   }
   return source.size;
 }

@@ -1,5 +1,6 @@
 /** The library as others use it: its size, the examples of its documentation, and what it gives back. */
 import assert from "node:assert/strict";
+import { createHash } from "node:crypto";
 import { mkdtempSync, readFileSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -94,6 +95,38 @@ Deno.test("the library's documentation has examples", () => {
 });
 
 for (const example of EXAMPLES) Deno.test(`it runs: ${example.name}`, () => run(example));
+
+Deno.test("a model's identity, saving and restoring tell how far they are, and stop when they are told to", async () => {
+  const runtime = await library.currentRuntime(), told: number[][] = [], stop = new AbortController();
+  await using model = await library.loadModel(TINY_MODEL, runtime, { backend: "wasm", dense: "wasm" });
+  const aborted = AbortSignal.abort(new Error("enough")), size = model.file.size;
+  await assert.rejects(model.identity({ signal: aborted }), /enough/);
+  await assert.rejects(model.gate({ signal: aborted }), /enough/);
+  const hashed = model.identity({ signal: stop.signal, onProgress: () => stop.abort(new Error("half way")) });
+  await assert.rejects(hashed, /half way/);
+  const identity = await model.identity({ onProgress: (...far) => told.push(far) });
+  assert.deepEqual(told.at(-1), [size, size]);
+  assert.equal(await model.identity(), identity);
+  assert.equal(identity, createHash("sha256").update(readFileSync(TINY_MODEL)).digest("hex"));
+
+  using context = await library.openContext(model, PROSE.slice(0, 300), { keep: "20%", policy: "snapkv" });
+  const layers = Array.from({ length: model.config.layers }, (_, i) => [i + 1, model.config.layers]);
+  const sink = new library.MemorySink(), saved: number[][] = [], restored: number[][] = [];
+  await context.save(sink, { onLayer: (...far) => saved.push(far) });
+  assert.deepEqual(saved, layers);
+  let ended = "";
+  const broken = { write: () => Promise.resolve(), commit: () => done("commit"), abort: () => done("abort") };
+  const done = (what: string) => Promise.resolve(void (ended += what));
+  const half = new AbortController(), onLayer = () => half.abort(new Error("half way"));
+  await assert.rejects(context.save(broken, { signal: half.signal, onLayer }), /half way/);
+  assert.equal(ended, "abort");
+  const source = () => library.bufferSource(sink.bytes());
+  using again = await model.restore(source(), { onLayer: (...far) => restored.push(far) });
+  assert.deepEqual([restored, again.cache.entries()], [layers, context.cache.entries()]);
+  const once = new AbortController();
+  const stopped = model.restore(source(), { signal: once.signal, onLayer: () => once.abort(new Error("half way")) });
+  await assert.rejects(stopped, /half way/);
+});
 
 for (const backend of ["ts", "wasm"] as const) {
   Deno.test(`fifty contexts come and go on ${backend}, and hold nothing`, async () => {
