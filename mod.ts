@@ -54,6 +54,7 @@ export { type LayersOptions, readContext } from "./model/read/layers.ts";
 export type { ReadOptions, ReadResult } from "./model/read/reading.ts";
 export { extend } from "./model/decode/extend.ts";
 export { type Report, reportOf } from "./model/report.ts";
+export { type Effort, type EffortFigures, EFFORTS } from "./model/read/effort.ts";
 export { createSampler, type SamplerOptions } from "./model/decode/sampler.ts";
 export {
   type Answer,

@@ -8,6 +8,8 @@ import { resolveStepRule } from "../core/rules/registry.ts";
 import { type Keep, parseKeep } from "../core/select/budget.ts";
 import { POSITIONS } from "../model/decode/answer.ts";
 import { DEFAULTS } from "../model/defaults.ts";
+import type { Context } from "../model/context.ts";
+import { checkEffort, EFFORTS } from "../model/read/effort.ts";
 import { loadPolicy } from "../model/policy_files/policy_files.ts";
 import type { ContextOptions, MaxCache } from "../model/session.ts";
 import { DEFAULT_KEEP, DEFAULT_POLICY } from "./engine.ts";
@@ -30,6 +32,14 @@ export const BUDGET = {
     help: "instead of --keep: 2MB, or 1/16 of the float16 cache",
     conflicts: ["keep", "risk", "riskWorst"],
     rare: true,
+  },
+  effort: {
+    value: "how",
+    help: "best: reads longer, stores what answers most",
+    choices: EFFORTS,
+    shown: DEFAULTS.effort,
+    rare: true,
+    more: "`best`: the text is read twice, and policy, types and refit are chosen for `--bytes`",
   },
   policy: {
     value: "name",
@@ -165,12 +175,13 @@ export interface ParsedReading {
 
 /**
  * Reads the options, files of the policy included.
- * @throws PalisadeErrors of policies and budgets; usage where one would do nothing.
+ * @throws PalisadeErrors of policies, budgets and effort; usage where one would do nothing.
  */
 export async function parseReading(options: ReadingOptions, io: Io): Promise<ParsedReading> {
   const policy = options.policy === undefined ? undefined : await loadPolicy(options.policy, io.runtime);
   const keep = options.keep === undefined ? undefined : parseKeep(options.keep);
   if (options.bytes !== undefined) parseBytes(options.bytes);
+  checkEffort(options);
   const maxCache = maxCacheOf(options);
   refuseIdle(options, policy, maxCache);
   return { policy, keep, maxCache };
@@ -184,9 +195,10 @@ export function contextOptions(
   progress: Progress,
 ): ContextOptions {
   const { risk, riskWorst, maxCacheBytes, explain, positions, refit, merge, keyChannels, cacheType } = options;
-  const { beyondTrained, noLearn, bytes } = options;
+  const { beyondTrained, noLearn, bytes, effort } = options;
   return {
     ...parsed,
+    effort,
     ...(bytes !== undefined && { bytes }),
     ...{ risk, riskWorst, maxCacheBytes, explain, positions, refit, merge, keyChannels, cacheType, beyondTrained },
     learn: !noLearn,
@@ -212,7 +224,9 @@ export function typedFrame(frame: string | undefined): string | undefined {
 /** What said how much stays. */
 export function keepAsked(
   { keep, bytes, risk, riskWorst }: Pick<ReadingOptions, "keep" | "bytes" | "risk" | "riskWorst">,
+  { effort }: Pick<Context, "effort"> = {},
 ): string {
+  if (effort && bytes === undefined) return `${effort.bytes} of the bytes`;
   if (bytes !== undefined) return `${bytes} bytes`.replace(/b bytes$/i, "B");
   if (risk !== undefined) return `risk ${risk}`;
   return riskWorst === undefined ? keep ?? DEFAULTS.keep : `risk-worst ${riskWorst}`;

@@ -13,6 +13,7 @@ export const OPTION_NAMES = [
     "cacheType",
     "context",
     "dense",
+    "effort",
     "explain",
     "frame",
     "gate",

@@ -7,6 +7,7 @@ import type { Learning } from "./gate/learned.ts";
 import type { WorstCase } from "./gate/worst_case.ts";
 import type { Model } from "./model.ts";
 import type { RiskFigures } from "./read/at_risk.ts";
+import type { EffortFigures } from "./read/effort.ts";
 import type { KeyChannelFigures } from "./read/key_channels.ts";
 import type { MergeFigures } from "./read/merge.ts";
 import type { RefitFigures } from "./read/refit.ts";
@@ -52,6 +53,8 @@ export interface Context extends Disposable {
   readonly risk?: Risk & Partial<RiskFigures> & { readonly worstCase?: WorstCase };
   /** One per layer, when asked: the cache as it was when the context had been read. */
   readonly certificates?: readonly LayerCertificate[];
+  /** What was chosen, where `effort` was `best`; as what follows, also of a context that was restored. */
+  readonly effort?: EffortFigures;
   /** What a refit did, where one was asked for and something was evicted. */
   readonly refit?: RefitFigures;
   /** What a merge did, where one was asked for and something was evicted. */

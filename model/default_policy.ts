@@ -39,16 +39,22 @@ export async function defaultPolicy(
   if (gate || await gateIfAny(model, signal)) {
     return resolvePolicy(rolling ? "gate(read=stream)" : "gate(combine=risk)");
   }
+  return (rolling ? undefined : replayPolicy(model, ids, beyondTrained)) ?? resolvePolicy("layer-defensive");
+}
+
+/** The policy that has most of the context repeated at once, of those that have room to; undefined where none has. */
+export function replayPolicy(
+  model: Pick<Model, "config" | "tokenizer" | "frame">,
+  ids: readonly number[],
+  beyondTrained?: boolean,
+): Policy | undefined {
   const repeating = [...CHUNKS.map((chunk) => `kvzip(chunk=${chunk})`), "self-gate"];
-  const fitting = rolling
-    ? undefined
-    : repeating.map((text) => resolvePolicy(text)).find(({ needs }) =>
-      !refused(() => {
-        if (needs.reconstruction) repeatPrompts(model, ids, needs.reconstruction, beyondTrained);
-        if (needs.selfGate) replayPieces(model, ids, needs.selfGate, beyondTrained);
-      })
-    );
-  return fitting ?? resolvePolicy("layer-defensive");
+  return repeating.map((text) => resolvePolicy(text)).find(({ needs }) =>
+    !refused(() => {
+      if (needs.reconstruction) repeatPrompts(model, ids, needs.reconstruction, beyondTrained);
+      if (needs.selfGate) replayPieces(model, ids, needs.selfGate, beyondTrained);
+    })
+  );
 }
 
 function refused(attempt: () => unknown): boolean {

@@ -18,6 +18,8 @@ export const DEFAULTS = {
   leastKept: 512,
   /** The policy for dumps, which any dump of one reading can serve. */
   dumpPolicy: "layer-defensive",
+  /** What a reading may cost. */
+  effort: "fast",
   /** What is refitted of what stays. */
   refit: "none" satisfies Refit as Refit,
   /** What becomes of evicted entries. */

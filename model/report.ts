@@ -7,6 +7,7 @@ import type { MemoryUse } from "../runtime/interface.ts";
 import { type CertificateReport, certificateReport } from "./certificate_report.ts";
 import type { WorstCase } from "./gate/worst_case.ts";
 import type { Model } from "./model.ts";
+import type { EffortFigures } from "./read/effort.ts";
 import type { KeyChannelFigures } from "./read/key_channels.ts";
 import type { MergeFigures } from "./read/merge.ts";
 import type { RefitFigures } from "./read/refit.ts";
@@ -60,13 +61,15 @@ export interface Report {
   readonly risk: RiskReport | null;
   /** What eviction can have cost; null unless asked. */
   readonly certificate: CertificateReport | null;
-  /** Null unless what stays was refitted in this reading. */
+  /** What was chosen; null unless `effort` was `best`. */
+  readonly effort: EffortFigures | null;
+  /** Null unless what stays was refitted. */
   readonly refit: RefitFigures | null;
-  /** Null unless evicted entries were merged into what stays in this reading. */
+  /** Null unless evicted entries were merged into what stays. */
   readonly merge: MergeFigures | null;
   /** Null unless a gate was fitted in this reading. */
   readonly selfGate: SelfGateReport | null;
-  /** Null unless channels of keys were left out in this reading. */
+  /** Null unless channels of keys were left out. */
   readonly keyChannels: KeyChannelFigures | null;
   readonly window: { readonly asked: number; readonly used: number };
   readonly sinks: number;
@@ -237,6 +240,7 @@ export function reportOf(model: Model, context: Context, answers: readonly Answe
     windows: windowsReport(context),
     risk: riskReport(context),
     certificate: context.certificates ? certificateReport(context.certificates, changed) : null,
+    effort: context.effort ?? null,
     refit: context.refit ?? null,
     merge: context.merge ?? null,
     selfGate: selfGateReport(context),

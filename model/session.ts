@@ -29,6 +29,7 @@ import type { Keep } from "../core/select/budget.ts";
 import { entriesWithin, parseBytes } from "../core/select/byte_budget.ts";
 import type { ModelConfig } from "./config.ts";
 import { checkMerge } from "./read/merge.ts";
+import { checkEffort, chooseBest, type Effort, type EffortFigures } from "./read/effort.ts";
 import { checkRefit } from "./read/refit.ts";
 import { read } from "./read/read.ts";
 import type { Reading, ReadOptions, ReadResult, ScoreFiles } from "./read/reading.ts";
@@ -62,6 +63,13 @@ export interface ContextOptions extends Omit<PlanOptions, "policy" | "maxCache">
    * layers that look at everything; scales, and the biases of a refit, are counted.
    */
   readonly bytes?: string;
+  /**
+   * `best`: the text is repeated by the model, and what stays is stored, and refitted, as answers most for its `bytes`,
+   * by default those of the default budget in float16 (`model/read/effort.ts`). Takes about twice as long to read, and
+   * longer where it refits; `policy`, `keep`, risks, `cacheType` and stages are chosen then, and refused beside it. Default
+   * `fast`: as the other options say.
+   */
+  readonly effort?: Effort;
   /** Caps the cache from the end of reading on, questions and answers included. */
   readonly maxCache?: MaxCache;
   /**
@@ -92,7 +100,8 @@ export interface ContextOptions extends Omit<PlanOptions, "policy" | "maxCache">
 /**
  * Reads `text` into the model and evicts.
  * PalisadeErrors (input): `context.empty`, `context.short`, `context.too-long`, `frame.*`, `keep.*`, `policy.*`,
- * `max-cache.*`, `step-policy.unknown`, `gate.*`, `risk.*`, `refit.*`, `merge.*`, `key-channels.*`, `explain.early`, `cache-type.*`, `bytes.*`; (usage): `risk.exclusive`, `bytes.exclusive`;
+ * `max-cache.*`, `step-policy.unknown`, `gate.*`, `risk.*`, `refit.*`, `merge.*`, `key-channels.*`, `explain.early`, `cache-type.*`, `bytes.*`, `effort.*`;
+ * (usage): `risk.exclusive`, `bytes.exclusive`, `effort.exclusive`;
  * (resources): `memory.short`, `memory.module` before anything is read, `memory`.
  */
 export async function openContext(loaded: Model, text: string, options: ContextOptions = {}): Promise<Context> {
@@ -107,7 +116,9 @@ async function openOnce(loaded: Model, text: string, given: ContextOptions): Pro
   await breathe(options.signal);
   const ids = contextIds(frame, model.tokenizer, text);
   const lead = frame.kind === "none" ? leadOf(ids) : undefined;
-  const chosen = await policyNamed(model, options) ?? await defaultFor(model, ids, options);
+  const best = checkEffort(options) === "best" ? bestFor(model, ids, options) : undefined;
+  if (best) options = { ...options, bytes: best.bytes };
+  const chosen = best?.policy ?? await policyNamed(model, options) ?? await defaultFor(model, ids, options);
   const policy = withStages(chosen, stagesOf(options));
   checkMerge(policy.stages?.merge, model.backend);
   checkKeyChannels(policy.stages ?? {}, model.backend);
@@ -125,7 +136,8 @@ async function openOnce(loaded: Model, text: string, given: ContextOptions): Pro
   const reading = planReading(model, ids, { ...options, policy, maxCache: cap });
   checkRoom(model.name, model.needed(expectedOf(reading, ids.length)), model.room, "read the context");
   const facts = once(() => factsOf(model, reading, plan, options));
-  const planned = { model, ids, reading, plan, facts, replaced: model.tokenizer.countReplaced(text) };
+  const replaced = model.tokenizer.countReplaced(text);
+  const planned = { model, ids, reading, plan, facts, replaced, effort: best?.figures };
   const context = await refuseOutOfMemory(() => readPlanned(planned, options));
   return options.cloak ? await laidToRest(context) : context;
 }
@@ -163,6 +175,7 @@ interface PlannedContext {
   readonly plan: DecodePlan;
   readonly facts: ContextState["facts"];
   readonly replaced: number;
+  readonly effort?: EffortFigures;
 }
 
 /** The same promise at every call. */
@@ -207,7 +220,7 @@ async function wantedOf(
 }
 
 async function readAnew(planned: PlannedContext, options: ContextOptions): Promise<ContextState> {
-  const { model, ids, reading, facts, replaced } = planned;
+  const { model, ids, reading, facts, replaced, effort } = planned;
   const { files, result } = await carryOut(model, ids, reading, options);
   const { cache, budget = reading.budget, predicted } = result;
   const plan = planned.plan.maxCache?.rule.predicted
@@ -215,7 +228,7 @@ async function readAnew(planned: PlannedContext, options: ContextOptions): Promi
     : planned.plan;
   if (plan.positions === "rerotate") await cache.realign(model.config.ropes);
   return {
-    ...{ cache, policy: reading.policy, budget, frame: model.frame, plan, replaced, predicted, facts },
+    ...{ cache, policy: reading.policy, budget, frame: model.frame, plan, replaced, predicted, facts, effort },
     tokens: ids.length,
     reused: 0,
     activationBytes: result.activationBytes,
@@ -259,6 +272,10 @@ async function policyNamed(model: Model, { policy, riskWorst }: ContextOptions):
   if (typeof policy === "object") return policy;
   const name = policy ?? (riskWorst === undefined ? undefined : "defensive-risk");
   return name === undefined ? undefined : await model.policy(name);
+}
+
+function bestFor(model: Model, ids: readonly number[], options: ContextOptions) {
+  return chooseBest(model, ids, { ...options, rolling: exceedsTrained(model.config, ids.length, options) });
 }
 
 function defaultFor(model: Model, ids: readonly number[], options: ContextOptions): Promise<Policy> {

@@ -41,7 +41,7 @@ const OPTIONS = {
     value: "file",
     help: "instead: what palisade read wrote",
     here: "snapshots",
-    conflicts: ["context", "risk", "riskWorst", "maxCacheBytes", "explain"],
+    conflicts: ["context", "risk", "riskWorst", "maxCacheBytes", "explain", "effort"],
     more: "instead of `--context`: what `palisade read` wrote, or a name of `palisade snapshots list`",
   },
   question: {
@@ -134,11 +134,13 @@ async function ask(options: Options, io: Io): Promise<number> {
   await using source = text === undefined ? await snapshotSource(options, io) : undefined;
   using context = source ? await restored(model, source, io, told) : await read(model, text!, io, told);
   progress.clear();
-  if (!options.policy && context.reused === 0 && context.policy.needs.reconstruction) say(noGate(options.model));
+  if (!options.policy && !context.effort && context.reused === 0 && context.policy.needs.reconstruction) {
+    say(noGate(options.model));
+  }
 
   const answers = await askAll(options, io, context);
   const report = reportOf(model, context, answers, {
-    keepAsked: text === undefined ? (await insideOf(context).state.facts()).budget : keepAsked(options),
+    keepAsked: text === undefined ? (await insideOf(context).state.facts()).budget : keepAsked(options, context),
     loadMs,
     memory: io.runtime.memory(),
   });

@@ -38,7 +38,12 @@ import { labelOf, openNamed, PLACE, SALT, SNAPSHOT_FILE, wantCache } from "../sn
 const OPTIONS = {
   context: { value: "file", help: "the text, UTF-8; - reads standard input", required: true },
   out: { value: "file", help: "where to write the snapshot instead of keeping it for ask", own: true },
-  append: { value: "file", help: "go on from this snapshot of the text's beginning", here: "snapshots" },
+  append: {
+    value: "file",
+    help: "go on from this snapshot of the text's beginning",
+    here: "snapshots",
+    conflicts: ["effort"],
+  },
   withText: { help: "keep the text's tokens in it, readable" },
   label: { value: "text", help: "what lists call it", shown: "the file's name" },
   ...PROTECT,
@@ -77,10 +82,16 @@ async function read(options: Options, io: Io): Promise<number> {
   using context = await readText(model, text, io, { options, parsed, progress, secret });
   progress.clear();
   const say = (note: string) => io.interactive && !options.quiet && io.err(`${note}\n`);
-  if (!options.policy && context.reused === 0 && context.policy.needs.reconstruction) say(noGate(options.model));
+  if (!options.policy && !context.effort && context.reused === 0 && context.policy.needs.reconstruction) {
+    say(noGate(options.model));
+  }
 
   const saved = await write(context, options, io, secret);
-  const report = reportOf(model, context, [], { keepAsked: keepAsked(options), loadMs, memory: io.runtime.memory() });
+  const report = reportOf(model, context, [], {
+    keepAsked: keepAsked(options, context),
+    loadMs,
+    memory: io.runtime.memory(),
+  });
   const { answer: _, answers: __, ...figures } = report;
   if (options.json) io.out(`${JSON.stringify({ ...saved, ...figures }, null, 2)}\n`);
   else io.out(`${saved.file ?? saved.name}\n`);
@@ -121,11 +132,12 @@ function readingOf({ options, parsed, progress }: Told, io: Io): ContextOptions 
 async function goOn(model: Model, text: string, io: Io, { secret, ...reading }: Told): Promise<Context> {
   const { options } = reading, told = readingOf(reading, io);
   await using snapshot = await openNamed(options.append!, options, io);
-  const { identity, state, keep } = await madeWith(snapshot, { runtime: model.runtime, secret });
+  const { identity, state, keep, bytes } = await madeWith(snapshot, { runtime: model.runtime, secret });
   return await openContext(model, text, {
     ...told,
     policy: told.policy ?? state.policy,
-    keep: told.keep ?? keep,
+    ...(told.bytes === undefined && { keep: told.keep ?? keep }),
+    ...(told.keep === undefined && { bytes: told.bytes ?? bytes }),
     cacheType: told.cacheType ?? checkCacheType(identity.cacheType),
     positions: told.positions ?? (identity.positions === "rerotate" ? "rerotate" : "true"),
     frame: typedFrame(options.frame) ?? frameOf(state),

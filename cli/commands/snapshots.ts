@@ -2,14 +2,16 @@
 import { inputError, PalisadeError } from "../../core/errors.ts";
 import type { ByteSource } from "../../model/snapshot/bytes.ts";
 import { EXTENSION } from "../../model/snapshot/folder_store.ts";
-import { IDENTITY_FIELDS } from "../../model/snapshot/identity.ts";
+import { type Identity, IDENTITY_FIELDS } from "../../model/snapshot/identity.ts";
 import { type OpenedSnapshot, readHeader } from "../../model/snapshot/restore.ts";
 import { newKeyFile, type Secret } from "../../model/snapshot/seal/key.ts";
+import type { SavedState } from "../../model/snapshot/state.ts";
 import { storeSource } from "../../model/snapshot/store.ts";
 import { writeWhole } from "../../runtime/output.ts";
 import { command, type CommandBody } from "../command.ts";
 import { EXIT, type Io } from "../io.ts";
 import type { OptionTable, Values } from "../options.ts";
+import { channelsText, mergeText, refitText } from "../print/closing_report.ts";
 import { formatBytes, formatCount } from "../print/format.ts";
 import { tableText } from "../print/table.ts";
 import { opened, SECRET } from "../secrets.ts";
@@ -117,8 +119,14 @@ function described(opened: OpenedSnapshot | PalisadeError): Omit<Listed, "name" 
     const unknown = { label: null, model: null, tokens: null, policy: null, budget: null, cacheType: null };
     return { ...unknown, problem: opened.message, secret: /^(seal|cloak)\.secret$/.test(opened.code) };
   }
-  const { identity: { policy, budget, cacheType }, state: { label, modelName, tokens } } = opened;
+  const { identity: { policy, budget, ...identity }, state: { label, modelName, tokens } } = opened;
+  const cacheType = storedAs(identity);
   return { label, model: modelName, tokens, policy, budget, cacheType, problem: null, secret: false };
+}
+
+/** The type of what stays, which may be another than that of reading. */
+function storedAs({ parameters, cacheType }: Pick<Identity, "parameters" | "cacheType">): string {
+  return /\["rows","([^"]+)"\]/.exec(parameters)?.[1] ?? cacheType;
 }
 
 function listText(listed: readonly Listed[], place: string): string {
@@ -154,10 +162,22 @@ async function show(options: Values<typeof ONE>, io: Io, [name]: readonly string
     ["kept", `${formatCount(budget.perHead)} entries per head on average (${identity.budget})`],
     ["made", `${made.at} by palisade ${made.version}, ${made.runtime}, kernels ${made.backend}, dense ${made.dense}`],
     ["cost", `${Math.round(state.ms.prefill + state.ms.evict)} ms of reading`],
+    ...doneLines(state),
+    ["stored as", storedAs(identity)],
     ...IDENTITY_FIELDS.map((field): [string, string] => [field, identity[field]]),
   ];
   io.out(lines.map(([what, value]) => `${what.padEnd(12)} ${value}\n`).join(""));
   return EXIT.ok;
+}
+
+/** What was done to what stays. */
+function doneLines({ done: { effort, refit, merge, keyChannels } }: SavedState): [string, string][] {
+  return [
+    ...(effort ? [["effort", `${effort.effort}, for ${effort.bytes} of bytes: ${effort.policy}`] as const] : []),
+    ...(refit ? [["refit", refitText(refit)] as const] : []),
+    ...(merge ? [["merge", mergeText(merge)] as const] : []),
+    ...(keyChannels ? [["channels", channelsText(keyChannels)] as const] : []),
+  ].map(([what, text]) => [what, text]);
 }
 
 /** Reads everything that was named; exit code 3 when something is wrong with any of it. */

@@ -37,6 +37,7 @@ export function reportText(report: Report): string {
     ...(report.frame.tokens > 0 && !keep.everything ? [["frame", frameText(report)]] : []),
     ...(windows ? [["windows", windowsText(windows)]] : []),
     ...(report.selfGate ? [["gate", selfGateText(report.selfGate)]] : []),
+    ...(report.effort ? [["effort", `best for ${report.effort.bytes} of bytes: ${report.effort.policy}`]] : []),
     ...(report.refit ? [["refit", refitText(report.refit)]] : []),
     ...(report.merge ? [["merge", mergeText(report.merge)]] : []),
     ...(report.keyChannels ? [["channels", channelsText(report.keyChannels)]] : []),
@@ -89,13 +90,15 @@ function windowsText({ layers, of, tokens, entries }: NonNullable<Report["window
     `entries by themselves; the policy chose in the other ${of - layers}`;
 }
 
-function refitText({ refit, heads, of, before, after, tokens, ms }: NonNullable<Report["refit"]>): string {
+/** What a refit did. */
+export function refitText({ refit, heads, of, before, after, tokens, ms }: NonNullable<Report["refit"]>): string {
   const what = refit === "both" ? "biases and values" : "values";
   const won = heads === 0 ? "" : `: largest errors from ${before.toFixed(2)} to ${after.toFixed(2)} of an output`;
   return `${what} of ${heads} of ${of} heads, judged by queries of ${tokens} tokens held out${won}, ${formatMs(ms)}`;
 }
 
-function mergeText({ merge, merged, lost, window, ms }: NonNullable<Report["merge"]>): string {
+/** What a merge did. */
+export function mergeText({ merge, merged, lost, window, ms }: NonNullable<Report["merge"]>): string {
   const how = merge === "sum" ? "with their weight" : "as a mean";
   const rest = lost === 0 ? "" : `, ${formatCount(lost)} unseen by the last ${window} tokens were not`;
   return `${formatCount(merged)} evicted entries went into the nearest kept one ${how}${rest}, ${formatMs(ms)}`;
@@ -108,7 +111,8 @@ function selfGateText({ tokens, known, repeated, stored, why }: NonNullable<Repo
     (stored ? "kept for texts to come (--no-learn)" : `not kept: ${why}`);
 }
 
-function channelsText({ channels, of, entries, recent, ms }: NonNullable<Report["keyChannels"]>): string {
+/** What a loss of key channels did. */
+export function channelsText({ channels, of, entries, recent, ms }: NonNullable<Report["keyChannels"]>): string {
   return `keys of ${
     formatCount(entries)
   } entries have ${channels} of ${of} channels left, the last ${recent} of each ` +

@@ -12,6 +12,7 @@ import { budgetWords, type ReadingFacts } from "./identity.ts";
 
 interface Asked extends SourceOptions {
   readonly keep?: Keep | string;
+  readonly bytes?: string;
   readonly risk?: number;
   readonly riskWorst?: number;
 }

@@ -118,13 +118,20 @@ function plainArrays(_: string, value: unknown): unknown {
 
 /** What was asked to stay, in canonical words; `cap`: entries per head, where a cap left less than was asked for. */
 export function budgetWords(
-  { keep, risk, riskWorst }: { readonly keep: Keep; readonly risk?: number; readonly riskWorst?: number },
+  { keep, bytes, risk, riskWorst }: {
+    readonly keep: Keep;
+    readonly bytes?: string;
+    readonly risk?: number;
+    readonly riskWorst?: number;
+  },
   cap?: number,
 ): string {
   const asked = risk !== undefined
     ? `risk ${risk}`
     : riskWorst !== undefined
     ? `risk-worst ${riskWorst}`
+    : bytes !== undefined
+    ? `bytes ${bytes.replaceAll(/\s/g, "").toLowerCase()}`
     : Object.entries(keep).map(([kind, amount]) => `${kind} ${amount}`).join();
   return cap === undefined ? asked : `${asked}, under a cap of ${cap}`;
 }

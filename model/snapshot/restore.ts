@@ -232,6 +232,7 @@ export async function restoreState(
       leastKept: state.leastKept,
       frameTokens: state.frameTokens,
       risk: state.risk,
+      ...state.done,
       label: state.label,
       cost: state.ms,
       facts: () => Promise.resolve({ ...facts, positions: plan.positions }),

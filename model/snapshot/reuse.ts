@@ -100,6 +100,7 @@ function cut(cache: RaggedCache, tokens: number, predicted: ContextState["predic
 export async function madeWith(source: ByteSource, opening: OpenWith) {
   const { identity, state } = await readHeader(source, opening);
   const [kind, amount] = identity.budget.split(" ");
+  if (kind === "bytes") return { state, identity, keep: undefined, bytes: amount };
   const known = kind === "fraction" || kind === "tokens" || kind === "ratio";
   return { state, identity, ...(known && { keep: { [kind]: Number(amount) } as unknown as Keep }) };
 }

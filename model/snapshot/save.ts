@@ -92,6 +92,15 @@ export async function partsOf(
   return { identity, metadata, sections: [...tokenSpecs(read, withText, cloak), ...layers] };
 }
 
+function doneTo({ effort, refit, merge, keyChannels }: ContextState): SavedState["done"] {
+  return {
+    ...(effort && { effort }),
+    ...(refit && { refit }),
+    ...(merge && { merge }),
+    ...(keyChannels && { keyChannels }),
+  };
+}
+
 function savedState(model: Model, state: ContextState, label: string): SavedState {
   const { budget: { model: _, ...budget }, plan, frame, cache, policy } = state;
   return {
@@ -120,6 +129,7 @@ function savedState(model: Model, state: ContextState, label: string): SavedStat
     ...(frame.date !== undefined && { date: frame.date }),
     ...(state.risk && { risk: state.risk }),
     ms: { prefill: state.cost.prefill, evict: state.cost.evict },
+    done: doneTo(state),
   };
 }
 

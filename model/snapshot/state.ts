@@ -1,8 +1,13 @@
 /** What a snapshot says of its context besides the arrays: counters, budget, words, figures. JSON, checked field by field. */
 import type { Budget } from "../../core/policy/policy.ts";
+import { REFITS } from "../../core/refit/refit.ts";
 import type { ModelShape } from "../../core/shape.ts";
 import type { Context } from "../context.ts";
 import type { WorstCase } from "../gate/worst_case.ts";
+import type { EffortFigures } from "../read/effort.ts";
+import type { KeyChannelFigures } from "../read/key_channels.ts";
+import type { MergeFigures } from "../read/merge.ts";
+import type { RefitFigures } from "../read/refit.ts";
 import { refuse } from "./format.ts";
 import { type Identity, IDENTITY_FIELDS } from "./identity.ts";
 
@@ -50,6 +55,8 @@ export interface SavedState {
   readonly risk?: RiskState;
   /** What reading cost, milliseconds. */
   readonly ms: { readonly prefill: number; readonly evict: number };
+  /** What was done to what stays, besides choosing it. */
+  readonly done: Pick<Context, "effort" | "refit" | "merge" | "keyChannels">;
 }
 
 /** The metadata of a snapshot. */
@@ -129,6 +136,8 @@ function stateOf(fields: Fields, shape: ModelShape | undefined): SavedState {
     ...(fields.has("date") && { date: fields.text("date") }),
     ...(fields.has("risk") && { risk: riskOf(fields.object("risk")) }),
     ms: { prefill: ms.number("prefill"), evict: ms.number("evict") },
+    // Snapshots of before say nothing of it.
+    done: fields.has("done") ? doneOf(fields.object("done")) : {},
   };
 }
 
@@ -155,6 +164,32 @@ function riskOf(fields: Fields): RiskState {
   const limit = fields.number("limit");
   if (fields.text("kind") !== "mean") return { kind: "worst", limit, ...given, ...worst };
   return { kind: "mean", limit, maxCacheBytes: fields.number("maxCacheBytes"), ...given, ...worst };
+}
+
+function doneOf(fields: Fields): SavedState["done"] {
+  const of = <T>(name: string, read: (each: Fields) => T) => fields.has(name) && { [name]: read(fields.object(name)) };
+  return { ...of("effort", effortOf), ...of("refit", refitOf), ...of("merge", mergeOf), ...of("keyChannels", thinOf) };
+}
+
+function effortOf(fields: Fields): EffortFigures {
+  return { effort: fields.oneOf("effort", ["best"]), bytes: fields.text("bytes"), policy: fields.text("policy") };
+}
+
+function refitOf(fields: Fields): RefitFigures {
+  const [tokens, heads, of] = ["tokens", "heads", "of"].map((name) => fields.count(name));
+  const [before, after, ms] = ["before", "after", "ms"].map((name) => fields.number(name));
+  return { refit: fields.oneOf("refit", REFITS), tokens, heads, of, before, after, ms };
+}
+
+function mergeOf(fields: Fields): MergeFigures {
+  const [window, merged, lost] = ["window", "merged", "lost"].map((name) => fields.count(name));
+  return { merge: fields.oneOf("merge", ["mean", "sum"]), window, merged, lost, ms: fields.number("ms") };
+}
+
+function thinOf(fields: Fields): KeyChannelFigures {
+  const [channels, of, entries, recent, window] = ["channels", "of", "entries", "recent", "window"]
+    .map((name) => fields.count(name));
+  return { channels, of, entries, recent, window, ms: fields.number("ms") };
 }
 
 function worstCaseOf(fields: Fields): WorstCase {
@@ -207,6 +242,11 @@ class Fields {
   flag(name: string): boolean {
     const value = this.#own(name);
     return typeof value === "boolean" ? value : this.fail(name, "true or false");
+  }
+
+  oneOf<T extends string>(name: string, known: readonly T[]): T {
+    const value = this.#own(name), found = known.find((each) => each === value);
+    return found ?? this.fail(name, known.join(" or "));
   }
 
   /** Any number; those that JSON can't say are texts. */

@@ -83,6 +83,24 @@ Deno.test("read --append goes on in a text that grew, with what the snapshot was
   assert.deepEqual(await readFile(out), before);
 });
 
+Deno.test("read --effort best says what it chose, in the report, in the snapshot, and beside other options", async () => {
+  const out = at("best.palisade"), best = ["read", ...MODEL, "--context", book, "--effort", "best"];
+  const report = JSON.parse(await ok(...best, "--bytes", "1/8", "--out", out, "--json"));
+  assert.deepEqual([report.effort.bytes, report.policy.name, report.cache.type], ["1/8", "kvzip", "int4"]);
+  assert.equal(report.policy.refit, "both");
+  const shown = await ok("snapshots", "show", out);
+  assert.match(shown, /^effort +best, for 1\/8 of bytes: kvzip\(/m);
+  assert.match(shown, /^refit +biases and values of \d+ of \d+ heads/m);
+  assert.match(shown, /^stored as +int4$/m);
+  const { state } = JSON.parse(await ok("snapshots", "show", out, "--json"));
+  assert.deepEqual(state.done, { effort: report.effort, refit: report.refit });
+  const restored = await asked("--snapshot", out);
+  assert.deepEqual([restored.effort, restored.tokens.reused], [report.effort, report.tokens.context]);
+  await refused(2, /--effort best chooses what --keep says/, ...best, "--keep", "10%", "--out", out);
+  await refused(2, /cannot be used with/, ...best, "--append", out, "--out", out);
+  await refused(2, /cannot be used with/, "ask", ...MODEL, ...ASK, "--snapshot", out, "--effort", "best");
+});
+
 Deno.test("read refuses places that would harm something, before it reads", async () => {
   await refused(3, /it is also read, as the context/, "read", ...MODEL, "--context", book, "--out", book);
   await refused(3, /it is also read, as the model/, "read", ...MODEL, "--context", book, "--out", TINY_MODEL);
