@@ -9,12 +9,22 @@ import type { Dense } from "../dense/dense.ts";
 import { extendByOne, type ExtendOptions, forwardFrom } from "./extend.ts";
 import { chosen, type Sampler } from "./sampler.ts";
 
-/** Most tokens that are computed before the first of them is known, and milliseconds that they may take. */
-const MOST = 16, LONGEST_MS = 100;
+/**
+ * Most tokens that are computed together, and milliseconds that they may take. While their numbers are waited for as many
+ * more are computed, so that the device has something to do.
+ */
+const MOST = 16, LONGEST_MS = 50;
 
 export interface AheadOptions extends ExtendOptions {
   /** Milliseconds that tokens computed together may take; default {@link LONGEST_MS}. */
   readonly longest?: number;
+}
+
+/** Tokens that are computed together, in the cache already. */
+interface Group {
+  readonly count: number;
+  readonly begun: number;
+  readonly tokens: Promise<number[]>;
 }
 
 export class TokensAhead {
@@ -22,10 +32,17 @@ export class TokensAhead {
   readonly #cache: RaggedCache;
   readonly #sampler: Sampler;
   readonly #options: AheadOptions;
-  /** Tokens that were computed and not taken. */
+  /** Tokens that are known and were not taken. */
   readonly #waiting: number[] = [];
+  /** Those behind them that are under way, two groups at most. */
+  readonly #groups: Group[] = [];
+  /** The embedding of the last token that is computed. */
+  #embedded?: Tensor;
   /** Tokens to compute next. */
   #group = 1;
+  /** Milliseconds that the last tokens took, each, once there were some; and when they came. */
+  #each?: number;
+  #arrived = 0;
 
   constructor(dense: Dense, cache: RaggedCache, sampler: Sampler, options: AheadOptions) {
     this.#dense = dense;
@@ -36,7 +53,11 @@ export class TokensAhead {
 
   /** Where the next token will stand, as far as tokens were taken. */
   get position(): number {
-    return this.#cache.position - this.#waiting.length;
+    return this.#cache.position - this.#untaken;
+  }
+
+  get #untaken(): number {
+    return this.#groups.reduce((sum, { count }) => sum + count, this.#waiting.length);
   }
 
   /** The token after `ids`. */
@@ -50,40 +71,68 @@ export class TokensAhead {
     const waiting = this.#waiting.shift();
     if (waiting !== undefined) return waiting;
     if (!this.#dense.choices || !this.#sampler.greedy || this.#options.limit) return await this.first([id]);
-    const count = Math.max(1, Math.min(this.#group, most)), start = performance.now();
-    const [first, ...others] = await this.#compute(id, count);
+    const { longest = LONGEST_MS } = this.#options;
+    if (this.#groups.length === 0) await this.#begin(most, id);
+    const [group] = this.#groups;
+    // More are on their way before these are waited for, unless one alone takes long: whoever stops early waits for them.
+    const isQuick = this.#each !== undefined && this.#each <= longest;
+    if (isQuick && most > group.count) await this.#begin(most - group.count, id);
+    const [first, ...others] = await group.tokens;
+    this.#groups.shift();
     this.#waiting.push(...others);
+    const now = performance.now();
+    this.#each = (now - Math.max(group.begun, this.#arrived)) / group.count;
+    this.#arrived = now;
     // Twice as many as long as that is quick: whoever stops early has waited for no more than was taken.
-    const each = (performance.now() - start) / count, { longest = LONGEST_MS } = this.#options;
-    this.#group = Math.max(1, Math.min(2 * this.#group, MOST, Math.floor(longest / each)));
+    this.#group = Math.max(1, Math.min(2 * this.#group, MOST, Math.floor(longest / this.#each)));
     return first;
   }
 
-  /** Takes tokens that nobody took back out of the cache. */
-  end(): void {
-    this.#cache.takeBack(this.#waiting.length);
-    this.#waiting.length = 0;
+  /** Takes tokens that nobody took back out of the cache, once they are there. */
+  async end(): Promise<void> {
+    await this.settle();
+    this.#cache.takeBack(this.#untaken);
+    this.#waiting.length = this.#groups.length = 0;
   }
 
-  async #compute(id: number, count: number): Promise<number[]> {
+  /** Waits for what is under way, however it ends; what a failure leaves behind needs no more. */
+  async settle(): Promise<void> {
+    this.#free();
+    await Promise.allSettled(this.#groups.map(({ tokens }) => tokens));
+  }
+
+  /** Computes up to `most` tokens behind the last that was computed, `id` if none was, without waiting for them. */
+  async #begin(most: number, id: number): Promise<void> {
     const { tensors } = this.#cache.backend, { signal } = this.#options;
-    using choices = this.#dense.choices!(count);
-    let embedded: Tensor | undefined = await this.#dense.embed([id]);
+    const count = Math.max(1, Math.min(this.#group, most)), begun = performance.now();
+    this.#embedded ??= await this.#dense.embed([id]);
+    const choices = this.#dense.choices!(count);
+    let made = 0;
     try {
-      for (let i = 0; i < count; i++) {
+      for (; made < count; made++) {
         await breathe(signal);
-        const from: Tensor = embedded!;
-        embedded = undefined;
+        const from: Tensor = this.#embedded!;
+        this.#embedded = undefined;
         const hidden = await forwardFrom(this.#dense, this.#cache, from, 1);
         try {
-          embedded = choices.next(hidden);
+          this.#embedded = choices.next(hidden);
         } finally {
           tensors.free(hidden);
         }
       }
-      return (await choices.read()).map(chosen);
-    } finally {
-      if (embedded) tensors.free(embedded);
+    } catch (error) {
+      choices[Symbol.dispose]();
+      if (signal?.aborted) this.#cache.takeBack(made);
+      throw error;
     }
+    const tokens = choices.read().then((all) => all.map(chosen)).finally(() => choices[Symbol.dispose]());
+    // Looked at later, or never where something fails before.
+    tokens.catch(() => {});
+    this.#groups.push({ count, begun, tokens });
+  }
+
+  #free(): void {
+    if (this.#embedded) this.#cache.backend.tensors.free(this.#embedded);
+    this.#embedded = undefined;
   }
 }

@@ -139,11 +139,14 @@ export async function answer(
       id = await tokens.next(id, Math.min(maxTokens - ids.length, end - tokens.position));
     }
   } catch (error) {
-    if (!options.signal?.aborted) throw error;
+    if (!options.signal?.aborted) {
+      await tokens.settle();
+      throw error;
+    }
     finish = "interrupted";
   }
   const ended = performance.now();
-  tokens.end();
+  await tokens.end();
   reply.end();
   const steps = Math.max(0, ids.length - 1);
   return {

@@ -122,39 +122,47 @@ gpuTest("a token of an answer is one batch and one wait, and its stages are the 
   });
 }, { without: ["f16"] });
 
-gpuTest("tokens computed ahead are those that come one by one, wait once together, and leave no trace", async (gpu) => {
-  await onGpu(gpu, "llama-plain", {}, async ({ dense, backend }) => {
-    using cache = new RaggedCache(backend, dense.config);
-    const greedy = createSampler(), asked = [1, 2, 3, 4, 5], mark = cache.mark(), wanted: number[] = [];
-    for (let next = asked; wanted.length < 22; next = wanted.slice(-1)) {
-      wanted.push(await extendByOne(dense, cache, next, greedy));
-    }
-    cache.trim(mark);
-    const tokens = new TokensAhead(dense, cache, greedy, { longest: Infinity }), got = [await tokens.first(asked)];
-    const taken = async (count: number) => {
-      while (got.length < count) got.push(await tokens.next(got[got.length - 1], 100));
-    };
-    // One, then two, four, eight together.
-    assert.equal((await counted(gpu, () => taken(1 + 15))).waits, 4);
-    await taken(22);
-    assert.deepEqual(got, wanted);
-    assert.equal(tokens.position, asked.length + got.length - 1);
-    assert.equal(cache.position, asked.length + 15 + 16, "sixteen were computed, six were taken");
-    tokens.end();
-    assert.equal(cache.position, tokens.position);
-    assert.equal(cache.length(0, 0), cache.position);
-    const { bound } = gpu.counts;
-    await taken(23);
-    tokens.end();
-    assert.ok(gpu.counts.bound - bound <= 100, `${gpu.counts.bound - bound} groups of buffers in sixteen tokens`);
-    // No more are computed than will be wanted, and none for whoever stopped.
-    const { position } = cache;
-    await tokens.next(got[22], 3);
-    assert.equal(cache.position, position + 3);
-    const stopped = new TokensAhead(dense, cache, greedy, { signal: AbortSignal.abort(new Error("enough")) });
-    await assert.rejects(stopped.next(got[22], 3), /enough/);
-  });
-}, { without: ["f16"] });
+gpuTest(
+  "tokens computed ahead are those that come one by one, are waited for together, and leave no trace",
+  async (gpu) => {
+    await onGpu(gpu, "llama-plain", {}, async ({ dense, backend }) => {
+      using cache = new RaggedCache(backend, dense.config);
+      const greedy = createSampler(), asked = [1, 2, 3, 4, 5], mark = cache.mark(), wanted: number[] = [];
+      for (let next = asked; wanted.length < 22; next = wanted.slice(-1)) {
+        wanted.push(await extendByOne(dense, cache, next, greedy));
+      }
+      cache.trim(mark);
+      const tokens = new TokensAhead(dense, cache, greedy, { longest: Infinity }), got = [await tokens.first(asked)];
+      const taken = async (count: number) => {
+        while (got.length < count) got.push(await tokens.next(got[got.length - 1], 100));
+      };
+      // One, then two, and while these are waited for two more; four, eight, sixteen behind those.
+      const { waits } = await counted(gpu, () => taken(1 + 15));
+      assert.ok(waits <= 5, `${waits} waits`);
+      assert.equal(cache.position, asked.length + (1 + 2 + 2 + 4 + 8) + 16);
+      await taken(22);
+      assert.deepEqual(got, wanted);
+      assert.equal(tokens.position, asked.length + got.length - 1);
+      assert.equal(cache.position, asked.length + 17 + 16 + 16, "sixteen more than those of which four were taken");
+      await tokens.end();
+      assert.equal(cache.position, tokens.position);
+      assert.equal(cache.length(0, 0), cache.position);
+      await taken(23);
+      const { bound } = gpu.counts;
+      await taken(23 + 16);
+      await tokens.end();
+      assert.ok(gpu.counts.bound - bound <= 100, `${gpu.counts.bound - bound} groups of buffers in sixteen tokens`);
+      // No more are computed than will be wanted, and none for whoever stopped.
+      const { position } = cache;
+      await tokens.next(got[38], 3);
+      assert.equal(cache.position, position + 3);
+      const stopped = new TokensAhead(dense, cache, greedy, { signal: AbortSignal.abort(new Error("enough")) });
+      await assert.rejects(stopped.next(got[38], 3), /enough/);
+      await tokens.end();
+    });
+  },
+  { without: ["f16"] },
+);
 
 gpuTest("the device gives the output projection that the file has, and nothing for what it rounded", async (gpu) => {
   await onGpu(gpu, "qwen3-plain", {}, async ({ dense, backend }) => {
