@@ -30,6 +30,12 @@ export interface ModelShape extends AttentionShape {
    * can still look back to, whatever the budget; policies and budgets speak of the others, the *global* layers.
    */
   readonly windows?: readonly number[];
+  /**
+   * Layers that convolve instead of attending, `[layers]`: the width of a KV head's key and of its value there, 0 for one
+   * that attends. Such a layer is a window layer. Its rows, of which it needs the last ones whole, hold what is convolved:
+   * key and value of KV head `g` are what query heads `2g` and `2g + 1` weigh (`model/decode/convolution.ts`).
+   */
+  readonly convolved?: readonly number[];
   /** The null logits of each layer, `[layers][heads]`; absent: none. */
   readonly nulls?: readonly Float32Array[];
 }
@@ -41,11 +47,14 @@ export function windowOf({ windows }: Pick<ModelShape, "windows">, layer: number
 
 /** The shape of one layer's rows. */
 export function layerShape(shape: ModelShape, layer: number): AttentionShape {
-  const { heads, kvHeads, headDim, nulls } = shape, reach = windowOf(shape, layer);
+  const { heads, kvHeads, headDim, nulls, convolved } = shape,
+    reach = windowOf(shape, layer),
+    width = convolved?.[layer];
   return {
     heads,
     kvHeads,
     headDim,
+    ...(width && { heads: 2 * kvHeads, headDim: width }),
     ...(reach !== Infinity && { reach }),
     ...(nulls && { nullLogits: nulls[layer] }),
   };

@@ -23,7 +23,10 @@ export type DenseOperation = Operation<string, readonly TensorRows[]>;
 
 /** A layer, cut at attention. */
 export interface LayerOperations {
-  /** From `hidden` to q, k and v side by side, `(heads + 2·kvHeads)·headDim`, before rotation. */
+  /**
+   * From `hidden` to q, k and v side by side, `(heads + 2·kvHeads)·headDim`, before rotation; for a layer that convolves
+   * as `ModelShape.convolved` has it.
+   */
   readonly project: readonly DenseOperation[];
   /** From `hidden`, as before, and `attention`, `heads·headDim`, to the next hidden state. */
   readonly finish: readonly DenseOperation[];
@@ -47,6 +50,10 @@ export interface Dimensions extends ModelShape {
   readonly tiedHead: boolean;
   /** What the file says for the entry's {@link Architecture.settings}; a key that it lacks is absent. */
   readonly settings: Readonly<Record<string, number>>;
+  /** Whether each layer convolves instead of attending, `[layers]`; absent: none does. */
+  readonly convolves?: readonly boolean[];
+  /** Tokens that a convolution takes. */
+  readonly taps?: number;
   /** Whether the file has a tensor, for biases that some models have and some don't. */
   readonly has: (tensor: string) => boolean;
 }
@@ -68,6 +75,11 @@ export interface Architecture {
    * they turn by a base of their own, or as all do: `turn`.
    */
   readonly window?: { readonly pattern: number; readonly turn: "own" | "as all" };
+  /**
+   * Layers without KV heads convolve: the key of how many tokens each takes, without the architecture's name, and the
+   * tensor of its taps, `[taps, width]` as stored.
+   */
+  readonly convolution?: { readonly taps: string; readonly tensor: (index: number) => string };
   /** Of the logits that layer `index` gives to nothing, `[heads]` (`AttentionShape.nullLogits`); absent: there are none. */
   nullLogits?(index: number): string;
   /** Whether YaRN's borders between pairs stay fractions; absent: whole pairs, outwards. */
@@ -143,6 +155,37 @@ const LIST: readonly Architecture[] = [
         operation.op === "norm" ? { ...operation, gains: `${block}.post_attention_norm.weight` } : operation
       );
       return { project, finish: withExperts(named, model, block, { bias: true, activation: "limited" }) };
+    },
+  },
+  {
+    name: "lfm2",
+    pairs: "half",
+    convolution: { taps: "shortconv.l_cache", tensor: (index) => `blk.${index}.shortconv.conv.weight` },
+    layer: (model, index) => {
+      const block = `blk.${index}`, { heads, kvHeads, width } = model, { project, finish } = layerOf(model, block);
+      if (model.convolves?.[index]) {
+        const [norm] = project, [, ...rest] = finish;
+        return {
+          project: [
+            norm,
+            multiply("x", convolvedRows(model, `${block}.shortconv.in_proj`), "gated"),
+            { op: "couple", from: "gated", to: "qkv", first: width, width },
+          ],
+          finish: [multiply("attention", [all(`${block}.shortconv.out_proj`, width)], "projected"), ...rest],
+        };
+      }
+      return {
+        project: [
+          ...project,
+          headNorm("qkv", model, 0, heads, `${block}.attn_q_norm`, "qNormed"),
+          headNorm("qNormed", model, heads, kvHeads, `${block}.attn_k_norm`, "qkNormed"),
+        ],
+        finish,
+      };
+    },
+    head: (model) => {
+      const [, output] = plainHead(model);
+      return [norm("hidden", "token_embd_norm", "x"), output];
     },
   },
   {
@@ -291,6 +334,19 @@ function attentionRows({ heads, kvHeads, headDim }: Dimensions, block: string, b
     { ...all(`${block}.attn_k`, keys), bias },
     { ...all(`${block}.attn_v`, keys), bias },
   ];
+}
+
+/**
+ * Of a projection that holds what lets inputs in, what lets results out, and the inputs, one below the other: results' gates
+ * first, then the other two, channels of even blocks before those of odd ones, as keys and values hold them.
+ */
+function convolvedRows({ width, kvHeads }: Dimensions, tensor: string): TensorRows[] {
+  const block = width / 2 / kvHeads, rows = (first: number, rows: number) => ({ tensor, first, rows, bias: false });
+  const blocks = (part: number) =>
+    [0, 1].flatMap((odd) =>
+      Array.from({ length: kvHeads }, (_, g) => rows(part * width + (2 * g + odd) * block, block))
+    );
+  return [rows(width, width), ...blocks(0), ...blocks(2)];
 }
 
 /** Attention's output projection. */

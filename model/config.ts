@@ -30,8 +30,10 @@ export interface ModelConfig extends ModelShape {
   readonly contextLength: number;
   /** Rotation of each layer, `[layers]`; layers that turn alike share it, one that doesn't turn has 0 dimensions. */
   readonly ropes: readonly Rope[];
-  /** Tokens that each layer looks back, itself among them, `[layers]`; 0: all. */
+  /** Tokens that each layer looks back, or convolves, itself among them, `[layers]`; 0: all. */
   readonly windows: readonly number[];
+  /** Taps of the layers that convolve, `[layers][width, taps]`, the oldest first; undefined for one that attends. */
+  readonly convolutions?: readonly (Float32Array | undefined)[];
   /** True when the output head shares the embedding's weights. */
   readonly tiedHead: boolean;
   /** What the dense engines run. */

@@ -2,7 +2,7 @@
 import { type Health, healthOf } from "../core/cache/health.ts";
 import { type CacheType, entryBytes } from "../core/cache/entry_type.ts";
 import type { ParameterValues } from "../core/policy/policy.ts";
-import { reachableEntries, windowOf } from "../core/shape.ts";
+import { layerShape, reachableEntries, windowOf } from "../core/shape.ts";
 import type { MemoryUse } from "../runtime/interface.ts";
 import { type CertificateReport, certificateReport } from "./certificate_report.ts";
 import type { WorstCase } from "./gate/worst_case.ts";
@@ -209,7 +209,7 @@ export interface ReportExtras {
 /** Gathers the report. Call it while the context is alive and after its last answer. */
 export function reportOf(model: Model, context: Context, answers: readonly Answer[], extras: ReportExtras): Report {
   const { cache, policy, budget } = context;
-  const { layers, headDim } = model.config;
+  const { layers } = model.config;
   const total = reachableEntries(model.config, context.tokens);
   const kept = cache.entries(), changed = cache.biased > 0 || (context.merge?.merged ?? 0) > 0 || cache.thinned;
   const bytes = cache.bytes();
@@ -262,7 +262,7 @@ export function reportOf(model: Model, context: Context, answers: readonly Answe
       evicted: total - kept,
       bytes: bytes.live,
       allocatedBytes: bytes.allocated,
-      fullBytes: total * entryBytes(headDim, cache.type),
+      fullBytes: fullBytes(context),
       peakBytes: Math.max(bytes.peak, context.risk?.peakBytes ?? 0),
       wasmHighWater: model.backend.memory().wasmBytes,
       perLayer: Array.from({ length: layers }, (_, layer) => layerReport(context, layer)),
@@ -336,6 +336,15 @@ function windowsReport({ cache }: Context): WindowsReport | null {
   if (globals.length === layers) return null;
   const entries = cache.entries() - cache.globalEntries();
   return { layers: layers - globals.length, of: layers, tokens: Math.max(...windows), entries };
+}
+
+/** Of all that could still be read, where nothing is evicted. */
+function fullBytes({ cache, tokens }: Context): number {
+  const { shape } = cache, layers = Array.from({ length: shape.layers }, (_, layer) => layer);
+  return layers.reduce((sum, layer) => {
+    const { kvHeads, headDim } = layerShape(shape, layer), rows = Math.min(tokens, windowOf(shape, layer) - 1);
+    return sum + rows * kvHeads * entryBytes(headDim, cache.typeOf(layer));
+  }, 0);
 }
 
 function layerReport(context: Context, layer: number): LayerReport {

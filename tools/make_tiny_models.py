@@ -25,7 +25,7 @@ from gguf import GGMLQuantizationType as T
 from gguf.quants import dequantize, quantize
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import (
-    Gemma3ForCausalLM, Gemma3TextConfig, GptOssConfig, GptOssForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM, GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM, Ministral3Config, Ministral3ForCausalLM,
+    Gemma3ForCausalLM, Gemma3TextConfig, GptOssConfig, GptOssForCausalLM, Lfm2Config, Lfm2ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM, GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM, Ministral3Config, Ministral3ForCausalLM,
     Phi3Config, Phi3ForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM, SmolLM3Config,
     SmolLM3ForCausalLM,
 )
@@ -144,6 +144,10 @@ MODELS = [
           {"rope_type": "yarn", "factor": 32.0, "rope_theta": 150000.0, "original_max_position_embeddings": 128,
            "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}, 4096, layers=3, long=True,
           more={"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "sliding_window": 24}),
+    # the third and the fifth of five layers attend, the others convolve
+    Model("lfm2-plain", "lfm2", "lfm2", 64, 4, 1, 16, 96, True, {"in_proj": T.Q5_0, "ffn_down": T.Q4_1, "": T.Q8_0},
+          {"rope_type": "default", "rope_theta": 1000000.0}, layers=5, long=True,
+          more={"layer_types": ["conv", "conv", "full_attention", "conv", "full_attention"], "conv_L_cache": 3}),
 ]
 # the pattern of o200k
 O200K_PATTERN = (
@@ -229,6 +233,10 @@ def llama3_factors(model: Model) -> np.ndarray:
     return factors.astype(np.float32)
 
 
+def attends(model: Model, layer: int) -> bool:
+    return model.more.get("layer_types", ["full_attention"] * model.layers)[layer] == "full_attention"
+
+
 def add_metadata(writer: gguf.GGUFWriter, model: Model, tokenizer: Tokenizer) -> None:
     writer.add_name(f"tiny {model.name}")
     writer.add_block_count(model.layers)
@@ -236,7 +244,10 @@ def add_metadata(writer: gguf.GGUFWriter, model: Model, tokenizer: Tokenizer) ->
     writer.add_embedding_length(model.width)
     writer.add_feed_forward_length(model.feed_forward)
     writer.add_head_count(model.heads)
-    if model.kv_heads != model.heads:
+    if model.architecture == "lfm2":
+        writer.add_head_count_kv([model.kv_heads if attends(model, i) else 0 for i in range(model.layers)])
+        writer.add_shortconv_l_cache(model.more["conv_L_cache"])
+    elif model.kv_heads != model.heads:
         writer.add_head_count_kv(model.kv_heads)
     if model.head_dim * model.heads != model.width:
         writer.add_key_length(model.head_dim)
@@ -306,6 +317,9 @@ def matrices(model: Model) -> list[tuple[str, str, tuple[int, int]]]:
     names = [("token_embd", "model.embed_tokens", (VOCABULARY, model.width))]
     for i in range(model.layers):
         attention, mlp = f"model.layers.{i}.self_attn", f"model.layers.{i}.mlp"
+        if model.architecture == "lfm2":
+            names += lfm2_matrices(model, i, q, k)
+            continue
         if model.architecture == "phi3":
             names += [
                 (f"blk.{i}.attn_qkv", f"{attention}.qkv_proj", (q + 2 * k, model.width)),
@@ -334,8 +348,47 @@ def matrices(model: Model) -> list[tuple[str, str, tuple[int, int]]]:
     return names
 
 
+def lfm2_matrices(model: Model, i: int, q: int, k: int) -> list[tuple[str, str, tuple[int, int]]]:
+    layer, width, inner = f"model.layers.{i}", model.width, model.feed_forward
+    if attends(model, i):
+        names = [
+            (f"blk.{i}.attn_q", f"{layer}.self_attn.q_proj", (q, width)),
+            (f"blk.{i}.attn_k", f"{layer}.self_attn.k_proj", (k, width)),
+            (f"blk.{i}.attn_v", f"{layer}.self_attn.v_proj", (k, width)),
+            (f"blk.{i}.attn_output", f"{layer}.self_attn.out_proj", (width, q)),
+        ]
+    else:
+        names = [
+            (f"blk.{i}.shortconv.in_proj", f"{layer}.conv.in_proj", (3 * width, width)),
+            (f"blk.{i}.shortconv.out_proj", f"{layer}.conv.out_proj", (width, width)),
+        ]
+    return names + [
+        (f"blk.{i}.ffn_gate", f"{layer}.feed_forward.w1", (inner, width)),
+        (f"blk.{i}.ffn_up", f"{layer}.feed_forward.w3", (inner, width)),
+        (f"blk.{i}.ffn_down", f"{layer}.feed_forward.w2", (width, inner)),
+    ]
+
+
+def lfm2_vectors(model: Model) -> list[tuple[str, str, int]]:
+    names = [("token_embd_norm.weight", "model.embedding_norm.weight", model.width)]
+    for i in range(model.layers):
+        layer = f"model.layers.{i}"
+        names += [
+            (f"blk.{i}.attn_norm.weight", f"{layer}.operator_norm.weight", model.width),
+            (f"blk.{i}.ffn_norm.weight", f"{layer}.ffn_norm.weight", model.width),
+        ]
+        if attends(model, i):
+            names += [
+                (f"blk.{i}.attn_{short}_norm.weight", f"{layer}.self_attn.{short}_layernorm.weight", model.head_dim)
+                for short in ("q", "k")
+            ]
+    return names
+
+
 def vectors(model: Model) -> list[tuple[str, str, int]]:
     """GGUF name, transformers name, length."""
+    if model.architecture == "lfm2":
+        return lfm2_vectors(model)
     names = [("output_norm.weight", "model.norm.weight", model.width)]
     for i in range(model.layers):
         layer = f"model.layers.{i}"
@@ -387,6 +440,11 @@ def add_weights(writer: gguf.GGUFWriter, model: Model, rng: np.random.Generator)
         if model.architecture in INTERLEAVED and name.endswith(("attn_q", "attn_k")):
             rows = unpermute(rows, model.heads if name.endswith("attn_q") else model.kv_heads)
         state[f"{theirs}.weight"] = torch.from_numpy(rows.copy())
+    for i in range(model.layers):
+        if not attends(model, i):
+            taps = rng.standard_normal((model.width, model.more["conv_L_cache"])).astype(np.float32)
+            writer.add_tensor(f"blk.{i}.shortconv.conv.weight", taps)
+            state[f"model.layers.{i}.conv.conv.weight"] = torch.from_numpy(taps[:, None, :].copy())
     if "num_experts" in model.more:
         state |= add_experts(writer, model, rng)
     for name, theirs, length in vectors(model):
@@ -443,6 +501,7 @@ def network_of(model: Model, state: dict[str, torch.Tensor]) -> torch.nn.Module:
         "phi3": (Phi3Config, Phi3ForCausalLM),
         "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
         "gpt-oss": (GptOssConfig, GptOssForCausalLM),
+        "lfm2": (Lfm2Config, Lfm2ForCausalLM),
         "smollm3": (SmolLM3Config, SmolLM3ForCausalLM),
         "mistral3": (Ministral3Config, Ministral3ForCausalLM),
     }[model.architecture]
@@ -453,6 +512,8 @@ def network_of(model: Model, state: dict[str, torch.Tensor]) -> torch.nn.Module:
         original = model.rope["original_max_position_embeddings"]
         extra |= {"pad_token_id": 0, "original_max_position_embeddings": original}
     rope = model.rope
+    if model.architecture == "lfm2":
+        extra |= {"norm_eps": 1e-5, "block_auto_adjust_ff_dim": False}
     if model.architecture == "gpt-oss":
         extra["num_local_experts"] = extra.pop("num_experts")
         del extra["moe_intermediate_size"]

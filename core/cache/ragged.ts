@@ -98,7 +98,7 @@ export class RaggedCache implements Disposable {
     this.backend = backend;
     this.shape = shape;
     this.type = type;
-    this.#types = new Array(shape.layers).fill(readAs);
+    this.#types = Array.from({ length: shape.layers }, (_, layer) => this.#whole(layer) ? "f32" : readAs);
     this.#layerBytes = new Array(shape.layers).fill(0);
     this.globals = globalLayers(shape);
     this.#rows = new Array(shape.layers).fill(undefined);
@@ -150,7 +150,7 @@ export class RaggedCache implements Disposable {
    * Like {@link append} it does not move the logical counter.
    */
   fill(layer: number, heads: readonly HeadRows[]): void {
-    const { keys, values, count } = byToken(heads, this.shape.headDim);
+    const { keys, values, count } = byToken(heads, layerShape(this.shape, layer).headDim);
     if (count > 0) this.#appendNumbers(layer, keys, values, count);
     this.compact(layer, heads.map(({ positions }) => positions.map((_, i) => i)));
     heads.forEach(({ positions }, h) => this.#positions[layer][h].set(positions));
@@ -245,6 +245,7 @@ export class RaggedCache implements Disposable {
    */
   async pack(layer: number): Promise<void> {
     const before = this.#rows[layer];
+    if (this.#whole(layer)) return;
     if (!before) {
       this.#types[layer] = this.type;
       return;
@@ -272,6 +273,15 @@ export class RaggedCache implements Disposable {
   /** The same for all layers. */
   async packAll(): Promise<void> {
     for (let layer = 0; layer < this.shape.layers; layer++) await this.pack(layer);
+  }
+
+  /** How entries of a layer are stored once it is packed: whole where it convolves. */
+  typeOf(layer: number): CacheType {
+    return this.#whole(layer) ? "f32" : this.type;
+  }
+
+  #whole(layer: number): boolean {
+    return !!this.shape.convolved?.[layer];
   }
 
   /** Entries of one layer whose logits get a bias. */
@@ -422,7 +432,7 @@ export class RaggedCache implements Disposable {
   }
 
   #putBack(rows: LayerRows, layer: number, heads: readonly CopiedRows[]): void {
-    const { headDim } = this.shape, { tensors } = this.backend;
+    const { headDim } = layerShape(this.shape, layer), { tensors } = this.backend;
     const lengths = heads.map(({ keys }) => keys.length / headDim);
     const wanted = this.#positions[layer].map(({ length }) => length);
     if (`${lengths}` !== `${wanted}`) throw new RangeError(`Layer ${layer}: heads of ${lengths} rows: want ${wanted}`);
@@ -564,7 +574,7 @@ export class RaggedCache implements Disposable {
     const entries = this.#positions[layer].reduce((sum, list) => sum + list.length, 0);
     this.#entries += entries - this.#layerEntries[layer];
     this.#layerEntries[layer] = entries;
-    const { headDim } = this.shape, type = this.#types[layer];
+    const { headDim } = layerShape(this.shape, layer), type = this.#types[layer];
     const bytes = this.#positions[layer].reduce(
       (sum, list) => sum + headBytes(headDim, type, list.length, list.packed),
       0,

@@ -83,6 +83,8 @@ function forward(step: Step, tape: Tape, count: number, epsilon: number): Float3
     case "expand":
     case "collect":
       throw new RangeError("Cannot run experts backwards");
+    case "couple":
+      throw new RangeError("Cannot run convolutions backwards");
     default:
       throw new TypeError(`Unknown operation ${step satisfies never}`);
   }
@@ -117,6 +119,8 @@ function backward(
     case "expand":
     case "collect":
       throw new RangeError("Cannot run experts backwards");
+    case "couple":
+      throw new RangeError("Cannot run convolutions backwards");
     default:
       throw new TypeError(`Unknown operation ${step satisfies never}`);
   }

@@ -17,6 +17,7 @@ export type Operation<Gains, Weights> =
   | Add
   | Scale
   | Cap
+  | Couple
   | Choose
   | Expand<Weights>
   | Collect<Weights>;
@@ -85,6 +86,15 @@ export interface Cap {
   readonly from: string;
   readonly to: string;
   readonly cap: number;
+}
+
+/** `width` columns from `first` on, each times the one `width` behind it; those behind go, and end the row. */
+export interface Couple {
+  readonly op: "couple";
+  readonly from: string;
+  readonly to: string;
+  readonly first: number;
+  readonly width: number;
 }
 
 /**
@@ -164,6 +174,8 @@ function resultWidth(operation: Operation<unknown, unknown>, width: (name: strin
       return operation.rows;
     case "gate":
       return width(operation.from) / 2;
+    case "couple":
+      return width(operation.from) - operation.width;
     case "choose":
       width(operation.from);
       return 2 * operation.used;

@@ -169,6 +169,8 @@ export class DenseStages {
         return this.#expand(operation, [value(operation.from), value(operation.chosen)], count, width, to);
       case "collect":
         return this.#collect(operation, [value(operation.from), value(operation.chosen)], count, to);
+      case "couple":
+        throw new RangeError("No shader convolves");
       default:
         throw new TypeError(`Unknown operation ${operation satisfies never}`);
     }

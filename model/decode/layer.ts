@@ -1,9 +1,10 @@
 /** One layer of the decoder over a chunk of tokens: the step that every way of reading, and answering, takes. */
-import { type LayerRows, ROW_PAGE } from "../../core/backend/interface.ts";
+import { ROW_PAGE } from "../../core/backend/interface.ts";
 import { Temporaries, type Tensor } from "../../core/backend/tensor.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
 import { breathe } from "../../runtime/breathe.ts";
 import type { ModelConfig } from "../config.ts";
+import { ConvolvedRows, type StepRows } from "./convolution.ts";
 import type { Dense, Projected } from "../dense/dense.ts";
 
 /** Tokens per dense call: large enough for the matrix kernels, small enough to bound activations. */
@@ -23,7 +24,7 @@ export interface LayerInput {
 
 /** A chunk at the layer's attention: its keys and values are the last rows of every head. Its tensors end with it. */
 export interface AtAttention extends Projected {
-  readonly rows: LayerRows;
+  readonly rows: StepRows;
   /** What attention makes goes in here, and ends with the step. */
   readonly made: Temporaries;
 }
@@ -63,14 +64,17 @@ async function attended(
   for (const tensor of Object.values<Tensor | undefined>({ ...projected })) if (tensor) held.add(tensor);
   // Keys are stored rotated; the chunk's own rows are there before its queries look.
   cache.append(layer, projected.keys, projected.values, count, first);
-  const output = await attend({ ...projected, rows: cache.rows(layer), made });
+  const rows = cache.rows(layer), taps = dense.config.convolutions?.[layer];
+  const asked = taps ? new ConvolvedRows(rows, cache.backend.tensors, taps) : rows;
+  const output = await attend({ ...projected, rows: asked, made });
   // A window layer lets go of what no later token sees; token by token once a page comes free by it.
   cache.release(layer, count === 1 ? ROW_PAGE : 1);
   return output;
 }
 
 /** Bytes of a chunk's activations while it is in a layer: hidden states and projections twice, attention output. */
-export function stepBytes({ width, heads, kvHeads, headDim }: ModelConfig, count: number): number {
-  const projected = (heads + 2 * kvHeads) * headDim;
+export function stepBytes(config: ModelConfig, count: number): number {
+  const { width, heads, kvHeads, headDim, convolutions } = config;
+  const projected = Math.max((heads + 2 * kvHeads) * headDim, convolutions ? 2 * width : 0);
   return 4 * count * (2 * width + 2 * projected + heads * headDim);
 }

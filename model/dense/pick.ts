@@ -6,12 +6,13 @@ import type { ModelConfig } from "../config.ts";
 import type { GgufFile } from "../file/gguf/reader.ts";
 import { hasSimd128 } from "../../runtime/features.ts";
 import type { ThreadPool } from "../../wasm/threads/pool.ts";
-import { expertsRefused, hasExpertLayers } from "./experts.ts";
+
 import type { DenseEngine, HostDenseName } from "./interface.ts";
 import { MixedEngine } from "./by_rows.ts";
 import { createNodeEngine, createNodeLayers, probeNode } from "./ort/node.ts";
 import type { DenseOptions } from "./ort/engine.ts";
 import { checkNeeded, neededBytes } from "./needed.ts";
+import { engineRefused, type OwnKernelsFor, ownKernelsFor } from "./own_kernels.ts";
 import { createWasmEngine, type WasmDenseOptions } from "./wasm/engine.ts";
 import { createWebEngine } from "./ort/web.ts";
 import type { WeightForm } from "./ort/weights.ts";
@@ -68,7 +69,8 @@ export async function pickDense(
   const { threads = 1, precision = "auto", onProgress, signal, pool } = options;
   if (!Number.isInteger(threads) || threads < 1) throw new RangeError(`pickDense() wants threads ≥ 1, not ${threads}`);
   const wasm = { precision: precision === "float32" ? precision : "quantised", onProgress, signal, pool } as const;
-  const name = hasExpertLayers(config) ? expertEngine(options) : await chooseEngine(file, options);
+  const special = ownKernelsFor(config);
+  const name = special ? ownEngine(special, options) : await chooseEngine(file, options);
   const form = weightForm(name === "web" ? "web" : "node", precision, config);
   const needed = neededBytes(file, name, form);
   checkNeeded(file, needed, options.limitBytes);
@@ -94,15 +96,15 @@ export async function pickDense(
 export const MANY_ROWS = 8;
 
 /**
- * Experts run on our own kernels alone.
- * @throws PalisadeError `dense.experts` where another engine was named, resources `dense.unavailable` without SIMD.
+ * Experts and convolutions run on our own kernels alone.
+ * @throws PalisadeError `dense.experts`, `dense.convolutions` where another engine was named, resources `dense.unavailable` without SIMD.
  */
-function expertEngine({ dense = "auto" }: PickDenseOptions): HostDenseName {
+function ownEngine(what: OwnKernelsFor, { dense = "auto" }: PickDenseOptions): HostDenseName {
   if (dense !== "auto" && dense !== "wasm") {
-    throw expertsRefused(dense);
+    throw engineRefused(dense, what);
   }
   if (hasSimd128()) return "wasm";
-  const message = "A model with experts needs WebAssembly's 128-bit vectors, which this runtime lacks";
+  const message = `A model with ${what} needs WebAssembly's 128-bit vectors, which this runtime lacks`;
   throw resourceError("dense.unavailable", message, option("dense"));
 }
 

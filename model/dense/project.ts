@@ -1,4 +1,5 @@
 /** The step between an engine's `qkv` and attention: split the projections, rotate queries and keys. */
+import { layerShape } from "../../core/shape.ts";
 import type { ModelConfig, Rope } from "../config.ts";
 import type { Projected } from "./dense.ts";
 import { growthAt, type RopeTable, ropeTable, rotate } from "./rope.ts";
@@ -12,7 +13,7 @@ export function project(
   first: number,
   want: { readonly unrotated?: boolean } = {},
 ): Projected<Float32Array> {
-  const { heads, kvHeads, headDim } = config, rope = config.ropes[layer];
+  const { heads, kvHeads, headDim } = layerShape(config, layer), rope = config.ropes[layer];
   const q = heads * headDim, kv = kvHeads * headDim, row = q + 2 * kv;
   const queries = new Float32Array(count * q);
   const keys = new Float32Array(count * kv);

@@ -15,7 +15,7 @@ import { scoreByGate } from "../../core/backend/gate.ts";
 import { RaggedCache } from "../../core/cache/ragged.ts";
 import type { SelfGateNeed } from "../../core/policy/policy.ts";
 import type { LinearGate } from "../../core/measure/gate_scores.ts";
-import { windowOf } from "../../core/shape.ts";
+import { layerShape, windowOf } from "../../core/shape.ts";
 import type { ModelConfig } from "../config.ts";
 import { type AtAttention, layerAttention, layerStep } from "../decode/layer.ts";
 import type { Device } from "../device.ts";
@@ -166,7 +166,7 @@ export class Replay implements Disposable {
 
   /** Takes what a chunk of the context adds to the pieces' rows, tokens from `first` on. */
   add(layer: number, { keys, values }: Pick<AtAttention, "keys" | "values">, first: number, count: number): void {
-    const { kvHeads, headDim } = this.#device.dense.config, row = kvHeads * headDim;
+    const { kvHeads, headDim } = layerShape(this.#device.dense.config, layer), row = kvHeads * headDim;
     const isGlobal = this.#isGlobal(layer), chunk = { keys, values, first, count };
     for (const { piece, cache, sinks } of this.#runs) {
       // A window layer looks back by rows: what is not next to the piece would stand where it is not.

@@ -17,7 +17,7 @@ import {
   type Part,
   unpackRows as unpackPacked,
 } from "../../core/cache/packed.ts";
-import { type ModelShape, windowOf } from "../../core/shape.ts";
+import { type AttentionShape, layerShape, type ModelShape, windowOf } from "../../core/shape.ts";
 import type { HeadCertificate, LayerCertificate } from "../../core/worst_case/certificate.ts";
 import { DTYPE_BYTES } from "../file/safetensors.ts";
 import type { Cloak } from "./cloak/cloak.ts";
@@ -58,7 +58,8 @@ type Lazy = TensorSpec & { bytes(): Uint8Array };
 
 /** The section of one layer; its rows are copied, and cloaked where there is a cloak, when their turn comes. */
 export function layerSpec(cache: RaggedCache, layer: number, extras: LayerExtras, cloak?: Cloak): SectionSpec {
-  const { kvHeads, headDim } = cache.shape, rows = cache.layerEntries(layer);
+  const { kvHeads, headDim } = layerShape(cache.shape, layer), type = cache.typeOf(layer);
+  const rows = cache.layerEntries(layer);
   const heads = Array.from({ length: kvHeads }, (_, head) => head), index = cache.globals.indexOf(layer);
   const ints = (name: string, of: (head: number) => Int32Array): Lazy => ({
     ...{ name, dtype: "I32", shape: [rows] },
@@ -82,7 +83,7 @@ export function layerSpec(cache: RaggedCache, layer: number, extras: LayerExtras
     ...bias,
     ...cloak
       ? cloakedSpecs(kvHeads, cloakedRows(heads.map((head) => cache.length(layer, head))), headDim)
-      : rowSpecs(cache.type, countsOf(cache, layer), headDim),
+      : rowSpecs(type, countsOf(cache, layer), headDim),
   ];
   return {
     name: layerSection(layer),
@@ -99,7 +100,7 @@ export function layerSpec(cache: RaggedCache, layer: number, extras: LayerExtras
         ];
         return await maskedBytes(cloak, layer, [...lazy, ...stored].map(({ name }) => name), plain);
       }
-      return [...lazy.map((each) => each.bytes()), ...biases, ...rowBytes(cache.type, copied, headDim)];
+      return [...lazy.map((each) => each.bytes()), ...biases, ...rowBytes(type, copied, headDim)];
     },
   };
 }
@@ -227,11 +228,12 @@ export interface LayerForm {
  * @throws PalisadeError input `snapshot.damaged`, `snapshot.layout`, where = the section.
  */
 export async function readLayer(file: SnapshotFile, layer: number, form: LayerForm): Promise<SavedLayer> {
-  const name = layerSection(layer), { shape: { kvHeads, headDim }, type, tokens } = form;
+  const name = layerSection(layer), { tokens } = form;
+  const { kvHeads, headDim } = layerShape(form.shape, layer), type = form.shape.convolved?.[layer] ? "f32" : form.type;
   const fail = (reason: string): never => {
     throw refuse("layout", file.name, name, `section ${name}: ${reason}`);
   };
-  const rows = checkLayout(file.layout(name), form, fail);
+  const rows = checkLayout(file.layout(name), layerShape(form.shape, layer), { type, cloak: form.cloak }, fail);
   const read = await file.read(name), tensors = form.cloak ? await unmasked(form.cloak, layer, read) : read;
   const lengths = ints(tensors.get("lengths")!);
   if (lengths.some((length) => length < 0 || length > tokens) || sum(lengths) !== rows) {
@@ -307,7 +309,8 @@ function plainRows(
 /** Types and shapes of a layer's tensors; the number of its rows. */
 function checkLayout(
   layout: ReadonlyMap<string, TensorSpec>,
-  { shape: { heads, kvHeads, headDim }, type, cloak }: LayerForm,
+  { heads, kvHeads, headDim }: AttentionShape,
+  { type, cloak }: Pick<LayerForm, "type" | "cloak">,
   fail: (reason: string) => never,
 ): number {
   const rows = layout.get("positions")?.shape[0] ?? -1, [, figures] = layout.get("certificate_figures")?.shape ?? [];

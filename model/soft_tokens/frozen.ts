@@ -10,9 +10,9 @@ import {
   softAttentionGradient,
   type SoftRows,
 } from "../../core/dense/soft_attention.ts";
-import { hasExperts } from "../../core/dense/operations.ts";
 import { inputError } from "../../core/errors.ts";
 import { windowOf } from "../../core/shape.ts";
+import { ownKernelsFor } from "../dense/own_kernels.ts";
 import type { DenseOperation, TensorRows } from "../architecture.ts";
 import type { ModelConfig } from "../config.ts";
 import { project } from "../dense/project.ts";
@@ -43,18 +43,20 @@ export interface LayerPass {
   readonly hidden: Float32Array;
 }
 
-/** The layers of a model without experts. */
+/** The layers of a model without experts and convolutions. */
 export class FrozenModel {
   readonly config: ModelConfig;
   readonly #file: WeightFile;
   readonly #held = new Map<number, FrozenLayer>();
   #heldBytes = 0;
 
-  /** @throws PalisadeError `calibrate.experts` for a model whose tokens go to experts. */
+  /** @throws PalisadeError `calibrate.experts`, `calibrate.convolutions` for a model that has them. */
   constructor(file: WeightFile, config: ModelConfig) {
-    if (config.decoder.layers.some(({ finish }) => hasExperts(finish))) {
-      const why = "which expert a token goes to has no gradient";
-      throw inputError("calibrate.experts", `Can't train soft tokens for ${config.name}: ${why}`, config.name);
+    const special = ownKernelsFor(config);
+    if (special) {
+      const why =
+        { experts: "which expert a token goes to has no gradient", convolutions: "its layers convolve" }[special];
+      throw inputError(`calibrate.${special}`, `Can't train soft tokens for ${config.name}: ${why}`, config.name);
     }
     this.config = config;
     this.#file = file;

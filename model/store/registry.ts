@@ -58,6 +58,7 @@ export interface HubSuggestion {
 export const HUB_SUGGESTIONS: readonly HubSuggestion[] = [
   { name: "Qwen/Qwen2.5-0.5B-Instruct-GGUF:Q4_K_M", about: 0.49e9, licence: "Apache-2.0" },
   { name: "Qwen/Qwen3-0.6B-GGUF:Q8_0", about: 0.64e9, licence: "Apache-2.0" },
+  { name: "LiquidAI/LFM2-1.2B-GGUF:Q4_K_M", about: 0.73e9, licence: "LFM Open 1.0" },
   { name: "bartowski/Llama-3.2-1B-Instruct-GGUF:Q4_K_M", about: 0.81e9, licence: "Llama 3.2 Community" },
   { name: "ibm-granite/granite-3.3-2b-instruct-GGUF:Q4_K_M", about: 1.55e9, licence: "Apache-2.0" },
   { name: "ggml-org/SmolLM3-3B-GGUF:Q4_K_M", about: 1.92e9, licence: "Apache-2.0" },

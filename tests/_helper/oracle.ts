@@ -26,10 +26,38 @@ export async function oracleLogits(
   let hidden = dense.embed(ids);
   for (let layer = 0; layer < config.layers; layer++) {
     const qkv = await dense.qkv(layer, hidden, ids.length);
-    const output = attend(config, layer, qkv, ids.length, { contextLength, kept: kept?.[layer], next });
+    const taps = config.convolutions?.[layer];
+    const output = taps
+      ? convolve(qkv, taps, config, ids.length)
+      : attend(config, layer, qkv, ids.length, { contextLength, kept: kept?.[layer], next });
     hidden = await dense.finish(layer, hidden, output, ids.length);
   }
   return await dense.logits(hidden.slice((ids.length - rows) * config.width), rows);
+}
+
+/**
+ * Each channel's last inputs weighed by its taps, times what lets them through: `qkv` holds those first, then the inputs
+ * of even and of odd blocks.
+ */
+function convolve(
+  qkv: Float32Array,
+  taps: Float32Array,
+  { width, kvHeads }: ModelConfig,
+  length: number,
+): Float32Array {
+  const output = new Float32Array(length * width), count = taps.length / width, block = width / 2 / kvHeads;
+  for (let t = 0; t < length; t++) {
+    for (let c = 0; c < width; c++) {
+      const head = Math.floor(c / block), half = head % 2 * width / 2, place = (head >> 1) * block + c % block;
+      let sum = 0;
+      for (let j = 0; j < count; j++) {
+        const from = t - count + 1 + j;
+        if (from >= 0) sum += taps[c * count + j] * qkv[from * 2 * width + width + half + place];
+      }
+      output[t * width + c] = sum * qkv[t * 2 * width + c];
+    }
+  }
+  return output;
 }
 
 function attend(

@@ -105,6 +105,10 @@ function apply(step: Step, from: (name: string) => number[], epsilon: number): n
       return from(step.from).map((x, i) => i >= step.first && i < step.first + step.width ? x * step.factor : x);
     case "cap":
       return from(step.from).map((x) => step.cap * Math.tanh(x / step.cap));
+    case "couple": {
+      const row = from(step.from), left = row.length - step.width;
+      return row.slice(0, left).map((x, i) => i < step.first ? x : x * row[i + step.width]);
+    }
     case "choose": {
       const numbers = from(step.from), order = [...numbers.keys()].sort((a, b) => numbers[b] - numbers[a]);
       const best = order.slice(0, step.used), weights = best.map((expert) => Math.exp(numbers[expert]));

@@ -23,13 +23,18 @@ export const TINY_MODELS = [
   "qwen3moe-plain",
   "llama-iq",
   "gpt-oss-plain",
+  "lfm2-plain",
 ] as const;
 
-/** Those that send tokens to experts: only our own kernels run them. */
-export const EXPERT_MODELS: readonly (typeof TINY_MODELS[number])[] = ["qwen3moe-plain", "gpt-oss-plain"];
+/** Those that send tokens to experts, or convolve: only our own kernels run them. */
+export const SPECIAL_MODELS: readonly (typeof TINY_MODELS[number])[] = [
+  "qwen3moe-plain",
+  "gpt-oss-plain",
+  "lfm2-plain",
+];
 /** The others, for every engine. */
 export const DENSE_MODELS: readonly (typeof TINY_MODELS[number])[] = TINY_MODELS.filter((name) => {
-  return !EXPERT_MODELS.includes(name);
+  return !SPECIAL_MODELS.includes(name);
 });
 
 /** Those that a WebGPU device runs: of the models with experts those without biases and attention to nothing. */

@@ -61,6 +61,11 @@ Deno.test("runForward() refuses experts, and so does the way back", () => {
   const choose: Step = { op: "choose", from: "hidden", to: "y", used: 1 };
   assert.throws(() => runForward([choose], { hidden: random(6) }, 1, EPSILON), /experts/);
   assert.throws(() => runBackward([choose], new Map(), random(2), 1, EPSILON), /experts/);
+  const couple: Step = { op: "couple", from: "hidden", to: "y", first: 2, width: 2 };
+  assert.throws(() => runForward([couple], { hidden: random(6) }, 1, EPSILON), /convolutions/);
+  assert.throws(() => runBackward([couple], new Map(), random(4), 1, EPSILON), /convolutions/);
+  const limited: Step = { op: "gate", from: "hidden", to: "y", activation: "limited" };
+  assert.throws(() => runForward([limited], { hidden: random(6) }, 1, EPSILON), /limited gate/);
 });
 
 for (const window of [Infinity, 5]) {

@@ -38,6 +38,12 @@ Deno.test("experts have their widths, reads and costs", () => {
   assert.deepEqual([hasExperts(EXPERTS), hasExperts(EXPERTS.slice(0, 2))], [true, false]);
 });
 
+Deno.test("what is coupled takes the place of both", () => {
+  const couple: Operation<null, null> = { op: "couple", from: "x", to: "y", first: 2, width: 3 };
+  assert.deepEqual([widthsOf([couple], { x: 8 }).get("y"), readsOf(couple)], [5, ["x"]]);
+  assert.throws(() => widthsOf([couple], {}), /No operation gives x/);
+});
+
 Deno.test("experts are refused before anybody is chosen", () => {
   for (const at of [2, 4]) {
     const list = EXPERTS.filter((each, i) => i === at || each.op === "gate");

@@ -7,7 +7,7 @@ import { createWebEngine } from "../../model/dense/ort/web.ts";
 import { smollm2 } from "../_helper/model.ts";
 import { plainDense } from "../_helper/plain_dense.ts";
 import { skipped } from "../_helper/skip.ts";
-import { DENSE_MODELS, EXPERT_MODELS, openModel, openTiny } from "../_helper/tiny_models.ts";
+import { DENSE_MODELS, openModel, openTiny, SPECIAL_MODELS } from "../_helper/tiny_models.ts";
 
 /**
  * Largest difference over the largest magnitude of a result. Weights are the same in every form, so only the order of
@@ -54,10 +54,11 @@ async function assertSamePieces(engine: DenseEngine, oracle: DenseEngine, count:
   assertClose(await engine.logits(hidden, count), await oracle.logits(hidden, count), `logits, ${count} rows`);
 }
 
-Deno.test("a model with experts is refused by every engine but our own kernels, and they take it by default", async () => {
-  for (const model of EXPERT_MODELS) {
+Deno.test("a model with experts or convolutions is refused by every engine but our own kernels, and they take it by default", async () => {
+  for (const model of SPECIAL_MODELS) {
     await using open = await openTiny(model);
-    const refused = { code: "dense.experts", kind: "input", message: /runs on our own kernels alone/ };
+    const code = model === "lfm2-plain" ? "dense.convolutions" : "dense.experts";
+    const refused = { code, kind: "input", message: /runs on our own kernels alone/ };
     for (const dense of ["web", "node"] as const) {
       await assert.rejects(pickDense(open.file, open.config, { dense }), refused);
       if (dense === "node" && !probe.available) continue;

@@ -654,3 +654,82 @@ for (
     });
   });
 }
+
+/** An lfm2 of two layers, of which the second attends. */
+function lfm2(metadata: Metadata = {}, shapes: Shapes = {}): Change {
+  const none = (block: string, names: readonly string[]) =>
+    Object.fromEntries(names.map((name) => [`${block}.${name}.weight`, undefined]));
+  return {
+    metadata: { "lfm2.attention.head_count_kv": counts(0, 2), "lfm2.shortconv.l_cache": u32(3), ...metadata },
+    shapes: {
+      "output_norm.weight": undefined,
+      "token_embd_norm.weight": [8],
+      ...none("blk.0", ["attn_q", "attn_k", "attn_v", "attn_output"]),
+      "blk.0.shortconv.conv.weight": [3, 8],
+      "blk.0.shortconv.in_proj.weight": [8, 24],
+      "blk.0.shortconv.out_proj.weight": [8, 8],
+      "blk.1.attn_q_norm.weight": [2],
+      "blk.1.attn_k_norm.weight": [2],
+      ...shapes,
+    },
+  };
+}
+
+function counts(...items: number[]): Metadata[string] {
+  return { type: "array", value: { of: "int32", items } } as unknown as Metadata[string];
+}
+
+Deno.test("configOf() of an lfm2: layers without KV heads convolve", async () => {
+  const got = await config("lfm2", lfm2());
+  assert.deepEqual([got.kvHeads, got.windows, got.convolved], [2, [3, 0], [2, 0]]);
+  assert.deepEqual(got.convolutions?.map((taps) => taps?.length), [24, undefined]);
+  assert.deepEqual(got.ropes.map(({ rotated }) => rotated), [0, 2]);
+  const [multiply] = got.decoder.layers[0].project.filter(({ op }) => op === "multiply");
+  assert.ok(multiply.op === "multiply");
+  // What lets results out; then even and odd blocks of two channels of what lets in, and of what comes in.
+  assert.deepEqual(multiply.weights.map(({ first, rows }) => [first, rows]), [
+    ...[[8, 8], [0, 2], [4, 2], [2, 2], [6, 2]],
+    ...[[16, 2], [20, 2], [18, 2], [22, 2]],
+  ]);
+  const attending = await config("lfm2", {
+    metadata: { "lfm2.attention.head_count_kv": u32(2) },
+    shapes: {
+      "output_norm.weight": undefined,
+      "token_embd_norm.weight": [8],
+      ...Object.fromEntries(
+        ["q", "k"].flatMap((name) => [0, 1].map((i) => [`blk.${i}.attn_${name}_norm.weight`, [2]])),
+      ),
+    },
+  });
+  assert.deepEqual([attending.windows, attending.convolved], [[0, 0], undefined]);
+});
+
+const KV = "lfm2.attention.head_count_kv", TAPS_KEY = "lfm2.shortconv.l_cache";
+for (
+  const [what, change, code, where] of [
+    ["one layer too many", lfm2({ [KV]: counts(0, 2, 0) }), "gguf.value", KV],
+    ["no layer that attends", lfm2({ [KV]: counts(0, 0) }), "gguf.value", KV],
+    ["layers of different heads", lfm2({ [KV]: counts(1, 2) }), "gguf.value", KV],
+    ["less than no head", lfm2({ [KV]: counts(-1, 2) }), "gguf.value", KV],
+    ["heads by name", lfm2({ [KV]: texts(["two"]) }), "gguf.value", KV],
+    ["no length of its convolutions", lfm2({ [TAPS_KEY]: undefined }), "gguf.missing", TAPS_KEY],
+    ["convolutions of one token", lfm2({ [TAPS_KEY]: u32(1) }), "gguf.value", TAPS_KEY],
+    ["convolutions of very many tokens", lfm2({ [TAPS_KEY]: u32(65) }), "gguf.value", TAPS_KEY],
+    [
+      "heads wider than the model",
+      lfm2({ "lfm2.attention.key_length": u32(4), "lfm2.attention.value_length": u32(4) }),
+      "gguf.unsupported",
+      KV,
+    ],
+    ["taps of other channels", lfm2({}, { "blk.0.shortconv.conv.weight": [3, 7] }), "gguf.shape", "shortconv.conv"],
+    ["no taps", lfm2({}, { "blk.0.shortconv.conv.weight": undefined }), "gguf.missing", "shortconv.conv"],
+    ["attention where it convolves", lfm2({}, { "blk.0.attn_q.weight": [8, 8] }), "gguf.unsupported", "blk.0.attn_q"],
+  ] as [string, Change, string, string][]
+) {
+  Deno.test(`configOf() refuses an lfm2 with ${what}`, async () => {
+    await assert.rejects(config("lfm2", change), (error: PalisadeError) => {
+      assert.ok(`${error.where}`.includes(where), `${error.where}`);
+      return error.code === code;
+    });
+  });
+}

@@ -123,6 +123,18 @@ function changed(config: ModelConfig, change: (operation: DenseOperation) => Den
   return { ...config, decoder: { ...decoder, layers } };
 }
 
+function changedProject(config: ModelConfig, change: (operation: DenseOperation) => DenseOperation): ModelConfig {
+  const { decoder } = config;
+  const layers = decoder.layers.map(({ project, finish }) => ({ project: project.map(change), finish }));
+  return { ...config, decoder: { ...decoder, layers } };
+}
+
+/** Only the last `left` taps of each channel. */
+function taps(config: ModelConfig, left: number): ModelConfig {
+  const some = (all?: Float32Array) => all?.map((tap, i) => i % 3 < 3 - left ? 0 : tap);
+  return { ...config, convolutions: config.convolutions!.map(some) };
+}
+
 function oneExpert<O extends DenseOperation>(operation: O): O {
   return { ...operation, used: 1 };
 }
@@ -135,6 +147,16 @@ const LOST: Record<string, [name: string, change: (config: ModelConfig) => Model
     (config) => changed(config, (each) => "used" in each ? oneExpert(each) : each),
   ],
   "the embeddings' scale": ["granite-plain", (c) => ({ ...c, decoder: { ...c.decoder, embeddingScale: 1 } })],
+  "what was before, where it convolves": ["lfm2-plain", (config) => taps(config, 1)],
+  "the oldest of what it convolves": ["lfm2-plain", (config) => taps(config, 2)],
+  "what lets it in": [
+    "lfm2-plain",
+    (config) =>
+      changedProject(config, (each) => {
+        return each.op === "couple" ? { ...each, first: config.width * 2, width: config.width } : each;
+      }),
+  ],
+  "the norms of lfm2's heads": ["lfm2-plain", (config) => without(config, (each) => each.op === "headNorm")],
   "what goes to nothing": ["gpt-oss-plain", (config) => ({ ...config, nulls: undefined })],
   "what goes to nothing in one head": ["gpt-oss-plain", (config) => ({
     ...config,

@@ -13,7 +13,7 @@ import { currentRuntime } from "../../runtime/mod.ts";
 import { randomGate } from "../_helper/gate.ts";
 import { randomSoftTokens } from "../_helper/soft_tokens.ts";
 import { oracleLogits } from "../_helper/oracle.ts";
-import { EXPERT_MODELS } from "../_helper/tiny_models.ts";
+import { SPECIAL_MODELS } from "../_helper/tiny_models.ts";
 
 const FOLDER = fileURLToPath(new URL("../data/models/", import.meta.url));
 const MODELS = (await readdir(FOLDER)).filter((name) => name.endsWith(".gguf"));
@@ -46,8 +46,8 @@ for (const name of MODELS) {
       positions: number[];
       logits: number[][];
     };
-    const experts = EXPERT_MODELS.some((model) => name === `${model}.gguf`);
-    await using model = await tiny(name, experts ? { dense: "wasm" } : {});
+    const special = SPECIAL_MODELS.some((model) => name === `${model}.gguf`);
+    await using model = await tiny(name, special ? { dense: "wasm" } : {});
     for (const [i, position] of expected.positions.entries()) {
       using context = await openContext(model, "x", { policy: "full" });
       context.cache.trim({ position: 0, lengths: context.cache.mark().lengths.map((heads) => heads.map(() => 0)) });

@@ -5,6 +5,7 @@ import {
   type Add,
   type Choose,
   chosenOf,
+  type Couple,
   type Gate,
   type HeadNorm,
   type Norm,
@@ -121,6 +122,8 @@ export class Execution {
         return this.#add(operation);
       case "scale":
         return this.#map(operation, scaling(operation));
+      case "couple":
+        return this.#couple(operation);
       case "choose":
         return this.#choose(operation);
       case "expand":
@@ -201,6 +204,16 @@ export class Execution {
     this.#kernels.check(call.dense_gate(own.buffer, ACTIVATIONS[activation], mine, this.#count, buffer), "gate");
     if (isWhole(value)) this.#setRows(to, width, buffer);
     else this.#setOwn(to, width, { ...result, buffer });
+  }
+
+  #couple({ from, to, first, width: coupled }: Couple): void {
+    const { width } = this.#value(from), all = this.#wholeFloats(from), left = width - coupled;
+    const out = new Float32Array(this.#count * left);
+    for (let t = 0; t < this.#count; t++) {
+      out.set(all.subarray(t * width, t * width + left), t * left);
+      for (let i = first, at = t * width; i < left; i++) out[t * left + i] *= all[at + i + coupled];
+    }
+    this.#setRows(to, left, this.#buffers.from(out));
   }
 
   #choose({ from, to, used }: Choose): void {

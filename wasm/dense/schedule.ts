@@ -63,7 +63,7 @@ export function scheduleOf<Step extends Operation<unknown, unknown>>(
 function needsRows(
   operation: Operation<unknown, unknown>,
 ): operation is Exclude<Operation<unknown, unknown>, { op: "add" }> {
-  return ["norm", "headNorm", "multiply", "choose", "expand", "collect"].includes(operation.op);
+  return ["norm", "headNorm", "multiply", "choose", "expand", "collect", "couple"].includes(operation.op);
 }
 
 function lastReadsOf(operations: readonly Operation<unknown, unknown>[]): ReadonlyMap<string, number> {

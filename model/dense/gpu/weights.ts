@@ -4,7 +4,7 @@ import type { GpuBuffer } from "../../../gpu/device.ts";
 import type { DeviceOperation } from "../../../gpu/dense/lists.ts";
 import type { DeviceWeights, Filling, MatrixPart } from "../../../gpu/dense/weights.ts";
 import type { DenseOperation, TensorRows } from "../../architecture.ts";
-import { expertsRefused, withoutExperts } from "../experts.ts";
+import { engineRefused, ordinary } from "../own_kernels.ts";
 import type { GgufFile, GgufTensor } from "../../file/gguf/reader.ts";
 import { rowBytesOf, type TensorType } from "../../file/tensor_types.ts";
 import { halvesOf, heldAs } from "../held.ts";
@@ -71,7 +71,7 @@ export class GpuWeightLoader {
       case "choose":
         return operation;
       default:
-        return withoutExperts(operation, "webgpu");
+        return ordinary(operation, "webgpu");
     }
   }
 
@@ -81,7 +81,7 @@ export class GpuWeightLoader {
    */
   async #experts(experts: readonly (readonly TensorRows[])[], rows: number): Promise<(readonly MatrixPart[])[]> {
     const isStack = experts.every((each, i) => each.every(({ first, bias }) => first === i * rows && !bias));
-    if (!isStack) throw expertsRefused("webgpu");
+    if (!isStack) throw engineRefused("webgpu", "experts");
     const made: (readonly MatrixPart[])[] = [];
     for (const { tensor } of experts[0]) {
       made.push(await this.#matrix([{ tensor, first: 0, rows: experts.length * rows, bias: false }]));

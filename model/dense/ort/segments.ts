@@ -112,6 +112,8 @@ function pieceOf(
     case "expand":
     case "collect":
       throw new RangeError("No graph sends tokens to experts");
+    case "couple":
+      throw new RangeError("No graph convolves");
     default:
       throw new TypeError(`Unknown operation ${operation satisfies never}`);
   }

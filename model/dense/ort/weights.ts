@@ -6,7 +6,7 @@ import { concatenate } from "../../../core/concatenate.ts";
 import type { DenseOperation, TensorRows } from "../../architecture.ts";
 import type { GgufFile, GgufTensor } from "../../file/gguf/reader.ts";
 import { rowBytesOf, type TensorType, toBlocks } from "../../file/tensor_types.ts";
-import { withoutExperts } from "../experts.ts";
+import { ordinary } from "../own_kernels.ts";
 import type { Linear, SegmentOperation } from "./segments.ts";
 
 /** How weights are held: all in float32, or in the file's blocks where they are quantised. */
@@ -43,7 +43,7 @@ export class WeightReader {
       case "multiply":
         return { ...operation, weights: await this.#linears(operation.weights) };
       default:
-        return withoutExperts(operation, "onnxruntime");
+        return ordinary(operation, "onnxruntime");
     }
   }
 

@@ -14,6 +14,7 @@ import type { ModelConfig, Rope } from "../../config.ts";
 import { quoted } from "./cursor.ts";
 import {
   optionalNumber,
+  optionalNumbers,
   optionalString,
   optionalStrings,
   refuseField,
@@ -40,7 +41,7 @@ export interface ConfigOptions {
  *
  * Errors: `gguf.architecture`, `gguf.missing` (key or tensor), `gguf.value`, `gguf.shape`, `gguf.dtype`,
  * `gguf.unsupported`; `where` is `metadata["…"]` or `tensor["…"]`, `.shape` or `.type` after it where that is wrong.
- * Reads nothing of the tensor data except what RoPE is divided by, and null logits.
+ * Reads nothing of the tensor data except what RoPE is divided by, null logits, and the taps of convolutions.
  */
 export async function configOf(gguf: GgufFile, options: ConfigOptions = {}): Promise<ModelConfig> {
   const entry = architectureOf(gguf), architecture = entry.name;
@@ -48,18 +49,18 @@ export async function configOf(gguf: GgufFile, options: ConfigOptions = {}): Pro
   const layers = requireNumber(gguf, `${architecture}.block_count`, COUNT);
   const width = requireNumber(gguf, `${architecture}.embedding_length`, COUNT);
   const contextLength = requireNumber(gguf, `${architecture}.context_length`, COUNT);
-  const shape = attentionOf(gguf, architecture, width);
+  const shape = attentionOf(gguf, entry, width, layers), { convolves, ...attention } = shape;
   const sizes = {
-    ...shape,
+    ...attention,
     layers,
     width,
     feedForward: requireNumber(gguf, `${architecture}.feed_forward_length`, COUNT),
     vocabulary: vocabularyOf(gguf),
     tiedHead: !gguf.tensors.has("output.weight"),
   };
-  const settings = settingsOf(gguf, entry);
+  const settings = settingsOf(gguf, entry), taps = convolves ? tapsOf(gguf, entry) : 0;
   checkExperts(gguf, entry, settings);
-  const dimensions = { ...sizes, settings, has: (name: string) => gguf.tensors.has(name) };
+  const dimensions = { ...sizes, settings, convolves, taps, has: (name: string) => gguf.tensors.has(name) };
   checkTensors(gguf, entry, dimensions);
   const locals = localLayers(gguf, entry, contextLength, layers);
   return {
@@ -68,15 +69,25 @@ export async function configOf(gguf: GgufFile, options: ConfigOptions = {}): Pro
     name: optionalString(gguf, "general.name") ?? gguf.name,
     normEpsilon: requireNumber(gguf, `${architecture}.attention.layer_norm_rms_epsilon`, { min: 0, max: 1 }),
     contextLength: rotationLimit(gguf, architecture, contextLength, options.tokens),
-    ropes: await ropesOf(gguf, entry, {
-      architecture,
-      pairs: entry.pairs,
-      fractionalYarn: entry.fractionalYarn,
-      headDim: shape.headDim,
-      contextLength,
-      tokens: options.tokens ?? contextLength,
-    }, locals),
-    windows: locals.map((window) => window < contextLength ? window : 0),
+    ropes: await ropesOf(
+      gguf,
+      entry,
+      {
+        architecture,
+        pairs: entry.pairs,
+        fractionalYarn: entry.fractionalYarn,
+        headDim: shape.headDim,
+        contextLength,
+        tokens: options.tokens ?? contextLength,
+      },
+      locals,
+      convolves,
+    ),
+    windows: locals.map((window, index) => convolves?.[index] ? taps : window < contextLength ? window : 0),
+    ...(convolves && {
+      convolved: convolves.map((each) => each ? width / 2 / shape.kvHeads : 0),
+      convolutions: await convolutionsOf(gguf, entry, convolves),
+    }),
     ...(entry.nullLogits && { nulls: await nullsOf(gguf, entry, layers) }),
     decoder: decoderOf(entry, dimensions),
   };
@@ -88,24 +99,44 @@ async function ropesOf(
   entry: Architecture,
   context: RopeContext,
   locals: readonly number[],
+  convolves: readonly boolean[] | undefined,
 ): Promise<Rope[]> {
   const rotations = { rope: await ropeOf(gguf, context), local: localRope(gguf, context), none: noRope(context) };
   const own = entry.window?.turn === "own";
-  return locals.map((window, index) => rotations[own && window > 0 ? "local" : entry.rotation?.(index) ?? "rope"]);
+  return locals.map((window, index) => {
+    if (convolves?.[index]) return rotations.none;
+    return rotations[own && window > 0 ? "local" : entry.rotation?.(index) ?? "rope"];
+  });
 }
 
 /** What each layer gives to nothing. @throws PalisadeError `gguf.value` for a logit that is not finite. */
 async function nullsOf(gguf: GgufFile, entry: Architecture, layers: number): Promise<Float32Array[]> {
   const nulls: Float32Array[] = [];
-  for (let index = 0; index < layers; index++) {
-    const name = entry.nullLogits!(index), logits = await gguf.readFloat32(name);
-    if (!logits.every(Number.isFinite)) {
-      const message = `${gguf.name}: ${name} holds ${logits.find((logit) => !Number.isFinite(logit))}; finite is right`;
-      throw inputError("gguf.value", message, `tensor[${quoted(name)}]`);
-    }
-    nulls.push(logits);
-  }
+  for (let index = 0; index < layers; index++) nulls.push(await finiteNumbers(gguf, entry.nullLogits!(index)));
   return nulls;
+}
+
+async function finiteNumbers(gguf: GgufFile, name: string): Promise<Float32Array> {
+  const numbers = await gguf.readFloat32(name), odd = numbers.find((each) => !Number.isFinite(each));
+  if (odd === undefined) return numbers;
+  throw inputError("gguf.value", `${gguf.name}: ${name} holds ${odd}; finite is right`, `tensor[${quoted(name)}]`);
+}
+
+/** Most tokens that a convolution takes: those of models are three or four. */
+const MOST_TAPS = 64;
+
+function tapsOf(gguf: GgufFile, entry: Architecture): number {
+  const range = { min: 2, max: MOST_TAPS, integer: true };
+  return requireNumber(gguf, `${entry.name}.${entry.convolution!.taps}`, range);
+}
+
+/** The taps of layers that convolve. @throws PalisadeError `gguf.value` for one that is not finite. */
+async function convolutionsOf(gguf: GgufFile, entry: Architecture, convolves: readonly boolean[]) {
+  const taps: (Float32Array | undefined)[] = [];
+  for (const [index, each] of convolves.entries()) {
+    taps.push(each ? await finiteNumbers(gguf, entry.convolution!.tensor(index)) : undefined);
+  }
+  return taps;
 }
 
 function architectureOf(gguf: GgufFile): Architecture {
@@ -181,11 +212,12 @@ function localLayers(gguf: GgufFile, entry: Architecture, contextLength: number,
   throw refuseField(gguf, key, "gguf.unsupported", `sliding-window attention (${window} tokens) is not supported`);
 }
 
-function attentionOf(gguf: GgufFile, architecture: string, width: number) {
-  const prefix = `${architecture}.attention`;
+function attentionOf(gguf: GgufFile, entry: Architecture, width: number, layers: number) {
+  const prefix = `${entry.name}.attention`;
   const heads = requireNumber(gguf, `${prefix}.head_count`, COUNT);
   const kvKey = `${prefix}.head_count_kv`;
-  const kvHeads = optionalNumber(gguf, kvKey, COUNT) ?? heads;
+  const perLayer = entry.convolution && kvHeadsByLayer(gguf, kvKey, layers);
+  const kvHeads = perLayer?.kvHeads ?? optionalNumber(gguf, kvKey, COUNT) ?? heads, convolves = perLayer?.convolves;
   if (heads % kvHeads !== 0) {
     throw refuseField(gguf, kvKey, "gguf.value", `${kvHeads} KV heads do not divide ${heads} query heads`);
   }
@@ -203,7 +235,27 @@ function attentionOf(gguf: GgufFile, architecture: string, width: number) {
       `keys of ${headDim} and values of ${valueLength}; only equal lengths are supported`,
     );
   }
-  return { heads, kvHeads, headDim };
+  // Half a row of keys and values holds what a KV head convolves.
+  if (convolves && (headDim * heads !== width || width % (2 * kvHeads) !== 0 || kvHeads > MOST_CONVOLVED)) {
+    const given = `${heads} heads of ${headDim} over ${kvHeads} beside convolutions of ${width} channels`;
+    throw refuseField(gguf, kvKey, "gguf.unsupported", `${given}; heads as wide as the model together are supported`);
+  }
+  return { heads, kvHeads, headDim, convolves };
+}
+
+/** Most KV heads beside convolutions; backends hold twice as many query heads. */
+const MOST_CONVOLVED = 2048;
+
+/** KV heads where the file has a list of them, and which layers have none; nothing where it has one number for all. */
+function kvHeadsByLayer(gguf: GgufFile, key: string, layers: number) {
+  const counts = optionalNumbers(gguf, key, { ...COUNT, min: 0 });
+  if (!counts) return undefined;
+  const kvHeads = counts.find((count) => count > 0) ?? 0;
+  if (counts.length === layers && kvHeads > 0 && counts.every((count) => count === 0 || count === kvHeads)) {
+    return { kvHeads, convolves: counts.includes(0) ? counts.map((count) => count === 0) : undefined };
+  }
+  const right = `one number for each of ${layers} layers, 0 or the same, is right`;
+  throw refuseField(gguf, key, "gguf.value", `[${counts.slice(0, 16)}]; ${right}`);
 }
 
 /** Rows of the embedding, which must be as many as the tokens. */
@@ -293,6 +345,7 @@ function* neededTensors(
   yield* tensorsOf(headOf(entry, dimensions), inputs);
   for (let index = 0; index < layers; index++) {
     const { project, finish } = entry.layer(dimensions, index);
+    if (dimensions.convolves?.[index]) yield [entry.convolution!.tensor(index), [dimensions.taps!, width]];
     if (entry.nullLogits) yield [entry.nullLogits(index), [dimensions.heads]];
     yield* tensorsOf(project, inputs);
     yield* tensorsOf(finish, inputs);

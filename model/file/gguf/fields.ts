@@ -37,6 +37,22 @@ export function optionalNumber(gguf: WithMetadata, key: string, range: NumberRan
   throw refuseField(gguf, key, "gguf.value", `${described(value)}; ${kind} from ${min} to ${max} is right`);
 }
 
+/**
+ * Numbers in `range`, one or more; a single one stands for itself alone and gives `undefined`, as does an absent key.
+ * `gguf.value` for anything else.
+ */
+export function optionalNumbers(gguf: WithMetadata, key: string, range: NumberRange = {}): number[] | undefined {
+  const value = gguf.metadata.get(key);
+  if (value === undefined || typeof value === "number") return undefined;
+  const { min = -Infinity, max = Infinity, integer = false } = range;
+  const fits = (each: unknown): each is number =>
+    typeof each === "number" && each >= min && each <= max && (!integer || Number.isInteger(each));
+  const numbers = isArray(value) ? Array.from(value as ArrayLike<unknown>) : [];
+  if (numbers.length > 0 && numbers.every(fits)) return numbers;
+  const kind = integer ? "integers" : "numbers";
+  throw refuseField(gguf, key, "gguf.value", `${described(value)}; ${kind} from ${min} to ${max} are right`);
+}
+
 /** A text. `gguf.missing` when there is none, `gguf.value` when it is something else. */
 export function requireString(gguf: WithMetadata, key: string): string {
   return required(gguf, key, optionalString(gguf, key));

@@ -5,6 +5,7 @@
  */
 import { copyHeads } from "../../../core/backend/copy_heads.ts";
 import type { RaggedCache } from "../../../core/cache/ragged.ts";
+import { layerShape } from "../../../core/shape.ts";
 import { Cloak, type CloakedHead, newSalt } from "./cloak.ts";
 
 /** A head at rest; biases of refitted entries say nothing of the text and stay plain. */
@@ -36,11 +37,11 @@ export class CloakedRest {
     const cloak = await Cloak.of({ kind: "key", bytes: key }, newSalt());
     // The cloak keeps it where scripts can't read it.
     key.fill(0);
-    const { layers, headDim } = cache.shape, all: RestingHead[][] = [];
+    const { layers } = cache.shape, all: RestingHead[][] = [];
     for (let layer = 0; layer < layers; layer++) {
       const heads: RestingHead[] = [];
       for (const [head, rows] of (await copyHeads(cache.rows(layer))).entries()) {
-        const cloaked = await cloak.cover(layer, head, rows, headDim);
+        const cloaked = await cloak.cover(layer, head, rows, layerShape(cache.shape, layer).headDim);
         heads.push({ ...cloaked, ...(rows.bias && { bias: rows.bias }) });
         wipe(rows.keys, rows.values);
       }
@@ -62,7 +63,7 @@ export class CloakedRest {
   }
 
   async #uncovered(layer: number) {
-    const { headDim } = this.#cache.shape;
+    const { headDim } = layerShape(this.#cache.shape, layer);
     const heads = this.#heads[layer].map(async (head, kvHead) => ({
       ...await this.#cloak.uncover(layer, kvHead, head, headDim),
       ...(head.bias && { bias: head.bias }),

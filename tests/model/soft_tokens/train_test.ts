@@ -64,9 +64,11 @@ Deno.test("the gradient through biases and YaRN is the slope of the loss", async
   }
 });
 
-Deno.test("models with experts are refused, and counts that no file may hold", async () => {
+Deno.test("models with experts or convolutions are refused, and counts that no file may hold", async () => {
   await using experts = await tiny("qwen3moe-plain", "wasm");
   assert.throws(() => new FrozenModel(experts.file, experts.config), { code: "calibrate.experts" });
+  await using convolved = await tiny("lfm2-plain", "wasm");
+  assert.throws(() => new FrozenModel(convolved.file, convolved.config), { code: "calibrate.convolutions" });
   await using model = await tiny("llama-plain");
   const options = { sha256: "0".repeat(64), count: 0, steps: 1 };
   await assert.rejects(trainSoftTokens(model, await currentRuntime(), PLAN, options), (error) => {
