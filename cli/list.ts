@@ -76,6 +76,12 @@ export const COMMANDS: readonly Listed[] = [
     async () => (await import("./commands/completion.ts")).completionCommand,
     true,
   ),
+  listed(
+    "schema",
+    "the JSON Schema of what commands print",
+    async () => (await import("./commands/schema.ts")).schemaCommand,
+    true,
+  ),
 ];
 
 /** Every command with its modules loaded. */

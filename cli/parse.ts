@@ -3,6 +3,7 @@ import { Command as Parser, CommanderError, InvalidArgumentError, Option } from 
 import { PalisadeError } from "../core/errors.ts";
 import { type Command, leaves } from "./command.ts";
 import { EXIT, EXIT_CODES, type Io } from "./io.ts";
+import type { FailureText } from "./json/outputs.ts";
 import { flagOf, isSwitch, type OptionSpec, type OptionTable } from "./options.ts";
 import { COLOUR_CHOICES, withColours } from "./print/colour.ts";
 import { Conflict, settle, type Settled } from "./settings/settle.ts";
@@ -97,6 +98,15 @@ export function parserExit(error: unknown): number | undefined {
   return error.exitCode === 0 ? EXIT.ok : EXIT.usage;
 }
 
+/** What the parser refused, for programs; undefined for anything else. */
+export function parserRefusal(error: unknown): FailureText | undefined {
+  if (!(error instanceof CommanderError)) return undefined;
+  const code = error.code.replace("commander.", "").replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
+  const message = error.message.replace(/^error: /, "").split("\n")[0];
+  const [where = ""] = /(?<=')--[a-z-]+/.exec(message) ?? [];
+  return { kind: "usage", code: `line.${code}`, where, message };
+}
+
 function add(to: Parser, command: Command, options: ParserOptions, group = ""): void {
   const parser = to.command(command.name, { hidden: command.rare }).description(command.summary);
   if (command.argument !== undefined) parser.argument(command.argument);
@@ -127,7 +137,11 @@ async function settledOf(command: Command, parser: Parser, { io, everything }: P
     const all = async () => leaves(await everything()).map(withCommon);
     const settled = await settle(command, typedOf(command, parser), io, all);
     for (const [name, { required }] of Object.entries(command.options)) {
-      if (required && !settled.has(name)) parser.error(`error: required option '${flags(name)}' not specified`);
+      if (required && !settled.has(name)) {
+        parser.error(`error: required option '${flags(name)}' not specified`, {
+          code: "commander.missingMandatoryOptionValue",
+        });
+      }
     }
     return settled;
   } catch (error) {
@@ -135,7 +149,7 @@ async function settledOf(command: Command, parser: Parser, { io, everything }: P
     const [one, other] = error.pair.map((name, i) =>
       `option '${flags(name)}'${error.places[i] && ` (${error.places[i]})`}`
     );
-    return parser.error(`error: ${one} cannot be used with ${other}`);
+    return parser.error(`error: ${one} cannot be used with ${other}`, { code: "commander.conflictingOption" });
   }
 }
 

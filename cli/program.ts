@@ -3,10 +3,12 @@ import { PalisadeError } from "../core/errors.ts";
 import { DEFAULTS } from "../model/defaults.ts";
 import type { Command } from "./command.ts";
 import { COMPLETE } from "./completion/hook.ts";
-import { failureText } from "./failure.ts";
+import { failureText, flagOfOption, messageOf } from "./failure.ts";
 import { EXIT, EXIT_CODES, type Io } from "./io.ts";
+import type { Failure } from "./json/outputs.ts";
+import { printFailure } from "./json/print.ts";
 import { allCommands, COMMANDS } from "./list.ts";
-import { type Extent, HELP_ALL, parserExit, parserOf } from "./parse.ts";
+import { type Extent, HELP_ALL, parserExit, parserOf, parserRefusal } from "./parse.ts";
 import { withColours } from "./print/colour.ts";
 import { originOf, type Settled } from "./settings/settle.ts";
 import { VERSION } from "../runtime/version.ts";
@@ -33,7 +35,7 @@ export async function run(parameters: readonly string[], outside: Io): Promise<n
     await program.parseAsync(parameters.map((each) => each === HELP_ALL ? "--help" : each), { from: "user" });
     return code;
   } catch (error) {
-    return reportFailure(error, io, named, settled);
+    return reportFailure(error, { io, command: named, settled, json: wantsJson(parameters, settled) });
   }
 }
 
@@ -51,7 +53,7 @@ function parserFor(commands: readonly Command[], io: Io, extent: Extent): Return
     version: VERSION,
     summary: `Reads a long text, keeps ${KEEP} of the KV cache, and answers from what is kept.`,
     notes:
-      `\nExample: palisade ask --context book.txt --question "Who is Ishmael?"\nMore: palisade --version, palisade completion bash|zsh|fish|powershell\n${EXIT_CODES}`,
+      `\nExample: palisade ask --context book.txt --question "Who is Ishmael?"\nMore: palisade --version, palisade completion SHELL, palisade schema\n${EXIT_CODES}`,
     io,
     everything: allCommands,
     ...extent,
@@ -71,22 +73,48 @@ async function completeHere(asked: readonly string[], io: Io): Promise<number> {
   return EXIT.ok;
 }
 
-/** One line on standard error, and the exit code by who has to act. */
-function reportFailure(error: unknown, io: Io, command?: Command, settled?: Settled): number {
-  const ended = parserExit(error);
+/** Before the settings are known, what the line says decides. */
+function wantsJson(parameters: readonly string[], settled?: Settled): boolean {
+  return settled ? settled.get("json")?.value === true : parameters.includes("--json");
+}
+
+interface Failed {
+  readonly io: Io;
+  readonly command?: Command;
+  readonly settled?: Settled;
+  readonly json: boolean;
+}
+
+/** One line on standard error, under `--json` one on standard output too, and the exit code by who has to act. */
+function reportFailure(error: unknown, { io, command, settled, json }: Failed): number {
+  const ended = parserExit(error), failure = failureOf(error, io, command);
+  // Where nothing can be written, this can't be either.
+  if (json && ended !== EXIT.ok && failure.error.code !== "output.write") printFailure(io, failure);
   if (ended !== undefined) return ended;
-  if (io.signal.aborted) {
-    io.err("palisade: interrupted\n");
-    return EXIT.interrupted;
-  }
-  const say = (text: string) => {
+  if (failure.error.kind === "interrupted") io.err("palisade: interrupted\n");
+  else {
     io.paintErr(io.styles.err.failure("palisade:"));
-    io.err(` ${text}\n`);
-  };
-  if (error instanceof PalisadeError) {
-    say(`${failureText(error, command?.names)}${originOf(error, settled, command?.names)}`);
-    return EXIT[error.kind];
+    io.err(` ${spokenOf(error, command, settled)}\n`);
   }
-  say(`unexpected failure: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`);
-  return EXIT.failed;
+  return EXIT[failure.error.kind];
+}
+
+function spokenOf(error: unknown, command?: Command, settled?: Settled): string {
+  if (error instanceof PalisadeError) {
+    return `${failureText(error, command?.names)}${originOf(error, settled, command?.names)}`;
+  }
+  return `unexpected failure: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`;
+}
+
+/** The same for programs. */
+function failureOf(error: unknown, { signal }: Io, command?: Command): Failure {
+  const refused = parserRefusal(error);
+  if (refused) return { error: refused };
+  if (signal.aborted) return { error: { kind: "interrupted", code: "interrupted", where: "", message: "interrupted" } };
+  if (error instanceof PalisadeError) {
+    const { kind, code, where, option } = error;
+    const place = option === undefined ? where : flagOfOption(option, command?.names);
+    return { error: { kind, code, where: place, message: messageOf(error, command?.names) } };
+  }
+  return { error: { kind: "failed", code: "unexpected", where: "", message: String(error) } };
 }

@@ -10,7 +10,11 @@ export interface PackageFile {
 }
 
 /** Where the data of each kind lie, beside what reads them, relative to the root of the sources. */
-export const DATA_FOLDERS = { demo: "cli/commands/demo_texts", gates: "model/gate/shipped" } as const;
+export const DATA_FOLDERS = {
+  demo: "cli/commands/demo_texts",
+  gates: "model/gate/shipped",
+  schema: "cli/schema",
+} as const;
 
 /** How to read the files that the binary carries, by `folder/name`. */
 const embedded = new Map<string, () => Promise<Uint8Array>>();

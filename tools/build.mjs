@@ -17,6 +17,7 @@ const ASSETS = [
   { folder: "gpu", wanted: /\.wgsl$/ },
   { folder: "core", wanted: /\.(bin|json)$/ },
   { folder: "cli/commands/demo_texts", wanted: /\.(txt|md)$/ },
+  { folder: "cli/schema", wanted: /\.json$/ },
   { folder: "model/gate/shipped", wanted: /\.safetensors$/ },
 ];
 

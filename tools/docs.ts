@@ -1,6 +1,6 @@
 /**
  * Everything in the tree that is written from tables and types of the program: the tables of docs/policies.md and
- * docs/cli.md, and the man pages.
+ * docs/cli.md, the man pages, and the JSON Schema of what commands print.
  *
  *     deno task docs          writes what is stale, and says what
  *     deno task docs --check  only says it; exit code 1 where there is something
@@ -12,6 +12,7 @@ import { askTable, manPages, otherTables } from "./command_pages.ts";
 import { withPart } from "./markdown.ts";
 import { policyTable } from "./policy_table.ts";
 import { repositoryFiles, ROOT } from "./repository.ts";
+import { SCHEMA_FILE, schemaText } from "./schema.ts";
 
 /** Parts of pages: the page, the marks around the part, what stands between them. */
 const PARTS: readonly [page: string, mark: string, write: () => string | Promise<string>][] = [
@@ -26,6 +27,7 @@ async function written(): Promise<Map<string, string>> {
   for (const [page, mark, write] of PARTS) {
     files.set(page, withPart(files.get(page) ?? textOf(page)!, mark, await write()));
   }
+  files.set(SCHEMA_FILE, schemaText());
   for (const [name, text] of await manPages()) files.set(`man/${name}`, text);
   return files;
 }

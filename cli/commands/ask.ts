@@ -14,6 +14,7 @@ import { ENGINE, startModel } from "../engine.ts";
 import { expectedOf } from "../expected.ts";
 import { certificateText } from "../print/certificate.ts";
 import { EXIT, type Io } from "../io.ts";
+import { printJson } from "../json/print.ts";
 import { number, type OptionTable, repeated, type Values, whole } from "../options.ts";
 import { createProgress, type Progress } from "../print/progress.ts";
 import { reportText } from "../print/closing_report.ts";
@@ -144,7 +145,7 @@ async function ask(options: Options, io: Io): Promise<number> {
     loadMs,
     memory: io.runtime.memory(),
   });
-  if (options.json) io.out(`${JSON.stringify(report, null, 2)}\n`);
+  if (options.json) printJson(io, "ask", report);
   if (report.certificate && !options.json && !options.quiet) io.err(`\n${certificateText(report.certificate)}`);
   if (io.interactive && !options.quiet) io.err(`\n${reportText(report)}`);
   if (answers.some((each) => each.finish === "interrupted")) return EXIT.interrupted;

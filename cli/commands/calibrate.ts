@@ -20,6 +20,7 @@ import { ENGINE, tellsMemory } from "../engine.ts";
 import { formatBytes, formatMs } from "../print/format.ts";
 import { EXIT, EXIT_CODES, type Io } from "../io.ts";
 import { obtainModel } from "../obtain.ts";
+import { printJson } from "../json/print.ts";
 import { list, type OptionTable, repeated, type Values, whole } from "../options.ts";
 import { refuseRepeated } from "../../evaluate/sweep/lists.ts";
 import { hostOf } from "../../runtime/host.ts";
@@ -121,7 +122,7 @@ async function calibrate(options: CalibrateOptions, io: Io): Promise<number> {
     progress.clear();
     const ms = performance.now() - start;
     if (options.json) {
-      io.out(`${JSON.stringify({ out, bytes: bytes.length, ms, ...withoutWeights(result) }, null, 2)}\n`);
+      printJson(io, "calibrate", { out, bytes: bytes.length, ms, ...withoutWeights(result) });
     } else io.out(`${summary(result, model.name)}\nwrote ${out}, ${formatBytes(bytes.length)}, in ${formatMs(ms)}\n`);
     return EXIT.ok;
   } finally {
@@ -208,7 +209,7 @@ function tellTrained(
   io: Io,
 ): void {
   const { out, bytes, ms, model } = file;
-  if (json) return io.out(`${JSON.stringify({ out, bytes, ms, info, before, after }, null, 2)}\n`);
+  if (json) return printJson(io, "calibrate", { out, bytes, ms, info, before, after });
   const percent = (share: number) => `${(100 * share).toFixed(1)} %`;
   const row = (name: string, { loss, recall }: { readonly loss: number; readonly recall: number }) => [
     name,

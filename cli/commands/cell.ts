@@ -6,6 +6,7 @@ import { DEFAULTS } from "../../model/defaults.ts";
 import { command } from "../command.ts";
 import { ENGINE } from "../engine.ts";
 import { EXIT, EXIT_CODES, type Io } from "../io.ts";
+import { printLine } from "../json/print.ts";
 import type { OptionTable, Values } from "../options.ts";
 import { createProgress, type Progress } from "../print/progress.ts";
 import { openModelFile, type OpenSubject, openSubject } from "../sweep/subject.ts";
@@ -13,6 +14,7 @@ import { openModelFile, type OpenSubject, openSubject } from "../sweep/subject.t
 const OPTIONS = {
   ...ENGINE,
   model: { ...ENGINE.model, help: "for lines that name none" },
+  json: { help: "refusals of the command as JSON, as lines are anyway" },
 } satisfies OptionTable;
 
 type Options = Values<typeof OPTIONS>;
@@ -48,16 +50,14 @@ async function cells(options: Options, io: Io, [path]: readonly string[]): Promi
       const onStep = (label: string, done: number, total: number) => progress.update(label, done, total);
       const result = await runCell(subject, request, { signal: io.signal, onStep });
       progress.clear();
-      io.out(`${JSON.stringify(result)}\n`);
+      printLine(io, "cell", result);
     } catch (error) {
       progress.clear();
       if (io.signal.aborted || !(error instanceof PalisadeError)) throw error;
       // Lines have fields where other commands have flags.
       const { kind, code: name, where, message } = error;
       code = EXIT[kind];
-      io.out(
-        `${JSON.stringify({ error: { kind, code: name, where, message }, cell: request ?? line.slice(0, 200) })}\n`,
-      );
+      printLine(io, "cell", { error: { kind, code: name, where, message }, cell: request ?? line.slice(0, 200) });
       if (!options.quiet) io.err(`palisade: ${message}\n`);
     }
   }

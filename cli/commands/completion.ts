@@ -8,7 +8,9 @@ import { powershellScript } from "../completion/powershell.ts";
 import { zshScript } from "../completion/zsh.ts";
 import { command } from "../command.ts";
 import { EXIT, EXIT_CODES, type Io } from "../io.ts";
+import { JSON_SWITCH, printJson } from "../json/print.ts";
 import { allCommands } from "../list.ts";
+import type { Values } from "../options.ts";
 
 const SCRIPTS: Readonly<Record<string, (grammar: Grammar) => string>> = {
   bash: bashScript,
@@ -24,7 +26,7 @@ export const SHELLS: readonly string[] = Object.keys(SCRIPTS);
 export const completionCommand = command({
   argument: "<shell>",
   words: () => SHELLS,
-  options: {},
+  options: JSON_SWITCH,
   notes: [
     'bash, in ~/.bashrc:      eval "$(palisade completion bash)"',
     'zsh, in ~/.zshrc:        eval "$(palisade completion zsh)", behind compinit',
@@ -38,9 +40,11 @@ export const completionCommand = command({
 });
 
 /** Prints the script. @throws PalisadeError input `completion.shell`. */
-async function complete(_: object, io: Io, [shell]: readonly string[]): Promise<number> {
+async function complete({ json }: Values<typeof JSON_SWITCH>, io: Io, [shell]: readonly string[]): Promise<number> {
   if (!Object.hasOwn(SCRIPTS, shell)) throw unknownShell(shell);
-  io.out(SCRIPTS[shell](await grammarOf(await allCommands())));
+  const script = SCRIPTS[shell](await grammarOf(await allCommands()));
+  if (json) printJson(io, "completion", { shell, script });
+  else io.out(script);
   return EXIT.ok;
 }
 

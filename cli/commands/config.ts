@@ -3,16 +3,16 @@ import { PalisadeError } from "../../core/errors.ts";
 import { nearestName } from "../../core/policy/nearest_name.ts";
 import { type Command, command, type CommandBody, leaves } from "../command.ts";
 import { EXIT, type Io } from "../io.ts";
+import type { ShownConfig, ShownSetting } from "../json/outputs.ts";
+import { JSON_SWITCH, printJson } from "../json/print.ts";
 import { allCommands } from "../list.ts";
-import { flagOf, type OptionSpec, type OptionTable, type Values } from "../options.ts";
+import { flagOf, type OptionSpec, type Values } from "../options.ts";
 import { withCommon } from "../parse.ts";
 import { tableText } from "../print/table.ts";
 import { type SettingsFile, settingsFiles, userFolder } from "../settings/files.ts";
 import { checkKeys } from "../settings/keys.ts";
-import { Conflict, type Level, type Setting, settleFrom } from "../settings/settle.ts";
+import { Conflict, type Setting, settleFrom } from "../settings/settle.ts";
 import { OTHER_VARIABLES, variablesOf } from "../settings/variables.ts";
-
-const SHOW = { json: { help: "as JSON" } } satisfies OptionTable;
 
 /** `palisade config`. */
 export const configCommand: CommandBody = {
@@ -23,7 +23,7 @@ export const configCommand: CommandBody = {
       argument: "[command...]",
       summary: "what is set where; of a command: each value, and where from",
       words: async () => [...new Set(leaves(await allCommands()).flatMap(({ name }) => name.split(" ")))],
-      options: SHOW,
+      options: JSON_SWITCH,
       notes: [
         "Strongest first: the line, variables (PALISADE_KEEP, PALISADE_ASK_KEEP), the",
         "project's palisade.toml or palisade.json, the user's, the default.",
@@ -33,29 +33,8 @@ export const configCommand: CommandBody = {
   ],
 };
 
-/** One option of one command. */
-export interface ShownSetting {
-  readonly command: string;
-  readonly option: string;
-  /** What the command gets; null where nothing is said and there is no default. */
-  readonly value: unknown;
-  readonly from: Level;
-  /** The variable, or the file and its key; null for defaults. */
-  readonly place: string | null;
-}
-
-/** What `config show --json` prints. */
-export interface ShownConfig {
-  readonly files: readonly { readonly level: "project" | "user"; readonly path: string }[];
-  /** The folder where the user's file is looked for. */
-  readonly userFolder: string;
-  readonly settings: readonly ShownSetting[];
-  /** Variables that look like ours and set nothing. */
-  readonly unknownVariables: readonly { readonly name: string; readonly near: string | null }[];
-}
-
 async function show(
-  { json, config }: Values<typeof SHOW> & { readonly config?: string },
+  { json, config }: Values<typeof JSON_SWITCH> & { readonly config?: string },
   io: Io,
   words: readonly string[],
 ): Promise<number> {
@@ -68,7 +47,7 @@ async function show(
     settings: one ? settingsOf(one, files, io) : all.flatMap((each) => settingsOf(each, files, io).filter(isSet)),
     unknownVariables: unknownVariables(all, io),
   };
-  if (json) io.out(`${JSON.stringify(shown, null, 2)}\n`);
+  if (json) printJson(io, "config show", shown);
   else io.out(shownText(shown, one !== undefined));
   return EXIT.ok;
 }

@@ -17,6 +17,8 @@ import { ENGINE, startModel } from "../engine.ts";
 import { expectedOf } from "../expected.ts";
 import { formatBytes, formatCount, formatMs, formatShare } from "../print/format.ts";
 import { EXIT, type Io } from "../io.ts";
+import type { DemoRun } from "../json/outputs.ts";
+import { printJson } from "../json/print.ts";
 import { type OptionTable, type Values, whole } from "../options.ts";
 import { padRight } from "../print/terminal.ts";
 import { createProgress, type Progress } from "../print/progress.ts";
@@ -77,7 +79,7 @@ async function demo(options: DemoOptions, io: Io): Promise<number> {
     runs.push(...here);
   }
   say(`\n${summaryOf(runs)}`);
-  if (options.json) io.out(`${JSON.stringify(runs.map(plainRun), null, 2)}\n`);
+  if (options.json) printJson(io, "demo", runs.map(plainRun));
   return EXIT.ok;
 }
 
@@ -162,7 +164,7 @@ function summaryOf(runs: readonly Run[]): string {
   }\n\nA few questions are an illustration, not a measurement: --seed and --questions draw others.\n`;
 }
 
-function plainRun(run: Run): Record<string, unknown> {
+function plainRun(run: Run): DemoRun {
   const facts = run.facts.map((fact, i) => ({
     ...fact,
     reply: replyOf(run.answers[i], fact),

@@ -28,6 +28,8 @@ import { createProgress } from "../print/progress.ts";
 import { command } from "../command.ts";
 import { messageOf } from "../failure.ts";
 import { EXIT, type Io } from "../io.ts";
+import type { Finding } from "../json/outputs.ts";
+import { JSON_SWITCH, printJson } from "../json/print.ts";
 import type { OptionTable, Values } from "../options.ts";
 import { VERSION } from "../../runtime/version.ts";
 
@@ -38,7 +40,7 @@ const OPTIONS = {
     own: true,
     here: "models",
   },
-  json: { help: "as JSON" },
+  ...JSON_SWITCH,
 } satisfies OptionTable;
 
 /** `palisade doctor`. */
@@ -47,18 +49,11 @@ export const doctorCommand = command({
   run: doctor,
 });
 
-/** One finding. `ok` says whether the thing is there; `text` what it is, or why it isn't. */
-interface Finding {
-  readonly name: string;
-  readonly ok: boolean;
-  readonly text: string;
-}
-
 /** Prints the findings; always exit code 0, a missing thing is a normal answer. */
 async function doctor(options: Values<typeof OPTIONS>, io: Io): Promise<number> {
   const findings = options.model === undefined ? await examine(io) : await examineModel(options.model, io);
   if (options.json) {
-    io.out(`${JSON.stringify({ version: VERSION, findings }, null, 2)}\n`);
+    printJson(io, "doctor", { version: VERSION, findings });
     return EXIT.ok;
   }
   for (const { name, ok, text } of findings) io.out(`${ok ? "yes" : "no "}  ${name.padEnd(14)} ${text}\n`);

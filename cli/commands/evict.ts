@@ -15,6 +15,7 @@ import { hold } from "../../runtime/breathe.ts";
 import { checkOutputs, writeWhole } from "../../runtime/output.ts";
 import { command } from "../command.ts";
 import { EXIT, EXIT_CODES, type Io } from "../io.ts";
+import { printJson } from "../json/print.ts";
 import { type OptionTable, repeated, share, type Values } from "../options.ts";
 import { inputsOf, outputsOf, policyInputs } from "../outputs.ts";
 import { createProgress } from "../print/progress.ts";
@@ -42,6 +43,7 @@ const OPTIONS = {
   backend: { value: "name", help: "what measures", choices: HOST_BACKENDS, preset: DEFAULTS.backend },
   write: { value: "file", help: "there instead: .safetensors, .npy or .jsonl" },
   quiet: { help: "no progress, no notes" },
+  json: { help: "with --write: print what was written, as JSON" },
 } satisfies OptionTable;
 
 type Options = Values<typeof OPTIONS>;
@@ -135,15 +137,30 @@ class Results {
   }
 
   async end(): Promise<void> {
-    const { write, quiet } = this.#options, { runtime, err } = this.#io;
+    const { write, quiet, json } = this.#options, { runtime, err } = this.#io;
     if (write !== undefined) {
-      await writeWhole(runtime, write, decisionsFile(write)!(this.#layers, this.#dump));
+      const bytes = decisionsFile(write)!(this.#layers, this.#dump);
+      await writeWhole(runtime, write, bytes);
+      if (json) this.#tellWritten(write, bytes.length);
     }
     const odd = this.#dump.numbers.flatMap((number, layer) => {
       return oddities(this.#dump.notFinite(layer)).map((each) => `${each} in layer ${number}`);
     });
     if (odd.length === 0 || quiet) return;
     err(`palisade: numbers that are not finite: ${odd.slice(0, 8).join(", ")}${odd.length > 8 ? ", …" : ""}\n`);
+  }
+
+  #tellWritten(file: string, bytes: number): void {
+    const heads = this.#layers.flatMap(({ kept }) => kept), { numbers } = this.#dump;
+    const odd = numbers.map((number, layer) => ({ layer: number, ...this.#dump.notFinite(layer) }));
+    printJson(this.#io, "evict", {
+      file,
+      bytes,
+      layers: this.#layers.length,
+      heads: heads.length,
+      kept: heads.reduce((sum, { length }) => sum + length, 0),
+      notFinite: odd.filter((each) => Object.keys(each).length > 1),
+    });
   }
 }
 

@@ -11,21 +11,27 @@ import {
 import { formatBytes } from "../print/format.ts";
 import { command, type CommandBody } from "../command.ts";
 import { EXIT, type Io } from "../io.ts";
+import type { ModelPath } from "../json/outputs.ts";
+import { JSON_SWITCH, printJson } from "../json/print.ts";
 import type { OptionTable, Values } from "../options.ts";
 import { fetchNamed } from "../obtain.ts";
 import { createProgress } from "../print/progress.ts";
 import { tableText } from "../print/table.ts";
 import { modelWords } from "../words.ts";
 
-const LIST = { json: { help: "as JSON" } } satisfies OptionTable;
+const PULL = {
+  offline: { help: "only check what is here" },
+  quiet: { help: "no progress" },
+  ...JSON_SWITCH,
+} satisfies OptionTable;
 
-const PULL = { offline: { help: "only check what is here" }, quiet: { help: "no progress" } } satisfies OptionTable;
+type JsonOptions = Values<typeof JSON_SWITCH>;
 
 /** `palisade models`. */
 export const modelsCommand: CommandBody = {
   options: {},
   members: [
-    command({ name: "list", summary: "named models, and which are here", options: LIST, run: listModels }),
+    command({ name: "list", summary: "named models, and which are here", options: JSON_SWITCH, run: listModels }),
     command({
       name: "pull",
       argument: "<name>",
@@ -39,7 +45,7 @@ export const modelsCommand: CommandBody = {
       argument: "<name>",
       here: "models",
       summary: "print where the model's file is",
-      options: {},
+      options: JSON_SWITCH,
       run: printPath,
     }),
     command({
@@ -47,17 +53,17 @@ export const modelsCommand: CommandBody = {
       argument: "<name>",
       here: "models",
       summary: "remove the model's file",
-      options: {},
+      options: JSON_SWITCH,
       run: remove,
     }),
   ],
 };
 
 /** Prints the named models and which of them are here. */
-async function listModels(options: Values<typeof LIST>, io: Io): Promise<number> {
+async function listModels(options: Values<typeof JSON_SWITCH>, io: Io): Promise<number> {
   const models = await stored(io.runtime);
   if (options.json) {
-    io.out(`${JSON.stringify(models.map(({ model, ...here }) => ({ ...model, ...here })), null, 2)}\n`);
+    printJson(io, "models list", models.map(({ model, ...here }) => ({ ...model, ...here })));
     return EXIT.ok;
   }
   const rows = models.map((each) => [
@@ -83,23 +89,29 @@ function hereText({ present, verified }: StoredModel): string {
 /** Fetches a model, or checks the copy that is here; prints its path. */
 async function pullModel(options: Values<typeof PULL>, io: Io, [name]: readonly string[]): Promise<number> {
   const path = await fetchNamed(name, io, createProgress(io.interactive && !options.quiet), options);
-  io.out(`${path}\n`);
+  tellPath("models pull", { name, path }, options, io);
   return EXIT.ok;
 }
 
+function tellPath(command: "models pull" | "models path", where: ModelPath, { json }: JsonOptions, io: Io): void {
+  if (json) printJson(io, command, where);
+  else io.out(`${where.path}\n`);
+}
+
 /** Prints the path of a model that is here. */
-async function printPath(_: object, io: Io, [name]: readonly string[]): Promise<number> {
+async function printPath(options: JsonOptions, io: Io, [name]: readonly string[]): Promise<number> {
   const path = await modelPath(name, io.runtime);
   if (await io.runtime.host?.info(path) === undefined) {
     throw inputError("model.absent", `it has not been fetched: run palisade models pull ${name}`, name);
   }
-  io.out(`${path}\n`);
+  tellPath("models path", { name, path }, options, io);
   return EXIT.ok;
 }
 
 /** Removes a model's file. */
-async function remove(_: object, io: Io, [name]: readonly string[]): Promise<number> {
+async function remove({ json }: JsonOptions, io: Io, [name]: readonly string[]): Promise<number> {
   const freed = await removeModel(name, io.runtime);
-  io.out(freed === 0 ? `${name} was not here\n` : `removed ${name}, ${formatBytes(freed)} freed\n`);
+  if (json) printJson(io, "models rm", { name, bytes: freed });
+  else io.out(freed === 0 ? `${name} was not here\n` : `removed ${name}, ${formatBytes(freed)} freed\n`);
   return EXIT.ok;
 }

@@ -3,6 +3,7 @@ import { policies } from "../../core/policy/registry.ts";
 import { stepRules } from "../../core/rules/registry.ts";
 import { command } from "../command.ts";
 import { EXIT, type Io } from "../io.ts";
+import { printJson } from "../json/print.ts";
 import type { OptionTable, Values } from "../options.ts";
 import { tableText } from "../print/table.ts";
 
@@ -31,7 +32,7 @@ function listPolicies(options: PoliciesOptions, io: Io): number {
       parameters,
       reference: reference ?? null,
     }));
-    io.out(`${JSON.stringify(plain, null, 2)}\n`);
+    printJson(io, "policies", plain);
     return EXIT.ok;
   }
   const rows = policies.map(({ name, summary, paper, source, reference }) => [
@@ -52,7 +53,7 @@ function listPolicies(options: PoliciesOptions, io: Io): number {
 function listStepRules(options: PoliciesOptions, io: Io): number {
   if (options.json) {
     const plain = stepRules.map(({ name, summary, paper, difference }) => ({ name, summary, paper, difference }));
-    io.out(`${JSON.stringify(plain, null, 2)}\n`);
+    printJson(io, "policies", plain);
     return EXIT.ok;
   }
   const rows = stepRules.map(({ name, summary, paper, difference }) => [name, summary, paper, difference]);

@@ -15,6 +15,7 @@ import { command } from "../command.ts";
 import { ENGINE, startModel } from "../engine.ts";
 import { expectedOf } from "../expected.ts";
 import { EXIT, EXIT_CODES, type Io } from "../io.ts";
+import { printJson } from "../json/print.ts";
 import type { OptionTable, Values } from "../options.ts";
 import { inputsOf, modelInputs, outputsOf, policyInputs } from "../outputs.ts";
 import { certificateText } from "../print/certificate.ts";
@@ -93,7 +94,7 @@ async function read(options: Options, io: Io): Promise<number> {
     memory: io.runtime.memory(),
   });
   const { answer: _, answers: __, ...figures } = report;
-  if (options.json) io.out(`${JSON.stringify({ ...saved, ...figures }, null, 2)}\n`);
+  if (options.json) printJson(io, "read", { ...saved, ...figures });
   else io.out(`${saved.file ?? saved.name}\n`);
   if (!options.json && !options.quiet && report.certificate) io.err(`\n${certificateText(report.certificate)}`);
   say(`\nsnapshot ${formatBytes(saved.bytes)}\n${reportText(report)}`.trimEnd());

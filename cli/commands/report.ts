@@ -17,6 +17,7 @@ import { hostOf } from "../../runtime/host.ts";
 import { checkOutputs } from "../../runtime/output.ts";
 import { command } from "../command.ts";
 import { EXIT, type Io } from "../io.ts";
+import { JSON_SWITCH, printJson } from "../json/print.ts";
 import type { OptionTable, Values } from "../options.ts";
 import { columns, padLeft, padRight } from "../print/terminal.ts";
 import { outputsOf, writeText } from "../outputs.ts";
@@ -32,6 +33,7 @@ const OPTIONS = {
     words: policyWords,
     here: "policies",
   },
+  ...JSON_SWITCH,
 } satisfies OptionTable;
 
 /** `palisade report`. */
@@ -64,8 +66,14 @@ async function report(options: Values<typeof OPTIONS>, io: Io, paths: readonly s
     const source = paths.map(baseName).join(", ");
     await writeText(io, options.html, await reportHtml(summary, { sample: options.sample, source }));
   }
-  io.out(options.against === undefined ? reportTables(summary) : againstTables(summary, options.against));
+  if (options.json) printJson(io, "report", plainReport(summary, options.against));
+  else io.out(options.against === undefined ? reportTables(summary) : againstTables(summary, options.against));
   return EXIT.ok;
+}
+
+function plainReport({ rows, solved, lines, superseded }: Summary, against?: string) {
+  if (against !== undefined) return { against, rows: compareTo(lines, against) };
+  return { rows, solved, cells: lines.length, superseded };
 }
 
 /** A file named twice is read once, and that is said. */

@@ -20,6 +20,7 @@ import { DEFAULT_KEEP, DEFAULT_POLICY, ENGINE, startModel } from "../engine.ts";
 import { expectedOf } from "../expected.ts";
 import { formatCount, formatShare } from "../print/format.ts";
 import { EXIT, type Io } from "../io.ts";
+import { printJson } from "../json/print.ts";
 import type { OptionTable, Values } from "../options.ts";
 import { createProgress } from "../print/progress.ts";
 import { policyWords } from "../words.ts";
@@ -38,6 +39,7 @@ const OPTIONS = {
   },
   html: { value: "file", help: "write it as an HTML file too" },
   beyondTrained: { help: "allow more context than the model was trained on" },
+  json: { help: "print one object: tokens, and how many heads keep each" },
   ...ENGINE,
 } satisfies OptionTable;
 
@@ -72,12 +74,16 @@ async function show(options: ShowOptions, io: Io): Promise<number> {
   progress.clear();
   const shading = shadingOf(context.cache, model.tokenizer, contextIds(model.frame, model.tokenizer, text));
   const entries = context.tokens * shading.heads, kept = context.cache.globalEntries();
-  const title =
-    `${context.policy.name} at ${keptText(options.keep, context)} of ${model.name}: ${formatCount(kept)} of ` +
+  const keepText = keptText(options.keep, context), { name: policyName } = context.policy;
+  const title = `${policyName} at ${keepText} of ${model.name}: ${formatCount(kept)} of ` +
     `${formatCount(entries)} entries kept (${formatShare(kept, entries)})`;
   if (options.html !== undefined) {
     const body = `<h1>${escapeHtml(title)}</h1>\n${legendHtml(shading.heads)}\n${shadingHtml(shading)}`;
     await writeText(io, options.html, page("what is kept", body));
+  }
+  if (options.json) {
+    printJson(io, "show", { model: model.name, policy: policyName, keep: keepText, entries, kept, shading });
+    return EXIT.ok;
   }
   const colours = coloursOf(io);
   io.paint(`${shadingText(shading, colours)}${legendText(shading.heads, colours)}`);

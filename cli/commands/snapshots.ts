@@ -6,10 +6,12 @@ import { type Identity, IDENTITY_FIELDS } from "../../model/snapshot/identity.ts
 import { type OpenedSnapshot, readHeader } from "../../model/snapshot/restore.ts";
 import { newKeyFile, type Secret } from "../../model/snapshot/seal/key.ts";
 import type { SavedState } from "../../model/snapshot/state.ts";
-import { storeSource } from "../../model/snapshot/store.ts";
+import { type SnapshotInfo, storeSource } from "../../model/snapshot/store.ts";
 import { writeWhole } from "../../runtime/output.ts";
 import { command, type CommandBody } from "../command.ts";
 import { EXIT, type Io } from "../io.ts";
+import type { ListedSnapshot, RemovedSnapshots, VerifiedSnapshot } from "../json/outputs.ts";
+import { JSON_SWITCH, printJson } from "../json/print.ts";
 import type { OptionTable, Values } from "../options.ts";
 import { channelsText, mergeText, refitText } from "../print/closing_report.ts";
 import { formatBytes, formatCount } from "../print/format.ts";
@@ -18,12 +20,12 @@ import { opened, SECRET } from "../secrets.ts";
 import { namedIn, openNamed, PLACE, sizeOf, wantCache } from "../snapshots.ts";
 
 const { snapshots } = PLACE;
-const LIST = { snapshots, json: { help: "as JSON" } } satisfies OptionTable;
+const LIST = { snapshots, ...JSON_SWITCH } satisfies OptionTable;
 const ONE = { ...LIST, ...SECRET } satisfies OptionTable;
-const ONLY_PLACE = { snapshots } satisfies OptionTable;
 const PRUNE = {
   snapshots,
   to: { value: "size", help: "bytes that may stay, 500MB or 2GiB; 0 removes all", read: sizeOf, required: true },
+  ...JSON_SWITCH,
 } satisfies OptionTable;
 
 /** `palisade snapshots`. */
@@ -54,7 +56,7 @@ export const snapshotsCommand: CommandBody = {
       argument: "<names...>",
       here: "snapshots",
       summary: "remove snapshots",
-      options: ONLY_PLACE,
+      options: LIST,
       run: remove,
     }),
     command({
@@ -68,39 +70,22 @@ export const snapshotsCommand: CommandBody = {
       argument: "<file>",
       files: true,
       summary: "make a key for --key-file",
-      options: {},
+      options: JSON_SWITCH,
       run: makeKey,
     }),
   ],
 };
 
-/** A snapshot as lists show it. `problem`: why its header can't be read. */
-interface Listed {
-  readonly name: string;
-  readonly bytes: number;
-  /** Milliseconds since 1970. */
-  readonly used: number;
-  readonly label: string | null;
-  readonly model: string | null;
-  readonly tokens: number | null;
-  readonly policy: string | null;
-  readonly budget: string | null;
-  readonly cacheType: string | null;
-  readonly problem: string | null;
-  /** It is sealed or cloaked, which is no damage. */
-  readonly secret: boolean;
-}
-
 async function list(options: Values<typeof LIST>, io: Io): Promise<number> {
   const { store } = await wantCache({ ...options, snapshotsCap: undefined }, io);
   await using _ = store;
-  const listed: Listed[] = [];
+  const listed: ListedSnapshot[] = [];
   for (const { name, size, used } of await store.list()) {
     const opened = await refusedOr(async () => await readHeader(await storeSource(store, name), io));
     listed.push({ name, bytes: size, used, ...described(opened) });
   }
   listed.sort((a, b) => b.used - a.used);
-  if (options.json) io.out(`${JSON.stringify(listed, null, 2)}\n`);
+  if (options.json) printJson(io, "snapshots list", listed);
   else io.out(listText(listed, store.place));
   return EXIT.ok;
 }
@@ -114,7 +99,7 @@ async function refusedOr<T>(work: () => Promise<T>): Promise<T | PalisadeError> 
   }
 }
 
-function described(opened: OpenedSnapshot | PalisadeError): Omit<Listed, "name" | "bytes" | "used"> {
+function described(opened: OpenedSnapshot | PalisadeError): Omit<ListedSnapshot, "name" | "bytes" | "used"> {
   if (opened instanceof PalisadeError) {
     const unknown = { label: null, model: null, tokens: null, policy: null, budget: null, cacheType: null };
     return { ...unknown, problem: opened.message, secret: /^(seal|cloak)\.secret$/.test(opened.code) };
@@ -129,7 +114,7 @@ function storedAs({ parameters, cacheType }: Pick<Identity, "parameters" | "cach
   return /\["rows","([^"]+)"\]/.exec(parameters)?.[1] ?? cacheType;
 }
 
-function listText(listed: readonly Listed[], place: string): string {
+function listText(listed: readonly ListedSnapshot[], place: string): string {
   if (listed.length === 0) return `No snapshots in ${place}\n`;
   const rows = listed.map(({ name, bytes, used, ...what }) => [
     name.length > 12 ? name.slice(0, 12) : name,
@@ -150,9 +135,7 @@ async function show(options: Values<typeof ONE>, io: Io, [name]: readonly string
   const read = (secret?: Secret) => readHeader(source, { runtime: io.runtime, secret });
   const { file, identity, state } = await opened(options, io, read);
   if (options.json) {
-    io.out(
-      `${JSON.stringify({ name: file.name, bytes: file.size, sections: file.sections, identity, state }, null, 2)}\n`,
-    );
+    printJson(io, "snapshots show", { name: file.name, bytes: file.size, sections: file.sections, identity, state });
     return EXIT.ok;
   }
   const { made, budget } = state;
@@ -184,7 +167,7 @@ function doneLines({ done: { effort, refit, merge, keyChannels } }: SavedState):
 async function verify(options: Values<typeof ONE>, io: Io, names: readonly string[]): Promise<number> {
   const place = { ...options, snapshotsCap: undefined };
   const all = names.length > 0 ? names : await keptNames(place, io);
-  const results: { name: string; problem: string | null; where: string | null }[] = [];
+  const results: VerifiedSnapshot[] = [];
   for (const name of all) {
     const problem = await refusedOr(async () => {
       await using source = await openNamed(name, place, io);
@@ -194,7 +177,7 @@ async function verify(options: Values<typeof ONE>, io: Io, names: readonly strin
     results.push({ name, problem: bad ? problem.message : null, where: bad ? problem.where : null });
     if (!options.json) io.out(bad ? `${problem.message}\n` : `${name}: whole\n`);
   }
-  if (options.json) io.out(`${JSON.stringify(results, null, 2)}\n`);
+  if (options.json) printJson(io, "snapshots verify", results);
   return results.some(({ problem }) => problem !== null) ? EXIT.input : EXIT.ok;
 }
 
@@ -210,15 +193,16 @@ async function checkAll(source: ByteSource, { runtime }: Io, secret?: Secret): P
 }
 
 /** Removes snapshots by name; of a file of one's own the system's means do. */
-async function remove(options: Values<typeof ONLY_PLACE>, io: Io, names: readonly string[]): Promise<number> {
+async function remove(options: Values<typeof LIST>, io: Io, names: readonly string[]): Promise<number> {
   const { store } = await wantCache({ ...options, snapshotsCap: undefined }, io);
   await using _ = store;
   const meant = [];
   for (const name of names) meant.push(await namedIn(store, name.replace(new RegExp(`\\${EXTENSION}$`), "")));
   for (const { name, size } of meant) {
     await store.delete(name);
-    io.out(`removed ${name}, ${formatBytes(size)}\n`);
+    if (!options.json) io.out(removedText(name, size));
   }
+  if (options.json) printJson(io, "snapshots rm", removedOf(meant));
   return EXIT.ok;
 }
 
@@ -226,17 +210,26 @@ async function prune(options: Values<typeof PRUNE>, io: Io): Promise<number> {
   const cache = await wantCache({ ...options, snapshotsCap: undefined }, io);
   await using _ = cache.store;
   const removed = await cache.prune(options.to);
-  for (const { name, size } of removed) io.out(`removed ${name}, ${formatBytes(size)}\n`);
-  if (removed.length === 0) io.out("nothing to remove\n");
+  if (options.json) printJson(io, "snapshots prune", removedOf(removed));
+  else io.out(removed.map(({ name, size }) => removedText(name, size)).join("") || "nothing to remove\n");
   return EXIT.ok;
 }
 
+function removedText(name: string, size: number): string {
+  return `removed ${name}, ${formatBytes(size)}\n`;
+}
+
+function removedOf(removed: readonly SnapshotInfo[]): RemovedSnapshots {
+  return { removed: removed.map(({ name, size }) => ({ name, bytes: size })) };
+}
+
 /** Writes a new key that only its owner can read. Never over another file: it might be a key, and gone. */
-async function makeKey(_: object, io: Io, [path]: readonly string[]): Promise<number> {
+async function makeKey({ json }: Values<typeof JSON_SWITCH>, io: Io, [path]: readonly string[]): Promise<number> {
   if (await io.runtime.host!.info(path)) {
     throw inputError("secret.exists", `There is a file ${path} already: a key is never replaced`, path);
   }
   await writeWhole(io.runtime, path, new TextEncoder().encode(newKeyFile()), { secret: true });
-  io.out(`${path}\n`);
+  if (json) printJson(io, "snapshots key", { file: path });
+  else io.out(`${path}\n`);
   return EXIT.ok;
 }

@@ -9,6 +9,7 @@ import { messageOf } from "../failure.ts";
 import { EVAL_NAMES } from "../sweep/options.ts";
 import { EXIT, EXIT_CODES, type Io } from "../io.ts";
 import { obtainModel } from "../obtain.ts";
+import { printJson } from "../json/print.ts";
 import { number, type OptionTable, type Values } from "../options.ts";
 import { formatBytes } from "../print/format.ts";
 import { createProgress } from "../print/progress.ts";
@@ -28,6 +29,7 @@ const OPTIONS = {
     read: number(0, 1e6, { above: true }),
   },
   ...ENGINE,
+  json: { help: "print one object at the end" },
 } satisfies OptionTable;
 
 type WorkerOptions = Values<typeof OPTIONS>;
@@ -74,5 +76,6 @@ async function work(options: WorkerOptions, io: Io): Promise<number> {
     idleMs: options.idle === undefined ? undefined : options.idle * 1000,
   });
   say(`worker ${name}: ${groups} groups, ${lines} lines`);
+  if (options.json) printJson(io, "worker", { worker: name, groups, lines });
   return EXIT.ok;
 }

@@ -20,6 +20,8 @@ import { failureText } from "../failure.ts";
 import { EVAL_NAMES, EVAL_OPTIONS, type EvalOptions } from "./options.ts";
 import { formatMs } from "../print/format.ts";
 import { EXIT, type Io } from "../io.ts";
+import type { Evaluated } from "../json/outputs.ts";
+import { printJson } from "../json/print.ts";
 import { createProgress, type Progress } from "../print/progress.ts";
 import { type ModelFile, openModelFile, openSubject } from "./subject.ts";
 
@@ -43,7 +45,8 @@ async function solvedTasks(options: EvalOptions, io: Io): Promise<string> {
   if (models.length !== 1) {
     throw inputError("preset.models", "A preset chooses tasks for one model: name one, or tasks", option("models"));
   }
-  const samples = Math.min(options.samples, SOLVED.samples), asked = { ...options, bytes: undefined, part: undefined };
+  const samples = Math.min(options.samples, SOLVED.samples),
+    asked = { ...options, bytes: undefined, part: undefined, json: undefined };
   const code = await sweepHere({ ...asked, policies: "full", keep: "100%", samples, preset: undefined }, io);
   if (code !== EXIT.ok) {
     throw inputError("preset.tasks", "Some tasks can't be measured: name those to take", option("tasks"));
@@ -90,6 +93,7 @@ async function sweepHere(options: EvalOptions, io: Io): Promise<number> {
     sweep.progress.clear();
   }
   if (!options.quiet) io.err(`${sweep.summary()}\n`);
+  if (options.json) printJson(io, "eval", sweep.figures(options.out));
   return sweep.end();
 }
 
@@ -219,6 +223,12 @@ class SweepProgress {
     const left = Math.max(0, this.#total - this.#computed - this.#found - this.#expected);
     if (this.#computed === 0) return `${left} cells to go`;
     return `about ${formatMs(left * this.#computeMs / this.#computed)} left`;
+  }
+
+  figures(out: string): Evaluated {
+    const refused = [...this.#bad].map(([reason, samples]) => ({ reason, samples }));
+    const ms = performance.now() - this.#start;
+    return { out, computed: this.#computed, found: this.#found, duplicates: 0, failed: 0, refused, ms };
   }
 
   summary(): string {

@@ -59,6 +59,7 @@ export const EVAL_OPTIONS = {
   beyondTrained: { help: "allow more tokens than the model was trained on" },
   queue: { value: "url", help: "let palisade worker compute: redis://HOST:PORT", personal: true, secret: true },
   ...ENGINES,
+  json: { help: "print one object at the end: what was computed" },
 } satisfies OptionTable;
 
 /** What `eval` calls options of the library. */

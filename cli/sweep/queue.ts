@@ -14,6 +14,8 @@ import { formatMs } from "../print/format.ts";
 import { modelHash } from "../../model/store/identity.ts";
 import { EXIT, type Io } from "../io.ts";
 import { obtainModel } from "../obtain.ts";
+import type { Evaluated } from "../json/outputs.ts";
+import { printJson } from "../json/print.ts";
 import { createProgress, type Progress } from "../print/progress.ts";
 import { VERSION } from "../../runtime/version.ts";
 
@@ -71,6 +73,7 @@ export async function evaluateByQueue(options: QueueOptions, io: Io): Promise<nu
   ));
   progress.clear();
   display.end(outcomes);
+  if (options.json) printJson(io, "eval", display.figures(outcomes));
   return outcomes.some(({ failed }) => failed.length > 0) ? EXIT.failed : EXIT.ok;
 }
 
@@ -112,6 +115,7 @@ function oneByOne(results: ResultsFile) {
 class QueueProgress {
   readonly #io: Io;
   readonly #quiet: boolean;
+  readonly #out: string;
   readonly #progress: Progress;
   readonly #groups: number;
   readonly #cases: number;
@@ -121,6 +125,7 @@ class QueueProgress {
   constructor(options: QueueOptions, io: Io, progress: Progress, groups: number, cases: number) {
     this.#io = io;
     this.#quiet = options.quiet ?? false;
+    this.#out = options.out;
     this.#progress = progress;
     this.#groups = groups;
     this.#cases = cases;
@@ -143,12 +148,24 @@ class QueueProgress {
 
   end(outcomes: readonly CollectOutcome[]): void {
     if (this.#quiet) return;
-    const sum = (of: (outcome: CollectOutcome) => number) => outcomes.reduce((all, each) => all + of(each), 0);
-    const took = formatMs(performance.now() - this.#start);
+    const { computed, found, duplicates, failed, ms } = this.figures(outcomes);
     this.#io.err(
-      `${sum((each) => each.computed)} cells computed in ${took}, ${sum((each) => each.found)} were there already, ` +
-        `${sum((each) => each.duplicates)} duplicates dropped, ${sum((each) => each.failed.length)} groups given up\n`,
+      `${computed} cells computed in ${formatMs(ms)}, ${found} were there already, ` +
+        `${duplicates} duplicates dropped, ${failed} groups given up\n`,
     );
+  }
+
+  figures(outcomes: readonly CollectOutcome[]): Evaluated {
+    const sum = (of: (outcome: CollectOutcome) => number) => outcomes.reduce((all, each) => all + of(each), 0);
+    return {
+      out: this.#out,
+      computed: sum((each) => each.computed),
+      found: sum((each) => each.found),
+      duplicates: sum((each) => each.duplicates),
+      failed: sum((each) => each.failed.length),
+      refused: [],
+      ms: performance.now() - this.#start,
+    };
   }
 
   #sums(): { cells: number; computed: number } {

@@ -1,16 +1,39 @@
 /** What was decided of a dump, written down: a line a head, or the positions as numbers. */
 import { concatenate } from "../../core/concatenate.ts";
 import type { EvictedLayer } from "../../core/dump/layers.ts";
-import { summariseHead } from "../../core/worst_case/certificate.ts";
+import { type CertificateSummary, type HeadCertificate, summariseHead } from "../../core/worst_case/certificate.ts";
 import type { OutputKind } from "../../runtime/output.ts";
 import { writeSafetensors } from "../file/safetensors.ts";
-import type { Dump } from "./layers.ts";
+import type { Dump, NotFinite } from "./layers.ts";
 import { NPY_MAGIC, writeNpy } from "./npy.ts";
 
 /** In the metadata of what we write. */
 const KEY = "palisade_kept";
 const TRIPLES = /'descr': '<i4', 'fortran_order': False, 'shape': \(\d+, 3\)/;
 const LINE_START = '{"layer":';
+
+/** One KV head of one layer of a dump: which entries stay. */
+export interface Decision {
+  /** The layer's number in the dump. */
+  readonly layer: number;
+  /** KV head. */
+  readonly head: number;
+  /** Entries that stay. */
+  readonly count: number;
+  /** Their positions, ascending. */
+  readonly kept: readonly number[];
+  /** What the eviction can have cost, where it was asked for. */
+  readonly certificate?: HeadCertificateLine;
+  /** Numbers that are not finite, in each part of this layer that has any. */
+  readonly notFinite?: NotFinite;
+}
+
+/** A head's certificate. */
+export interface HeadCertificateLine extends CertificateSummary {
+  readonly evicted: number;
+  /** Evicted entries of the window itself, of which no importance is known. */
+  readonly unobserved: number;
+}
 
 type Writer = (layers: readonly EvictedLayer[], dump: Dump) => Uint8Array<ArrayBuffer>;
 
@@ -26,18 +49,22 @@ export class DecisionLines {
   of({ layer, kept, certificate }: EvictedLayer): string {
     const notFinite = this.#dump.notFinite(layer), number = this.#dump.numbers[layer];
     return kept.map((positions, head) => {
-      const { evicted, unobserved } = certificate?.heads[head] ?? {};
-      const line = {
+      const line: Decision = {
         layer: number,
         head,
         count: positions.length,
         kept: [...positions],
-        ...(certificate && { certificate: { evicted, unobserved, ...summariseHead(certificate.heads[head]) } }),
+        ...(certificate && { certificate: certificateOf(certificate.heads[head]) }),
         ...(Object.keys(notFinite).length > 0 && { notFinite }),
       };
       return `${JSON.stringify(line)}\n`;
     }).join("");
   }
+}
+
+function certificateOf(head: HeadCertificate): HeadCertificateLine {
+  const { evicted, unobserved } = head;
+  return { evicted, unobserved, ...summariseHead(head) };
 }
 
 /** By the ending of a file's name, what makes its bytes; undefined for other endings. */

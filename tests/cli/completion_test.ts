@@ -74,7 +74,7 @@ await withShell("bash", "offers commands, options, words, what is here, and leav
     // An option that was said once, and one that may be said again.
     ["palisade ask --think --question a --thi", []],
     ["palisade ask --question a --que", ["--question"]],
-    ["palisade snapshots prune --to 0 ", ["--snapshots", "--color", "--config", "--help", "--help-all"]],
+    ["palisade snapshots prune --to 0 ", ["--snapshots", "--json", "--color", "--config", "--help", "--help-all"]],
     ["palisade --v", ["--version"]],
   ];
   const offers = await bashOffers(await roomOf("bash"), lines.map(([line]) => line));

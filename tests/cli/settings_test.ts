@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { leaves } from "../../cli/command.ts";
-import type { ShownConfig } from "../../cli/commands/config.ts";
+import type { ShownConfig } from "../../cli/json/outputs.ts";
 import { allCommands } from "../../cli/list.ts";
 import { flagOf, isRepeatable, isSwitch, keyOf, type OptionSpec } from "../../cli/options.ts";
 import { withCommon } from "../../cli/parse.ts";
