@@ -123,7 +123,7 @@ export async function answer(
     let id = await tokens.first(asked);
     decodeStart = performance.now();
     while (ids.push(id) <= maxTokens) {
-      if (tokenizer.endIds.has(id)) {
+      if (tokenizer.endIds.has(id) && !reply.goesOnBehind(id)) {
         finish = "stop";
         break;
       }

@@ -1,5 +1,6 @@
 /** A reply as it is decoded: ids to text, thought and answer apart, loops noticed. */
 import type { Model } from "../model.ts";
+import { Channels } from "../text/channels.ts";
 import { type ReplyPiece, Thoughts } from "../text/thoughts.ts";
 import type { TextStream } from "../text/tokenizer.ts";
 import { LoopWatch } from "./loops.ts";
@@ -20,6 +21,8 @@ export class Reply {
   readonly #stream: TextStream;
   readonly #loops: LoopWatch | undefined;
   readonly #thoughts: Thoughts | undefined;
+  /** Where the reply comes in messages that nobody has begun. */
+  readonly #channels: Channels | undefined;
   #answer = "";
   #thinking = "";
 
@@ -29,20 +32,32 @@ export class Reply {
     this.#options = options;
     this.#stream = tokenizer.stream();
     this.#loops = options.allowLoops ? undefined : new LoopWatch((ids) => tokenizer.decode(ids));
-    this.#thoughts = frame.thinking && prefix === "" ? new Thoughts(frame.thinking, frame.thinking.begun) : undefined;
+    const marks = prefix === "" ? frame.thinking : undefined;
+    this.#thoughts = marks && !marks.channels ? new Thoughts(marks, marks.begun) : undefined;
+    this.#channels = marks?.channels && marks.asked ? new Channels() : undefined;
     this.#emit({ thinking: "", answer: prefix });
   }
 
   /** Takes the next id; true when the reply goes round in a circle. */
   add(id: number): boolean {
-    if (!this.#tokenizer.isSilent(id)) this.#push(this.#stream.push(id));
+    if (this.#channels && this.#tokenizer.isControl(id)) {
+      // A character that a token cuts short is text of what was before it.
+      this.#emit(this.#channels.text(this.#stream.end()));
+      this.#emit(this.#channels.control(this.#tokenizer.decode([id])));
+    } else if (!this.#tokenizer.isSilent(id)) this.#push(this.#stream.push(id));
     return this.#loops?.push(id) ?? false;
+  }
+
+  /** Whether the reply goes on behind an id that ends answers. */
+  goesOnBehind(id: number): boolean {
+    return this.#channels?.goesOnBehind(this.#tokenizer.decode([id])) ?? false;
   }
 
   /** What is left of an unfinished character or mark. */
   end(): void {
     this.#push(this.#stream.end());
-    if (this.#thoughts) this.#emit(this.#thoughts.end());
+    const rest = (this.#channels ?? this.#thoughts)?.end();
+    if (rest) this.#emit(rest);
   }
 
   get answer(): string {
@@ -55,7 +70,7 @@ export class Reply {
   }
 
   #push(text: string): void {
-    this.#emit(this.#thoughts?.push(text) ?? { thinking: "", answer: text });
+    this.#emit(this.#channels?.text(text) ?? this.#thoughts?.push(text) ?? { thinking: "", answer: text });
   }
 
   #emit({ thinking, answer }: ReplyPiece): void {

@@ -109,6 +109,8 @@ export async function chatFrame(
   if (system !== undefined && !rendered.text.includes(places.system)) {
     throw inputError("template.system", "The model's chat template has no place for a system text", option("system"));
   }
+  // Such a template can't be told, but the reply can be begun for it.
+  if (marks?.channels && !think) halves[1] += marks.close;
   const [prefix, suffix] = halves.map((half) => parts(half, places.system, system ?? ""));
   return {
     kind: "chat",

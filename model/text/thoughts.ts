@@ -9,6 +9,8 @@
 export interface ThoughtMarks {
   readonly open: string;
   readonly close: string;
+  /** The marks are control tokens of a reply in messages (`channels.ts`). */
+  readonly channels?: true;
 }
 
 /** A piece of a reply; either part may be empty. */
@@ -17,10 +19,11 @@ export interface ReplyPiece {
   readonly answer: string;
 }
 
-/** Qwen, DeepSeek, SmolLM3 and others; Magistral. */
+/** Qwen, DeepSeek, SmolLM3 and others; Magistral; gpt-oss. */
 const MARKS: readonly ThoughtMarks[] = [
   { open: "<think>", close: "</think>" },
   { open: "[THINK]", close: "[/THINK]" },
+  { open: "<|channel|>analysis<|message|>", close: "<|channel|>final<|message|>", channels: true },
 ];
 
 /** The marks that a chat template writes or looks for; undefined when it knows of no thinking. */
