@@ -36,7 +36,7 @@ export {
   type MeasureDump,
 } from "./dump/layers.ts";
 export { type ErrorKind, PalisadeError, type Where } from "./errors.ts";
-export { OPTION_NAMES, type OptionMention, type OptionName, type Said, spoken } from "./options.ts";
+export { type OptionMention, type OptionName, type Said, spoken } from "./options.ts";
 export { CascadeSelection } from "./select/cascade.ts";
 export { JointSelection } from "./select/joint.ts";
 export { gateScores, type LinearGate } from "./measure/gate_scores.ts";
