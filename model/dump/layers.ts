@@ -1,11 +1,12 @@
 /** The layers of an open dump, as eviction reads them: shapes checked before the first number is read. */
 import { type OptionMention, say } from "../../core/options.ts";
-import { inputError } from "../../core/errors.ts";
+import { inputError, PalisadeError } from "../../core/errors.ts";
 import type { DumpLayers, EvictOptions, LayerWants } from "../../core/dump/layers.ts";
 import type { LayerDump } from "../../core/dump/evict.ts";
 import type { KeyRotation } from "../../core/measure/rotation.ts";
 import { observationFor } from "../../core/measure/window.ts";
 import type { Needs, Policy } from "../../core/policy/policy.ts";
+import { policies, resolvePolicy } from "../../core/policy/registry.ts";
 import type { AttentionShape } from "../../core/shape.ts";
 import type { GateWeights } from "../gate/scorer.ts";
 import { countNotFinite } from "./floats.ts";
@@ -43,6 +44,16 @@ interface Slice {
   readonly shape: readonly number[];
 }
 
+/** What is asked for beside kept entries. */
+type Wanted = Pick<EvictOptions, "explain" | "risk">;
+
+/** How many of the last queries a policy, and a certificate of it, look through. */
+interface Plan {
+  readonly policy: Policy;
+  readonly window: number;
+  readonly certificate: number;
+}
+
 /** Dimensions of each part. */
 const RANKS: Readonly<Record<Part, number>> = {
   ...{ q: 3, k: 3, v: 3, wo: 2, hidden: 2, wq: 2 },
@@ -62,7 +73,7 @@ export class Dump implements DumpLayers, AsyncDisposable {
   readonly length: number;
   /** The layers' own numbers; eviction counts them from 0. */
   readonly numbers: readonly number[];
-  #wants: { readonly policy: Policy; readonly window: number; readonly certificate: number } | undefined;
+  #plan: Plan | undefined;
 
   private constructor(
     container: DumpContainer,
@@ -107,23 +118,44 @@ export class Dump implements DumpLayers, AsyncDisposable {
 
   /**
    * Checks that the dump has what a policy looks at, and what `options` ask for, before anything is read.
-   * @throws PalisadeError `dump.lacks`, naming the tensor.
+   * @throws PalisadeError `dump.lacks`, naming the tensor, and the policies that do without.
    */
-  prepare(policy: Policy, { explain, risk }: Pick<EvictOptions, "explain" | "risk">): void {
-    const whole = { length: this.length, window: Math.min(policy.window, this.length) };
-    const window = policy.needs.window ? whole.window : 0, certificate = observationFor(policy, whole).window;
-    this.#wants = { policy, window, certificate };
-    this.numbers.forEach((_, layer) => {
-      this.#checkNeeds(layer, {
-        policy: policy.allocate.kind !== "all",
-        risk: risk !== undefined,
-        certificate: explain,
-      });
-    });
+  prepare(policy: Policy, { explain, risk }: Wanted): void {
+    this.#plan = this.#planFor(policy);
+    const lack = this.#lackOf(this.#plan, { explain, risk });
+    if (lack?.code !== "dump.lacks") {
+      if (lack) throw lack;
+      return;
+    }
+    const others = policies.map(({ name }) => name).filter((name) => this.#serves(name, { explain, risk }));
+    throw others.length === 0 ? lack : lack.again({ more: `; it can serve ${others.join(", ")}` });
   }
 
-  #checkNeeds(layer: number, wants: LayerWants): void {
-    const { policy } = this.#wants!, { needs, name } = policy, parts = this.#slices[layer];
+  #planFor(policy: Policy): Plan {
+    const whole = { length: this.length, window: Math.min(policy.window, this.length) };
+    const window = policy.needs.window ? whole.window : 0;
+    return { policy, window, certificate: observationFor(policy, whole).window };
+  }
+
+  /** Whether the dump has what a policy, as it is by itself, looks at; one that reads a file is left out. */
+  #serves(name: string, wanted: Wanted): boolean {
+    const policy = resolvePolicy(name);
+    return !policy.needs.file && this.#lackOf(this.#planFor(policy), wanted) === undefined;
+  }
+
+  /** The refusal of the first layer that lacks something. */
+  #lackOf(plan: Plan, { explain, risk }: Wanted): PalisadeError | undefined {
+    const wants = { policy: plan.policy.allocate.kind !== "all", risk: risk !== undefined, certificate: explain };
+    try {
+      this.numbers.forEach((_, layer) => this.#checkNeeds(layer, plan, wants));
+    } catch (error) {
+      if (error instanceof PalisadeError) return error;
+      throw error;
+    }
+  }
+
+  #checkNeeds(layer: number, { policy, window, certificate }: Plan, wants: LayerWants): void {
+    const { needs, name } = policy, parts = this.#slices[layer];
     const lacks = (what: string, who = `policy ${name}`) => {
       const at = `layer ${this.numbers[layer]} of ${this.#container.name}`;
       return dumpError(
@@ -132,7 +164,7 @@ export class Dump implements DumpLayers, AsyncDisposable {
         what.split(/[ ,]/)[0],
       );
     };
-    const rows = this.#queryRows(layer), { window, certificate } = this.#wants!;
+    const rows = this.#queryRows(layer);
     if (wants.policy) {
       const all = wantsAllQueries(needs);
       if (all && rows < this.length) {
@@ -178,7 +210,7 @@ export class Dump implements DumpLayers, AsyncDisposable {
    * @throws PalisadeError `dump.queries` where hidden states give other queries than there are; `dump.type`, `file.*`.
    */
   async read(layer: number, wants: LayerWants): Promise<LayerDump> {
-    const { policy: { needs } } = this.#wants!, own = wants.policy ? needs : {};
+    const { policy: { needs } } = this.#plan!, own = wants.policy ? needs : {};
     const values = own.valueNorms || own.rows || own.dropErrors || wants.certificate;
     const queries = await this.#queries(layer, wants);
     const wo = (own.valueNorms || wants.certificate) && await this.#part(layer, "wo");
@@ -198,7 +230,7 @@ export class Dump implements DumpLayers, AsyncDisposable {
   }
 
   async #queries(layer: number, { policy, risk, certificate }: LayerWants): Promise<Float32Array> {
-    const { policy: { needs }, ...windows } = this.#wants!, parts = this.#slices[layer];
+    const { policy: { needs }, ...windows } = this.#plan!, parts = this.#slices[layer];
     const all = policy && wantsAllQueries(needs);
     const rows = all
       ? this.length

@@ -47,6 +47,7 @@ interface ZipEntry {
  * @throws PalisadeError `npz.*`; `npy.*` when an array is asked for.
  */
 export async function openNpz(source: ByteSource): Promise<DumpContainer> {
+  await refusePickle(source);
   const entries = await readDirectory(source);
   const byName = new Map(entries.map((entry) => [entry.name, entry]));
   return {
@@ -59,6 +60,16 @@ export async function openNpz(source: ByteSource): Promise<DumpContainer> {
 
 function refuse(code: string, file: string, reason: string): PalisadeError {
   return inputError(`npz.${code}`, `${file}: ${reason}`, file);
+}
+
+/** PyTorch's own files are zip files too, of a pickle that only Python may run. */
+async function refusePickle(source: ByteSource): Promise<void> {
+  const head = await source.read(0, Math.min(source.size, 30 + 512)), view = new DataView(head.buffer, head.byteOffset);
+  if (head.length < 30) return;
+  const name = new TextDecoder("latin1").decode(head.subarray(30, 30 + view.getUint16(26, true)));
+  if (!name.endsWith("/data.pkl")) return;
+  const wanted = "want tensors written by safetensors.torch.save_file or numpy.savez";
+  throw refuse("pickle", source.name, `torch.save wrote it, as a pickle: ${wanted}`);
 }
 
 async function fields(source: ByteSource, offset: number, length: number): Promise<DataView> {

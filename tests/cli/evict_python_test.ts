@@ -1,5 +1,6 @@
 /** Dumps as Python writes them, and a transformers model whose cache is pruned by `palisade evict`. */
 import assert from "node:assert/strict";
+import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
@@ -18,6 +19,7 @@ import { skipped } from "../_helper/skip.ts";
 import { testFolder } from "../_helper/workbench.ts";
 
 const folder = await testFolder("evict-python");
+const COMMAND = `${process.execPath} run -A --no-check ${join(ROOT, "cli/main.ts")}`;
 const data = (path: string) => fileURLToPath(new URL(`../data/${path}`, import.meta.url));
 
 /** The golden layers in everything that NumPy and safetensors write; float16 in what says so. */
@@ -57,6 +59,27 @@ for l in range(3):
     assert [p.tolist() for p in parts] == sets[l]
 json.dump(sets, sys.stdout)
 `;
+
+/** What the documentation has for notebooks, run on the golden layers; `kept` as JSON. */
+async function notebook(): Promise<string> {
+  const [, program] = /```python\n(import subprocess\n[\s\S]*?)```/.exec(
+    await readFile(join(ROOT, "docs/dumps.md"), "utf8"),
+  )!;
+  return `
+import json, os, shlex, sys
+from safetensors.numpy import load_file
+golden = load_file(sys.argv[1])
+layers = [{part: golden[f"layers/{i}/{part}"] for part in ("q", "k", "v", "wo")} for i in range(3)]
+${
+    program.replace('["palisade", ', '[*shlex.split(os.environ["PALISADE"]), ').replace(
+      "layer-defensive",
+      "layer-defensive@reference",
+    )
+  }
+assert [[len(rows) for rows in heads] for heads in pruned] == [[len(rows) for rows in heads] for heads in kept]
+json.dump([[rows.tolist() for rows in heads] for heads in kept], sys.stdout)
+`;
+}
 
 async function keptBy(path: string, parameters: readonly string[]): Promise<number[][][]> {
   const { code, out, err } = await palisade(["evict", path, ...parameters]);
@@ -106,6 +129,18 @@ if (!await hasPython("numpy", "safetensors")) {
   });
 }
 
+if (await hasPython("numpy", "safetensors")) {
+  Deno.test("what the documentation has for notebooks runs, and gives the golden sets", async () => {
+    const { kept } = await readJson<{ kept: Record<string, Record<string, number[][][]>> }>("tiny-L300.kept.json");
+    const { code, stdout, stderr } = await runPython(["-c", await notebook(), data("golden/tiny-L300.safetensors")], {
+      cwd: folder,
+      env: { PALISADE: COMMAND },
+    });
+    assert.equal(code, 0, stderr);
+    assert.deepEqual(JSON.parse(stdout), kept["0.8"]["layer-defensive"]);
+  });
+}
+
 const CONTEXT = Array.from({ length: 90 }, (_, i) => 20 + (i * i * 7 + 13 * i) % 240);
 const QUESTION = [44, 101, 37];
 
@@ -118,11 +153,10 @@ if (!await hasPython("torch", "transformers", "gguf")) {
 } else {
   Deno.test("a transformers model goes on from what palisade evict kept, with palisade's own logits", async () => {
     const path = data("models/llama-plain.gguf"), policy = "critical(snapkv(window=8))", keep = "30", tokens = 4;
-    const command = `${process.execPath} run -A --no-check ${join(ROOT, "cli/main.ts")}`;
     const { code, stdout, stderr } = await runPython(
       [data("../_helper/python/run_example.py"), join(ROOT, "docs/examples/evict_transformers.py"), path],
       {
-        env: { PALISADE: command },
+        env: { PALISADE: COMMAND },
         input: JSON.stringify({ context: CONTEXT, question: QUESTION, policy, keep, tokens }),
       },
     );

@@ -283,3 +283,12 @@ Deno.test("Crc32 is that of zip files", () => {
   for (const part of ["12345", "6789"]) sum.add(new TextEncoder().encode(part));
   assert.equal(sum.value, 0xcbf43926);
 });
+
+Deno.test("what torch.save wrote is refused by what it is, before its directory is looked for", async () => {
+  const name = new TextEncoder().encode("archive/data.pkl"), bytes = new Uint8Array(120);
+  bytes.set([0x50, 0x4b, 3, 4]);
+  bytes[26] = name.length;
+  bytes.set(name, 30);
+  await refused(bytes, "npz.pickle", /torch\.save wrote it, as a pickle: want tensors written by safetensors/);
+  await refused(bytes.slice(0, 29), "npz.directory", /end as a zip file/);
+});
