@@ -46,7 +46,9 @@ export interface Report {
   readonly engines: { readonly backend: string; readonly dense: string };
   readonly policy: ParameterValues & { readonly name: string };
   readonly keep: {
+    /** As it was asked for, or the default. */
     readonly asked: string;
+    /** Entries per head on average. */
     readonly tokensPerHead: number;
     /** Those kept of the layers that look at everything: a budget speaks of them. */
     readonly entries: number;
@@ -71,7 +73,9 @@ export interface Report {
   readonly selfGate: SelfGateReport | null;
   /** Null unless channels of keys were left out. */
   readonly keyChannels: KeyChannelFigures | null;
+  /** Last tokens that are observed and protected: what was wanted, and what the text was long enough for. */
   readonly window: { readonly asked: number; readonly used: number };
+  /** First tokens that are protected. */
   readonly sinks: number;
   readonly tokens: {
     readonly context: number;
@@ -95,6 +99,7 @@ export interface Report {
     readonly evicted: number;
     /** Live bytes of the evicted cache. */
     readonly bytes: number;
+    /** The same with what is free in its pages. */
     readonly allocatedBytes: number;
     /** What the whole context's cache would hold of what could still be read, in the same type. */
     readonly fullBytes: number;
@@ -113,6 +118,7 @@ export interface Report {
   readonly maxCache: MaxCacheReport | null;
   /** The day that the chat template was told, `2026-03-09`; null where it doesn't ask. */
   readonly templateDate: string | null;
+  /** The most bytes of hidden states, and of what is computed from them, at any time. */
   readonly activationBytes: number;
   readonly ms: {
     readonly load: number;
@@ -122,6 +128,7 @@ export interface Report {
     readonly restore: number;
     /** Question tokens of all questions. */
     readonly question: number;
+    /** Of one token of an answer, on average; 0 where nothing was decoded. */
     readonly decodePerToken: number;
   };
   readonly memory: MemoryReport;

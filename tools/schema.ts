@@ -35,6 +35,10 @@ const UNITS: Readonly<Record<string, string>> = {
   samples: "Samples.",
   licence: "SPDX identifier.",
   message: "For people.",
+  textTokens: "Tokens of each text.",
+  kvHeads: "KV heads.",
+  width: "Numbers in a hidden state.",
+  keep: "What stays, as it was asked for.",
 };
 
 let text: string | undefined;

@@ -69,7 +69,9 @@ export interface LayerCertificate {
 
 /** What is compared when heads or layers are ranked. */
 export interface CertificateSummary {
+  /** Largest importance of an evicted entry: pooled attention, 0 to 1. */
   readonly largestRisk: number;
+  /** Sum of the importance of all evicted entries. */
   readonly riskSum: number;
   /** Largest ε of a window query. */
   readonly evictedMass: number;

@@ -123,6 +123,11 @@ export function testCommandLine(runtime: string, start: () => Promise<Cli>): voi
     assert.ok(help.trimEnd().split("\n").length <= 40, "fits a screen");
   });
 
+  test("schema prints the schema that the package carries", async () => {
+    const published = readFileSync(join(ROOT, "cli/schema/palisade.schema.json"), "utf8");
+    assert.equal(await succeed(await cli(), ["schema"]), published);
+  });
+
   test("policies --json lists the policies", async () => {
     const policies: { name: string }[] = JSON.parse(await succeed(await cli(), ["policies", "--json"]));
     const names = policies.map(({ name }) => name);
