@@ -197,7 +197,10 @@ export class Execution {
 
   #gate({ from, to, activation }: Gate): void {
     const value = this.#value(from), width = value.width / 2, own = value.own ?? this.#asOwn(from);
-    const mine = own.total / 2, result = { ranges: [{ column: own.ranges[0].column, columns: mine }], total: mine };
+    const mine = own.total / 2, { ranges: both } = own, half = both.length / 2;
+    // Gates and ups may lie in one run of columns, or in as many each.
+    const ranges = both.length === 1 ? [{ column: both[0].column, columns: mine }] : both.slice(0, half);
+    const result = { ranges, total: mine };
     if (mine === 0) return this.#setOwn(to, width, { ...result, buffer: -1 });
     // This thread has the same columns of gate and up, gates first; half as many are left.
     const { call } = this.#kernels, buffer = this.#zeros(mine);
@@ -227,38 +230,43 @@ export class Execution {
     this.#setRows(to, row, this.#buffers.from(chosen));
   }
 
-  /** One thread alone: expert by expert, the tokens that go to it side by side. */
+  /** Expert by expert, the tokens that go to it side by side; of every part this thread's rows. */
   #expand({ from, chosen, to, used, parts, rows, weights }: HeldExpand): void {
-    const { width } = this.#value(from), x = this.#wholeFloats(from).slice(), row = parts * used * rows;
-    const out = new Float32Array(this.#count * row);
+    const { column: first, columns: mine } = rowsOfParts(weights[0], parts), width = parts * used * rows;
+    const places = Array.from({ length: parts * used }, (_, place) => place);
+    const ranges = places.map((place) => ({ column: place * rows + first, columns: mine }));
+    const total = places.length * mine;
+    if (total === 0) return this.#setOwn(to, width, { buffer: -1, ranges, total });
+    const { width: each } = this.#value(from), x = this.#wholeFloats(from).slice();
+    const out = new Float32Array(this.#count * total);
     for (const [expert, turns] of this.#turns(chosen, used)) {
-      const inputs = concatenate(
-        turns.map(({ token }) => x.subarray(token * width, (token + 1) * width)),
-        Float32Array,
-      );
+      const inputs = concatenate(turns.map(({ token }) => x.subarray(token * each, (token + 1) * each)), Float32Array);
       const products = this.#expertProducts(weights[expert], inputs, turns.length);
       turns.forEach(({ token, slot }, i) => {
         for (let part = 0; part < parts; part++) {
-          const at = (i * parts + part) * rows;
-          out.set(products.subarray(at, at + rows), token * row + (part * used + slot) * rows);
+          const at = (i * parts + part) * mine;
+          out.set(products.subarray(at, at + mine), token * total + (part * used + slot) * mine);
         }
       });
     }
-    this.#setRows(to, row, this.#buffers.from(out));
+    this.#setOwn(to, width, { buffer: this.#buffers.from(out), ranges, total });
   }
 
+  /** The other way: this thread's rows of the sums. */
   #collect({ from, chosen, to, used, rows, weights }: HeldCollect): void {
+    const { column, columns: mine } = rowsOfParts(weights[0], 1), ranges = [{ column, columns: mine }];
+    if (mine === 0) return this.#setOwn(to, rows, { buffer: -1, ranges, total: mine });
     const each = this.#value(from).width / used, x = this.#wholeFloats(from).slice();
-    const out = new Float32Array(this.#count * rows);
+    const out = new Float32Array(this.#count * mine);
     for (const [expert, turns] of this.#turns(chosen, used)) {
       const place = ({ token, slot }: Turn) => (token * used + slot) * each;
       const inputs = concatenate(turns.map((turn) => x.subarray(place(turn), place(turn) + each)), Float32Array);
       const products = this.#expertProducts(weights[expert], inputs, turns.length);
       turns.forEach(({ token, share }, i) => {
-        for (let r = 0; r < rows; r++) out[token * rows + r] += share * products[i * rows + r];
+        for (let r = 0; r < mine; r++) out[token * mine + r] += share * products[i * mine + r];
       });
     }
-    this.#setRows(to, rows, this.#buffers.from(out));
+    this.#setOwn(to, rows, { buffer: this.#buffers.from(out), ranges, total: mine });
   }
 
   /** Who goes to each expert, experts ascending. */
@@ -384,6 +392,11 @@ export class Execution {
 export function heldMatrices(matrices: readonly HeldMatrix[]): HeldMatrices {
   const ranges = matrices.map(({ column, outputs }) => ({ column, columns: outputs }));
   return { matrices, ranges, total: ranges.reduce((all, { columns }) => all + columns, 0) };
+}
+
+/** Which rows of each part this thread has of an expert; parts of one matrix are there whole. */
+function rowsOfParts({ matrices, total }: HeldMatrices, parts: number): Range {
+  return { column: matrices.length < parts ? 0 : matrices[0].column, columns: total / parts };
 }
 
 function isWhole({ at, buffer }: Value): boolean {

@@ -51,13 +51,18 @@ export function scheduleOf<Step extends Operation<unknown, unknown>>(
   };
   operations.forEach((operation, index) => {
     if (needsRows(operation) && !whole.has(operation.from)) publish(operation.from);
-    if (alone || (operation.op !== "multiply" && readsOf(operation).every((name) => whole.has(name)))) {
+    if (alone || (!hasRows(operation) && readsOf(operation).every((name) => whole.has(name)))) {
       whole.add(operation.to);
     }
     steps.push({ index, operation });
   });
   publish(result);
   return { phases, places, given, size, widths, result, lastRead: lastReadsOf(operations) };
+}
+
+/** Whether each thread makes the columns whose weights it holds. */
+function hasRows({ op }: Operation<unknown, unknown>): boolean {
+  return op === "multiply" || op === "expand" || op === "collect";
 }
 
 function needsRows(

@@ -17,7 +17,6 @@ import {
   worthSharing,
 } from "../../../wasm/dense/part.ts";
 import { Kernels, type WasmOptions } from "../../../wasm/module.ts";
-import { hasExperts } from "../../../core/dense/operations.ts";
 import { breathe } from "../../../runtime/breathe.ts";
 import { inputsOf } from "../../architecture.ts";
 import type { ModelConfig } from "../../config.ts";
@@ -70,7 +69,6 @@ export async function createWasmEngine(
   try {
     const inputs = inputsOf(config), { decoder, width, vocabulary, normEpsilon } = config;
     const loader = new WeightLoader(memory, file, (list) => {
-      if (hasExperts(list)) return "here";
       return worthSharing(workOf(list, inputs), 1, workPerWait) ? "shared" : "alone";
     }, options.precision === "float32");
     const layers: { project: PerThread<PlanOperation[]>; finish: PerThread<PlanOperation[]> }[] = [];
@@ -264,8 +262,6 @@ class WasmEngine implements DenseEngine {
   #isWorthSharing(step: Step, layer: number, count: number): boolean {
     const { layers, head } = this.config.decoder;
     const list = [layers[layer].project, layers[layer].finish, head][step];
-    // Which tokens meet which expert is not known beforehand: this thread takes them all.
-    if (hasExperts(list)) return false;
     let work = this.#work.get(list);
     if (!work) this.#work.set(list, work = workOf(list, this.#plan.inputs));
     return worthSharing(work, count, this.#workPerWait);

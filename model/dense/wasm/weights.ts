@@ -183,7 +183,8 @@ export class WeightLoader {
       case "expand":
       case "collect": {
         const experts: PerThread<MatrixPlan>[][] = [];
-        for (const parts of operation.weights) experts.push(await this.#beside(parts, holders, false));
+        const gated = operation.op === "expand";
+        for (const parts of operation.weights) experts.push(await this.#beside(parts, holders, gated));
         return (i) => ({ ...operation, weights: experts.map((matrices) => matrices.map((matrix) => matrix[i])) });
       }
       default:
