@@ -152,6 +152,11 @@ export function testCommandLine(runtime: string, start: () => Promise<Cli>): voi
     assert.equal(data?.text, "1 gate (smollm2-135m-instruct), 2 texts");
   });
 
+  test("schema prints what the package carries", async () => {
+    const schema = JSON.parse(await succeed(await cli(), ["schema"]));
+    assert.equal(schema.$id, "urn:palisade-kv:output");
+  });
+
   test("refuses an unknown command with exit code 2 and no output", async () => {
     const { code, stdout, stderr } = await (await cli())(["asj"]);
     assert.equal(code, 2);
@@ -229,7 +234,7 @@ export function testCommandLine(runtime: string, start: () => Promise<Cli>): voi
     const opened = JSON.parse(await succeed(await cli(), [...asked, "--snapshot", secret, ...by, "--cloak"]));
     assert.deepEqual(opened.answers, read.answers);
     const shut = await (await cli())([...asked, "--snapshot", secret]);
-    assert.deepEqual([shut.code, shut.stdout], [3, ""]);
+    assert.deepEqual([shut.code, JSON.parse(shut.stdout).error.code], [3, "seal.secret"]);
     assert.match(shut.stderr, /pass its key file or passphrase/);
   });
 
