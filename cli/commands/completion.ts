@@ -3,7 +3,7 @@ import { inputError } from "../../core/errors.ts";
 import { nearestName } from "../../core/policy/nearest_name.ts";
 import { bashScript } from "../completion/bash.ts";
 import { fishScript } from "../completion/fish.ts";
-import { type Grammar, grammarOf } from "../completion/grammar.ts";
+import { type Grammar, grammarOf } from "../completion/offers.ts";
 import { powershellScript } from "../completion/powershell.ts";
 import { zshScript } from "../completion/zsh.ts";
 import { command } from "../command.ts";

@@ -1,6 +1,6 @@
 /** Completion for bash, from 3.2 on: the table as `case` branches, in front of what is the same for any table. */
 import { VERSION } from "../../runtime/version.ts";
-import { FIRST_OPTIONS, type Grammar, type Offer } from "./grammar.ts";
+import { FIRST_OPTIONS, type Grammar, type Offer } from "./offers.ts";
 import { COMPLETE } from "./hook.ts";
 
 /** The script. */

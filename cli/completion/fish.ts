@@ -1,6 +1,6 @@
 /** Completion for fish: one `complete` for each option of each command. */
 import { VERSION } from "../../runtime/version.ts";
-import { FIRST_OPTIONS, type Grammar, type Offer, type OfferedCommand } from "./grammar.ts";
+import { FIRST_OPTIONS, type Grammar, type Offer, type OfferedCommand } from "./offers.ts";
 import { COMPLETE } from "./hook.ts";
 
 /** The script. */

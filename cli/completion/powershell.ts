@@ -1,6 +1,6 @@
 /** Completion for PowerShell, Windows' own and the newer ones: the table as hash tables, and one block that reads them. */
 import { VERSION } from "../../runtime/version.ts";
-import { FIRST_OPTIONS, type Grammar, type Offer } from "./grammar.ts";
+import { FIRST_OPTIONS, type Grammar, type Offer } from "./offers.ts";
 import { COMPLETE } from "./hook.ts";
 
 type Pairs = readonly (readonly [string, string])[];

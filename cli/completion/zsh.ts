@@ -1,6 +1,6 @@
 /** Completion for zsh: one call of `_arguments` for each command. */
 import { VERSION } from "../../runtime/version.ts";
-import { FIRST_OPTIONS, type Grammar, type Offer, type OfferedCommand, type OfferedOption } from "./grammar.ts";
+import { FIRST_OPTIONS, type Grammar, type Offer, type OfferedCommand, type OfferedOption } from "./offers.ts";
 import { COMPLETE } from "./hook.ts";
 
 type Pairs = readonly (readonly [string, string])[];

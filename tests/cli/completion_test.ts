@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { leaves } from "../../cli/command.ts";
 import { SHELLS } from "../../cli/commands/completion.ts";
 import { inBrackets } from "../../cli/completion/brackets.ts";
-import { grammarOf } from "../../cli/completion/grammar.ts";
+import { grammarOf } from "../../cli/completion/offers.ts";
 import { allCommands } from "../../cli/list.ts";
 import { flagOf } from "../../cli/options.ts";
 import { withCommon } from "../../cli/parse.ts";
