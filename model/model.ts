@@ -6,6 +6,8 @@ import type { ModelConfig } from "./config.ts";
 import type { Context } from "./context.ts";
 import type { DenseChoice } from "./dense/pick.ts";
 import type { Gate } from "./gate/file.ts";
+import type { Chunks } from "./foresight/file.ts";
+import { findChunks } from "./foresight/find.ts";
 import { findGate, type GateChoice } from "./gate/find.ts";
 import { configOf } from "./file/gguf/config.ts";
 import type { GgufFile } from "./file/gguf/reader.ts";
@@ -108,6 +110,11 @@ export interface Model extends Device, AsyncDisposable {
    */
   gate(options?: Pick<IdentityOptions, "signal">): Promise<Gate>;
   /**
+   * The frequency chunks that foresee what this model's heads look at, from a file, or those found for it.
+   * @throws PalisadeError `chunks.*`, `safetensors.*`, `file.*`.
+   */
+  chunks(file?: string): Promise<Chunks>;
+  /**
    * The policy that a text names, with the file it names: as typed on the command line.
    * @throws PalisadeError as `loadPolicy`.
    */
@@ -179,6 +186,7 @@ export async function loadModel(source: ModelSource, runtime: Runtime, options: 
       },
       identity,
       gate,
+      chunks: (path) => findChunks({ name, config, identity }, runtime, path),
       policy: (text) => loadPolicy(text, runtime),
       softTokens: (from) => loadSoftTokens(from, runtime, { config, identity }),
       restore(snapshot, given) {

@@ -7,6 +7,7 @@ import type { MemoryUse } from "../runtime/interface.ts";
 import { type CertificateReport, certificateReport } from "./certificate_report.ts";
 import type { WorstCase } from "./gate/worst_case.ts";
 import type { Model } from "./model.ts";
+import { type ForesightFigures, foresightFigures } from "./foresight/foresee.ts";
 import type { EffortFigures } from "./read/effort.ts";
 import type { KeyChannelFigures } from "./read/key_channels.ts";
 import type { MergeFigures } from "./read/merge.ts";
@@ -73,6 +74,8 @@ export interface Report {
   readonly selfGate: SelfGateReport | null;
   /** Null unless channels of keys were left out. */
   readonly keyChannels: KeyChannelFigures | null;
+  /** What a generated token reads of each head, which keeps everything; null where it reads all. */
+  readonly foresight: ForesightFigures | null;
   /** Last tokens that are observed and protected: what was wanted, and what the text was long enough for. */
   readonly window: { readonly asked: number; readonly used: number };
   /** First tokens that are protected. */
@@ -252,6 +255,7 @@ export function reportOf(model: Model, context: Context, answers: readonly Answe
     merge: context.merge ?? null,
     selfGate: selfGateReport(context),
     keyChannels: context.keyChannels ?? null,
+    foresight: foresightFigures(context.cache),
     window: { asked: budget.windowAsked, used: budget.window },
     sinks: budget.sinks,
     tokens: {

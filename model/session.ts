@@ -22,6 +22,7 @@ import { checkRoom, type Expected } from "./needed_memory.ts";
 import { contextIds, controlPositions, withWords } from "./text/prompt.ts";
 import { checkRowsOf, exceedsTrained, type PlanOptions, planReading } from "./read/plan.ts";
 import { scoreFiles, type SourceOptions } from "./read/policy_inputs.ts";
+import { checkForesees } from "./foresight/foresee.ts";
 import { checkKeyChannels } from "./read/key_channels.ts";
 import { storedAs } from "./read/stored_as.ts";
 import { checkCacheType } from "../core/cache/entry_type.ts";
@@ -126,8 +127,9 @@ async function openOnce(loaded: Model, text: string, given: ContextOptions): Pro
   if (refit && options.refit === undefined) options = { ...options, refit };
   checkRefit(options.refit ?? DEFAULTS.refit, model.backend);
   for (const type of [rows, options.cacheType]) {
-    if (type) checkRowsOf(model.backend, checkCacheType(type), policy.stages);
+    if (type) checkRowsOf(model.backend, checkCacheType(type), policy);
   }
+  checkForesees(policy.needs, model.backend);
   if (options.bytes !== undefined) {
     options = { ...options, keep: keepFitting(options, options.bytes, ids.length, model.config, policy.stages) };
   }

@@ -54,6 +54,22 @@ def key_channels():
                 channels=channels))
 
 
+def chunks():
+    """FASA (arXiv 2602.03152): contextual agreement of each frequency chunk, pairs (i, i + d/2), by sorted sets."""
+    rng = np.random.default_rng(13)
+    count, rows, dim, top = 4, 40, 8, 6
+    queries, keys = rng.normal(size=(count, dim)).astype(np.float32), rng.normal(size=(rows, dim)).astype(np.float32)
+    visible = [40, 33, 20, 12]
+    agreement = np.zeros(dim // 2)
+    for q, seen in zip(queries.astype(float), visible):
+        best = lambda scores: set(np.argsort(-scores, kind="stable")[:top].tolist())
+        whole = best(keys[:seen] @ q)
+        for c in range(dim // 2):
+            pair = [c, c + dim // 2]
+            agreement[c] += len(whole & best(keys[:seen][:, pair] @ q[pair])) / top / count
+    return dict(dim=dim, top=top, visible=visible, **listed(queries=queries.ravel(), keys=keys.ravel(), agreement=agreement))
+
+
 if __name__ == "__main__":
-    for make in [merge, key_channels]:
+    for make in [merge, key_channels, chunks]:
         (OUT / f"{make.__name__}.json").write_text(json.dumps(make()) + "\n")

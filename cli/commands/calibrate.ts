@@ -16,6 +16,7 @@ import { loadModel } from "../../model/model.ts";
 import { LINE } from "../../model/text/frames.ts";
 import { autoThreads } from "../../model/threads.ts";
 import { command } from "../command.ts";
+import { calibrateChunksOf } from "./calibrate_chunks.ts";
 import { ENGINE, tellsMemory } from "../engine.ts";
 import { formatBytes, formatMs } from "../print/format.ts";
 import { EXIT, EXIT_CODES, type Io } from "../io.ts";
@@ -32,8 +33,8 @@ import { tableText } from "../print/table.ts";
 const OPTIONS = {
   kind: {
     value: "kind",
-    help: "what is fitted: a gate, or the soft tokens of judge-q",
-    choices: ["gate", "judge-q"],
+    help: "what is fitted: a gate, soft tokens of judge-q, chunks of fasa",
+    choices: ["gate", "judge-q", "fasa"],
     preset: "gate",
   },
   softTokens: { value: "n", help: "soft tokens, for judge-q", read: whole(1, 1024), preset: 8 },
@@ -61,6 +62,12 @@ export const calibrateCommand = command({
 
 /** Runs the command; returns the exit code. A stopped run goes on where it was when it is started again. */
 async function calibrate(options: CalibrateOptions, io: Io): Promise<number> {
+  if (options.kind === "fasa") {
+    return await calibrateChunksOf(options, io, {
+      kinds: parseKinds(options.kinds),
+      texts: await readTexts(options.text ?? [], io),
+    });
+  }
   const host = hostOf(io.runtime, "calibrate");
   const kinds = parseKinds(options.kinds);
   if (options.out === undefined) await host.makeFolder(gateFolder(io.runtime));

@@ -13,6 +13,7 @@ import type { Shading } from "../../evaluate/report/shading.ts";
 import type { Decision } from "../../model/dump/decisions.ts";
 import type { NotFinite } from "../../model/dump/layers.ts";
 import type { Coverage } from "../../model/gate/fit/calibrate.ts";
+import type { ChunksInfo } from "../../model/foresight/file.ts";
 import type { GateInfo } from "../../model/gate/file.ts";
 import type { SoftTokensInfo } from "../../model/policy_files/soft_tokens.ts";
 import type { Report } from "../../model/report.ts";
@@ -39,7 +40,7 @@ export interface Outputs {
   readonly worker: Worked;
   readonly cell: ResultLine | RefusedCell;
   readonly report: ReportedResults | ComparedResults;
-  readonly calibrate: FittedGate | TrainedTokens;
+  readonly calibrate: FittedGate | TrainedTokens | FoundChunkFile;
   readonly "models list": readonly ListedModel[];
   readonly "models pull": ModelPath;
   readonly "models path": ModelPath;
@@ -254,6 +255,21 @@ export interface TrainedTokens extends Fitted {
   /** On texts held out: the words that training began with, and what came of them. */
   readonly before: Quality;
   readonly after: Quality;
+}
+
+/** Frequency chunks that were found for `fasa`. */
+export interface FoundChunkFile {
+  /** The file. */
+  readonly out: string;
+  readonly bytes: number;
+  readonly ms: number;
+  readonly info: ChunksInfo;
+  /** Share of the `top` highest entries that each head's best quarter of the chunks finds, each alone, and all chunks. */
+  readonly best: number;
+  readonly mean: number;
+  readonly top: number;
+  /** The same of that quarter together, in a text that was not looked at; null without one. */
+  readonly heldOut: number | null;
 }
 
 /** A named or fetched model. */

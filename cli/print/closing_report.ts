@@ -41,6 +41,7 @@ export function reportText(report: Report): string {
     ...(report.refit ? [["refit", refitText(report.refit)]] : []),
     ...(report.merge ? [["merge", mergeText(report.merge)]] : []),
     ...(report.keyChannels ? [["channels", channelsText(report.keyChannels)]] : []),
+    ...(report.foresight ? [["reads", foresightText(report.foresight)]] : []),
     ...(report.risk ? [["risk", riskText(report.risk, keep.tokensPerHead)]] : []),
     [
       "cache",
@@ -117,6 +118,13 @@ export function channelsText({ channels, of, entries, recent, ms }: NonNullable<
     formatCount(entries)
   } entries have ${channels} of ${of} channels left, the last ${recent} of each ` +
     `head all, ${formatMs(ms)}`;
+}
+
+function foresightText({ entries, of, channels, headDim }: NonNullable<Report["foresight"]>): string {
+  return `each generated token ${formatCount(entries)} of ${
+    formatCount(of)
+  } entries a head, chosen by ${channels} of ` +
+    `${headDim} channels; the others stay`;
 }
 
 function reusedText({ tokens, ms }: Report): string {

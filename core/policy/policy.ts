@@ -49,6 +49,8 @@ export interface Needs {
   readonly softTokens?: SoftTokensNeed;
   /** Largest attention of the context's own queries on every entry, asked from behind its end, `[kvHeads, L]`. */
   readonly moved?: MovedNeed;
+  /** What single queries read of the cache; nothing is measured for it (FASA). */
+  readonly foresight?: ForesightNeed;
   /** A file that the policy names: who makes the policy reads it (`model/policy_files/`). */
   readonly file?: PolicyFileNeed;
   /** The layer's keys and values themselves: `[kvHeads, L, headDim]` each, keys after RoPE. */
@@ -58,13 +60,23 @@ export interface Needs {
 }
 
 /** Kinds of files that policies name. `gate` is named beside the policy, by the option `gate`. */
-export type PolicyFileKind = "head-scores" | "soft-tokens" | "gate";
+export type PolicyFileKind = "head-scores" | "soft-tokens" | "gate" | "chunks";
 
 /** A file that a policy names. */
 export interface PolicyFileNeed {
   readonly kind: PolicyFileKind;
   /** As typed. */
   readonly name: string;
+}
+
+/** How much a query reads, and by how much it chooses (`core/measure/foresight.ts`). */
+export interface ForesightNeed {
+  /** Entries of each head, sinks and recent ones among them. */
+  readonly entries: number;
+  /** Share of the frequency chunks that choose, 0 < share ≤ 1. */
+  readonly chunks: number;
+  readonly sinks: number;
+  readonly recent: number;
 }
 
 /** What becomes of the attention of all soft tokens on one entry; over the group too. */

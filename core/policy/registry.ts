@@ -11,6 +11,7 @@ import { defensive, layerDefensive } from "../policies/defensive.ts";
 import { defensiveRisk } from "../policies/defensive_risk.ts";
 import { dropkv } from "../policies/dropkv.ts";
 import { expectedAttention } from "../policies/expected_attention.ts";
+import { fasa } from "../policies/fasa.ts";
 import { full } from "../policies/full.ts";
 import { gate } from "../policies/gate.ts";
 import { h2o } from "../policies/h2o.ts";
@@ -65,6 +66,7 @@ export const policies: readonly PolicyEntry[] = [
   gate,
   selfGate,
   judgeQ,
+  fasa,
 ];
 
 /** What a policy is made from. */

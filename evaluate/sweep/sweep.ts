@@ -333,8 +333,16 @@ function frameHash({ prefix, suffix, words }: Model["frame"], runtime: Runtime):
 
 /** A policy that works with a gate has its hash among its parameters: another gate makes another cell. */
 async function named(subject: Subject, each: AskedCase): Promise<AskedCase> {
+  if (each.policy.needs.foresight) return await withChunks(subject, each);
   if (!each.policy.needs.gate) return each;
   const parameters = { ...each.policy.parameters, gate: await gateHash(subject) };
+  return { ...each, policy: { ...each.policy, parameters } };
+}
+
+/** The same for the model's own frequency chunks; those of a file that is named are known by it. */
+async function withChunks({ model, runtime }: Subject, each: AskedCase): Promise<AskedCase> {
+  if (each.policy.needs.file) return each;
+  const parameters = { ...each.policy.parameters, chunksOf: fileHash("chunks", await model.chunks(), runtime) };
   return { ...each, policy: { ...each.policy, parameters } };
 }
 

@@ -8,6 +8,7 @@ import { parsePolicy, type PolicyText } from "../../core/policy/grammar.ts";
 import type { HeadScores, Policy, PolicyFileKind, PolicyFileNeed, PolicyFiles } from "../../core/policy/policy.ts";
 import { resolvePolicy } from "../../core/policy/registry.ts";
 import type { Runtime } from "../../runtime/interface.ts";
+import { type Chunks, readChunks, writeChunks } from "../foresight/file.ts";
 import { type Gate, writeGate } from "../gate/file.ts";
 import { loadGate } from "../gate/find.ts";
 import { readHeadScores } from "./head_scores.ts";
@@ -18,6 +19,7 @@ export interface FileContents {
   readonly "head-scores": HeadScores;
   readonly "soft-tokens": SoftTokens;
   readonly gate: Gate;
+  readonly chunks: Chunks;
 }
 
 interface FileKind<Content> {
@@ -31,6 +33,7 @@ export const POLICY_FILES: { readonly [kind in PolicyFileKind]: FileKind<FileCon
   "head-scores": { read: readHeadScores, bytes: (scores) => new TextEncoder().encode(JSON.stringify(scores)) },
   "soft-tokens": { read: readSoftTokens, bytes: ({ embeddings }) => new Uint8Array(embeddings.slice().buffer) },
   gate: { read: loadGate, bytes: (gate) => writeGate(gate.info, gate) },
+  chunks: { read: readChunks, bytes: writeChunks },
 };
 
 /** The first 16 digits of the SHA-256 of what counts in a file. */

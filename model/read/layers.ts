@@ -29,6 +29,7 @@ import type { LayersReading, Reader, ReadOptions, ReadResult, ScoreFiles, Thresh
 import { type HeldWeights, observeLayer } from "./observe_layer.ts";
 import { Evictions, together, waitingLayers } from "./overlap.ts";
 import { moveBehind, unmaskedMaxima } from "./moved_queries.ts";
+import { foreseeBy } from "../foresight/foresee.ts";
 import { KeyChannelStage } from "./key_channels.ts";
 import { MergeStage, mergeWindow } from "./merge.ts";
 import { type LayerReferences, referencesOf, SampledQueries } from "./references.ts";
@@ -127,6 +128,8 @@ export async function readContext(
     await cache.packAll();
     await refit?.run(ids.length, options);
     await thinning?.run();
+    const { foresight } = options.policy.needs;
+    if (foresight && options.chunks) foreseeBy(cache, config, options.chunks, foresight);
     return {
       cache,
       lastHidden: await reader.lastHidden(),

@@ -1,6 +1,5 @@
 /** How a context is read: chosen, or refused, before anything runs. */
 import type { Backend } from "../../core/backend/interface.ts";
-import type { Stages } from "../../core/policy/stages.ts";
 import { type CacheType, checkCacheType, partsOf } from "../../core/cache/entry_type.ts";
 import { inputError, option, say } from "../../core/errors.ts";
 import type { OptionName } from "../../core/options.ts";
@@ -68,6 +67,7 @@ export function planReading(model: PlannedModel, ids: readonly number[], options
   if (merge && risk?.kind === "mean") throw searched("merge");
   if (keyChannels && risk?.kind === "mean") throw searched("keyChannels");
   if (keyChannels && positions === "rerotate") throw turned();
+  if (policy.needs.foresight && (keyChannels || positions === "rerotate")) throw wholeKeys();
   if (merge && refits(options)) throw twice();
   if (merge && explain && crossesLayers(policy, budget)) throw unproved();
   const planned = { policy, budget, ...counted, cacheType }, predict = maxCache?.predict ?? false;
@@ -171,12 +171,20 @@ function rereads() {
 }
 
 /**
- * Refuses rows that a backend doesn't have.
- * @throws PalisadeError input `cache-type.backend`, `key-channels.type`.
+ * Refuses rows that a backend doesn't have, or a policy can't do with.
+ * @throws PalisadeError input `cache-type.backend`, `key-channels.type`, `fasa.type`.
  */
-export function checkRowsOf(backend: Pick<Backend, "packs" | "name">, type: CacheType, stages: Stages = {}): void {
+export function checkRowsOf(
+  backend: Pick<Backend, "packs" | "name">,
+  type: CacheType,
+  { needs, stages = {} }: Pick<Policy, "needs" | "stages">,
+): void {
   const { keys, values } = partsOf(type);
   if (keys === values && keys !== "int4") return;
+  if (needs.foresight) {
+    const message = `fasa chooses among rows of keys and values of one type, and not int4: ${type} is not; take int8`;
+    throw inputError("fasa.type", message, option("cacheType"));
+  }
   if (stages.keyChannels !== undefined) {
     const message = say`${option("keyChannels")} needs keys and values of one type, and not int4: ${type} is not`;
     throw inputError("key-channels.type", message, option("keyChannels"));
@@ -184,6 +192,14 @@ export function checkRowsOf(backend: Pick<Backend, "packs" | "name">, type: Cach
   if (backend.packs) return;
   const message = say`The ${backend.name} backend has no rows of type ${type}: take ${option("backend")} wasm`;
   throw inputError("cache-type.backend", message, option("cacheType"));
+}
+
+/** Queries read by channels of keys as they were made. */
+function wholeKeys() {
+  const message = say`fasa chooses by whole keys at their own positions: leave out ${option("keyChannels")} and ${
+    option("positions")
+  } rerotate`;
+  return inputError("fasa.keys", message, option("policy"));
 }
 
 /** Each gives entries other values, and biases. */

@@ -2,6 +2,7 @@
 import { inputError, option, PalisadeError, say } from "../../core/errors.ts";
 import type { Needs, Policy } from "../../core/policy/policy.ts";
 import type { Gate } from "../gate/file.ts";
+import type { Chunks } from "../foresight/file.ts";
 import { findLearned } from "../gate/learned.ts";
 import { GateScorer, readGains } from "../gate/scorer.ts";
 import type { SoftTokens } from "../policy_files/soft_tokens.ts";
@@ -26,7 +27,7 @@ export interface SourceOptions {
   readonly signal?: AbortSignal;
 }
 
-type FileModel = Pick<Model, "file" | "config" | "backend" | "gate" | "softTokens" | "runtime" | "identity">;
+type FileModel = Pick<Model, "chunks" | "file" | "config" | "backend" | "gate" | "softTokens" | "runtime" | "identity">;
 
 /**
  * What a planned reading of `tokens` tokens needs of files.
@@ -73,8 +74,14 @@ async function neededFiles(
   return {
     ...(needs.softTokens && { softTokens: await softEmbeddings(model, needs, tokens, options) }),
     ...(needs.gate && { gate: await gateScorer(model, options.gate ?? await model.gate(options)) }),
+    ...(needs.foresight && { chunks: await chunksOf(model, needs) }),
     ...(needs.selfGate && { fitting: await fittingOf(model, options) }),
   };
+}
+
+/** Those of the file that the policy names, or the model's own. */
+export async function chunksOf({ chunks }: Pick<Model, "chunks">, { file }: Needs): Promise<Chunks> {
+  return await chunks(file?.kind === "chunks" ? file.name : undefined);
 }
 
 /** What a gate that is fitted while reading begins with. */

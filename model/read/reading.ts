@@ -15,6 +15,7 @@ import type { Device } from "../device.ts";
 import type { GateScorer } from "../gate/scorer.ts";
 import type { WorstCase } from "../gate/worst_case.ts";
 import type { Refit } from "../../core/refit/refit.ts";
+import type { Chunks } from "../foresight/file.ts";
 import type { KeyChannelFigures } from "./key_channels.ts";
 import type { MergeFigures } from "./merge.ts";
 import type { RefitFigures } from "./refit.ts";
@@ -87,6 +88,8 @@ export interface ScoreFiles {
   readonly gate?: GateScorer;
   /** For `needs.selfGate`: what its gate begins with. */
   readonly fitting?: Fitting;
+  /** For `needs.foresight`. */
+  readonly chunks?: Chunks;
   /** For `needs.softTokens`: embeddings, `[count, width]`. */
   readonly softTokens?: Float32Array;
   /** For a threshold on predicted scores: where the gate's margins put it. */

@@ -5,7 +5,7 @@ import type { DecodePlan } from "../decode/answer.ts";
 import { DEFAULTS } from "../defaults.ts";
 import type { Model } from "../model.ts";
 import { type FileContents, POLICY_FILES } from "../policy_files/policy_files.ts";
-import type { SourceOptions } from "../read/policy_inputs.ts";
+import { chunksOf, type SourceOptions } from "../read/policy_inputs.ts";
 import type { Reading } from "../read/reading.ts";
 import { taggedHash } from "./hash.ts";
 import { budgetWords, type ReadingFacts } from "./identity.ts";
@@ -51,6 +51,7 @@ async function fileHashes(
     hashes[kind] = taggedHash([[kind, POLICY_FILES[kind].bytes(content)]]);
   };
   if (needs.gate || predict) note("gate", gate ?? await model.gate());
+  if (needs.foresight) note("chunks", await chunksOf(model, needs));
   const { kind, name } = needs.file ?? {};
   if (softTokens && needs.softTokens) note("soft-tokens", softTokens);
   else if (kind === "soft-tokens") note(kind, await model.softTokens(name!));

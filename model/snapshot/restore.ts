@@ -215,7 +215,7 @@ export async function restoreState(
     facts = { policy, cacheType: type, budget, way, files: savedFiles(identity, file.name) };
   // What stays may be stored otherwise than it was read.
   const rows = policy.stages?.rows ?? type;
-  checkRowsOf(backend, rows, policy.stages);
+  checkRowsOf(backend, rows, policy);
   const cache = new RaggedCache(backend, config, rows);
   try {
     const { predicted, certificates } = await fillCache(cache, file, { state, cloak }, options);

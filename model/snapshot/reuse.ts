@@ -32,6 +32,7 @@ export function cannotGoOnReading({ policy, budget, way, ...reading }: Reading, 
   if ("explain" in reading && reading.explain) return "certificates are of a whole reading";
   if ("refit" in reading && reading.refit) return "a refit goes by queries that have seen all of the text";
   if (policy.stages?.merge) return "what is merged can't be told apart again";
+  if (policy.needs.foresight) return "queries read by what is known once all of the text is there";
   if (policy.stages?.keyChannels) return "nothing is read behind keys that have lost channels";
   const asked = typeof keep === "string" ? parseKeep(keep) : keep;
   if ("tokens" in asked && budget.perHead < budget.length) return "a budget in tokens leaves nothing for what is new";

@@ -6,6 +6,7 @@ import { type Context, type ContextOptions, openContext } from "../../model/sess
 import { type ByteSource, MemorySink } from "../../model/snapshot/bytes.ts";
 import type { SaveOptions } from "../../model/snapshot/save.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
+import { anyChunks } from "./chunks.ts";
 import { randomGate } from "./gate.ts";
 
 export const TEXT = "The keeper counted seventeen stakes, and then she counted them again before the gate was shut. "
@@ -13,12 +14,13 @@ export const TEXT = "The keeper counted seventeen stakes, and then she counted t
 export const QUESTION = "How many stakes?";
 export const ASK = { maxTokens: 12, allowLoops: true } as const;
 
-/** A tiny model with a gate, ready to answer. */
+/** A tiny model with a gate and frequency chunks, ready to answer. */
 export async function snapshotModel(name = "llama-plain", options: LoadOptions = {}): Promise<Model> {
   const path = fileURLToPath(new URL(`../data/models/${name}.gguf`, import.meta.url));
   const engines = { dense: "web", backend: "ts", precision: "float32", frame: "line", ...options } as const;
   const model = await loadModel(path, await currentRuntime(), engines);
-  return { ...model, gate: () => Promise.resolve(randomGate(model.config)) };
+  const chunks = () => Promise.resolve(anyChunks(model.config));
+  return { ...model, chunks, gate: () => Promise.resolve(randomGate(model.config)) };
 }
 
 /** The bytes of a context's snapshot. */

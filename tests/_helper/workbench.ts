@@ -6,6 +6,7 @@ import { fileURLToPath } from "node:url";
 import { type Haystack, openHaystack } from "../../evaluate/tasks/haystack.ts";
 import { loadModel, type Model } from "../../model/model.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
+import { anyChunks } from "./chunks.ts";
 import { randomGate } from "./gate.ts";
 
 export const TINY_MODEL = fileURLToPath(new URL("../data/models/llama-plain.gguf", import.meta.url));
@@ -13,7 +14,8 @@ export const TINY_MODEL = fileURLToPath(new URL("../data/models/llama-plain.gguf
 export async function tinyModel(backend: "ts" | "wasm" = "ts"): Promise<Model> {
   const loading = { dense: "web", backend, precision: "float32", frame: "line" } as const;
   const model = await loadModel(TINY_MODEL, await currentRuntime(), loading);
-  return { ...model, gate: () => Promise.resolve(randomGate(model.config)) };
+  const chunks = () => Promise.resolve(anyChunks(model.config));
+  return { ...model, chunks, gate: () => Promise.resolve(randomGate(model.config)) };
 }
 
 /** A folder of its own for one test file. */

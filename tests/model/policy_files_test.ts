@@ -114,7 +114,7 @@ Deno.test("fileHash() follows what a file holds, for every kind", async () => {
   assert.match(await hash("a") ?? "", /^[0-9a-f]{16}$/);
   assert.equal(await hash("a"), await hash("b"));
   assert.notEqual(await hash("a"), await hash("c"));
-  assert.deepEqual(Object.keys(POLICY_FILES), ["head-scores", "soft-tokens", "gate"]);
+  assert.deepEqual(Object.keys(POLICY_FILES), ["head-scores", "soft-tokens", "gate", "chunks"]);
   await using model = await loadModel(MODEL, runtime, { dense: "web", backend: "ts", precision: "float32" });
   const gate = randomGate(model.config), soft = randomSoftTokens(model.config);
   const other = { ...gate, bias: gate.bias.map((each) => each + 1) };
