@@ -1,7 +1,8 @@
 /**
  * A WebGPU device: its ceilings, palisade's products and attention against them, and a model's reading and answering with
- * 20 % and all of the context kept. Prints one table; on an emulated device everything runs once, small, and no time is
- * printed.
+ * 20 % and all of the context kept; onnxruntime-web's WebGPU on the same products beside it. Prints one table; on an
+ * emulated device everything runs once, small, and no time is printed. transformers.js is not among it: it wants other
+ * weights, as ONNX files of the hub.
  *
  * deno task bench gpu [--model FILE.gguf] [--tokens 1000,4000,16000] [--compare] [--profile] [--json FILE]
  */
@@ -13,7 +14,8 @@ import { attention } from "./gpu/attention.ts";
 import { ceilings, overheads } from "./gpu/ceilings.ts";
 import type { Figure } from "./gpu/measure.ts";
 import { model } from "./gpu/model.ts";
-import { COMPARISON, PLAN, products } from "./gpu/products.ts";
+import { onnxProducts } from "./gpu/onnx.ts";
+import { COMPARISON, PLAN, products, SHAPES, SMALL } from "./gpu/products.ts";
 
 const { values } = parseArgs({
   options: {
@@ -48,6 +50,7 @@ if (values.only.includes("device")) {
   await overheads(gpu, report);
   await products(gpu, known, values.compare ? COMPARISON : PLAN, report);
   await attention(gpu, known, report);
+  await onnxProducts({ shapes: emulated ? SMALL : SHAPES, rows: emulated ? [18] : PLAN.rows, emulated }, known, report);
 }
 for (const path of values.only.includes("model") ? values.model : []) {
   const plan = { tokens: values.tokens.split(",").map(Number), emulated, profile: values.profile };

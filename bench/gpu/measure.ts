@@ -23,24 +23,30 @@ export function shader(name: string): ShaderFile {
   return { name, text: readFileSync(new URL(name, import.meta.url), "utf8") };
 }
 
-/** Seconds of a piece of work on a device that is done when this resolves, less what the waiting itself takes. */
-async function once(gpu: GpuDevice, work: () => void): Promise<number> {
-  const start = performance.now();
-  work();
-  await gpu.settled();
-  return (performance.now() - start) / 1000;
-}
-
 /** Runs of a piece of work at first, and the time that a run must take: what waiting takes is little beside it. */
 const FIRST_RUNS = 4, LEAST_S = 0.06;
 
 /**
- * Seconds of one `work` on the device, the median of five measurements, each of as many runs as take long beside the wait;
+ * Seconds of one `work` on the device, the median of three measurements, each of as many runs as take long beside the wait;
  * an emulated device runs it once. `work` is told how often it ran, so that it can go through buffers no cache holds.
  */
 export async function seconds(gpu: GpuDevice, work: (run: number) => void): Promise<number> {
-  const runs = (many: number) => once(gpu, () => Array.from({ length: many }, (_, i) => work(i)));
-  if (gpu.info.emulated) return await runs(1);
+  return await secondsOf(work, () => gpu.settled(), gpu.info.emulated);
+}
+
+/** The same for any device, whose work is done when `settled` resolves. */
+export async function secondsOf(
+  work: (run: number) => void | Promise<void>,
+  settled: () => Promise<unknown>,
+  emulated: boolean,
+): Promise<number> {
+  const runs = async (many: number) => {
+    const start = performance.now();
+    for (let i = 0; i < many; i++) await work(i);
+    await settled();
+    return (performance.now() - start) / 1000;
+  };
+  if (emulated) return await runs(1);
   const idle = Math.min(...[await runs(0), await runs(0)]);
   let many = FIRST_RUNS;
   await runs(1);

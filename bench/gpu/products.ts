@@ -6,18 +6,19 @@ import { DeviceWeights, type MatrixPart } from "../../gpu/dense/weights.ts";
 import { rowBytesOf, type TensorType, typeNamed } from "../../model/file/tensor_types.ts";
 import { type Ceilings, noise, type Report, seconds, weightLike } from "./measure.ts";
 
-interface Shape {
+export interface Shape {
   readonly inputs: number;
   readonly outputs: number;
 }
 
 /** Of Llama 3.2 1B: gate and up together; down; the queries. */
-const SHAPES: readonly Shape[] = [
+export const SHAPES: readonly Shape[] = [
   { inputs: 2048, outputs: 16384 },
   { inputs: 8192, outputs: 2048 },
   { inputs: 2048, outputs: 2048 },
 ];
-const SMALL: readonly Shape[] = [{ inputs: 256, outputs: 256 }];
+/** For an emulated device. */
+export const SMALL: readonly Shape[] = [{ inputs: 256, outputs: 256 }];
 /** Bytes of weights that no cache holds; copies of a matrix are gone through. */
 const UNCACHED = 400e6;
 
