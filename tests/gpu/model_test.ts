@@ -217,6 +217,25 @@ gpuTest("the device holds the file's weights and the cache, and little beside", 
   });
 }, { without: ["f16"] });
 
+gpuTest(
+  "twenty contexts that are read, asked and closed leave the counted bytes as the first left them",
+  async (gpu) => {
+    await onGpu(gpu, "llama-yarn", {}, async ({ dense, backend }) => {
+      await using here = await loadModel(data("llama-yarn.gguf"), await currentRuntime(), HERE);
+      const model: Model = { ...here, dense, backend }, held: number[] = [];
+      for (let i = 0; i < 20; i++) {
+        using context = await openContext(model, TEXT, { policy: "layer-defensive", keep: "20%" });
+        await context.ask("How many?", { maxTokens: 3, allowLoops: true });
+        context[Symbol.dispose]();
+        assert.deepEqual([backend.tensors.alive, backend.memory().allocatedBytes], [0, 0]);
+        held.push(gpu.memory.bytes - gpu.memory.spare);
+      }
+      assert.deepEqual(held, Array(20).fill(held[0]));
+    });
+  },
+  { without: ["f16"] },
+);
+
 const HERE = { backend: "ts", dense: "wasm", precision: "float32", frame: "line" } as const;
 const TEXT = "The keeper counted seventeen stakes, and then she counted them again before the gate was shut. ".repeat(
   3,
