@@ -1,16 +1,21 @@
 /** Tensors that stay on a WebGPU device. */
 import type { Tensor, Tensors } from "../core/backend/tensor.ts";
 import type { GpuBuffer, GpuDevice } from "./device.ts";
+import type { Turning } from "./turning.ts";
 
 /** Float32 numbers on the device, from the start of a borrowed buffer on, which may be larger. */
 export class GpuTensor implements Tensor {
   readonly length: number;
+  /** What makes its numbers when they are looked at, where they may not be there. */
+  readonly lazy?: Lazy;
   readonly #buffer: GpuBuffer;
   #freed = false;
 
-  constructor(buffer: GpuBuffer, length: number) {
+  constructor(buffer: GpuBuffer, length: number, lazy?: Lazy) {
     this.#buffer = buffer;
     this.length = length;
+    this.lazy = lazy;
+    lazy?.turning.add(lazy.part, buffer);
   }
 
   get byteLength(): number {
@@ -20,31 +25,39 @@ export class GpuTensor implements Tensor {
   /** @throws Error when it was freed. */
   get buffer(): GpuBuffer {
     if (this.#freed) throw new Error("The tensor was freed");
+    this.lazy?.turning.look(this.lazy.part);
     return this.#buffer;
   }
 
   /** The buffer, which is the caller's from then on. @throws Error when it was freed. */
   release(): GpuBuffer {
-    const { buffer } = this;
+    if (this.#freed) throw new Error("The tensor was freed");
     this.#freed = true;
-    return buffer;
+    this.lazy?.turning.gone(this.lazy.part);
+    return this.#buffer;
   }
+}
+
+/** One of three that are made together. */
+export interface Lazy {
+  readonly turning: Turning;
+  readonly part: "queries" | "keys" | "values";
 }
 
 export interface GpuTensors extends Tensors<GpuTensor> {
   /** A tensor of any numbers, for a stage to write to. */
-  make(length: number): GpuTensor;
+  make(length: number, lazy?: Lazy): GpuTensor;
   /** Tensors that were not freed. */
   readonly alive: number;
 }
 
 export function createGpuTensors(gpu: GpuDevice): GpuTensors {
   let alive = 0;
-  const held = (buffer: GpuBuffer, length: number) => {
+  const held = (buffer: GpuBuffer, length: number, lazy?: Lazy) => {
     alive++;
-    return new GpuTensor(buffer, length);
+    return new GpuTensor(buffer, length, lazy);
   };
-  const make = (length: number) => held(gpu.borrow(4 * length), length);
+  const make = (length: number, lazy?: Lazy) => held(gpu.borrow(4 * length), length, lazy);
   return {
     make,
     get alive() {

@@ -16,7 +16,7 @@ import { Attention, type Queries } from "./attention.ts";
 import { observeWindow } from "./observe.ts";
 import { ROWS } from "./shaders.ts";
 import { kindOf, spread } from "./stages.ts";
-import { storeRows } from "./store.ts";
+import { storeRows, storeTurned } from "./store.ts";
 import { StoredHeads, type StoredOptions } from "./stored_heads.ts";
 import { turnKeys } from "./turn.ts";
 import { measureNorms } from "./value_norms.ts";
@@ -51,7 +51,7 @@ export class GpuRows implements TrustingRows<GpuTensor> {
     this.#change();
     this.#stored.grow(count);
     const { blocks, lengths, stride } = this.#stored, heads = lengths.length;
-    for (const block of blocks) {
+    for (const block of this.#storeTurned(keys, values) ? [] : blocks) {
       storeRows(this.#options, {
         parts: [[keys.buffer, block.keys], [values.buffer, block.values]],
         ...{ count, heads, firstHead: block.first, owner: this.#owner },
@@ -59,6 +59,15 @@ export class GpuRows implements TrustingRows<GpuTensor> {
       });
     }
     for (let head = 0; head < heads; head++) lengths[head] += count;
+  }
+
+  /** Stores rows as a product gave them, turned on the way; whether they are such, and it could. */
+  #storeTurned(keys: GpuTensor, values: GpuTensor): boolean {
+    const { blocks, lengths, stride } = this.#stored, turning = keys.lazy?.turning;
+    if (!turning || turning !== values.lazy?.turning || blocks.length !== 1) return false;
+    const [block] = blocks, words = block.words.map((word, head) => word + lengths[head] * stride);
+    const call = { turning, keys: block.keys, values: block.values, owner: this.#owner, words };
+    return storeTurned(this.#options, call);
   }
 
   async prefillAttention(

@@ -1410,6 +1410,10 @@ export const STORE: ShaderFile = {
 // Shapes: source [rows, sourceHeads, D], target: words, head h's row t from params[5 + h] + t * stride on. Keys and values
 // lie alike: group.z 0 stores the first of both, 1 the second.
 // One workgroup stores one row of one head: group (h, t, z). Its 64 invocations take every 64th number, then word.
+//
+// \`turned\` takes few rows as a product gives them, queries, keys and values side by side, and turns them on the way as
+// dense/rotate.wgsl does: keys (z 0) and values (z 1) are stored, queries (z 2) written to [rows, HEADS, D].
+//
 // A number that the type can't hold sets faults[0] to the owner's number; the row is then not used.
 // Only integer arithmetic decides on a bit: a device's division and rounding need not be exact.
 
@@ -1418,6 +1422,14 @@ override D: u32 = 64u;
 /** 0: f32, 1: f16, 2: int8. */
 override KIND: u32 = 0u;
 
+/** Of \`turned\`: query heads and KV heads, the columns of a head that turn, and whether pairs are neighbours. */
+override HEADS: u32 = 1u;
+override KV_HEADS: u32 = 1u;
+override ROTATED: u32 = 0u;
+override INTERLEAVED: bool = false;
+/** Whether the numbers of a row are at hand, as \`turned\` has them. */
+override TURNED: bool = false;
+
 /** rows, sourceHeads, first source head, owner, first row, then the first word of each head's first row. */
 @group(0) @binding(0) var<storage, read> params: array<u32>;
 @group(0) @binding(1) var<storage, read> source: array<f32>;
@@ -1425,6 +1437,9 @@ override KIND: u32 = 0u;
 @group(0) @binding(3) var<storage, read_write> faults: array<atomic<u32>>;
 @group(0) @binding(4) var<storage, read> second_source: array<f32>;
 @group(0) @binding(5) var<storage, read_write> second_stored: array<u32>;
+/** (rows, ROTATED + 1): cosines, sines; growth of the queries. */
+@group(0) @binding(6) var<storage, read> table: array<f32>;
+@group(0) @binding(7) var<storage, read_write> queries: array<f32>;
 
 const SIZE = 64u;
 /** Magnitudes from here on round to infinity in float16 (65520), or are none (infinity, NaN). */
@@ -1482,13 +1497,32 @@ fn byte_of(x: f32, scale: f32) -> u32 {
   return bitcast<u32>(select(rounded, -rounded, x < 0.0)) & 0xffu;
 }
 
-fn number(second: bool, at: u32) -> f32 {
-  if (second) { return second_source[at]; }
-  return source[at];
+/** Turned numbers that a workgroup stores at once: a row of it. */
+const MOST = 256u;
+var<workgroup> at_hand: array<f32, MOST>;
+
+/** Column \`d\` of the head that begins at \`head\` of the source, turned by row t of the table. */
+fn turn(head: u32, d: u32, t: u32) -> f32 {
+  let own = source[head + d];
+  if (d >= ROTATED) { return own; }
+  let pairs = ROTATED / 2u;
+  let pair = select(d % pairs, d / 2u, INTERLEAVED);
+  let is_second = select(d >= pairs, d % 2u == 1u, INTERLEAVED);
+  let distance = select(pairs, 1u, INTERLEAVED);
+  let partner = source[head + select(d + distance, d - distance, is_second)];
+  let at = t * (ROTATED + 1u) + pair;
+  return own * table[at] + select(-partner, partner, is_second) * table[at + pairs];
 }
 
-fn bits_of(second: bool, at: u32) -> u32 {
-  return bitcast<u32>(number(second, at));
+/** Number \`d\` of the row that begins at \`origin\`. */
+fn number(second: bool, origin: u32, d: u32) -> f32 {
+  if (TURNED) { return at_hand[d]; }
+  if (second) { return second_source[origin + d]; }
+  return source[origin + d];
+}
+
+fn bits_of(second: bool, origin: u32, d: u32) -> u32 {
+  return bitcast<u32>(number(second, origin, d));
 }
 
 fn put(second: bool, at: u32, word: u32) {
@@ -1499,44 +1533,70 @@ fn put(second: bool, at: u32, word: u32) {
   }
 }
 
-@compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) local: u32) {
-  let row = params[4] + group.y;
-  if (row >= params[0]) { return; }
-  let second = group.z == 1u;
-  let origin = (row * params[1] + params[2] + group.x) * D;
+/** Stores row \`row\` of head \`head\`, whose numbers begin at \`origin\` of the source. */
+fn store(row: u32, head: u32, origin: u32, second: bool, local: u32) {
   if (KIND == 0u) {
-    let to = params[5u + group.x] + row * D;
-    for (var d = local; d < D; d += SIZE) { put(second, to + d, bits_of(second, origin + d)); }
+    let to = params[5u + head] + row * D;
+    for (var d = local; d < D; d += SIZE) { put(second, to + d, bits_of(second, origin, d)); }
     return;
   }
   var most = 0u;
-  for (var d = local; d < D; d += SIZE) { most = max(most, bits_of(second, origin + d) & 0x7fffffffu); }
+  for (var d = local; d < D; d += SIZE) { most = max(most, bits_of(second, origin, d) & 0x7fffffffu); }
   atomicMax(&largest, most);
   if (most >= select(FLOAT_LIMIT, HALF_LIMIT, KIND == 1u)) { atomicMax(&faults[0], params[3]); }
   workgroupBarrier();
   if (KIND == 1u) {
     let words = (D + 1u) / 2u;
-    let to = params[5u + group.x] + row * words;
+    let to = params[5u + head] + row * words;
     for (var w = local; w < words; w += SIZE) {
-      var word = half_of(bits_of(second, origin + 2u * w));
-      if (2u * w + 1u < D) { word |= half_of(bits_of(second, origin + 2u * w + 1u)) << 16u; }
+      var word = half_of(bits_of(second, origin, 2u * w));
+      if (2u * w + 1u < D) { word |= half_of(bits_of(second, origin, 2u * w + 1u)) << 16u; }
       put(second, to + w, word);
     }
     return;
   }
   let words = (D + 3u) / 4u;
-  let to = params[5u + group.x] + row * (words + 1u);
+  let to = params[5u + head] + row * (words + 1u);
   let bits = scale_of(atomicLoad(&largest));
   if (local == 0u) { put(second, to, bits); }
   for (var w = local; w < words; w += SIZE) {
     var word = 0u;
     for (var i = 0u; i < 4u; i++) {
       let d = 4u * w + i;
-      if (d < D) { word |= byte_of(number(second, origin + d), bitcast<f32>(bits)) << (8u * i); }
+      if (d < D) { word |= byte_of(number(second, origin, d), bitcast<f32>(bits)) << (8u * i); }
     }
     put(second, to + 1u + w, word);
   }
+}
+
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) local: u32) {
+  let row = params[4] + group.y;
+  if (row >= params[0]) { return; }
+  store(row, group.x, (row * params[1] + params[2] + group.x) * D, group.z == 1u, local);
+}
+
+@compute @workgroup_size(64)
+fn turned(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) local: u32) {
+  let row = group.y;
+  let first = row * (HEADS + 2u * KV_HEADS) * D;
+  if (row >= params[0] || group.x >= select(KV_HEADS, HEADS, group.z == 2u)) { return; }
+  if (group.z == 2u) {
+    let growth = table[row * (ROTATED + 1u) + ROTATED];
+    let to = (row * HEADS + group.x) * D;
+    for (var d = local; d < D; d += SIZE) { queries[to + d] = turn(first + group.x * D, d, row) * growth; }
+    return;
+  }
+  let origin = first + (HEADS + group.z * KV_HEADS + group.x) * D;
+  for (var d = local; d < D; d += SIZE) {
+    if (group.z == 0u) {
+      at_hand[d] = turn(origin, d, row);
+    } else {
+      at_hand[d] = source[origin + d];
+    }
+  }
+  workgroupBarrier();
+  store(row, group.x, origin, group.z == 1u, local);
 }
 `,
 };

@@ -1,5 +1,6 @@
 /** Rows of float32 on their way into a layer's buffers: rounded to its type, all heads of a block in one stage. */
 import type { GpuBuffer } from "../device.ts";
+import type { Turning } from "../turning.ts";
 import { STORE } from "./shaders.ts";
 import { kindOf, MOST_GROUPS } from "./stages.ts";
 import type { StoredOptions } from "./stored_heads.ts";
@@ -34,4 +35,32 @@ export function storeRows({ gpu, shape: { headDim }, type }: StoredOptions, call
     });
   }
   if (unused) gpu.giveBack(unused);
+}
+
+/** Numbers of a row that the stage which turns has at hand. */
+const MOST_TURNED = 256;
+
+export interface StoreTurnedCall extends Omit<StoreCall, "parts" | "count" | "heads" | "firstHead"> {
+  readonly turning: Turning;
+  readonly keys: GpuBuffer;
+  readonly values: GpuBuffer;
+}
+
+/**
+ * The same with few rows that wait to be turned, which gives the queries too; whether it could be done.
+ * All heads go to one pair of buffers.
+ */
+export function storeTurned({ gpu, shape: { headDim }, type }: StoredOptions, call: StoreTurnedCall): boolean {
+  const { turning, keys, values, owner, words } = call, { untouched: queries, inputs } = turning;
+  if (!queries || headDim > MOST_TURNED) return false;
+  const { qkv, table, count, turn: { heads, kvHeads, rotated, interleaved } } = inputs;
+  const shape = { D: headDim, KIND: kindOf(type), HEADS: heads, KV_HEADS: kvHeads };
+  const constants = { ...shape, ROTATED: rotated, INTERLEAVED: Number(interleaved), TURNED: 1 };
+  gpu.run(gpu.stage(STORE, { entry: "turned", constants }), {
+    params: [count, 0, 0, owner, 0, ...words],
+    buffers: [qkv, keys, gpu.faults, qkv, values, table, queries],
+    groups: [Math.max(heads, kvHeads), count, 3],
+  });
+  turning.stored();
+  return true;
 }

@@ -3,6 +3,7 @@ import type { GpuBuffer, GpuDevice, ShaderFile, Stage } from "../device.ts";
 import { ofKind } from "./kinds.ts";
 import type { DeviceCollect, DeviceExpand, DeviceList, ListStep } from "./lists.ts";
 import { ADD, CAP, CHOOSE, EXPERTS, GATE, MULTIPLY, NARROW, NORM, PAD, ROTATE, SCALE } from "./shaders.ts";
+import type { Turn } from "../turning.ts";
 import type { MatrixPart } from "./weights.ts";
 
 export interface StagesOptions {
@@ -13,15 +14,6 @@ export interface StagesOptions {
   readonly tile?: 1 | 4 | 8;
   /** For measuring: whether a thread takes four units of one row together. */
   readonly wide?: boolean;
-}
-
-/** How a head is turned. */
-export interface Turn {
-  readonly heads: number;
-  readonly kvHeads: number;
-  readonly headDim: number;
-  readonly rotated: number;
-  readonly interleaved: boolean;
 }
 
 /** Rows up to which each is taken by itself: the weights are read that often. */

@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { PalisadeError } from "../../core/errors.ts";
 import { chosenOf } from "../../core/dense/operations.ts";
 import { randomSource } from "../../core/measure/random.ts";
+import { createGpuBackend } from "../../gpu/backend/backend.ts";
 import { listOf } from "../../gpu/dense/lists.ts";
 import { DenseStages } from "../../gpu/dense/stages.ts";
 import { GpuDevice } from "../../gpu/device.ts";
@@ -139,6 +140,42 @@ gpuTest("what no product reads is held as float16, or exactly where that is aske
     });
   });
 }, { without: ["f16"] });
+
+gpuTest(
+  "a token's queries, keys and values are turned as late as they are looked at, by their own position",
+  async (gpu) => {
+    await withModel(gpu, "qwen3-plain", { precision: "float32" }, async (dense, plain, tensors) => {
+      const row = noise(dense.config.width, 9), hidden = tensors.upload(row.slice()), reader = new Reader(tensors);
+      using backend = createGpuBackend(gpu);
+      const rows = backend.createRows(dense.config, 0, "f16");
+      const product = await productsOf(gpu, dense, hidden, tensors), { passes } = gpu.counts;
+      const first = await dense.project(0, hidden, 1, 3), second = await dense.project(0, hidden, 1, 700);
+      rows.append(second.keys, second.values, 1);
+      // Of the first the product and its turn, of the second the product and the stage that stores.
+      assert.equal(gpu.counts.passes - passes, 2 * product + 2);
+      for (const [got, at] of [[second, 700], [first, 3]] as const) {
+        const want = await plain.project(0, row, 1, at);
+        for (const name of ["queries", "keys", "values"] as const) {
+          assertClose(await reader.take(got[name]), want[name], TOLERANCES.f32, `${name} at ${at}`);
+        }
+      }
+      const want = await plain.project(0, row, 1, 700), { headDim } = dense.config;
+      const { keys, values } = await rows.copyRows(1);
+      assertClose(keys, want.keys.subarray(headDim, 2 * headDim), 1e-3, "stored keys");
+      assertClose(values, want.values.subarray(headDim, 2 * headDim), 1e-3, "stored values");
+      rows.free();
+      tensors.free(hidden);
+    });
+  },
+  { without: ["f16"] },
+);
+
+/** Stages of a product of queries, keys and values that nobody looks at. */
+async function productsOf(gpu: GpuDevice, dense: Dense<GpuTensor>, hidden: GpuTensor, tensors: GpuTensors) {
+  const { passes } = gpu.counts, made = await dense.project(0, hidden, 1, 0);
+  for (const tensor of [made.queries, made.keys, made.values]) tensors.free(tensor);
+  return gpu.counts.passes - passes;
+}
 
 gpuTest("tokens go to the experts of their largest numbers, the lower one among equals", async (gpu) => {
   const experts = 130, used = 5, tensors = createGpuTensors(gpu), rows = noise(3 * experts, 5);

@@ -97,10 +97,10 @@ function watch(gpu: GpuDevice): string[] {
 
 /** One layer of a token, where q, k and v have one type. */
 const LAYER = [
-  // q, k and v of the normed hidden state, with their biases; RoPE.
-  ...["multiply one_row", "rotate main"],
-  // Keys and values stored together; attention over all that is kept.
-  ...["store main", "attention attend"],
+  // q, k and v of the normed hidden state, with their biases; RoPE while keys and values are stored.
+  ...["multiply one_row", "store turned"],
+  // Attention over all that is kept.
+  ...["attention attend"],
   // Output projection added to the hidden state; gate and up of its norm; down of the gated, added.
   ...["multiply one_row", "multiply one_row", "multiply one_row"],
 ];

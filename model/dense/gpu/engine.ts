@@ -5,9 +5,10 @@
 import { breathe } from "../../../runtime/breathe.ts";
 import type { GpuBuffer, GpuDevice } from "../../../gpu/device.ts";
 import { type DeviceList, type DeviceOperation, listOf } from "../../../gpu/dense/lists.ts";
-import { DenseStages } from "../../../gpu/dense/stages.ts";
+import { DenseStages, FEW_ROWS } from "../../../gpu/dense/stages.ts";
 import { DeviceWeights, type MatrixPart } from "../../../gpu/dense/weights.ts";
 import type { GpuTensor, GpuTensors } from "../../../gpu/tensors.ts";
+import { Turning, type TurningInputs } from "../../../gpu/turning.ts";
 import { type DenseOperation, inputsOf } from "../../architecture.ts";
 import { CHUNK } from "../../decode/layer.ts";
 import type { ModelConfig } from "../../config.ts";
@@ -112,6 +113,8 @@ class GpuDense implements Dense<GpuTensor> {
   readonly #tables: RopeTables;
   readonly #weights: DeviceWeights;
   #held: Held | undefined;
+  /** What the last few rows are turned by, maybe later. */
+  #turning: Turning | undefined;
 
   constructor(config: ModelConfig, weights: DeviceWeights, tensors: GpuTensors, held: Held, options: GpuDenseOptions) {
     const { gpu } = weights, { features, description } = gpu.info;
@@ -154,16 +157,25 @@ class GpuDense implements Dense<GpuTensor> {
     const { project } = this.#layer("project()", layer), { heads, kvHeads, headDim, width, ropes } = this.config;
     checkRows("project() hidden", hidden, count, width);
     const rope = ropes[layer], { rotated } = rope, interleaved = rope.pairs === "interleaved";
-    const q = count * heads * headDim, kv = count * kvHeads * headDim, made: GpuTensor[] = [];
-    const make = (length: number) => {
-      const tensor = this.#tensors.make(length);
-      made.push(tensor);
-      return tensor;
-    };
-    try {
+    const turn = { heads, kvHeads, headDim, rotated, interleaved };
+    // What is turned late is turned now: its table may be written anew.
+    this.#turning?.settle();
+    this.#turning = undefined;
+    const inputs = { turn, count, table: this.#tables.table(rope, first, count) };
+    if (count <= FEW_ROWS && !want.unrotated) return this.#turnedLate(project, hidden, inputs);
+    return this.#turned(project, hidden, inputs, want.unrotated ?? false);
+  }
+
+  #turned(
+    project: DeviceList,
+    hidden: GpuTensor,
+    { turn, count, table }: Omit<TurningInputs, "qkv">,
+    wantsUnrotated: boolean,
+  ): Projected<GpuTensor> {
+    const { heads, kvHeads, headDim } = turn, q = count * heads * headDim, kv = count * kvHeads * headDim;
+    return this.#allOrNone((make) => {
       const queries = make(q), keys = make(kv), values = make(kv);
-      const unrotated = want.unrotated ? { unrotated: make(q) } : {};
-      const table = this.#tables.table(rope, first, count), turn = { heads, kvHeads, headDim, rotated, interleaved };
+      const unrotated = wantsUnrotated ? { unrotated: make(q) } : {};
       this.#with(4 * (q + 2 * kv), (qkv) => {
         this.#run(project, { hidden }, count, qkv);
         this.#stages.rotate(turn, [qkv, table], count, {
@@ -174,6 +186,43 @@ class GpuDense implements Dense<GpuTensor> {
         });
       });
       return { queries, keys, values, ...unrotated };
+    });
+  }
+
+  /** Of few rows, to be turned when they are stored or looked at. */
+  #turnedLate(
+    project: DeviceList,
+    hidden: GpuTensor,
+    inputs: Omit<TurningInputs, "qkv">,
+  ): Projected<GpuTensor> {
+    const { turn: { heads, kvHeads, headDim }, count } = inputs, q = count * heads * headDim;
+    const kv = count * kvHeads * headDim, qkv = this.#gpu.borrow(4 * (q + 2 * kv));
+    const turning = new Turning(this.#gpu, { ...inputs, qkv }, ({ turn, table }, out) => {
+      this.#stages.rotate(turn, [qkv, table], count, out);
+    });
+    try {
+      return this.#allOrNone((make) => {
+        const queries = make(q, { turning, part: "queries" });
+        const keys = make(kv, { turning, part: "keys" }), values = make(kv, { turning, part: "values" });
+        this.#run(project, { hidden }, count, qkv);
+        this.#turning = turning;
+        return { queries, keys, values };
+      });
+    } catch (error) {
+      turning.end();
+      throw error;
+    }
+  }
+
+  /** What `work` makes of tensors; they are freed when it fails. */
+  #allOrNone<R>(work: (make: GpuTensors["make"]) => R): R {
+    const made: GpuTensor[] = [];
+    try {
+      return work((length, lazy) => {
+        const tensor = this.#tensors.make(length, lazy);
+        made.push(tensor);
+        return tensor;
+      });
     } catch (error) {
       for (const tensor of made) this.#tensors.free(tensor);
       throw error;
