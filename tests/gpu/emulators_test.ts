@@ -34,7 +34,7 @@ if (SWIFTSHADER === undefined) skipped(IN_DENO, NO_SWIFTSHADER);
 else {
   Deno.test(IN_DENO, async () => {
     const args = ["run", "-A", "--no-check", "--unstable-webgpu", helper("gpu_suite_process.ts")];
-    const options = { cwd: ROOT, env: swiftShaderOnly(), timeout: 400 };
+    const options = { cwd: ROOT, env: swiftShaderOnly(), timeout: 900 };
     const { code, stdout, stderr } = await runChild(process.execPath, args, options);
     assert.equal(code, 0, stderr);
     assertOutcome(JSON.parse(/^outcome (.*)$/m.exec(stdout)![1]), { f16: false, subgroups: false });
