@@ -123,6 +123,17 @@ export interface KernelExports {
     add: number,
   ): number;
   dense_norm(x: number, gains: number, width: number, count: number, epsilon: number, out: number): number;
+  dense_head_norm(
+    x: number,
+    gains: number,
+    stride: number,
+    first: number,
+    heads: number,
+    width: number,
+    count: number,
+    epsilon: number,
+    out: number,
+  ): number;
   dense_gate(gateUp: number, activation: number, width: number, count: number, out: number): number;
 }
 

@@ -142,6 +142,11 @@ for (const [build, start] of Object.entries(BUILDS)) {
     assert.equal(call.dense_norm(x, y, 0, 1, 0, weights), SHAPE);
     assert.equal(call.dense_norm(x, y, 3, 1, 0, weights), BUFFER);
     assert.equal(call.dense_norm(x, y, 2, 0x7fffffff, 0, weights), SHAPE);
+    // Heads beyond the row, of no width, or more than there is room for.
+    assert.equal(call.dense_head_norm(x, y, 2, 1, 1, 2, 1, 0, weights), SHAPE);
+    assert.equal(call.dense_head_norm(x, y, 2, 0, 1, 0, 1, 0, weights), SHAPE);
+    assert.equal(call.dense_head_norm(x, y, 4, 0, 0x7fffffff, 2, 1, 0, weights), SHAPE);
+    assert.equal(call.dense_head_norm(x, y, 2, 0, 1, 1, 0x7fff, 0, weights), BUFFER);
     assert.equal(call.dense_gate(x, 0, 17, 1, weights), BUFFER);
     assert.equal(call.gate_scores(weights, y, 0, 2, 0, x, 1, -1), SHAPE);
     assert.equal(call.gate_scores(weights, y, 1, 0, 0, x, 1, -1), SHAPE);

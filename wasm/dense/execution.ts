@@ -145,28 +145,18 @@ export class Execution {
   }
 
   #norm({ from, to, gains }: Norm<Stored>): void {
-    const x = this.#rows(from), { width } = this.#value(from);
-    this.#setRows(to, width, this.#normed(x, gains, width, this.#count));
-  }
-
-  /** The norms of `count` rows of `width` in a buffer. */
-  #normed(x: number, gains: Stored, width: number, count: number): number {
-    const out = this.#buffers.zeros(count * width * 4);
-    const done = this.#kernels.call.dense_norm(x, gains.handle, width, count, this.#how.normEpsilon, out);
+    const x = this.#rows(from), { width } = this.#value(from), out = this.#zeros(width);
+    const done = this.#kernels.call.dense_norm(x, gains.handle, width, this.#count, this.#how.normEpsilon, out);
     this.#kernels.check(done, "norm");
-    return out;
+    this.#setRows(to, width, out);
   }
 
   #headNorm({ from, to, gains, first, heads, width }: HeadNorm<Stored>): void {
-    const { width: all } = this.#value(from), count = this.#count, mine = heads * width;
-    // The heads' columns are taken out, normed as rows of their own, and put back into a copy.
-    const copy = this.#buffers.from(this.#wholeFloats(from).slice());
-    const inHeads = new Float32Array(count * mine), range = { column: first, columns: mine };
-    gather(this.#buffers.floats(copy, count * all), all, [range], inHeads);
-    const normed = this.#normed(this.#buffers.from(inHeads), gains, width, count * heads);
-    const floats = this.#buffers.floats(normed, count * mine);
-    scatter(floats, [range], this.#buffers.floats(copy, count * all), all);
-    this.#setRows(to, all, copy);
+    const x = this.#rows(from), { width: all } = this.#value(from), out = this.#zeros(all);
+    const { call } = this.#kernels, { normEpsilon } = this.#how;
+    const done = call.dense_head_norm(x, gains.handle, all, first, heads, width, this.#count, normEpsilon, out);
+    this.#kernels.check(done, "norm heads");
+    this.#setRows(to, all, out);
   }
 
   #multiply({ from, to, weights, rows }: HeldMultiply, sum?: { readonly add: Add; readonly index: number }): void {

@@ -275,6 +275,15 @@ pub fn rms_norm(x: &[f32], gains: &[f32], epsilon: f32, out: &mut [f32]) {
     }
 }
 
+/// [`rms_norm`] of the `heads` runs of `gains.len()` columns from `first` on of each row of `stride`; the rest as it is.
+pub fn head_norm(x: &[f32], gains: &[f32], stride: usize, first: usize, heads: usize, epsilon: f32, out: &mut [f32]) {
+    let normed = first..first + heads * gains.len();
+    out.copy_from_slice(x);
+    for (row, out) in x.chunks_exact(stride).zip(out.chunks_exact_mut(stride)) {
+        rms_norm(&row[normed.clone()], gains, epsilon, &mut out[normed.clone()]);
+    }
+}
+
 /// `out = gate / (1 + e^−gate) · up` for rows of `width` gates and as many ups.
 pub fn swiglu(gate_up: &[f32], width: usize, out: &mut [f32]) {
     gated(gate_up, width, out, |gate| gate.mul(F4::splat(-LOG2_E)));
@@ -557,6 +566,20 @@ mod tests {
             for (got, want) in out.iter().zip(&want) {
                 assert!((got - want).abs() <= 2e-6 * want.abs().max(1.0), "{got}, not {want}");
             }
+        }
+    }
+
+    #[test]
+    fn head_norms_are_norms_of_runs_of_columns() {
+        let (x, gains) = (random(3 * 11, 1), random(3, 2));
+        let mut out = vec![0.0; 33];
+        head_norm(&x, &gains, 11, 2, 2, 1e-5, &mut out);
+        for (row, out) in x.chunks(11).zip(out.chunks(11)) {
+            let mut want = row.to_vec();
+            for head in [2, 5] {
+                rms_norm(&row[head..head + 3], &gains, 1e-5, &mut want[head..head + 3]);
+            }
+            assert_eq!(out, want);
         }
     }
 

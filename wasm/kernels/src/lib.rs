@@ -559,6 +559,36 @@ pub extern "C" fn dense_norm(x: i32, gains: i32, width: i32, count: i32, epsilon
     })
 }
 
+/// The same of `heads` runs of `width` columns from `first` on of rows of `stride` numbers, the rest copied; `x`, `out`:
+/// `(count, stride)`.
+#[no_mangle]
+pub extern "C" fn dense_head_norm(
+    x: i32,
+    gains: i32,
+    stride: i32,
+    first: i32,
+    heads: i32,
+    width: i32,
+    count: i32,
+    epsilon: f32,
+    out: i32,
+) -> i32 {
+    run(|state| {
+        let (stride, first, heads) = (size(stride)?, size(first)?, size(heads)?);
+        let (width, count) = (size(width)?, size(count)?);
+        let end = product(&[heads, width])?.checked_add(first).ok_or(Error::Shape)?;
+        if width == 0 || stride == 0 || end > stride {
+            return Err(Error::Shape);
+        }
+        let length = product(&[count, stride])?;
+        state.buffers.lend([x, gains, out], |[x, gains, mut out]| {
+            let out = out.as_mut().ok_or(Error::Handle)?.view_mut(length)?;
+            dense::head_norm(input(&x, length)?, input(&gains, width)?, stride, first, heads, epsilon, out);
+            Ok(0)
+        })
+    })
+}
+
 /// `out = activate(gate) · up`; `activation`: 0 SiLU, 1 GELU's tanh form, 2 gpt-oss's (`dense::limited_swiglu`); `gate_up`:
 /// `(count, 2, width)`, `out`: `(count, width)`.
 #[no_mangle]
