@@ -24,7 +24,7 @@ interface Hashes {
 
 /** The lines of `tools/kept_hash.ts` in one runtime. */
 async function hashes(command: string, args: readonly string[]): Promise<Hashes> {
-  const { code, stdout, stderr } = await runChild(command, [...args, GOLDEN], { cwd: ROOT, timeout: 120 });
+  const { code, stdout, stderr } = await runChild(command, [...args, GOLDEN], { cwd: ROOT, timeout: 600 });
   assert.equal(code, 0, stderr);
   const found = /^core ([0-9a-f]{64})\nts {3}([0-9a-f]{64})\nwasm ([0-9a-f]{64})\n$/.exec(stdout);
   assert.ok(found, stdout);
