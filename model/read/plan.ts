@@ -68,6 +68,7 @@ export function planReading(model: PlannedModel, ids: readonly number[], options
   if (keyChannels && risk?.kind === "mean") throw searched("keyChannels");
   if (keyChannels && positions === "rerotate") throw turned();
   if (policy.needs.foresight && (keyChannels || positions === "rerotate")) throw wholeKeys();
+  if (policy.needs.foresight && (merge || refits(options))) throw nothingGone();
   if (merge && refits(options)) throw twice();
   if (merge && explain && crossesLayers(policy, budget)) throw unproved();
   const planned = { policy, budget, ...counted, cacheType }, predict = maxCache?.predict ?? false;
@@ -200,6 +201,14 @@ function wholeKeys() {
     option("positions")
   } rerotate`;
   return inputError("fasa.keys", message, option("policy"));
+}
+
+/** Nothing is evicted that a stage could make up for. */
+function nothingGone() {
+  const message = say`fasa evicts nothing that could be made up for: leave out ${option("merge")} and ${
+    option("refit")
+  }`;
+  return inputError("fasa.stages", message, option("policy"));
 }
 
 /** Each gives entries other values, and biases. */

@@ -209,6 +209,8 @@ Deno.test("fasa is refused by name where it can't be", async () => {
   assert.throws(() => resolvePolicy("fasa(entries=20)"), { code: "policy.fasa" });
   await assert.rejects(open({ policy: POLICY, positions: "rerotate" }), { code: "fasa.keys" });
   await assert.rejects(open({ policy: POLICY, keyChannels: "60%" }), { code: "fasa.keys" });
+  await assert.rejects(open({ policy: POLICY, merge: "mean" }), { code: "fasa.stages" });
+  await assert.rejects(open({ policy: POLICY, refit: "values" }), { code: "fasa.stages" });
   await assert.rejects(open({ policy: POLICY, cacheType: "int4" }), { code: "fasa.type" });
   await assert.rejects(open({ policy: 'fasa(entries=40, rows="k=int8,v=int4")' }), { code: "fasa.type" });
   assert.throws(() => checkForesees(resolvePolicy(POLICY).needs, { name: "webgpu" }), { code: "fasa.backend" });
