@@ -1,5 +1,5 @@
 /** A loaded model: the file, its configuration, its tokenizer, its chat frame, and the two engines that run it. */
-import type { Policy } from "../core/policy/policy.ts";
+import type { GateTarget, Policy } from "../core/policy/policy.ts";
 import type { BackendChoice, Device } from "./device.ts";
 import type { ByteSource, Runtime } from "../runtime/interface.ts";
 import type { ModelConfig } from "./config.ts";
@@ -80,6 +80,11 @@ export interface IdentityOptions {
   readonly onProgress?: (done: number, total: number) => void;
 }
 
+export interface GateOptions extends Pick<IdentityOptions, "signal"> {
+  /** What the gate is to predict. Default KVzip's importance. */
+  readonly target?: GateTarget;
+}
+
 export interface Model extends Device, AsyncDisposable {
   /** What reports call it: `smollm2-135m`, or the file's name; `config.name` is what the file calls itself. */
   readonly name: string;
@@ -108,7 +113,7 @@ export interface Model extends Device, AsyncDisposable {
    * The gate fitted for this model, looked for and checked at the first call.
    * @throws PalisadeError `gate.*`, `safetensors.*`, `file.*`; the signal's reason.
    */
-  gate(options?: Pick<IdentityOptions, "signal">): Promise<Gate>;
+  gate(options?: GateOptions): Promise<Gate>;
   /**
    * The frequency chunks that foresee what this model's heads look at, from a file, or those found for it.
    * @throws PalisadeError `chunks.*`, `safetensors.*`, `file.*`.
@@ -163,9 +168,11 @@ export async function loadModel(source: ModelSource, runtime: Runtime, options: 
       },
     });
     const identity = sharedWork(hash);
-    const gate = sharedWork((told: Pick<IdentityOptions, "signal">) => {
-      return findGate({ name, config, identity: () => identity(told) }, runtime, options.gate);
-    });
+    const gateFor = (target: GateTarget) =>
+      sharedWork((told: Pick<IdentityOptions, "signal">) => {
+        return findGate({ name, config, identity: () => identity(told) }, runtime, options.gate, target);
+      });
+    const gates = new Map<GateTarget, ReturnType<typeof gateFor>>();
     const model: Model = {
       name: shortName(name),
       runtime,
@@ -185,7 +192,11 @@ export async function loadModel(source: ModelSource, runtime: Runtime, options: 
         return room;
       },
       identity,
-      gate,
+      gate({ target = true, ...told } = {}) {
+        const found = gates.get(target) ?? gateFor(target);
+        gates.set(target, found);
+        return found(told);
+      },
       chunks: (path) => findChunks({ name, config, identity }, runtime, path),
       policy: (text) => loadPolicy(text, runtime),
       softTokens: (from) => loadSoftTokens(from, runtime, { config, identity }),

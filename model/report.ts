@@ -241,7 +241,7 @@ export function reportOf(model: Model, context: Context, answers: readonly Answe
     engines: { backend: model.backend.detail, dense: model.dense.detail },
     policy: { name: policy.name, ...policy.parameters },
     keep: {
-      asked: extras.keepAsked,
+      asked: policy.threshold === undefined ? extras.keepAsked : `threshold ${policy.threshold}`,
       tokensPerHead: budget.perHead,
       entries: cache.globalEntries(),
       everything: kept === total,

@@ -20,7 +20,7 @@ import { defaultPolicy } from "./default_policy.ts";
 import { DEFAULTS } from "./defaults.ts";
 import { checkRoom, type Expected } from "./needed_memory.ts";
 import { contextIds, controlPositions, withWords } from "./text/prompt.ts";
-import { checkRowsOf, exceedsTrained, type PlanOptions, planReading } from "./read/plan.ts";
+import { checkRowsOf, exceedsTrained, type PlanOptions, planReading, refuseRivals } from "./read/plan.ts";
 import { scoreFiles, type SourceOptions } from "./read/policy_inputs.ts";
 import { checkForesees } from "./foresight/foresee.ts";
 import { checkKeyChannels } from "./read/key_channels.ts";
@@ -102,7 +102,7 @@ export interface ContextOptions extends Omit<PlanOptions, "policy" | "maxCache">
  * Reads `text` into the model and evicts.
  * PalisadeErrors (input): `context.empty`, `context.short`, `context.too-long`, `frame.*`, `keep.*`, `policy.*`,
  * `max-cache.*`, `step-policy.unknown`, `gate.*`, `risk.*`, `refit.*`, `merge.*`, `key-channels.*`, `explain.early`, `cache-type.*`, `bytes.*`, `effort.*`;
- * (usage): `risk.exclusive`, `bytes.exclusive`, `effort.exclusive`;
+ * (usage): `risk.exclusive`, `bytes.exclusive`, `threshold.exclusive`, `effort.exclusive`;
  * (resources): `memory.short`, `memory.module` before anything is read, `memory`.
  */
 export async function openContext(loaded: Model, text: string, options: ContextOptions = {}): Promise<Context> {
@@ -131,6 +131,7 @@ async function openOnce(loaded: Model, text: string, given: ContextOptions): Pro
   }
   checkForesees(policy.needs, model.backend);
   if (options.bytes !== undefined) {
+    refuseRivals(policy, ["bytes"]);
     options = { ...options, keep: keepFitting(options, options.bytes, ids.length, model.config, policy.stages) };
   }
   const plan = { ...planDecoding(model, ids, options), ...(lead && { lead }) }, { maxCache } = plan;
@@ -310,6 +311,7 @@ function riskOf(reading: Reading, { figures }: ReadResult, { worstCase }: ScoreF
     const { limit, maxCacheBytes } = reading;
     return { kind: "mean", limit, maxCacheBytes, ...figures };
   }
+  if (reading.policy.threshold !== undefined) return undefined;
   if (reading.way === "threshold") return { kind: "worst", limit: reading.limit, ...(worstCase && { worstCase }) };
   return undefined;
 }

@@ -1,6 +1,6 @@
 /**
- * `palisade calibrate`: fits a gate for a model on this machine and writes it where `gate` looks for it; or trains the
- * soft tokens of `judge-q` and writes them beside the gates.
+ * `palisade calibrate`: fits a gate for a model on this machine and writes it where `gate`, or `kvzap`, looks for it; or
+ * trains the soft tokens of `judge-q` and writes them beside the gates.
  */
 import { inputError, option } from "../../core/errors.ts";
 import { calibrate as fit, type Calibration } from "../../model/gate/fit/calibrate.ts";
@@ -33,8 +33,8 @@ import { tableText } from "../print/table.ts";
 const OPTIONS = {
   kind: {
     value: "kind",
-    help: "what is fitted: a gate, soft tokens of judge-q, chunks of fasa",
-    choices: ["gate", "judge-q", "fasa"],
+    help: "what is fitted: a gate, one for kvzap, soft tokens of judge-q, chunks of fasa",
+    choices: ["gate", "kvzap", "judge-q", "fasa"],
     preset: "gate",
   },
   softTokens: { value: "n", help: "soft tokens, for judge-q", read: whole(1, 1024), preset: 8 },
@@ -50,6 +50,12 @@ const OPTIONS = {
 
 /** What soft tokens are called that lie beside the gates. */
 const SOFT_TOKENS_SUFFIX = ".soft.safetensors";
+/** What files are called that lie in the gates' folder. */
+const SUFFIXES: Readonly<Record<CalibrateOptions["kind"], string>> = {
+  gate: GATE_SUFFIX,
+  kvzap: `.kvzap${GATE_SUFFIX}`,
+  "judge-q": SOFT_TOKENS_SUFFIX,
+};
 
 type CalibrateOptions = Values<typeof OPTIONS>;
 
@@ -119,6 +125,7 @@ async function calibrate(options: CalibrateOptions, io: Io): Promise<number> {
     }
     const result = await fit(model, io.runtime, plan, {
       sha256,
+      ...(options.kind === "kvzap" && { towards: "kvzip-plus" }),
       statePath,
       signal: io.signal,
       onProgress: progressOf(progress, plan, model.config.layers),
@@ -143,21 +150,21 @@ function defaultOut({ model, kind }: CalibrateOptions, io: Io, sha256?: string):
   const own = sha256 === undefined ? name : `${name}-${sha256.slice(0, 12)}`;
   return hostOf(io.runtime, "calibrate").join(
     gateFolder(io.runtime),
-    `${own}${kind === "gate" ? GATE_SUFFIX : SOFT_TOKENS_SUFFIX}`,
+    `${own}${SUFFIXES[kind]}`,
   );
 }
 
 /** Two models may have files of one name: what is there may be the other's. */
 async function isOfAnother(path: string, kind: CalibrateOptions["kind"], sha256: string, { runtime }: Io) {
   if (await hostOf(runtime, "calibrate").info(path) === undefined) return false;
-  const read = kind === "gate" ? loadGate : readSoftTokens;
+  const read = kind === "judge-q" ? readSoftTokens : loadGate;
   const there = await read(path, runtime).catch(() => undefined);
   return there !== undefined && there.info.model.sha256 !== sha256;
 }
 
 /** File and state must find their places before the hours of work, not after. */
 async function checkPlaces(out: string, { model, kind, text = [] }: CalibrateOptions, io: Io): Promise<void> {
-  const [file, state] = kind === "gate" ? [GATE_FILE, CALIBRATION_STATE] : [SOFT_TOKENS_FILE, TRAINING_STATE];
+  const [file, state] = kind === "judge-q" ? [SOFT_TOKENS_FILE, TRAINING_STATE] : [GATE_FILE, CALIBRATION_STATE];
   const outputs = outputsOf([["--out", out, file], ["--out (.state)", stateOf(out), state]]);
   const inputs = text.map((path) => ({ path, what: "a text" }));
   await checkOutputs(io.runtime, outputs, [...inputs, ...modelInputs([model], io)]);
@@ -251,9 +258,9 @@ function summary({ info, coverage }: Calibration, model: string): string {
     percent(row.shifted),
   ]);
   const head = ["coverage promised", "margin q, nats", "held-out texts", "texts of another kind (logs)"];
-  const { tokens, texts } = info.calibration;
+  const { tokens, texts, towards } = info.calibration;
   return [
-    `${model}: fitted on ${tokens} tokens of ${texts.join(", ")}`,
+    `${model}: fitted${towards ? ` towards ${towards}` : ""} on ${tokens} tokens of ${texts.join(", ")}`,
     `correlation on held-out texts: mean ${mean.toFixed(3)}, worst head ${Math.min(...flat).toFixed(3)}, best ${
       Math.max(...flat).toFixed(3)
     }`,

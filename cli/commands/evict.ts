@@ -9,6 +9,8 @@ import { DecisionLines, DECISIONS, decisionsFile } from "../../model/dump/decisi
 import { DEFAULTS } from "../../model/defaults.ts";
 import { HOST_BACKENDS } from "../../model/device.ts";
 import { measureBy } from "../../model/dump/kernels.ts";
+import { checkTarget } from "../../model/gate/file.ts";
+import { refuseRivals } from "../../model/read/plan.ts";
 import { loadGate } from "../../model/gate/find.ts";
 import { loadPolicy } from "../../model/policy_files/policy_files.ts";
 import { hold } from "../../runtime/breathe.ts";
@@ -66,10 +68,12 @@ async function evict(options: Options, io: Io, [path]: readonly string[]): Promi
   await checkPlace(options, io, path);
   const policy = await loadPolicy(options.policy, io.runtime);
   const keep = parseKeep(options.keep ?? DEFAULTS.keep);
+  refuseRivals(policy, (["keep", "risk"] as const).filter((name) => options[name] !== undefined));
   if (options.gate !== undefined && !policy.needs.gate) {
     throw new PalisadeError("usage", "gate.alone", "Nothing asks a gate: add --policy gate", { where: "--gate" });
   }
   const gate = options.gate === undefined ? undefined : await loadGate(options.gate, io.runtime);
+  if (gate) checkTarget(gate, policy.needs.gate ?? true);
   const patterns = parsePatterns(options.names ?? []), { signal } = io, { rope, risk, explain } = options;
   using progress = createProgress(io.interactive && !options.quiet);
   await using dump = await Dump.open(await openDump(path, io.runtime, signal), { patterns, rope, gate, signal });

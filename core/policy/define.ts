@@ -90,6 +90,8 @@ export interface PolicyDefinition<P extends readonly Parameter[], N extends Need
   readonly meaning?: ScoreMeaning | ((values: ValuesOf<P>) => ScoreMeaning);
   /** Default: `late`. */
   readonly evicts?: (values: ValuesOf<P>) => Policy["evicts"];
+  /** In place of a budget. */
+  readonly threshold?: (values: ValuesOf<P>) => number;
   /** First and last tokens to protect. Default: the parameters `sinks` and `window`, 0 where there is none. */
   readonly ends?: (values: ValuesOf<P>, mode: PolicyMode) => ProtectedEnds;
   /** Throws where the values don't go together. */
@@ -141,6 +143,7 @@ export function definePolicy<const P extends readonly Parameter[], const N exten
       allocate: typeof line.allocate === "function" ? line.allocate(values) : line.allocate,
       meaning: typeof meaning === "function" ? meaning(values) : meaning,
       evicts: line.evicts?.(values) ?? "late",
+      ...(line.threshold && { threshold: line.threshold(values) }),
       ...ends(values, mode),
       score(observation, budget) {
         checkObserved(observation, needs, line.name);

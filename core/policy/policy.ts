@@ -42,7 +42,7 @@ export interface Needs {
   /** Largest attention on every entry while the model repeats the context, `[kvHeads, L]` (KVzip). */
   readonly reconstruction?: Reconstruction;
   /** Logarithm of that attention as a gate predicts it when the key is made, `[kvHeads, L]`. */
-  readonly gate?: boolean;
+  readonly gate?: GateTarget;
   /** The same by a gate that is fitted on this text while it is read, `[kvHeads, L]`. */
   readonly selfGate?: SelfGateNeed;
   /** Attention of soft tokens behind the context on every entry, `[kvHeads, L]` (Judge Q). */
@@ -58,6 +58,9 @@ export interface Needs {
   /** What queries are like and will be (Expected Attention). */
   readonly queryStatistics?: QueryStatisticsNeed;
 }
+
+/** What a gate was fitted to predict, and is asked for: `true` is KVzip's importance, for most. */
+export type GateTarget = boolean | "kvzip-plus";
 
 /** Kinds of files that policies name. `gate` is named beside the policy, by the option `gate`. */
 export type PolicyFileKind = "head-scores" | "soft-tokens" | "gate" | "chunks";
@@ -269,6 +272,8 @@ export interface Policy {
   /** Sinks and window protected (and observed) before shrinking. */
   readonly sinks: number;
   readonly window: number;
+  /** In place of a budget: what scores below it goes, and nothing else. */
+  readonly threshold?: number;
   /** What is done behind the selection; absent: nothing. */
   readonly stages?: Stages;
   /** Pure: reads the observation, returns new arrays. */

@@ -21,6 +21,7 @@ import { keydiff } from "../policies/keydiff.ts";
 import { knorm } from "../policies/knorm.ts";
 import { kvzip } from "../policies/kvzip.ts";
 import { kvzipPlus } from "../policies/kvzip_plus.ts";
+import { kvzap } from "../policies/kvzap.ts";
 import { lagkv } from "../policies/lagkv.ts";
 import { moved } from "../policies/moved.ts";
 import { pyramidkv } from "../policies/pyramidkv.ts";
@@ -64,6 +65,7 @@ export const policies: readonly PolicyEntry[] = [
   kvzipPlus,
   moved,
   gate,
+  kvzap,
   selfGate,
   judgeQ,
   fasa,
@@ -125,11 +127,13 @@ function findEntry({ name, at }: PolicyText, text: string): PolicyEntry {
 function checkScorer(entry: PolicyEntry, scorer: Policy, { at }: { at: number }, text: string): void {
   const { kind } = scorer.allocate;
   const twice = Object.keys(scorer.parameters).find((name) => entry.parameters.some((own) => own.name === name));
-  if (kind === "all" || kind === "cascade" || twice) {
+  if (kind === "all" || kind === "cascade" || scorer.threshold !== undefined || twice) {
     const reason = twice
       ? `both have a parameter ${twice}`
       : kind === "cascade"
       ? "its layers share a budget that is split last"
+      : scorer.threshold !== undefined
+      ? "it has a threshold, no budget"
       : "it scores nothing";
     throw policyError("policy.scorer", `${entry.name} can't work on ${scorer.name}: ${reason}`, text, at);
   }

@@ -68,11 +68,13 @@ export function checkKeep(keep: Keep, text: string = JSON.stringify(keep)): Keep
  * `@reference`: trunc(L·(1−r)·…) instead, nothing shrinks. Given a fraction f, r is the double nearest to 1 − f
  * rounded to 12 decimals, the number the user meant: keep 90 % is r = 0.1, not 0.09999999999999998.
  *
+ * A policy with a threshold of its own has no budget: everything may stay.
+ *
  * @throws PalisadeError `context.empty` for no tokens, `keep.nothing` when n would be 0, `context.short` when published
  * code (`@reference`) is asked to evict from a context no longer than its window.
  */
 export function resolveBudget(
-  policy: Pick<Policy, "name" | "arithmetic" | "allocate" | "sinks" | "window">,
+  policy: Pick<Policy, "name" | "arithmetic" | "allocate" | "sinks" | "window" | "threshold">,
   keep: Keep,
   length: number,
   whole: ModelShape,
@@ -80,7 +82,7 @@ export function resolveBudget(
   const model = globalShape(whole);
   if (!(length > 0)) throw inputError("context.empty", "The context has no tokens: nothing to keep", option("context"));
   checkKeep(keep);
-  const counts = policy.allocate.kind === "all" || keepsEverything(keep, length)
+  const counts = policy.allocate.kind === "all" || policy.threshold !== undefined || keepsEverything(keep, length)
     ? exactCounts(length, length, model)
     : "tokens" in keep
     ? exactCounts(keep.tokens, length, model)

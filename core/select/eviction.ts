@@ -10,7 +10,7 @@ import { layerSelections } from "./allocate.ts";
 import type { LayerChange } from "./candidates.ts";
 import { type CrossLayerSelection, crossLayerSelection } from "./cross_layer.ts";
 import type { SelectionInput } from "./select.ts";
-import { keepAbove } from "./threshold.ts";
+import { keepAbove, thresholdOf } from "./threshold.ts";
 
 /** A backend's `select`, or one like it. */
 export interface Selector {
@@ -21,13 +21,14 @@ export interface Selector {
 export interface EvictionSettings {
   readonly policy: Policy;
   readonly budget: Budget;
-  /** Evicts only what scores below this, whatever the budget; for policies whose scores are importances. */
+  /** Evicts only what scores below this, whatever the budget, instead of by the policy's own. */
   readonly threshold?: number;
 }
 
 /** True when nothing is evicted, so that nothing need be observed. */
-export function keepsAll({ policy, budget, threshold }: EvictionSettings): boolean {
-  return policy.allocate.kind === "all" || (threshold === undefined && budget.perHead >= budget.length);
+export function keepsAll(settings: EvictionSettings): boolean {
+  const { policy, budget } = settings;
+  return policy.allocate.kind === "all" || (thresholdOf(settings) === undefined && budget.perHead >= budget.length);
 }
 
 export class Eviction {
@@ -38,7 +39,7 @@ export class Eviction {
   constructor(settings: EvictionSettings, selector: Selector) {
     this.#settings = settings;
     this.#selector = selector;
-    if (settings.threshold === undefined) this.#crossLayer = crossLayerSelection(settings.policy, settings.budget);
+    if (thresholdOf(settings) === undefined) this.#crossLayer = crossLayerSelection(settings.policy, settings.budget);
   }
 
   /** Whether layers compete or share: what is kept of one is final after the last ({@link kept}). */
@@ -70,7 +71,7 @@ export class Eviction {
 
   /** Inside one layer: by the threshold, every head for itself, or the heads against each other. */
   async #alone(scores: LayerScores): Promise<Int32Array[]> {
-    const { policy, budget, threshold } = this.#settings;
+    const { policy, budget } = this.#settings, threshold = thresholdOf(this.#settings);
     if (threshold !== undefined) return keepAbove(scores, budget.model.kvHeads, budget.length, threshold);
     const kept: Int32Array[] = [];
     for (const selection of layerSelections(policy, budget, scores)) {

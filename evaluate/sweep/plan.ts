@@ -65,8 +65,12 @@ function refuseRepeatedCases(cases: readonly AskedCase[]): void {
   });
 }
 
+/** What stands for a budget where a policy's threshold says what stays. */
+const OWN_SHARE = "threshold";
+
 /**
- * Every policy at every budget; policies that keep everything come once, at 100 %, and first.
+ * Every policy at every budget; policies that keep everything come once, at 100 %, and first; those with a threshold of
+ * their own once, under that word.
  * @throws PalisadeError `policy.*`, `keep.*`, `list.*`.
  */
 export function parseCases(policies: string, keeps: string, bytes?: string): AskedCase[] {
@@ -78,10 +82,12 @@ export function parseCases(policies: string, keeps: string, bytes?: string): Ask
   });
   const cases = nonEmpty(splitList(policies, "policies"), "policies").flatMap((text): AskedCase[] => {
     const policy = resolvePolicy(text);
-    if (policy.allocate.kind !== "all") {
+    const whole = policy.allocate.kind === "all";
+    if (!whole && policy.threshold === undefined) {
       return keepList.map(({ text: keep, ...rest }) => ({ policy, ...rest, asked: { policy: text, keep } }));
     }
-    return [{ policy, keep: checkKeep({ fraction: 1 }), asked: { policy: text, keep: "100%" } }];
+    const keep = whole ? "100%" : OWN_SHARE;
+    return [{ policy, keep: checkKeep({ fraction: 1 }), asked: { policy: text, keep } }];
   });
   refuseRepeatedCases(cases);
   const whole = ({ policy }: AskedCase) => Number(policy.allocate.kind === "all");

@@ -78,12 +78,17 @@ const SHARED: readonly string[] = [
   "columnSum",
   "columnMax",
   "rows",
-  "gate",
   "file",
 ] satisfies readonly (keyof Needs)[];
 
 /** What one pass can do in one way only, for all that ask for it. */
-const ONE_WAY = ["reconstruction", "queryStatistics", "moved", "selfGate"] as const satisfies readonly (keyof Needs)[];
+const ONE_WAY = [
+  "reconstruction",
+  "queryStatistics",
+  "moved",
+  "selfGate",
+  "gate",
+] as const satisfies readonly (keyof Needs)[];
 
 /** False for policies that must read the context in their own way: those go through `openContext`, one by one. */
 export function sharesPrefill({ needs, evicts, stages }: Policy): boolean {
@@ -377,7 +382,6 @@ function unionOf(caseEvictions: readonly CaseEviction[]): Needs {
     columnSum: needs.some((each) => each.columnSum),
     columnMax: needs.some((each) => each.columnMax),
     rows: needs.some((each) => each.rows),
-    gate: needs.some((each) => each.gate),
     // All that ask for one of these ask for it in the same way.
     ...Object.fromEntries(ONE_WAY.map((name) => [name, needs.find((each) => each[name])?.[name]])),
   };

@@ -5,6 +5,7 @@
 import { resolveBudget } from "../../core/select/budget.ts";
 import type { CacheType } from "../../core/cache/entry_type.ts";
 import { inputError, option, PalisadeError, say } from "../../core/errors.ts";
+import type { GateTarget } from "../../core/policy/policy.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
 import { DEFAULTS } from "../../model/defaults.ts";
 import type { Gate } from "../../model/gate/file.ts";
@@ -335,7 +336,7 @@ function frameHash({ prefix, suffix, words }: Model["frame"], runtime: Runtime):
 async function named(subject: Subject, each: AskedCase): Promise<AskedCase> {
   if (each.policy.needs.foresight) return await withChunks(subject, each);
   if (!each.policy.needs.gate) return each;
-  const parameters = { ...each.policy.parameters, gate: await gateHash(subject) };
+  const parameters = { ...each.policy.parameters, gate: await gateHash(subject, each.policy.needs.gate) };
   return { ...each, policy: { ...each.policy, parameters } };
 }
 
@@ -348,8 +349,8 @@ async function withChunks({ model, runtime }: Subject, each: AskedCase): Promise
 
 const gateHashes = new WeakMap<Gate, string>();
 
-async function gateHash({ model, runtime }: Subject): Promise<string> {
-  const gate = await model.gate(), known = gateHashes.get(gate);
+async function gateHash({ model, runtime }: Subject, target: GateTarget): Promise<string> {
+  const gate = await model.gate({ target }), known = gateHashes.get(gate);
   if (known) return known;
   const hash = fileHash("gate", gate, runtime);
   gateHashes.set(gate, hash);
@@ -392,7 +393,8 @@ async function readAlone(model: Model, text: string, cell: Cell, options: GroupO
   const { policy, keep } = cell;
   const { beyondTrained, cacheType, signal } = options;
   const { cache, ms } = await openContext(model, text, {
-    ...{ policy, keep, beyondTrained, cacheType, signal },
+    ...{ policy, beyondTrained, cacheType, signal },
+    ...(policy.threshold === undefined && { keep }),
     // A cell is the same on every machine, whatever was read there before.
     learned: false,
   });

@@ -5,6 +5,7 @@
  * holds a {@link GateInfo} as JSON.
  */
 import { inputError, type PalisadeError } from "../../core/errors.ts";
+import type { GateTarget } from "../../core/policy/policy.ts";
 import { kindByMetadata, type OutputKind } from "../../runtime/output.ts";
 import type { ModelConfig } from "../config.ts";
 import { parseSafetensors, type SafetensorsFile, writeSafetensors } from "../file/safetensors.ts";
@@ -37,6 +38,8 @@ export interface GateInfo {
     readonly textTokens: number;
     /** y = ln(importance + floor). */
     readonly floor: number;
+    /** Whose importance: missing for KVzip's. */
+    readonly towards?: "kvzip-plus";
     /** First tokens of each text that were left out. */
     readonly skipped: number;
   };
@@ -100,6 +103,19 @@ export function checkGate(gate: Gate, config: ModelConfig, sha256: string): void
   );
 }
 
+/**
+ * Refuses a gate that predicts something else.
+ * @throws PalisadeError `gate.towards`, naming both.
+ */
+export function checkTarget({ name, info: { calibration } }: Gate, wanted: GateTarget): void {
+  const words = (target: GateTarget) => target === "kvzip-plus" ? target : "kvzip";
+  const fitted = words(calibration.towards ?? true), asked = words(wanted);
+  if (fitted === asked) return;
+  const advice = `fit one with palisade calibrate${asked === "kvzip-plus" ? " --kind kvzap" : ""}`;
+  const message = `The gate predicts what ${fitted} scores, and the policy asks for ${asked}'s scores: ${advice}`;
+  throw inputError("gate.towards", message, name);
+}
+
 function refuse(code: string, name: string, reason: string): PalisadeError {
   return inputError(`gate.${code}`, `Can't use the gate: ${reason}`, name);
 }
@@ -132,6 +148,9 @@ function problemOf({ model, calibration, ridge, correlation, conformal }: GateIn
   const { texts, seed, tokens, textTokens, floor, skipped } = calibration ?? {};
   if (!Array.isArray(texts) || !texts.every(isText) || ![seed, tokens, textTokens, floor, skipped].every(isNumber)) {
     return "calibration must have texts, seed, tokens, textTokens, floor and skipped";
+  }
+  if (calibration.towards !== undefined && calibration.towards !== "kvzip-plus") {
+    return `calibration.towards is ${JSON.stringify(calibration.towards)}; want kvzip-plus, or none for kvzip`;
   }
   if (!isNumbers(ridge, layers)) return `ridge must be ${layers} numbers`;
   if (

@@ -1,11 +1,12 @@
 /** Which gate belongs to a model file. */
 import { inputError, option, type PalisadeError } from "../../core/errors.ts";
 import { hostOf } from "../../runtime/host.ts";
+import type { GateTarget } from "../../core/policy/policy.ts";
 import type { ByteSource, Runtime } from "../../runtime/interface.ts";
 import { packageData } from "../../runtime/package_data.ts";
 import type { ModelConfig } from "../config.ts";
 import { cacheFolder } from "../store/store.ts";
-import { checkGate, type Gate, MAX_GATE_BYTES, parseGate } from "./file.ts";
+import { checkGate, checkTarget, type Gate, MAX_GATE_BYTES, parseGate } from "./file.ts";
 
 export const GATE_SUFFIX = ".gate.safetensors";
 
@@ -41,21 +42,23 @@ export type GateChoice = string | ByteSource | Gate;
 
 /**
  * The gate that is `given`, or the one fitted for this model among the user's own and those in the package: found by the
- * model file's SHA-256, not by a name. In a browser there are none but the one given.
- * @throws PalisadeError `gate.none`, `gate.several`, `gate.model`, and those of {@link loadGate}.
+ * model file's SHA-256 and by what it predicts, not by a name. In a browser there are none but the one given.
+ * @throws PalisadeError `gate.none`, `gate.several`, `gate.model`, `gate.towards`, and those of {@link loadGate}.
  */
 export async function findGate(
   model: GateSubject,
   runtime: Runtime,
   given?: GateChoice,
+  target: GateTarget = true,
 ): Promise<Gate> {
   if (given !== undefined) {
     const gate = isGate(given) ? given : await loadGate(given, runtime);
     checkGate(gate, model.config, await model.identity());
+    checkTarget(gate, target);
     return gate;
   }
   const { host } = runtime;
-  if (!host) throw noGate(model);
+  if (!host) throw noGate(model, target);
   const sha256 = await model.identity();
   const folder = gateFolder(runtime);
   const own = (await host.list(folder)).sort().map((name) => {
@@ -66,24 +69,26 @@ export async function findGate(
   });
   // The user's own come first: one that was fitted here is there to be used.
   for (const gates of [own, shipped]) {
-    const [gate, other] = await fittedTo(sha256, gates);
+    const [gate, other] = await fittedTo(sha256, target, gates);
     if (other) throw severalGates(model, [gate, other].map(({ name }) => name));
     if (!gate) continue;
     checkGate(gate, model.config, sha256);
     return gate;
   }
-  throw noGate(model);
+  throw noGate(model, target);
 }
 
-/** Those of the files that are gates of the model with this SHA-256; what can't be read is passed over. */
+/** Those of the files that are gates of the model with this SHA-256 towards the target; what can't be read is passed over. */
 async function fittedTo(
   sha256: string,
+  target: GateTarget,
   files: readonly { readonly name: string; load(): Promise<Gate> }[],
 ): Promise<Gate[]> {
   const fitted: Gate[] = [];
   for (const { load } of files.filter(({ name }) => name.endsWith(GATE_SUFFIX))) {
     const gate = await load().catch(() => undefined);
-    if (gate?.info.model.sha256 === sha256) fitted.push(gate);
+    const { model, calibration } = gate?.info ?? {};
+    if (model?.sha256 === sha256 && (calibration!.towards ?? true) === target) fitted.push(gate!);
   }
   return fitted;
 }
@@ -97,7 +102,8 @@ function isGate(given: GateChoice): given is Gate {
   return typeof given === "object" && "weights" in given;
 }
 
-function noGate({ config, name }: GateSubject): PalisadeError {
-  const message = `There is no gate for ${config.name}: fit one with palisade calibrate --model ${name}`;
+function noGate({ config, name }: GateSubject, target: GateTarget): PalisadeError {
+  const [what, kind] = target === "kvzip-plus" ? ["gate towards kvzip-plus", "--kind kvzap "] : ["gate", ""];
+  const message = `There is no ${what} for ${config.name}: fit one with palisade calibrate ${kind}--model ${name}`;
   return inputError("gate.none", message, option("gate"));
 }

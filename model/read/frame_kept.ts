@@ -16,9 +16,10 @@ const PART = 8;
 export function withFrameKept(policy: Policy, tokens: number, { perHead }: Pick<Budget, "perHead">): Policy {
   const fits = tokens * PART <= perHead, protects = policy.sinks > 0 && policy.arithmetic !== "reference";
   if (!fits || !protects || tokens <= policy.sinks) return policy;
-  const { name, parameters, needs, allocate, meaning, evicts, arithmetic, window, stages } = policy;
+  const { name, parameters, needs, allocate, meaning, evicts, arithmetic, window, stages, threshold } = policy;
   return {
     ...{ name, parameters, needs, allocate, meaning, evicts, arithmetic, window, ...(stages && { stages }) },
+    ...(threshold !== undefined && { threshold }),
     sinks: tokens,
     score: (observation, whole) => policy.score(observation, whole),
   };

@@ -1,7 +1,7 @@
 /** How a context is read: chosen, or refused, before anything runs. */
 import type { Backend } from "../../core/backend/interface.ts";
 import { type CacheType, checkCacheType, partsOf } from "../../core/cache/entry_type.ts";
-import { inputError, option, say } from "../../core/errors.ts";
+import { inputError, option, PalisadeError, say } from "../../core/errors.ts";
 import type { OptionName } from "../../core/options.ts";
 import type { Budget, Policy } from "../../core/policy/policy.ts";
 import type { Refit } from "../../core/refit/refit.ts";
@@ -48,11 +48,12 @@ export interface PlanOptions extends RiskSettings {
 
 /**
  * The way to read the context `ids`.
- * @throws PalisadeError (usage) `risk.exclusive`; (input) `risk.*`, `keep.*`, `max-cache.policy`, `cache-type.*`,
+ * @throws PalisadeError (usage) `risk.exclusive`, `threshold.exclusive`; (input) `risk.*`, `keep.*`, `max-cache.policy`, `cache-type.*`,
  * `context.too-long`, `explain.early`, `refit.*`, `merge.*`, `key-channels.*`.
  */
 export function planReading(model: PlannedModel, ids: readonly number[], options: PlanOptions): Reading {
   const { maxCache, explain, positions } = options;
+  refuseRivals(options.policy, RIVALS.filter((name) => options[name] !== undefined));
   const risk = resolveRisk(options, options.policy, rivals(options));
   const exceeds = exceedsTrained(model.config, ids.length, options);
   const { policy, budget, ...counted } = plannedBudget(model, ids, { risk, exceeds }, options);
@@ -79,9 +80,26 @@ export function planReading(model: PlannedModel, ids: readonly number[], options
   const pieces = selfGate && replayPieces(model, ids, selfGate, options.beyondTrained);
   const repeated = { ...(prompts && { prompts }), ...(pieces && { pieces }) };
   const whole = { ...planned, explain, ...repeated, ...(refits(options) && { refit: options.refit }) };
+  const { threshold } = policy;
+  if (threshold !== undefined) return { way: "threshold", ...whole, limit: threshold };
   if (!risk) return { way: "layers", ...whole, predict };
   if (risk.kind === "worst") return { way: "threshold", ...whole, limit: risk.limit };
   return { way: "risk", ...whole, limit: risk.limit, maxCacheBytes: risk.maxCacheBytes };
+}
+
+const RIVALS = ["keep", "maxCache", "risk", "riskWorst"] as const satisfies readonly OptionName[];
+
+/**
+ * Refuses options that say what stays beside a policy whose threshold says it.
+ * @throws PalisadeError usage `threshold.exclusive`.
+ */
+export function refuseRivals({ name, threshold }: Policy, [rival]: readonly OptionName[]): void {
+  if (threshold === undefined || rival === undefined) return;
+  const advice = `leave it out, or set another threshold: ${name}(threshold=${threshold - 1})`;
+  const message = say`${name} keeps what scores ${threshold} or more, so ${
+    option(rival)
+  } can't say what stays: ${advice}`;
+  throw new PalisadeError("usage", "threshold.exclusive", message, { where: option(rival) });
 }
 
 /** The context fills the trained length, and may not go beyond it. */
@@ -118,7 +136,7 @@ function plannedBudget(model: PlannedModel, ids: readonly number[], at: Circumst
  * leaves them half of that.
  */
 function wantedKeep(tokens: number, config: ModelConfig, { risk, exceeds }: Circumstances, options: PlanOptions) {
-  if (risk) return { keep: { fraction: 1 }, least: false };
+  if (risk || options.policy.threshold !== undefined) return { keep: { fraction: 1 }, least: false };
   const { policy, keep } = options;
   if (keep !== undefined) return { keep: typeof keep === "object" ? keep : parseKeep(keep), least: false };
   const share = parseKeep(DEFAULTS.keep), { contextLength } = config;

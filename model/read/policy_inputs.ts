@@ -1,12 +1,12 @@
 /** What a policy needs beyond the layers themselves: prompts that repeat the context, a gate. */
 import { inputError, option, PalisadeError, say } from "../../core/errors.ts";
 import type { Needs, Policy } from "../../core/policy/policy.ts";
-import type { Gate } from "../gate/file.ts";
+import { checkTarget, type Gate } from "../gate/file.ts";
 import type { Chunks } from "../foresight/file.ts";
 import { findLearned } from "../gate/learned.ts";
 import { GateScorer, readGains } from "../gate/scorer.ts";
 import type { SoftTokens } from "../policy_files/soft_tokens.ts";
-import type { Model } from "../model.ts";
+import type { GateOptions, Model } from "../model.ts";
 import { worstCaseOf } from "../gate/worst_case.ts";
 import type { PolicyInputs } from "./layers.ts";
 import type { Reading, ScoreFiles } from "./reading.ts";
@@ -73,7 +73,7 @@ async function neededFiles(
 ): Promise<ScoreFiles> {
   return {
     ...(needs.softTokens && { softTokens: await softEmbeddings(model, needs, tokens, options) }),
-    ...(needs.gate && { gate: await gateScorer(model, options.gate ?? await model.gate(options)) }),
+    ...(needs.gate && { gate: await gateScorer(model, options.gate, { ...options, target: needs.gate }) }),
     ...(needs.foresight && { chunks: await chunksOf(model, needs) }),
     ...(needs.selfGate && { fitting: await fittingOf(model, options) }),
   };
@@ -104,12 +104,14 @@ export async function gateIfAny({ gate }: Pick<Model, "gate">, signal?: AbortSig
 /** A gate's scorer is made once for a model's file and backend. */
 const scorers = new WeakMap<Gate, Pick<Model, "file" | "backend"> & { readonly scorer: GateScorer }>();
 
-/** A scorer of `gate`, or of the gate that belongs to the model. */
+/** A scorer of `gate`, or of the gate that belongs to the model. @throws PalisadeError `gate.*`. */
 export async function gateScorer(
   { file, config, backend, gate: own }: Pick<Model, "file" | "config" | "backend" | "gate">,
   gate?: Gate,
+  { target = true, signal }: GateOptions = {},
 ): Promise<GateScorer> {
-  const chosen = gate ?? await own(), known = scorers.get(chosen);
+  if (gate) checkTarget(gate, target);
+  const chosen = gate ?? await own({ target, signal }), known = scorers.get(chosen);
   if (known?.file === file && known.backend === backend) return known.scorer;
   const scorer = new GateScorer(backend, config, chosen, await readGains(file, config));
   scorers.set(chosen, { file, backend, scorer });

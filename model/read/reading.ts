@@ -57,7 +57,10 @@ export interface LayersReading extends Whole {
 
 export interface ThresholdReading extends Whole {
   readonly way: "threshold";
-  /** The importance, 0 … 1, that may not be lost; the threshold, unless the policy's scores are predicted. */
+  /**
+   * The importance, 0 … 1, that may not be lost; the threshold, unless the policy's scores are predicted. A policy's own
+   * threshold, on its own scale, where it has one.
+   */
   readonly limit: number;
 }
 

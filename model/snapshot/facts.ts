@@ -50,7 +50,7 @@ async function fileHashes(
   const note = <K extends PolicyFileKind>(kind: K, content: FileContents[K]) => {
     hashes[kind] = taggedHash([[kind, POLICY_FILES[kind].bytes(content)]]);
   };
-  if (needs.gate || predict) note("gate", gate ?? await model.gate());
+  if (needs.gate || predict) note("gate", gate ?? await model.gate({ target: needs.gate || true }));
   if (needs.foresight) note("chunks", await chunksOf(model, needs));
   const { kind, name } = needs.file ?? {};
   if (softTokens && needs.softTokens) note("soft-tokens", softTokens);

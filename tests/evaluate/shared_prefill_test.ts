@@ -60,8 +60,9 @@ for (const backend of ["ts", "wasm"] as const) {
 }
 
 async function sameAsAlone(model: Model, prefill: SharedPrefill, each: KeptCase): Promise<void> {
-  using context = await openContext(model, TEXT, each);
-  const { policy, kept } = each, label = `${policy.name} ${JSON.stringify([policy.parameters, each.keep])}`;
+  const { policy, kept } = each, own = policy.threshold === undefined ? each : { policy };
+  using context = await openContext(model, TEXT, own);
+  const label = `${policy.name} ${JSON.stringify([policy.parameters, each.keep])}`;
   if (kept === undefined && !policy.stages) {
     assert.deepEqual(keptOf(prefill.cache), keptOf(context.cache), label);
     return;
@@ -106,6 +107,7 @@ Deno.test("readingsOf() puts together what one reading can measure, and apart wh
       "kvzip-plus(chunk=64)",
     ]],
   );
+  assert.deepEqual(names(["gate", "kvzap", "snapkv"]), [["gate", "snapkv"], ["kvzap"]]);
   assert.deepEqual(names([]), []);
 });
 
@@ -119,7 +121,11 @@ Deno.test("answerBeside() gives the answer of ask() and the divergence of each s
   const full = await answerFully(model, prefill.cache, asked, options);
   const differences = new Set<number | null>();
   for (const each of prefill.cases) {
-    using context = await openContext(model, TEXT, each);
+    using context = await openContext(
+      model,
+      TEXT,
+      each.policy.threshold === undefined ? each : { policy: each.policy },
+    );
     const expected = await context.ask("How many stakes?", { answerPrefix: "There are", maxTokens: 24 });
     const answer = await answerBeside(model, context.cache, asked, full, options);
     assert.deepEqual(answer.ids, expected.ids, each.policy.name);

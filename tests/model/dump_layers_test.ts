@@ -129,7 +129,7 @@ Deno.test("Dump.prepare() says what a policy lacks", async () => {
     const [policy, message] of [
       [
         "snapkv",
-        /policy snapkv needs q, the queries of the last 32 tokens: layer 4 of dump\.safetensors has k; it can serve full, random, streaming-llm$/,
+        /policy snapkv needs q, the queries of the last 32 tokens: layer 4 of dump\.safetensors has k; it can serve full, random, streaming-llm, fasa$/,
       ],
       ["expected-attention", /all 50 tokens/],
       ["moved", /all 50 tokens/],

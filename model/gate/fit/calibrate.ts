@@ -1,6 +1,6 @@
 /**
- * Fits a gate for a model on this machine: layer by layer, for all texts, KVzip's importance (`model/read/reconstruct.ts`) is
- * regressed on the attention layer's input after its norm.
+ * Fits a gate for a model on this machine: layer by layer, for all texts, KVzip's importance, or KVzip+'s
+ * (`model/read/reconstruct.ts`), is regressed on the attention layer's input after its norm.
  *
  * Layer-major over all texts: a layer's keys and values exist for one text at a time, XᵀX for one layer. What goes from
  * layer to layer is the hidden states of the texts and of the prompts that repeat them, about 2 × tokens × width
@@ -27,6 +27,8 @@ const SAVE_EVERY_MS = 5000;
 export interface CalibrateOptions {
   /** SHA-256 of the model file. */
   readonly sha256: string;
+  /** Whose importance the gate is to predict. Default KVzip's. */
+  readonly towards?: "kvzip-plus";
   /** Where to keep the state; without one a stopped calibration begins anew. */
   readonly statePath?: string;
   /** Milliseconds between two saved states, at the least. Default 5000. */
@@ -70,10 +72,10 @@ export async function calibrate(
   const texts: TextReader[] = [];
   try {
     for (const ids of [...plan.fit, ...plan.heldOut, ...plan.shifted]) {
-      texts.push(await TextReader.open(model, ids, signal));
+      texts.push(await TextReader.open(model, ids, options));
     }
     const states = texts.flatMap((text) => text.states());
-    const fingerprint = fingerprintOf(model, runtime, plan, options.sha256);
+    const fingerprint = fingerprintOf(model, runtime, plan, options);
     const layers = statePath ? await restore(statePath, runtime, fingerprint, states) : [];
     let saved = performance.now(), done = layers.length * texts.length;
     for (let layer = layers.length; layer < config.layers; layer++) {
@@ -94,17 +96,32 @@ export async function calibrate(
         saved = performance.now();
       }
     }
-    return assemble(model, plan, layers, options.sha256);
+    return assemble(model, plan, layers, options);
   } finally {
     for (const text of texts) text[Symbol.dispose]();
   }
 }
 
 /** What must be the same for a state to be gone on from. */
-function fingerprintOf(model: Model, runtime: Runtime, plan: CalibrationPlan, sha256: string): string {
+function fingerprintOf(
+  model: Model,
+  runtime: Runtime,
+  plan: CalibrationPlan,
+  { sha256, towards }: CalibrateOptions,
+): string {
   const hasher = runtime.sha256();
   const { frame, dense, backend } = model;
-  const parts = [sha256, frame, plan, dense.detail, backend.detail, FLOOR, SKIPPED, RECENT];
+  const parts = [
+    sha256,
+    frame,
+    plan,
+    dense.detail,
+    backend.detail,
+    FLOOR,
+    SKIPPED,
+    RECENT,
+    ...(towards ? [towards] : []),
+  ];
   hasher.update(new TextEncoder().encode(JSON.stringify(parts)));
   return hasher.digest();
 }
@@ -121,7 +138,11 @@ class TextReader implements Disposable {
     this.#input = input;
   }
 
-  static async open(model: Model, ids: readonly number[], signal?: AbortSignal): Promise<TextReader> {
+  static async open(
+    model: Model,
+    ids: readonly number[],
+    { towards, signal }: Pick<CalibrateOptions, "towards" | "signal">,
+  ): Promise<TextReader> {
     const { width } = model.config, { tensors } = model.backend;
     const reconstruction = { chunk: ids.length, postfix: 0 }, prompts = repeatPrompts(model, ids, reconstruction);
     const cache = new RaggedCache(model.backend, model.config);
@@ -129,8 +150,10 @@ class TextReader implements Disposable {
     const onInput = async (_layer: number, hidden: Tensor, first: number) => {
       input.numbers.set(await tensors.read(hidden), first * width);
     };
-    const needs = { reconstruction };
-    const reader = await LayerReader.open(model, cache, ids, { needs, window: 0, prompts, onInput, signal });
+    const needs = { reconstruction: { ...reconstruction, contribution: towards !== undefined } };
+    const outputWeights = (layer: number) => model.file.readFloat32(`blk.${layer}.attn_output.weight`);
+    const seeing = { needs, window: 0, prompts, onInput, outputWeights, signal };
+    const reader = await LayerReader.open(model, cache, ids, seeing);
     return new TextReader(cache, reader, input);
   }
 
@@ -162,7 +185,12 @@ interface LayerInputs {
   numbers: Float32Array;
 }
 
-function assemble({ config }: Model, plan: CalibrationPlan, layers: readonly LayerFit[], sha256: string): Calibration {
+function assemble(
+  { config }: Model,
+  plan: CalibrationPlan,
+  layers: readonly LayerFit[],
+  { sha256, towards }: CalibrateOptions,
+): Calibration {
   const { name, architecture, kvHeads, width } = config;
   const worst = (set: "heldOut" | "shifted") =>
     plan[set].map((_, text) => Math.max(...layers.flatMap((layer) => layer.worst[set][text] ?? [])));
@@ -181,6 +209,7 @@ function assemble({ config }: Model, plan: CalibrationPlan, layers: readonly Lay
         tokens: plan.fit.reduce((sum, ids) => sum + ids.length, 0),
         textTokens: Math.max(...plan.fit.map((ids) => ids.length)),
         floor: FLOOR,
+        ...(towards && { towards }),
         skipped: SKIPPED,
       },
       ridge: layers.map(({ ridge }) => ridge),
