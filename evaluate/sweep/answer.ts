@@ -74,8 +74,7 @@ export async function answerBeside(
   const mark = cache.mark();
   try {
     const start = performance.now();
-    const forced = [...asked, ...full.ids.slice(0, -1)];
-    const logits = await extend(model.dense, cache, forced, { signal: options.signal, rows: full.ids.length });
+    const logits = await forcedLogits(model, cache, asked, full, options);
     const question = performance.now() - start;
     const rowOf = (i: number) => logits.subarray(i * vocabulary, (i + 1) * vocabulary);
     const divergences = full.distributions.map((distribution, i) => distribution.divergence(rowOf(i)));
@@ -93,6 +92,27 @@ export async function answerBeside(
   } finally {
     cache.trim(mark);
   }
+}
+
+/**
+ * Logits along the full answer, `[ids, vocabulary]`. In one pass, but where single queries read a part: tokens that come
+ * together read everything, so those of the answer come one by one there.
+ */
+async function forcedLogits(
+  { dense, config: { vocabulary } }: Engine,
+  cache: RaggedCache,
+  asked: readonly number[],
+  { ids }: FullAnswer,
+  { signal }: AnswerOptions,
+): Promise<Float32Array> {
+  const forced = ids.slice(0, -1);
+  if (!cache.foresees) return await extend(dense, cache, [...asked, ...forced], { signal, rows: ids.length });
+  const logits = new Float32Array(ids.length * vocabulary);
+  logits.set(await extend(dense, cache, asked, { signal }));
+  for (const [i, id] of forced.entries()) {
+    logits.set(await extend(dense, cache, [id], { signal }), (i + 1) * vocabulary);
+  }
+  return logits;
 }
 
 /**

@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { copyHeads } from "../../core/backend/copy_heads.ts";
 import { chunkChannels, contextualAgreement, dominantChannels } from "../../core/measure/chunk_agreement.ts";
 import { resolvePolicy } from "../../core/policy/registry.ts";
+import { answerBeside, answerFully } from "../../evaluate/sweep/answer.ts";
 import { extend } from "../../model/decode/extend.ts";
 import { calibrateChunks } from "../../model/foresight/calibrate.ts";
 import { type Chunks, CHUNKS_FILE, parseChunks, readChunks, writeChunks } from "../../model/foresight/file.ts";
@@ -102,6 +103,18 @@ Deno.test("rows= makes two tiers: what chooses stays in float32, and all that ma
     assert.deepEqual(await copyHeads(tiers.cache.rows(layer)), await copyHeads(full.cache.rows(layer)));
   }
   assert.ok((await tiers.ask("How many?", { maxTokens: 4 })).ids.length > 0);
+});
+
+Deno.test("what fasa is compared by reads a part, too: the answer is that of ask()'s own steps", async () => {
+  await using model = await tinyModel("wasm");
+  using full = await openContext(model, TEXT, { policy: "full" });
+  using part = await openContext(model, TEXT, { policy: POLICY });
+  const asked = [5, 6, 7], options = { maxNewTokens: 8, contextLength: 100_000 };
+  const own = await answerFully(model, part.cache, asked, options),
+    whole = await answerFully(model, full.cache, asked, options);
+  const beside = await answerBeside(model, part.cache, asked, whole, options);
+  assert.deepEqual(beside.ids, own.ids);
+  assert.ok(beside.kl.max > 1e-7, `${beside.kl.max}`);
 });
 
 Deno.test("a context that is read in part comes back from its snapshot, at rest, and under a cap", async () => {
