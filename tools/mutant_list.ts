@@ -250,8 +250,8 @@ export const MUTANTS: readonly Mutant[] = [
   {
     name: "a risk is the mean over the window's queries",
     file: "core/worst_case/risk_budget.ts",
-    find: "largest[c] = Math.max(largest[c], lost(row, kept[kvHead], visible))",
-    replace: "largest[c] += lost(row, kept[kvHead], visible) / window",
+    find: "largest[c] = Math.max(largest[c], lost(row, kept[kvHead], visible, whole))",
+    replace: "largest[c] += lost(row, kept[kvHead], visible, whole) / window",
     tests: ["core/risk_budget"],
   },
   {
