@@ -30,6 +30,7 @@ import type { Keep } from "../core/select/budget.ts";
 import { entriesWithin, parseBytes } from "../core/select/byte_budget.ts";
 import type { ModelConfig } from "./config.ts";
 import { checkMerge } from "./read/merge.ts";
+import { cannotGoOn } from "./read/append.ts";
 import { checkEffort, chooseBest, type Effort, type EffortFigures } from "./read/effort.ts";
 import { checkRefit } from "./read/refit.ts";
 import { read } from "./read/read.ts";
@@ -38,7 +39,7 @@ import { factsOf } from "./snapshot/facts.ts";
 import type { Secret } from "./snapshot/seal/key.ts";
 import type { ByteSource } from "./snapshot/bytes.ts";
 import type { Search, SnapshotCache, Wanted } from "./snapshot/cache.ts";
-import { cannotGoOnReading, namedSnapshot, reuse } from "./snapshot/reuse.ts";
+import { fixedBudget, namedSnapshot, reuse } from "./snapshot/reuse.ts";
 import { recordOf } from "./snapshot/tokens.ts";
 
 export {
@@ -199,7 +200,7 @@ async function readPlanned(planned: PlannedContext, options: ContextOptions): Pr
   try {
     const files = await scoreFiles(model, planned.reading, planned.ids.length, options);
     const { maxCache, onLayer, signal } = options, outputWeights = outputWeightsOf(model);
-    const told = { ...planned, gate: files.gate, maxCache, onLayer, signal, outputWeights, wanted, start };
+    const told = { ...planned, files, maxCache, onLayer, signal, outputWeights, wanted, start };
     return contextOf(model, await reuse(search.found, told));
   } catch (error) {
     // One of the cache's that is damaged costs nothing but a reading; one that was named must be right.
@@ -216,8 +217,9 @@ async function wantedOf(
     ...{ facts: await facts(), ids, salt: options.salt ?? "" },
     predicted: plan.maxCache?.rule.predicted ?? false,
     certificates: options.explain ?? false,
-    cannotGoOn: cannotGoOnReading(reading, model, reading.leastKept ? { tokens: 1 } : options.keep ?? DEFAULTS.keep),
-    again: reading.budget.window,
+    cannotGoOn: cannotGoOn(reading, model.config),
+    again: model.config.windows.some((window) => window > 0) ? "never" : reading.budget.window,
+    fixed: fixedBudget(reading, reading.leastKept ? { tokens: 1 } : options.keep ?? DEFAULTS.keep),
     ...{ secret: options.secret, signal: options.signal },
   };
 }

@@ -146,14 +146,19 @@ export class RaggedCache implements Disposable {
   }
 
   /**
-   * Gives an empty layer its entries, head by head: keys and values `[length, headDim]`, positions ascending.
-   * Like {@link append} it does not move the logical counter.
+   * Gives a layer entries behind those it has, head by head: keys and values `[length, headDim]`, positions ascending;
+   * biases and packed rows only where it has none. Like {@link append} it does not move the logical counter.
    */
   fill(layer: number, heads: readonly HeadRows[]): void {
     const { keys, values, count } = byToken(heads, layerShape(this.shape, layer).headDim);
+    const lists = this.#positions[layer];
+    const ends = heads.map(({ positions }, h) => lists[h].length + positions.length);
     if (count > 0) this.#appendNumbers(layer, keys, values, count);
-    this.compact(layer, heads.map(({ positions }) => positions.map((_, i) => i)));
-    heads.forEach(({ positions }, h) => this.#positions[layer][h].set(positions));
+    this.compact(layer, ends.map((length) => Int32Array.from({ length }, (_, i) => i)));
+    heads.forEach(({ positions }, h) => {
+      lists[h].end(positions);
+      this.#logical?.[layer][h].end(positions.map((position) => position - this.#shift));
+    });
     heads.forEach(({ values, bias }, h) => {
       if (bias && bias.length > 0) this.refit(layer, h, { values, bias });
     });
@@ -655,6 +660,11 @@ class PositionList {
   set(positions: Int32Array): void {
     this.#data = positions.slice();
     this.length = positions.length;
+  }
+
+  /** The last of them are these. */
+  end(positions: Int32Array): void {
+    this.#data.set(positions, this.length - positions.length);
   }
 
   /** Makes them `first`, `first + 1`, … and returns by how much each moved. */

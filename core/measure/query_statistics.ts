@@ -56,10 +56,10 @@ export class QueryStatistics {
   }
 
   /**
-   * The statistics after the mean rotation over positions `length … length + future − 1`. `magnitude`: the factor that
+   * The statistics after the mean rotation over positions `next … next + future − 1`. `magnitude`: the factor that
    * RoPE puts on rotated queries (YaRN), 1 otherwise.
    */
-  result(rotation: KeyRotation, magnitude = 1): QueryStatisticsResult {
+  result(rotation: KeyRotation, magnitude = 1, next = this.#length): QueryStatisticsResult {
     const { heads, headDim } = this.#shape;
     const count = this.#length - this.#first;
     const mean = this.#sum.map((sum) => sum / count * magnitude);
@@ -74,16 +74,16 @@ export class QueryStatistics {
         }
       }
     }
-    this.#rotate(mean, covariance, rotation);
+    this.#rotate(mean, covariance, rotation, next);
     return { queryMean: Float32Array.from(mean), queryCovariance: Float32Array.from(covariance) };
   }
 
   /** μ := R·μ and C := R·C·Rᵀ in place; R is the mean of the rotations to come. */
-  #rotate(means: Float64Array, covariance: Float64Array, rotation: KeyRotation): void {
+  #rotate(means: Float64Array, covariance: Float64Array, rotation: KeyRotation, next: number): void {
     const { heads, headDim } = this.#shape;
     checkRotation(headDim, rotation);
     rotation.frequencies.forEach((frequency, j) => {
-      const mean = this.#meanCosSin(frequency);
+      const mean = this.#meanCosSin(frequency, next);
       const [a, b] = pairOf(rotation, j);
       const turn = (values: Float64Array, x: number, y: number) => rotatePair(values, x, y, mean);
       for (let head = 0; head < heads; head++) {
@@ -95,9 +95,9 @@ export class QueryStatistics {
     });
   }
 
-  #meanCosSin(frequency: number): CosSin {
+  #meanCosSin(frequency: number, next: number): CosSin {
     let cos = 0, sin = 0;
-    for (const turn of cosSinsFrom(frequency, this.#length, this.#future)) {
+    for (const turn of cosSinsFrom(frequency, next, this.#future)) {
       cos += turn.cos;
       sin += turn.sin;
     }

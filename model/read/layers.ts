@@ -18,11 +18,12 @@ import type { Stages } from "../../core/policy/stages.ts";
 import { QueryStatistics, type QueryStatisticsResult } from "../../core/measure/query_statistics.ts";
 import { Eviction, keepsAll } from "../../core/select/eviction.ts";
 import { globalShape, windowOf } from "../../core/shape.ts";
-import { type AtAttention, CHUNK, layerAttention, layerStep, stepBytes } from "../decode/layer.ts";
+import { type AtAttention, CHUNK, layerAttention, type LayerInput, layerStep, stepBytes } from "../decode/layer.ts";
 import type { Rope } from "../config.ts";
 import { growthAt } from "../dense/rope.ts";
 import type { Dense } from "../dense/dense.ts";
 import type { Device } from "../device.ts";
+import type { Behind } from "./behind.ts";
 import { Explainer } from "./explain.ts";
 import { type Chunk, HiddenStates, LayerInputs } from "./hidden_states.ts";
 import type { LayersReading, Reader, ReadOptions, ReadResult, ScoreFiles, ThresholdReading } from "./reading.ts";
@@ -49,9 +50,14 @@ export interface PolicyInputs extends ScoreFiles {
 export interface LayersOptions extends Omit<LayersReading, "way">, ReadOptions {
   /** Evicts only what scores below this, whatever the budget; for policies whose scores are importances. */
   readonly threshold?: number;
+  /** What the context is read on behind: its cache takes over what stays, and is what comes back. */
+  readonly behind?: Behind;
 }
 
-/** Reads `ids` (at least one) into a new cache and evicts by `policy`. The caller owns the cache. */
+/**
+ * Reads `ids` (at least one) into a new cache, or `behind` another, and evicts by `policy`. The caller owns the cache; one
+ * that was read on behind is to be disposed of when this fails.
+ */
 export async function readContext(
   device: Device,
   ids: ArrayLike<number>,
@@ -59,8 +65,8 @@ export async function readContext(
 ): Promise<ReadResult> {
   const { backend, dense: { config } } = device;
   const now = options.now ?? (() => performance.now());
-  const { cacheType, policy: { stages } } = options;
-  const cache = new RaggedCache(backend, config, stages?.rows ?? cacheType, cacheType);
+  const { cacheType, policy: { stages }, behind } = options;
+  const cache = behind?.tail(cacheType) ?? new RaggedCache(backend, config, stages?.rows ?? cacheType, cacheType);
   try {
     const wanted = keepsAll(options) ? {} : options.policy.needs;
     const needs = options.predict ? { ...wanted, gate: true } : wanted;
@@ -74,7 +80,7 @@ export async function readContext(
       : undefined;
     const referenceTokens = refit && REFERENCE_TOKENS;
     const { outputWeights } = options;
-    const alone = !options.explain && !refit && !merge && !keyChannels && !fitting;
+    const alone = !behind && !options.explain && !refit && !merge && !keyChannels && !fitting;
     const waiting = alone ? waitingLayers(device.dense, ids.length) : 0;
     const seeing = {
       late: waiting > 0,
@@ -88,6 +94,7 @@ export async function readContext(
       softTokens,
       referenceTokens,
       outputWeights,
+      behind,
     };
     using reader = await LayerReader.open(device, cache, ids, seeing);
     const merging = merge && new MergeStage(cache, merge, window);
@@ -130,8 +137,12 @@ export async function readContext(
     await thinning?.run();
     const { foresight } = options.policy.needs;
     if (foresight && options.chunks) foreseeBy(cache, config, options.chunks, foresight);
+    if (behind) {
+      await behind.join(cache, ids.length);
+      cache[Symbol.dispose]();
+    }
     return {
-      cache,
+      cache: behind?.cache ?? cache,
       lastHidden: await reader.lastHidden(),
       activationBytes: reader.activationBytes + refitBytes + (merging?.copyBytes ?? 0),
       ms: { prefill, evict },
@@ -162,7 +173,7 @@ export const readThreshold: Reader<ThresholdReading> = async (device, ids, optio
 };
 
 /** The budget that a threshold came to: per head and layer on average, rounded down. */
-function budgetKept(whole: Budget, entries: number): Budget {
+export function budgetKept(whole: Budget, entries: number): Budget {
   const { length, model: { layers, kvHeads } } = whole;
   return {
     ...whole,
@@ -200,6 +211,8 @@ export interface SeenOptions extends PolicyInputs {
   readonly late?: boolean;
   /** Tokens, about, whose queries a refit is to go by. */
   readonly referenceTokens?: number;
+  /** What the context is read on behind; `cache` is its {@link Behind.tail} then. */
+  readonly behind?: Behind;
   /** Called with the input of each layer before its norm, `[count, width]`, tokens from `first` on. Not to be changed. */
   readonly onInput?: (layer: number, hidden: Tensor, first: number, count: number) => Promise<void> | void;
   /** Checked between chunks. */
@@ -233,7 +246,7 @@ export class LayerReader implements Disposable {
    * @throws RangeError when `needs` ask for a source that isn't there.
    */
   static async open(device: Device, cache: RaggedCache, ids: ArrayLike<number>, options: SeenOptions) {
-    const { needs, prompts, pieces, gate, fitting, softTokens, signal } = options;
+    const { needs, prompts, pieces, gate, fitting, softTokens, signal, behind } = options;
     if (needs.gate && !gate) throw new RangeError("Cannot read for a policy that needs a gate without one");
     if (needs.softTokens && !softTokens) {
       throw new RangeError("Cannot read for a policy that needs soft tokens without");
@@ -250,10 +263,11 @@ export class LayerReader implements Disposable {
     const parts: ReaderParts = { hidden: await HiddenStates.embed(device, ids) };
     const reader = new LayerReader(device, cache, ids.length, options, parts);
     try {
-      if (needs.softTokens) parts.probe = new Probe(device, cache, ids.length, softTokens!);
+      if (needs.softTokens) parts.probe = new Probe(device, cache, ids.length, softTokens!, behind);
       if (needs.reconstruction) {
         parts.reconstruction = await Reconstruction.open(device, cache, ids.length, prompts!, {
           signal,
+          behind,
           contribution: needs.reconstruction.contribution ? options.outputWeights : undefined,
         });
       }
@@ -321,12 +335,14 @@ export class LayerReader implements Disposable {
     }
     // What asks the whole layer comes after its last chunk: its own queries, kvzip's prompts, then the soft tokens.
     const rows = this.#cache.rows(layer), { tensors } = this.#cache.backend, rope = this.#dense.config.ropes[layer];
-    for (const each of [moved, references]) if (each) await moveBehind(each, this.#dense.config, this.#length, rope);
+    for (const each of [moved, references]) {
+      if (each) await moveBehind(each, this.#dense.config, this.#length, rope, this.#cache.position);
+    }
     const selfGate = await replay?.layer(layer, inputs.chunks);
     const repeated = await reconstruction?.layer(layer, referenceTokens);
     const softTokens = await probe?.layer(layer, this.#options.needs.softTokens!.reduction);
     const measured = {
-      ...seen.result(rope),
+      ...seen.result(rope, this.#cache.position),
       reconstruction: repeated?.importance,
       gate,
       asked: asked.length > 0 ? quiet(together(undefined, ...asked)) : undefined,
@@ -336,6 +352,7 @@ export class LayerReader implements Disposable {
       references: repeated?.references ?? (references && await referencesOf(tensors, rows, references)),
     };
     this.#cache.release(layer);
+    this.#options.behind?.end(layer);
     return measured;
   }
 
@@ -348,10 +365,10 @@ export class LayerReader implements Disposable {
     inputs?: LayerInputs,
   ) {
     const { hidden, count, first } = chunk, { config } = this.#dense, { hidden: states, replay } = this.#parts;
-    const input = { layer, hidden, count, first, unrotated: seen.unrotated };
+    const input = { layer, hidden, count, first: this.#cache.position + first, unrotated: seen.unrotated };
     const attend = async (at: AtAttention) => {
       // Causal attention of the chunk over all rows so far, with the column sums that the policy needs.
-      const attended = await at.rows.prefillAttention(at.queries, count, seen.want);
+      const attended = await this.#attention(at, input, seen.want);
       at.made.add(attended.output);
       // Queries of the window are copied, statistics summed: nothing else of the chunk is kept.
       await seen.add(at, attended, first, count);
@@ -372,6 +389,15 @@ export class LayerReader implements Disposable {
     const next = await layerStep(this.#dense, this.#cache, input, attend);
     if (replay && inputs) inputs.take(chunk, states.exchange(chunk, next));
     else states.replace(chunk, next);
+  }
+
+  /** Over all that is there; columns are those of the context's own rows. */
+  async #attention(at: AtAttention, { layer, count, first }: LayerInput, want: SeenQueries["want"]) {
+    const { behind } = this.#options, isAsked = want.columnSum || want.columnMax;
+    const own = behind && !isAsked ? undefined : await at.rows.prefillAttention(at.queries, count, want);
+    if (!behind) return own!;
+    if (own) at.made.add(own.output);
+    return { ...own, output: await behind.attend(layer, at, count, first) };
   }
 
   /** The queries of one token in `every`, to be collected. */
@@ -447,8 +473,10 @@ class SeenQueries {
     );
   }
 
-  result(rope: Rope): LayerSeen {
-    const foreseen = this.#statistics?.result(rope, rope.magnitude * growthAt(rope, this.#length));
+  /** `start`: position of the first token. */
+  result(rope: Rope, start: number): LayerSeen {
+    const next = start + this.#length;
+    const foreseen = this.#statistics?.result(rope, rope.magnitude * growthAt(rope, next), next);
     return { windowQueries: this.#window, ...this.#columnReductions.result(), ...foreseen };
   }
 }

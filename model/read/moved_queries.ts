@@ -8,18 +8,22 @@ import type { ModelConfig, Rope } from "../config.ts";
 import { growthAt } from "../dense/rope.ts";
 import type { SampledQueries } from "./references.ts";
 
-/** Turns the sampled queries of a context of `length` tokens by that length; where queries grow with position, they grow on. */
+/**
+ * Turns the sampled queries of a context of `length` tokens, the first at `start`, by that length; where queries grow with
+ * position, they grow on.
+ */
 export async function moveBehind(
   sampled: SampledQueries,
   { heads, headDim }: Pick<ModelConfig, "heads" | "headDim">,
   length: number,
   rope: Rope,
+  start = 0,
 ): Promise<void> {
   await sampled.change((numbers) => {
     rotateRows(numbers, headDim, new Int32Array(sampled.count * heads).fill(length), rope);
     if (!rope.growth) return;
     for (let i = 0, row = heads * headDim; i < sampled.count; i++) {
-      const token = sampled.token(i), factor = growthAt(rope, token + length) / growthAt(rope, token);
+      const token = start + sampled.token(i), factor = growthAt(rope, token + length) / growthAt(rope, token);
       for (let j = i * row; j < (i + 1) * row; j++) numbers[j] *= factor;
     }
   });

@@ -31,6 +31,7 @@ import type { Dense } from "../dense/dense.ts";
 import type { Device } from "../device.ts";
 import { type ChatFrame, frameTokens } from "../text/prompt.ts";
 import type { TextTokenizer } from "../text/tokenizer.ts";
+import type { Behind, SinkKeys } from "./behind.ts";
 import { HiddenStates } from "./hidden_states.ts";
 import { type LayerReferences, referencesOf, SampledQueries } from "./references.ts";
 import { checkRepeatRoom } from "./room.ts";
@@ -49,7 +50,7 @@ export interface RepeatPrompt {
 
 /**
  * The prompts that repeat the context `ids`: as few chunks of at most `needs.chunk` tokens as there can be, equally long
- * up to one token.
+ * up to one token. With `from` those that repeat what is read on behind its first `from` tokens; chunks count from there.
  * @throws PalisadeError `context.too-long` when a prompt ends beyond the trained length, unless `beyondTrained`.
  */
 export function repeatPrompts(
@@ -57,20 +58,21 @@ export function repeatPrompts(
   ids: readonly number[],
   { chunk, postfix }: ReconstructionNeeds,
   beyondTrained = false,
+  from = 0,
 ): RepeatPrompt[] {
-  const { frame, tokenizer, config } = model;
-  const start = frameTokens(model, ids);
+  const { frame, tokenizer, config } = model, text = frameTokens(model, ids), start = Math.max(text, from);
   const chunks = Math.max(1, Math.ceil((ids.length - start) / chunk));
   const at = (i: number) => start + Math.floor((ids.length - start) * i / chunks);
   const reply = (instruction: string) =>
     tokenizer.encodeParts([{ text: instruction, special: false }, ...frame.suffix]);
   const prompts = Array.from({ length: chunks }, (_, i) => {
     const first = at(i), end = at(i + 1);
-    const cited = tokenizer.decode([...ids.slice(Math.max(start, first - postfix), first)]);
-    const instruction = i === 0
+    const cited = tokenizer.decode([...ids.slice(Math.max(text, first - postfix), first)]);
+    const instruction = first === text
       ? "\n\nRepeat the text above exactly."
       : `\n\nRepeat the text above exactly from here on:${cited}`;
-    return { ids: [...reply(instruction), ...ids.slice(first, end)], first: i === 0 ? 0 : first, end };
+    const begins = i === 0 ? 0 : first - from;
+    return { ids: [...reply(instruction), ...ids.slice(first, end)], first: begins, end: end - from };
   });
   const last = ids.length + Math.max(...prompts.map((prompt) => prompt.ids.length));
   if (!beyondTrained) checkRepeatRoom(config, last, chunk);
@@ -99,6 +101,8 @@ export interface ReconstructionOptions {
   /** For KVzip+: output weights of a layer, `[width, heads · headDim]`. */
   readonly contribution?: (layer: number) => Promise<Float32Array>;
   readonly signal?: AbortSignal;
+  /** What the context is read on behind, if it is. */
+  readonly behind?: Behind;
 }
 
 /** The prompts' way through the layers. Call `layer` for each layer in turn, when the context's rows are complete. */
@@ -168,20 +172,22 @@ export class Reconstruction implements Disposable {
     using sampled = referenceTokens && isGlobal
       ? new SampledQueries(tensors, shape, total, Math.ceil(total / referenceTokens))
       : undefined;
-    const whole = this.#prompts.length === 1 || !isGlobal
+    const { behind } = this.#options, isWhole = this.#prompts.length === 1 && !behind;
+    const whole = isWhole || !isGlobal
       ? undefined
-      : await SubsetRows.copy(this.#cache, layer, this.#length);
+      : await SubsetRows.copy(this.#cache, layer, this.#length, await behind?.sinks(layer, SINKS));
     const norms = importance && await this.#norms(layer);
     let before = 0;
     for (const [i, prompt] of this.#prompts.entries()) {
-      const mark = this.#cache.mark();
+      const mark = this.#cache.mark(), lengths = behind?.lengths(layer);
       using subset = whole?.of(prompt);
       await this.#prompt(layer, i, { subset, importance, norms, sampled, before });
       this.#cache.trim(mark);
+      if (lengths) behind!.back(layer, lengths);
       before += prompt.ids.length;
     }
     if (!importance) return {};
-    for (let g = 0; g < kvHeads; g++) {
+    for (let g = 0; g < kvHeads && !behind; g++) {
       importance.fill(1, g * this.#length, g * this.#length + Math.min(SINKS, this.#length));
     }
     // The prompts' rows are gone: only the context is asked.
@@ -211,13 +217,16 @@ export class Reconstruction implements Disposable {
   /** Runs one prompt through the layer; its rows stay behind the context's until the caller trims them. */
   async #prompt(layer: number, index: number, { subset, importance, norms, sampled, before }: PromptRun) {
     const { config } = this.#dense, states = this.hidden[index], { tensors } = this.#cache.backend;
+    const { behind } = this.#options, start = this.#cache.position + this.#length;
     for (const chunk of states.chunks()) {
       this.#options.signal?.throwIfAborted();
-      const { hidden, count } = chunk, input = { layer, hidden, count, first: this.#length + chunk.first };
+      const { hidden, count } = chunk, first = start + chunk.first, input = { layer, hidden, count, first };
       const attend = async (at: AtAttention) => {
         const rowWeights = norms && reciprocalNorms(await tensors.read(hidden), count);
         const want = { columnMax: importance !== undefined && !subset, rowWeights };
-        const { output, columnMax } = await at.rows.prefillAttention(at.queries, count, want);
+        const { output, columnMax } = behind
+          ? { output: await behind.attend(layer, at, count, first), columnMax: undefined }
+          : await at.rows.prefillAttention(at.queries, count, want);
         at.made.add(output);
         if (!importance) return output;
         sampled?.add(at.queries, before + chunk.first, count);
@@ -251,29 +260,38 @@ class SubsetRows {
   readonly #shape: AttentionShape;
   readonly #length: number;
   readonly #heads: readonly CopiedRows[];
+  readonly #sinks?: SinkKeys;
 
-  private constructor(cache: RaggedCache, shape: AttentionShape, length: number, heads: readonly CopiedRows[]) {
+  private constructor(
+    cache: RaggedCache,
+    shape: AttentionShape,
+    length: number,
+    { heads, sinks }: { readonly heads: readonly CopiedRows[]; readonly sinks?: SinkKeys },
+  ) {
     this.#cache = cache;
     this.#shape = shape;
     this.#length = length;
     this.#heads = heads;
+    this.#sinks = sinks;
   }
 
-  static async copy(cache: RaggedCache, layer: number, length: number): Promise<SubsetRows> {
+  /** `sinks`: those of the context that this one is read on behind. */
+  static async copy(cache: RaggedCache, layer: number, length: number, sinks?: SinkKeys): Promise<SubsetRows> {
     const rows = cache.rows(layer);
-    return new SubsetRows(cache, rows.shape, length, await copyHeads(rows));
+    return new SubsetRows(cache, rows.shape, length, { heads: await copyHeads(rows), sinks });
   }
 
   of({ first, end, ids }: RepeatPrompt): Subset {
     const { backend, type } = this.#cache, shape = this.#shape;
-    const sinks = Math.min(SINKS, first), count = sinks + end - first;
+    const before = this.#sinks, sinks = before ? before.count : Math.min(SINKS, first), count = sinks + end - first;
     const rows = backend.createRows(shape, count + ids.length, type);
     const { kvHeads, headDim } = shape;
     const keys = new Float32Array(count * kvHeads * headDim);
     for (let i = 0; i < count; i++) {
       const position = i < sinks ? i : first + i - sinks;
       for (let g = 0; g < kvHeads; g++) {
-        const row = this.#heads[g].keys.subarray(position * headDim, (position + 1) * headDim);
+        const from = i < sinks && before ? before.keys[g] : this.#heads[g].keys;
+        const row = from.subarray(position * headDim, (position + 1) * headDim);
         keys.set(row, (i * kvHeads + g) * headDim);
       }
     }

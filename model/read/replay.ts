@@ -48,7 +48,8 @@ export interface Piece {
 
 /**
  * The pieces of the context `ids`: all of it where it has no more than about `tokens`, else as many whole chunks as make
- * them up, evenly spread, neither the first nor a shorter last one among them where there are enough others.
+ * them up, evenly spread, neither the first nor a shorter last one among them where there are enough others. `from`: the
+ * position of the first of `ids`, where they are read on behind others.
  * @throws PalisadeError `context.too-long` when no piece has room behind it in the trained length, unless `beyondTrained`.
  */
 export function replayPieces(
@@ -56,8 +57,9 @@ export function replayPieces(
   ids: readonly number[],
   { tokens, chunk }: SelfGateNeed,
   beyondTrained = false,
+  from = 0,
 ): Piece[] {
-  const { frame, tokenizer, config } = model, start = frameTokens(model, ids);
+  const { frame, tokenizer, config } = model, start = from > 0 ? 0 : frameTokens(model, ids);
   const instruction = tokenizer.encodeParts([
     { text: "\n\nRepeat the text above exactly.", special: false },
     ...frame.suffix,
@@ -66,8 +68,8 @@ export function replayPieces(
     const first = i * chunk, end = Math.min(ids.length, first + chunk);
     return { first, end, ids: [...instruction, ...ids.slice(Math.max(start, first), end)] };
   }).filter(({ end }) => end > start);
-  const fits = all.filter((piece) => beyondTrained || piece.end + piece.ids.length <= config.contextLength);
-  if (fits.length === 0) checkReplayRoom(config, all[0].end + all[0].ids.length, chunk);
+  const fits = all.filter((piece) => beyondTrained || from + piece.end + piece.ids.length <= config.contextLength);
+  if (fits.length === 0) checkReplayRoom(config, from + all[0].end + all[0].ids.length, chunk);
   const wanted = Math.ceil(tokens / chunk);
   if (fits.length <= wanted) return fits;
   const inner = fits.filter(({ first, end }) => first > 0 && end - first === chunk);
@@ -116,6 +118,8 @@ interface Run {
 export class Replay implements Disposable {
   readonly #device: Device;
   readonly #length: number;
+  /** Position of the context's first token. */
+  readonly #start: number;
   readonly #fitting: Fitting;
   readonly #runs: readonly Run[];
   readonly #signal?: AbortSignal;
@@ -124,10 +128,17 @@ export class Replay implements Disposable {
   /** Whether a gate is needed at all. */
   readonly #fits: boolean;
 
-  private constructor(device: Device, length: number, fitting: Fitting, runs: readonly Run[], signal?: AbortSignal) {
+  private constructor(
+    device: Device,
+    { length, start }: { readonly length: number; readonly start: number },
+    fitting: Fitting,
+    runs: readonly Run[],
+    signal?: AbortSignal,
+  ) {
     const { layers, kvHeads, width } = device.dense.config;
     this.#device = device;
     this.#length = length;
+    this.#start = start;
     this.#fitting = fitting;
     this.#runs = runs;
     this.#signal = signal;
@@ -145,14 +156,15 @@ export class Replay implements Disposable {
     fitting: Fitting,
     signal?: AbortSignal,
   ): Promise<Replay> {
-    const runs: Run[] = [], opened = new Replay(device, length, fitting, runs, signal);
+    const runs: Run[] = [], at = { length, start: cache.position };
+    const opened = new Replay(device, at, fitting, runs, signal);
     try {
       for (const piece of pieces) {
         const hidden = await HiddenStates.embed(device, piece.ids);
         const sinks = Math.min(SINKS, piece.first);
         runs.push({ piece, hidden, sinks, cache: new RaggedCache(device.backend, device.dense.config, cache.type) });
       }
-      return new Replay(device, length, fitting, runs, signal);
+      return new Replay(device, at, fitting, runs, signal);
     } catch (error) {
       opened[Symbol.dispose]();
       throw error;
@@ -217,7 +229,7 @@ export class Replay implements Disposable {
     };
     for (const chunk of hidden.chunks()) {
       this.#signal?.throwIfAborted();
-      const input = { layer, hidden: chunk.hidden, count: chunk.count, first: piece.end + chunk.first };
+      const input = { layer, hidden: chunk.hidden, count: chunk.count, first: this.#start + piece.end + chunk.first };
       // After the last layer's attention nobody reads a prompt's hidden states.
       if (layer === config.layers - 1) await layerAttention(dense, cache, input, (at) => attend(at, chunk.count));
       else hidden.replace(chunk, await layerStep(dense, cache, input, (at) => attend(at, chunk.count)));

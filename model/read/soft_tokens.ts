@@ -11,6 +11,7 @@ import type { Needs, Observation } from "../../core/policy/policy.ts";
 import { type AtAttention, layerAttention, layerStep } from "../decode/layer.ts";
 import type { Dense } from "../dense/dense.ts";
 import type { Device } from "../device.ts";
+import type { Behind } from "./behind.ts";
 
 export class Probe implements Disposable {
   readonly #dense: Dense;
@@ -20,8 +21,17 @@ export class Probe implements Disposable {
   /** `[count, width]`, replaced layer by layer. */
   #hidden: Tensor;
 
+  readonly #behind?: Behind;
+
   /** `cache` holds the context of `length` tokens, layer by layer complete before {@link layer} is called. */
-  constructor({ dense, backend }: Device, cache: RaggedCache, length: number, embeddings: Float32Array) {
+  constructor(
+    { dense, backend }: Device,
+    cache: RaggedCache,
+    length: number,
+    embeddings: Float32Array,
+    behind?: Behind,
+  ) {
+    this.#behind = behind;
     this.#dense = dense;
     this.#cache = cache;
     this.#length = length;
@@ -44,13 +54,16 @@ export class Probe implements Disposable {
     // Pooling over one entry changes nothing.
     const needs: Needs = reduction === "mean" ? { window: ["mean"] } : { window: ["pooledMax"], kernel: 1 };
     let observed: Pick<Observation, "mean" | "pooledMax"> = {};
-    const attend = async ({ rows, queries, made }: AtAttention) => {
-      const output = made.add((await rows.prefillAttention(queries, count)).output);
+    const first = this.#cache.position + this.#length, behind = this.#behind, lengths = behind?.lengths(layer);
+    const attend = async (at: AtAttention) => {
+      const { rows, queries, made } = at, own = !behind && (await rows.prefillAttention(queries, count)).output;
+      const output = made.add(own || await behind!.attend(layer, at, count, first));
+      if (lengths) behind!.back(layer, lengths);
       if (this.#cache.globals.includes(layer)) observed = await rows.observe(queries, count, needs);
       this.#cache.trim(mark);
       return output;
     };
-    const input = { layer, hidden: this.#hidden, count, first: this.#length };
+    const input = { layer, hidden: this.#hidden, count, first };
     // After the last layer's attention nobody reads them.
     if (layer === config.layers - 1) await layerAttention(this.#dense, this.#cache, input, attend);
     else {

@@ -50,8 +50,10 @@ export interface Wanted {
   readonly certificates: boolean;
   /** Why the rest of a text can't be read behind its beginning; undefined when it can. */
   readonly cannotGoOn?: string;
-  /** Last tokens of a beginning that would be read again. */
-  readonly again: number;
+  /** Last tokens of a beginning that would be read again; all of it must be used where that can't be. */
+  readonly again: number | "never";
+  /** Entries per head of a budget that doesn't grow with the text. */
+  readonly fixed?: number;
   /** What sealed or cloaked ones are opened by; without it they are passed over. */
   readonly secret?: Secret;
   readonly signal?: AbortSignal;
@@ -116,7 +118,7 @@ export class SnapshotCache {
       const unfit = whyUnfit(opened, identity, wanted);
       if (unfit) return { ...unfit, reason: `${titleOf(name, opened)}: ${unfit.reason}` };
       const read = await readTokens(opened, wanted.salt),
-        match = matchedTokens(read, opened.state.budget.window, wanted);
+        match = matchedTokens(read, opened.state.budget, wanted);
       if ("tokens" in match) return { ...opened, name, read, tokens: match.tokens };
       return { nearness: IDENTITY_FIELDS.length + 1 + match.same, reason: `${titleOf(name, opened)}: ${match.reason}` };
     } catch (error) {
@@ -172,16 +174,26 @@ function whyUnfit({ file, identity: there }: OpenedSnapshot, asked: Identity, wa
   return wanted.certificates && !layer.has("certificate_counts") ? lacks("certificates") : undefined;
 }
 
-/** How many of its tokens may be used, or why none. */
-export function matchedTokens(read: TokenRecord, window: number, wanted: Omit<Wanted, "facts" | "salt" | "predicted">) {
-  const { ids, cannotGoOn, again, certificates } = wanted, { same, differs } = matchOf(read, ids);
+/** How many of its tokens may be used, or why none; `budget`: what it was kept by. */
+export function matchedTokens(
+  read: TokenRecord,
+  budget: { readonly window: number; readonly perHead: number },
+  wanted: Omit<Wanted, "facts" | "salt" | "predicted">,
+) {
+  const { ids, cannotGoOn, again, certificates, fixed } = wanted, { same, differs } = matchOf(read, ids);
   if (differs === undefined && read.count === ids.length) return { tokens: read.count };
   // What is verified up to a length is verified up to any shorter one. The window is judged again, with what follows it.
-  const tokens = Math.min(same, read.count - Math.max(again, window));
+  const tokens = again === "never" ? same : Math.min(same, read.count - Math.max(again, budget.window));
   const refuse = (reason: string) => ({ same, reason });
   if (tokens < 1 || tokens >= ids.length || tokens < read.count / 2) {
     return refuse(differs ?? "the text ends where it does, or before");
   }
   if (cannotGoOn) return refuse(`it is of the text's beginning, and ${cannotGoOn}`);
+  if (again === "never" && tokens < read.count) {
+    return refuse(`${differs}, and layers that look back over a window have let go of what comes before its end`);
+  }
+  if (fixed !== undefined && fixed < ids.length && fixed <= budget.perHead) {
+    return refuse(`it is of the text's beginning, which has all of the ${fixed} entries per head that are to stay`);
+  }
   return certificates ? refuse("it is of the text's beginning, and certificates are of a whole reading") : { tokens };
 }

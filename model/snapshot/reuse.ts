@@ -6,8 +6,11 @@ import type { ContextState } from "../context.ts";
 import { type DecodePlan, withPredictions } from "../decode/answer.ts";
 import type { MaxCache } from "../decode/max_cache.ts";
 import type { Model } from "../model.ts";
-import { type AppendOptions, budgetBehind, cannotGoOn, readOn } from "../read/append.ts";
-import type { Reading } from "../read/reading.ts";
+import { type AppendOptions, bothRefits, budgetBehind, readOn } from "../read/append.ts";
+import { budgetKept } from "../read/layers.ts";
+import type { Reading, ScoreFiles } from "../read/reading.ts";
+import { repeatPrompts } from "../read/reconstruct.ts";
+import { replayPieces } from "../read/replay.ts";
 import type { ByteSource } from "./bytes.ts";
 import { type Found, matchedTokens, type Wanted } from "./cache.ts";
 import { firstDifference, firstWay, modelIdentity, readingIdentity, refuseDifference, wayBehind } from "./identity.ts";
@@ -15,7 +18,8 @@ import { type OpenWith, readHeader, readTokens, restoreState } from "./restore.t
 import { recordOf } from "./tokens.ts";
 
 /** What a reading would have been, and what it would have been told. */
-export interface InsteadOf extends Pick<AppendOptions, "gate" | "outputWeights" | "onLayer" | "signal"> {
+export interface InsteadOf extends Pick<AppendOptions, "outputWeights" | "onLayer" | "signal"> {
+  readonly files: ScoreFiles;
   readonly model: Model;
   readonly reading: Reading;
   /** How it decodes. */
@@ -26,17 +30,10 @@ export interface InsteadOf extends Pick<AppendOptions, "gate" | "outputWeights" 
   readonly start: number;
 }
 
-/** Why a text that is read like this can't be read behind a snapshot of its beginning. */
-export function cannotGoOnReading({ policy, budget, way, ...reading }: Reading, model: Model, keep: Keep | string) {
-  if (way !== "layers") return `a text that is read in the way of ${way} is read whole`;
-  if ("explain" in reading && reading.explain) return "certificates are of a whole reading";
-  if ("refit" in reading && reading.refit) return "a refit goes by queries that have seen all of the text";
-  if (policy.stages?.merge) return "what is merged can't be told apart again";
-  if (policy.needs.foresight) return "queries read by what is known once all of the text is there";
-  if (policy.stages?.keyChannels) return "nothing is read behind keys that have lost channels";
-  const asked = typeof keep === "string" ? parseKeep(keep) : keep;
-  if ("tokens" in asked && budget.perHead < budget.length) return "a budget in tokens leaves nothing for what is new";
-  return cannotGoOn(policy, model.config);
+/** What a budget leaves for what is new: undefined where it grows with the text. */
+export function fixedBudget({ budget }: Reading, asked: Keep | string): number | undefined {
+  const keep = typeof asked === "string" ? parseKeep(asked) : asked;
+  return "tokens" in keep ? budget.perHead : undefined;
 }
 
 /** The context of a snapshot that was found. @throws PalisadeErrors of reading its sections. */
@@ -57,20 +54,26 @@ export async function reuse(found: Found, instead: InsteadOf): Promise<ContextSt
 
 /** Cuts a restored context to its first `tokens`, and reads the rest. */
 async function goOn(old: ContextState, tokens: number, instead: InsteadOf): Promise<ContextState> {
-  const { model, reading: { policy, budget, ...reading }, wanted, plan, replaced } = instead, { ids, salt } = wanted;
+  const { model, reading, wanted, plan, replaced, files } = instead,
+    { ids, salt } = wanted,
+    { policy, budget } = reading;
   const { cache } = old, rest = ids.slice(tokens), { way } = await old.facts();
-  const predicted = cut(cache, tokens, old.predicted), restored = performance.now() - instead.start;
-  const behind = budgetBehind(budget, policy, cache, rest.length);
-  const { gate, outputWeights, onLayer, signal } = instead;
+  const predicted = tokens === old.tokens ? old.predicted : cut(cache, tokens, old.predicted);
+  const restored = performance.now() - instead.start, { outputWeights, onLayer, signal } = instead;
   const read = await readOn(model, cache, rest, {
-    ...{ policy, budget: behind, gate, outputWeights, onLayer, signal },
+    ...{ policy, outputWeights, onLayer, signal, ...files, ...repeatedBehind(instead, tokens) },
+    ...(reading.cacheType && { cacheType: reading.cacheType }),
+    ...("refit" in reading && { refit: reading.refit }),
+    ...budgetOf(reading, cache, rest.length, files),
     ...(wanted.predicted && { predicted }),
   });
   if (plan.positions === "rerotate") await cache.realign(model.config.ropes);
+  const limited = reading.way === "threshold";
   return {
     ...old,
-    ...{ policy, budget, replaced, predicted: read.predicted },
-    plan: wanted.predicted ? withPredictions(plan, gate!, read.predicted!) : plan,
+    ...{ policy, budget: limited ? budgetKept(budget, cache.globalEntries()) : budget },
+    ...{ replaced, predicted: read.predicted, refit: bothRefits(old.refit, read.refit) },
+    plan: wanted.predicted ? withPredictions(plan, files.gate!, read.predicted!) : plan,
     tokens: ids.length,
     reused: tokens,
     activationBytes: read.activationBytes,
@@ -78,10 +81,35 @@ async function goOn(old: ContextState, tokens: number, instead: InsteadOf): Prom
     keepCapped: reading.keepCapped ?? false,
     frameTokens: reading.frameTokens ?? 0,
     certificates: undefined,
-    risk: undefined,
+    risk: limited ? old.risk : undefined,
     facts: () => Promise.resolve({ ...wanted.facts, way: wayBehind(way, tokens) }),
     read: recordOf(ids, salt),
     cost: { prefill: old.cost.prefill + read.ms.prefill, evict: old.cost.evict + read.ms.evict },
+  };
+}
+
+/** What may stay of the rest: what the budget leaves; below a threshold nothing, whatever the budget. */
+function budgetOf(
+  { policy, budget, ...reading }: Reading,
+  cache: RaggedCache,
+  count: number,
+  { worstCase }: ScoreFiles,
+) {
+  if (reading.way !== "threshold") return { budget: budgetBehind(budget, policy, cache, count) };
+  const { model: { layers, kvHeads } } = budget, perLayer = count * kvHeads;
+  const all = { ...budget, length: count, fraction: 1, perHead: count, perLayer, total: perLayer * layers, sinks: 0 };
+  return {
+    budget: { ...all, window: Math.min(budget.window, count) },
+    threshold: worstCase?.threshold ?? reading.limit,
+  };
+}
+
+/** The prompts that repeat the rest, and its pieces, where the policy has them repeated. */
+function repeatedBehind({ model, reading: { policy: { needs } }, wanted: { ids }, plan }: InsteadOf, tokens: number) {
+  const { reconstruction, selfGate } = needs, { beyondTrained } = plan;
+  return {
+    ...(reconstruction && { prompts: repeatPrompts(model, ids, reconstruction, beyondTrained, tokens) }),
+    ...(selfGate && { pieces: replayPieces(model, ids.slice(tokens), selfGate, beyondTrained, tokens) }),
   };
 }
 
@@ -115,11 +143,20 @@ export async function namedSnapshot(source: ByteSource, model: Model, wanted: Wa
   const opened = await readHeader(source, { runtime: model.runtime, secret: wanted.secret });
   const { identity, state, file } = opened;
   const asked = { ...await modelIdentity(model, wanted.salt, wanted.signal), ...readingIdentity(wanted.facts) };
-  const difference = firstDifference({ ...identity, way: firstWay(identity.way) }, asked);
+  // One that is named may be gone on with by a larger budget, which what was kept leaves room in.
+  const grows = growsFrom(identity.budget, asked.budget) && state.tokens < wanted.ids.length;
+  const there = { ...identity, way: firstWay(identity.way), ...(grows && { budget: asked.budget }) };
+  const difference = firstDifference(there, asked);
   if (difference) throw refuseDifference(file.name, difference);
-  const read = await readTokens(opened, wanted.salt), match = matchedTokens(read, state.budget.window, wanted);
+  const read = await readTokens(opened, wanted.salt), match = matchedTokens(read, state.budget, wanted);
   if ("tokens" in match) return { ...opened, name: file.name, read, tokens: match.tokens };
   throw otherTokens(file.name, match.reason);
+}
+
+/** Whether a budget in tokens is followed by a larger one. */
+function growsFrom(there: string, here: string): boolean {
+  const [before, after] = [there, here].map((words) => Number(/^tokens (\d+)$/.exec(words)?.[1] ?? NaN));
+  return after > before;
 }
 
 function otherTokens(name: string, reason: string): PalisadeError {

@@ -87,6 +87,14 @@ Deno.test("of a text that grew the beginning is reused, and the budget is that o
       "full",
       "chunkkv",
       "streaming-llm",
+      "h2o",
+      "kvzip(chunk=40)",
+      "kvzip-plus",
+      "moved",
+      "expected-attention",
+      "self-gate(tokens=64,chunk=32)",
+      "kvzip(refit=both)",
+      "snapkv(rows=int8)",
     ]
   ) {
     const snapshots = emptyCache(), old = await visit(snapshots, { policy });
@@ -151,12 +159,13 @@ Deno.test("gone on with under a gate's cap, with moved positions, and with the t
 
 Deno.test("what can't be gone on with is read whole, and the miss says so", async () => {
   const cases: [ContextOptions, RegExp][] = [
-    [{ policy: "h2o" }, /h2o judges an entry by what all of the context makes of it/],
-    [{ policy: "kvzip" }, /kvzip judges/],
-    [{ policy: "moved" }, /moved judges/],
-    [{ policy: "expected-attention" }, /expected-attention judges/],
-    [{ keep: "40" }, /a budget in tokens leaves nothing/],
-    [{ keep: undefined, risk: 0.3 }, /in the way of risk/],
+    [{ keep: "40" }, /has all of the 40 entries per head/],
+    [{ keep: undefined, bytes: "8kB" }, /has all of the \d+ entries per head/],
+    [{ keep: undefined, risk: 0.3 }, /what the last queries lose of entries that are gone can't be measured/],
+    [{ policy: "gate(read=stream)" }, /compete by scores that end with the reading/],
+    [{ policy: "snapkv(merge=mean)" }, /what was merged into its last tokens/],
+    [{ policy: "snapkv(key-channels=60%)" }, /the channels of a head's keys were chosen/],
+    [{ explain: true }, /a certificate is of all entries/],
   ];
   for (const [options, reason] of cases) {
     const snapshots = emptyCache();
