@@ -33,7 +33,7 @@ import { tableText } from "../print/table.ts";
 const OPTIONS = {
   kind: {
     value: "kind",
-    help: "what is fitted: a gate, one for kvzap, soft tokens of judge-q, chunks of fasa",
+    help: "what is fitted, for the policy of that name",
     choices: ["gate", "kvzap", "judge-q", "fasa"],
     preset: "gate",
   },

@@ -56,7 +56,7 @@ export const EVAL_OPTIONS = {
   },
   gate: { value: "file", help: "for policy gate, instead of the one found", rare: true },
   haystack: { value: "file", help: "prose to hide needles in, not Moby-Dick", rare: true },
-  beyondTrained: { help: "allow more tokens than the model was trained on" },
+  beyondTrained: { help: "allow more tokens than the model was trained on", rare: true },
   queue: { value: "url", help: "let palisade worker compute: redis://HOST:PORT", personal: true, secret: true },
   ...ENGINES,
   json: { help: "print one object at the end: what was computed" },

@@ -1,7 +1,7 @@
 /**
  * Keeps everything and reads a part: FASA, arXiv 2602.03152. RoPE turns a key's channels in pairs, *frequency chunks*, and a
  * logit is the sum over them; a few chunks of a head agree with all of them about which entries score highest. Which those
- * are is found once for a model (`palisade calibrate --kind fasa`). Then each generated token looks for `entries` entries by
+ * are is found once for a model (`palisade calibrate` for `fasa`). Then each generated token looks for `entries` entries by
  * those chunks alone, and attends to these. Nothing is lost: the next token may choose others.
  *
  * Ours: a KV head's query heads choose together, by how little an entry is below the best of the head where that is least;
@@ -29,7 +29,7 @@ export const fasa = definePolicy({
       max: 1,
       help: "share of the frequency chunks that choose",
     },
-    { name: "file", type: "text", default: OWN_FILE, help: "chunks that calibrate --kind fasa found" },
+    { name: "file", type: "text", default: OWN_FILE, help: "chunks that palisade calibrate found" },
     SINKS,
     { ...WINDOW, help: "last entries that are always read" },
   ],

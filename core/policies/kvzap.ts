@@ -2,7 +2,7 @@
  * What a gate expects KVzip+ to score above a threshold, whatever share that is. KVzap, Jegou et al. 2026, arXiv 2601.07891.
  *
  * score[g, i] = w · norm(h_i) + b, the predicted ln of KVzip+'s score: the paper's linear form, fitted by `palisade
- * calibrate --kind kvzap`. An entry stays when score ≥ threshold, or among the last `window`. Ours differs from the
+ * calibrate` for `kvzap`. An entry stays when score ≥ threshold, or among the last `window`. Ours differs from the
  * published code: the first tokens always survive too, and the window counts from the context's end, not from the token
  * that is being read.
  */

@@ -1,5 +1,5 @@
 /**
- * Which frequency chunks of each head foresee its highest entries, as `palisade calibrate --kind fasa` finds them: a safetensors
+ * Which frequency chunks of each head foresee its highest entries, as `palisade calibrate` finds them for `fasa`: a safetensors
  * file with the tensor `agreement`, F32 `[layers, kvHeads, chunks]`, 0 … 1, zeros for layers that look back over a window;
  * the metadata key `palisade_chunks` holds {@link ChunksInfo} as JSON.
  */

@@ -41,7 +41,7 @@ else {
 
 Deno.test("a server that isn't there, and an address of none, are refused by --snapshots", async () => {
   const away = await palisade([...ASK, "--snapshots", `redis://127.0.0.1:${await freePort()}`]);
-  assert.deepEqual([away.code, away.out], [4, ""]);
+  assert.deepEqual([away.code, JSON.parse(away.out).error.code], [4, "store.unreachable"]);
   assert.match(away.err, /--snapshots: Can't reach redis:\/\/127/);
   for (const place of ["gopher://there", "redis://h/x", "s3://NO"]) {
     const { code, err } = await palisade([...ASK, "--snapshots", place]);
