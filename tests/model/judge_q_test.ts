@@ -195,7 +195,7 @@ Deno.test("ask --policy judge-q(file=…) reads the file, and refuses another mo
     assert.deepEqual([policy.name, policy.file, policy.reduce], ["judge-q", mine, "mean"]);
     assert.ok(cache.evicted > 0);
     const refused = await ask(other);
-    assert.deepEqual([refused.code, refused.out], [3, ""]);
+    assert.deepEqual([refused.code, JSON.parse(refused.out).error.code], [3, "soft-tokens.model"]);
     assert.match(refused.err, /Can't use the soft tokens: they were trained for .*not for /);
     assert.match((await ask(join(folder, "none"))).err, /none/);
     const huge = join(folder, "huge.safetensors");

@@ -124,7 +124,7 @@ Deno.test("thin keys go on under a cap, at rest, and through a snapshot", async 
     answered.ids,
   );
   const longer = openContext(model, `${TEXT} And more.`, { ...options, snapshot: bytesSource(bytes) });
-  await assert.rejects(longer, { code: "snapshot.tokens", message: /lost channels/ });
+  await assert.rejects(longer, { code: "snapshot.tokens", message: /chosen for all of them at once/ });
 });
 
 Deno.test("channels are left out where they can be, and refused by name where not", async () => {
