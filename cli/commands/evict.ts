@@ -9,9 +9,8 @@ import { DecisionLines, DECISIONS, decisionsFile } from "../../model/dump/decisi
 import { DEFAULTS } from "../../model/defaults.ts";
 import { HOST_BACKENDS } from "../../model/device.ts";
 import { measureBy } from "../../model/dump/kernels.ts";
-import { checkTarget } from "../../model/gate/file.ts";
 import { refuseRivals } from "../../model/read/plan.ts";
-import { loadGate } from "../../model/gate/find.ts";
+import { checkTarget, loadGate } from "../../model/gate/find.ts";
 import { loadPolicy } from "../../model/policy_files/policy_files.ts";
 import { hold } from "../../runtime/breathe.ts";
 import { checkOutputs, writeWhole } from "../../runtime/output.ts";

@@ -5,8 +5,9 @@
  */
 import { inputError, type PalisadeError } from "../../core/errors.ts";
 import type { ByteSource, Runtime } from "../../runtime/interface.ts";
-import type { OutputKind } from "../../runtime/output.ts";
+import { kindByMetadata, type OutputKind } from "../../runtime/output.ts";
 import type { ModelConfig } from "../config.ts";
+import { readWhole } from "../file/read_whole.ts";
 import { parseSafetensors, writeSafetensors } from "../file/safetensors.ts";
 
 export const CHUNKS_FORMAT = 1;
@@ -65,13 +66,10 @@ export function parseChunks(bytes: Uint8Array, name: string): Chunks {
 
 /** Reads one file and closes it. PalisadeErrors: `file.*`, `chunks.large`, and those of {@link parseChunks}. */
 export async function readChunks(from: string | ByteSource, runtime: Pick<Runtime, "openFile">): Promise<Chunks> {
-  const source = typeof from === "string" ? await runtime.openFile(from) : from;
-  try {
-    if (source.size > MAX_BYTES) throw refuse("large", source.name, `${source.size} bytes; want at most ${MAX_BYTES}`);
-    return parseChunks(await source.read(0, source.size), source.name);
-  } finally {
-    await source.close();
-  }
+  const { bytes, name } = await readWhole(from, runtime, MAX_BYTES, ({ name, size }) => {
+    return refuse("large", name, `${size} bytes; want at most ${MAX_BYTES}`);
+  });
+  return parseChunks(bytes, name);
 }
 
 /** Refuses chunks of another model. @throws PalisadeError `chunks.model`. */
@@ -87,16 +85,7 @@ export function checkChunks({ name, info: { model }, shape }: Chunks, config: Mo
 }
 
 /** A file that chunks may take the place of: others. */
-export const CHUNKS_FILE: OutputKind = {
-  name: "frequency chunks",
-  async problem(file) {
-    const other = `its metadata has no ${KEY}`;
-    if (file.size < 8) return other;
-    const length = Number(new DataView((await file.read(0, 8)).buffer).getBigUint64(0, true));
-    if (8 + length > file.size) return other;
-    return new TextDecoder().decode(await file.read(8, length)).includes(`"${KEY}"`) ? undefined : other;
-  },
-};
+export const CHUNKS_FILE: OutputKind = kindByMetadata("frequency chunks", KEY);
 
 function refuse(code: string, name: string, reason: string): PalisadeError {
   return inputError(`chunks.${code}`, `Can't use the chunks: ${reason}`, name);

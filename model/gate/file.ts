@@ -5,7 +5,6 @@
  * holds a {@link GateInfo} as JSON.
  */
 import { inputError, type PalisadeError } from "../../core/errors.ts";
-import type { GateTarget } from "../../core/policy/policy.ts";
 import { kindByMetadata, type OutputKind } from "../../runtime/output.ts";
 import type { ModelConfig } from "../config.ts";
 import { parseSafetensors, type SafetensorsFile, writeSafetensors } from "../file/safetensors.ts";
@@ -101,19 +100,6 @@ export function checkGate(gate: Gate, config: ModelConfig, sha256: string): void
       "fit one with palisade calibrate",
     gate.name,
   );
-}
-
-/**
- * Refuses a gate that predicts something else.
- * @throws PalisadeError `gate.towards`, naming both.
- */
-export function checkTarget({ name, info: { calibration } }: Gate, wanted: GateTarget): void {
-  const words = (target: GateTarget) => target === "kvzip-plus" ? target : "kvzip";
-  const fitted = words(calibration.towards ?? true), asked = words(wanted);
-  if (fitted === asked) return;
-  const advice = `fit one with palisade calibrate${asked === "kvzip-plus" ? " --kind kvzap" : ""}`;
-  const message = `The gate predicts what ${fitted} scores, and the policy asks for ${asked}'s scores: ${advice}`;
-  throw inputError("gate.towards", message, name);
 }
 
 function refuse(code: string, name: string, reason: string): PalisadeError {

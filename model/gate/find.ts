@@ -3,24 +3,20 @@ import { inputError, option, type PalisadeError } from "../../core/errors.ts";
 import { hostOf } from "../../runtime/host.ts";
 import type { GateTarget } from "../../core/policy/policy.ts";
 import type { ByteSource, Runtime } from "../../runtime/interface.ts";
+import { readWhole } from "../file/read_whole.ts";
 import { packageData } from "../../runtime/package_data.ts";
 import type { ModelConfig } from "../config.ts";
 import { cacheFolder } from "../store/store.ts";
-import { checkGate, checkTarget, type Gate, MAX_GATE_BYTES, parseGate } from "./file.ts";
+import { checkGate, type Gate, MAX_GATE_BYTES, parseGate } from "./file.ts";
 
 export const GATE_SUFFIX = ".gate.safetensors";
 
 /** Reads one gate file and closes it. PalisadeErrors: `file.*`, `gate.large`, and those of {@link parseGate}. */
 export async function loadGate(from: string | ByteSource, runtime: Pick<Runtime, "openFile">): Promise<Gate> {
-  const source = typeof from === "string" ? await runtime.openFile(from) : from;
-  try {
-    if (source.size > MAX_GATE_BYTES) {
-      throw inputError("gate.large", `A gate of ${source.size} bytes: want at most ${MAX_GATE_BYTES}`, source.name);
-    }
-    return parseGate(await source.read(0, source.size), source.name);
-  } finally {
-    await source.close();
-  }
+  const { bytes, name } = await readWhole(from, runtime, MAX_GATE_BYTES, ({ name, size }) => {
+    return inputError("gate.large", `A gate of ${size} bytes: want at most ${MAX_GATE_BYTES}`, name);
+  });
+  return parseGate(bytes, name);
 }
 
 /** The folder for gates that the user fitted. */
@@ -102,8 +98,26 @@ function isGate(given: GateChoice): given is Gate {
   return typeof given === "object" && "weights" in given;
 }
 
+/**
+ * Refuses a gate that predicts something else.
+ * @throws PalisadeError `gate.towards`, naming both.
+ */
+export function checkTarget({ name, info: { calibration } }: Gate, wanted: GateTarget): void {
+  const words = (target: GateTarget) => target === "kvzip-plus" ? target : "kvzip";
+  const fitted = words(calibration.towards ?? true), asked = words(wanted);
+  if (fitted === asked) return;
+  const message = `The gate predicts what ${fitted} scores, and the policy asks for ${asked}'s scores: ${
+    fitOne(wanted)
+  }`;
+  throw inputError("gate.towards", message, name);
+}
+
 function noGate({ config, name }: GateSubject, target: GateTarget): PalisadeError {
-  const [what, kind] = target === "kvzip-plus" ? ["gate towards kvzip-plus", "--kind kvzap "] : ["gate", ""];
-  const message = `There is no ${what} for ${config.name}: fit one with palisade calibrate ${kind}--model ${name}`;
+  const what = target === "kvzip-plus" ? "gate towards kvzip-plus" : "gate";
+  const message = `There is no ${what} for ${config.name}: ${fitOne(target)} --model ${name}`;
   return inputError("gate.none", message, option("gate"));
+}
+
+function fitOne(target: GateTarget): string {
+  return `fit one with palisade calibrate${target === "kvzip-plus" ? " --kind kvzap" : ""}`;
 }

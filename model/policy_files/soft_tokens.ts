@@ -9,6 +9,7 @@ import { inputError, type PalisadeError } from "../../core/errors.ts";
 import type { ByteSource, Runtime } from "../../runtime/interface.ts";
 import { kindByMetadata, type OutputKind } from "../../runtime/output.ts";
 import type { ModelConfig } from "../config.ts";
+import { readWhole } from "../file/read_whole.ts";
 import { parseSafetensors, writeSafetensors } from "../file/safetensors.ts";
 
 /** The form of the metadata. */
@@ -89,15 +90,10 @@ export async function readSoftTokens(
   from: string | ByteSource,
   runtime: Pick<Runtime, "openFile">,
 ): Promise<SoftTokens> {
-  const source = typeof from === "string" ? await runtime.openFile(from) : from;
-  try {
-    if (source.size > MAX_BYTES) {
-      throw refuse("large", source.name, `the file has ${source.size} bytes; want at most ${MAX_BYTES}`);
-    }
-    return parseSoftTokens(await source.read(0, source.size), source.name);
-  } finally {
-    await source.close();
-  }
+  const { bytes, name } = await readWhole(from, runtime, MAX_BYTES, ({ name, size }) => {
+    return refuse("large", name, `the file has ${size} bytes; want at most ${MAX_BYTES}`);
+  });
+  return parseSoftTokens(bytes, name);
 }
 
 /** Reads one file and checks that it is this model's. */

@@ -1,7 +1,8 @@
 /** What a policy needs beyond the layers themselves: prompts that repeat the context, a gate. */
 import { inputError, option, PalisadeError, say } from "../../core/errors.ts";
 import type { Needs, Policy } from "../../core/policy/policy.ts";
-import { checkTarget, type Gate } from "../gate/file.ts";
+import type { Gate } from "../gate/file.ts";
+import { checkTarget } from "../gate/find.ts";
 import type { Chunks } from "../foresight/file.ts";
 import { findLearned } from "../gate/learned.ts";
 import { GateScorer, readGains } from "../gate/scorer.ts";

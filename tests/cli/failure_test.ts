@@ -57,7 +57,6 @@ Deno.test("every option that the library names is one of the command line", asyn
 /** Where others' command lines are spoken, or palisade's own as a whole. */
 const COMMAND_LINES = new Set([
   "model/foresight/find.ts",
-  "model/gate/file.ts",
   "model/gate/find.ts",
   "model/gate/fit/text.ts",
   "model/store/pip.ts",
