@@ -5,6 +5,7 @@
  */
 import { ColumnReductions } from "../../core/backend/columns.ts";
 import type { Backend, LayerRows } from "../../core/backend/interface.ts";
+import { concatenate } from "../../core/concatenate.ts";
 import { type LayerDump, observeDump, splitHeads, windowQueries } from "../../core/dump/evict.ts";
 import type { DumpLayers, MeasureDump } from "../../core/dump/layers.ts";
 import type { Budget, Needs, Observation, Policy } from "../../core/policy/policy.ts";
@@ -150,9 +151,7 @@ function joined(parts: readonly Partial<Observation>[]): Partial<Observation> {
   const names = Object.keys(parts[0] ?? {}) as "mean"[];
   return Object.fromEntries(
     names.filter((name) => parts[0][name]).map((name) => {
-      const all = parts.map((part) => part[name]!), joined = new Float32Array(all.length * all[0].length);
-      all.forEach((each, h) => joined.set(each, h * each.length));
-      return [name, joined];
+      return [name, concatenate(parts.map((part) => part[name]!), Float32Array)];
     }),
   );
 }

@@ -5,6 +5,7 @@
  * stays (`behind.ts`).
  */
 import type { RaggedCache } from "../../core/cache/ragged.ts";
+import { concatenate } from "../../core/concatenate.ts";
 import type { Budget, Policy } from "../../core/policy/policy.ts";
 import type { Stages } from "../../core/policy/stages.ts";
 import type { ModelShape } from "../../core/shape.ts";
@@ -82,16 +83,12 @@ export async function readOn(
 ): Promise<AppendResult> {
   const read = await readContext(device, ids, { ...options, behind: new Behind(cache), predict: before !== undefined });
   const { activationBytes, ms, predicted, refit } = read;
-  return { activationBytes, ms, refit, predicted: before && joined(before, predicted!) };
-}
-
-function joined(before: readonly Float32Array[], after: readonly Float32Array[]): Float32Array[] {
-  return before.map((list, i) => {
-    const both = new Float32Array(list.length + after[i].length);
-    both.set(list);
-    both.set(after[i], list.length);
-    return both;
-  });
+  return {
+    activationBytes,
+    ms,
+    refit,
+    predicted: before?.map((list, i) => concatenate([list, predicted![i]], Float32Array)),
+  };
 }
 
 /** What two refits did, of different entries. */
