@@ -1,8 +1,11 @@
 /** Plain attention over everything, with entries hidden by a mask: what real removal has to equal. */
+import type { RaggedCache } from "../../core/cache/ragged.ts";
 import type { Dense } from "../../model/dense/dense.ts";
 import type { DenseEngine } from "../../model/dense/interface.ts";
 import { project } from "../../model/dense/project.ts";
 import type { ModelConfig } from "../../model/config.ts";
+import type { Model } from "../../model/model.ts";
+import { contextIds } from "../../model/text/prompt.ts";
 import { engineOf } from "./host.ts";
 
 /** Kept context positions of each layer and KV head; everything after the context is visible. */
@@ -33,6 +36,25 @@ export async function oracleLogits(
     hidden = await dense.finish(layer, hidden, output, ids.length);
   }
   return await dense.logits(hidden.slice((ids.length - rows) * config.width), rows);
+}
+
+/**
+ * Logits of the last of `asked` behind `text`, as masking gives them: the layers `globals` see what `cache` kept, the
+ * others all that is within their reach.
+ */
+export async function maskedLogits(
+  { dense, frame, tokenizer }: Pick<Model, "dense" | "frame" | "tokenizer">,
+  cache: RaggedCache,
+  text: string,
+  asked: readonly number[],
+  globals: readonly number[],
+): Promise<Float32Array> {
+  const read = contextIds(frame, tokenizer, text), { layers, kvHeads } = cache.shape;
+  const kept = Array.from({ length: layers }, (_, layer) => {
+    const isGlobal = globals.includes(layer);
+    return Array.from({ length: kvHeads }, (_, head) => isGlobal ? cache.positions(layer, head) : [...read.keys()]);
+  });
+  return await oracleLogits(dense, [...read, ...asked], 1, read.length, kept);
 }
 
 /**

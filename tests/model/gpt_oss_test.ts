@@ -2,18 +2,17 @@
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
-import type { RaggedCache } from "../../core/cache/ragged.ts";
 import { extend } from "../../model/decode/extend.ts";
 import { configOf } from "../../model/file/gguf/config.ts";
 import { openGguf } from "../../model/file/gguf/reader.ts";
 import { loadModel, type Model } from "../../model/model.ts";
 import { type ContextOptions, openContext } from "../../model/session.ts";
-import { contextIds, questionIds } from "../../model/text/prompt.ts";
+import { questionIds } from "../../model/text/prompt.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
 import { assertClose } from "../_helper/close.ts";
 import { CountingSource } from "../_helper/counting_source.ts";
 import { randomGate } from "../_helper/gate.ts";
-import { oracleLogits } from "../_helper/oracle.ts";
+import { maskedLogits } from "../_helper/oracle.ts";
 import { bytesSource, savedBytes } from "../_helper/snapshots.ts";
 import { randomSoftTokens } from "../_helper/soft_tokens.ts";
 
@@ -28,17 +27,6 @@ async function gptOss(device: "ts" | "wasm" | "threads"): Promise<Model> {
   const backend = device === "ts" ? "ts" : "wasm", threads = device === "threads" ? 2 : 1;
   const options = { dense: "wasm", backend, threads, precision: "float32", frame: "line" } as const;
   return await loadModel(FILE, await currentRuntime(), options);
-}
-
-/** Logits after a question, as masking gives them. */
-async function maskedLogits(model: Model, cache: RaggedCache, asked: readonly number[]): Promise<Float32Array> {
-  const read = contextIds(model.frame, model.tokenizer, TEXT), { layers, kvHeads } = model.config;
-  const kept = Array.from({ length: layers }, (_, layer) => {
-    return Array.from({ length: kvHeads }, (_, head) => {
-      return layer === GLOBAL ? cache.positions(layer, head) : [...read.keys()];
-    });
-  });
-  return await oracleLogits(model.dense, [...read, ...asked], 1, read.length, kept);
 }
 
 const WAYS: readonly ContextOptions[] = [
@@ -64,7 +52,7 @@ for (const device of ["ts", "wasm", "threads"] as const) {
       const what = `${device}, ${JSON.stringify(options)}`;
       if (options.policy !== "full") assert.ok(context.cache.globalEntries() < 0.8 * context.tokens * 2, what);
       const asked = questionIds(model.frame, model.tokenizer, QUESTION);
-      const masked = await maskedLogits(model, context.cache, asked);
+      const masked = await maskedLogits(model, context.cache, TEXT, asked, [GLOBAL]);
       const mark = context.cache.mark();
       assertClose(await extend(model.dense, context.cache, asked), masked, 1e-4, what);
       context.cache.trim(mark);

@@ -10,13 +10,13 @@ import { openGguf } from "../../model/file/gguf/reader.ts";
 import { loadModel, type Model } from "../../model/model.ts";
 import { reportOf } from "../../model/report.ts";
 import { type ContextOptions, openContext } from "../../model/session.ts";
-import { contextIds, questionIds } from "../../model/text/prompt.ts";
+import { questionIds } from "../../model/text/prompt.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
 import { onAwkwardDevice } from "../_helper/awkward_device.ts";
 import { assertClose } from "../_helper/close.ts";
 import { CountingSource } from "../_helper/counting_source.ts";
 import { randomGate } from "../_helper/gate.ts";
-import { oracleLogits } from "../_helper/oracle.ts";
+import { maskedLogits } from "../_helper/oracle.ts";
 import { bytesSource, savedBytes } from "../_helper/snapshots.ts";
 import { randomSoftTokens } from "../_helper/soft_tokens.ts";
 
@@ -45,15 +45,6 @@ function unending(model: Model): Model {
     },
   });
   return { ...model, tokenizer };
-}
-
-/** Logits after a question, as masking gives them: a layer that convolves hides nothing. */
-async function maskedLogits(model: Model, cache: RaggedCache, asked: readonly number[]): Promise<Float32Array> {
-  const read = contextIds(model.frame, model.tokenizer, TEXT), { layers } = model.config;
-  const kept = Array.from({ length: layers }, (_, layer) => {
-    return [GLOBALS.includes(layer) ? cache.positions(layer, 0) : [...read.keys()]];
-  });
-  return await oracleLogits(model.dense, [...read, ...asked], 1, read.length, kept);
 }
 
 /** What the next token is convolved with is there, and nothing else. */
@@ -91,7 +82,7 @@ for (const device of ["ts", "wasm", "threads", "awkward"] as const) {
       if (options.policy !== "full" && options.keep !== "100%") assert.ok(cache.globalEntries() < 2 * tokens, what);
       if (options.explain) assert.deepEqual(context.certificates!.map(({ layer }) => layer), GLOBALS);
       const asked = questionIds(model.frame, model.tokenizer, QUESTIONS[0]);
-      const masked = await maskedLogits(plain, cache, asked), mark = cache.mark();
+      const masked = await maskedLogits(plain, cache, TEXT, asked, GLOBALS), mark = cache.mark();
       // What convolves is never rounded; keys and values of f16 are.
       assertClose(await extend(model.dense, cache, asked), masked, options.cacheType ? 2e-3 : 1e-4, what);
       cache.trim(mark);

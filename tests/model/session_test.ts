@@ -13,7 +13,7 @@ import { currentRuntime } from "../../runtime/mod.ts";
 import { anyChunks } from "../_helper/chunks.ts";
 import { randomGate } from "../_helper/gate.ts";
 import { randomSoftTokens } from "../_helper/soft_tokens.ts";
-import { oracleLogits } from "../_helper/oracle.ts";
+import { maskedLogits, oracleLogits } from "../_helper/oracle.ts";
 import { SPECIAL_MODELS } from "../_helper/tiny_models.ts";
 
 const FOLDER = fileURLToPath(new URL("../data/models/", import.meta.url));
@@ -73,14 +73,8 @@ for (const { name } of BUDGETED) {
   Deno.test(`openContext() with ${name} removes what masking hides, logits within 1e-4`, async () => {
     await using model = await tiny();
     using context = await openContext(model, TEXT, { ...scorers(model), policy: name, keep: "20%" });
-    const { layers, kvHeads } = model.config;
-    const kept = Array.from(
-      { length: layers },
-      (_, layer) => Array.from({ length: kvHeads }, (_, head) => context.cache.positions(layer, head)),
-    );
-    const read = contextIds(model.frame, model.tokenizer, TEXT);
     const asked = questionIds(model.frame, model.tokenizer, QUESTION);
-    const masked = await oracleLogits(model.dense, [...read, ...asked], 1, read.length, kept);
+    const masked = await maskedLogits(model, context.cache, TEXT, asked, [...Array(model.config.layers).keys()]);
     const worst = difference(await extend(model.dense, context.cache, asked), masked);
     assert.ok(worst <= 1e-4, `differs by ${worst}`);
   });

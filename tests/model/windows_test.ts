@@ -19,7 +19,7 @@ import { reportText } from "../../cli/print/closing_report.ts";
 import { onAwkwardDevice } from "../_helper/awkward_device.ts";
 import { assertClose } from "../_helper/close.ts";
 import { randomGate } from "../_helper/gate.ts";
-import { oracleLogits } from "../_helper/oracle.ts";
+import { maskedLogits } from "../_helper/oracle.ts";
 import { bytesSource, savedBytes } from "../_helper/snapshots.ts";
 import { randomSoftTokens } from "../_helper/soft_tokens.ts";
 
@@ -67,15 +67,6 @@ function assertWindows(cache: RaggedCache, tokens: number): void {
   });
 }
 
-/** Logits after a question, as masking gives them: window layers hide nothing but what is out of reach. */
-async function maskedLogits(model: Model, cache: RaggedCache, asked: readonly number[], text = TEXT) {
-  const read = contextIds(model.frame, model.tokenizer, text);
-  const kept = positionsOf(cache).map((heads, layer) => {
-    return heads.map((positions) => GLOBALS.includes(layer) ? positions : [...read.keys()]);
-  });
-  return await oracleLogits(model.dense, [...read, ...asked], 1, read.length, kept);
-}
-
 const LAYERWISE: readonly ContextOptions[] = [
   { policy: "snapkv(window=8)", keep: "40%" },
   { policy: "layer-defensive(window=8)", keep: "20%" },
@@ -109,7 +100,7 @@ for (const device of ["ts", "wasm", "threads", "awkward"] as const) {
       if (options.policy !== "full") assert.ok(cache.globalEntries() < tokens * model.config.kvHeads, what);
       if (options.explain) assert.deepEqual(context.certificates!.map(({ layer }) => layer), GLOBALS);
       const asked = questionIds(model.frame, model.tokenizer, QUESTIONS[0]);
-      const masked = await maskedLogits(plain, cache, asked);
+      const masked = await maskedLogits(plain, cache, TEXT, asked, GLOBALS);
       assertClose(await logitsAfter(model, cache, asked), masked, 1e-4, what);
     }
   });
@@ -155,7 +146,7 @@ Deno.test("streaming without eviction gives the logits of plain attention over m
   const gate = randomGate(model.config);
   using context = await openContext(model, TEXT, { policy: "gate(read=stream)", keep: "100%", gate });
   const asked = questionIds(model.frame, model.tokenizer, QUESTIONS[0]);
-  const masked = await maskedLogits(model, context.cache, asked);
+  const masked = await maskedLogits(model, context.cache, TEXT, asked, GLOBALS);
   assertClose(await logitsAfter(model, context.cache, asked), masked, 1e-4, "logits");
 });
 
