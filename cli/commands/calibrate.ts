@@ -1,10 +1,12 @@
 /**
  * `palisade calibrate`: fits a gate for a model on this machine and writes it where `gate`, or `kvzap`, looks for it; or
- * trains the soft tokens of `judge-q` and writes them beside the gates.
+ * trains the soft tokens of `judge-q`, or finds the frequency chunks of `fasa`, and writes them beside the gates.
  */
 import { inputError, option } from "../../core/errors.ts";
 import { calibrate as fit, type Calibration } from "../../model/gate/fit/calibrate.ts";
-import { type CalibrationPlan, planCalibration } from "../../model/gate/fit/plan.ts";
+import { CHUNKS_FILE, readChunks, writeChunks } from "../../model/foresight/file.ts";
+import { CHUNKS_SUFFIX } from "../../model/foresight/find.ts";
+import { type CalibrationPlan, FIT_TOKENS, planCalibration } from "../../model/gate/fit/plan.ts";
 import { KINDS } from "../../model/gate/fit/text.ts";
 import { CALIBRATION_STATE } from "../../model/gate/fit/state.ts";
 import { GATE_FILE, writeGate } from "../../model/gate/file.ts";
@@ -16,7 +18,7 @@ import { loadModel } from "../../model/model.ts";
 import { LINE } from "../../model/text/frames.ts";
 import { autoThreads } from "../../model/threads.ts";
 import { command } from "../command.ts";
-import { calibrateChunksOf } from "./calibrate_chunks.ts";
+import { CHUNK_TOKENS, findChunksIn, tellFound } from "./calibrate_chunks.ts";
 import { ENGINE, tellsMemory } from "../engine.ts";
 import { formatBytes, formatMs } from "../print/format.ts";
 import { EXIT, EXIT_CODES, type Io } from "../io.ts";
@@ -25,7 +27,8 @@ import { printJson } from "../json/print.ts";
 import { list, type OptionTable, repeated, type Values, whole } from "../options.ts";
 import { refuseRepeated } from "../../evaluate/sweep/lists.ts";
 import { hostOf } from "../../runtime/host.ts";
-import { checkOutputs, writeWhole } from "../../runtime/output.ts";
+import type { Runtime } from "../../runtime/interface.ts";
+import { checkOutputs, type OutputKind, writeWhole } from "../../runtime/output.ts";
 import { expectedPath, modelInputs, outputsOf } from "../outputs.ts";
 import { createProgress, type Progress } from "../print/progress.ts";
 import { tableText } from "../print/table.ts";
@@ -48,13 +51,21 @@ const OPTIONS = {
   ...ENGINE,
 } satisfies OptionTable;
 
-/** What soft tokens are called that lie beside the gates. */
-const SOFT_TOKENS_SUFFIX = ".soft.safetensors";
-/** What files are called that lie in the gates' folder. */
-const SUFFIXES: Readonly<Record<CalibrateOptions["kind"], string>> = {
-  gate: GATE_SUFFIX,
-  kvzap: `.kvzap${GATE_SUFFIX}`,
-  "judge-q": SOFT_TOKENS_SUFFIX,
+/** What a kind leaves in the gates' folder. */
+interface Fits {
+  readonly suffix: string;
+  readonly file: OutputKind;
+  /** What a stopped run goes on from; those of a minute begin anew. */
+  readonly state?: OutputKind;
+  readonly read: (path: string, runtime: Runtime) => Promise<{ readonly info: { readonly model: { sha256: string } } }>;
+}
+
+const GATE: Fits = { suffix: GATE_SUFFIX, file: GATE_FILE, state: CALIBRATION_STATE, read: loadGate };
+const FITS: Readonly<Record<string, Fits>> = {
+  gate: GATE,
+  kvzap: { ...GATE, suffix: `.kvzap${GATE_SUFFIX}` },
+  "judge-q": { suffix: ".soft.safetensors", file: SOFT_TOKENS_FILE, state: TRAINING_STATE, read: readSoftTokens },
+  fasa: { suffix: CHUNKS_SUFFIX, file: CHUNKS_FILE, read: readChunks },
 };
 
 type CalibrateOptions = Values<typeof OPTIONS>;
@@ -68,12 +79,6 @@ export const calibrateCommand = command({
 
 /** Runs the command; returns the exit code. A stopped run goes on where it was when it is started again. */
 async function calibrate(options: CalibrateOptions, io: Io): Promise<number> {
-  if (options.kind === "fasa") {
-    return await calibrateChunksOf(options, io, {
-      kinds: parseKinds(options.kinds),
-      texts: await readTexts(options.text ?? [], io),
-    });
-  }
   const host = hostOf(io.runtime, "calibrate");
   const kinds = parseKinds(options.kinds);
   if (options.out === undefined) await host.makeFolder(gateFolder(io.runtime));
@@ -81,7 +86,8 @@ async function calibrate(options: CalibrateOptions, io: Io): Promise<number> {
   await checkPlaces(out, options, io);
   const texts = await readTexts(options.text ?? [], io);
   const progress = createProgress(io.interactive && !options.quiet), start = performance.now();
-  const { tokens, seed } = options;
+  const { seed } = options, finds = options.kind === "fasa";
+  const tokens = finds ? Math.min(options.tokens, CHUNK_TOKENS) : options.tokens;
   try {
     const path = await obtainModel(options.model, io, progress, options);
     const sha256 = await modelHash(path, io.runtime, io);
@@ -99,12 +105,21 @@ async function calibrate(options: CalibrateOptions, io: Io): Promise<number> {
       // A gate is of texts as they are.
       frame: LINE,
       signal: io.signal,
-      // Hidden states of all texts, and of one text at a time the keys and values of one layer.
-      expected: () => ({ tokens, kept: 0, positions: "trained" }),
+      // Hidden states of all texts, for chunks of one at a time, and of one text the keys and values of one layer.
+      expected: () => ({ tokens: finds ? FIT_TOKENS : tokens, kept: 0, positions: "trained" }),
       ...tellsMemory("Starting the model", options, io, progress),
     });
     const plan = await planCalibration(model, io.runtime, { tokens, seed, kinds, texts, signal: io.signal });
     const statePath = stateOf(out);
+    if (finds) {
+      const onProgress = (done: number, total: number) => progress.update("Finding chunks, layers", done, total);
+      const found = await findChunksIn(model, plan, { sha256, onProgress, signal: io.signal });
+      const bytes = writeChunks(found.chunks);
+      await writeWhole(io.runtime, out, bytes);
+      progress.clear();
+      tellFound(found, { out, bytes: bytes.length, ms: performance.now() - start, model: model.name }, options, io);
+      return EXIT.ok;
+    }
     if (options.kind === "judge-q") {
       const { softTokens: count, steps } = options;
       const onProgress = (done: number, total: number) => progress.update("Training soft tokens, steps", done, total);
@@ -150,22 +165,21 @@ function defaultOut({ model, kind }: CalibrateOptions, io: Io, sha256?: string):
   const own = sha256 === undefined ? name : `${name}-${sha256.slice(0, 12)}`;
   return hostOf(io.runtime, "calibrate").join(
     gateFolder(io.runtime),
-    `${own}${SUFFIXES[kind]}`,
+    `${own}${FITS[kind].suffix}`,
   );
 }
 
 /** Two models may have files of one name: what is there may be the other's. */
 async function isOfAnother(path: string, kind: CalibrateOptions["kind"], sha256: string, { runtime }: Io) {
   if (await hostOf(runtime, "calibrate").info(path) === undefined) return false;
-  const read = kind === "judge-q" ? readSoftTokens : loadGate;
-  const there = await read(path, runtime).catch(() => undefined);
+  const there = await FITS[kind].read(path, runtime).catch(() => undefined);
   return there !== undefined && there.info.model.sha256 !== sha256;
 }
 
 /** File and state must find their places before the hours of work, not after. */
 async function checkPlaces(out: string, { model, kind, text = [] }: CalibrateOptions, io: Io): Promise<void> {
-  const [file, state] = kind === "judge-q" ? [SOFT_TOKENS_FILE, TRAINING_STATE] : [GATE_FILE, CALIBRATION_STATE];
-  const outputs = outputsOf([["--out", out, file], ["--out (.state)", stateOf(out), state]]);
+  const { file, state } = FITS[kind];
+  const outputs = outputsOf([["--out", out, file], ...state ? [["--out (.state)", stateOf(out), state] as const] : []]);
   const inputs = text.map((path) => ({ path, what: "a text" }));
   await checkOutputs(io.runtime, outputs, [...inputs, ...modelInputs([model], io)]);
 }
