@@ -27,18 +27,7 @@ _palisade() {
   _arguments -C ${
     FIRST_OPTIONS.map(([flag, help]) => quoted(`(- *)${flag}[${escaped(help)}]`)).join(" ")
   } '1:command:->first' '*:: :->rest' && ret=0
-  case $state in
-  first)
-    local -a commands=(
-${described(first, 6)}
-    )
-    _describe -t commands command commands && ret=0
-    ;;
-  rest)
-    case $line[1] in
-${[...leaves, ...members].join("")}    esac
-    ;;
-  esac
+${chosen(first, [...leaves, ...members], 2)}
   return ret
 }
 ${END}`;
@@ -54,18 +43,24 @@ function groupOf(name: string, members: Pairs, commands: readonly OfferedCommand
     return `      ${member})\n${argumentsOf(command)}\n        ;;\n`;
   });
   return `      _arguments -C '(- *)--help[what there is]' '1:command:->first' '*:: :->rest' && ret=0
-      case $state in
-      first)
-        local -a commands=(
-${described(members, 10)}
-        )
-        _describe -t commands command commands && ret=0
-        ;;
-      rest)
-        case $line[1] in
-${bodies.join("")}        esac
-        ;;
-      esac`;
+${chosen(members, bodies, 6)}`;
+}
+
+/** What follows `_arguments` with a command: the list of commands, or the branch of the one that is there. */
+function chosen(commands: Pairs, branches: readonly string[], indent: number): string {
+  const at = " ".repeat(indent);
+  return `${at}case $state in
+${at}first)
+${at}  local -a commands=(
+${described(commands, indent + 4)}
+${at}  )
+${at}  _describe -t commands command commands && ret=0
+${at}  ;;
+${at}rest)
+${at}  case $line[1] in
+${branches.join("")}${at}  esac
+${at}  ;;
+${at}esac`;
 }
 
 function argumentsOf({ options, argument }: OfferedCommand): string {
