@@ -3,7 +3,7 @@
  * The last line is `N passed, N failed`, with `, N skipped` when there are any; exit code 1 on any failure.
  */
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { availableParallelism, tmpdir, totalmem } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { parseArgs } from "node:util";
@@ -13,6 +13,7 @@ import { coverageByGroup, type GroupCoverage, MEASURED_TESTS, MIN_BRANCHES } fro
 import { parseJunit, type TestCase } from "./junit.ts";
 import { runMutants } from "./mutants.ts";
 import { changedFiles, repositoryFiles, ROOT } from "./repository.ts";
+import { inTurns, type Turn } from "./turns.ts";
 import type { SkipRecord } from "../tests/_helper/skip.ts";
 
 const USAGE = `deno task test [--quick] [--only PATTERN] [--silence SECONDS]
@@ -36,6 +37,8 @@ interface Totals {
   readonly failed: Failure[];
   readonly skipped: SkipRecord[];
 }
+
+const noTotals = (): Totals => ({ passed: 0, failed: [], skipped: [] });
 
 const inCi = process.env["CI"] === "true" || process.env["CI"] === "1";
 
@@ -114,15 +117,21 @@ interface SuiteOptions {
 }
 
 /** One `deno test` process; every outcome is counted from its JUnit report. */
-async function runSuite(options: SuiteOptions, totals: Totals): Promise<void> {
-  const { title, paths, scratch, silence, only, coverage } = options;
-  heading(title);
-  if (paths.length === 0) return void totals.failed.push({ name: title, reason: "no test files" });
+async function runSuite(options: SuiteOptions, turn: Turn): Promise<Totals> {
+  const { title, paths, silence, only, coverage } = options;
+  const totals = noTotals();
+  turn.write(`\n== ${title}\n`);
+  if (paths.length === 0) {
+    totals.failed.push({ name: title, reason: "no test files" });
+    return totals;
+  }
+  const scratch = mkdtempSync(join(options.scratch, "suite-"));
   const report = join(scratch, "junit.xml");
   const skips = join(scratch, "skips.jsonl");
-  rmSync(report, { force: true });
   writeFileSync(skips, "");
   const tmp = join(scratch, "tmp");
+  mkdirSync(tmp);
+  const shorten = withoutPassedSteps();
   const args = ["test", "-A", "--no-check", "--trace-leaks", `--junit-path=${report}`];
   if (coverage) args.push(`--coverage=${coverage}`, "--coverage-raw-data-only");
   if (only) args.push(`--filter=${only}`);
@@ -137,9 +146,11 @@ async function runSuite(options: SuiteOptions, totals: Totals): Promise<void> {
     },
     timeout: SUITE_TIMEOUT,
     silence,
-    echo: withoutPassedSteps(),
+    echo: (part) => {
+      turn.write(shorten(part));
+      return "";
+    },
   });
-  const failuresBefore = totals.failed.length;
   if (killed) {
     const last = stdout.trimEnd().split("\n").at(-1) ?? "";
     totals.failed.push({ name: title, reason: `killed, ${killed}; last line: ${last.trim()}` });
@@ -154,8 +165,26 @@ async function runSuite(options: SuiteOptions, totals: Totals): Promise<void> {
   }
   if (cases.length === 0 && !only && !killed) totals.failed.push({ name: title, reason: "no test ran" });
   // A module that fails to load, or a leak outside any test, is in no test case.
-  if (code !== 0 && totals.failed.length === failuresBefore) {
+  if (code !== 0 && totals.failed.length === 0) {
     totals.failed.push({ name: title, reason: `deno test ended with ${code}` });
+  }
+  rmSync(scratch, { recursive: true, force: true, maxRetries: 3 });
+  return totals;
+}
+
+/** Bytes of memory that one suite may take beside what the machine needs. */
+const MEMORY_A_SUITE = 6 * 2 ** 30;
+
+/** Suites at once: as many as have a processor and memory, at least one. */
+const LANES = Math.max(1, Math.min(availableParallelism(), Math.floor(totalmem() / MEMORY_A_SUITE)));
+
+/** Runs suites beside each other; what they print stays in order. */
+async function runSuites(suites: readonly SuiteOptions[], totals: Totals): Promise<void> {
+  const jobs = suites.map((suite) => (turn: Turn) => runSuite(suite, turn));
+  for (const { passed, failed, skipped } of await inTurns(jobs, LANES, (text) => process.stdout.write(text))) {
+    totals.passed += passed;
+    totals.failed.push(...failed);
+    totals.skipped.push(...skipped);
   }
 }
 
@@ -225,11 +254,10 @@ async function main(): Promise<number> {
     return values.help ? 0 : 2;
   }
   const { only, quick } = values;
-  const totals: Totals = { passed: 0, failed: [], skipped: [] };
+  const totals = noTotals();
   const scratch = mkdtempSync(join(tmpdir(), "palisade-test-"));
   const cleanUp = () => rmSync(scratch, { recursive: true, force: true, maxRetries: 3 });
   killChildrenOnInterrupt(cleanUp);
-  mkdirSync(join(scratch, "tmp"));
   const before = await changedFiles();
   try {
     if (!only) {
@@ -241,22 +269,24 @@ async function main(): Promise<number> {
     }
     const base = { scratch, silence, only };
     if (only || quick) {
-      await runSuite({ title: "Deno suite", paths: ["tests/"], ...base }, totals);
+      await runSuites([{ title: "Deno suite", paths: ["tests/"], ...base }], totals);
     } else {
       const tests = (await repositoryFiles()).filter((file) => /^tests\/.*_test\.ts$/.test(file));
       const measured = tests.filter((file) => MEASURED_TESTS.test(file));
       const others = tests.filter((file) => !MEASURED_TESTS.test(file));
       const coverage = join(scratch, "coverage");
-      await runSuite({ title: "Deno suite, branches counted", paths: measured, coverage, ...base }, totals);
+      await runSuites([
+        { title: "Deno suite, branches counted", paths: measured, coverage, ...base },
+        ...portions(others).map(([title, paths]) => ({ title, paths, ...base })),
+      ], totals);
       await gateCoverage(coverage, totals);
-      for (const [title, paths] of portions(others)) await runSuite({ title, paths, ...base }, totals);
       await gateMutants(scratch, totals);
     }
     if (!quick) {
-      for (const runtime of ["bun", "node"]) {
-        const title = `${runtime === "bun" ? "Bun" : "Node"} smoke suite`;
-        await runSuite({ title, paths: [`tests/smoke/${runtime}.ts`], ...base }, totals);
-      }
+      await runSuites([
+        { title: "Bun smoke suite", paths: ["tests/smoke/bun.ts"], ...base },
+        { title: "Node smoke suite", paths: ["tests/smoke/node.ts"], ...base },
+      ], totals);
     }
     if (inCi) await gateTidiness(before, totals);
   } finally {
