@@ -103,13 +103,15 @@ export class WasmRows implements TrustingRows<Float32Array> {
     }
   }
 
+  /** `behind`: rows behind the queries' own, which they don't see. */
   // deno-lint-ignore require-await -- a failure must reject, not throw
   async prefillAttention(
     queries: Float32Array,
     count: number,
     want: AttentionWants = {},
+    behind = 0,
   ): Promise<AttentionOutputs<Float32Array>> {
-    return this.#attendMany(queries, count, want, true);
+    return this.#attendMany(queries, count, want, true, behind);
   }
 
   // deno-lint-ignore require-await -- a failure must reject, not throw
@@ -126,6 +128,7 @@ export class WasmRows implements TrustingRows<Float32Array> {
     count: number,
     want: AttentionWants,
     masked: boolean,
+    behind = 0,
   ): AttentionOutputs<Float32Array> {
     const { heads } = this.shape, rows = this.#lengths[0];
     const pitch = Math.ceil(rows / ROW_PAGE) * ROW_PAGE;
@@ -143,7 +146,7 @@ export class WasmRows implements TrustingRows<Float32Array> {
           chunk.buffers.read(lse, logSumExp.subarray(chunk.first * heads, (chunk.first + chunk.count) * heads));
         }
         return result;
-      });
+      }, behind);
       const unpadded = (handle: number) =>
         handle < 0 ? undefined : unpad(columns.read(handle, new Float32Array(heads * pitch)), heads, rows);
       return { output, columnSum: unpadded(sum), columnMax: unpadded(max), logSumExp };
@@ -375,13 +378,23 @@ export class WasmRows implements TrustingRows<Float32Array> {
   }
 
   /** Runs `attend` over chunks of the queries; the chunk's buffers hold its queries and outputs. */
-  #attend(queries: Float32Array, count: number, attend: (call: Kernels["call"], chunk: Chunk) => number): Float32Array {
+  #attend(
+    queries: Float32Array,
+    count: number,
+    attend: (call: Kernels["call"], chunk: Chunk) => number,
+    behind = 0,
+  ): Float32Array {
     const handle = this.#handle, each = this.shape.heads * this.shape.headDim;
     const output = new Float32Array(count * each);
     this.#inChunks(count, 2 * each, (buffers, first, rows) => {
       const range = [first * each, (first + rows) * each];
       const [q, out] = [buffers.from(queries.subarray(...range)), buffers.zeros(rows * each * 4)];
-      const chunk: Chunk = { buffers, first, count: rows, arguments: [handle, q, rows, count - first - rows, out] };
+      const chunk: Chunk = {
+        buffers,
+        first,
+        count: rows,
+        arguments: [handle, q, rows, behind + count - first - rows, out],
+      };
       this.#do("attend", (call) => attend(call, chunk));
       buffers.read(out, output.subarray(...range));
     });

@@ -9,7 +9,8 @@ import { ARCHITECTURES, decoderOf, inputsOf } from "../../model/architecture.ts"
 import { createWasmEngine, type WasmDenseOptions } from "../../model/dense/wasm/engine.ts";
 import { autoThreads, startPool } from "../../model/threads.ts";
 import { currentRuntime, type Runtime, type Thread } from "../../runtime/mod.ts";
-import { shareHeads } from "../../wasm/threads/rows.ts";
+import { shareQueries } from "../../wasm/threads/guests.ts";
+import { shareHeads } from "../../wasm/threads/heads.ts";
 import { ThreadPool } from "../../wasm/threads/pool.ts";
 import { shareRows, workOf, worthSharing } from "../../wasm/dense/part.ts";
 import { createWasmBackend } from "../../wasm/backend.ts";
@@ -83,6 +84,93 @@ for (const shape of [{ heads: 9, kvHeads: 3, headDim: 64 }, { heads: 10, kvHeads
     }
   });
 }
+
+/** What a layer gives while it is read in chunks, as a window layer or a global one, until it is compacted. */
+async function reading(backend: Backend, shape: AttentionShape, type: CacheType) {
+  const { heads, kvHeads, headDim } = shape, each = kvHeads * headDim, chunks = [256, 256, 70, 5, 300];
+  const rows = backend.createRows(shape, 587, type), given: unknown[] = [];
+  for (const [i, count] of chunks.entries()) {
+    // The last chunk is beyond what was reserved.
+    rows.append(noise(count * each, 2 * i), noise(count * each, 2 * i + 1), count);
+    const queries = noise(count * heads * headDim, 20 + i);
+    const rowWeights = noise(count, 30 + i).map((x) => Math.abs(x) + 0.1);
+    given.push(await rows.prefillAttention(queries, count, { logSumExp: true }));
+    given.push(await rows.prefillAttention(queries, count, { columnMax: true, rowWeights }));
+    given.push(await rows.unmaskedAttention!(queries, count, { columnMax: true, logSumExp: true }));
+    if (i === 1) {
+      given.push(await rows.prefillAttention(queries, count, { columnSum: true }));
+      const kept = Int32Array.from({ length: 400 }, (_, row) => row + 112);
+      rows.compact(Array(kvHeads).fill(kept));
+    }
+  }
+  given.push(await rows.observe(noise(9 * heads * headDim, 40), 9, { window: ["mean"] }));
+  rows.compact(Array.from({ length: kvHeads }, (_, h) => Int32Array.from({ length: 40 + h }, (_, i) => 3 * i + h)));
+  given.push(await rows.decodeAttention(noise(heads * headDim, 41), 1), backend.memory().allocatedBytes);
+  rows.free();
+  return given;
+}
+
+for (
+  const shape of [
+    { heads: 9, kvHeads: 3, headDim: 64 },
+    { heads: 4, kvHeads: 1, headDim: 256, reach: 300 },
+    { heads: 10, kvHeads: 5, headDim: 20, nullLogits: noise(10, 50) },
+  ]
+) {
+  Deno.test(`a layer that is read gives the bits of one thread: ${shape.kvHeads} KV heads of ${shape.headDim}`, async () => {
+    using one = await createWasmBackend();
+    for (const type of ["f32", "int8"] as const) {
+      const want = await reading(one, shape, type);
+      for (const threads of THREADS) {
+        using backend = await startThreaded(threads);
+        assert.deepEqual(await reading(backend, shape, type), want, `${threads} threads, ${type}`);
+        assert.equal(backend.memory().allocatedBytes, 0);
+      }
+    }
+  });
+}
+
+Deno.test("queries of a layer that is read go to all threads, and one layer at a time is there twice", async () => {
+  const shape = { heads: 4, kvHeads: 1, headDim: 64 }, count = 256;
+  using pool = await ThreadPool.start({ threads: 2, startThread });
+  const { pool: seen, asked } = watched(pool);
+  const backend = await createThreadedBackend(seen);
+  const layers = [0, 1].map(() => backend.createRows(shape, 2 * count));
+  const held = () => backend.memory().allocatedBytes;
+  const once = held() / 2;
+  for (const rows of layers) {
+    rows.append(noise(count * 64, 1), noise(count * 64, 2), count);
+    asked();
+    await rows.prefillAttention(noise(count * 256, 3), count);
+    assert.deepEqual(asked(), [1]);
+    assert.equal(held(), 3 * once);
+  }
+  await layers[1].decodeAttention(noise(256, 4), 1);
+  assert.equal(held(), 2 * once);
+  for (const rows of layers) rows.free();
+  assert.equal(held(), 0);
+});
+
+Deno.test("shareQueries() gives every query to one thread, each about the same number of rows to see", () => {
+  for (
+    const [count, length, threads, reach] of [[256, 256, 2], [256, 4096, 2], [256, 512, 3, 100], [1, 9, 4], [40, 40, 2]]
+  ) {
+    const shares = shareQueries(count, length, threads, reach);
+    assert.deepEqual(
+      shares.flatMap(({ from, to }) => [from, to]).filter((_, i) => i > 0 && i < 2 * threads - 1),
+      shares.slice(1).flatMap(({ from }) => [from, from]),
+    );
+    assert.deepEqual([shares[0].from, shares[threads - 1].to, shares.length], [0, count, threads]);
+    const seen = shares.map(({ from, to }) => {
+      let sum = 0;
+      for (let token = from; token < to; token++) sum += Math.min(reach ?? Infinity, length - count + token + 1);
+      return sum;
+    });
+    const all = seen.reduce((a, b) => a + b);
+    if (count >= 256) assert.ok(Math.max(...seen) < 1.15 * all / threads, `${seen}`);
+  }
+  assert.deepEqual(shareQueries(64, 9, 2, undefined, false), [{ from: 0, to: 32 }, { from: 32, to: 64 }]);
+});
 
 /** A pool, and the ranks it was asked since the last look. */
 function watched(pool: ThreadPool): { pool: ThreadPool; asked: () => number[] } {

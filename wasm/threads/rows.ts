@@ -21,32 +21,21 @@ import type { KeyRotation } from "../../core/measure/rotation.ts";
 import type { AttentionShape } from "../../core/shape.ts";
 import type { Ask, ThreadPool } from "./pool.ts";
 import { PalisadeError } from "../../core/errors.ts";
-import { ROWS } from "./rows_service.ts";
+import { Guests, type Host, LEAST_GUESTS } from "./guests.ts";
+import { cutHeads, type HeadRun, ofHeads, type Part, partShape, putHeads, shareHeads } from "./heads.ts";
+import { attend, ROWS } from "./rows_service.ts";
 import type { WasmBackend } from "../backend.ts";
 import type { Asked } from "./command.ts";
 import type { WasmRows } from "../rows.ts";
 import type { ThreadCost } from "./cost.ts";
-
-/** The heads of one thread. */
-interface Part {
-  readonly rank: number;
-  readonly first: number;
-  readonly kvHeads: number;
-}
 
 /** Where rows may be, and what it costs that they are elsewhere. */
 export interface Place {
   readonly backend: WasmBackend;
   readonly pool: ThreadPool;
   readonly cost: ThreadCost;
-}
-
-/** Runs of KV heads, as even as they come, the longer ones first; threads without heads are left out. */
-export function shareHeads(kvHeads: number, threads: number): Part[] {
-  const start = (rank: number) => Math.ceil(rank * kvHeads / threads);
-  return Array.from({ length: threads }, (_, rank) => {
-    return { rank, first: start(rank), kvHeads: start(rank + 1) - start(rank) };
-  }).filter((part) => part.kvHeads > 0);
+  /** The rows that have guests: one layer is read at a time. */
+  hosting?: ThreadedRows;
 }
 
 /** See `LayerRows` for the meaning of each method, `CheckedRows` for what they may trust. */
@@ -69,14 +58,17 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
   /** Whether there was no room for a move. */
   #stays = false;
   #broken?: Error;
+  readonly #reserve: number;
+  #guests?: Guests;
 
   private constructor(
     place: Place,
     own: WasmRows,
     shape: AttentionShape,
     lengths: Int32Array,
-    id = place.pool.newId(),
+    { id = place.pool.newId(), reserve = 0 } = {},
   ) {
+    this.#reserve = reserve;
     this.#shape = shape;
     this.#place = place;
     this.#pool = place.pool;
@@ -92,7 +84,7 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
     const { backend, pool } = place;
     const mine = partShape(shape, shareHeads(shape.kvHeads, pool.size)[0]);
     const own = backend.createPart(mine, reserve, type, shape);
-    const rows = new ThreadedRows(place, own, shape, new Int32Array(shape.kvHeads));
+    const rows = new ThreadedRows(place, own, shape, new Int32Array(shape.kvHeads), { reserve });
     for (const part of rows.#others) rows.#tell(part, ROWS.create, rows.#creation(part, reserve));
     return rows;
   }
@@ -115,12 +107,50 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
   append(keys: Float32Array, values: Float32Array, count: number): void {
     this.#alive();
     const { kvHeads, headDim } = this.#shape, each = kvHeads * headDim;
+    const length = this.#lengths[0];
+    if (this.#guests && length + count > this.#reserve) this.#sendAway();
+    if (length === 0) this.#invite(count);
     this.#own.append(this.#mine(keys, each), this.#mine(values, each), count);
     for (const part of this.#others) {
       const piece = { keys: this.#cut(keys, each, part), values: this.#cut(values, each, part) };
       this.#tell(part, ROWS.append, { id: this.#id, ...piece, count });
     }
+    this.#guests?.append({ keys, values, count });
     this.#lengths.forEach((length, h) => this.#lengths[h] = length + count);
+  }
+
+  /** Has guests from now on, where the first rows of many come and heads don't divide by threads. */
+  #invite(count: number): void {
+    const { size } = this.#pool, { kvHeads } = this.#shape;
+    if (kvHeads % size === 0 || count < LEAST_GUESTS || count > this.#reserve) return;
+    if (this.#mineHeads > this.#parts[0].kvHeads) return;
+    const { hosting } = this.#place;
+    if (hosting) hosting.#sendAway();
+    try {
+      this.#guests = new Guests(this.#host(), this.#reserve, this.#own.type);
+      this.#place.hosting = this;
+    } catch (error) {
+      if (!(error instanceof PalisadeError && error.kind === "resources")) throw error;
+    }
+  }
+
+  #host(): Host {
+    return {
+      shape: this.#shape,
+      backend: this.#place.backend,
+      pool: this.#pool,
+      owned: { parts: this.#parts, rows: this.#own, id: this.#id },
+      tell: (rank, command, input) => this.#tell({ rank }, command, input),
+      later: (rank, ask) => this.#later(rank, ask),
+    };
+  }
+
+  /** Reading has ended. */
+  #sendAway(): void {
+    if (!this.#guests) return;
+    this.#guests.free();
+    this.#guests = undefined;
+    this.#place.hosting = undefined;
   }
 
   prefillAttention(
@@ -146,20 +176,20 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
     masked: boolean,
   ): Promise<AttentionOutputs<Float32Array>> {
     this.#alive();
-    this.#settle(count);
     const { heads, headDim } = this.#shape, each = heads * headDim;
     const { columnSum = false, columnMax = false, logSumExp = false, rowWeights } = want;
+    if (!this.#guests) this.#settle(count);
+    else if (!columnSum && count >= LEAST_GUESTS) {
+      return this.#guests.attend(queries, count, this.#lengths[0], want, masked);
+    }
     const wanted = { columnSum, columnMax, logSumExp, rowWeights: rowWeights ?? new Float32Array(0) };
-    const given = await this.#all(
+    const call = (queries: Float32Array) => ({ queries, count, want: wanted, masked, behind: 0 });
+    const answers = await this.#all(
       ROWS.prefill,
-      (part) => ({ id: this.#id, queries: this.#cut(queries, each, part), count, want: wanted, masked }),
-      async () => {
-        const mine = this.#mine(queries, each), own = this.#own;
-        const { output, ...extras } =
-          await (masked ? own.prefillAttention(mine, count, want) : own.unmaskedAttention(mine, count, want));
-        return { output, extras };
-      },
+      (part) => ({ calls: [{ id: this.#id, ...call(this.#cut(queries, each, part)) }] }),
+      async () => ({ given: [await attend(this.#own, call(this.#mine(queries, each)))] }),
     );
+    const given = answers.map(({ given: [first] }) => first);
     return {
       output: this.#interleaved(given.map(({ output }) => output), each),
       columnSum: columnSum ? joined(given.map(({ extras }) => extras.columnSum!)) : undefined,
@@ -174,6 +204,7 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
     want: { probabilities?: boolean } = {},
   ): Promise<DecodeOutputs<Float32Array>> {
     this.#alive();
+    this.#sendAway();
     this.#settle(count);
     if (this.#others.length === 0) return this.#own.decodeAttention(queries, count, want);
     const { heads, headDim } = this.#shape, each = heads * headDim;
@@ -218,6 +249,7 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
 
   refit(kvHead: number, { values, bias }: RefittedRows): void {
     this.#alive();
+    this.#sendAway();
     if (kvHead < this.#mineHeads) return this.#own.refit(kvHead, { values, bias });
     const part = this.#others.find(({ first, kvHeads }) => kvHead < first + kvHeads)!;
     this.#tell(part, ROWS.refit, { id: this.#id, kvHead: kvHead - part.first, values, bias });
@@ -225,6 +257,7 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
 
   thin(kvHead: number, keys: ThinKeys): void {
     this.#alive();
+    this.#sendAway();
     const thin = { channels: keys.channels.slice(), rows: this.#lengths[kvHead] - keys.recent };
     this.#reduced[kvHead] = { thin };
     const at = this.#placeOf(kvHead);
@@ -234,6 +267,7 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
 
   foresee(kvHead: number, foresight: Foresight): void {
     this.#alive();
+    this.#sendAway();
     this.#reduced[kvHead] = { foresight: { ...foresight, channels: foresight.channels.slice() } };
     const at = this.#placeOf(kvHead);
     if (!at) return this.#own.foresee(kvHead, foresight);
@@ -257,6 +291,7 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
 
   pack(given?: readonly (PackedHead | undefined)[]): void {
     this.#alive();
+    this.#sendAway();
     this.#own.pack(given?.slice(0, this.#mineHeads));
     for (const part of this.#others) {
       if (given) this.#tell(part, ROWS.takePacked, { id: this.#id, heads: ofHeads(given, part) });
@@ -266,6 +301,9 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
 
   compact(kept: readonly Int32Array[]): void {
     this.#alive();
+    // A window layer lets go of the same rows in every head while it is read.
+    if (this.#guests && kept.every((rows) => rows === kept[0])) this.#guests.compact(kept[0]);
+    else this.#sendAway();
     this.#own.compact(kept.slice(0, this.#mineHeads));
     for (const part of this.#others) {
       this.#tell(part, ROWS.compact, { id: this.#id, kept: ofHeads(kept, part).map((rows) => rows.slice()) });
@@ -278,6 +316,7 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
 
   truncate(lengths: ArrayLike<number>): void {
     this.#alive();
+    this.#sendAway();
     const wanted = Array.from(lengths);
     this.#own.truncate(wanted.slice(0, this.#mineHeads));
     for (const part of this.#others) {
@@ -289,6 +328,7 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
 
   async rotateKeys(moves: readonly Int32Array[], rotation: KeyRotation): Promise<void> {
     this.#alive();
+    this.#sendAway();
     const turns = { ...rotation, frequencies: Array.from(rotation.frequencies) };
     try {
       await this.#all(
@@ -320,7 +360,7 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
         own = await this.#own.clone();
         return {};
       });
-      const copy = new ThreadedRows(this.#place, own!, this.#shape, lengths, id);
+      const copy = new ThreadedRows(this.#place, own!, this.#shape, lengths, { id });
       reduced.forEach((head, h) => copy.#reduced[h] = head);
       return copy;
     } catch (error) {
@@ -353,6 +393,7 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
   }
 
   free(): void {
+    this.#sendAway();
     this.#own.free();
     this.#freeAt(this.#others);
   }
@@ -416,11 +457,15 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
     this.#now(rank, filled);
   }
 
+  get #here(): HeadRun {
+    return { first: 0, kvHeads: this.#mineHeads };
+  }
+
   get #mineHeads(): number {
     return this.#own.shape.kvHeads;
   }
 
-  #tell<I>({ rank }: Part, command: Asked<I, unknown>, input: I): void {
+  #tell<I>({ rank }: Pick<Part, "rank">, command: Asked<I, unknown>, input: I): void {
     this.#pool.tell(rank, command, input, (error) => this.#broken ??= error);
   }
 
@@ -461,48 +506,25 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
 
   /** This thread's heads of `[count, heads …]`, `each` floats a row. */
   #mine(all: Float32Array, each: number): Float32Array {
-    return this.#others.length === 0 ? all : this.#cut(all, each, { rank: 0, first: 0, kvHeads: this.#mineHeads });
+    return this.#others.length === 0 ? all : this.#cut(all, each, this.#here);
   }
 
-  #cut(all: Float32Array, each: number, { first, kvHeads }: Part): Float32Array {
-    const perHead = each / this.#shape.kvHeads, width = kvHeads * perHead, rows = all.length / each;
-    const piece = new Float32Array(rows * width);
-    for (let t = 0; t < rows; t++) {
-      const from = t * each + first * perHead;
-      piece.set(all.subarray(from, from + width), t * width);
-    }
-    return piece;
+  #cut(all: Float32Array, each: number, part: HeadRun): Float32Array {
+    return cutHeads(all, each, this.#shape.kvHeads, [part]);
   }
 
   /** `[count, heads of a thread …]` of each → `[count, heads …]`, `each` numbers a row. */
   #interleaved(given: readonly Float32Array[], each: number): Float32Array {
-    const [first] = given;
+    const [first] = given, { kvHeads } = this.#shape;
     if (given.length === 1) return first;
-    const rows = first.length / (each / this.#shape.kvHeads * this.#mineHeads);
-    const all = new Float32Array(rows * each);
-    let column = 0;
-    for (const piece of given) {
-      const width = piece.length / rows;
-      for (let t = 0; t < rows; t++) all.set(piece.subarray(t * width, (t + 1) * width), t * each + column);
-      column += width;
-    }
+    const all = new Float32Array(first.length / this.#mineHeads * kvHeads);
+    given.forEach((piece, i) => putHeads(piece, all, each, kvHeads, [i === 0 ? this.#here : this.#others[i - 1]]));
     return all;
   }
 
   #alive(): void {
     if (this.#broken) throw this.#broken;
   }
-}
-
-/** The shape of some KV heads of a layer, and of the query heads that read them. */
-function partShape(shape: AttentionShape, { first, kvHeads }: Part): AttentionShape {
-  const group = shape.heads / shape.kvHeads, { nullLogits } = shape;
-  const nulls = nullLogits && { nullLogits: nullLogits.slice(first * group, (first + kvHeads) * group) };
-  return { ...shape, heads: kvHeads * group, kvHeads, ...nulls };
-}
-
-function ofHeads<T>(lists: readonly T[], { first, kvHeads }: Part): T[] {
-  return lists.slice(first, first + kvHeads);
 }
 
 /** One result of all threads, head after head. */

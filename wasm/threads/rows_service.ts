@@ -1,5 +1,5 @@
 /** A thread's part of the rows of every layer, and the commands that other threads have for it. */
-import type { CopiedRows } from "../../core/backend/interface.ts";
+import type { AttentionOutputs, AttentionWants, CopiedRows } from "../../core/backend/interface.ts";
 import { ALL_CACHE_TYPES, type CacheType } from "../../core/cache/entry_type.ts";
 import type { PackedHead, PackedPart } from "../../core/cache/packed.ts";
 import type { Needs } from "../../core/policy/policy.ts";
@@ -61,6 +61,31 @@ export class RowsService {
     this.#rows.get(id)?.free();
     this.#rows.delete(id);
   }
+}
+
+/** One call of `ROWS.prefill`. */
+export interface AttentionCall {
+  readonly queries: Float32Array;
+  readonly count: number;
+  /** As `AttentionWants`; no row weights: an empty list. */
+  readonly want: Required<AttentionWants>;
+  readonly masked: boolean;
+  /** Rows behind the queries' own, which they don't see. */
+  readonly behind: number;
+}
+
+export interface AttentionGiven {
+  readonly output: Float32Array;
+  readonly extras: Pick<AttentionOutputs, "columnSum" | "columnMax" | "logSumExp">;
+}
+
+/** Carries out such a call on rows of this thread. */
+export async function attend(rows: WasmRows, call: AttentionCall): Promise<AttentionGiven> {
+  const { queries, count, want: { rowWeights, ...others }, masked, behind } = call;
+  const want = rowWeights.length > 0 ? { ...others, rowWeights } : others;
+  const { output, ...extras } =
+    await (masked ? rows.prefillAttention(queries, count, want, behind) : rows.unmaskedAttention(queries, count, want));
+  return { output, extras };
 }
 
 const command = commandsFrom<RowsService>(1);
@@ -127,20 +152,23 @@ export const ROWS = {
     {},
     (service, { id, keys, values, count }) => service.get(id).append(keys, values, count),
   ),
+  /** Calls one after another: a thread hears of the next command only after its answer to this one. */
   prefill: command(
     {
-      id,
-      queries: floats,
-      count,
-      want: record({ columnSum: flag, columnMax: flag, logSumExp: flag, rowWeights: floats }),
-      masked: flag,
+      calls: list(record({
+        id,
+        queries: floats,
+        count,
+        want: record({ columnSum: flag, columnMax: flag, logSumExp: flag, rowWeights: floats }),
+        masked: flag,
+        behind: number,
+      })),
     },
-    { output: floats, extras: someOf(["columnSum", "columnMax", "logSumExp"]) },
-    async (service, { id, queries, count, want: { rowWeights, ...others }, masked }) => {
-      const rows = service.get(id), want = rowWeights.length > 0 ? { ...others, rowWeights } : others;
-      const { output, ...extras } =
-        await (masked ? rows.prefillAttention(queries, count, want) : rows.unmaskedAttention(queries, count, want));
-      return { output, extras };
+    { given: list(record({ output: floats, extras: someOf(["columnSum", "columnMax", "logSumExp"]) })) },
+    async (service, { calls }) => {
+      const given: AttentionGiven[] = [];
+      for (const { id, ...call } of calls) given.push(await attend(service.get(id), call));
+      return { given };
     },
   ),
   decode: command(

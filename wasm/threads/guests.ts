@@ -1,0 +1,222 @@
+/**
+ * While a layer is read, each thread has the heads of the others as guests, so that attention's *queries* can be shared
+ * out, and no thread waits because heads don't divide by threads (SmolLM2 has three, Gemma 3 270M one). Only rows that
+ * are being read have guests: one layer's at a time, so what they cost is at most that layer once more in each thread.
+ *
+ * A query's output has the same bits in whichever thread it is computed: a lane of the kernels is a query, and none
+ * reads another.
+ */
+import type { AttentionOutputs, AttentionWants } from "../../core/backend/interface.ts";
+import type { CacheType } from "../../core/cache/entry_type.ts";
+import type { AttentionShape } from "../../core/shape.ts";
+import type { WasmBackend } from "../backend.ts";
+import type { WasmRows } from "../rows.ts";
+import type { Asked } from "./command.ts";
+import {
+  countHeads,
+  cutHeads,
+  type HeadRun,
+  otherHeads,
+  type Part,
+  partShape,
+  putHeads,
+  type TokenRun,
+} from "./heads.ts";
+import type { Ask, ThreadPool } from "./pool.ts";
+import { attend, type AttentionGiven, ROWS } from "./rows_service.ts";
+
+/** Fewer tokens at once are not worth a copy of their rows. */
+export const LEAST_GUESTS = 64;
+/** Queries are shared out in so many: what the kernels take together, in every usual group of heads. */
+const TOKEN_BLOCK = 16;
+
+/** Keys and values of all heads, by token. */
+interface Entries {
+  readonly keys: Float32Array;
+  readonly values: Float32Array;
+  readonly count: number;
+}
+
+/** What the rows do for their guests. */
+export interface Host {
+  readonly shape: AttentionShape;
+  readonly backend: WasmBackend;
+  readonly pool: ThreadPool;
+  /** The heads that each thread owns, from rank 0 on, and the rows they are in: this thread's, the others' id. */
+  readonly owned: { readonly parts: readonly Part[]; readonly rows: WasmRows; readonly id: number };
+  tell<I>(rank: number, command: Asked<I, unknown>, input: I): void;
+  later<O>(rank: number, ask: Ask<O>): Promise<O>;
+}
+
+/** What a thread has of a layer: some heads in some rows. */
+interface Holding {
+  readonly rank: number;
+  readonly runs: readonly HeadRun[];
+  /** This thread's. */
+  readonly rows: WasmRows | undefined;
+  readonly id: number;
+}
+
+export class Guests {
+  readonly #host: Host;
+  /** The guests of each thread, by rank; some have none. */
+  readonly #guests: readonly Holding[];
+  readonly #rows: WasmRows | undefined;
+
+  /**
+   * Room for `reserve` rows of each guest, so that later rows can't fail for want of it.
+   * @throws PalisadeError of kind `resources` where there is none.
+   */
+  constructor(host: Host, reserve: number, type: CacheType) {
+    const { shape, backend, pool, owned } = host;
+    this.#host = host;
+    const id = pool.newId();
+    const runs = Array.from({ length: pool.size }, (_, rank) => otherHeads(shape.kvHeads, ownedBy(owned.parts, rank)));
+    const [here] = runs;
+    this.#rows = here.length > 0 ? backend.createPart(partShape(shape, ...here), reserve, type, shape) : undefined;
+    this.#guests = runs.map((runs, rank) => ({ rank, runs, rows: rank === 0 ? this.#rows : undefined, id }));
+    try {
+      for (const { rank, runs } of this.#elsewhere()) {
+        const { kvHeads, nullLogits } = partShape(shape, ...runs), whole = { reach: undefined, ...shape };
+        const made = pool.ask(rank, ROWS.create, { id, kvHeads, reserve, type, whole, nullLogits });
+        pool.answerNow(rank, made);
+      }
+    } catch (error) {
+      this.free();
+      throw error;
+    }
+  }
+
+  #elsewhere(): readonly Holding[] {
+    return this.#guests.slice(1).filter(({ runs }) => runs.length > 0);
+  }
+
+  append({ keys, values, count }: Entries): void {
+    const { kvHeads, headDim } = this.#host.shape, each = kvHeads * headDim;
+    const piece = (runs: readonly HeadRun[]) => ({
+      keys: cutHeads(keys, each, kvHeads, runs),
+      values: cutHeads(values, each, kvHeads, runs),
+    });
+    const mine = piece(this.#guests[0].runs);
+    this.#rows?.append(mine.keys, mine.values, count);
+    for (const { rank, runs, id } of this.#elsewhere()) {
+      this.#host.tell(rank, ROWS.append, { id, ...piece(runs), count });
+    }
+  }
+
+  /** The same rows stay in every head. */
+  compact(kept: Int32Array): void {
+    this.#rows?.compact(Array<Int32Array>(countHeads(this.#guests[0].runs)).fill(kept));
+    for (const { rank, runs, id } of this.#elsewhere()) {
+      const lists = Array.from({ length: countHeads(runs) }, () => kept.slice());
+      this.#host.tell(rank, ROWS.compact, { id, kept: lists });
+    }
+  }
+
+  /**
+   * Attention of `count` queries over `length` rows, those of a thread in all heads. No column sums: they would be added
+   * in another order.
+   */
+  async attend(
+    queries: Float32Array,
+    count: number,
+    length: number,
+    want: AttentionWants,
+    masked: boolean,
+  ): Promise<AttentionOutputs<Float32Array>> {
+    const { shape, pool, later } = this.#host, { heads, kvHeads, headDim } = shape, each = heads * headDim;
+    const { columnMax = false, logSumExp = false } = want;
+    const result = {
+      output: new Float32Array(count * each),
+      columnSum: undefined,
+      columnMax: columnMax ? new Float32Array(heads * length) : undefined,
+      logSumExp: logSumExp ? new Float32Array(count * heads) : undefined,
+    };
+    const shares = shareQueries(count, length, pool.size, shape.reach, masked);
+    const wanted = { columnSum: false, columnMax, logSumExp };
+    const work = shares.map((tokens, rank) => {
+      const { from, to } = tokens, rowWeights = want.rowWeights?.subarray(from, to) ?? new Float32Array(0);
+      const holdings = from < to ? this.#held(rank) : [];
+      const calls = holdings.map(({ id, runs }) => ({
+        id,
+        queries: cutHeads(queries, each, kvHeads, runs, tokens),
+        count: to - from,
+        want: { ...wanted, rowWeights },
+        masked,
+        behind: count - to,
+      }));
+      return { rank, tokens, holdings, calls };
+    });
+    const take = ({ output, extras }: AttentionGiven, { runs }: Holding, tokens: TokenRun) => {
+      putHeads(output, result.output, each, kvHeads, runs, tokens);
+      if (extras.logSumExp) putHeads(extras.logSumExp, result.logSumExp!, heads, kvHeads, runs, tokens);
+      if (extras.columnMax) raise(result.columnMax!, extras.columnMax, heads / kvHeads * length, runs);
+    };
+    const [mine, ...others] = work;
+    const asked = others.filter(({ calls }) => calls.length > 0)
+      .map((share) => ({ ...share, ask: pool.ask(share.rank, ROWS.prefill, { calls: share.calls }) }));
+    for (const [i, holding] of mine.holdings.entries()) {
+      take(await attend(holding.rows!, mine.calls[i]), holding, mine.tokens);
+    }
+    for (const { rank, tokens, holdings, ask } of asked) {
+      const { given } = await later(rank, ask);
+      given.forEach((each, i) => take(each, holdings[i], tokens));
+    }
+    return result;
+  }
+
+  /** All that a thread has of the layer: its own heads, and its guests. */
+  #held(rank: number): Holding[] {
+    const { parts, rows, id } = this.#host.owned, part = parts.find((part) => part.rank === rank);
+    const own = part ? [{ rank, runs: [part], rows, id }] : [], guests = this.#guests[rank];
+    return guests.runs.length > 0 ? [...own, guests] : own;
+  }
+
+  free(): void {
+    this.#rows?.free();
+    for (const { rank, id } of this.#elsewhere()) {
+      try {
+        this.#host.pool.tell(rank, ROWS.free, { id });
+      } catch {
+        // The thread has ended and its memory with it.
+      }
+    }
+  }
+}
+
+function ownedBy(parts: readonly Part[], rank: number): HeadRun {
+  return parts[rank] ?? { first: 0, kvHeads: 0 };
+}
+
+/** Raises `all`, `perHead` numbers of a KV head, to what some heads have given; NaN stays. */
+function raise(all: Float32Array, given: Float32Array, perHead: number, runs: readonly HeadRun[]): void {
+  let from = 0;
+  for (const { first, kvHeads } of runs) {
+    for (let i = first * perHead; i < (first + kvHeads) * perHead; i++) all[i] = Math.max(all[i], given[from++]);
+  }
+}
+
+/**
+ * Which of `count` queries, the last of `length` rows, each of `threads` takes, so that all see about as many rows; later
+ * queries see more. `reach`: most rows that one sees; unmasked, each sees all.
+ */
+export function shareQueries(
+  count: number,
+  length: number,
+  threads: number,
+  reach: number = Infinity,
+  masked = true,
+): TokenRun[] {
+  const seen = (token: number) => masked ? Math.min(reach, length - count + token + 1) : 1;
+  let all = 0;
+  for (let token = 0; token < count; token++) all += seen(token);
+  const ends: number[] = [];
+  let sum = 0;
+  for (let token = 0; token < count && ends.length < threads - 1; token++) {
+    sum += seen(token);
+    if (sum < all * (ends.length + 1) / threads) continue;
+    ends.push(Math.min(count, Math.round((token + 1) / TOKEN_BLOCK) * TOKEN_BLOCK));
+  }
+  while (ends.length < threads) ends.push(count);
+  return ends.map((to, rank) => ({ from: rank === 0 ? 0 : ends[rank - 1], to }));
+}
