@@ -82,13 +82,15 @@ export interface ContextState extends Omit<Context, "ask" | "save" | keyof Dispo
   readonly predicted?: readonly Float32Array[];
   /** What people call the text. */
   readonly label: string;
+  /** The name of what the reading left for texts to come. */
+  readonly left?: string;
   /** What reading cost when it was read, milliseconds. */
   readonly cost: { readonly prefill: number; readonly evict: number };
 }
 
 /** The context of a state, which it takes over; `rest`: where its rows wait between questions, if not in the backend. */
 export function contextOf(loaded: Model, state: ContextState, rest?: CloakedRest): Context {
-  const { facts: _, read: __, predicted: ___, label: ____, cost: _____, ...shown } = state;
+  const { facts: _, read: __, predicted: ___, label: ____, cost: _____, left: ______, ...shown } = state;
   const model = { ...loaded, frame: state.frame };
   const awake = <T>(work: () => Promise<T>) => rest ? rest.awake(work) : work();
   const context: Context = {

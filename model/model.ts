@@ -9,6 +9,7 @@ import type { Gate } from "./gate/file.ts";
 import type { Chunks } from "./foresight/file.ts";
 import { findChunks } from "./foresight/find.ts";
 import { findGate, type GateChoice } from "./gate/find.ts";
+import { findLearned } from "./gate/learned.ts";
 import { configOf } from "./file/gguf/config.ts";
 import type { GgufFile } from "./file/gguf/reader.ts";
 import { openGgufFile, openGgufSources } from "./file/gguf/split.ts";
@@ -119,6 +120,8 @@ export interface Model extends Device, AsyncDisposable {
    * @throws PalisadeError `chunks.*`, `safetensors.*`, `file.*`.
    */
   chunks(file?: string): Promise<Chunks>;
+  /** What texts that were read left of `self-gate`'s gates, now; undefined where there is nothing that can be used. */
+  learned(): Promise<Gate | undefined>;
   /**
    * The policy that a text names, with the file it names: as typed on the command line.
    * @throws PalisadeError as `loadPolicy`.
@@ -198,6 +201,7 @@ export async function loadModel(source: ModelSource, runtime: Runtime, options: 
         return found(told);
       },
       chunks: (path) => findChunks({ name, config, identity }, runtime, path),
+      learned: () => findLearned({ config, runtime, identity }),
       policy: (text) => loadPolicy(text, runtime),
       softTokens: (from) => loadSoftTokens(from, runtime, { config, identity }),
       restore(snapshot, given) {

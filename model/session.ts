@@ -21,7 +21,8 @@ import { DEFAULTS } from "./defaults.ts";
 import { checkRoom, type Expected } from "./needed_memory.ts";
 import { contextIds, controlPositions, withWords } from "./text/prompt.ts";
 import { checkRowsOf, exceedsTrained, type PlanOptions, planReading, refuseRivals } from "./read/plan.ts";
-import { scoreFiles, type SourceOptions } from "./read/policy_inputs.ts";
+import { knownGate, scoreFiles, type SourceOptions } from "./read/policy_inputs.ts";
+import { filesOnce } from "./policy_files/files_once.ts";
 import { checkForesees } from "./foresight/foresee.ts";
 import { checkKeyChannels } from "./read/key_channels.ts";
 import { storedAs } from "./read/stored_as.ts";
@@ -114,7 +115,8 @@ async function openOnce(loaded: Model, text: string, given: ContextOptions): Pro
   let options = given;
   if (typeof text !== "string") throw new TypeError(`openContext() wants a text, not ${typeof text}`);
   if (text.trim() === "") throw inputError("context.empty", "The context has no text in it", option("context"));
-  const model = options.frame === undefined ? loaded : reworded(loaded, options.frame), { frame } = model;
+  const reread = options.frame === undefined ? loaded : reworded(loaded, options.frame);
+  const model = filesOnce(reread), { frame } = model;
   await breathe(options.signal);
   const ids = contextIds(frame, model.tokenizer, text);
   const lead = frame.kind === "none" ? leadOf(ids) : undefined;
@@ -217,11 +219,17 @@ async function wantedOf(
     ...{ facts: await facts(), ids, salt: options.salt ?? "" },
     predicted: plan.maxCache?.rule.predicted ?? false,
     certificates: options.explain ?? false,
+    ...(learns(reading.policy, options) && { grown: (await model.learned())?.info.calibration.grown ?? [] }),
     cannotGoOn: cannotGoOn(reading, model.config),
     again: model.config.windows.some((window) => window > 0) ? "never" : reading.budget.window,
     fixed: fixedBudget(reading, reading.leastKept ? { tokens: 1 } : options.keep ?? DEFAULTS.keep),
     ...{ secret: options.secret, signal: options.signal },
   };
+}
+
+/** A gate is fitted, and begins with what earlier texts left. */
+function learns({ needs }: Policy, { gate, learned = true }: ContextOptions): boolean {
+  return needs.selfGate !== undefined && learned && gate === undefined;
 }
 
 async function readAnew(planned: PlannedContext, options: ContextOptions): Promise<ContextState> {
@@ -232,6 +240,7 @@ async function readAnew(planned: PlannedContext, options: ContextOptions): Promi
     ? withPredictions(planned.plan, files.gate!, predicted!)
     : planned.plan;
   if (plan.positions === "rerotate") await cache.realign(model.config.ropes);
+  const selfGate = await selfGateOf(model, result, options);
   return {
     ...{ cache, policy: reading.policy, budget, frame: model.frame, plan, replaced, predicted, facts, effort },
     tokens: ids.length,
@@ -245,7 +254,8 @@ async function readAnew(planned: PlannedContext, options: ContextOptions): Promi
     certificates: result.certificates,
     refit: result.refit,
     merge: result.merge,
-    selfGate: await selfGateOf(model, result, options),
+    selfGate,
+    ...(selfGate?.stored && { left: selfGate.as }),
     keyChannels: result.keyChannels,
     read: recordOf(ids, options.salt ?? ""),
     label: "",
@@ -254,11 +264,17 @@ async function readAnew(planned: PlannedContext, options: ContextOptions): Promi
 }
 
 /** What a gate was fitted on, and whether it was kept for texts to come, which is not done unless asked. */
-async function selfGateOf(model: Model, { fitted }: ReadResult, { learn: wanted = false }: ContextOptions) {
+async function selfGateOf(
+  model: Model,
+  { fitted }: ReadResult,
+  { learn: wanted = false, ...options }: ContextOptions,
+): Promise<Context["selfGate"]> {
   if (!fitted) return undefined;
-  const { gate, ...figures } = fitted;
+  const { gate, ...figures } = fitted, grown = (await knownGate(model, options))?.info.calibration.grown;
   const why = !gate ? "all of the text was repeated" : wanted ? undefined : "nobody asked for it";
-  const kept: Learning = gate && wanted ? await learn(model, { ...figures, gate }) : { stored: false, why: why! };
+  const kept: Learning = gate && wanted
+    ? await learn(model, { ...figures, gate, grown })
+    : { stored: false, why: why! };
   return { ...figures, ...kept };
 }
 

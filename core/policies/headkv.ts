@@ -40,7 +40,11 @@ export const headkv = definePolicy({
     KERNEL,
     SINKS,
   ],
-  needs: ({ file }) => ({ window: ["mean"], ...(file !== EVEN && { file: { kind: "head-scores", name: file } }) }),
+  needs: ({ file }, { headScores }) => {
+    const read = headScores?.get(file),
+      named = { kind: "head-scores", name: file, ...(read && { headScores: read }) } as const;
+    return { window: ["mean"], ...(file !== EVEN && { file: named }) };
+  },
   allocate: { kind: "head", uneven: true },
   score: (observation, budget, values, _, files) => {
     const { kvHeads } = budget.model, first = observation.layer * kvHeads;

@@ -84,7 +84,7 @@ interface Definition<P extends readonly Parameter[]> {
 
 /** A policy with scores of its own. Functions of `values` are asked once, when the policy is made. */
 export interface PolicyDefinition<P extends readonly Parameter[], N extends Needs> extends Definition<P> {
-  readonly needs: N | ((values: ValuesOf<P>) => N);
+  readonly needs: N | ((values: ValuesOf<P>, files: PolicyFiles) => N);
   readonly allocate: Allocation | ((values: ValuesOf<P>) => Allocation);
   /** Default: `order`. */
   readonly meaning?: ScoreMeaning | ((values: ValuesOf<P>) => ScoreMeaning);
@@ -136,7 +136,7 @@ export function definePolicy<const P extends readonly Parameter[], const N exten
   return entryOf(line, undefined, (given, values, mode, _, files = {}) => {
     const { meaning = { kind: "order" }, ends = endsOf } = line;
     line.check?.(values);
-    const needs = typeof line.needs === "function" ? line.needs(values) : line.needs;
+    const needs = typeof line.needs === "function" ? line.needs(values, files) : line.needs;
     return {
       ...given,
       needs,

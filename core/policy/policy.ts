@@ -70,6 +70,8 @@ export interface PolicyFileNeed {
   readonly kind: PolicyFileKind;
   /** As typed. */
   readonly name: string;
+  /** What stands in it, of the kind that is read before the policy is made. */
+  readonly headScores?: HeadScores;
 }
 
 /** How much a query reads, and by how much it chooses (`core/measure/foresight.ts`). */

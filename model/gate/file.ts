@@ -41,6 +41,8 @@ export interface GateInfo {
     readonly towards?: "kvzip-plus";
     /** First tokens of each text that were left out. */
     readonly skipped: number;
+    /** Names that nobody else has, of what readings left one after another, this gate the last; of learned gates alone. */
+    readonly grown?: readonly string[];
   };
   /** Ridge per layer, as a share of the mean diagonal of XᵀX. */
   readonly ridge: readonly number[];
@@ -138,6 +140,8 @@ function problemOf({ model, calibration, ridge, correlation, conformal }: GateIn
   if (calibration.towards !== undefined && calibration.towards !== "kvzip-plus") {
     return `calibration.towards is ${JSON.stringify(calibration.towards)}; want kvzip-plus, or none for kvzip`;
   }
+  const { grown } = calibration;
+  if (grown !== undefined && !(Array.isArray(grown) && grown.every(isText))) return "calibration.grown must be texts";
   if (!isNumbers(ridge, layers)) return `ridge must be ${layers} numbers`;
   if (
     !Array.isArray(correlation) || correlation.length !== layers || !correlation.every((row) => isNumbers(row, kvHeads))

@@ -4,6 +4,9 @@
  *
  * Nothing of a text can be read from it. It holds weights, never sums: XᵀX would say which tokens were in a text, and how
  * often (docs/decisions/self-gate.md). And a text changes it only by at least {@link LEAST_LEARNED} of its tokens.
+ *
+ * Each state has a random name, and says which ones it grew from. So a snapshot knows what its reading is a part of
+ * (docs/snapshots.md). No hash of a state is kept: by one, a text could be tried that was read long ago.
  */
 import { PalisadeError } from "../../core/errors.ts";
 import { hostOf } from "../../runtime/host.ts";
@@ -20,6 +23,8 @@ export const LEAST_LEARNED = 1000;
 /** Not the suffix of gates: those that `gate` looks for are fitted on texts that were chosen for it. */
 const SUFFIX = ".learned.safetensors";
 const TEXTS = "texts that were read";
+/** States that one is known to have grown from; of those before, snapshots are read anew. */
+const MOST_GROWN = 1024;
 
 /** What is looked for by. */
 export interface LearnedSubject {
@@ -49,14 +54,19 @@ export async function findLearned(model: LearnedSubject): Promise<Gate | undefin
   }
 }
 
-/** What became of a fitted gate. */
-export type Learning = { readonly stored: true } | { readonly stored: false; readonly why: string };
+/** What became of a fitted gate; `as`: the name of what is kept now. */
+export type Learning = { readonly stored: true; readonly as: string } | {
+  readonly stored: false;
+  readonly why: string;
+};
 
 /** A gate that was fitted on `tokens` tokens of a text, begun with one of `known` tokens. */
 export interface NewlyFitted {
   readonly gate: GateWeights;
   readonly tokens: number;
   readonly known: number;
+  /** What that one had grown from, where texts had left it. */
+  readonly grown?: readonly string[];
 }
 
 /**
@@ -72,15 +82,19 @@ export async function learn(model: LearnedSubject, fitted: NewlyFitted): Promise
     await host.makeFolder(gateFolder(runtime));
     await using _ = await host.lock(path);
     const now = await findLearned(model);
-    if (now && now.info.calibration.tokens !== fitted.known) {
-      return not("it began with something else than is kept now");
-    }
-    await writeWhole(runtime, path, writeGate(infoOf(model.config, sha256, fitted), fitted.gate), { secret: true });
-    return { stored: true };
+    if (now && !isBegunWith(now, fitted)) return not("it began with something else than is kept now");
+    const as = crypto.randomUUID(), grown = [...(now?.info.calibration.grown ?? []), as].slice(-MOST_GROWN);
+    const info = infoOf(model.config, sha256, { ...fitted, grown });
+    await writeWhole(runtime, path, writeGate(info, fitted.gate), { secret: true });
+    return { stored: true, as };
   } catch (error) {
     if (error instanceof PalisadeError) return not(error.message);
     throw error;
   }
+}
+
+function isBegunWith({ info: { calibration: { tokens, grown } } }: Gate, fitted: NewlyFitted): boolean {
+  return tokens === fitted.known && grown?.at(-1) === fitted.grown?.at(-1);
 }
 
 function not(why: string): Learning {
@@ -90,7 +104,7 @@ function not(why: string): Learning {
 function infoOf(
   { name, architecture, layers, kvHeads, width }: ModelConfig,
   sha256: string,
-  { tokens, known }: NewlyFitted,
+  { tokens, known, grown }: NewlyFitted,
 ): GateInfo {
   return {
     format: GATE_FORMAT,
@@ -102,6 +116,7 @@ function infoOf(
       textTokens: tokens,
       floor: FLOOR,
       skipped: SKIPPED,
+      grown,
     },
     ridge: new Array<number>(layers).fill(0),
     correlation: Array.from({ length: layers }, () => new Array<number>(kvHeads).fill(0)),

@@ -4,7 +4,6 @@ import type { Needs, Policy } from "../../core/policy/policy.ts";
 import type { Gate } from "../gate/file.ts";
 import { checkTarget } from "../gate/find.ts";
 import type { Chunks } from "../foresight/file.ts";
-import { findLearned } from "../gate/learned.ts";
 import { GateScorer, readGains } from "../gate/scorer.ts";
 import type { SoftTokens } from "../policy_files/soft_tokens.ts";
 import type { GateOptions, Model } from "../model.ts";
@@ -28,7 +27,7 @@ export interface SourceOptions {
   readonly signal?: AbortSignal;
 }
 
-type FileModel = Pick<Model, "chunks" | "file" | "config" | "backend" | "gate" | "softTokens" | "runtime" | "identity">;
+type FileModel = Pick<Model, "chunks" | "file" | "config" | "backend" | "gate" | "softTokens" | "learned">;
 
 /**
  * What a planned reading of `tokens` tokens needs of files.
@@ -86,10 +85,21 @@ export async function chunksOf({ chunks }: Pick<Model, "chunks">, { file }: Need
 }
 
 /** What a gate that is fitted while reading begins with. */
-async function fittingOf(model: FileModel, { gate, learn, learned = true, signal }: SourceOptions): Promise<Fitting> {
-  const known = gate ?? (learned ? await findLearned(model) ?? await gateIfAny(model, signal) : undefined);
-  const gains = await readGains(model.file, model.config);
-  return { gains, learn, ...(known && { known: { ...known, tokens: known.info.calibration.tokens } }) };
+async function fittingOf(model: FileModel, options: SourceOptions): Promise<Fitting> {
+  const known = await knownGate(model, options), gains = await readGains(model.file, model.config);
+  return {
+    gains,
+    learn: options.learn,
+    ...(known && { known: { ...known, tokens: known.info.calibration.tokens } }),
+  };
+}
+
+/** The gate that one is begun with: what is given, what earlier texts left, or the one that belongs to the model. */
+export async function knownGate(
+  model: Pick<Model, "gate" | "learned">,
+  { gate, learned = true, signal }: SourceOptions,
+): Promise<Gate | undefined> {
+  return gate ?? (learned ? await model.learned() ?? await gateIfAny(model, signal) : undefined);
 }
 
 /** The gate that belongs to the model, if there is one. */

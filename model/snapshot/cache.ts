@@ -15,6 +15,7 @@ import {
   firstWay,
   type Identity,
   IDENTITY_FIELDS,
+  learnedAs,
   modelIdentity,
   type ReadingFacts,
   readingIdentity,
@@ -48,6 +49,11 @@ export interface Wanted {
   readonly predicted: boolean;
   /** Certificates must be in it. */
   readonly certificates: boolean;
+  /**
+   * What the gate that `self-gate` begins with has grown from, where that is what earlier texts left; undefined where the
+   * caller said what it begins with.
+   */
+  readonly grown?: readonly string[];
   /** Why the rest of a text can't be read behind its beginning; undefined when it can. */
   readonly cannotGoOn?: string;
   /** Last tokens of a beginning that would be read again; all of it must be used where that can't be. */
@@ -163,8 +169,11 @@ function titleOf(name: string, { state }: OpenedSnapshot): string {
 }
 
 /** The first thing but the tokens that is otherwise. */
-function whyUnfit({ file, identity: there }: OpenedSnapshot, asked: Identity, wanted: Wanted): Miss | undefined {
-  const difference = firstDifference({ ...there, way: firstWay(there.way) }, asked);
+function whyUnfit({ file, identity, state }: OpenedSnapshot, asked: Identity, wanted: Wanted): Miss | undefined {
+  // What its reading left, and what grew from that, is no other beginning: the text is a part of it already.
+  const isPart = state.left !== undefined && wanted.grown?.includes(state.left);
+  const files = isPart ? learnedAs(identity.files, asked.files) : identity.files;
+  const difference = firstDifference({ ...identity, files, way: firstWay(identity.way) }, asked);
   if (difference) {
     return { nearness: IDENTITY_FIELDS.indexOf(difference.field), reason: differenceText(difference) };
   }

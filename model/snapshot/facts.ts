@@ -3,12 +3,13 @@ import { type Keep, parseKeep } from "../../core/select/budget.ts";
 import type { Policy, PolicyFileKind } from "../../core/policy/policy.ts";
 import type { DecodePlan } from "../decode/answer.ts";
 import { DEFAULTS } from "../defaults.ts";
+import type { Gate } from "../gate/file.ts";
 import type { Model } from "../model.ts";
 import { type FileContents, POLICY_FILES } from "../policy_files/policy_files.ts";
-import { chunksOf, type SourceOptions } from "../read/policy_inputs.ts";
+import { chunksOf, knownGate, type SourceOptions } from "../read/policy_inputs.ts";
 import type { Reading } from "../read/reading.ts";
 import { taggedHash } from "./hash.ts";
-import { budgetWords, type ReadingFacts } from "./identity.ts";
+import { budgetWords, KNOWN, type ReadingFacts } from "./identity.ts";
 
 interface Asked extends SourceOptions {
   readonly keep?: Keep | string;
@@ -43,18 +44,31 @@ export async function factsOf(
 async function fileHashes(
   model: Model,
   { needs }: Policy,
-  { gate, softTokens }: SourceOptions,
+  options: SourceOptions,
   predict: boolean,
 ): Promise<Record<string, string>> {
+  const { gate, softTokens } = options;
   const hashes: Record<string, string> = {};
   const note = <K extends PolicyFileKind>(kind: K, content: FileContents[K]) => {
     hashes[kind] = taggedHash([[kind, POLICY_FILES[kind].bytes(content)]]);
   };
-  if (needs.gate || predict) note("gate", gate ?? await model.gate({ target: needs.gate || true }));
+  if (needs.gate || predict) hashes.gate = gateHash("gate", gate ?? await model.gate({ target: needs.gate || true }));
+  if (needs.selfGate) hashes[KNOWN] = knownHash(await knownGate(model, options));
   if (needs.foresight) note("chunks", await chunksOf(model, needs));
-  const { kind, name } = needs.file ?? {};
+  const { kind, name, headScores } = needs.file ?? {};
   if (softTokens && needs.softTokens) note("soft-tokens", softTokens);
   else if (kind === "soft-tokens") note(kind, await model.softTokens(name!));
-  else if (kind === "head-scores") note(kind, await POLICY_FILES[kind].read(name!, model.runtime));
+  // Without them nothing could have been read by the policy.
+  else if (headScores) note("head-scores", headScores);
   return hashes;
+}
+
+/** Of what a gate that fits itself begins with; its weights as they are, which its file rounds. */
+function knownHash(gate: Gate | undefined): string {
+  return gate ? gateHash(KNOWN, gate) : "nothing";
+}
+
+function gateHash(kind: string, gate: Gate): string {
+  const { weights } = gate, exact = new Uint8Array(weights.buffer, weights.byteOffset, weights.byteLength);
+  return taggedHash([[kind, POLICY_FILES.gate.bytes(gate)], ["weights", exact]]);
 }

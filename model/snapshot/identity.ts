@@ -145,6 +145,31 @@ export function policyIdentity({ name, parameters }: Policy): Pick<ReadingIdenti
   return { policy: name, parameters: sortedPairs(parameters) };
 }
 
+/** Which of the {@link ReadingFacts} `files` is no file of the user's: what `self-gate` had learned before. */
+export const KNOWN = "known";
+
+/** The kinds of files of an identity, and their hashes; none where they are of another form. */
+function filesOf(files: string): Map<string, unknown> {
+  try {
+    return new Map(JSON.parse(files));
+  } catch {
+    return new Map();
+  }
+}
+
+/** The files `there`, but what had been learned before as in `here`. */
+export function learnedAs(there: string, here: string): string {
+  const files = filesOf(there), known = filesOf(here).get(KNOWN);
+  if (!files.has(KNOWN) || known === undefined) return there;
+  return sortedPairs(Object.fromEntries(files.set(KNOWN, known)));
+}
+
+/** The files of a context that was read with `before`, and gone on with `after`. */
+export function filesBehind(before: ReadingFacts["files"], after: ReadingFacts["files"]): ReadingFacts["files"] {
+  const [was, is] = [before[KNOWN], after[KNOWN]];
+  return was === is ? after : { ...after, [KNOWN]: taggedHash([["known", `${was}`], ["then", `${is}`]]) };
+}
+
 function sortedPairs(values: object): string {
   return JSON.stringify(Object.entries(values).sort(([a], [b]) => a < b ? -1 : 1));
 }
@@ -203,10 +228,17 @@ export function differenceText({ field, there, here }: Difference): string {
   const shown = (value: string) => value.length > 120 ? `${value.slice(0, 120)}…` : value;
   const hashed = /^[0-9a-f]{64}$/.test(there);
   if (field === "salt") return "it was made with another salt";
+  if (field === "files") return filesText(filesOf(there), filesOf(here));
   const values = hashed
     ? `SHA-256 ${there.slice(0, 12)}…, here ${here.slice(0, 12)}…`
     : `${shown(there)}, here ${shown(here)}`;
   return `the ${NAMES[field]} differ${PLURAL.has(field) ? "" : "s"}: ${values}`;
+}
+
+function filesText(there: ReadonlyMap<string, unknown>, here: ReadonlyMap<string, unknown>): string {
+  const kinds = [...new Set([...there.keys(), ...here.keys()])].filter((kind) => there.get(kind) !== here.get(kind));
+  if (kinds.join() === KNOWN) return "what self-gate had learned of other texts differs";
+  return `the files of the policy differ: ${kinds.join(", ").replace(KNOWN, "what self-gate had learned")}`;
 }
 
 const PLURAL = new Set<IdentityField>(["weights", "frame", "model", "parameters", "files", "positions"]);

@@ -235,6 +235,7 @@ export async function restoreState(
       ...state.done,
       label: state.label,
       cost: state.ms,
+      left: state.left,
       facts: () => Promise.resolve({ ...facts, positions: plan.positions }),
     };
   } catch (error) {

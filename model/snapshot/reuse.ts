@@ -13,7 +13,16 @@ import { repeatPrompts } from "../read/reconstruct.ts";
 import { replayPieces } from "../read/replay.ts";
 import type { ByteSource } from "./bytes.ts";
 import { type Found, matchedTokens, type Wanted } from "./cache.ts";
-import { firstDifference, firstWay, modelIdentity, readingIdentity, refuseDifference, wayBehind } from "./identity.ts";
+import {
+  filesBehind,
+  firstDifference,
+  firstWay,
+  learnedAs,
+  modelIdentity,
+  readingIdentity,
+  refuseDifference,
+  wayBehind,
+} from "./identity.ts";
 import { type OpenWith, readHeader, readTokens, restoreState } from "./restore.ts";
 import { recordOf } from "./tokens.ts";
 
@@ -57,7 +66,7 @@ async function goOn(old: ContextState, tokens: number, instead: InsteadOf): Prom
   const { model, reading, wanted, plan, replaced, files } = instead,
     { ids, salt } = wanted,
     { policy, budget } = reading;
-  const { cache } = old, rest = ids.slice(tokens), { way } = await old.facts();
+  const { cache } = old, rest = ids.slice(tokens), { way, files: before } = await old.facts();
   const predicted = tokens === old.tokens ? old.predicted : cut(cache, tokens, old.predicted);
   const restored = performance.now() - instead.start, { outputWeights, onLayer, signal } = instead;
   const read = await readOn(model, cache, rest, {
@@ -82,7 +91,10 @@ async function goOn(old: ContextState, tokens: number, instead: InsteadOf): Prom
     frameTokens: reading.frameTokens ?? 0,
     certificates: undefined,
     risk: limited ? old.risk : undefined,
-    facts: () => Promise.resolve({ ...wanted.facts, way: wayBehind(way, tokens) }),
+    facts: () => {
+      const files = filesBehind(before, wanted.facts.files);
+      return Promise.resolve({ ...wanted.facts, files, way: wayBehind(way, tokens) });
+    },
     read: recordOf(ids, salt),
     cost: { prefill: old.cost.prefill + read.ms.prefill, evict: old.cost.evict + read.ms.evict },
   };
@@ -145,7 +157,9 @@ export async function namedSnapshot(source: ByteSource, model: Model, wanted: Wa
   const asked = { ...await modelIdentity(model, wanted.salt, wanted.signal), ...readingIdentity(wanted.facts) };
   // One that is named may be gone on with by a larger budget, which what was kept leaves room in.
   const grows = growsFrom(identity.budget, asked.budget) && state.tokens < wanted.ids.length;
-  const there = { ...identity, way: firstWay(identity.way), ...(grows && { budget: asked.budget }) };
+  // Whoever names one means it, whatever other texts taught meanwhile, or elsewhere.
+  const files = wanted.grown ? learnedAs(identity.files, asked.files) : identity.files;
+  const there = { ...identity, files, way: firstWay(identity.way), ...(grows && { budget: asked.budget }) };
   const difference = firstDifference(there, asked);
   if (difference) throw refuseDifference(file.name, difference);
   const read = await readTokens(opened, wanted.salt), match = matchedTokens(read, state.budget, wanted);

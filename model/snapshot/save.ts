@@ -129,6 +129,7 @@ function savedState(model: Model, state: ContextState, label: string): SavedStat
     ...(frame.date !== undefined && { date: frame.date }),
     ...(state.risk && { risk: state.risk }),
     ms: { prefill: state.cost.prefill, evict: state.cost.evict },
+    ...(state.left !== undefined && { left: state.left }),
     done: doneTo(state),
   };
 }

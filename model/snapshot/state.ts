@@ -55,6 +55,8 @@ export interface SavedState {
   readonly risk?: RiskState;
   /** What reading cost, milliseconds. */
   readonly ms: { readonly prefill: number; readonly evict: number };
+  /** The name of what the reading left for texts to come, where it left something (`model/gate/learned.ts`). */
+  readonly left?: string;
   /** What was done to what stays, besides choosing it. */
   readonly done: Pick<Context, "effort" | "refit" | "merge" | "keyChannels">;
 }
@@ -136,6 +138,7 @@ function stateOf(fields: Fields, shape: ModelShape | undefined): SavedState {
     ...(fields.has("date") && { date: fields.text("date") }),
     ...(fields.has("risk") && { risk: riskOf(fields.object("risk")) }),
     ms: { prefill: ms.number("prefill"), evict: ms.number("evict") },
+    ...(fields.has("left") && { left: fields.text("left") }),
     // Snapshots of before say nothing of it.
     done: fields.has("done") ? doneOf(fields.object("done")) : {},
   };

@@ -83,6 +83,8 @@ Deno.test("parseGate() refuses files that are no gates, or say something else th
     { calibration: { ...calibration, texts: "all" } },
     { calibration: { ...calibration, texts: [1] } },
     { calibration: { ...calibration, tokens: "many" } },
+    { calibration: { ...calibration, grown: "a lot" } },
+    { calibration: { ...calibration, grown: [7] } },
     { ridge: [1] },
     { correlation: undefined },
     { correlation: info.correlation.slice(1) },

@@ -316,7 +316,7 @@ Deno.test("findLearned() passes over what is damaged or another model's; learn()
     await using model = await tiny("llama-plain", "wasm", runtime);
     const path = learnedPath(runtime, await model.identity()), gate = randomGate(model.config);
     assert.equal(await findLearned(model), undefined);
-    assert.deepEqual(await learn(model, { gate, tokens: 2000, known: 0 }), { stored: true });
+    assert.ok((await learn(model, { gate, tokens: 2000, known: 0 })).stored);
     assert.equal((await findLearned(model))!.info.calibration.tokens, 2000);
     await using other = await tiny("qwen2-plain", "wasm", runtime);
     assert.equal(await findLearned(other), undefined);
@@ -326,7 +326,7 @@ Deno.test("findLearned() passes over what is damaged or another model's; learn()
       assert.equal(await findLearned(model), undefined, `${length} bytes`);
     }
     // What is damaged is replaced.
-    assert.deepEqual(await learn(model, { gate, tokens: 3000, known: 0 }), { stored: true });
+    assert.ok((await learn(model, { gate, tokens: 3000, known: 0 })).stored);
     await rm(path);
     await mkdir(path);
     const failed = await learn(model, { gate, tokens: 3000, known: 0 });
