@@ -74,6 +74,8 @@ export { folderStore } from "./model/snapshot/folder_store.ts";
 export type { RestoreOptions } from "./model/snapshot/restore.ts";
 export type { SaveOptions } from "./model/snapshot/save.ts";
 export { type SnapshotInfo, type SnapshotStore, storeSink, storeSource } from "./model/snapshot/store.ts";
+export { type DescribedParameter, type DescribedPolicy, describePolicies } from "./core/policy/about.ts";
+export type { PolicyAbout } from "./core/policy/policy.ts";
 export { loadPolicy } from "./model/policy_files/policy_files.ts";
 export {
   isSealed,

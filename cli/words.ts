@@ -3,8 +3,8 @@ import type { Word } from "./options.ts";
 
 /** Policies by name, and those with a form as published. */
 export async function policyWords(): Promise<Word[]> {
-  const { policies } = await import("../core/policy/registry.ts");
-  const published = policies.filter(({ reference }) => reference !== undefined);
+  const { describePolicies } = await import("../core/policy/about.ts");
+  const policies = describePolicies(), published = policies.filter(({ reference }) => reference !== undefined);
   return [
     ...policies.map(({ name, summary }): Word => [name, summary]),
     ...published.map(({ name }): Word => [`${name}@reference`, "the published code"]),

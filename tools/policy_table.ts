@@ -1,10 +1,10 @@
-/** The policy table of docs/policies.md, from the registry. `deno task docs` writes it. */
-import { policies } from "../core/policy/registry.ts";
+/** The policy table of docs/policies.md, from what policies say of themselves. `deno task docs` writes it. */
+import { describePolicies } from "../core/policy/about.ts";
 import { markdownTable } from "./markdown.ts";
 
 /** Markdown, columns padded as `deno fmt` does, without a line break at the end. */
 export function policyTable(): string {
-  const rows = policies.map(({ name, over, summary, parameters, paper, reference }) => [
+  const rows = describePolicies().map(({ name, over, summary, parameters, paper, reference }) => [
     `\`${over ? `${name}(${over})` : name}\``,
     summary,
     parameters.map((each) => `\`${each.name}=${each.default}\``).join(" "),

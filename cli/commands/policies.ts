@@ -1,5 +1,5 @@
 /** `palisade policies`: what there is to choose from. */
-import { policies } from "../../core/policy/registry.ts";
+import { describePolicies } from "../../core/policy/about.ts";
 import { stepRules } from "../../core/rules/registry.ts";
 import { command } from "../command.ts";
 import { EXIT, type Io } from "../io.ts";
@@ -23,6 +23,7 @@ export const policiesCommand = command({
 /** Prints the registry as a table, or as JSON with parameters; `steps`: the rules that evict while decoding instead. */
 function listPolicies(options: PoliciesOptions, io: Io): number {
   if (options.steps) return listStepRules(options, io);
+  const policies = describePolicies();
   if (options.json) {
     const plain = policies.map(({ name, summary, paper, source, parameters, reference }) => ({
       name,

@@ -1,8 +1,8 @@
 /** What may stand next in a text of policies: names, and inside brackets parameters, their choices, and scorers. */
 import { ROW_TYPES } from "../../core/cache/entry_type.ts";
 import { MERGES } from "../../core/merge/merge.ts";
-import type { Parameter, PolicyEntry } from "../../core/policy/policy.ts";
-import { policies } from "../../core/policy/registry.ts";
+import { type DescribedPolicy, describePolicies } from "../../core/policy/about.ts";
+import type { Parameter } from "../../core/policy/policy.ts";
 import { STAGE_NAMES } from "../../core/policy/stages.ts";
 import { REFITS } from "../../core/refit/refit.ts";
 import type { Word } from "../options.ts";
@@ -10,11 +10,13 @@ import type { Word } from "../options.ts";
 /** What stages can be told, those that take words. */
 const STAGE_CHOICES: Readonly<Record<string, readonly string[]>> = { merge: MERGES, refit: REFITS, rows: ROW_TYPES };
 
+const policies = describePolicies();
+
 type Pair = readonly [word: string, about: string];
 
 /** A policy whose brackets are open. */
 interface Open {
-  readonly entry?: PolicyEntry;
+  readonly entry?: DescribedPolicy;
   readonly published: boolean;
   /** What stands in its brackets so far, up to the word that is being typed. */
   readonly said: string;
@@ -60,7 +62,7 @@ function inside({ entry, published, said, outermost }: Open, last: string): Pair
   return entry.over !== undefined && said.trim() === "" ? [...scorersFor(entry), ...free] : free;
 }
 
-function scorersFor({ name: own }: PolicyEntry): Pair[] {
+function scorersFor({ name: own }: DescribedPolicy): Pair[] {
   return names().filter(([name]) => name !== own);
 }
 

@@ -3,7 +3,7 @@
  * docs`), so their comments are what readers of the schema see. Numbers that are not finite are printed as null.
  */
 import type { ErrorKind } from "../../core/errors.ts";
-import type { Parameter } from "../../core/policy/policy.ts";
+import type { DescribedParameter } from "../../core/policy/about.ts";
 import type { HiddenFact } from "../../evaluate/tasks/facts.ts";
 import type { Comparison } from "../../evaluate/results/against.ts";
 import type { ResultLine } from "../../evaluate/results/results.ts";
@@ -301,7 +301,7 @@ export interface ListedPolicy {
   readonly summary: string;
   readonly paper: string;
   readonly source: string;
-  readonly parameters: readonly Parameter[];
+  readonly parameters: readonly DescribedParameter[];
   /** What `NAME@reference` does differently; null where there is none. */
   readonly reference: string | null;
 }

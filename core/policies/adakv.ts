@@ -7,7 +7,7 @@
  */
 import { defineWrapper } from "../policy/define.ts";
 import { parameter } from "../policy/parameters.ts";
-import type { Budget, LayerScores } from "../policy/policy.ts";
+import type { Budget, LayerScores, PolicyAbout } from "../policy/policy.ts";
 import { segmentsOf } from "../select/allocate.ts";
 import { selectTop } from "../select/select.ts";
 
@@ -18,20 +18,23 @@ export const SAFEGUARD = parameter({
   default: 0.2,
   min: 0,
   max: 1,
-  help: "share of its even budget that every head is sure of",
 });
 
 export const adakv = defineWrapper({
   name: "adakv",
-  summary: "Lets the heads of a layer compete over any scorer's scores",
-  paper: "Feng et al. 2024, arXiv 2407.11550",
-  source: "NVIDIA/kvpress 8bb29b9, kvpress/presses/adakv_press.py",
   parameters: [SAFEGUARD],
-  reference: "the published scorer below it, and trunc budgets",
+  reference: true,
   over: "snapkv",
   allocate: { kind: "layer", fromHeads: true },
   rescore: (layer, _, budget, { safeguard }) => safeguarded(layer, budget, safeguard),
 });
+
+export const about: PolicyAbout = {
+  summary: "Lets the heads of a layer compete over any scorer's scores",
+  paper: "Feng et al. 2024, arXiv 2407.11550",
+  source: "NVIDIA/kvpress 8bb29b9, kvpress/presses/adakv_press.py",
+  reference: "the published scorer below it, and trunc budgets",
+};
 
 /** Scores of which some entries are safe. */
 export type Safeguarded = LayerScores & Required<Pick<LayerScores, "protectedEntries">>;

@@ -15,14 +15,12 @@
 import { exp, ln } from "../measure/exp.ts";
 import { definePolicy, type Observed } from "../policy/define.ts";
 import { KERNEL, SINKS, WINDOW } from "../policy/parameters.ts";
+import type { PolicyAbout } from "../policy/policy.ts";
 import { poolHeads } from "../measure/pool.ts";
 import { appendWindow, largest } from "../select/protect.ts";
 
 export const cake = definePolicy({
   name: "cake",
-  summary: "Layers share the budget by entropy and variance of their attention",
-  paper: "Qin et al. 2025, arXiv 2503.12491",
-  source: "antgroup/cakekv; FFY0/DefensiveKV 9251b95, kvpress/presses/cake_global_press.py",
   parameters: [
     {
       name: "gamma",
@@ -30,7 +28,6 @@ export const cake = definePolicy({
       default: 200,
       min: 0,
       max: 1e6,
-      help: "weight of the variance in an entry's score",
     },
     {
       name: "tau1",
@@ -38,7 +35,6 @@ export const cake = definePolicy({
       default: 1.6,
       min: 0.05,
       max: 20,
-      help: "temperature of the entropy; higher: less",
     },
     {
       name: "tau2",
@@ -46,7 +42,6 @@ export const cake = definePolicy({
       default: 0.6,
       min: 0.05,
       max: 20,
-      help: "temperature of the variance; higher: less",
     },
     WINDOW,
     KERNEL,
@@ -63,6 +58,18 @@ export const cake = definePolicy({
     };
   },
 });
+
+export const about: PolicyAbout = {
+  summary: "Layers share the budget by entropy and variance of their attention",
+  paper: "Qin et al. 2025, arXiv 2503.12491",
+  source: "antgroup/cakekv; FFY0/DefensiveKV 9251b95, kvpress/presses/cake_global_press.py",
+  help: {
+    gamma: "weight of the variance in an entry's score",
+    tau1: "temperature of the entropy; higher: less",
+    tau2: "temperature of the variance; higher: less",
+    window: "last tokens that are observed and never evicted",
+  },
+};
 
 function preferenceOf(
   { entropy, variance, shape }: Observed<"entropy" | "variance">,

@@ -9,6 +9,7 @@
 import { exp } from "../measure/exp.ts";
 import { definePolicy, type Observed } from "../policy/define.ts";
 import { RECENT, SINKS } from "../policy/parameters.ts";
+import type { PolicyAbout } from "../policy/policy.ts";
 import { cholesky } from "../refit/linear.ts";
 import { largest } from "../select/protect.ts";
 
@@ -19,18 +20,14 @@ const LEAST_NORM = 1e-12;
 
 export const capkv = definePolicy({
   name: "capkv",
-  summary: "Keeps the values that little else can say, weighed by how queries to come are aligned with their keys",
-  paper: "CapKV, arXiv 2604.25975",
-  source: "NVIDIA/kvpress 305a70f, kvpress/presses/cap_press.py",
   parameters: [
-    { name: "tau", type: "number", default: 5, min: 0, max: 100, help: "how sharply keys are weighed" },
+    { name: "tau", type: "number", default: 5, min: 0, max: 100 },
     {
       name: "future",
       type: "integer",
       default: 512,
       min: 1,
       max: 65536,
-      help: "positions to come that are meaned over",
     },
     SINKS,
     RECENT,
@@ -44,6 +41,15 @@ export const capkv = definePolicy({
     return { scores };
   },
 });
+
+export const about: PolicyAbout = {
+  summary: "Keeps the values that little else can say, weighed by how queries to come are aligned with their keys",
+  paper: "CapKV, arXiv 2604.25975",
+  source: "NVIDIA/kvpress 305a70f, kvpress/presses/cap_press.py",
+  help: {
+    tau: "how sharply keys are weighed",
+  },
+};
 
 type Seen = Observed<"keys" | "values" | "queryMean">;
 

@@ -9,18 +9,24 @@
  * at least, and so misses its budget by up to a chunk.
  */
 import { defineWrapper } from "../policy/define.ts";
-import type { LayerScores } from "../policy/policy.ts";
+import type { LayerScores, PolicyAbout } from "../policy/policy.ts";
 
 export const chunkkv = defineWrapper({
   name: "chunkkv",
-  summary: "Any scorer's scores, neighbouring tokens kept or evicted together",
-  paper: "Liu et al. 2025, arXiv 2502.00299",
-  source: "NVIDIA/kvpress 8bb29b9, kvpress/presses/chunkkv_press.py",
-  parameters: [{ name: "chunk", type: "integer", default: 20, min: 1, max: 65536, help: "tokens of a chunk" }],
+  parameters: [{ name: "chunk", type: "integer", default: 20, min: 1, max: 65536 }],
   over: "snapkv",
   allocate: { kind: "head" },
   rescore: (layer, _, { length }, { chunk }) => inChunks(layer, length, chunk),
 });
+
+export const about: PolicyAbout = {
+  summary: "Any scorer's scores, neighbouring tokens kept or evicted together",
+  paper: "Liu et al. 2025, arXiv 2502.00299",
+  source: "NVIDIA/kvpress 8bb29b9, kvpress/presses/chunkkv_press.py",
+  help: {
+    chunk: "tokens of a chunk",
+  },
+};
 
 /** Chunk scores for every entry, `[kvHeads, L]`; inside a chunk the scorer's own score decides. */
 function inChunks({ scores, protectedEntries, counts }: LayerScores, length: number, chunk: number): LayerScores {

@@ -10,23 +10,27 @@
  */
 import { segmentsOf } from "../select/allocate.ts";
 import { defineWrapper } from "../policy/define.ts";
-import type { Budget, LayerScores, PolicyMode } from "../policy/policy.ts";
+import type { Budget, LayerScores, PolicyAbout, PolicyMode } from "../policy/policy.ts";
 import { selectTop } from "../select/select.ts";
 import { CRITICAL_EPSILON, FIRST } from "./critical_adakv.ts";
 
 export const critical = defineWrapper({
   name: "critical",
-  summary: "Any scorer's scores, half of each head decided by value norms",
-  paper: "Feng et al. 2025, arXiv 2502.03805",
-  source: "NVIDIA/kvpress 8bb29b9, kvpress/presses/criticalkv_press.py",
   parameters: [FIRST],
-  reference: "the published scorer below it, trunc budgets, stage 1 = trunc(L·(1−r)·first)",
+  reference: true,
   over: "snapkv",
   needs: { valueNorms: "l1" },
   allocate: { kind: "head" },
   rescore: (layer, { valueNorms }, budget, { first }, mode) =>
     weighed(layer, budget, valueNorms, stageOneSizes(layer, budget, mode, first)),
 });
+
+export const about: PolicyAbout = {
+  summary: "Any scorer's scores, half of each head decided by value norms",
+  paper: "Feng et al. 2025, arXiv 2502.03805",
+  source: "NVIDIA/kvpress 8bb29b9, kvpress/presses/criticalkv_press.py",
+  reference: "the published scorer below it, trunc budgets, stage 1 = trunc(L·(1−r)·first)",
+};
 
 /** Entries of each head that stay by score, `[kvHeads]`. */
 function stageOneSizes({ counts }: LayerScores, budget: Budget, mode: PolicyMode, first: number): number[] {

@@ -9,7 +9,7 @@
 import { segmentsOf, selectLayer } from "../select/allocate.ts";
 import { defineWrapper } from "../policy/define.ts";
 import { parameter } from "../policy/parameters.ts";
-import type { Budget, LayerScores } from "../policy/policy.ts";
+import type { Budget, LayerScores, PolicyAbout } from "../policy/policy.ts";
 import { selectTop } from "../select/select.ts";
 import { SAFEGUARD, type Safeguarded, safeguarded } from "./adakv.ts";
 
@@ -22,22 +22,25 @@ export const FIRST = parameter({
   default: 0.5,
   min: 0,
   max: 1,
-  help: "share of a head's budget decided by score alone",
 });
 
 export const criticalAdakv = defineWrapper({
   name: "critical-adakv",
-  summary: "Ada-KV head budgets, half of each decided by value norms",
-  paper: "Feng et al. 2025, arXiv 2502.03805",
-  source: "NVIDIA/kvpress 8bb29b9, kvpress/presses/critical_kv_press.py",
   parameters: [SAFEGUARD, FIRST],
-  reference: "the published scorer below it, and trunc budgets",
+  reference: true,
   over: "snapkv",
   needs: { valueNorms: "l1" },
   allocate: { kind: "head", fromHeads: true },
   rescore: (layer, { valueNorms }, budget, { safeguard, first }) =>
     twoStages(safeguarded(layer, budget, safeguard), budget, valueNorms, first),
 });
+
+export const about: PolicyAbout = {
+  summary: "Ada-KV head budgets, half of each decided by value norms",
+  paper: "Feng et al. 2025, arXiv 2502.03805",
+  source: "NVIDIA/kvpress 8bb29b9, kvpress/presses/critical_kv_press.py",
+  reference: "the published scorer below it, and trunc budgets",
+};
 
 /** Scores `[kvHeads, L]` with stage 1 protected, stage 2 weighed by `norms`, and the head budgets as counts. */
 function twoStages(layer: Safeguarded, budget: Budget, norms: Float32Array, first: number): LayerScores {

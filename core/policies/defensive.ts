@@ -13,7 +13,7 @@
 import { coverageSet } from "../measure/coverage.ts";
 import { definePolicy, type Observed, type ValuesOf } from "../policy/define.ts";
 import { KERNEL, parameters, SINKS, WINDOW } from "../policy/parameters.ts";
-import type { Allocation, Budget, LayerScores, PolicyMode } from "../policy/policy.ts";
+import type { Allocation, Budget, LayerScores, PolicyAbout, PolicyMode } from "../policy/policy.ts";
 import { appendWindow, largest, protectEnds } from "../select/protect.ts";
 import { defensiveRisk } from "../worst_case/risk.ts";
 import { NORM_AXES, valueShares } from "../measure/value_share.ts";
@@ -21,13 +21,12 @@ import { NORM_AXES, valueShares } from "../measure/value_share.ts";
 const PARAMETERS = parameters([
   WINDOW,
   KERNEL,
-  { name: "coverage", type: "number", default: 0.9, min: 0, max: 1, help: "share of mean attention stage 1 covers" },
+  { name: "coverage", type: "number", default: 0.9, min: 0, max: 1 },
   {
     name: "norm",
     type: "text",
     default: "heads",
     choices: NORM_AXES,
-    help: "what value norms are divided by: the heads' sum, the tokens' sum, nothing; or off",
   },
   {
     name: "beta",
@@ -35,7 +34,6 @@ const PARAMETERS = parameters([
     default: "before-window",
     choices: ["before-window", "window", "none"],
     oursOnly: true,
-    help: "taken off the coverage: mean mass on as many tokens before the window, on the window itself, or nothing",
   },
   {
     name: "forced",
@@ -43,7 +41,6 @@ const PARAMETERS = parameters([
     default: "maximum",
     choices: ["maximum", "protect", "none"],
     oursOnly: true,
-    help: "stage 1 entries get the layer's maximum, or stand above every layer's entries, or are left alone",
   },
   {
     name: "order",
@@ -51,33 +48,43 @@ const PARAMETERS = parameters([
     default: "l1",
     choices: ["l1", "l2"],
     oursOnly: true,
-    help: "of the value norm: l1 as published, or l2, which a tenth of the time gives",
   },
   { ...SINKS, oursOnly: true },
 ]);
 
+export const defensive = entry("defensive", { kind: "layer" });
+
+export const layerDefensive = entry("layer-defensive", { kind: "model" });
+
 const PAPER = "Feng et al. 2025, arXiv 2510.13334";
-const REFERENCE = "trunc budgets, β from before the window, a negative cap forces nearly all (short prompts), no sinks";
+const HELP = {
+  window: "last tokens that are observed and never evicted",
+  coverage: "share of mean attention stage 1 covers",
+  norm: "what value norms are divided by: the heads' sum, the tokens' sum, nothing; or off",
+  beta: "taken off the coverage: mean mass on as many tokens before the window, on the window itself, or nothing",
+  forced: "stage 1 entries get the layer's maximum, or stand above every layer's entries, or are left alone",
+  order: "of the value norm: l1 as published, or l2, which a tenth of the time gives",
+};
 
-export const defensive = entry(
-  "defensive",
-  "Keeps what the worst case needs, heads of a layer competing",
-  "FFY0/DefensiveKV 9251b95, kvpress/presses/efficient_defensivekv_press.py",
-  REFERENCE,
-  { kind: "layer" },
-);
+export const aboutDefensive: PolicyAbout = {
+  summary: "Keeps what the worst case needs, heads of a layer competing",
+  paper: PAPER,
+  source: "FFY0/DefensiveKV 9251b95, kvpress/presses/efficient_defensivekv_press.py",
+  reference: "trunc budgets, β from before the window, a negative cap forces nearly all (short prompts), no sinks",
+  help: HELP,
+};
 
-export const layerDefensive = entry(
-  "layer-defensive",
-  "Keeps what the worst case needs, all layers and heads competing",
-  "FFY0/DefensiveKV 9251b95, kvpress/presses/efficient_layer_defensivekv_press.py",
-  `${REFERENCE}; a layer of small scores can lose even its window`,
-  { kind: "model" },
-);
+export const aboutLayerDefensive: PolicyAbout = {
+  summary: "Keeps what the worst case needs, all layers and heads competing",
+  paper: PAPER,
+  source: "FFY0/DefensiveKV 9251b95, kvpress/presses/efficient_layer_defensivekv_press.py",
+  reference: "as defensive's; a layer of small scores can lose even its window",
+  help: HELP,
+};
 
-function entry(name: string, summary: string, source: string, reference: string, allocate: Allocation) {
+function entry(name: string, allocate: Allocation) {
   return definePolicy({
-    ...{ name, summary, paper: PAPER, source, parameters: PARAMETERS, reference, allocate },
+    ...{ name, parameters: PARAMETERS, reference: true, allocate },
     needs: ({ kernel, norm, order }) => ({
       window: ["mean", "pooledMax"],
       kernel,

@@ -9,13 +9,11 @@
  */
 import { definePolicy } from "../policy/define.ts";
 import { KERNEL, SINKS, WINDOW } from "../policy/parameters.ts";
+import type { PolicyAbout } from "../policy/policy.ts";
 import { appendWindow, largest } from "../select/protect.ts";
 
 export const defensiveRisk = definePolicy({
   name: "defensive-risk",
-  summary: "Keeps the largest worst-case importance, all layers competing, nothing added",
-  paper: "ours, after Feng et al. 2025, arXiv 2510.13334",
-  source: "none",
   parameters: [WINDOW, KERNEL, SINKS],
   needs: ({ kernel }) => ({ window: ["pooledMax"], kernel }),
   allocate: { kind: "model" },
@@ -24,3 +22,12 @@ export const defensiveRisk = definePolicy({
     scores: appendWindow(pooledMax, kvHeads, window, largest(pooledMax)),
   }),
 });
+
+export const about: PolicyAbout = {
+  summary: "Keeps the largest worst-case importance, all layers competing, nothing added",
+  paper: "ours, after Feng et al. 2025, arXiv 2510.13334",
+  source: "none",
+  help: {
+    window: "last tokens that are observed and never evicted",
+  },
+};

@@ -9,14 +9,12 @@
 import { poolHeads } from "../measure/pool.ts";
 import { definePolicy } from "../policy/define.ts";
 import { KERNEL, SINKS, WINDOW } from "../policy/parameters.ts";
+import type { PolicyAbout } from "../policy/policy.ts";
 import { appendWindow, largest } from "../select/protect.ts";
 import { COMPETE } from "./kvzip.ts";
 
 export const dropkv = definePolicy({
   name: "dropkv",
-  summary: "Keeps what changes the attention's output most when it alone goes",
-  paper: "DropKV, OpenReview MqfNzH3TVH",
-  source: "NVIDIA/kvpress 7fb8625, kvpress/presses/dropkv_press.py",
   parameters: [WINDOW, { ...KERNEL, default: 7 }, { ...COMPETE, default: "head" }, SINKS],
   needs: { window: ["logSumExp"], dropErrors: true },
   allocate: ({ compete }) => ({ kind: compete }),
@@ -25,3 +23,12 @@ export const dropkv = definePolicy({
     return { scores: appendWindow(prefix, kvHeads, window, largest(prefix) + 1) };
   },
 });
+
+export const about: PolicyAbout = {
+  summary: "Keeps what changes the attention's output most when it alone goes",
+  paper: "DropKV, OpenReview MqfNzH3TVH",
+  source: "NVIDIA/kvpress 7fb8625, kvpress/presses/dropkv_press.py",
+  help: {
+    window: "last tokens that are observed and never evicted",
+  },
+};

@@ -9,14 +9,12 @@
 import { exp } from "../measure/exp.ts";
 import { definePolicy, type Observed } from "../policy/define.ts";
 import { RECENT, SINKS } from "../policy/parameters.ts";
+import type { PolicyAbout } from "../policy/policy.ts";
 import { largest } from "../select/protect.ts";
 import { rowNorms } from "./knorm.ts";
 
 export const expectedAttention = definePolicy({
   name: "expected-attention",
-  summary: "Keeps what queries to come are expected to attend to",
-  paper: "Devoto et al. 2025, arXiv 2510.00636",
-  source: "NVIDIA/kvpress 8bb29b9, kvpress/presses/expected_attention_press.py",
   parameters: [
     {
       name: "future",
@@ -24,14 +22,13 @@ export const expectedAttention = definePolicy({
       default: 512,
       min: 1,
       max: 65536,
-      help: "positions to come that are meaned over",
     },
-    { name: "epsilon", type: "number", default: 0, min: 0, max: 1, help: "added to the score before value norms" },
-    { name: "norm", type: "text", default: "values", choices: ["values", "off"], help: "weigh by value norms, or not" },
+    { name: "epsilon", type: "number", default: 0, min: 0, max: 1 },
+    { name: "norm", type: "text", default: "values", choices: ["values", "off"] },
     SINKS,
     RECENT,
   ],
-  reference: "the sinks score the layer's maximum + 1; recent tokens are not protected",
+  reference: true,
   needs: ({ sinks, future }) => ({ rows: true, queryStatistics: { sinks, future } }),
   allocate: { kind: "head" },
   ends: ({ sinks, window }, mode) => ({ sinks: mode === "ours" ? sinks : 0, window }),
@@ -43,6 +40,17 @@ export const expectedAttention = definePolicy({
     return { scores };
   },
 });
+
+export const about: PolicyAbout = {
+  summary: "Keeps what queries to come are expected to attend to",
+  paper: "Devoto et al. 2025, arXiv 2510.00636",
+  source: "NVIDIA/kvpress 8bb29b9, kvpress/presses/expected_attention_press.py",
+  reference: "the sinks score the layer's maximum + 1; recent tokens are not protected",
+  help: {
+    epsilon: "added to the score before value norms",
+    norm: "weigh by value norms, or not",
+  },
+};
 
 /** What expectations are made from. */
 type Expecting = Observed<"keys" | "queryMean" | "queryCovariance">;

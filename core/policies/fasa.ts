@@ -10,28 +10,25 @@
 import { inputError, option } from "../errors.ts";
 import { definePolicy } from "../policy/define.ts";
 import { SINKS, WINDOW } from "../policy/parameters.ts";
+import type { PolicyAbout } from "../policy/policy.ts";
 
 /** What `file` is where the model's own is looked for. */
 const OWN_FILE = "own";
 
 export const fasa = definePolicy({
   name: "fasa",
-  summary: "Keeps every entry; each generated token reads those that a few frequency chunks choose",
-  paper: "Wang et al. 2026, arXiv 2602.03152",
-  source: "our own, after the paper",
   parameters: [
-    { name: "entries", type: "integer", default: 256, min: 1, help: "entries of each head that a token reads" },
+    { name: "entries", type: "integer", default: 256, min: 1 },
     {
       name: "chunks",
       type: "number",
       default: 0.25,
       min: 0.001,
       max: 1,
-      help: "share of the frequency chunks that choose",
     },
-    { name: "file", type: "text", default: OWN_FILE, help: "chunks that palisade calibrate found" },
+    { name: "file", type: "text", default: OWN_FILE },
     SINKS,
-    { ...WINDOW, help: "last entries that are always read" },
+    WINDOW,
   ],
   needs: ({ entries, chunks, sinks, window, file }) => ({
     foresight: { entries, chunks, sinks, recent: window },
@@ -45,3 +42,15 @@ export const fasa = definePolicy({
   },
   score: (_, { model, length }) => ({ scores: new Float32Array(model.kvHeads * length) }),
 });
+
+export const about: PolicyAbout = {
+  summary: "Keeps every entry; each generated token reads those that a few frequency chunks choose",
+  paper: "Wang et al. 2026, arXiv 2602.03152",
+  source: "our own, after the paper",
+  help: {
+    entries: "entries of each head that a token reads",
+    chunks: "share of the frequency chunks that choose",
+    file: "chunks that palisade calibrate found",
+    window: "last entries that are always read",
+  },
+};

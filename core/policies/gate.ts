@@ -10,6 +10,7 @@
 import { inputError, option } from "../errors.ts";
 import { definePolicy, type ValuesOf } from "../policy/define.ts";
 import { KERNEL, parameters, SINKS, WINDOW } from "../policy/parameters.ts";
+import type { PolicyAbout } from "../policy/policy.ts";
 import { defensiveRisk } from "../worst_case/risk.ts";
 import { NORM_AXES, valueShares } from "../measure/value_share.ts";
 import { COMPETE } from "./kvzip.ts";
@@ -24,27 +25,24 @@ const PARAMETERS = parameters([
     type: "text",
     default: "layer",
     choices: ["layer", "stream"],
-    help: "score everything, then evict; or evict while reading, in one pass of bounded memory",
   },
   {
     name: "combine",
     type: "text",
     default: "none",
     choices: ["none", "risk"],
-    help: "the gate alone, or the maximum of gate and defensive risk",
   },
-  { name: "norm", type: "text", default: "off", choices: NORM_AXES, help: "what value norms are divided by; or off" },
+  { name: "norm", type: "text", default: "off", choices: NORM_AXES },
   COMPETE,
-  { ...WINDOW, default: 8, help: "last tokens that are never evicted, and observed by combine=risk" },
+  { ...WINDOW, default: 8 },
   SINKS,
-  { ...KERNEL, help: "width of the average pooling of combine=risk, odd" },
+  KERNEL,
   {
     name: "coverage",
     type: "number",
     default: 0.9,
     min: 0.5,
     max: 0.999,
-    help: "how probable it is that the worst case it bounds holds in a new text",
   },
 ]);
 
@@ -52,9 +50,6 @@ type Values = ValuesOf<typeof PARAMETERS>;
 
 export const gate = definePolicy({
   name: "gate",
-  summary: "Keeps what a gate, fitted by palisade calibrate, expects the model to need",
-  paper: "after Fast KVzip, Kim et al. 2026, arXiv 2601.17668",
-  source: "our own; the idea of gating on hidden states: kvpress/presses/fastkvzip_press.py",
   parameters: PARAMETERS,
   check: refuseLateStream,
   needs: ({ combine, norm, kernel }) => ({
@@ -76,6 +71,20 @@ export const gate = definePolicy({
     return { scores, second: gate };
   },
 });
+
+export const about: PolicyAbout = {
+  summary: "Keeps what a gate, fitted by palisade calibrate, expects the model to need",
+  paper: "after Fast KVzip, Kim et al. 2026, arXiv 2601.17668",
+  source: "our own; the idea of gating on hidden states: kvpress/presses/fastkvzip_press.py",
+  help: {
+    read: "score everything, then evict; or evict while reading, in one pass of bounded memory",
+    combine: "the gate alone, or the maximum of gate and defensive risk",
+    norm: "what value norms are divided by; or off",
+    window: "last tokens that are never evicted, and observed by combine=risk",
+    kernel: "width of the average pooling of combine=risk, odd",
+    coverage: "how probable it is that the worst case it bounds holds in a new text",
+  },
+};
 
 /** The gate's own scores, unchanged. */
 function isPlain({ combine, norm }: Pick<Values, "combine" | "norm">): boolean {

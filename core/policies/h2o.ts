@@ -8,28 +8,35 @@
  */
 import { definePolicy, type Observed } from "../policy/define.ts";
 import { RECENT, SINKS } from "../policy/parameters.ts";
+import type { PolicyAbout } from "../policy/policy.ts";
 
 export const h2o = definePolicy({
   name: "h2o",
-  summary: "Keeps what all queries together attended to most",
-  paper: "Zhang et al. 2023, arXiv 2306.14048",
-  source: "NVIDIA/kvpress 8bb29b9, kvpress/presses/observed_attention_press.py",
   parameters: [
     {
       name: "normalise",
       type: "text",
       default: "length",
       choices: ["length", "none"],
-      help: "divide by the number of queries that could see the token, as published code does, or not",
     },
     { ...SINKS, oursOnly: true },
     RECENT,
   ],
-  reference: "protects nothing",
+  reference: true,
   needs: { columnSum: true },
   allocate: { kind: "head" },
   score: (observation, _, { normalise }) => ({ scores: received(observation, normalise === "length") }),
 });
+
+export const about: PolicyAbout = {
+  summary: "Keeps what all queries together attended to most",
+  paper: "Zhang et al. 2023, arXiv 2306.14048",
+  source: "NVIDIA/kvpress 8bb29b9, kvpress/presses/observed_attention_press.py",
+  reference: "protects nothing",
+  help: {
+    normalise: "divide by the number of queries that could see the token, as published code does, or not",
+  },
+};
 
 /** `[kvHeads, L]`. */
 function received(

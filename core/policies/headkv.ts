@@ -12,7 +12,7 @@
 import { inputError, option } from "../errors.ts";
 import { definePolicy } from "../policy/define.ts";
 import { KERNEL, SINKS, WINDOW } from "../policy/parameters.ts";
-import type { HeadScores, PolicyFiles } from "../policy/policy.ts";
+import type { HeadScores, PolicyAbout, PolicyFiles } from "../policy/policy.ts";
 import { apportion } from "../select/apportion.ts";
 import type { ModelShape } from "../shape.ts";
 import { memoPerBudget } from "./memo_per_budget.ts";
@@ -23,18 +23,14 @@ const EVEN = "even";
 
 export const headkv = definePolicy({
   name: "headkv",
-  summary: "SnapKV's scores, heads keeping by importance measured once per model",
-  paper: "Fu et al. 2024, arXiv 2410.19258",
-  source: "FYYFU/HeadKV, headkv/snapkv_utils.py",
   parameters: [
-    { name: "file", type: "text", default: EVEN, help: "JSON file of head scores, [layers][heads]; even: all alike" },
+    { name: "file", type: "text", default: EVEN },
     {
       name: "beta",
       type: "number",
       default: 1.2,
       min: 1,
       max: 1000,
-      help: "the larger, the less of the budget is shared by head scores",
     },
     WINDOW,
     KERNEL,
@@ -54,6 +50,17 @@ export const headkv = definePolicy({
     };
   },
 });
+
+export const about: PolicyAbout = {
+  summary: "SnapKV's scores, heads keeping by importance measured once per model",
+  paper: "Fu et al. 2024, arXiv 2410.19258",
+  source: "FYYFU/HeadKV, headkv/snapkv_utils.py",
+  help: {
+    file: "JSON file of head scores, [layers][heads]; even: all alike",
+    beta: "the larger, the less of the budget is shared by head scores",
+    window: "last tokens that are observed and never evicted",
+  },
+};
 
 /** What stands in the file; undefined when all heads are alike. */
 function scoresOf(file: string, { headScores }: PolicyFiles): HeadScores | undefined {

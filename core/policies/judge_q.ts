@@ -8,6 +8,7 @@
  */
 import { definePolicy } from "../policy/define.ts";
 import { KERNEL, SINKS, WINDOW } from "../policy/parameters.ts";
+import type { PolicyAbout } from "../policy/policy.ts";
 import { poolHeads } from "../measure/pool.ts";
 
 /** What `file` is when there is none. */
@@ -15,19 +16,15 @@ const NO_FILE = "none";
 
 export const judgeQ = definePolicy({
   name: "judge-q",
-  summary: "Keeps what trained soft tokens, read from a file, attend to, per head",
-  paper: "Judge Q 2025, arXiv 2509.10798",
-  source: "our own, after the paper",
   parameters: [
-    { name: "file", type: "text", default: NO_FILE, help: "safetensors file of soft tokens; it must be given" },
+    { name: "file", type: "text", default: NO_FILE },
     {
       name: "reduce",
       type: "text",
       default: "mean",
       choices: ["mean", "max"],
-      help: "what becomes of the attention of all soft tokens on one entry",
     },
-    { ...WINDOW, help: "last tokens that are never evicted" },
+    WINDOW,
     KERNEL,
     SINKS,
   ],
@@ -38,3 +35,13 @@ export const judgeQ = definePolicy({
   allocate: { kind: "head" },
   score: ({ softTokens, shape: { kvHeads } }, _, { kernel }) => ({ scores: poolHeads(softTokens, kvHeads, kernel) }),
 });
+
+export const about: PolicyAbout = {
+  summary: "Keeps what trained soft tokens, read from a file, attend to, per head",
+  paper: "Judge Q 2025, arXiv 2509.10798",
+  source: "our own, after the paper",
+  help: {
+    file: "safetensors file of soft tokens; it must be given",
+    reduce: "what becomes of the attention of all soft tokens on one entry",
+  },
+};

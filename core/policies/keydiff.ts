@@ -7,21 +7,26 @@
  */
 import { definePolicy, type Observed } from "../policy/define.ts";
 import { RECENT, SINKS } from "../policy/parameters.ts";
+import type { PolicyAbout } from "../policy/policy.ts";
 
 /** Smallest norm of a key when it is divided by, and of a product of norms: torch's defaults. */
 const LEAST_NORM = 1e-12, LEAST_PRODUCT = 1e-8;
 
 export const keydiff = definePolicy({
   name: "keydiff",
-  summary: "Keeps the keys least like the mean key",
-  paper: "Park et al. 2025, arXiv 2504.15364",
-  source: "NVIDIA/kvpress 8bb29b9, kvpress/presses/keydiff_press.py",
   parameters: [{ ...SINKS, oursOnly: true }, RECENT],
-  reference: "protects nothing",
+  reference: true,
   needs: { rows: true },
   allocate: { kind: "head" },
   score: (observation) => ({ scores: differences(observation) }),
 });
+
+export const about: PolicyAbout = {
+  summary: "Keeps the keys least like the mean key",
+  paper: "Park et al. 2025, arXiv 2504.15364",
+  source: "NVIDIA/kvpress 8bb29b9, kvpress/presses/keydiff_press.py",
+  reference: "protects nothing",
+};
 
 /** `[kvHeads, L]`. */
 function differences({ keys, length, shape: { kvHeads, headDim } }: Observed<"keys">): Float32Array {

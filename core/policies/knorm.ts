@@ -6,18 +6,23 @@
  */
 import { definePolicy } from "../policy/define.ts";
 import { RECENT, SINKS } from "../policy/parameters.ts";
+import type { PolicyAbout } from "../policy/policy.ts";
 
 export const knorm = definePolicy({
   name: "knorm",
-  summary: "Keeps the keys of smallest norm",
-  paper: "Devoto et al. 2024, arXiv 2406.11430",
-  source: "NVIDIA/kvpress 8bb29b9, kvpress/presses/knorm_press.py",
   parameters: [{ ...SINKS, oursOnly: true }, RECENT],
-  reference: "protects nothing",
+  reference: true,
   needs: { rows: true },
   allocate: { kind: "head" },
   score: ({ keys, shape: { headDim } }) => ({ scores: rowNorms(keys, headDim).map((norm) => -norm) }),
 });
+
+export const about: PolicyAbout = {
+  summary: "Keeps the keys of smallest norm",
+  paper: "Devoto et al. 2024, arXiv 2406.11430",
+  source: "NVIDIA/kvpress 8bb29b9, kvpress/presses/knorm_press.py",
+  reference: "protects nothing",
+};
 
 /** ‖row‖₂ of `[rows, headDim]`: `[rows]`. */
 export function rowNorms(rows: Float32Array, headDim: number): Float32Array {

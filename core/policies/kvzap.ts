@@ -8,12 +8,10 @@
  */
 import { definePolicy } from "../policy/define.ts";
 import { SINKS, WINDOW } from "../policy/parameters.ts";
+import type { PolicyAbout } from "../policy/policy.ts";
 
 export const kvzap = definePolicy({
   name: "kvzap",
-  summary: "Keeps what a gate expects kvzip-plus to score above a threshold; no budget",
-  paper: "Jegou et al. 2026, arXiv 2601.07891",
-  source: "NVIDIA/kvpress 3a056f7, kvpress/presses/kvzap_press.py, dms_press.py",
   parameters: [
     {
       name: "threshold",
@@ -21,9 +19,8 @@ export const kvzap = definePolicy({
       default: -5,
       min: -30,
       max: 10,
-      help: "the least predicted ln score that stays",
     },
-    { ...WINDOW, default: 128, min: 0, help: "last tokens that are never evicted" },
+    { ...WINDOW, default: 128, min: 0 },
     SINKS,
   ],
   needs: { gate: "kvzip-plus" },
@@ -31,3 +28,12 @@ export const kvzap = definePolicy({
   threshold: ({ threshold }) => threshold,
   score: ({ gate }) => ({ scores: gate.slice() }),
 });
+
+export const about: PolicyAbout = {
+  summary: "Keeps what a gate expects kvzip-plus to score above a threshold; no budget",
+  paper: "Jegou et al. 2026, arXiv 2601.07891",
+  source: "NVIDIA/kvpress 3a056f7, kvpress/presses/kvzap_press.py, dms_press.py",
+  help: {
+    threshold: "the least predicted ln score that stays",
+  },
+};

@@ -7,15 +7,20 @@
  * what the layer is given, before its norm, as the paper has it.
  */
 import { definePolicy } from "../policy/define.ts";
-import { kvzip, KVZIP_PARAMETERS } from "./kvzip.ts";
+import type { PolicyAbout } from "../policy/policy.ts";
+import { KVZIP_HELP, KVZIP_PARAMETERS } from "./kvzip.ts";
 
 export const kvzipPlus = definePolicy({
   name: "kvzip-plus",
-  summary: "As kvzip, attention counting by what it adds to the token that looks",
-  paper: "Jegou et al. 2026, arXiv 2601.07891",
-  source: kvzip.source,
   parameters: KVZIP_PARAMETERS,
   needs: ({ chunk, postfix }) => ({ reconstruction: { chunk, postfix, contribution: true } }),
   allocate: ({ compete }) => ({ kind: compete }),
   score: ({ reconstruction }) => ({ scores: reconstruction.slice() }),
 });
+
+export const about: PolicyAbout = {
+  summary: "As kvzip, attention counting by what it adds to the token that looks",
+  paper: "Jegou et al. 2026, arXiv 2601.07891",
+  source: "NVIDIA/kvpress 8bb29b9, kvpress/presses/kvzip_press.py",
+  help: KVZIP_HELP,
+};

@@ -14,18 +14,16 @@
 import { exp } from "../measure/exp.ts";
 import { definePolicy, type Observed } from "../policy/define.ts";
 import { RECENT, SINKS } from "../policy/parameters.ts";
+import type { PolicyAbout } from "../policy/policy.ts";
 
 export const lagkv = definePolicy({
   name: "lagkv",
-  summary: "Keeps the tokens of each chunk that stand out against the next chunk",
-  paper: "Liang et al. 2025, arXiv 2504.04704",
-  source: "NVIDIA/kvpress 8bb29b9, kvpress/presses/lagkv_press.py",
   parameters: [
-    { name: "lag", type: "integer", default: 128, min: 1, max: 65536, help: "tokens of a chunk" },
+    { name: "lag", type: "integer", default: 128, min: 1, max: 65536 },
     SINKS,
     RECENT,
   ],
-  reference: "protects its sinks, last chunk and remainder by score 1 only, so a budget below them cuts into them",
+  reference: true,
   needs: { rows: true },
   allocate: { kind: "head" },
   ends: ({ sinks, window }, mode) => ({ sinks: mode === "ours" ? sinks : 0, window }),
@@ -34,6 +32,16 @@ export const lagkv = definePolicy({
     return { scores, second: scores.map((_, i) => i % length) };
   },
 });
+
+export const about: PolicyAbout = {
+  summary: "Keeps the tokens of each chunk that stand out against the next chunk",
+  paper: "Liang et al. 2025, arXiv 2504.04704",
+  source: "NVIDIA/kvpress 8bb29b9, kvpress/presses/lagkv_press.py",
+  reference: "protects its sinks, last chunk and remainder by score 1 only, so a budget below them cuts into them",
+  help: {
+    lag: "tokens of a chunk",
+  },
+};
 
 /** `[kvHeads, L]`, 0 … 1. */
 function lagScores(

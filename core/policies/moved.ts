@@ -8,6 +8,7 @@
  */
 import { definePolicy } from "../policy/define.ts";
 import { parameter, SINKS, WINDOW } from "../policy/parameters.ts";
+import type { PolicyAbout } from "../policy/policy.ts";
 import { NORM_AXES, valueShares } from "../measure/value_share.ts";
 import { defensiveRisk } from "../worst_case/risk.ts";
 import { COMPETE } from "./kvzip.ts";
@@ -17,20 +18,16 @@ const FLOOR = parameter({
   type: "text",
   default: "none",
   choices: ["none", "mean"],
-  help: "the least that an entry scores: nothing, or the head's mean",
 });
 
 export const moved = definePolicy({
   name: "moved",
-  summary: "Keeps what the context's own queries look at from behind its end, in one reading",
-  paper: "ours, after KVzip, Kim et al. 2025, arXiv 2505.23416",
-  source: "our own",
   parameters: [
-    { name: "every", type: "integer", default: 2, min: 1, max: 64, help: "of the queries one in so many is moved" },
+    { name: "every", type: "integer", default: 2, min: 1, max: 64 },
     FLOOR,
-    { name: "norm", type: "text", default: "off", choices: NORM_AXES, help: "what value norms are divided by; or off" },
+    { name: "norm", type: "text", default: "off", choices: NORM_AXES },
     COMPETE,
-    { ...WINDOW, default: 8, help: "last tokens that are never evicted" },
+    { ...WINDOW, default: 8 },
     SINKS,
   ],
   needs: ({ every, norm }) => ({ moved: { every }, ...(norm !== "off" && { valueNorms: "l1" }) }),
@@ -44,3 +41,14 @@ export const moved = definePolicy({
     return { scores };
   },
 });
+
+export const about: PolicyAbout = {
+  summary: "Keeps what the context's own queries look at from behind its end, in one reading",
+  paper: "ours, after KVzip, Kim et al. 2025, arXiv 2505.23416",
+  source: "our own",
+  help: {
+    every: "of the queries one in so many is moved",
+    floor: "the least that an entry scores: nothing, or the head's mean",
+    norm: "what value norms are divided by; or off",
+  },
+};

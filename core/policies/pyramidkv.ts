@@ -10,16 +10,13 @@
  */
 import { definePolicy } from "../policy/define.ts";
 import { KERNEL, SINKS, WINDOW } from "../policy/parameters.ts";
-import type { Budget } from "../policy/policy.ts";
+import type { Budget, PolicyAbout } from "../policy/policy.ts";
 import { apportion } from "../select/apportion.ts";
 import { memoPerBudget } from "./memo_per_budget.ts";
 import { snapScores } from "./snapkv.ts";
 
 export const pyramidkv = definePolicy({
   name: "pyramidkv",
-  summary: "SnapKV's scores, lower layers keeping more than higher ones",
-  paper: "Cai et al. 2024, arXiv 2406.02069",
-  source: "NVIDIA/kvpress 8bb29b9, kvpress/presses/pyramidkv_press.py",
   parameters: [
     {
       name: "beta",
@@ -27,13 +24,12 @@ export const pyramidkv = definePolicy({
       default: 20,
       min: 1,
       max: 1000,
-      help: "how many times less than the mean the last layer gets of what sinks and window leave",
     },
     WINDOW,
     KERNEL,
     { ...SINKS, oursOnly: true },
   ],
-  reference: "no sinks, rounded budgets that need not add up, SnapKV's even budget where the line is too steep",
+  reference: true,
   needs: { window: ["mean"] },
   allocate: { kind: "head", uneven: true },
   score: (observation, budget, values, mode) => ({
@@ -41,6 +37,17 @@ export const pyramidkv = definePolicy({
     counts: new Int32Array(budget.model.kvHeads).fill(layerCounts[mode](budget, values)[observation.layer]),
   }),
 });
+
+export const about: PolicyAbout = {
+  summary: "SnapKV's scores, lower layers keeping more than higher ones",
+  paper: "Cai et al. 2024, arXiv 2406.02069",
+  source: "NVIDIA/kvpress 8bb29b9, kvpress/presses/pyramidkv_press.py",
+  reference: "no sinks, rounded budgets that need not add up, SnapKV's even budget where the line is too steep",
+  help: {
+    beta: "how many times less than the mean the last layer gets of what sinks and window leave",
+    window: "last tokens that are observed and never evicted",
+  },
+};
 
 const layerCounts = {
   ours: memoPerBudget((budget, { beta }: { readonly beta: number }) => exactCounts(budget, beta)),

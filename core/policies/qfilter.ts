@@ -8,15 +8,13 @@
  */
 import { definePolicy, type Observed } from "../policy/define.ts";
 import { RECENT, SINKS } from "../policy/parameters.ts";
+import type { PolicyAbout } from "../policy/policy.ts";
 
 /** Rounds of the power iteration; the first direction stands far above the second where the method works at all. */
 const ROUNDS = 64;
 
 export const qfilter = definePolicy({
   name: "qfilter",
-  summary: "Keeps the keys that lie furthest along their queries' first principal direction",
-  paper: "Godey et al. 2025, arXiv 2503.02812",
-  source: "NVIDIA/kvpress 00a150c, kvpress/presses/qfilter_press.py",
   parameters: [
     {
       name: "future",
@@ -24,7 +22,6 @@ export const qfilter = definePolicy({
       default: 512,
       min: 1,
       max: 65536,
-      help: "positions to come that are meaned over",
     },
     SINKS,
     RECENT,
@@ -48,6 +45,12 @@ export const qfilter = definePolicy({
     return { scores };
   },
 });
+
+export const about: PolicyAbout = {
+  summary: "Keeps the keys that lie furthest along their queries' first principal direction",
+  paper: "Godey et al. 2025, arXiv 2503.02812",
+  source: "NVIDIA/kvpress 00a150c, kvpress/presses/qfilter_press.py",
+};
 
 /** The first eigenvector of C + μμᵀ, of length 1, along μ: by power iteration from μ. Zeros where queries are zero. */
 export function direction(

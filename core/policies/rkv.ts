@@ -13,18 +13,16 @@
 import { exp } from "../measure/exp.ts";
 import { definePolicy, type Observed } from "../policy/define.ts";
 import { KERNEL, SINKS, WINDOW } from "../policy/parameters.ts";
+import type { PolicyAbout } from "../policy/policy.ts";
 import { appendWindow, largest } from "../select/protect.ts";
 
 export const rkv = definePolicy({
   name: "rkv",
-  summary: "Keeps what recent queries look at, less what other keys say too",
-  paper: "Cai et al. 2025, arXiv 2505.24133",
-  source: "Zefan-Cai/R-KV 31cf555, rkv/compression/r1_kv.py; cc5a9b9, rkv/utils.py",
   parameters: [
-    { name: "mix", type: "number", default: 0.07, min: 0, max: 1, help: "share of importance against redundancy" },
-    { name: "alike", type: "number", default: 0.5, min: -1, max: 1, help: "cosine from which keys count as copies" },
+    { name: "mix", type: "number", default: 0.07, min: 0, max: 1 },
+    { name: "alike", type: "number", default: 0.5, min: -1, max: 1 },
     { ...WINDOW, default: 8 },
-    { ...KERNEL, default: 7, help: "width of the maximum pooling over positions, odd" },
+    { ...KERNEL, default: 7 },
     SINKS,
   ],
   needs: { window: ["mean"], rows: true },
@@ -42,6 +40,18 @@ export const rkv = definePolicy({
     return { scores: appendWindow(scores, kvHeads, window, largest(scores)) };
   },
 });
+
+export const about: PolicyAbout = {
+  summary: "Keeps what recent queries look at, less what other keys say too",
+  paper: "Cai et al. 2025, arXiv 2505.24133",
+  source: "Zefan-Cai/R-KV 31cf555, rkv/compression/r1_kv.py; cc5a9b9, rkv/utils.py",
+  help: {
+    mix: "share of importance against redundancy",
+    alike: "cosine from which keys count as copies",
+    window: "last tokens that are observed and never evicted",
+    kernel: "width of the maximum pooling over positions, odd",
+  },
+};
 
 /** Mean over j of cos(k_j, k_i), what each j spares left out, `[L]`. */
 function redundancies(

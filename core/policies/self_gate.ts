@@ -10,6 +10,7 @@
 import { inputError, option } from "../errors.ts";
 import { definePolicy, type ValuesOf } from "../policy/define.ts";
 import { KERNEL, parameters, SINKS, WINDOW } from "../policy/parameters.ts";
+import type { PolicyAbout } from "../policy/policy.ts";
 import { defensiveRisk } from "../worst_case/risk.ts";
 import { raiseByRisk } from "./gate.ts";
 import { COMPETE } from "./kvzip.ts";
@@ -21,15 +22,13 @@ const PARAMETERS = parameters([
     default: 1024,
     min: 64,
     max: 65536,
-    help: "how much of the text the model repeats, spread evenly over it",
   },
-  { name: "chunk", type: "integer", default: 512, min: 16, max: 4096, help: "most tokens repeated at once" },
+  { name: "chunk", type: "integer", default: 512, min: 16, max: 4096 },
   {
     name: "combine",
     type: "text",
     default: "none",
     choices: ["none", "risk"],
-    help: "the gate alone, or the maximum of gate and defensive risk",
   },
   COMPETE,
   // No recent token is kept without question: a repetition sees the end of a text as well as its beginning.
@@ -37,17 +36,13 @@ const PARAMETERS = parameters([
     ...WINDOW,
     default: 0,
     min: 0,
-    help: "last tokens that are never evicted, and observed by combine=risk, which needs one or more",
   },
   SINKS,
-  { ...KERNEL, help: "width of the average pooling of combine=risk, odd" },
+  KERNEL,
 ]);
 
 export const selfGate = definePolicy({
   name: "self-gate",
-  summary: "Keeps what a gate, fitted on a part of the text while reading, expects the model to need",
-  paper: "ours, after KVzip, arXiv 2505.23416, and Fast KVzip, arXiv 2601.17668",
-  source: "our own",
   parameters: PARAMETERS,
   check: refuseBlindRisk,
   needs: ({ tokens, chunk, combine, kernel }) => ({
@@ -62,6 +57,19 @@ export const selfGate = definePolicy({
     return { scores, second: selfGate };
   },
 });
+
+export const about: PolicyAbout = {
+  summary: "Keeps what a gate, fitted on a part of the text while reading, expects the model to need",
+  paper: "ours, after KVzip, arXiv 2505.23416, and Fast KVzip, arXiv 2601.17668",
+  source: "our own",
+  help: {
+    tokens: "how much of the text the model repeats, spread evenly over it",
+    chunk: "most tokens repeated at once",
+    combine: "the gate alone, or the maximum of gate and defensive risk",
+    window: "last tokens that are never evicted, and observed by combine=risk, which needs one or more",
+    kernel: "width of the average pooling of combine=risk, odd",
+  },
+};
 
 /** @throws PalisadeError `policy.value` where a risk is to be seen by no query. */
 function refuseBlindRisk({ combine, window }: Pick<ValuesOf<typeof PARAMETERS>, "combine" | "window">): void {

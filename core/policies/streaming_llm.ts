@@ -6,15 +6,12 @@
  */
 import { definePolicy } from "../policy/define.ts";
 import { SINKS } from "../policy/parameters.ts";
-import type { Budget } from "../policy/policy.ts";
+import type { Budget, PolicyAbout } from "../policy/policy.ts";
 
 export const streamingLlm = definePolicy({
   name: "streaming-llm",
-  summary: "Keeps the first tokens and the most recent ones",
-  paper: "Xiao et al. 2023, arXiv 2309.17453",
-  source: "NVIDIA/kvpress 8bb29b9, kvpress/presses/streaming_llm_press.py",
   parameters: [SINKS],
-  reference: "scores 1 and 0 instead of recency; the same set unless the budget is below the sinks",
+  reference: true,
   needs: {},
   allocate: { kind: "head" },
   ends: ({ sinks }, mode) => ({ sinks, window: mode === "ours" ? 1 : 0 }),
@@ -22,6 +19,13 @@ export const streamingLlm = definePolicy({
     scores: mode === "ours" ? recency(budget) : sinksAndRecent(budget, sinks),
   }),
 });
+
+export const about: PolicyAbout = {
+  summary: "Keeps the first tokens and the most recent ones",
+  paper: "Xiao et al. 2023, arXiv 2309.17453",
+  source: "NVIDIA/kvpress 8bb29b9, kvpress/presses/streaming_llm_press.py",
+  reference: "scores 1 and 0 instead of recency; the same set unless the budget is below the sinks",
+};
 
 /** Score = position; `[kvHeads, L]`. */
 function recency({ model, length }: Budget): Float32Array {

@@ -7,15 +7,13 @@
  */
 import { definePolicy, type Observed } from "../policy/define.ts";
 import { SINKS } from "../policy/parameters.ts";
+import type { PolicyAbout } from "../policy/policy.ts";
 import { appendWindow, largest } from "../select/protect.ts";
 
 export const tova = definePolicy({
   name: "tova",
-  summary: "Keeps what the last query attends to, alike in all heads of a layer",
-  paper: "Oren et al. 2024, arXiv 2401.06104",
-  source: "NVIDIA/kvpress 8bb29b9, kvpress/presses/tova_press.py",
   parameters: [{ ...SINKS, oursOnly: true }],
-  reference: "no sinks; the last token scores the layer's maximum + 1",
+  reference: true,
   needs: { window: ["mean"] },
   allocate: { kind: "head" },
   ends: ({ sinks }) => ({ sinks, window: 1 }),
@@ -24,6 +22,13 @@ export const tova = definePolicy({
     return { scores: appendWindow(prefix, observation.shape.kvHeads, 1, largest(prefix) + 1) };
   },
 });
+
+export const about: PolicyAbout = {
+  summary: "Keeps what the last query attends to, alike in all heads of a layer",
+  paper: "Oren et al. 2024, arXiv 2401.06104",
+  source: "NVIDIA/kvpress 8bb29b9, kvpress/presses/tova_press.py",
+  reference: "no sinks; the last token scores the layer's maximum + 1",
+};
 
 /** The mean over KV heads, for each of them: `[kvHeads, N]`. */
 function meanOverHeads({ mean, shape: { kvHeads } }: Observed<"mean">): Float32Array {

@@ -75,11 +75,8 @@ export type ValuesOf<P extends readonly Parameter[]> = {
 /** What every policy says of itself; see {@link PolicyEntry}. */
 interface Definition<P extends readonly Parameter[]> {
   readonly name: string;
-  readonly summary: string;
-  readonly paper: string;
-  readonly source: string;
   readonly parameters: P;
-  readonly reference?: string;
+  readonly reference?: true;
 }
 
 /** A policy with scores of its own. Functions of `values` are asked once, when the policy is made. */
@@ -197,12 +194,12 @@ function entryOf<P extends readonly Parameter[]>(
   over: string | undefined,
   make: Make<P>,
 ): PolicyEntry {
-  const { name, summary, paper, source, parameters, reference } = line;
+  const { name, parameters, reference } = line;
   return {
-    ...{ name, summary, paper, source, parameters, reference, over },
+    ...{ name, parameters, reference, over },
     create(given, asked, scorer, files) {
       // Inside another policy's published form, one without such a form is as it always is.
-      const mode = reference === undefined ? "ours" : asked, ours = mode === "ours";
+      const mode = reference ? asked : "ours", ours = mode === "ours";
       const filled: Filled = {
         name: ours ? name : `${name}@reference`,
         parameters: given,

@@ -18,7 +18,6 @@ export const SINKS = parameter({
   default: 4,
   min: 0,
   max: 65536,
-  help: "first tokens that are never evicted",
 });
 
 /** Observation window. 32: DefensiveKV's choice; upstream kvpress has 64. */
@@ -28,11 +27,10 @@ export const WINDOW = parameter({
   default: 32,
   min: 1,
   max: 65536,
-  help: "last tokens that are observed and never evicted",
 });
 
 /** Recent tokens kept by policies that observe no window; published code keeps none for its own sake. */
-export const RECENT = parameter({ ...WINDOW, help: "last tokens that are never evicted", oursOnly: true });
+export const RECENT = parameter({ ...WINDOW, oursOnly: true });
 
 /** Pooling kernel over positions. */
 export const KERNEL = parameter({
@@ -41,5 +39,4 @@ export const KERNEL = parameter({
   default: 5,
   min: 1,
   max: 255,
-  help: "width of the average pooling over positions, odd",
 });

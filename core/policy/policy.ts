@@ -250,7 +250,6 @@ interface ParameterBase {
    * 0 if it is a number, as its default if it is a text.
    */
   readonly oursOnly?: boolean;
-  readonly help: string;
 }
 
 /** Values of a policy's parameters by name. */
@@ -288,19 +287,27 @@ export type PolicyMode = "ours" | "reference";
 /** A line of the registry. */
 export interface PolicyEntry {
   readonly name: string;
+  readonly parameters: readonly Parameter[];
+  /** Whether `NAME@reference` exists: the published code where ours differs. */
+  readonly reference?: true;
+  /** For a policy that works on another's scores: the scorer it takes when none is named. */
+  readonly over?: string;
+  /** `values` holds every parameter; `scorer` is given exactly when `over` is set, in the same mode. */
+  create(values: ParameterValues, mode: PolicyMode, scorer?: Policy, files?: PolicyFiles): Policy;
+}
+
+/** What people read about a policy. Apart from what runs, so that who only evicts carries no prose. */
+export interface PolicyAbout {
   /** One line, no full stop. */
   readonly summary: string;
   /** `Author et al. YEAR, arXiv NUMBER`, or `baseline`. */
   readonly paper: string;
   /** Where the published code is, repository and file, with the commit we read. */
   readonly source: string;
-  readonly parameters: readonly Parameter[];
-  /** Whether `NAME@reference` exists, and what it does differently. */
+  /** What `NAME@reference` does differently, where there is one. */
   readonly reference?: string;
-  /** For a policy that works on another's scores: the scorer it takes when none is named. */
-  readonly over?: string;
-  /** `values` holds every parameter; `scorer` is given exactly when `over` is set, in the same mode. */
-  create(values: ParameterValues, mode: PolicyMode, scorer?: Policy, files?: PolicyFiles): Policy;
+  /** What each parameter is; those that many policies share may be left out. */
+  readonly help?: Readonly<Record<string, string>>;
 }
 
 /** What a policy's parameters name but `core/` can't read. */

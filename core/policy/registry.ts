@@ -1,39 +1,47 @@
-/** All policies by name, and the way from a text to one that runs. A new policy is one file and one line. */
+/** All policies by name, and the way from a text to one that runs. A new policy is one file and two lines. */
 import { parsePolicy, policyError, type PolicyText, type Setting } from "./grammar.ts";
 import { nearestName } from "./nearest_name.ts";
-import { adakv } from "../policies/adakv.ts";
-import { cake } from "../policies/cake.ts";
-import { capkv } from "../policies/capkv.ts";
-import { chunkkv } from "../policies/chunkkv.ts";
-import { critical } from "../policies/critical.ts";
-import { criticalAdakv } from "../policies/critical_adakv.ts";
-import { defensive, layerDefensive } from "../policies/defensive.ts";
-import { defensiveRisk } from "../policies/defensive_risk.ts";
-import { dropkv } from "../policies/dropkv.ts";
-import { expectedAttention } from "../policies/expected_attention.ts";
-import { fasa } from "../policies/fasa.ts";
-import { full } from "../policies/full.ts";
-import { gate } from "../policies/gate.ts";
-import { h2o } from "../policies/h2o.ts";
-import { headkv } from "../policies/headkv.ts";
-import { judgeQ } from "../policies/judge_q.ts";
-import { keydiff } from "../policies/keydiff.ts";
-import { knorm } from "../policies/knorm.ts";
-import { kvzip } from "../policies/kvzip.ts";
-import { kvzipPlus } from "../policies/kvzip_plus.ts";
-import { kvzap } from "../policies/kvzap.ts";
-import { lagkv } from "../policies/lagkv.ts";
-import { moved } from "../policies/moved.ts";
-import { pyramidkv } from "../policies/pyramidkv.ts";
-import { qfilter } from "../policies/qfilter.ts";
-import { random } from "../policies/random.ts";
-import { rkv } from "../policies/rkv.ts";
-import { selfGate } from "../policies/self_gate.ts";
-import { snapkv } from "../policies/snapkv.ts";
-import { streamingLlm } from "../policies/streaming_llm.ts";
-import { tova } from "../policies/tova.ts";
+import { about as aboutAdakv, adakv } from "../policies/adakv.ts";
+import { about as aboutCake, cake } from "../policies/cake.ts";
+import { about as aboutCapkv, capkv } from "../policies/capkv.ts";
+import { about as aboutChunkkv, chunkkv } from "../policies/chunkkv.ts";
+import { about as aboutCritical, critical } from "../policies/critical.ts";
+import { about as aboutCriticalAdakv, criticalAdakv } from "../policies/critical_adakv.ts";
+import { aboutDefensive, aboutLayerDefensive, defensive, layerDefensive } from "../policies/defensive.ts";
+import { about as aboutDefensiveRisk, defensiveRisk } from "../policies/defensive_risk.ts";
+import { about as aboutDropkv, dropkv } from "../policies/dropkv.ts";
+import { about as aboutExpectedAttention, expectedAttention } from "../policies/expected_attention.ts";
+import { about as aboutFasa, fasa } from "../policies/fasa.ts";
+import { about as aboutFull, full } from "../policies/full.ts";
+import { about as aboutGate, gate } from "../policies/gate.ts";
+import { about as aboutH2o, h2o } from "../policies/h2o.ts";
+import { about as aboutHeadkv, headkv } from "../policies/headkv.ts";
+import { about as aboutJudgeQ, judgeQ } from "../policies/judge_q.ts";
+import { about as aboutKeydiff, keydiff } from "../policies/keydiff.ts";
+import { about as aboutKnorm, knorm } from "../policies/knorm.ts";
+import { about as aboutKvzip, kvzip } from "../policies/kvzip.ts";
+import { about as aboutKvzipPlus, kvzipPlus } from "../policies/kvzip_plus.ts";
+import { about as aboutKvzap, kvzap } from "../policies/kvzap.ts";
+import { about as aboutLagkv, lagkv } from "../policies/lagkv.ts";
+import { about as aboutMoved, moved } from "../policies/moved.ts";
+import { about as aboutPyramidkv, pyramidkv } from "../policies/pyramidkv.ts";
+import { about as aboutQfilter, qfilter } from "../policies/qfilter.ts";
+import { about as aboutRandom, random } from "../policies/random.ts";
+import { about as aboutRkv, rkv } from "../policies/rkv.ts";
+import { about as aboutSelfGate, selfGate } from "../policies/self_gate.ts";
+import { about as aboutSnapkv, snapkv } from "../policies/snapkv.ts";
+import { about as aboutStreamingLlm, streamingLlm } from "../policies/streaming_llm.ts";
+import { about as aboutTova, tova } from "../policies/tova.ts";
 import { takeStages, withStages } from "./stages.ts";
-import type { Parameter, ParameterValues, Policy, PolicyEntry, PolicyFiles, PolicyMode } from "./policy.ts";
+import type {
+  Parameter,
+  ParameterValues,
+  Policy,
+  PolicyAbout,
+  PolicyEntry,
+  PolicyFiles,
+  PolicyMode,
+} from "./policy.ts";
 
 /** Every policy, in the order lists show them. */
 export const policies: readonly PolicyEntry[] = [
@@ -71,6 +79,42 @@ export const policies: readonly PolicyEntry[] = [
   fasa,
 ];
 
+/** The same in words, which nothing that runs needs: who only evicts doesn't carry them. */
+export const ABOUT: Readonly<Record<string, PolicyAbout>> = {
+  full: aboutFull,
+  random: aboutRandom,
+  "streaming-llm": aboutStreamingLlm,
+  knorm: aboutKnorm,
+  keydiff: aboutKeydiff,
+  lagkv: aboutLagkv,
+  tova: aboutTova,
+  h2o: aboutH2o,
+  "expected-attention": aboutExpectedAttention,
+  qfilter: aboutQfilter,
+  capkv: aboutCapkv,
+  snapkv: aboutSnapkv,
+  rkv: aboutRkv,
+  dropkv: aboutDropkv,
+  pyramidkv: aboutPyramidkv,
+  headkv: aboutHeadkv,
+  cake: aboutCake,
+  adakv: aboutAdakv,
+  critical: aboutCritical,
+  "critical-adakv": aboutCriticalAdakv,
+  chunkkv: aboutChunkkv,
+  defensive: aboutDefensive,
+  "layer-defensive": aboutLayerDefensive,
+  "defensive-risk": aboutDefensiveRisk,
+  kvzip: aboutKvzip,
+  "kvzip-plus": aboutKvzipPlus,
+  moved: aboutMoved,
+  gate: aboutGate,
+  kvzap: aboutKvzap,
+  "self-gate": aboutSelfGate,
+  "judge-q": aboutJudgeQ,
+  fasa: aboutFasa,
+};
+
 /** What a policy is made from. */
 interface Given {
   readonly text: string;
@@ -97,7 +141,7 @@ function build(parsed: PolicyText, given: Given, outer: PolicyMode | undefined):
     const wanted = "the outer one decides the mode, put @reference there";
     throw policyError("policy.reference", `Cannot mix ${parsed.name}@reference into ours: ${wanted}`, text, parsed.at);
   }
-  if (parsed.mode === "reference" && entry.reference === undefined) {
+  if (parsed.mode === "reference" && !entry.reference) {
     throw policyError("policy.reference", `${entry.name} has no @reference form`, text, parsed.at);
   }
   const values = readSettings(entry, parsed.settings, mode, text);

@@ -8,7 +8,6 @@ import { KERNEL, SINKS, WINDOW } from "../../core/policy/parameters.ts";
 import type { Budget, Observation, PolicyEntry } from "../../core/policy/policy.ts";
 import { ROOT } from "../../tools/repository.ts";
 
-const ABOUT = { summary: "made up", paper: "none", source: "none" };
 const BUDGET: Budget = {
   length: 3,
   model: { heads: 1, kvHeads: 1, headDim: 1, layers: 1 },
@@ -29,14 +28,13 @@ function same<A, B>(_: Same<A, B>): void {}
 
 Deno.test("definePolicy() types values by their declarations and observations by what is needed", () => {
   const made = definePolicy({
-    ...ABOUT,
     name: "made-up",
     parameters: [
       WINDOW,
       { ...KERNEL, default: 3 },
-      { name: "share", type: "number", default: 0.5, help: "a number" },
-      { name: "by", type: "text", default: "one", choices: ["one", "two"], help: "a word" },
-      { name: "file", type: "text", default: "none", help: "any text" },
+      { name: "share", type: "number", default: 0.5 },
+      { name: "by", type: "text", default: "one", choices: ["one", "two"] },
+      { name: "file", type: "text", default: "none" },
     ],
     needs: ({ by }) => ({
       window: ["mean", "mass"],
@@ -74,7 +72,6 @@ Deno.test("definePolicy() types values by their declarations and observations by
 });
 
 const plain = definePolicy({
-  ...ABOUT,
   name: "plain",
   parameters: [{ ...WINDOW, oursOnly: true }, { ...SINKS, oursOnly: true }, {
     name: "by",
@@ -82,9 +79,8 @@ const plain = definePolicy({
     default: "one",
     choices: ["one", "two"],
     oursOnly: true,
-    help: "a word",
   }],
-  reference: "protects nothing",
+  reference: true,
   needs: { window: ["mean"] },
   allocate: { kind: "head", uneven: true },
   score: ({ mean }, _, { window, by }) => ({ scores: mean.map((each) => each + window + (by === "one" ? 0 : 100)) }),
@@ -104,7 +100,6 @@ Deno.test("definePolicy() fills in name, ends, arithmetic and protection by the 
 });
 
 const doubled = defineWrapper({
-  ...ABOUT,
   name: "doubled",
   parameters: [],
   over: "plain",

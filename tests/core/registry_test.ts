@@ -3,6 +3,7 @@ import fc from "fast-check";
 import { PalisadeError } from "../../core/errors.ts";
 import { nearestName } from "../../core/policy/nearest_name.ts";
 import { randomSource } from "../../core/measure/random.ts";
+import { describePolicies } from "../../core/policy/about.ts";
 import { policies, resolvePolicy } from "../../core/policy/registry.ts";
 import { holds } from "../_helper/property.ts";
 
@@ -15,12 +16,17 @@ function refused(text: string, code: string, message: RegExp): void {
   });
 }
 
-for (const { name, reference, paper, source, summary, parameters } of policies) {
+const described = describePolicies();
+
+for (const [i, { name, reference, parameters }] of policies.entries()) {
   Deno.test(`policies has a complete line for ${name}`, () => {
-    assert.ok(summary && paper && source);
-    assert.doesNotMatch(summary, /\.$/);
-    for (const each of parameters) {
-      assert.ok(each.help);
+    const about = described[i];
+    assert.equal(about.name, name);
+    assert.ok(about.summary && about.paper && about.source);
+    assert.doesNotMatch(about.summary, /\.$/);
+    assert.equal(about.reference !== undefined, reference === true);
+    for (const [j, each] of parameters.entries()) {
+      assert.ok(about.parameters[j].help, each.name);
       if (each.type === "text") assert.ok(!each.choices || each.choices.includes(each.default));
       else assert.ok(each.default >= (each.min ?? -Infinity) && each.default <= (each.max ?? Infinity));
     }
