@@ -81,8 +81,8 @@ export async function wantCache(options: PlaceOptions, io: Io): Promise<Snapshot
 }
 
 /** The snapshot of a store that a name, or its beginning of four letters or more, means. */
-export async function namedIn(store: SnapshotStore, name: string): Promise<SnapshotInfo> {
-  const all = await store.list(), exact = all.find((each) => each.name === name);
+export async function namedIn(store: SnapshotStore, name: string, io: Io): Promise<SnapshotInfo> {
+  const all = await store.list("", io), exact = all.find((each) => each.name === name);
   const meant = exact ? [exact] : all.filter((each) => name.length >= 4 && each.name.startsWith(name));
   if (meant.length === 1) return meant[0];
   const reason = meant.length > 1 ? `${meant.length} snapshots begin like that` : "there is none of that name";
@@ -96,7 +96,7 @@ export async function openNamed(name: string, options: PlaceOptions, io: Io): Pr
     return closing(await runtime.openFile(name));
   }
   const { store } = await wantCache(options, io);
-  return closing(await storeSource(store, (await namedIn(store, name)).name), store);
+  return closing(await storeSource(store, (await namedIn(store, name, io)).name, io), store);
 }
 
 function closing(source: ByteSource, store?: SnapshotStore): ByteSource & AsyncDisposable {

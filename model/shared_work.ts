@@ -29,7 +29,7 @@ export function sharedWork<T, O extends Abortable>(work: (options: O) => Promise
 }
 
 /** The promise, or the signal's reason as soon as it aborts. */
-async function unlessAborted<T>(promise: Promise<T>, signal?: AbortSignal): Promise<T> {
+export async function unlessAborted<T>(promise: Promise<T>, signal?: AbortSignal): Promise<T> {
   if (!signal) return await promise;
   let stop = () => {};
   const aborted = new Promise<never>((_, reject) => {

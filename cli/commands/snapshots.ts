@@ -80,8 +80,8 @@ async function list(options: Values<typeof LIST>, io: Io): Promise<number> {
   const { store } = await wantCache({ ...options, snapshotsCap: undefined }, io);
   await using _ = store;
   const listed: ListedSnapshot[] = [];
-  for (const { name, size, used } of await store.list()) {
-    const opened = await refusedOr(async () => await readHeader(await storeSource(store, name), io));
+  for (const { name, size, used } of await store.list("", io)) {
+    const opened = await refusedOr(async () => await readHeader(await storeSource(store, name, io), io));
     listed.push({ name, bytes: size, used, ...described(opened) });
   }
   listed.sort((a, b) => b.used - a.used);
@@ -184,7 +184,7 @@ async function verify(options: Values<typeof ONE>, io: Io, names: readonly strin
 async function keptNames(options: Values<typeof PLACE>, io: Io): Promise<string[]> {
   const { store } = await wantCache(options, io);
   await using _ = store;
-  return (await store.list()).map(({ name }) => name);
+  return (await store.list("", io)).map(({ name }) => name);
 }
 
 async function checkAll(source: ByteSource, { runtime }: Io, secret?: Secret): Promise<void> {
@@ -197,7 +197,7 @@ async function remove(options: Values<typeof LIST>, io: Io, names: readonly stri
   const { store } = await wantCache({ ...options, snapshotsCap: undefined }, io);
   await using _ = store;
   const meant = [];
-  for (const name of names) meant.push(await namedIn(store, name.replace(new RegExp(`\\${EXTENSION}$`), "")));
+  for (const name of names) meant.push(await namedIn(store, name.replace(new RegExp(`\\${EXTENSION}$`), ""), io));
   for (const { name, size } of meant) {
     await store.delete(name);
     if (!options.json) io.out(removedText(name, size));

@@ -99,7 +99,7 @@ export class SnapshotCache {
     if (ids.length < this.#leastTokens) {
       return { missed: `a text of ${ids.length} tokens is read at once; from ${this.#leastTokens} on they are kept` };
     }
-    const listed = await this.store.list();
+    const listed = await this.store.list("", { signal });
     if (listed.length === 0) return { missed: "no snapshots are kept yet" };
     const identity: Identity = { ...await modelIdentity(model, salt, signal), ...readingIdentity(facts) };
     const key = snapshotKey(identity, tokensHash(recordOf(ids, salt)));
@@ -120,7 +120,7 @@ export class SnapshotCache {
 
   async #look(name: string, model: Model, identity: Identity, { secret, ...wanted }: Wanted): Promise<Found | Miss> {
     try {
-      const opened = await readHeader(await storeSource(this.store, name), { runtime: model.runtime, secret });
+      const opened = await readHeader(await storeSource(this.store, name, wanted), { runtime: model.runtime, secret });
       const unfit = whyUnfit(opened, identity, wanted);
       if (unfit) return { ...unfit, reason: `${titleOf(name, opened)}: ${unfit.reason}` };
       const read = await readTokens(opened, wanted.salt),
@@ -145,7 +145,7 @@ export class SnapshotCache {
       bytes = options.encrypt ? sealedSize(plain) : plain;
     if (bytes > this.maxBytes) return undefined;
     await this.prune(this.maxBytes - bytes, name);
-    await awake(() => writeParts(model, parts, storeSink(this.store, name), options));
+    await awake(() => writeParts(model, parts, storeSink(this.store, name, options), options));
     return name;
   }
 

@@ -2,6 +2,7 @@
 import { hostOf } from "../../runtime/host.ts";
 import type { ByteSource, Host, Runtime } from "../../runtime/interface.ts";
 import { writeWhole } from "../../runtime/output.ts";
+import { heeding } from "./signals.ts";
 import { checkSnapshotName, missingSnapshot, type SnapshotInfo, type SnapshotStore } from "./store.ts";
 
 /** How the files of snapshots end. */
@@ -12,7 +13,7 @@ export const EXTENSION = ".palisade";
  * `file.*` besides a store's own.
  */
 export function folderStore(runtime: Runtime, path: string): SnapshotStore {
-  return new FolderStore(runtime, hostOf(runtime, "keep snapshots in a folder"), path);
+  return heeding(new FolderStore(runtime, hostOf(runtime, "keep snapshots in a folder"), path));
 }
 
 class FolderStore implements SnapshotStore {

@@ -17,6 +17,11 @@ export interface ByteRange {
   readonly length: number;
 }
 
+export interface StoreOptions {
+  /** Ends the call, which rejects with its reason. */
+  readonly signal?: AbortSignal;
+}
+
 /**
  * Snapshots by name. Names are checked by {@link checkSnapshotName} before a store does anything with them.
  * PalisadeErrors (input): `snapshot.name`, `snapshot.missing`; besides those of what it is made of.
@@ -28,18 +33,18 @@ export interface SnapshotStore extends AsyncDisposable {
    * All of a snapshot, or a range of it, which must lie inside: else RangeError. `snapshot.missing` when there is none of
    * that name.
    */
-  get(name: string, range?: ByteRange): Promise<Uint8Array<ArrayBuffer>>;
+  get(name: string, range?: ByteRange, options?: StoreOptions): Promise<Uint8Array<ArrayBuffer>>;
   /**
    * Puts a snapshot in place of what had that name. Whoever reads meanwhile, or after a failure, finds the old one or the
-   * new one, whole. When `content` throws, nothing is changed and the error is passed on.
+   * new one, whole. When `content` throws or the signal aborts before all of it has come, nothing is changed.
    */
-  put(name: string, content: Uint8Array | AsyncIterable<Uint8Array>): Promise<void>;
+  put(name: string, content: Uint8Array | AsyncIterable<Uint8Array>, options?: StoreOptions): Promise<void>;
   /** Undefined when there is none. */
-  head(name: string): Promise<SnapshotInfo | undefined>;
+  head(name: string, options?: StoreOptions): Promise<SnapshotInfo | undefined>;
   /** Those whose names begin with `prefix`, default all, by name. */
-  list(prefix?: string): Promise<SnapshotInfo[]>;
-  /** False when there was none. */
-  delete(name: string): Promise<boolean>;
+  list(prefix?: string, options?: StoreOptions): Promise<SnapshotInfo[]>;
+  /** False when there was none. Aborted, it may have been done. */
+  delete(name: string, options?: StoreOptions): Promise<boolean>;
   /** Notes that it was used now, so that the oldest unused one can be told; a store that can't leaves it out. */
   touch?(name: string): Promise<void>;
 }
@@ -64,19 +69,23 @@ export function missingSnapshot(name: string, place: string) {
 }
 
 /** A snapshot of a store as a source of bytes. @throws PalisadeError input `snapshot.missing`. */
-export async function storeSource(store: SnapshotStore, name: string): Promise<ByteSource> {
-  const found = await store.head(name);
+export async function storeSource(
+  store: SnapshotStore,
+  name: string,
+  options: StoreOptions = {},
+): Promise<ByteSource> {
+  const found = await store.head(name, options);
   if (!found) throw missingSnapshot(name, store.place);
   return {
     name,
     size: found.size,
-    read: (offset, length) => store.get(name, { offset, length }),
+    read: (offset, length) => store.get(name, { offset, length }, options),
     close: () => Promise.resolve(),
   };
 }
 
 /** A sink whose commit puts a snapshot into a store. @throws PalisadeError input `snapshot.name`. */
-export function storeSink(store: SnapshotStore, name: string): ByteSink {
+export function storeSink(store: SnapshotStore, name: string, options: StoreOptions = {}): ByteSink {
   checkSnapshotName(name);
-  return pushed((chunks) => store.put(name, chunks));
+  return pushed((chunks) => store.put(name, chunks, options));
 }

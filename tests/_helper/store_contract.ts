@@ -236,6 +236,46 @@ export const STORE_CONTRACT: readonly StoreCheck[] = [
     },
   },
   {
+    what: "ends every call by its signal, and an aborted put leaves what was there",
+    async check(store) {
+      await store.put("suite-a", bytes(1, 2, 3));
+      const late = AbortSignal.abort(new Error("too late")), options = { signal: late };
+      const calls: Record<string, () => Promise<unknown>> = {
+        get: () => store.get("suite-a", undefined, options),
+        range: () => store.get("suite-a", { offset: 1, length: 1 }, options),
+        put: () => store.put("suite-a", bytes(9), options),
+        stream: () => store.put("suite-a", streamed(bytes(9)), options),
+        head: () => store.head("suite-a", options),
+        list: () => store.list("suite-", options),
+        delete: () => store.delete("suite-a", options),
+        source: () => storeSource(store, "suite-a", options),
+      };
+      for (const [call, work] of Object.entries(calls)) await refused(work(), "too late", call);
+      // Between two pieces, before and behind the first part of S3; behind the last; and of an array.
+      for (const before of [9, 6_000_000]) {
+        const stop = new AbortController();
+        const content = (async function* () {
+          yield new Uint8Array(before);
+          await Promise.resolve();
+          stop.abort(new Error("enough"));
+          yield bytes(9);
+        })();
+        await refused(store.put("suite-a", content, stop), "enough", `after ${before} bytes`);
+        same(await store.get("suite-a"), bytes(1, 2, 3));
+      }
+      const stop = new AbortController(), sink = storeSink(store, "suite-b", stop);
+      await sink.write(bytes(9));
+      stop.abort(new Error("given up"));
+      await refused(sink.commit(), "given up", "a sink");
+      same((await store.list("suite-")).map(({ name }) => name), ["suite-a"]);
+      // Under way: whichever comes first.
+      const racing = new AbortController(), reading = store.get("suite-a", undefined, racing);
+      racing.abort(new Error("while reading"));
+      await refused(reading, "while reading", "a get under way");
+      same(await store.get("suite-a", undefined, new AbortController()), bytes(1, 2, 3), "unaborted");
+    },
+  },
+  {
     what: "refuses names that are no names",
     async check(store) {
       const long = "x".repeat(65);

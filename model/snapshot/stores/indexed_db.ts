@@ -1,5 +1,6 @@
 /** Snapshots in a page's IndexedDB: one record each, whose content is a Blob. Any range of it is read by itself. */
 import { resourceError } from "../../../core/errors.ts";
+import { heeding } from "../signals.ts";
 import { type ByteRange, checkSnapshotName, missingSnapshot, type SnapshotInfo, type SnapshotStore } from "../store.ts";
 import { checkRange, storeFailure, WHERE } from "./failures.ts";
 
@@ -55,7 +56,7 @@ export async function indexedDbStore(database = "palisade"): Promise<SnapshotSto
   const place = `the page's database ${database}`, opening = page.indexedDB.open(database, 1);
   opening.onupgradeneeded = () => void opening.result.createObjectStore(TABLE, { keyPath: "name" });
   try {
-    return new IndexedDbStore(await settled(opening), place);
+    return heeding(new IndexedDbStore(await settled(opening), place));
   } catch (error) {
     throw failureOf(error as Error, place);
   }

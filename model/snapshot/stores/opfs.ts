@@ -6,6 +6,7 @@
  * content is whole.
  */
 import { resourceError } from "../../../core/errors.ts";
+import { heeding } from "../signals.ts";
 import { type ByteRange, checkSnapshotName, missingSnapshot, type SnapshotInfo, type SnapshotStore } from "../store.ts";
 import { checkRange, storeFailure, WHERE } from "./failures.ts";
 
@@ -58,7 +59,7 @@ export async function opfsStore(folder = "palisade"): Promise<SnapshotStore> {
     throw resourceError("store.no-opfs", "There are no files of its own for this page; IndexedDB may do", WHERE);
   }
   const root = await page.navigator!.storage!.getDirectory!();
-  return new OpfsStore(await root.getDirectoryHandle(folder, { create: true }), folder);
+  return heeding(new OpfsStore(await root.getDirectoryHandle(folder, { create: true }), folder));
 }
 
 class OpfsStore implements SnapshotStore {

@@ -5,7 +5,15 @@
 import type { S3Client } from "@aws-sdk/client-s3";
 import { PalisadeError } from "../../../core/errors.ts";
 import { EXTENSION } from "../folder_store.ts";
-import { type ByteRange, checkSnapshotName, missingSnapshot, type SnapshotInfo, type SnapshotStore } from "../store.ts";
+import { heeding } from "../signals.ts";
+import {
+  type ByteRange,
+  checkSnapshotName,
+  missingSnapshot,
+  type SnapshotInfo,
+  type SnapshotStore,
+  type StoreOptions,
+} from "../store.ts";
 import { loadS3Client, type Sdk } from "./clients.ts";
 import { badPlace, checkRange, pieces, storeFailure } from "./failures.ts";
 
@@ -56,7 +64,7 @@ export async function s3Store(url: string, options: S3Options = {}): Promise<Sna
       responseChecksumValidation: "WHEN_REQUIRED",
     }),
   });
-  return new S3Store(sdk, client, bucket, options);
+  return heeding(new S3Store(sdk, client, bucket, options));
 }
 
 /** @throws PalisadeError input `store.url`. */
@@ -112,17 +120,18 @@ class S3Store implements SnapshotStore {
     this.place = bucket.shown;
   }
 
-  async get(name: string, range?: ByteRange): Promise<Uint8Array<ArrayBuffer>> {
+  async get(name: string, range?: ByteRange, { signal }: StoreOptions = {}): Promise<Uint8Array<ArrayBuffer>> {
     const object = this.#object(name);
     // There is no range of no bytes in HTTP.
     if (range && !(range.length > 0 && range.offset >= 0)) {
-      checkRange(range, (await this.head(name) ?? this.#missing(name)).size);
+      checkRange(range, (await this.head(name, { signal }) ?? this.#missing(name)).size);
       return new Uint8Array(0);
     }
     return await this.#asked(name, async () => {
       const asked = range && `bytes=${range.offset}-${range.offset + range.length - 1}`;
       const { Body, ContentRange } = await this.#client.send(
         new this.#sdk.GetObjectCommand({ ...object, Range: asked }),
+        { abortSignal: signal },
       );
       const bytes = await Body!.transformToByteArray();
       // S3 gives what there is of a range.
@@ -131,18 +140,23 @@ class S3Store implements SnapshotStore {
     });
   }
 
-  async put(name: string, content: Uint8Array | AsyncIterable<Uint8Array>): Promise<void> {
+  async put(
+    name: string,
+    content: Uint8Array | AsyncIterable<Uint8Array>,
+    { signal }: StoreOptions = {},
+  ): Promise<void> {
     const object = this.#object(name), parts = pieces(content, this.#partBytes);
     const first = (await parts.next()).value!;
     if (first.length < this.#partBytes) {
       await this.#asked(name, () => this.#client.send(new this.#sdk.PutObjectCommand({ ...object, Body: first })));
-    } else await this.#putParts(name, first, parts);
+    } else await this.#putParts(name, first, parts, signal);
   }
 
-  async head(name: string): Promise<SnapshotInfo | undefined> {
+  async head(name: string, { signal }: StoreOptions = {}): Promise<SnapshotInfo | undefined> {
     const object = this.#object(name);
     try {
-      const { ContentLength, LastModified } = await this.#client.send(new this.#sdk.HeadObjectCommand(object));
+      const command = new this.#sdk.HeadObjectCommand(object);
+      const { ContentLength, LastModified } = await this.#client.send(command, { abortSignal: signal });
       return { name, size: ContentLength ?? 0, used: LastModified?.getTime() ?? 0 };
     } catch (error) {
       // An answer without a body can't say whether the object or the bucket is missing.
@@ -151,7 +165,7 @@ class S3Store implements SnapshotStore {
     }
   }
 
-  async list(prefix = ""): Promise<SnapshotInfo[]> {
+  async list(prefix = "", { signal }: StoreOptions = {}): Promise<SnapshotInfo[]> {
     const { bucket, prefix: folder } = this.#bucket, found: SnapshotInfo[] = [];
     let token: string | undefined;
     do {
@@ -162,7 +176,8 @@ class S3Store implements SnapshotStore {
         ContinuationToken: token,
         MaxKeys: this.#pageSize,
       };
-      const page = await this.#asked("", () => this.#client.send(new this.#sdk.ListObjectsV2Command(asked)));
+      const command = new this.#sdk.ListObjectsV2Command(asked);
+      const page = await this.#asked("", () => this.#client.send(command, { abortSignal: signal }));
       for (const { Key, Size, LastModified } of page.Contents ?? []) {
         const name = nameOf(Key ?? "", folder);
         if (name !== undefined) found.push({ name, size: Size ?? 0, used: LastModified?.getTime() ?? 0 });
@@ -183,7 +198,12 @@ class S3Store implements SnapshotStore {
     return Promise.resolve(this.#client.destroy());
   }
 
-  async #putParts(name: string, first: Uint8Array, rest: AsyncIterable<Uint8Array>): Promise<void> {
+  async #putParts(
+    name: string,
+    first: Uint8Array,
+    rest: AsyncIterable<Uint8Array>,
+    abortSignal?: AbortSignal,
+  ): Promise<void> {
     const { CreateMultipartUploadCommand, UploadPartCommand, CompleteMultipartUploadCommand } = this.#sdk;
     const object = this.#object(name);
     const { UploadId } = await this.#asked(name, () => this.#client.send(new CreateMultipartUploadCommand(object)));
@@ -192,7 +212,7 @@ class S3Store implements SnapshotStore {
       const take = async (Body: Uint8Array) => {
         const PartNumber = Parts.length + 1;
         const command = new UploadPartCommand({ ...upload, PartNumber, Body });
-        const { ETag } = await this.#asked(name, () => this.#client.send(command));
+        const { ETag } = await this.#asked(name, () => this.#client.send(command, { abortSignal }));
         Parts.push({ PartNumber, ETag });
       };
       await take(first);

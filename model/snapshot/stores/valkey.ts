@@ -8,6 +8,7 @@
 import type { Redis } from "ioredis";
 import { PalisadeError } from "../../../core/errors.ts";
 import { parseRedisUrl, reasonOf } from "../../redis_address.ts";
+import { heeding } from "../signals.ts";
 import { type ByteRange, checkSnapshotName, missingSnapshot, type SnapshotInfo, type SnapshotStore } from "../store.ts";
 import { loadValkeyClient } from "./clients.ts";
 import { badPlace, checkRange, pieces, storeFailure } from "./failures.ts";
@@ -80,7 +81,7 @@ export async function valkeyStore(url: string, options: ValkeyOptions = {}): Pro
     throw translated(address.shown, last ?? error as Error);
   }
   connected = true;
-  return new ValkeyStore(redis, address.shown, options.partBytes ?? PART_BYTES);
+  return heeding(new ValkeyStore(redis, address.shown, options.partBytes ?? PART_BYTES));
 }
 
 function translated(place: string, error: Error): Error {
