@@ -1,6 +1,7 @@
 /**
  * The reliability checks of snapshots in full, each one line of JSON: damage, failed restores, crashes, faults, refusals,
- * answers. `deno task bench reliability [CHECK …] [--share 0.1]`, checks C2, C4, C5, C6, C10; C7 and C9 are in the suite.
+ * answers. `deno task bench reliability [CHECK …] [--share 0.1]`, checks C2, C4, C5, C6, C6-eval, C10; C7 and C9 are in
+ * the suite.
  */
 import { createHash } from "node:crypto";
 import { mkdtempSync, rmSync } from "node:fs";
@@ -15,6 +16,7 @@ import { readHeader } from "../model/snapshot/restore.ts";
 import { currentRuntime } from "../runtime/mod.ts";
 import { headerEnd } from "../tests/_helper/snapshot_damage.ts";
 import { dice, fuzzSnapshots } from "../tests/_helper/snapshot_fuzz.ts";
+import { killedSweeps } from "../tests/_helper/eval_kills.ts";
 import { killedSaves } from "../tests/_helper/snapshot_kills.ts";
 import { ASK, bytesSource, QUESTION, savedBytes, snapshotModel, snapshotOf, TEXT } from "../tests/_helper/snapshots.ts";
 import { randomSoftTokens } from "../tests/_helper/soft_tokens.ts";
@@ -108,6 +110,14 @@ async function kills(): Promise<Figures> {
   return { runs, failures: runs - whole + stale, halvesLeftByKills: halves, staleAfterNextSave: stale };
 }
 
+async function evalKills(): Promise<Figures> {
+  const folder = mkdtempSync(join(tmpdir(), "palisade-eval-kills-"));
+  const figures = await killedSweeps({ folder, kills: many(500), runtime, seed: SEED });
+  rmSync(folder, { recursive: true });
+  const { kills: runs, gone, twice, others, stale, mostLost } = figures;
+  return { ...figures, runs, failures: gone + twice + others + stale + Math.max(0, mostLost - 1) };
+}
+
 /** A number of sentences, different for each seed. */
 function textOf(seed: number): string {
   const roll = dice(seed),
@@ -148,6 +158,7 @@ const CHECKS: Readonly<Record<string, () => Promise<Figures>>> = {
   C4: damage,
   C5: session,
   C6: kills,
+  "C6-eval": evalKills,
   C10: answers,
 };
 

@@ -114,7 +114,9 @@ async function checkPlace(runtime: Runtime, host: Host, output: Output): Promise
   }
   // A file that may not be written stays as it is, although its folder would let it be replaced.
   if (found) await (await host.create(path, { append: true })).close();
-  const part = besideOf(await host.realPath(path), host);
+  const real = await host.realPath(path), part = besideOf(real, host);
+  // What can't be looked at or removed is no reason not to write.
+  await removeStale(host, real).catch(() => {});
   await (await host.create(part, { named: path, temporary: true })).close();
   await host.remove(part);
 }

@@ -4,7 +4,7 @@
  * A *cell* is one (model, task, length, sample, policy, budget). Its `id` is a hash over everything its numbers depend
  * on, so a line is looked up, never recomputed. A process that dies while writing leaves a last line without its line
  * break; opening the file cuts it off, and that one cell is computed again. A file with anything else in it is not
- * touched. Blank lines are read past.
+ * touched. Blank lines are read past. Zeros in the last line are blocks that were never written.
  */
 import { inputError, PalisadeError } from "../../core/errors.ts";
 import type { CacheType } from "../../core/cache/entry_type.ts";
@@ -162,7 +162,7 @@ export async function readResults(runtime: Runtime, path: string): Promise<ReadR
 }
 
 function parseResults(bytes: Uint8Array, path: string): ReadResults {
-  const wholeBytes = bytes.lastIndexOf(0x0a) + 1;
+  const wholeBytes = endOfWhole(bytes);
   const texts = new TextDecoder().decode(bytes.subarray(0, wholeBytes)).split("\n").slice(0, -1);
   const byId = new Map<string, ResultLine>();
   let count = 0;
@@ -173,8 +173,31 @@ function parseResults(bytes: Uint8Array, path: string): ReadResults {
     count++;
   });
   const rest = new TextDecoder().decode(bytes.subarray(wholeBytes));
-  if (rest.trim() !== "" && !startsLikeOurs(rest)) throw damaged(texts.length + 1, path, "it is no result");
+  if (rest.trim() !== "" && !isTorn(rest, wholeBytes)) throw damaged(texts.length + 1, path, "it is no result");
   return { lines: [...byId.values()], duplicates: count - byId.size, wholeBytes, torn: rest !== "" };
+}
+
+/**
+ * The bytes up to the end of the last whole line. Where the power failed, blocks of the line that was being written may be
+ * zeros, which no line has in it, though its line break is there.
+ */
+function endOfWhole(bytes: Uint8Array): number {
+  const end = bytes.lastIndexOf(0x0a) + 1;
+  const start = end > 1 ? bytes.lastIndexOf(0x0a, end - 2) + 1 : 0;
+  return start > 0 && bytes.subarray(start, end).includes(0) ? start : end;
+}
+
+/** The smallest blocks that disks write. */
+const BLOCK = 512;
+
+/**
+ * Whether what follows whole lines, from byte `at` on, may be what is there of one more: its beginning, or blocks of it.
+ * Of a file that begins with zeros nobody can tell whose it is.
+ */
+function isTorn(rest: string, at: number): boolean {
+  const zeros = /^\0*/.exec(rest)![0].length;
+  if (zeros > 0) return at > 0 && (zeros === rest.length || (at + zeros) % BLOCK === 0);
+  return startsLikeOurs(rest.split("\0", 1)[0].replace(/\n$/, ""));
 }
 
 /** How lines begin; # is a hexadecimal digit. */
@@ -234,6 +257,8 @@ export class ResultsFile implements AsyncDisposable {
       const read = await host.info(path) && await readResults(runtime, path);
       if (read?.torn) await cutOff(runtime, path, read.wholeBytes);
       const sink = await openForAppending(runtime, path);
+      // A file whose name is not on the disk is lost with all its lines.
+      if (!read) await host.syncFolder(path);
       return new ResultsFile(read?.lines, sink, async (empty) => {
         if (empty) await host.remove(path);
         await lock[Symbol.asyncDispose]();

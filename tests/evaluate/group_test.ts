@@ -49,3 +49,18 @@ Deno.test("runGroup() gives cells asked in other words other ids, and those of t
   assert.notEqual(blank.frame, line.frame);
   assert.equal(line.modelName, "llama-plain");
 });
+
+Deno.test("runGroup() gives each cell away before it computes the next, so that a crash costs one", async () => {
+  const haystack = await tinyHaystack(await testFolder("one-ahead")), runtime = await currentRuntime();
+  const [group] = cellGroups(await openTasks(["niah_single_1"], runtime), [1024], 1);
+  await using model = await tinyModel("wasm");
+  const subject: Subject = { model, runtime, sha256: "0".repeat(64), palisade: "test" };
+  let begun = 0, given = 0;
+  const options = {
+    ...{ seed: 1, protocol: "context-first", haystack, isDone: () => false, beyondTrained: true } as const,
+    onStep: (step: string) => step.startsWith("answering") && begun++,
+  };
+  const cases = parseCases("full,snapkv,layer-defensive,gate(read=stream)", "40%,20%");
+  for await (const _ of runGroup(subject, group, cases, options)) assert.equal(begun, ++given);
+  assert.equal(given, 7);
+});
