@@ -18,8 +18,10 @@ export function policyText({ name, parameters }: Pick<Policy, "name" | "paramete
   return `${text.slice(0, -1)}${text.endsWith("()") ? "" : ","}${said.join(",")})`;
 }
 
+/** In quotation marks only where the grammar wants them. */
 function setting(name: string, value: string | number): string {
-  return `${name}=${JSON.stringify(String(value))}`;
+  const text = String(value);
+  return `${name}=${/^[A-Za-z0-9.+_/\\:~%-]+$/.test(text) ? text : `"${text.replace(/["\\]/g, "\\$&")}"`}`;
 }
 
 function unstagedText(name: string, parameters: ParameterValues): string {
