@@ -1,5 +1,7 @@
 /** The secret of snapshots, as commands are told of it: a file's, the environment's, or one that is typed. */
 import { inputError, PalisadeError } from "../core/errors.ts";
+import type { ByteSource } from "../model/snapshot/bytes.ts";
+import { type OpenedSnapshot, readHeader } from "../model/snapshot/restore.ts";
 import { keySecret, passphraseSecret, type Secret } from "../model/snapshot/seal/key.ts";
 import type { Io } from "./io.ts";
 import type { OptionTable, Values } from "./options.ts";
@@ -46,7 +48,7 @@ const LARGEST_KEY_FILE = 256;
 const LARGEST_PASSPHRASE_FILE = 65536;
 
 /** What was given without asking anybody; undefined when nothing was. PalisadeErrors `secret.*`, `file.*`, `text.*`. */
-async function givenSecret({ keyFile, passphraseFile }: SecretOptions, io: Io): Promise<Secret | undefined> {
+export async function givenSecret({ keyFile, passphraseFile }: SecretOptions, io: Io): Promise<Secret | undefined> {
   if (keyFile !== undefined) return keySecret(await startOf(keyFile, io), keyFile);
   if (passphraseFile !== undefined) {
     const text = await io.runtime.readText(passphraseFile, { maxBytes: LARGEST_PASSPHRASE_FILE, signal: io.signal });
@@ -114,6 +116,19 @@ export async function opened<T>(
   open: (secret: Secret | undefined) => Promise<T>,
 ): Promise<T> {
   return await withSecret(await givenSecret(options, io), io, open);
+}
+
+/** The header of a snapshot, and the secret by which it was opened. */
+export interface OpenedHeader {
+  readonly header: OpenedSnapshot;
+  readonly secret?: Secret;
+}
+
+/** Opens the header of a snapshot: before a model is loaded for it, that is a matter of milliseconds. */
+export async function headerOf(source: ByteSource, io: Io, given: Secret | undefined): Promise<OpenedHeader> {
+  return await withSecret(given, io, async (secret) => {
+    return { header: await readHeader(source, { runtime: io.runtime, secret }), secret };
+  });
 }
 
 const WAYS = `--key-file, --passphrase-file or ${VARIABLE}`;

@@ -58,6 +58,8 @@ export interface LoadOptions {
    * keys and values too, and a LongRoPE model turns as it was trained to for so many tokens.
    */
   readonly expected?: (known: Pick<Model, "frame" | "tokenizer">) => Expected;
+  /** Called once with what the head of the file says, before weights are read; what it throws ends the loading. */
+  readonly onHead?: (head: ModelHead) => Promise<void>;
   /** Called once, before weights are read, with the bytes that they, and all together, will take at least. */
   readonly onNeeded?: (weights: number, needed?: NeededMemory) => void;
   /** Hears why `auto` goes on without the WebGPU device that it had taken: lost, out of memory. */
@@ -73,6 +75,9 @@ export interface LoadOptions {
  * split model the path of any part, the others beside it; or the sources of all parts, in any order.
  */
 export type ModelSource = string | ByteSource | readonly ByteSource[];
+
+/** What is known of a model before its weights are read. */
+export type ModelHead = Pick<Model, "config" | "file" | "frame" | "identity">;
 
 /** While a model's file is hashed. */
 export interface IdentityOptions {
@@ -160,6 +165,8 @@ export async function loadModel(source: ModelSource, runtime: Runtime, options: 
     });
     const tokenizer = base.endingAt(frame.ends), expected = options.expected?.({ frame, tokenizer });
     const config = await configOf(file, { tokens: options.tokens ?? lastPosition(expected) });
+    const identity = sharedWork(hash);
+    await options.onHead?.({ config, file, frame, identity });
     let weightBytes = 0, room: Room = { weightModules: 0, cacheModules: 0 };
     const device = await startDevice(file, config, runtime, {
       ...options,
@@ -170,7 +177,6 @@ export async function loadModel(source: ModelSource, runtime: Runtime, options: 
         options.onNeeded?.(weights, needed);
       },
     });
-    const identity = sharedWork(hash);
     const gateFor = (target: GateTarget) =>
       sharedWork((told: Pick<IdentityOptions, "signal">) => {
         return findGate({ name, config, identity: () => identity(told) }, runtime, options.gate, target);

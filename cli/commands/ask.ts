@@ -5,6 +5,7 @@ import { checkQuestions } from "../../model/decode/questions.ts";
 import { DEFAULTS } from "../../model/defaults.ts";
 import type { LoadOptions, Model } from "../../model/model.ts";
 import { reportOf } from "../../model/report.ts";
+import { checkMadeFor, type RestoreOptions } from "../../model/snapshot/restore.ts";
 import type { SnapshotCache } from "../../model/snapshot/cache.ts";
 import type { Secret } from "../../model/snapshot/seal/key.ts";
 import { NO_FRAME, resolveFrame } from "../../model/text/frames.ts";
@@ -30,7 +31,7 @@ import {
   typedFrame,
   WORDS,
 } from "../reading.ts";
-import { PROTECT, SECRET, secretFor, withSecret } from "../secrets.ts";
+import { headerOf, PROTECT, SECRET, secretFor } from "../secrets.ts";
 import { keepRead, openCache, openNamed, PLACE, SALT } from "../snapshots.ts";
 
 const OPTIONS = {
@@ -127,12 +128,17 @@ async function ask(options: Options, io: Io): Promise<number> {
   const cache = text === undefined ? undefined : await openCache(options, io);
   await using _store = cache?.store ?? NO_STORE;
   using progress = createProgress(io.interactive && !options.quiet);
-  const start = performance.now();
-  const expected = text === undefined ? {} : { expected: expectedIn(text, options, parsed) };
-  await using model = await startModel(options, io, progress, { system, think, frame, gate, ...expected });
-  const loadMs = performance.now() - start, told = { options, parsed, progress, cache, secret };
   // Open as long as the context: where a device fails the snapshot is read again.
   await using source = text === undefined ? await snapshotSource(options, io) : undefined;
+  const header = source && await headerOf(source, io, secret);
+  const told = { options, parsed, progress, cache, secret: header?.secret ?? secret }, start = performance.now();
+  await using model = await startModel(options, io, progress, {
+    ...{ system, think, frame, gate },
+    ...(text !== undefined && { expected: expectedIn(text, options, parsed) }),
+    // What is of another model is refused before that one's weights are read.
+    ...(header && { onHead: async (head) => void await checkMadeFor(head, header.header, restoring(io, told)) }),
+  });
+  const loadMs = performance.now() - start;
   using context = source ? await restored(model, source, io, told) : await read(model, text!, io, told);
   progress.clear();
   if (!options.policy && !context.effort && context.reused === 0 && context.policy.needs.reconstruction) {
@@ -195,17 +201,21 @@ function snapshotSource(options: Options, io: Io): ReturnType<typeof openNamed> 
   throw new PalisadeError("usage", "bytes.snapshot", message, { where: option("bytes") });
 }
 
+/** What a snapshot must be, and how it is restored. */
+function restoring(io: Io, { options, parsed, secret }: Told): RestoreOptions {
+  const { positions, cacheType, beyondTrained, salt, cloak } = options, frame = frameOf(options);
+  return { ...parsed, positions, cacheType, beyondTrained, salt, frame, cloak, signal: io.signal, secret };
+}
+
 /** The context of a snapshot. */
 async function restored(
   model: Model,
   source: Awaited<ReturnType<typeof openNamed>>,
   io: Io,
-  { options, parsed, progress, secret: given }: Told,
+  told: Told,
 ): Promise<Context> {
-  progress.update("Restoring", 0, 1);
-  const { positions, cacheType, beyondTrained, salt, cloak } = options, frame = frameOf(options);
-  const restore = { ...parsed, positions, cacheType, beyondTrained, salt, frame, cloak, signal: io.signal };
-  return await withSecret(given, io, (secret) => model.restore(source, { ...restore, secret }));
+  told.progress.update("Restoring", 0, 1);
+  return await model.restore(source, restoring(io, told));
 }
 
 /**

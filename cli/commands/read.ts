@@ -33,7 +33,7 @@ import {
   typedFrame,
   WORDS,
 } from "../reading.ts";
-import { newSecret, opened, PROTECT, refuseIdleSecret, SECRET, withSecret } from "../secrets.ts";
+import { givenSecret, headerOf, newSecret, PROTECT, refuseIdleSecret, SECRET } from "../secrets.ts";
 import { labelOf, openNamed, PLACE, SALT, SNAPSHOT_FILE, wantCache } from "../snapshots.ts";
 
 const OPTIONS = {
@@ -73,6 +73,7 @@ async function read(options: Options, io: Io): Promise<number> {
   refuseIdleSecret(options, !!(options.encrypt || options.cloak || options.append));
   await checkPlaces(options, io);
   const secret = options.encrypt || options.cloak ? await newSecret(options, io) : undefined;
+  const before = await secretBefore(options, io, secret);
   const parsed = await parseReading(options, io);
   const text = await readContextText(options.context, io);
   const expected = expectedOf(text, { ...options, keep: parsed.keep });
@@ -80,7 +81,7 @@ async function read(options: Options, io: Io): Promise<number> {
   const start = performance.now();
   await using model = await startModel(options, io, progress, { system, think, frame, gate, expected });
   const loadMs = performance.now() - start;
-  using context = await readText(model, text, io, { options, parsed, progress, secret });
+  using context = await readText(model, text, io, { options, parsed, progress, secret: before });
   progress.clear();
   const say = (note: string) => io.interactive && !options.quiet && io.err(`${note}\n`);
   if (!options.policy && !context.effort && context.reused === 0 && context.policy.needs.reconstruction) {
@@ -118,12 +119,17 @@ interface Told {
   readonly secret?: Secret;
 }
 
+/** Opens the header of the snapshot that is to be gone on from, before a model is loaded for it: by which secret. */
+async function secretBefore(options: Options, io: Io, secret?: Secret): Promise<Secret | undefined> {
+  if (options.append === undefined) return undefined;
+  await using snapshot = await openNamed(options.append, options, io);
+  return (await headerOf(snapshot, io, secret ?? await givenSecret(options, io))).secret;
+}
+
 /** Reads the text, or what is new of it behind the snapshot that is to be gone on from. */
 async function readText(model: Model, text: string, io: Io, told: Told): Promise<Context> {
-  const { options, secret } = told;
-  if (options.append === undefined) return await openContext(model, text, readingOf(told, io));
-  const open = (given?: Secret) => goOn(model, text, io, { ...told, secret: given });
-  return secret ? await withSecret(secret, io, open) : await opened(options, io, open);
+  if (told.options.append === undefined) return await openContext(model, text, readingOf(told, io));
+  return await goOn(model, text, io, told);
 }
 
 function readingOf({ options, parsed, progress }: Told, io: Io): ContextOptions {

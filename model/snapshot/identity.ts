@@ -9,7 +9,7 @@ import type { Policy } from "../../core/policy/policy.ts";
 import type { Keep } from "../../core/select/budget.ts";
 import type { Positions } from "../decode/answer.ts";
 import type { GgufValue } from "../file/gguf/types.ts";
-import type { Model } from "../model.ts";
+import type { Model, ModelHead } from "../model.ts";
 import { frameText } from "../text/frames.ts";
 import type { ChatFrame } from "../text/prompt.ts";
 import { type Tagged, taggedHash } from "./hash.ts";
@@ -55,7 +55,7 @@ export interface ReadingFacts {
 
 /** What says which model it is, with the words around the text, for one tenant. */
 export async function modelIdentity(
-  { config, file, identity, frame }: Pick<Model, "config" | "file" | "identity" | "frame">,
+  { config, file, identity, frame }: ModelHead,
   salt: string,
   signal?: AbortSignal,
 ): Promise<ModelIdentity> {

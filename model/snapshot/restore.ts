@@ -17,7 +17,7 @@ import type { Runtime } from "../../runtime/interface.ts";
 import { type Context, contextOf, type ContextState, laidToRest, lasting } from "../context.ts";
 import { type DecodePlan, type Positions, withPredictions } from "../decode/answer.ts";
 import { type MaxCache, resolveMaxCache } from "../decode/max_cache.ts";
-import type { Model } from "../model.ts";
+import type { Model, ModelHead } from "../model.ts";
 import { gateScorer } from "../read/policy_inputs.ts";
 import { checkRowsOf } from "../read/plan.ts";
 import { checkRefit } from "../read/refit.ts";
@@ -31,6 +31,7 @@ import {
   budgetWords,
   firstDifference,
   type Identity,
+  type ModelIdentity,
   modelIdentity,
   policyIdentity,
   refuseDifference,
@@ -125,16 +126,34 @@ async function restoreOnce(model: Model, source: ByteSource, options: RestoreOpt
   const start = performance.now(), { signal, salt = "" } = options;
   signal?.throwIfAborted();
   const opened = await readHeader(source, { runtime: model.runtime, secret: options.secret });
-  const frame = frameFor(model, opened, options);
-  await refuseOther(model, opened, frame, options);
+  const frame = await checkMadeFor(model, opened, options);
   const read = await readTokens(opened, salt);
   const state = await restoreState(model, { ...opened, frame, read }, { ...options, start });
   const context = contextOf(model, state);
   return options.cloak ? await laidToRest(context) : context;
 }
 
+/**
+ * Refuses a snapshot of another model, or that was made otherwise than the options say; the words around its text. The
+ * model's file is hashed last, once nothing else differs.
+ * @throws PalisadeError input `snapshot.identity`, where = the first field that differs; `snapshot.state`.
+ */
+export async function checkMadeFor(
+  model: ModelHead,
+  opened: OpenedSnapshot,
+  options: RestoreOptions,
+): Promise<ChatFrame> {
+  const frame = frameFor(model, opened, options), { salt = "", signal } = options;
+  const head = { ...model, frame }, unhashed = () => Promise.resolve(opened.identity.model);
+  for (const known of [{ ...head, identity: unhashed }, head]) {
+    signal?.throwIfAborted();
+    refuseOther(opened, await modelIdentity(known, salt, signal), options);
+  }
+  return frame;
+}
+
 /** The model's own frame, with the snapshot's words and day. */
-function frameFor(model: Model, { file, state }: OpenedSnapshot, { frame: asked }: RestoreOptions): ChatFrame {
+function frameFor(model: ModelHead, { file, state }: OpenedSnapshot, { frame: asked }: RestoreOptions): ChatFrame {
   const { name, text } = state.frame, day = state.date === undefined ? {} : { date: state.date };
   if (asked !== undefined) return { ...withWords(model.frame, asked), ...day };
   if (name === NO_FRAME) return { ...withWords(model.frame, NO_FRAME), ...day };
@@ -148,16 +167,11 @@ function frameFor(model: Model, { file, state }: OpenedSnapshot, { frame: asked 
 }
 
 /** @throws PalisadeError input `snapshot.identity`, where = the first field that differs. */
-async function refuseOther(
-  model: Model,
-  { file, identity }: OpenedSnapshot,
-  frame: ChatFrame,
-  options: RestoreOptions,
-) {
-  const { salt = "", policy: named, keep, cacheType, positions, signal } = options;
+function refuseOther({ file, identity }: OpenedSnapshot, model: ModelIdentity, options: RestoreOptions): void {
+  const { policy: named, keep, cacheType, positions } = options;
   const policy = typeof named === "string" ? resolvePolicy(named) : named;
   const asked: Partial<Identity> = {
-    ...await modelIdentity({ ...model, frame }, salt, signal),
+    ...model,
     ...(policy && policyIdentity(policy)),
     ...(keep !== undefined && { budget: budgetWords({ keep: typeof keep === "string" ? parseKeep(keep) : keep }) }),
     ...(cacheType && { cacheType }),

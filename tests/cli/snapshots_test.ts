@@ -57,6 +57,11 @@ Deno.test("read writes a file that ask answers from as if it had read the text",
   await refused(3, /another salt/, "ask", ...MODEL, ...ASK, "--snapshot", out, "--salt", "x");
   await refused(3, /isn't a snapshot/, "ask", ...MODEL, ...ASK, "--snapshot", book);
   await refused(3, /no such file/, "ask", ...MODEL, ...ASK, "--snapshot", at("none.palisade"));
+  // Before a model is looked for, fetched or loaded.
+  const missing = ["--model", at("no.gguf")];
+  await refused(3, /isn't a snapshot/, "ask", ...missing, ...ASK, "--snapshot", book);
+  await refused(3, /isn't a snapshot/, "read", ...missing, "--context", grown, "--append", book, "--out", at("x"));
+  await refused(3, /no\.gguf/, "ask", ...missing, ...ASK, "--snapshot", out);
 });
 
 Deno.test("ask wants a text or a snapshot, not both and not neither", async () => {

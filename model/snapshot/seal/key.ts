@@ -71,8 +71,19 @@ export function costProblem({ logN, r, p }: ScryptCost): string | undefined {
  * scrypt first. @throws PalisadeError resources `seal.no-crypto` in a page that is not secure.
  */
 export async function keyMaterial(secret: Secret, salt: Uint8Array, cost: ScryptCost): Promise<CryptoKey> {
-  const raw = secret.kind === "key" ? secret.bytes : await stretched(secret.text, salt, cost);
+  const raw = secret.kind === "key" ? secret.bytes : await stretchedOnce(secret, salt, cost);
   return await subtle().importKey("raw", raw, "HKDF", false, ["deriveKey", "deriveBits"]);
+}
+
+/** A file's header is opened first, then the file: the last key that a passphrase was made into is not made again. */
+const made = new WeakMap<Secret, { readonly name: string; readonly raw: ReturnType<typeof stretched> }>();
+
+function stretchedOnce(secret: Secret & { kind: "passphrase" }, salt: Uint8Array, cost: ScryptCost) {
+  const name = `${salt} ${cost.logN} ${cost.r} ${cost.p}`, before = made.get(secret);
+  if (before?.name === name) return before.raw;
+  const raw = stretched(secret.text, salt, cost);
+  made.set(secret, { name, raw });
+  return raw;
 }
 
 async function stretched(text: string, salt: Uint8Array, { logN, r, p }: ScryptCost): Promise<Uint8Array<ArrayBuffer>> {

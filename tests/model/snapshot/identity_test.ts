@@ -1,14 +1,15 @@
 /** C9: a snapshot of anything else is refused by that name; and the attack on caches that go by likeness. */
 import assert from "node:assert/strict";
 import { join } from "node:path";
+import { fileURLToPath } from "node:url";
 import type { PalisadeError } from "../../../core/errors.ts";
-import type { Model } from "../../../model/model.ts";
+import { loadModel, type Model } from "../../../model/model.ts";
 import { openContext } from "../../../model/session.ts";
 import { SnapshotCache } from "../../../model/snapshot/cache.ts";
 import { folderStore } from "../../../model/snapshot/folder_store.ts";
 import { taggedHash } from "../../../model/snapshot/hash.ts";
 import { IDENTITY_FIELDS, type IdentityField } from "../../../model/snapshot/identity.ts";
-import type { RestoreOptions } from "../../../model/snapshot/restore.ts";
+import { checkMadeFor, readHeader, type RestoreOptions } from "../../../model/snapshot/restore.ts";
 import { matchOf, recordOf } from "../../../model/snapshot/tokens.ts";
 import { currentRuntime } from "../../../runtime/mod.ts";
 import { rewritten } from "../../_helper/snapshot_damage.ts";
@@ -60,6 +61,34 @@ Deno.test("C9: whatever is changed is refused by its name; unchanged, all tokens
   using restored = await model.restore(bytesSource(good), POLICY);
   assert.equal(restored.reused, restored.tokens);
   assert.ok(restored.cache.entries() > 0);
+});
+
+Deno.test("C9: what is of another model is refused before weights are read, and hashed only where nothing else differs", async () => {
+  const opened = await readHeader(bytesSource(good), model), { salt } = POLICY;
+  let hashed = 0, weights = 0;
+  const load = (name: string, options: RestoreOptions) => {
+    const path = fileURLToPath(new URL(`../../data/models/${name}.gguf`, import.meta.url));
+    return loadModel(path, model.runtime, {
+      frame: "line",
+      onNeeded: () => weights++,
+      async onHead(head) {
+        const identity = () => (hashed++, head.identity());
+        await checkMadeFor({ ...head, identity }, opened, options);
+      },
+    });
+  };
+  const wrong: [string, RestoreOptions, IdentityField][] = [
+    ["qwen2-plain", { salt }, "architecture"],
+    ["llama-linear", { salt }, "shape"],
+    ["llama-plain", { salt: "tenant two" }, "salt"],
+    ["llama-plain", { salt, keep: "26%" }, "budget"],
+  ];
+  for (const [name, options, where] of wrong) {
+    await assert.rejects(load(name, options), { code: "snapshot.identity", where }, where);
+  }
+  assert.deepEqual([hashed, weights], [0, 0]);
+  await (await load("llama-plain", { salt }))[Symbol.asyncDispose]();
+  assert.deepEqual([hashed, weights], [1, 1]);
 });
 
 Deno.test("C9: what the header says is compared, field by field", async () => {
