@@ -53,11 +53,15 @@ export interface ReadingFacts {
   readonly way: string;
 }
 
-/** What says which model it is, with the words around the text, for one tenant. */
+/** The fields that take time: a vocabulary is long, and so is a file. */
+export type SlowFields = Partial<Pick<ModelIdentity, "tokenizer" | "model">>;
+
+/** What says which model it is, with the words around the text, for one tenant; `known` is taken as it is. */
 export async function modelIdentity(
   { config, file, identity, frame }: ModelHead,
   salt: string,
   signal?: AbortSignal,
+  known: SlowFields = {},
 ): Promise<ModelIdentity> {
   const { layers, heads, kvHeads, headDim, vocabulary, architecture } = config;
   return {
@@ -66,10 +70,10 @@ export async function modelIdentity(
     shape: `${layers} layers, ${heads} heads over ${kvHeads}, width ${headDim}, ${vocabulary} tokens`,
     weights: typesOf(file.tensors.values()),
     rope: taggedHash([["rope", JSON.stringify(config.ropes, plainArrays)], ["trained", String(config.contextLength)]]),
-    tokenizer: tokenizerHash(file),
+    tokenizer: known.tokenizer ?? tokenizerHash(file),
     template: templateHash(file.metadata, frame),
     frame: JSON.stringify([frame.kind, frameText(frame.words)]),
-    model: await identity({ signal }),
+    model: known.model ?? await identity({ signal }),
     salt: taggedHash([["palisade tenant", salt]]),
   };
 }

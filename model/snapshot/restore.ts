@@ -134,8 +134,8 @@ async function restoreOnce(model: Model, source: ByteSource, options: RestoreOpt
 }
 
 /**
- * Refuses a snapshot of another model, or that was made otherwise than the options say; the words around its text. The
- * model's file is hashed last, once nothing else differs.
+ * Refuses a snapshot of another model, or that was made otherwise than the options say; the words around its text. What
+ * takes time is compared last: the vocabulary, then the bytes of the model's file.
  * @throws PalisadeError input `snapshot.identity`, where = the first field that differs; `snapshot.state`.
  */
 export async function checkMadeFor(
@@ -143,11 +143,11 @@ export async function checkMadeFor(
   opened: OpenedSnapshot,
   options: RestoreOptions,
 ): Promise<ChatFrame> {
-  const frame = frameFor(model, opened, options), { salt = "", signal } = options;
-  const head = { ...model, frame }, unhashed = () => Promise.resolve(opened.identity.model);
-  for (const known of [{ ...head, identity: unhashed }, head]) {
+  const frame = frameFor(model, opened, options), head = { ...model, frame }, { salt = "", signal } = options;
+  const { tokenizer, model: bytes } = opened.identity;
+  for (const known of [{ tokenizer, model: bytes }, { model: bytes }, {}]) {
     signal?.throwIfAborted();
-    refuseOther(opened, await modelIdentity(known, salt, signal), options);
+    refuseOther(opened, await modelIdentity(head, salt, signal, known), options);
   }
   return frame;
 }
