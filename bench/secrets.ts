@@ -15,6 +15,7 @@ import { keySecret, passphraseSecret } from "../model/snapshot/seal/key.ts";
 import type { SaveOptions } from "../model/snapshot/save.ts";
 import { openSealed, sealSink } from "../model/snapshot/seal/seal.ts";
 import { bufferSource, currentRuntime } from "../runtime/mod.ts";
+import { adapt } from "./secrets/adaptive.ts";
 import {
   collide,
   collideNearest,
@@ -25,7 +26,15 @@ import {
   rougeRecall,
   shareFound,
 } from "./secrets/attacks.ts";
-import { bytesAsRows, noRows, type Stolen, stolenRows } from "./secrets/stolen.ts";
+import {
+  asBlocks,
+  bytesAsRows,
+  cloakedAlone,
+  noRows,
+  type Stolen,
+  type StolenHead,
+  stolenRows,
+} from "./secrets/stolen.ts";
 
 const [path, kind = "attacks", length = "48", texts = "2"] = process.argv.slice(2);
 const KEY = keySecret(crypto.getRandomValues(new Uint8Array(32)));
@@ -47,16 +56,21 @@ async function parts(model: Model, count: number, tokens: number): Promise<strin
   return all;
 }
 
-const ATTACKS = ["inverted", "collided", "nearest", "injected"] as const;
+const ATTACKS = ["inverted", "collided", "nearest", "injected", "adapted"] as const;
+/** Without words around the text, so many of its own tokens are known to the one who adapts. */
+const KNOWN = 4;
 
 async function attackAll(model: Model): Promise<void> {
   const layer = await firstLayerOf(model),
     sums = new Map<string, Record<typeof ATTACKS[number], number>>();
   const all = await parts(model, Number(texts), Number(length));
   for (const text of all) {
-    for (const [what, ids, first, stolen] of await thefts(model, text)) {
-      const shares = await attack(model, layer, stolen, { ids, first });
-      const sum = sums.get(what) ?? { inverted: 0, collided: 0, nearest: 0, injected: 0 };
+    for (const [what, ids, first, stolen, blocks] of await thefts(model, text)) {
+      const shares = {
+        ...await attack(model, layer, stolen, { ids, first }),
+        adapted: adapted(model, layer, blocks, ids, first),
+      };
+      const sum = sums.get(what) ?? { inverted: 0, collided: 0, nearest: 0, injected: 0, adapted: 0 };
       for (const name of ATTACKS) sum[name] += shares[name] / all.length;
       sums.set(what, sum);
       console.error(JSON.stringify({ what, ...shares }));
@@ -65,7 +79,8 @@ async function attackAll(model: Model): Promise<void> {
   for (const [what, shares] of sums) console.log(JSON.stringify({ what, ...shares }));
 }
 
-type Theft = [what: string, ids: readonly number[], first: number, stolen: Stolen];
+/** `blocks`: the first layer's rows for the attack on the cloak. */
+type Theft = [what: string, ids: readonly number[], first: number, stolen: Stolen, blocks: readonly StolenHead[]];
 
 async function thefts(model: Model, text: string): Promise<Theft[]> {
   const ids = contextIds(model.frame, model.tokenizer, text), all: Theft[] = [];
@@ -75,16 +90,38 @@ async function thefts(model: Model, text: string): Promise<Theft[]> {
     const first = model.tokenizer.encode(text).length < ids.length
       ? prefixOf(ids, contextIds(model.frame, model.tokenizer, "zebra"))
       : 0;
-    if (keep === "100%") all.push(["no rows at all", ids, first, noRows(model.config, ids.length)]);
+    if (keep === "100%") {
+      all.push([
+        "no rows at all",
+        ids,
+        first,
+        noRows(model.config, ids.length),
+        asBlocks(noRows(model.config, ids.length)[0], model.config.headDim),
+      ]);
+    }
     for (const [way, options] of [["plain", {}], ["cloaked", { cloak: KEY }], ["sealed", { encrypt: KEY }]] as const) {
       const bytes = await saved(context, options);
       const stolen = way === "sealed"
         ? bytesAsRows(bytes, model.config, ids.length)
         : await stolenRows(bytes, runtime, model.config);
-      all.push([`${way}, ${name} kept`, ids, first, stolen]);
+      const { headDim } = model.config, blocks = asBlocks(stolen[0], headDim);
+      all.push([`${way}, ${name} kept`, ids, first, stolen, blocks]);
+      if (way !== "plain") continue;
+      const alone = await cloakedAlone(stolen[0], KEY, headDim);
+      all.push([`KV-Cloak alone, ${name} kept`, ids, first, await cloakedLayers(stolen, headDim), alone]);
     }
   }
   return all;
+}
+
+/** All layers under KV-Cloak alone, the first rows of each head. */
+async function cloakedLayers(stolen: Stolen, headDim: number): Promise<Stolen> {
+  return await Promise.all(stolen.map(async (heads) =>
+    (await cloakedAlone(heads, KEY, headDim)).map((head) => {
+      const first = (rows: Float32Array) => rows.slice(0, head.positions.length * headDim);
+      return { ...head, keys: first(head.keys), values: first(head.values) };
+    })
+  ));
 }
 
 function prefixOf(a: readonly number[], b: readonly number[]): number {
@@ -104,6 +141,18 @@ async function attack(
   const nearest = shareFound(ids, collideNearest(model, layer, stolen), first);
   const said = await inject(model, stolen, ids.length, ids.length - first);
   return { inverted, collided, nearest, injected: rougeRecall(ids.slice(first), said) };
+}
+
+/** Share of what is not known that the attack on the cloak finds. */
+function adapted(
+  model: Model,
+  layer: FirstLayer,
+  blocks: readonly StolenHead[],
+  ids: readonly number[],
+  first: number,
+): number {
+  const known = Math.max(first, KNOWN);
+  return shareFound(ids, adapt(model, layer, blocks, new Map(ids.slice(0, known).entries())), known);
 }
 
 async function cost(model: Model): Promise<void> {

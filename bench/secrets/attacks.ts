@@ -134,7 +134,7 @@ class Solver {
 }
 
 /** Gauss and Jordan, with the largest pivot of each column. */
-function inverted(matrix: Float64Array, n: number): Float64Array {
+export function inverted(matrix: Float64Array, n: number): Float64Array {
   const a = matrix.slice(), inverse = new Float64Array(n * n);
   for (let i = 0; i < n; i++) inverse[i * n + i] = 1;
   for (let column = 0; column < n; column++) {

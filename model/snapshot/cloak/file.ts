@@ -25,7 +25,7 @@ export async function maskedIds(cloak: Cloak | undefined, ids: readonly number[]
 }
 
 interface CloakRecord {
-  readonly version: 1;
+  readonly version: 2;
   readonly kind: Secret["kind"];
   readonly cost: ScryptCost;
   readonly salt: string;
@@ -35,7 +35,7 @@ interface CloakRecord {
 /** The cloak of a new file, and its metadata. */
 export async function newCloak(secret: Secret, cost: ScryptCost = SCRYPT_COST) {
   const salt = newSalt(), cloak = await Cloak.of(secret, salt, cost);
-  const record: CloakRecord = { version: 1, kind: secret.kind, cost, salt: hex(salt), check: hex(cloak.check) };
+  const record: CloakRecord = { version: 2, kind: secret.kind, cost, salt: hex(salt), check: hex(cloak.check) };
   return { cloak, metadata: { [CLOAK_KEY]: JSON.stringify(record) } };
 }
 
@@ -59,7 +59,7 @@ export async function cloakOf(metadata: ReadonlyMap<string, string>, name: strin
 function recordOf(text: string, name: string): CloakRecord {
   const record = parsed(text), { version, kind, cost, salt, check } = record;
   const numbers = [cost?.logN, cost?.r, cost?.p].every(Number.isInteger);
-  const form = version === 1 && (kind === "key" || kind === "passphrase") && numbers;
+  const form = version === 2 && (kind === "key" || kind === "passphrase") && numbers;
   const texts = form && isHex(salt, KEY_BYTES) && isHex(check, 16);
   if (!texts) throw refuse("form", name, "what it says of its cloak is of another form");
   const problem = costProblem(cost!);

@@ -56,10 +56,10 @@ export async function uncoveredRows(
 }
 
 /**
- * What else of a layer tells tokens: in the first layer, scores and sizes follow from a token alone. A tensor's place in
- * this list is part of the format.
+ * What of a layer tells tokens: the cloaked rows too, whose blocks span what their rows span; and in the first layer,
+ * scores and sizes follow from a token alone. A tensor's place in this list is part of the format.
  */
-const MASKED = ["largest", "predicted", "certificate_figures", "certificate_masses", "bias"];
+const MASKED = ["largest", "predicted", "certificate_figures", "certificate_masses", "bias", "keys", "values"];
 
 /** Purposes of masks: those below are the file's. */
 const FIRST_PURPOSE = 16, PURPOSES = 16;

@@ -64,13 +64,18 @@ export class SecretSource {
     return { keys, values, order, lit, filling };
   }
 
-  /** `bytes` random bytes for one place: AES in counter mode, layer and head are its nonce. */
-  async stream(layer: number, kvHead: number, bytes: number): Promise<Uint8Array<ArrayBuffer>> {
+  /** `bytes` random bytes for one place. */
+  stream(layer: number, kvHead: number, bytes: number): Promise<Uint8Array<ArrayBuffer>> {
+    return this.masked(layer, kvHead, new Uint8Array(bytes));
+  }
+
+  /** Bytes under a place's stream, in an array of their own: AES in counter mode, layer and head are its nonce. */
+  async masked(layer: number, kvHead: number, bytes: Uint8Array): Promise<Uint8Array<ArrayBuffer>> {
     const counter = new Uint8Array(16), view = new DataView(counter.buffer);
     view.setUint32(0, layer);
     view.setUint32(4, kvHead);
     const how = { name: "AES-CTR", counter, length: 64 };
-    return new Uint8Array(await subtle().encrypt(how, this.#key, new Uint8Array(bytes)));
+    return new Uint8Array(await subtle().encrypt(how, this.#key, bytes as Uint8Array<ArrayBuffer>));
   }
 }
 

@@ -1,5 +1,6 @@
 /** The published attacks on keys and values, against the files that palisade writes: they work, and what stops them. */
 import assert from "node:assert/strict";
+import { adapt } from "../../../bench/secrets/adaptive.ts";
 import {
   collide,
   collideNearest,
@@ -9,7 +10,14 @@ import {
   rougeRecall,
   shareFound,
 } from "../../../bench/secrets/attacks.ts";
-import { bytesAsRows, type Stolen, stolenRows } from "../../../bench/secrets/stolen.ts";
+import {
+  asBlocks,
+  bytesAsRows,
+  cloakedAlone,
+  type Stolen,
+  type StolenHead,
+  stolenRows,
+} from "../../../bench/secrets/stolen.ts";
 import { openContext } from "../../../model/session.ts";
 import { keySecret } from "../../../model/snapshot/seal/key.ts";
 import { contextIds } from "../../../model/text/prompt.ts";
@@ -42,6 +50,29 @@ Deno.test("inversion and collision read the text back from a plain snapshot, and
     const said = await inject(model, plain, ids.length, 5);
     assert.ok(said.length <= 5 && said.every((id) => id >= 0 && id < model.config.vocabulary));
     assert.deepEqual(await inject(model, plain, ids.length, 5), said);
+  } finally {
+    await model[Symbol.asyncDispose]();
+  }
+});
+
+Deno.test("four known tokens peel KV-Cloak, and none what a cloaked or sealed file holds", async () => {
+  // Heads of 32: where they are no wider than the sixteen rows of a block, a span says nothing.
+  const model = await snapshotModel("mistral3-yarn");
+  try {
+    const layer = await firstLayerOf(model), text = TEXT.slice(0, 190), known = 4, { runtime, config } = model;
+    const ids = contextIds(model.frame, model.tokenizer, text), told = new Map(ids.slice(0, known).entries());
+    const found = (heads: readonly StolenHead[]) => shareFound(ids, adapt(model, layer, heads, told), known);
+    for (const [keep, least, most] of [["100%", 0.9, 1], ["50%", 0.4, 0.7]] as const) {
+      using context = await openContext(model, text, { policy: keep === "100%" ? "full" : "layer-defensive", keep });
+      const stolen = async (options: Parameters<typeof savedBytes>[1]) =>
+        (await stolenRows(await savedBytes(context, options), runtime, config))[0];
+      const alone = await cloakedAlone(await stolen({}), KEY, config.headDim), share = found(alone);
+      assert.ok(share >= least && share <= most, `${keep} kept: ${share}`);
+      assert.equal(adapt(model, layer, alone, new Map()).size, 0, "nothing known, nothing found");
+      assert.equal(found(asBlocks(await stolen({ cloak: KEY }), config.headDim)), 0);
+      const [sealed] = bytesAsRows(await savedBytes(context, { encrypt: KEY }), config, ids.length);
+      assert.equal(found(asBlocks(sealed, config.headDim)), 0);
+    }
   } finally {
     await model[Symbol.asyncDispose]();
   }
