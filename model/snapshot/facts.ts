@@ -1,6 +1,6 @@
 /** What of a planned reading goes into a snapshot's identity. */
 import { type Keep, parseKeep } from "../../core/select/budget.ts";
-import type { Policy, PolicyFileKind } from "../../core/policy/policy.ts";
+import type { Needs, PolicyFileKind } from "../../core/policy/policy.ts";
 import type { DecodePlan } from "../decode/answer.ts";
 import { DEFAULTS } from "../defaults.ts";
 import type { Gate } from "../gate/file.ts";
@@ -31,7 +31,7 @@ export async function factsOf(
   const refit = "refit" in reading && reading.refit ? `, refit ${reading.refit}` : "";
   return {
     ...{ policy, cacheType, positions },
-    files: await fileHashes(model, policy, options, maxCache?.rule.predicted ?? false),
+    files: await fileHashes({ model, needs: policy.needs, options, predict: maxCache?.rule.predicted ?? false }),
     budget: budgetWords(
       { ...options, keep: typeof keep === "string" ? parseKeep(keep) : keep },
       keepCapped ? maxCache?.tokens : undefined,
@@ -40,34 +40,57 @@ export async function factsOf(
   };
 }
 
-/** SHA-256 of what counts in each file that the policy's scores come from. */
-async function fileHashes(
-  model: Model,
-  { needs }: Policy,
-  options: SourceOptions,
-  predict: boolean,
-): Promise<Record<string, string>> {
-  const { gate, softTokens } = options;
-  const hashes: Record<string, string> = {};
-  const note = <K extends PolicyFileKind>(kind: K, content: FileContents[K]) => {
-    hashes[kind] = taggedHash([[kind, POLICY_FILES[kind].bytes(content)]]);
-  };
-  if (needs.gate || predict) hashes.gate = gateHash("gate", gate ?? await model.gate({ target: needs.gate || true }));
-  if (needs.selfGate) hashes[KNOWN] = knownHash(await knownGate(model, options));
-  if (needs.foresight) note("chunks", await chunksOf(model, needs));
-  const { kind, name, headScores } = needs.file ?? {};
-  if (softTokens && needs.softTokens) note("soft-tokens", softTokens);
-  else if (kind === "soft-tokens") note(kind, await model.softTokens(name!));
+/** A reading, as far as its files are concerned. */
+interface FileUse {
+  readonly model: Model;
+  readonly needs: Needs;
+  readonly options: SourceOptions;
+  /** The gate's scores of what is kept are wanted. */
+  readonly predict: boolean;
+}
+
+/** The hash of what counts in the file of each kind, where a reading has one: a kind that is missing here doesn't compile. */
+const FILE_HASHES: { readonly [kind in PolicyFileKind]: (use: FileUse) => Promise<string | undefined> } = {
+  async gate({ model, needs, options: { gate }, predict }) {
+    if (!needs.gate && !predict) return undefined;
+    return gateHash("gate", gate ?? await model.gate({ target: needs.gate || true }));
+  },
+  async chunks({ model, needs }) {
+    return needs.foresight && contentHash("chunks", await chunksOf(model, needs));
+  },
+  async "soft-tokens"({ model, needs: { file, softTokens }, options }) {
+    const named = file?.kind === "soft-tokens" ? file.name : undefined;
+    const given = softTokens && options.softTokens;
+    if (!given && named === undefined) return undefined;
+    return contentHash("soft-tokens", given ?? await model.softTokens(named!));
+  },
   // Without them nothing could have been read by the policy.
-  else if (headScores) note("head-scores", headScores);
+  "head-scores"({ needs: { file } }) {
+    return Promise.resolve(file?.headScores && contentHash("head-scores", file.headScores));
+  },
+};
+
+/** SHA-256 of what counts in each file that the policy's scores come from, and of what `self-gate` begins with. */
+async function fileHashes(use: FileUse): Promise<Record<string, string>> {
+  const hashes: Record<string, string> = {};
+  for (const kind of Object.keys(FILE_HASHES) as PolicyFileKind[]) {
+    const hash = await FILE_HASHES[kind](use);
+    if (hash !== undefined) hashes[kind] = hash;
+  }
+  if (use.needs.selfGate) hashes[KNOWN] = knownHash(await knownGate(use.model, use.options));
   return hashes;
 }
 
-/** Of what a gate that fits itself begins with; its weights as they are, which its file rounds. */
+function contentHash<K extends PolicyFileKind>(kind: K, content: FileContents[K]): string {
+  return taggedHash([[kind, POLICY_FILES[kind].bytes(content)]]);
+}
+
+/** Of what a gate that fits itself begins with. */
 function knownHash(gate: Gate | undefined): string {
   return gate ? gateHash(KNOWN, gate) : "nothing";
 }
 
+/** With the weights as they are, which a gate's file rounds. */
 function gateHash(kind: string, gate: Gate): string {
   const { weights } = gate, exact = new Uint8Array(weights.buffer, weights.byteOffset, weights.byteLength);
   return taggedHash([[kind, POLICY_FILES.gate.bytes(gate)], ["weights", exact]]);
