@@ -1,6 +1,7 @@
 /**
  * Answering from a snapshot beside reading the text: time to the first token, file sizes, what saving takes.
- * `deno task bench snapshots [LENGTHS]`, default 4096,8192 tokens of SmolLM2-135M.
+ * `deno task bench snapshots [LENGTHS]`, default 4096,8192 tokens of SmolLM2-135M; with `efforts` behind the lengths,
+ * what `effort: best` costs beside the defaults.
  */
 import { mkdtempSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -8,7 +9,7 @@ import { join } from "node:path";
 import process from "node:process";
 import type { CacheType } from "../core/cache/entry_type.ts";
 import { loadModel, type Model } from "../model/model.ts";
-import { type Context, openContext } from "../model/session.ts";
+import { type Context, type ContextOptions, openContext } from "../model/session.ts";
 import { fileSink } from "../model/snapshot/bytes.ts";
 import { resolveModel } from "../model/store/store.ts";
 import { autoThreads } from "../model/threads.ts";
@@ -56,8 +57,7 @@ const ms = (value: number) => value < 10 ? value.toFixed(1) : String(Math.round(
 
 interface Row {
   readonly tokens: number;
-  readonly keep: string;
-  readonly type: CacheType;
+  readonly policy: string;
   readonly read: number;
   readonly save: number;
   readonly bytes: number;
@@ -65,9 +65,9 @@ interface Row {
   readonly first: number;
 }
 
-async function measure(model: Model, text: string, keep: string, type: CacheType): Promise<Row> {
-  const file = join(folder, `${keep}-${type}.palisade`), start = performance.now();
-  using context = await openContext(model, text, { keep, cacheType: type, beyondTrained: true });
+async function measure(model: Model, text: string, options: ContextOptions): Promise<Row> {
+  const file = join(folder, "one.palisade"), start = performance.now();
+  using context = await openContext(model, text, { ...options, beyondTrained: true });
   const read = performance.now() - start, answered = await context.ask(QUESTION, { maxTokens: 8 });
   const saving = performance.now();
   await context.save(fileSink(runtime, file));
@@ -79,11 +79,33 @@ async function measure(model: Model, text: string, keep: string, type: CacheType
     firsts.push(restores.at(-1)! + await firstToken(restored));
     await source.close();
     const { ids } = await restored.ask(QUESTION, { maxTokens: 8 });
-    if (`${ids}` !== `${answered.ids}`) throw new Error(`${keep} ${type}: another answer after the restore`);
+    if (`${ids}` !== `${answered.ids}`) throw new Error(`${JSON.stringify(options)}: another answer after the restore`);
   }
-  console.error(`${context.tokens} tokens read by ${context.policy.name} in ${ms(read)} ms`);
+  const policy = context.effort?.policy ?? context.policy.name;
+  console.error(`${context.tokens} tokens read by ${policy} in ${ms(read)} ms`);
   const { tokens } = context, bytes = statSync(file).size;
-  return { tokens, keep, type, read, save, bytes, restore: middle(restores), first: middle(firsts) };
+  return { tokens, policy, read, save, bytes, restore: middle(restores), first: middle(firsts) };
+}
+
+/** What is measured of a text: the words of its row, and how it is read. */
+type Case = readonly [words: readonly string[], options: ContextOptions];
+
+function budgets(length: number): Case[] {
+  return KEEPS.flatMap((keep, i) => {
+    // How rows are stored changes what a file takes, not what reading does: the shortest text is enough to see it.
+    const types = i === 0 && length === lengths[0] ? TYPES : TYPES.slice(0, 1);
+    return types.map((cacheType): Case => [[keep, cacheType], { keep, cacheType }]);
+  });
+}
+
+/** Turns, each in a run of its own, so that what the machine does meanwhile meets all alike. */
+function efforts(): Case[] {
+  const ways: Case[] = [
+    [["fast", "default"], {}],
+    [["best", "default"], { effort: "best" }],
+    ...["1/8", "1/16"].map((bytes): Case => [["best", bytes], { effort: "best", bytes }]),
+  ];
+  return [...ways, ...ways];
 }
 
 const model = await load();
@@ -92,20 +114,22 @@ const hashing = performance.now();
 await model.identity();
 console.log(`model ${model.name}, ${model.backend.detail}, ${model.dense.detail}`);
 console.log(`SHA-256 of the model's file, once a process: ${ms(performance.now() - hashing)} ms\n`);
-console.log("| tokens | keep | type | read, s | save, ms | file, MB | restore, ms | first token, ms | × reading |");
-console.log("| -----: | ---- | ---- | ------: | -------: | -------: | ----------: | --------------: | --------: |");
+const asked = process.argv[3] === "efforts", head = asked ? "effort | bytes" : "keep | type";
+console.log(
+  `| tokens | ${head} | read, s | save, ms | file, MB | restore, ms | first token, ms | × reading | policy |`,
+);
+console.log(`| -----: | --- | --- | ------: | -------: | -------: | ----------: | --------------: | --------: | --- |`);
 for (const length of lengths) {
   const text = await prose(model, length);
-  for (const keep of KEEPS) {
-    // How rows are stored changes what a file takes, not what reading does: the shortest text is enough to see it.
-    for (const type of keep === KEEPS[0] && length === lengths[0] ? TYPES : TYPES.slice(0, 1)) {
-      const { tokens, read, save, bytes, restore, first } = await measure(model, text, keep, type);
-      const times = Math.round(read / restore);
-      console.log(
-        `| ${tokens} | ${keep} | ${type} | ${(read / 1000).toFixed(1)} | ${ms(save)} | ${(bytes / 1e6).toFixed(1)} | ` +
-          `${ms(restore)} | ${ms(first)} | ${times} |`,
-      );
-    }
+  for (const [words, options] of asked ? efforts() : budgets(length)) {
+    const { tokens, policy, read, save, bytes, restore, first } = await measure(model, text, options);
+    const times = Math.round(read / restore);
+    console.log(
+      `| ${tokens} | ${words.join(" | ")} | ${(read / 1000).toFixed(1)} | ${ms(save)} | ${
+        (bytes / 1e6).toFixed(1)
+      } | ` +
+        `${ms(restore)} | ${ms(first)} | ${times} | ${policy} |`,
+    );
   }
 }
 await model[Symbol.asyncDispose]();

@@ -82,12 +82,18 @@ export function packRows(part: Part, floats: Float32Array, headDim: number): Pac
 
 /** The first `rows` packed rows as float32, `[rows, headDim]`. */
 export function unpackRows(part: Part, packed: PackedPart, rows: number, headDim: number): Float32Array {
-  const floats = new Float32Array(rows * headDim), width = packedWidth(headDim);
-  for (let row = 0, to = 0; row < rows; row++) {
-    for (let channel = 0; channel < headDim; channel++, to++) {
-      const group = parameterPlace(part, row, channel, width);
-      const code = packed.codes[codePlace(row, channel, width)] >> shift(channel) & 15;
-      floats[to] = fromHalf(packed.zeros[group]) + fromHalf(packed.scales[group]) * code;
+  const floats = new Float32Array(rows * headDim), width = packedWidth(headDim), { codes } = packed;
+  // Each parameter is read as float once, not for each number.
+  const scales = Float64Array.from(packed.scales, fromHalf), zeros = Float64Array.from(packed.zeros, fromHalf);
+  const step = part === "keys" ? 1 : 0;
+  for (let row = 0; row < rows; row++) {
+    for (let first = 0; first < headDim; first += 16) {
+      const group = parameterPlace(part, row, first, width), end = row * headDim + Math.min(headDim, first + 16);
+      const up = shift(first);
+      let from = codePlace(row, first, width), parameter = group;
+      for (let to = row * headDim + first; to < end; to++, from++, parameter += step) {
+        floats[to] = zeros[parameter] + scales[parameter] * (codes[from] >> up & 15);
+      }
     }
   }
   return floats;
