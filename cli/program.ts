@@ -69,7 +69,9 @@ function askedColour(parameters: readonly string[]): string | undefined {
 
 /** What completion asks the machine for: its modules are few, so that it answers at once. */
 async function completeHere(asked: readonly string[], io: Io): Promise<number> {
-  await (await import("./completion/here.ts")).printHere(asked, io);
+  // As in the list of commands, so that Deno reads it when it is asked for.
+  const here = import("./completion/here.ts" as string) as Promise<typeof import("./completion/here.ts")>;
+  await (await here).printHere(asked, io);
   return EXIT.ok;
 }
 

@@ -6,7 +6,7 @@
  * `embedPackageData`) and the modules that run in workers (extra entry points, which `siblingModule` finds beside the
  * binary's URL). Commands are chunks of their own, so that only what runs is read at the start.
  */
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join, posix, resolve } from "node:path";
 import process from "node:process";
@@ -118,7 +118,10 @@ export async function compileWithBun(output: string): Promise<string | undefined
  */
 export async function compileWithDeno(output: string): Promise<string | undefined> {
   const workers = (await workerModules()).map(({ source }) => source);
-  const included = [...workers, ...Object.values(DATA_FOLDERS)].map((path) => `--include=${path}`);
+  // Deno doesn't see what is loaded late (`cli/list.ts`).
+  const commands = readdirSync(join(ROOT, "cli/commands")).filter((name) => name.endsWith(".ts"));
+  const late = ["cli/completion/here.ts", ...commands.map((name) => `cli/commands/${name}`)];
+  const included = [...workers, ...late, ...Object.values(DATA_FOLDERS)].map((path) => `--include=${path}`);
   const packages = ["--node-modules-dir=none", "--exclude-unused-npm"];
   const args = ["compile", "-A", "--no-check", ...packages, `--output=${resolve(output)}`, ...included, "cli/main.ts"];
   const { code, stderr, killed } = await runChild(process.execPath, args, { cwd: ROOT, timeout: 600, echo: true });

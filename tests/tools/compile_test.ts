@@ -1,6 +1,6 @@
 /** The binaries' makers. What Bun's does is tested in tests/smoke/bun.ts. */
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
+import { readdirSync, readFileSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import process from "node:process";
@@ -12,7 +12,7 @@ import { skipped } from "../_helper/skip.ts";
 import { testFolder } from "../_helper/workbench.ts";
 
 const BY_DENO =
-  "deno compile takes its flags, and embeds workers, data and the packages that the command line can reach";
+  "deno compile takes its flags, and embeds commands, workers, data and the packages that the command line can reach";
 /** Any program stands in for Deno's runtime, which it would have to download: the file it makes does not run. */
 const STAND_IN = "/bin/true";
 
@@ -36,6 +36,7 @@ else {
       assert.ok(!packages.includes(unused), unused);
     }
     for (const { source } of await workerModules()) assert.ok(carries(source.split("/").at(-1)!), source);
+    for (const name of readdirSync(join(ROOT, "cli/commands"))) assert.ok(carries(name), name);
     for (const path of Object.values(DATA_FOLDERS)) assert.ok(carries(path.split("/").at(-1)!), path);
     await rm(output);
   });
