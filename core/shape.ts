@@ -36,6 +36,13 @@ export interface ModelShape extends AttentionShape {
    * key and value of KV head `g` are what query heads `2g` and `2g + 1` weigh (`model/decode/convolution.ts`).
    */
   readonly convolved?: readonly number[];
+  /** KV heads of window layers, and their width, where they are others than those of global layers. */
+  readonly windowHeads?: { readonly kvHeads: number; readonly headDim: number };
+  /**
+   * The layer whose keys and values each layer looks at, `[layers]`; absent: its own. A *reader* looks at those of an
+   * earlier layer of its window and has none itself: the rows are the *source's*, and so are budgets, scores, certificates.
+   */
+  readonly sources?: readonly number[];
   /** The null logits of each layer, `[layers][heads]`; absent: none. */
   readonly nulls?: readonly Float32Array[];
 }
@@ -47,23 +54,40 @@ export function windowOf({ windows }: Pick<ModelShape, "windows">, layer: number
 
 /** The shape of one layer's rows. */
 export function layerShape(shape: ModelShape, layer: number): AttentionShape {
-  const { heads, kvHeads, headDim, nulls, convolved } = shape,
+  const { heads, kvHeads, headDim, nulls, convolved, windowHeads } = shape,
     reach = windowOf(shape, layer),
     width = convolved?.[layer];
   return {
     heads,
     kvHeads,
     headDim,
+    ...(reach !== Infinity && windowHeads),
     ...(width && { heads: 2 * kvHeads, headDim: width }),
     ...(reach !== Infinity && { reach }),
     ...(nulls && { nullLogits: nulls[layer] }),
   };
 }
 
-/** The layers that look at everything, ascending. */
-export function globalLayers(shape: Pick<ModelShape, "layers" | "windows">): number[] {
+/** The layer whose rows a layer looks at: itself, unless it is a reader. */
+export function sourceOf({ sources }: Pick<ModelShape, "sources">, layer: number): number {
+  return sources?.[layer] ?? layer;
+}
+
+/** The layers that look at the rows of `source`, ascending, itself first. */
+export function readersOf({ sources }: Pick<ModelShape, "sources">, source: number): number[] {
+  return sources ? [...sources.keys()].filter((layer) => sources[layer] === source) : [source];
+}
+
+/** The shape of one layer's rows, with the query heads of all layers that look at them. */
+export function observedShape(shape: ModelShape, layer: number): AttentionShape {
+  const own = layerShape(shape, layer);
+  return { ...own, heads: own.heads * readersOf(shape, layer).length };
+}
+
+/** The layers that look at everything and have rows of their own, ascending. */
+export function globalLayers(shape: Pick<ModelShape, "layers" | "windows" | "sources">): number[] {
   return Array.from({ length: shape.layers }, (_, layer) => layer).filter((layer) =>
-    windowOf(shape, layer) === Infinity
+    windowOf(shape, layer) === Infinity && sourceOf(shape, layer) === layer
   );
 }
 
@@ -75,7 +99,13 @@ export function globalShape(model: ModelShape): ModelShape {
 
 /** Entries of the first `tokens` tokens that later ones can still look back to where nothing is evicted: all heads. */
 export function reachableEntries(model: ModelShape, tokens: number): number {
-  let perHead = 0;
-  for (let layer = 0; layer < model.layers; layer++) perHead += Math.min(tokens, windowOf(model, layer) - 1);
-  return perHead * model.kvHeads;
+  let entries = 0;
+  for (let layer = 0; layer < model.layers; layer++) entries += layerEntries(model, layer, tokens);
+  return entries;
+}
+
+/** The same of one layer; a reader has none. */
+export function layerEntries(model: ModelShape, layer: number, tokens: number): number {
+  if (sourceOf(model, layer) !== layer) return 0;
+  return Math.min(tokens, windowOf(model, layer) - 1) * layerShape(model, layer).kvHeads;
 }

@@ -5,7 +5,7 @@
  * A new architecture is an entry here, its tokenizer aside, and a tiny model of it among the tests.
  */
 import type { Activation, Operation } from "../core/dense/operations.ts";
-import type { ModelShape } from "../core/shape.ts";
+import { layerShape, type ModelShape, sourceOf } from "../core/shape.ts";
 
 /** Some rows of a matrix in the file. */
 export interface TensorRows {
@@ -25,17 +25,31 @@ export type DenseOperation = Operation<string, readonly TensorRows[]>;
 export interface LayerOperations {
   /**
    * From `hidden` to q, k and v side by side, `(heads + 2·kvHeads)·headDim`, before rotation; for a layer that convolves
-   * as `ModelShape.convolved` has it.
+   * as `ModelShape.convolved` has it, and for one that looks at another's rows q alone.
    */
   readonly project: readonly DenseOperation[];
-  /** From `hidden`, as before, and `attention`, `heads·headDim`, to the next hidden state. */
+  /**
+   * From `hidden`, as before, and `attention`, `heads·headDim`, to the next hidden state; with {@link DecoderOperations.perLayer}
+   * also from `embedded`, the token's embedding, and `perLayer`, its row of the layer.
+   */
   readonly finish: readonly DenseOperation[];
+}
+
+/** A table with a row of `layers · width` for each token: `width` for each layer. */
+export interface PerLayer {
+  /** The tensor's name without its `.weight`. */
+  readonly tensor: string;
+  readonly width: number;
+  /** Factor on them. */
+  readonly scale: number;
 }
 
 /** A decoder without its attention. */
 export interface DecoderOperations {
   /** Factor on the token embeddings. */
   readonly embeddingScale: number;
+  /** Embeddings of a token that each layer gets for itself; absent: none. */
+  readonly perLayer?: PerLayer;
   readonly layers: readonly LayerOperations[];
   /** From the last `hidden` to the logits. */
   readonly head: readonly DenseOperation[];
@@ -52,6 +66,10 @@ export interface Dimensions extends ModelShape {
   readonly settings: Readonly<Record<string, number>>;
   /** Whether each layer convolves instead of attending, `[layers]`; absent: none does. */
   readonly convolves?: readonly boolean[];
+  /** The feed-forward part of each layer where they differ, `[layers]`. */
+  readonly feedForwards?: readonly number[];
+  /** The numbers of {@link Architecture.factor}, `[layers]`. */
+  readonly factors?: readonly number[];
   /** Tokens that a convolution takes. */
   readonly taps?: number;
   /** Whether the file has a tensor, for biases that some models have and some don't. */
@@ -75,6 +93,17 @@ export interface Architecture {
    * they turn by a base of their own, or as all do: `turn`.
    */
   readonly window?: { readonly pattern: number; readonly turn: "own" | "as all" };
+  /**
+   * Whether window layers may have KV heads and widths of their own (`…_swa`), layers other feed-forward widths, and the
+   * last `attention.shared_kv_layers` look at the keys and values of the last one of their kind before them.
+   */
+  readonly mixed?: true;
+  /** A tensor of one number that the entry reads for layer `index`, where the file has it. */
+  factor?(index: number): string;
+  /** Embeddings of each layer's own. */
+  perLayer?(model: Dimensions): PerLayer | undefined;
+  /** Whole tensors of which layers read parts: names and shapes as stored. */
+  tensors?(model: Dimensions): readonly (readonly [name: string, shape: readonly number[]])[];
   /**
    * Layers without KV heads convolve: the key of how many tokens each takes, without the architecture's name, and the
    * tensor of its taps, `[taps, width]` as stored.
@@ -272,6 +301,29 @@ const LIST: readonly Architecture[] = [
       };
     },
   },
+  {
+    name: "gemma4",
+    pairs: "half",
+    window: { pattern: 6, turn: "own" },
+    mixed: true,
+    // Divisors of global layers: 10³⁰ for pairs that don't turn.
+    optional: ["rope_freqs.weight"],
+    settings: ["final_logit_softcapping", "embedding_length_per_layer_input"],
+    embeddingScale: ({ width }) => Math.sqrt(width),
+    factor: (index) => `blk.${index}.layer_output_scale.weight`,
+    perLayer: ({ settings: { embedding_length_per_layer_input: width = 0 } }) =>
+      width > 0 ? { tensor: "per_layer_token_embd", width, scale: Math.sqrt(width) } : undefined,
+    tensors: ({ layers, width, vocabulary, settings: { embedding_length_per_layer_input: each = 0 } }) =>
+      each === 0 ? [] : [
+        ["per_layer_token_embd.weight", [each * layers, vocabulary]],
+        ["per_layer_model_proj.weight", [width, each * layers]],
+      ],
+    layer: (model, index) => ({ project: gemma4Projections(model, index), finish: gemma4Finish(model, index) }),
+    head: (model) => {
+      const { settings: { final_logit_softcapping: cap = 0 } } = model, head = plainHead(model);
+      return cap === 0 ? head : [...head, { op: "cap", from: "logits", to: "capped", cap }];
+    },
+  },
 ];
 
 /** The architectures by name. A program may add to them. */
@@ -281,6 +333,7 @@ export const ARCHITECTURES: Map<string, Architecture> = new Map(LIST.map((entry)
 export function decoderOf(entry: Architecture, model: Dimensions): DecoderOperations {
   return {
     embeddingScale: entry.embeddingScale?.(model) ?? 1,
+    perLayer: entry.perLayer?.(model),
     layers: Array.from({ length: model.layers }, (_, index) => entry.layer(model, index)),
     head: headOf(entry, model),
   };
@@ -291,9 +344,14 @@ export function headOf(entry: Architecture, model: Dimensions): readonly DenseOp
   return entry.head?.(model) ?? plainHead(model);
 }
 
-/** Widths of the values that lists begin with. */
-export function inputsOf({ width, heads, headDim }: Pick<Dimensions, "width" | "heads" | "headDim">) {
-  return { hidden: width, attention: heads * headDim };
+/** Widths of the values that a layer's lists begin with; the head begins with the first of them. */
+export function inputsOf(
+  model: Omit<Dimensions, "feedForward" | "vocabulary" | "tiedHead" | "settings" | "has">,
+  layer = 0,
+  perLayer?: PerLayer,
+) {
+  const { width } = model, { heads, headDim } = model.convolved?.[layer] ? model : layerShape(model, layer);
+  return { hidden: width, attention: heads * headDim, ...(perLayer && { embedded: width, perLayer: perLayer.width }) };
 }
 
 /**
@@ -317,6 +375,66 @@ function layerOf(model: Dimensions, block: string, { bias = model.has(`${block}.
       add("residual", "fed", "next"),
     ],
   };
+}
+
+/** Queries, keys and values, each head normed, values without gains; attention divides by a root that they make up for. */
+function gemma4Projections(model: Dimensions, index: number): DenseOperation[] {
+  const block = `blk.${index}`, shape = { ...model, ...layerShape(model, index) }, { heads, kvHeads, headDim } = shape;
+  const queries = all(`${block}.attn_q`, heads * headDim), keys = all(`${block}.attn_k`, kvHeads * headDim);
+  const begin = norm("hidden", `${block}.attn_norm`, "x"), own = sourceOf(model, index) === index;
+  const queryNorm = headNorm("qkv", shape, 0, heads, `${block}.attn_q_norm`, "qNormed");
+  if (!own) return [begin, multiply("x", [queries], "qkv"), queryNorm, queryScale("qNormed", shape, 1, "scaled")];
+  const values = model.has(`${block}.attn_v.weight`) ? all(`${block}.attn_v`, kvHeads * headDim) : keys;
+  return [
+    begin,
+    multiply("x", [queries, keys, values], "qkv"),
+    queryNorm,
+    headNorm("qNormed", shape, heads, kvHeads, `${block}.attn_k_norm`, "qkNormed"),
+    {
+      op: "unitNorm",
+      from: "qkNormed",
+      to: "normed",
+      first: (heads + kvHeads) * headDim,
+      heads: kvHeads,
+      width: headDim,
+    },
+    queryScale("normed", shape, 1, "scaled"),
+  ];
+}
+
+/** Attention's and the feed-forward part, each normed behind, what the layer makes of the token alone, and its factor. */
+function gemma4Finish(model: Dimensions, index: number): DenseOperation[] {
+  const block = `blk.${index}`, { width, settings, factors, feedForwards, feedForward } = model;
+  const inner = feedForwards?.[index] ?? feedForward, each = settings.embedding_length_per_layer_input ?? 0;
+  const factor = factors?.[index] ?? 1;
+  const operations: DenseOperation[] = [
+    multiply("attention", [all(`${block}.attn_output`, width)], "projected"),
+    norm("projected", `${block}.post_attention_norm`, "attended"),
+    add("hidden", "attended", "residual"),
+    norm("residual", `${block}.ffn_norm`, "x"),
+    multiply("x", [all(`${block}.ffn_gate`, inner), all(`${block}.ffn_up`, inner)], "gateUp"),
+    gate("gateUp", "gelu", "gated"),
+    multiply("gated", [all(`${block}.ffn_down`, width)], "down"),
+    norm("down", `${block}.post_ffw_norm`, "fed"),
+    add("residual", "fed", "next"),
+  ];
+  if (each > 0) {
+    const rows = { ...all("per_layer_model_proj", each), first: index * each };
+    operations.push(
+      multiply("embedded", [rows], "fromEmbedding"),
+      scale("fromEmbedding", width ** -0.5, 0, each, "fromScaled"),
+      norm("fromScaled", "per_layer_proj_norm", "fromNormed"),
+      add("fromNormed", "perLayer", "both"),
+      scale("both", Math.SQRT1_2, 0, each, "token"),
+      multiply("next", [all(`${block}.inp_gate`, each)], "inner"),
+      { op: "gateBy", from: "inner", by: "token", to: "innerGated", activation: "gelu" },
+      multiply("innerGated", [all(`${block}.proj`, width)], "outer"),
+      norm("outer", `${block}.post_norm`, "outerNormed"),
+      add("next", "outerNormed", "last"),
+    );
+  }
+  const { to } = operations[operations.length - 1];
+  return factor === 1 ? operations : [...operations, scale(to, factor, 0, width, "factored")];
 }
 
 function plainHead({ tiedHead, vocabulary }: Dimensions): readonly DenseOperation[] {

@@ -48,7 +48,8 @@ export function replayPolicy(
   ids: readonly number[],
   beyondTrained?: boolean,
 ): Policy | undefined {
-  const repeating = [...CHUNKS.map((chunk) => `kvzip(chunk=${chunk})`), "self-gate"];
+  const { sources } = model.config;
+  const repeating = [...CHUNKS.map((chunk) => `kvzip(chunk=${chunk})`), ...sources ? [] : ["self-gate"]];
   return repeating.map((text) => resolvePolicy(text)).find(({ needs }) =>
     !refused(() => {
       if (needs.reconstruction) repeatPrompts(model, ids, needs.reconstruction, beyondTrained);

@@ -1,7 +1,7 @@
 /** What a model and a context will take, known before any weight is read; and whether there is room for it. */
 import { type CacheType, entryBytes } from "../core/cache/entry_type.ts";
 import { resourceError } from "../core/errors.ts";
-import { globalLayers, type ModelShape, reachableEntries } from "../core/shape.ts";
+import { globalLayers, layerEntries, layerShape, type ModelShape } from "../core/shape.ts";
 import type { ModelConfig } from "./config.ts";
 import { CHUNK, stepBytes } from "./decode/layer.ts";
 import { DEFAULTS } from "./defaults.ts";
@@ -34,21 +34,25 @@ export function neededMemory(config: ModelConfig, weights: number, wanted: Expec
   // Where no text may be longer than the model knows, longer ones are refused for that, whatever the memory.
   const most = wanted.positions === "trained" ? config.contextLength : Infinity;
   const expected = { ...wanted, tokens: Math.min(wanted.tokens, most) };
-  const { tokens, cacheType = DEFAULTS.cacheType, streamed } = expected, { width, vocabulary, headDim } = config;
+  const { tokens, cacheType = DEFAULTS.cacheType, streamed } = expected, { width, vocabulary } = config;
   const chunk = Math.min(CHUNK, tokens), hidden = streamed ? chunk : tokens;
   return {
     weights,
-    cache: Math.ceil(entriesAtMost(config, expected) * entryBytes(headDim, cacheType)),
+    cache: Math.ceil(cacheAtMost(config, expected, cacheType)),
     working: 4 * (hidden * width + vocabulary) + stepBytes(config, chunk),
     tokens,
   };
 }
 
-/** Window layers as they are, of the global ones a share, and the rest of the one that is being read. */
-function entriesAtMost(shape: ModelShape, { tokens, kept = 1, streamed = false }: Expected): number {
-  const globals = globalLayers(shape).length, whole = tokens * shape.kvHeads;
-  const inWindows = reachableEntries(shape, tokens) - globals * whole;
-  return inWindows + kept * globals * whole + (globals > 0 && !streamed ? (1 - kept) * whole : 0);
+/** Window layers as they are, of the global ones a share, and the rest of the one that is being read; bytes. */
+function cacheAtMost(shape: ModelShape, { tokens, kept = 1, streamed = false }: Expected, type: CacheType): number {
+  const globals = globalLayers(shape), whole = tokens * shape.kvHeads * entryBytes(shape.headDim, type);
+  let bytes = globals.length > 0 && !streamed ? (1 - kept) * whole : 0;
+  for (let layer = 0; layer < shape.layers; layer++) {
+    if (globals.includes(layer)) bytes += kept * whole;
+    else bytes += layerEntries(shape, layer, tokens) * entryBytes(layerShape(shape, layer).headDim, type);
+  }
+  return bytes;
 }
 
 /** Modules of our kernels that share the weights, and the cache; 0 where others hold them. */

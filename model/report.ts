@@ -2,7 +2,7 @@
 import { type Health, healthOf } from "../core/cache/health.ts";
 import { type CacheType, entryBytes } from "../core/cache/entry_type.ts";
 import type { ParameterValues } from "../core/policy/policy.ts";
-import { layerShape, reachableEntries, windowOf } from "../core/shape.ts";
+import { layerEntries, layerShape, reachableEntries, sourceOf, windowOf } from "../core/shape.ts";
 import type { MemoryUse } from "../runtime/interface.ts";
 import { type CertificateReport, certificateReport } from "./certificate_report.ts";
 import type { WorstCase } from "./gate/worst_case.ts";
@@ -343,24 +343,26 @@ function riskReport({ risk, tokens }: Context): RiskReport | null {
 }
 
 function windowsReport({ cache }: Context): WindowsReport | null {
-  const { globals, shape: { layers, windows = [] } } = cache;
-  if (globals.length === layers) return null;
+  const { shape } = cache, { layers, windows = [] } = shape;
+  const windowed = windows.filter((window, layer) => window > 0 && sourceOf(shape, layer) === layer).length;
+  if (windowed === 0) return null;
   const entries = cache.entries() - cache.globalEntries();
-  return { layers: layers - globals.length, of: layers, tokens: Math.max(...windows), entries };
+  return { layers: windowed, of: layers, tokens: Math.max(...windows), entries };
 }
 
 /** Of all that could still be read, where nothing is evicted. */
 function fullBytes({ cache, tokens }: Context): number {
   const { shape } = cache, layers = Array.from({ length: shape.layers }, (_, layer) => layer);
   return layers.reduce((sum, layer) => {
-    const { kvHeads, headDim } = layerShape(shape, layer), rows = Math.min(tokens, windowOf(shape, layer) - 1);
-    return sum + rows * kvHeads * entryBytes(headDim, cache.typeOf(layer));
+    return sum + layerEntries(shape, layer, tokens) * entryBytes(layerShape(shape, layer).headDim, cache.typeOf(layer));
   }, 0);
 }
 
 function layerReport(context: Context, layer: number): LayerReport {
   const { cache } = context, window = windowOf(cache.shape, layer);
-  const heads = Array.from({ length: cache.shape.kvHeads }, (_, head) => cache.length(layer, head));
+  const { shape } = cache, source = sourceOf(shape, layer);
+  if (source !== layer) return { window: window === Infinity ? null : window, kept: 0, evicted: 0, heads: [] };
+  const heads = Array.from({ length: layerShape(shape, layer).kvHeads }, (_, head) => cache.length(layer, head));
   const kept = heads.reduce((sum, length) => sum + length, 0);
   const evicted = window === Infinity ? context.tokens * heads.length - kept : 0;
   return { window: window === Infinity ? null : window, kept, evicted, heads };

@@ -4,6 +4,7 @@ import { openGpu } from "../gpu/device.ts";
 import type { Runtime } from "../runtime/interface.ts";
 import type { ModelConfig } from "./config.ts";
 import { DEFAULTS } from "./defaults.ts";
+import { ownKernelsFor } from "./dense/own_kernels.ts";
 import { HostDense } from "./dense/host.ts";
 import { neededBytes } from "./dense/needed.ts";
 import { type DenseChoice, type DensePrecision, type HostDenseChoice, pickDense } from "./dense/pick.ts";
@@ -55,7 +56,9 @@ export async function startDevice(
   const { backend = DEFAULTS.backend, dense = DEFAULTS.dense } = options;
   if (backend !== "webgpu" && dense !== "webgpu") {
     // Results that are set beside earlier ones are made where those were.
-    const free = backend === "auto" && dense === "auto" && !options.oneEngine && !config.nulls && !config.convolutions;
+    const free = backend === "auto" && dense === "auto" && !options.oneEngine && !config.nulls &&
+      !config.convolutions &&
+      ownKernelsFor(config) !== "mixed-layers";
     if (free && await isWanted(runtime, options)) return await startAuto(file, config, runtime, options);
     return await startHere(file, config, runtime, { ...options, backend, dense });
   }

@@ -25,7 +25,7 @@ from gguf import GGMLQuantizationType as T
 from gguf.quants import dequantize, quantize
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import (
-    Gemma3ForCausalLM, Gemma3TextConfig, GptOssConfig, GptOssForCausalLM, Lfm2Config, Lfm2ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM, GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM, Ministral3Config, Ministral3ForCausalLM,
+    Gemma3ForCausalLM, Gemma3TextConfig, Gemma4ForCausalLM, Gemma4TextConfig, GptOssConfig, GptOssForCausalLM, Lfm2Config, Lfm2ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM, GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM, Ministral3Config, Ministral3ForCausalLM,
     Phi3Config, Phi3ForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM, SmolLM3Config,
     SmolLM3ForCausalLM,
 )
@@ -55,6 +55,9 @@ TEKKEN_PATTERN = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
+
+SLIDING, FULL = "sliding_attention", "full_attention"
 
 
 @dataclass
@@ -148,6 +151,17 @@ MODELS = [
     Model("lfm2-plain", "lfm2", "lfm2", 64, 4, 1, 16, 96, True, {"in_proj": T.Q5_0, "ffn_down": T.Q4_1, "": T.Q8_0},
           {"rope_type": "default", "rope_theta": 1000000.0}, layers=5, long=True,
           more={"layer_types": ["conv", "conv", "full_attention", "conv", "full_attention"], "conv_L_cache": 3}),
+    # layers look back 24 tokens or at everything, in heads of two widths; the last three look at rows of earlier ones
+    Model("gemma4-shared", "gemma4", "gpt-2", 32, 4, 1, 32, 32, True, {"ffn_up": T.Q5_0, "proj": T.Q8_0, "": T.Q8_0},
+          {"rope_type": "proportional", "rope_theta": 1000000.0, "partial_rotary_factor": 0.25}, layers=7, long=True,
+          more={"layer_types": [SLIDING, FULL, SLIDING, FULL, SLIDING, SLIDING, FULL], "sliding_window": 24,
+                "num_kv_shared_layers": 3, "use_double_wide_mlp": True, "hidden_size_per_layer_input": 32,
+                "final_logit_softcapping": 3.0}),
+    # values are what keys are before their norm, in fewer KV heads than window layers have; no layer has embeddings of its own
+    Model("gemma4-keys", "gemma4", "gpt-2", 32, 4, 2, 32, 64, True, {"ffn_up": T.Q5_0, "": T.Q8_0},
+          {"rope_type": "proportional", "rope_theta": 1000000.0, "partial_rotary_factor": 0.5}, layers=3, long=True,
+          more={"layer_types": [SLIDING, SLIDING, FULL], "sliding_window": 24, "num_kv_shared_layers": 0,
+                "hidden_size_per_layer_input": 0, "attention_k_eq_v": True, "num_global_key_value_heads": 1}),
 ]
 # the pattern of o200k
 O200K_PATTERN = (
@@ -234,7 +248,51 @@ def llama3_factors(model: Model) -> np.ndarray:
 
 
 def attends(model: Model, layer: int) -> bool:
+    if model.architecture == "gemma4":
+        return True
     return model.more.get("layer_types", ["full_attention"] * model.layers)[layer] == "full_attention"
+
+
+def slides(model: Model, layer: int) -> bool:
+    return model.more["layer_types"][layer] == SLIDING
+
+
+def shares(model: Model, layer: int) -> bool:
+    """Whether a layer of gemma4 looks at another's keys and values."""
+    return layer >= model.layers - model.more["num_kv_shared_layers"]
+
+
+def gemma4_heads(model: Model, layer: int) -> tuple[int, int]:
+    """KV heads of a layer, and their width: twice as wide where it looks at everything."""
+    if slides(model, layer):
+        return model.kv_heads, model.head_dim
+    return model.more.get("num_global_key_value_heads", model.kv_heads), 2 * model.head_dim
+
+
+def gemma4_inner(model: Model, layer: int) -> int:
+    return model.feed_forward * (2 if model.more.get("use_double_wide_mlp") and shares(model, layer) else 1)
+
+
+def add_gemma4(writer: gguf.GGUFWriter, model: Model) -> None:
+    layers = range(model.layers)
+    writer.add_feed_forward_length([gemma4_inner(model, i) for i in layers])
+    writer.add_head_count_kv([gemma4_heads(model, i)[0] for i in layers])
+    writer.add_key_length(2 * model.head_dim)
+    writer.add_value_length(2 * model.head_dim)
+    writer.add_key_length_swa(model.head_dim)
+    writer.add_value_length_swa(model.head_dim)
+    writer.add_sliding_window(model.more["sliding_window"])
+    writer.add_sliding_window_pattern([slides(model, i) for i in layers])
+    writer.add_shared_kv_layers(model.more["num_kv_shared_layers"])
+    writer.add_embedding_length_per_layer_input(model.more["hidden_size_per_layer_input"])
+    if "final_logit_softcapping" in model.more:
+        writer.add_final_logit_softcapping(model.more["final_logit_softcapping"])
+    writer.add_rope_dimension_count(2 * model.head_dim)
+    writer.add_rope_dimension_count_swa(model.head_dim)
+    writer.add_rope_freq_base_swa(10000.0)
+    turned = int(model.head_dim * model.rope["partial_rotary_factor"])
+    divisors = [1.0] * turned + [1e30] * (model.head_dim - turned)
+    writer.add_tensor("rope_freqs.weight", np.array(divisors, np.float32))
 
 
 def add_metadata(writer: gguf.GGUFWriter, model: Model, tokenizer: Tokenizer) -> None:
@@ -242,14 +300,19 @@ def add_metadata(writer: gguf.GGUFWriter, model: Model, tokenizer: Tokenizer) ->
     writer.add_block_count(model.layers)
     writer.add_context_length(model.context)
     writer.add_embedding_length(model.width)
-    writer.add_feed_forward_length(model.feed_forward)
     writer.add_head_count(model.heads)
-    if model.architecture == "lfm2":
+    if model.architecture == "gemma4":
+        add_gemma4(writer, model)
+    else:
+        writer.add_feed_forward_length(model.feed_forward)
+    if model.architecture == "gemma4":
+        pass
+    elif model.architecture == "lfm2":
         writer.add_head_count_kv([model.kv_heads if attends(model, i) else 0 for i in range(model.layers)])
         writer.add_shortconv_l_cache(model.more["conv_L_cache"])
     elif model.kv_heads != model.heads:
         writer.add_head_count_kv(model.kv_heads)
-    if model.head_dim * model.heads != model.width:
+    if model.head_dim * model.heads != model.width and model.architecture != "gemma4":
         writer.add_key_length(model.head_dim)
         writer.add_value_length(model.head_dim)
     writer.add_layer_norm_rms_eps(1e-5)
@@ -275,7 +338,7 @@ def add_metadata(writer: gguf.GGUFWriter, model: Model, tokenizer: Tokenizer) ->
 def add_rope(writer: gguf.GGUFWriter, model: Model) -> None:
     kind = model.rope["rope_type"]
     writer.add_rope_freq_base(model.rope["rope_theta"])
-    if model.architecture != "qwen2":
+    if model.architecture not in ("qwen2", "gemma4"):
         writer.add_rope_dimension_count(int(model.head_dim * model.rope.get("partial_rotary_factor", 1)))
     if kind in ("linear", "yarn"):
         writer.add_rope_scaling_type(gguf.RopeScalingType(kind))
@@ -315,6 +378,8 @@ def matrices(model: Model) -> list[tuple[str, str, tuple[int, int]]]:
     """GGUF name, transformers name, shape (rows, columns)."""
     q, k = model.heads * model.head_dim, model.kv_heads * model.head_dim
     names = [("token_embd", "model.embed_tokens", (VOCABULARY, model.width))]
+    if model.architecture == "gemma4":
+        return names + gemma4_matrices(model)
     for i in range(model.layers):
         attention, mlp = f"model.layers.{i}.self_attn", f"model.layers.{i}.mlp"
         if model.architecture == "lfm2":
@@ -369,6 +434,53 @@ def lfm2_matrices(model: Model, i: int, q: int, k: int) -> list[tuple[str, str, 
     ]
 
 
+def gemma4_matrices(model: Model) -> list[tuple[str, str, tuple[int, int]]]:
+    names, width, each = [], model.width, model.more["hidden_size_per_layer_input"]
+    if each:
+        names += [
+            ("per_layer_token_embd", "model.embed_tokens_per_layer", (VOCABULARY, each * model.layers)),
+            ("per_layer_model_proj", "model.per_layer_model_projection", (each * model.layers, width)),
+        ]
+    for i in range(model.layers):
+        layer, inner = f"model.layers.{i}", gemma4_inner(model, i)
+        kv_heads, head_dim = gemma4_heads(model, i)
+        names.append((f"blk.{i}.attn_q", f"{layer}.self_attn.q_proj", (model.heads * head_dim, width)))
+        if not shares(model, i):
+            names.append((f"blk.{i}.attn_k", f"{layer}.self_attn.k_proj", (kv_heads * head_dim, width)))
+            if slides(model, i) or not model.more.get("attention_k_eq_v"):
+                names.append((f"blk.{i}.attn_v", f"{layer}.self_attn.v_proj", (kv_heads * head_dim, width)))
+        names += [
+            (f"blk.{i}.attn_output", f"{layer}.self_attn.o_proj", (width, model.heads * head_dim)),
+            (f"blk.{i}.ffn_gate", f"{layer}.mlp.gate_proj", (inner, width)),
+            (f"blk.{i}.ffn_up", f"{layer}.mlp.up_proj", (inner, width)),
+            (f"blk.{i}.ffn_down", f"{layer}.mlp.down_proj", (width, inner)),
+        ]
+        if each:
+            names += [
+                (f"blk.{i}.inp_gate", f"{layer}.per_layer_input_gate", (each, width)),
+                (f"blk.{i}.proj", f"{layer}.per_layer_projection", (width, each)),
+            ]
+    return names
+
+
+def gemma4_vectors(model: Model) -> list[tuple[str, str, int]]:
+    names, each = [("output_norm.weight", "model.norm.weight", model.width)], model.more["hidden_size_per_layer_input"]
+    if each:
+        names.append(("per_layer_proj_norm.weight", "model.per_layer_projection_norm.weight", each))
+    for i in range(model.layers):
+        layer, head_dim = f"model.layers.{i}", gemma4_heads(model, i)[1]
+        for ours, theirs in (("attn", "input"), ("post_attention", "post_attention"), ("ffn", "pre_feedforward"),
+                             ("post_ffw", "post_feedforward")):
+            names.append((f"blk.{i}.{ours}_norm.weight", f"{layer}.{theirs}_layernorm.weight", model.width))
+        for short in ("q",) if shares(model, i) else ("q", "k"):
+            names.append((f"blk.{i}.attn_{short}_norm.weight", f"{layer}.self_attn.{short}_norm.weight", head_dim))
+        if each:
+            names.append((f"blk.{i}.post_norm.weight", f"{layer}.post_per_layer_input_norm.weight", model.width))
+        # around 1, as norms are
+        names.append((f"blk.{i}.layer_output_scale.weight", f"{layer}.layer_scalar", 1))
+    return names
+
+
 def lfm2_vectors(model: Model) -> list[tuple[str, str, int]]:
     names = [("token_embd_norm.weight", "model.embedding_norm.weight", model.width)]
     for i in range(model.layers):
@@ -389,6 +501,8 @@ def vectors(model: Model) -> list[tuple[str, str, int]]:
     """GGUF name, transformers name, length."""
     if model.architecture == "lfm2":
         return lfm2_vectors(model)
+    if model.architecture == "gemma4":
+        return gemma4_vectors(model)
     names = [("output_norm.weight", "model.norm.weight", model.width)]
     for i in range(model.layers):
         layer = f"model.layers.{i}"
@@ -448,7 +562,7 @@ def add_weights(writer: gguf.GGUFWriter, model: Model, rng: np.random.Generator)
     if "num_experts" in model.more:
         state |= add_experts(writer, model, rng)
     for name, theirs, length in vectors(model):
-        centre, std = (1, 0.1) if "norm" in name else (0, 1.5 if "sinks" in name else 0.5)
+        centre, std = (1, 0.1) if "norm" in name or "scale" in name else (0, 1.5 if "sinks" in name else 0.5)
         values = (centre + std * rng.standard_normal(length)).astype(np.float32)
         writer.add_tensor(name, values)
         if model.architecture in INTERLEAVED and name.endswith(("attn_q.bias", "attn_k.bias")):
@@ -500,6 +614,7 @@ def network_of(model: Model, state: dict[str, torch.Tensor]) -> torch.nn.Module:
         "granite": (GraniteConfig, GraniteForCausalLM),
         "phi3": (Phi3Config, Phi3ForCausalLM),
         "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
+        "gemma4": (Gemma4TextConfig, Gemma4ForCausalLM),
         "gpt-oss": (GptOssConfig, GptOssForCausalLM),
         "lfm2": (Lfm2Config, Lfm2ForCausalLM),
         "smollm3": (SmolLM3Config, SmolLM3ForCausalLM),
@@ -519,6 +634,9 @@ def network_of(model: Model, state: dict[str, torch.Tensor]) -> torch.nn.Module:
         del extra["moe_intermediate_size"]
     if model.architecture == "gemma3":
         rope = {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+    if model.architecture == "gemma4":
+        rope = {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+        extra |= {"vocab_size_per_layer_input": VOCABULARY, "global_head_dim": 2 * model.head_dim}
     config = kind(
         vocab_size=VOCABULARY, hidden_size=model.width, intermediate_size=model.feed_forward,
         num_hidden_layers=model.layers, num_attention_heads=model.heads, num_key_value_heads=model.kv_heads,

@@ -105,10 +105,13 @@ export class RaggedCache implements Disposable {
     this.#layerEntries = new Array(shape.layers).fill(0);
     this.#layerBiased = new Array(shape.layers).fill(0);
     this.#layerReduced = new Array(shape.layers).fill(0);
-    this.#reduced = Array.from({ length: shape.layers }, () => new Array(shape.kvHeads).fill({}));
+    this.#reduced = Array.from(
+      { length: shape.layers },
+      (_, layer) => new Array(layerShape(shape, layer).kvHeads).fill({}),
+    );
     this.#positions = Array.from(
       { length: shape.layers },
-      () => Array.from({ length: shape.kvHeads }, () => new PositionList()),
+      (_, layer) => Array.from({ length: layerShape(shape, layer).kvHeads }, () => new PositionList()),
     );
   }
 

@@ -85,6 +85,9 @@ function forward(step: Step, tape: Tape, count: number, epsilon: number): Float3
       throw new RangeError("Cannot run experts backwards");
     case "couple":
       throw new RangeError("Cannot run convolutions backwards");
+    case "unitNorm":
+    case "gateBy":
+      throw new RangeError("Cannot run layers of several shapes backwards");
     default:
       throw new TypeError(`Unknown operation ${step satisfies never}`);
   }
@@ -121,6 +124,9 @@ function backward(
       throw new RangeError("Cannot run experts backwards");
     case "couple":
       throw new RangeError("Cannot run convolutions backwards");
+    case "unitNorm":
+    case "gateBy":
+      throw new RangeError("Cannot run layers of several shapes backwards");
     default:
       throw new TypeError(`Unknown operation ${step satisfies never}`);
   }

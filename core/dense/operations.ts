@@ -12,8 +12,10 @@ import { exp } from "../measure/exp.ts";
 export type Operation<Gains, Weights> =
   | Norm<Gains>
   | HeadNorm<Gains>
+  | UnitNorm
   | Multiply<Weights>
   | Gate
+  | GateBy
   | Add
   | Scale
   | Cap
@@ -41,6 +43,16 @@ export interface HeadNorm<Gains> {
   readonly width: number;
 }
 
+/** As {@link HeadNorm}, with gains of 1. */
+export interface UnitNorm {
+  readonly op: "unitNorm";
+  readonly from: string;
+  readonly to: string;
+  readonly first: number;
+  readonly heads: number;
+  readonly width: number;
+}
+
 /** `from · weightsᵀ` and a bias where the weights have one; `rows`: those of the weights, the result's width. */
 export interface Multiply<Weights> {
   readonly op: "multiply";
@@ -57,6 +69,15 @@ export interface Multiply<Weights> {
 export interface Gate {
   readonly op: "gate";
   readonly from: string;
+  readonly to: string;
+  readonly activation: Activation;
+}
+
+/** `activation(from) · by`, of two values of one width. */
+export interface GateBy {
+  readonly op: "gateBy";
+  readonly from: string;
+  readonly by: string;
   readonly to: string;
   readonly activation: Activation;
 }
@@ -174,6 +195,8 @@ function resultWidth(operation: Operation<unknown, unknown>, width: (name: strin
       return operation.rows;
     case "gate":
       return width(operation.from) / 2;
+    case "gateBy":
+      return Math.max(width(operation.from), width(operation.by));
     case "couple":
       return width(operation.from) - operation.width;
     case "choose":
@@ -189,6 +212,7 @@ function resultWidth(operation: Operation<unknown, unknown>, width: (name: strin
       return Math.max(...operation.from.map(width));
     case "norm":
     case "headNorm":
+    case "unitNorm":
     case "scale":
     case "cap":
       return width(operation.from);
@@ -214,6 +238,7 @@ export function multiplyAddsOf(
 /** Names of the values that an operation reads. */
 export function readsOf(operation: Operation<unknown, unknown>): readonly string[] {
   if (operation.op === "add") return operation.from;
+  if (operation.op === "gateBy") return [operation.from, operation.by];
   return "chosen" in operation ? [operation.from, operation.chosen] : [operation.from];
 }
 

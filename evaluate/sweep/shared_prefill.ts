@@ -17,7 +17,7 @@ import type { CacheType } from "../../core/cache/entry_type.ts";
 import { type Keep, resolveBudget } from "../../core/select/budget.ts";
 import type { Budget, Needs, NormKind, Observation, Policy, Reduction } from "../../core/policy/policy.ts";
 import type { Model } from "../../model/model.ts";
-import { LayerReader, type LayerSeen } from "../../model/read/layers.ts";
+import { LayerReader, type LayerSeen } from "../../model/read/layer_reader.ts";
 import { withFrameKept } from "../../model/read/frame_kept.ts";
 import { frameTokens } from "../../model/text/prompt.ts";
 import type { RefitSettings } from "../../core/refit/refit.ts";

@@ -5,7 +5,7 @@
 import { resolveBudget } from "../../core/select/budget.ts";
 import type { CacheType } from "../../core/cache/entry_type.ts";
 import { inputError, option, PalisadeError, say } from "../../core/errors.ts";
-import type { GateTarget } from "../../core/policy/policy.ts";
+import type { GateTarget, Policy } from "../../core/policy/policy.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
 import { DEFAULTS } from "../../model/defaults.ts";
 import type { Gate } from "../../model/gate/file.ts";
@@ -130,7 +130,9 @@ export async function* runGroup(
     contextLength: options.beyondTrained ? Infinity : model.config.contextLength,
     signal: options.signal,
   };
-  const [first = [], ...others] = readingsOf(missing.filter(({ policy }) => sharesPrefill(policy)));
+  // Where layers look at others' rows each case reads for itself.
+  const shares = (policy: Policy) => !model.config.sources && sharesPrefill(policy);
+  const [first = [], ...others] = readingsOf(missing.filter(({ policy }) => shares(policy)));
   const read = (some: readonly Cell[]) => prefillAllowed(model, ids, some, refused, options);
   using whole = await read(first);
   const full = await answerFully(model, whole.prefill.cache, asked, answering);
@@ -151,7 +153,7 @@ export async function* runGroup(
     const line = await refused.unless(eviction.cell, () => one(eviction));
     if (line) yield line;
   }
-  for (const cell of missing.filter(({ policy }) => !sharesPrefill(policy))) {
+  for (const cell of missing.filter(({ policy }) => !shares(policy))) {
     options.onStep?.("answering, cell", answered++, missing.length);
     const evict = () => readAlone(model, context, cell, options);
     const line = await refused.unless(cell, () => one({ cell, prefill: whole.prefill, evict }));

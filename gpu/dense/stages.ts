@@ -163,6 +163,9 @@ export class DenseStages {
         return this.#collect(operation, [value(operation.from), value(operation.chosen)], count, to);
       case "couple":
         throw new RangeError("No shader convolves");
+      case "unitNorm":
+      case "gateBy":
+        throw new RangeError("No shader runs layers of several shapes");
       default:
         throw new TypeError(`Unknown operation ${operation satisfies never}`);
     }

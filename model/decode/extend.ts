@@ -2,6 +2,8 @@
 import { Temporaries, type Tensor } from "../../core/backend/tensor.ts";
 import type { CacheLimit } from "../../core/cache/limit.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
+import { layerShape, readersOf, sourceOf } from "../../core/shape.ts";
+import { joinRows } from "../joined.ts";
 import type { Dense } from "../dense/dense.ts";
 import { CHUNK, layerStep } from "./layer.ts";
 import { chosen, type Sampler } from "./sampler.ts";
@@ -78,6 +80,8 @@ async function lastRows(
 }
 
 interface ForwardOptions {
+  /** Ids of the tokens, where they are known. */
+  readonly ids?: ArrayLike<number>;
   readonly limit?: CacheLimit;
   /** Called with what goes into each layer, `[count, width]`, not to be changed. */
   readonly onInput?: (layer: number, hidden: Tensor) => Promise<void> | void;
@@ -90,7 +94,7 @@ export async function forward(
   ids: readonly number[],
   { limit, onInput }: ForwardOptions = {},
 ): Promise<Tensor> {
-  return await forwardFrom(dense, cache, await dense.embed(ids), ids.length, { limit, onInput });
+  return await forwardFrom(dense, cache, await dense.embed(ids), ids.length, { limit, onInput, ids });
 }
 
 /** The same from what goes into the first layer, `[count, width]`, which is taken over. */
@@ -99,22 +103,28 @@ export async function forwardFrom(
   cache: RaggedCache,
   embedded: Tensor,
   count: number,
-  { limit, onInput }: ForwardOptions = {},
+  { limit, onInput, ids }: ForwardOptions = {},
 ): Promise<Tensor> {
   const { config } = dense, { tensors } = cache.backend;
   let hidden = embedded;
+  const looked = new Map<number, (readonly Float32Array[])[]>();
   try {
     for (let layer = 0; layer < config.layers; layer++) {
       await onInput?.(layer, hidden);
-      const input = { layer, hidden, count, first: cache.position };
+      const input = { layer, hidden, count, ids, first: cache.position }, source = sourceOf(cache.shape, layer);
       const next = await layerStep(dense, cache, input, async ({ rows, queries, made }) => {
-        const want = { probabilities: limit?.wantsProbabilitiesOf(layer) };
+        const want = { probabilities: limit?.wantsProbabilitiesOf(source) };
         const { output, probabilities } = await rows.decodeAttention(queries, count, want);
-        if (probabilities) limit?.observe(layer, probabilities);
+        if (probabilities) looked.set(source, [...looked.get(source) ?? [], probabilities]);
         return made.add(output);
       });
       tensors.free(hidden);
       hidden = next;
+      const all = looked.get(source);
+      // All that look at the rows of a layer count, as one layer with so many more heads.
+      if (!all || readersOf(cache.shape, source).at(-1) !== layer) continue;
+      limit?.observe(source, joinRows(all, layerShape(cache.shape, source).kvHeads));
+      looked.delete(source);
     }
   } catch (error) {
     tensors.free(hidden);

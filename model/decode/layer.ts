@@ -2,6 +2,7 @@
 import { ROW_PAGE } from "../../core/backend/interface.ts";
 import { Temporaries, type Tensor } from "../../core/backend/tensor.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
+import { layerShape, readersOf, sourceOf } from "../../core/shape.ts";
 import { breathe } from "../../runtime/breathe.ts";
 import type { ModelConfig } from "../config.ts";
 import { ConvolvedRows, type StepRows } from "./convolution.ts";
@@ -16,13 +17,18 @@ export interface LayerInput {
   /** What goes into the layer, `[count, width]`; left as it is, and still the caller's. */
   readonly hidden: Tensor;
   readonly count: number;
+  /** Ids of the tokens, `[count]`: layers may have embeddings of their own. */
+  readonly ids?: ArrayLike<number>;
   /** Logical position of the chunk's first token. */
   readonly first: number;
   /** Queries before RoPE are wanted. */
   readonly unrotated?: boolean;
 }
 
-/** A chunk at the layer's attention: its keys and values are the last rows of every head. Its tensors end with it. */
+/**
+ * A chunk at the layer's attention: its keys and values, or those of the layer whose rows it looks at, are the last rows of
+ * every head. Its tensors end with it.
+ */
 export interface AtAttention extends Projected {
   readonly rows: StepRows;
   /** What attention makes goes in here, and ends with the step. */
@@ -41,7 +47,7 @@ export async function layerStep(dense: Dense, cache: RaggedCache, input: LayerIn
   const output = await attended(dense, cache, input, made, attend);
   await breathe();
   // Output projection and residual, then norm, feed-forward and residual.
-  return await dense.finish(input.layer, input.hidden, output, input.count);
+  return await dense.finish(input.layer, input.hidden, output, input.count, input.ids);
 }
 
 /** The first half of {@link layerStep}, for chunks whose hidden states nobody reads after this layer's attention. */
@@ -63,18 +69,24 @@ async function attended(
   const projected = await dense.project(layer, hidden, count, first, { unrotated });
   for (const tensor of Object.values<Tensor | undefined>({ ...projected })) if (tensor) held.add(tensor);
   // Keys are stored rotated; the chunk's own rows are there before its queries look.
-  cache.append(layer, projected.keys, projected.values, count, first);
-  const rows = cache.rows(layer), taps = dense.config.convolutions?.[layer];
+  const source = sourceOf(cache.shape, layer);
+  if (source === layer) cache.append(layer, projected.keys, projected.values, count, first);
+  const rows = cache.rows(source), taps = dense.config.convolutions?.[layer];
   const asked = taps ? new ConvolvedRows(rows, cache.backend.tensors, taps) : rows;
   const output = await attend({ ...projected, rows: asked, made });
   // A window layer lets go of what no later token sees; token by token once a page comes free by it.
-  cache.release(layer, count === 1 ? ROW_PAGE : 1);
+  if (readersOf(cache.shape, source).at(-1) === layer) cache.release(source, count === 1 ? ROW_PAGE : 1);
   return output;
 }
 
 /** Bytes of a chunk's activations while it is in a layer: hidden states and projections twice, attention output. */
 export function stepBytes(config: ModelConfig, count: number): number {
-  const { width, heads, kvHeads, headDim, convolutions } = config;
-  const projected = Math.max((heads + 2 * kvHeads) * headDim, convolutions ? 2 * width : 0);
-  return 4 * count * (2 * width + 2 * projected + heads * headDim);
+  const { width, layers, convolutions } = config;
+  let projected = convolutions ? 2 * width : 0, attended = 0;
+  for (let layer = 0; layer < layers; layer++) {
+    const { heads, kvHeads, headDim } = convolutions?.[layer] ? config : layerShape(config, layer);
+    projected = Math.max(projected, (heads + 2 * kvHeads) * headDim);
+    attended = Math.max(attended, heads * headDim);
+  }
+  return 4 * count * (2 * width + 2 * projected + attended);
 }

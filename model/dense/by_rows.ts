@@ -29,8 +29,14 @@ export class MixedEngine implements DenseEngine {
     return this.#for(count).qkv(layer, hidden, count);
   }
 
-  finish(layer: number, hidden: Float32Array, attention: Float32Array, count: number): Promise<Float32Array> {
-    return this.#for(count).finish(layer, hidden, attention, count);
+  finish(
+    layer: number,
+    hidden: Float32Array,
+    attention: Float32Array,
+    count: number,
+    ids?: ArrayLike<number>,
+  ): Promise<Float32Array> {
+    return this.#for(count).finish(layer, hidden, attention, count, ids);
   }
 
   logits(hidden: Float32Array, count: number): Promise<Float32Array> {

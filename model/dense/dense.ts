@@ -10,9 +10,9 @@ import type { DenseName } from "./interface.ts";
 export interface Projected<T extends Tensor = Tensor> {
   /** `[count, heads, headDim]`, rotated. */
   readonly queries: T;
-  /** `[count, kvHeads, headDim]`, rotated. */
+  /** `[count, kvHeads, headDim]`, rotated; empty for a layer that looks at another's rows (`ModelShape.sources`). */
   readonly keys: T;
-  /** `[count, kvHeads, headDim]`. */
+  /** `[count, kvHeads, headDim]`, or empty. */
   readonly values: T;
   /** Queries before RoPE, `[count, heads, headDim]`, when asked. */
   readonly unrotated?: T;
@@ -42,9 +42,9 @@ export interface Dense<T extends Tensor = Tensor> extends AsyncDisposable {
   /**
    * Output projection, residual, norm, feed-forward, residual.
    * `hidden`: `[count, width]`, `attention`: `[count, heads, headDim]`, both left as they are → the next layer's input,
-   * `[count, width]`.
+   * `[count, width]`. `ids`: of the tokens, for a model whose layers have embeddings of their own.
    */
-  finish(layer: number, hidden: T, attention: T, count: number): Promise<T>;
+  finish(layer: number, hidden: T, attention: T, count: number, ids?: ArrayLike<number>): Promise<T>;
   /** Final norm and output head: `[count, width]` → `[count, vocabulary]`. Call it for the rows that need logits. */
   logits(hidden: T, count: number): Promise<T>;
   /**

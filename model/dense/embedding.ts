@@ -1,6 +1,8 @@
+import { inputError, resourceError } from "../../core/errors.ts";
+import type { PerLayer } from "../architecture.ts";
 import type { ModelConfig } from "../config.ts";
 import type { GgufFile } from "../file/gguf/reader.ts";
-import { dequantise, type TensorType } from "../file/tensor_types.ts";
+import { dequantise, rowBytesOf, type TensorType } from "../file/tensor_types.ts";
 
 const NAME = "token_embd.weight";
 
@@ -49,4 +51,66 @@ export function scaled(numbers: Float32Array, factor: number): Float32Array {
 export async function readEmbedding(file: GgufFile, config: ModelConfig): Promise<Embedding> {
   const { type } = file.tensors.get(NAME)!;
   return new Embedding(await file.readRaw(NAME), type, config.vocabulary, config.width, config.decoder.embeddingScale);
+}
+
+/** Embeddings that each layer has of its own, held as the file's bytes: `layers` runs of `width` for each token. */
+export class PerLayerEmbeddings {
+  readonly #raw: Uint8Array;
+  readonly #type: TensorType;
+  readonly #layers: number;
+  readonly #of: PerLayer;
+
+  constructor(raw: Uint8Array, type: TensorType, layers: number, of: PerLayer) {
+    this.#raw = raw;
+    this.#type = type;
+    this.#layers = layers;
+    this.#of = of;
+  }
+
+  /** Bytes held. */
+  get byteLength(): number {
+    return this.#raw.byteLength;
+  }
+
+  /** A layer's, `[ids, width]`; ids are the vocabulary's. */
+  rows(layer: number, ids: ArrayLike<number>): Float32Array {
+    const { width, scale } = this.#of, bytes = rowBytesOf(this.#type, width);
+    const out = new Float32Array(ids.length * width);
+    for (let i = 0; i < ids.length; i++) {
+      const at = (ids[i] * this.#layers + layer) * bytes;
+      dequantise(this.#type, this.#raw.subarray(at, at + bytes), out.subarray(i * width, (i + 1) * width));
+    }
+    return scaled(out, scale);
+  }
+}
+
+/**
+ * Reads them of a file that `configOf` has checked.
+ * @throws PalisadeError `gguf.unsupported` where a layer's part is no whole number of the type's blocks; resources `memory.short`
+ * where there is no room.
+ */
+export async function readPerLayer(
+  file: GgufFile,
+  { layers }: Pick<ModelConfig, "layers">,
+  of: PerLayer,
+): Promise<PerLayerEmbeddings> {
+  const name = `${of.tensor}.weight`, { type, byteLength } = file.tensors.get(name)!;
+  if (of.width % type.block !== 0) {
+    const message = `${name}: ${type.name} has blocks of ${type.block}, and each layer ${of.width} numbers of a token`;
+    throw inputError(
+      "gguf.unsupported",
+      `${file.name}: ${message}; whole blocks are supported`,
+      `tensor["${name}"].type`,
+    );
+  }
+  const raw = await file.readRaw(name, { into: roomFor(byteLength, name) });
+  return new PerLayerEmbeddings(raw, type, layers, of);
+}
+
+function roomFor(bytes: number, name: string): Uint8Array<ArrayBuffer> {
+  try {
+    return new Uint8Array(bytes);
+  } catch {
+    throw resourceError("memory.short", `There is no room for the ${Math.ceil(bytes / 1e6)} MB of ${name}`, name);
+  }
 }

@@ -35,8 +35,14 @@ export class HostDense implements Dense<Float32Array> {
     return project(this.config, layer, await this.engine.qkv(layer, hidden, count), count, first, want);
   }
 
-  finish(layer: number, hidden: Float32Array, attention: Float32Array, count: number): Promise<Float32Array> {
-    return this.engine.finish(layer, hidden, attention, count);
+  finish(
+    layer: number,
+    hidden: Float32Array,
+    attention: Float32Array,
+    count: number,
+    ids?: ArrayLike<number>,
+  ): Promise<Float32Array> {
+    return this.engine.finish(layer, hidden, attention, count, ids);
   }
 
   logits(hidden: Float32Array, count: number): Promise<Float32Array> {

@@ -19,14 +19,22 @@ export interface DenseLayers extends AsyncDisposable {
   readonly weightBytes: number;
   /**
    * Norm and the three projections of layer `layer`, with biases where the model has them.
-   * `hidden`: `[count, width]` → `[count, (heads + 2·kvHeads)·headDim]`, each row q then k then v, before RoPE.
+   * `hidden`: `[count, width]` → `[count, (heads + 2·kvHeads)·headDim]`, each row q then k then v, before RoPE; of a
+   * layer that looks at another's keys and values q alone.
    */
   qkv(layer: number, hidden: Float32Array, count: number): Promise<Float32Array>;
   /**
    * Output projection, residual, norm, feed-forward, residual.
-   * `hidden`: `[count, width]`, `attention`: `[count, heads·headDim]` → the next hidden state `[count, width]`.
+   * `hidden`: `[count, width]`, `attention`: `[count, heads·headDim]` → the next hidden state `[count, width]`. `ids`: of the
+   * tokens, for a model whose layers have embeddings of their own.
    */
-  finish(layer: number, hidden: Float32Array, attention: Float32Array, count: number): Promise<Float32Array>;
+  finish(
+    layer: number,
+    hidden: Float32Array,
+    attention: Float32Array,
+    count: number,
+    ids?: ArrayLike<number>,
+  ): Promise<Float32Array>;
 }
 
 /** The dense layers over arrays of this side; shapes in numbers, outermost first. */

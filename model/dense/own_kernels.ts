@@ -1,6 +1,6 @@
 /**
- * Models that send tokens to experts, and models that convolve: our own kernels run them, onnxruntime neither, and WebGPU
- * the experts alone, but for those of gpt-oss.
+ * Models that send tokens to experts, models that convolve, and models of mixed layers (`Architecture.mixed`): our own
+ * kernels run them, onnxruntime none of them, and WebGPU the experts alone, but for those of gpt-oss.
  */
 import { hasExperts } from "../../core/dense/operations.ts";
 import { inputError, option, type PalisadeError } from "../../core/errors.ts";
@@ -8,27 +8,37 @@ import type { DenseOperation } from "../architecture.ts";
 import type { ModelConfig } from "../config.ts";
 
 /** What a model has that onnxruntime doesn't run. */
-export type OwnKernelsFor = "experts" | "convolutions";
+export type OwnKernelsFor = "experts" | "convolutions" | "mixed-layers";
 
-type Special = Extract<DenseOperation, { op: "choose" | "expand" | "collect" | "couple" }>;
+type Special = Extract<
+  DenseOperation,
+  { op: "choose" | "expand" | "collect" | "couple" | "unitNorm" | "gateBy" }
+>;
 
 /** Why a model runs on our own kernels alone on this side, if it does. */
-export function ownKernelsFor({ decoder, convolutions }: Pick<ModelConfig, "decoder" | "convolutions">) {
+export function ownKernelsFor(
+  { decoder, convolutions, windowHeads, sources }: Pick<
+    ModelConfig,
+    "decoder" | "convolutions" | "windowHeads" | "sources"
+  >,
+) {
+  if (windowHeads || sources || decoder.perLayer) return "mixed-layers" satisfies OwnKernelsFor;
   if (decoder.layers.some(({ finish }) => hasExperts(finish))) return "experts" satisfies OwnKernelsFor;
   return convolutions && "convolutions" satisfies OwnKernelsFor;
 }
 
-/** `dense.experts` or `dense.convolutions`. */
+/** `dense.experts`, `dense.convolutions` or `dense.mixed-layers`. */
 export function engineRefused(engine: string, what: OwnKernelsFor): PalisadeError {
   const odd = engine === "webgpu" && what === "experts";
-  const model = odd ? "A model whose experts have biases and limited gates" : `A model with ${what}`;
+  const whose = what === "mixed-layers" ? "layers of several shapes" : what;
+  const model = odd ? "A model whose experts have biases and limited gates" : `A model with ${whose}`;
   const message = `${model} runs on our own kernels alone (wasm), not on ${engine}`;
   return inputError(`dense.${what}`, message, option("dense"));
 }
 
 /**
  * The operation, for an engine that knows of no experts and their gates, and of no convolutions.
- * @throws PalisadeError `dense.experts`, `dense.convolutions`.
+ * @throws PalisadeError `dense.experts`, `dense.convolutions`, `dense.mixed-layers`.
  */
 export function ordinary<O extends DenseOperation>(operation: O, engine: string): Exclude<O, Special> {
   const limited = operation.op === "gate" && operation.activation === "limited";
@@ -36,5 +46,6 @@ export function ordinary<O extends DenseOperation>(operation: O, engine: string)
     throw engineRefused(engine, "experts");
   }
   if (operation.op === "couple") throw engineRefused(engine, "convolutions");
+  if (operation.op === "unitNorm" || operation.op === "gateBy") throw engineRefused(engine, "mixed-layers");
   return operation as Exclude<O, Special>;
 }

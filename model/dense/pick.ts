@@ -96,15 +96,17 @@ export async function pickDense(
 export const MANY_ROWS = 8;
 
 /**
- * Experts and convolutions run on our own kernels alone.
- * @throws PalisadeError `dense.experts`, `dense.convolutions` where another engine was named, resources `dense.unavailable` without SIMD.
+ * Experts, convolutions and layers of several shapes run on our own kernels alone.
+ * @throws PalisadeError `dense.experts`, `dense.convolutions`, `dense.mixed-layers` where another engine was named, resources `dense.unavailable` without SIMD.
  */
 function ownEngine(what: OwnKernelsFor, { dense = "auto" }: PickDenseOptions): HostDenseName {
   if (dense !== "auto" && dense !== "wasm") {
     throw engineRefused(dense, what);
   }
   if (hasSimd128()) return "wasm";
-  const message = `A model with ${what} needs WebAssembly's 128-bit vectors, which this runtime lacks`;
+  const message = `A model with ${
+    what.replace("-", " ")
+  } needs WebAssembly's 128-bit vectors, which this runtime lacks`;
   throw resourceError("dense.unavailable", message, option("dense"));
 }
 

@@ -1,10 +1,13 @@
 /** The step between an engine's `qkv` and attention: split the projections, rotate queries and keys. */
-import { layerShape } from "../../core/shape.ts";
+import { layerShape, sourceOf } from "../../core/shape.ts";
 import type { ModelConfig, Rope } from "../config.ts";
 import type { Projected } from "./dense.ts";
 import { growthAt, type RopeTable, ropeTable, rotate } from "./rope.ts";
 
-/** Splits `qkv`, `[count, (heads + 2·kvHeads)·headDim]`, and rotates q and k to positions `first`, `first + 1`, … */
+/**
+ * Splits `qkv`, `[count, (heads + 2·kvHeads)·headDim]`, and rotates q and k to positions `first`, `first + 1`, … There is q
+ * alone of a layer that looks at another's keys and values.
+ */
 export function project(
   config: ModelConfig,
   layer: number,
@@ -13,7 +16,8 @@ export function project(
   first: number,
   want: { readonly unrotated?: boolean } = {},
 ): Projected<Float32Array> {
-  const { heads, kvHeads, headDim } = layerShape(config, layer), rope = config.ropes[layer];
+  const { heads, kvHeads: all, headDim } = layerShape(config, layer), rope = config.ropes[layer];
+  const kvHeads = sourceOf(config, layer) === layer ? all : 0;
   const q = heads * headDim, kv = kvHeads * headDim, row = q + 2 * kv;
   const queries = new Float32Array(count * q);
   const keys = new Float32Array(count * kv);

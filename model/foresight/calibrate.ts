@@ -8,7 +8,8 @@ import {
 } from "../../core/measure/chunk_agreement.ts";
 import { breathe } from "../../runtime/breathe.ts";
 import type { Model } from "../model.ts";
-import { LayerReader } from "../read/layers.ts";
+import { LayerReader } from "../read/layer_reader.ts";
+import { checkOwnRows } from "../read/shared_rows.ts";
 import { type Chunks, CHUNKS_FORMAT } from "./file.ts";
 
 /** Last tokens of a text, of which every eighth one's queries are compared. */
@@ -43,9 +44,13 @@ export interface FoundChunks extends Omit<Chunks, "name"> {
 /** The share of chunks whose agreement is told: the default of `fasa`. */
 const TOLD = 0.25;
 
-/** Mean agreement of every chunk, over the texts, their queries, and the query heads of each KV head. */
+/**
+ * Mean agreement of every chunk, over the texts, their queries, and the query heads of each KV head.
+ * @throws PalisadeError `shared-rows.calibrate`.
+ */
 export async function calibrateChunks(model: Model, options: ChunkCalibration): Promise<FoundChunks> {
   const { config } = model, { layers, kvHeads, headDim } = config, { texts, heldOut, onProgress } = options;
+  checkOwnRows(config);
   const count = Math.ceil(headDim / 2), agreement = new Float32Array(layers * kvHeads * count);
   const all = heldOut ? [...texts, heldOut] : texts;
   const top = all.reduce((least, ids) => Math.min(least, Math.max(1, Math.floor(ids.length / 4))), TOP);

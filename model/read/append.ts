@@ -25,7 +25,10 @@ export interface AppendOptions extends Omit<LayersOptions, "behind" | "explain" 
 export type AppendResult = Pick<ReadResult, "activationBytes" | "ms" | "predicted" | "refit">;
 
 /** Why a text that is read like this can't be gone on with, whatever was kept of its beginning; undefined when it can. */
-export function cannotGoOn(reading: Reading, { convolved }: Pick<ModelShape, "convolved">): string | undefined {
+export function cannotGoOn(
+  reading: Reading,
+  { convolved, sources }: Pick<ModelShape, "convolved" | "sources">,
+): string | undefined {
   const { way, policy: { needs, stages } } = reading;
   if (way === "risk") return "what the last queries lose of entries that are gone can't be measured any more";
   if (way === "streaming" || way === "rolling") {
@@ -33,6 +36,7 @@ export function cannotGoOn(reading: Reading, { convolved }: Pick<ModelShape, "co
   }
   if (reading.explain) return "a certificate is of all entries, and those that were evicted are gone";
   if (convolved?.some((width) => width > 0)) return "its convolutions go on from a whole reading's rows alone";
+  if (sources) return "its layers look at rows of earlier layers, which are read together with them";
   if (needs.foresight) return "what single queries read of it is found once all of the text is there";
   return stages && stageKeeps(stages);
 }

@@ -20,11 +20,13 @@ import { KeptSets } from "../../core/select/kept_sets.ts";
 import { Eviction, type EvictionSettings, keptOfAll } from "../../core/select/eviction.ts";
 import { entryBytes } from "../../core/cache/entry_type.ts";
 import { crossLayerSelection } from "../../core/select/cross_layer.ts";
-import { globalLayers, reachableEntries } from "../../core/shape.ts";
+import { globalLayers, layerEntries, layerShape, observedShape, sourceOf } from "../../core/shape.ts";
+import { joinQueries } from "../joined.ts";
 import type { ModelConfig } from "../config.ts";
 import type { Device } from "../device.ts";
 import { Explainer } from "./explain.ts";
-import { LayerReader, type LayerSeen, readContext } from "./layers.ts";
+import { LayerReader, type LayerSeen } from "./layer_reader.ts";
+import { readContext } from "./layers.ts";
 import { observeLayer } from "./observe_layer.ts";
 import type { ReadOptions, ReadResult, RiskReading } from "./reading.ts";
 
@@ -85,13 +87,17 @@ class RiskSearch implements Disposable {
   readonly #now: () => number;
 
   constructor(device: Device, ids: ArrayLike<number>, options: RiskOptions) {
-    const { config } = device.dense, { headDim } = config;
+    const { config } = device.dense;
     this.#device = device;
     this.#config = config;
     this.#ids = ids;
     this.#options = options;
     this.#window = observationFor(options.policy, this.#budget(ids.length)).window;
-    const waiting = reachableEntries(config, ids.length) * entryBytes(headDim, options.cacheType ?? "f32");
+    let waiting = 0;
+    for (let layer = 0; layer < config.layers; layer++) {
+      const { headDim } = layerShape(config, layer), type = options.cacheType ?? "f32";
+      waiting += layerEntries(config, layer, ids.length) * entryBytes(headDim, type);
+    }
     this.#waits = waiting <= options.maxCacheBytes;
     this.#now = options.now ?? (() => performance.now());
   }
@@ -135,7 +141,8 @@ class RiskSearch implements Disposable {
 
   /** The risk of each budget, in one round over the layers. */
   async #risks(budgets: readonly Budget[], crossLayer: boolean): Promise<Float64Array> {
-    const { policy } = this.#options, { heads } = this.#config, layers = globalLayers(this.#config).length;
+    const { policy } = this.#options, globals = globalLayers(this.#config);
+    const heads = globals.reduce((sum, layer) => sum + observedShape(this.#config, layer).heads, 0);
     const sums = new Float64Array(budgets.length);
     const chosen = crossLayer ? new KeptSets(this.#budget(this.#ids.length)) : undefined;
     if (chosen) {
@@ -150,14 +157,18 @@ class RiskSearch implements Disposable {
         ? budgets.map((_, c) => chosen.of(c, index))
         : await this.#keptAlone(await this.#observe(each), budgets);
       const from = this.#cache!.rows(layer);
+      const queries: Float32Array[] = [], { tensors } = this.#device.backend;
+      for (const one of [seen, ...(seen.readers ?? []).map(({ seen }) => seen)]) {
+        queries.push(await tensors.read(one.windowQueries));
+      }
       const masses = largestMasses({
-        shape: from.shape,
+        shape: observedShape(this.#config, layer),
         length: this.#ids.length,
         window: this.#window,
-        queries: await this.#device.backend.tensors.read(seen.windowQueries),
+        queries: joinQueries(queries, this.#window, from.shape.kvHeads),
         keys: (await copyHeads(from)).map(({ keys }) => keys),
       }, candidates);
-      masses.forEach((mass, c) => sums[c] += mass / (heads * layers));
+      masses.forEach((mass, c) => sums[c] += mass / heads);
     });
     return sums;
   }
@@ -193,7 +204,11 @@ class RiskSearch implements Disposable {
       if (this.#waits) continue;
       reader.release(seen[layer]);
       delete seen[layer];
-      this.#cache!.compact(layer, Array.from({ length: this.#config.kvHeads }, () => new Int32Array(0)));
+      // Nothing waits: what was read of a layer goes, once nobody looks at it any more.
+      if (sourceOf(this.#config, layer) === layer) {
+        const { kvHeads } = layerShape(this.#config, layer);
+        this.#cache!.compact(layer, Array.from({ length: kvHeads }, () => new Int32Array(0)));
+      }
       onLayer?.(layer + 1, layers);
     }
     this.#activationBytes = Math.max(this.#activationBytes, reader.activationBytes);
@@ -218,7 +233,7 @@ class RiskSearch implements Disposable {
     const chosen = crossLayer ? await this.#keptOfAll({ policy, budget }) : undefined;
     for (const [index, layer] of cache.globals.entries()) {
       const seen = this.#seen![layer];
-      await explainer?.add(layer, seen.windowQueries);
+      await explainer?.add(layer, seen);
       const kept = chosen?.[index] ??
         (await this.#keptAlone(await this.#observe({ layer, index, seen }), [budget]))[0];
       cache.compact(layer, kept);

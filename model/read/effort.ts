@@ -115,6 +115,11 @@ export function chooseStages(share: number, shape: Pick<ModelShape, "headDim">, 
   return { rows, ...(refit && { refit: "both" }) };
 }
 
+/** A refit goes by one layer's queries, so not where others look at its rows, too. */
+function ableOf({ sources }: ModelShape, { packs, refits }: Able): Able {
+  return { packs, refits: refits && !sources };
+}
+
 /** What is read by, for `best`. */
 export interface Chosen {
   readonly policy: Policy;
@@ -146,6 +151,6 @@ ${model.config.name} was trained on ${model.config.contextLength}; take ${option
   }
   const asked = parseBytes(bytes), { config, backend } = model;
   const share = "share" in asked ? asked.share : asked.bytes / wholeBytes(ids.length, config);
-  const policy = withStages(replay, chooseStages(share, config, backend));
+  const policy = withStages(replay, chooseStages(share, config, ableOf(config, backend)));
   return { policy, bytes, figures: { effort: "best", bytes, policy: policyText(policy) } };
 }

@@ -1,12 +1,14 @@
 /** Certificates of a reading: the evidence is taken layer by layer, before anything of the layer is evicted. */
 import { copyHeads } from "../../core/backend/copy_heads.ts";
-import type { Tensor } from "../../core/backend/tensor.ts";
+import type { LayerRows } from "../../core/backend/interface.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
 import type { LayerCertificate } from "../../core/worst_case/certificate.ts";
 import { CertificateTracker } from "../../core/worst_case/certificate_tracker.ts";
 import { observationFor } from "../../core/measure/window.ts";
-import type { Budget, Needs, Policy } from "../../core/policy/policy.ts";
+import type { Budget, Needs, Observation, Policy } from "../../core/policy/policy.ts";
 import { byQueryHead, memberProjection } from "../../core/measure/projection.ts";
+import { joinHeads, joinObservations, joinQueries } from "../joined.ts";
+import type { LayerSeen } from "./layer_reader.ts";
 
 export interface ExplainOptions {
   readonly policy: Policy;
@@ -33,28 +35,40 @@ export class Explainer {
   }
 
   /**
-   * Takes the evidence of a global layer that is whole. `queries`: its last `window` queries, `[window, heads, headDim]`. Copies
-   * the layer's values for a moment, and weighs them once per query head of a group.
+   * Takes the evidence of a global layer that is whole, by its last `window` queries, and those of the layers that look at
+   * its rows. Copies the layer's values for a moment, and weighs them once per query head of a group.
    */
-  async add(layer: number, queries: Tensor): Promise<void> {
-    const { model: shape, length } = this.#options.budget;
-    const rows = this.#cache.rows(layer);
-    const { pooledMax, logSumExp } = await rows.observe(queries, this.window, this.#needs);
-    const wo = await this.#options.outputWeights(layer), width = wo.length / (shape.heads * shape.headDim);
+  async add(layer: number, seen: LayerSeen): Promise<void> {
+    const { model: { kvHeads }, length } = this.#options.budget, rows = this.#cache.rows(layer);
+    const all = [{ layer, seen }, ...seen.readers ?? []], of: Observation[] = [], queries: Float32Array[] = [];
     const norms: Float32Array[] = [];
-    for (let member = 0; member < shape.heads / shape.kvHeads; member++) {
-      norms.push(await rows.valueNorms(memberProjection(wo, shape, member), width));
+    for (const { layer, seen: { windowQueries } } of all) {
+      const measured = await rows.observe(windowQueries, this.window, this.#needs);
+      of.push({ layer, shape: rows.shape, length, window: this.window, ...measured });
+      queries.push(await this.#cache.backend.tensors.read(windowQueries));
+      norms.push(byQueryHead(await this.#projectedNorms(layer, rows), kvHeads));
     }
+    const { shape, pooledMax, logSumExp } = joinObservations(of);
     this.#tracker.add(layer, {
-      shape: rows.shape,
+      shape,
       length,
       window: this.window,
-      queries: await this.#cache.backend.tensors.read(queries),
+      queries: joinQueries(queries, this.window, kvHeads),
       logSumExp: logSumExp!,
       importance: pooledMax!,
       values: (await copyHeads(rows)).map(({ values }) => values),
-      projectedNorms: byQueryHead(norms, shape.kvHeads),
+      projectedNorms: joinHeads(norms, kvHeads),
     });
+  }
+
+  /** Of each member of a group, `[kvHeads, length]`. */
+  async #projectedNorms(layer: number, rows: LayerRows): Promise<Float32Array[]> {
+    const { model: shape } = this.#options.budget, norms: Float32Array[] = [];
+    const wo = await this.#options.outputWeights(layer), width = wo.length / (shape.heads * shape.headDim);
+    for (let member = 0; member < shape.heads / shape.kvHeads; member++) {
+      norms.push(await rows.valueNorms(memberProjection(wo, shape, member), width));
+    }
+    return norms;
   }
 
   /** Follows an eviction; before or after the cache does. */

@@ -9,6 +9,8 @@ export interface Chunk {
   readonly index: number;
   readonly first: number;
   readonly count: number;
+  /** Ids of the tokens, where they are tokens. */
+  readonly ids?: readonly number[];
   /** `[count, width]`. */
   readonly hidden: Tensor;
 }
@@ -19,6 +21,7 @@ export class HiddenStates implements Disposable {
   /** Tokens of all chunks but the last. */
   readonly #each: number;
   readonly #chunks: Tensor[] = [];
+  readonly #ids: number[][] = [];
 
   private constructor(tensors: Tensors, width: number, each: number) {
     this.#tensors = tensors;
@@ -33,7 +36,9 @@ export class HiddenStates implements Disposable {
       for (let first = 0; first < ids.length; first += chunk) {
         await breathe();
         const count = Math.min(chunk, ids.length - first);
-        states.#chunks.push(await dense.embed(Array.from({ length: count }, (_, i) => ids[first + i])));
+        const some = Array.from({ length: count }, (_, i) => ids[first + i]);
+        states.#chunks.push(await dense.embed(some));
+        states.#ids.push(some);
       }
       return states;
     } catch (error) {
@@ -53,10 +58,13 @@ export class HiddenStates implements Disposable {
 
   /** In order; chunks may be replaced on the way. */
   *chunks(): Generator<Chunk> {
-    for (let index = 0; index < this.#chunks.length; index++) {
-      const hidden = this.#chunks[index];
-      yield { index, first: index * this.#each, count: hidden.length / this.#width, hidden };
-    }
+    for (let index = 0; index < this.#chunks.length; index++) yield this.chunk(index);
+  }
+
+  /** One of them, as it is now. */
+  chunk(index: number): Chunk {
+    const hidden = this.#chunks[index];
+    return { index, first: index * this.#each, count: hidden.length / this.#width, ids: this.#ids[index], hidden };
   }
 
   /** Puts the next layer's input in a chunk's place. */

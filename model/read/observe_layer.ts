@@ -4,7 +4,9 @@ import type { LayerRows } from "../../core/backend/interface.ts";
 import type { Tensors } from "../../core/backend/tensor.ts";
 import type { Observation } from "../../core/policy/policy.ts";
 import type { Dense } from "../dense/dense.ts";
-import type { LayerSeen, LayersOptions } from "./layers.ts";
+import { joinObservations } from "../joined.ts";
+import type { LayerSeen } from "./layer_reader.ts";
+import type { LayersOptions } from "./layers.ts";
 
 /** Where the weights of a layer may be held already. */
 export interface HeldWeights {
@@ -12,8 +14,24 @@ export interface HeldWeights {
   readonly tensors: Tensors;
 }
 
-/** What `policy` needs to know of a global layer whose rows are all there; `index`: which of the global layers it is. */
+/**
+ * What `policy` needs to know of a global layer whose rows are all there; `index`: which of the global layers it is. What
+ * other layers that look at its rows have seen is in it (`model/joined.ts`).
+ */
 export async function observeLayer(
+  from: { readonly rows: LayerRows; readonly tensors: Tensors },
+  at: { readonly layer: number; readonly index: number },
+  seen: LayerSeen,
+  options: Pick<LayersOptions, "policy" | "budget" | "outputWeights">,
+  heldOn?: HeldWeights,
+): Promise<Observation> {
+  const others = (seen.readers ?? []).map(({ layer, seen }) => [{ ...at, layer }, seen] as const);
+  const all = [[at, seen] as const, ...others].map(([at, seen]) => observeOne(from, at, seen, options, heldOn));
+  return joinObservations(await Promise.all(all));
+}
+
+/** By the queries of one layer. */
+async function observeOne(
   { rows, tensors }: { readonly rows: LayerRows; readonly tensors: Tensors },
   { layer, index }: { readonly layer: number; readonly index: number },
   seen: LayerSeen,

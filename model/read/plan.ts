@@ -20,6 +20,7 @@ import { replayPieces } from "./replay.ts";
 import { resolveRisk, type Risk, type RiskSettings } from "./risk_options.ts";
 import { rolls } from "./rolling.ts";
 import { contextTooLong } from "./room.ts";
+import { checkSharedRows } from "./shared_rows.ts";
 
 /** What of a model the plan goes by. */
 export interface PlannedModel {
@@ -49,7 +50,7 @@ export interface PlanOptions extends RiskSettings {
 /**
  * The way to read the context `ids`.
  * @throws PalisadeError (usage) `risk.exclusive`, `threshold.exclusive`; (input) `risk.*`, `keep.*`, `max-cache.policy`, `cache-type.*`,
- * `context.too-long`, `explain.early`, `refit.*`, `merge.*`, `key-channels.*`.
+ * `context.too-long`, `explain.early`, `refit.*`, `merge.*`, `key-channels.*`, `shared-rows.*`.
  */
 export function planReading(model: PlannedModel, ids: readonly number[], options: PlanOptions): Reading {
   const { maxCache, explain, positions } = options;
@@ -64,6 +65,7 @@ export function planReading(model: PlannedModel, ids: readonly number[], options
   if (policy.stages?.rows && (exceeds || policy.evicts === "early" || risk?.kind === "mean")) throw rereads();
   if (exceeds || policy.evicts === "early") refuseHindsight(policy, risk, options);
   const { merge, keyChannels } = policy.stages ?? {};
+  checkSharedRows(model.config, policy, refits(options));
   if (refits(options) && risk?.kind === "mean") throw searched("refit");
   if (merge && risk?.kind === "mean") throw searched("merge");
   if (keyChannels && risk?.kind === "mean") throw searched("keyChannels");

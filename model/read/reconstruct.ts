@@ -24,7 +24,7 @@ import type { CopiedRows, LayerRows } from "../../core/backend/interface.ts";
 import { Temporaries, type Tensor, type Tensors } from "../../core/backend/tensor.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
 import type { Reconstruction as ReconstructionNeeds } from "../../core/policy/policy.ts";
-import type { AttentionShape } from "../../core/shape.ts";
+import { type AttentionShape, sourceOf } from "../../core/shape.ts";
 import { type AtAttention, layerAttention, layerStep } from "../decode/layer.ts";
 import type { ModelConfig } from "../config.ts";
 import type { Dense } from "../dense/dense.ts";
@@ -32,7 +32,7 @@ import type { Device } from "../device.ts";
 import { type ChatFrame, frameTokens } from "../text/prompt.ts";
 import type { TextTokenizer } from "../text/tokenizer.ts";
 import type { Behind, SinkKeys } from "./behind.ts";
-import { HiddenStates } from "./hidden_states.ts";
+import { type Chunk, HiddenStates } from "./hidden_states.ts";
 import { type LayerReferences, referencesOf, SampledQueries } from "./references.ts";
 import { checkRepeatRoom } from "./room.ts";
 
@@ -196,6 +196,41 @@ export class Reconstruction implements Disposable {
   }
 
   /**
+   * The same of layers that are read together: every prompt goes through all of them, chunk by chunk. What readers of a
+   * layer's rows look at counts as what the layer itself does. No references, and no contributions.
+   */
+  async together(layers: readonly number[]): Promise<Map<number, Repeated>> {
+    const { shape, globals } = this.#cache, { kvHeads } = shape, found = new Map<number, Repeated>();
+    const wholes = new Map<number, SubsetRows>();
+    for (const layer of globals.filter((layer) => layers.includes(layer))) {
+      found.set(layer, { importance: new Float32Array(kvHeads * this.#length) });
+      if (this.#prompts.length > 1) wholes.set(layer, await SubsetRows.copy(this.#cache, layer, this.#length));
+    }
+    for (const [i, prompt] of this.#prompts.entries()) {
+      const mark = this.#cache.mark(), subsets = new Map<number, Subset>();
+      try {
+        for (const [layer, whole] of wholes) subsets.set(layer, whole.of(prompt));
+        for (const { index } of this.hidden[i].chunks()) {
+          for (const layer of layers) {
+            const source = sourceOf(shape, layer), { importance } = found.get(source) ?? {};
+            const run = { subset: subsets.get(source), importance, before: 0 };
+            await this.#promptChunk(layer, i, this.hidden[i].chunk(index), run);
+          }
+        }
+      } finally {
+        for (const subset of subsets.values()) subset[Symbol.dispose]();
+      }
+      this.#cache.trim(mark);
+    }
+    for (const { importance } of found.values()) {
+      for (let g = 0; g < kvHeads; g++) {
+        importance!.fill(1, g * this.#length, g * this.#length + Math.min(SINKS, this.#length));
+      }
+    }
+    return found;
+  }
+
+  /**
    * ‖Wo_h·v_i‖ of the context's entries, `[heads, length]`. Backends give the mean over a group: so each member is asked
    * for with the others' weights at zero.
    */
@@ -215,32 +250,36 @@ export class Reconstruction implements Disposable {
   }
 
   /** Runs one prompt through the layer; its rows stay behind the context's until the caller trims them. */
-  async #prompt(layer: number, index: number, { subset, importance, norms, sampled, before }: PromptRun) {
+  async #prompt(layer: number, index: number, run: PromptRun) {
+    for (const chunk of this.hidden[index].chunks()) await this.#promptChunk(layer, index, chunk, run);
+  }
+
+  async #promptChunk(layer: number, index: number, chunk: Chunk, run: PromptRun) {
+    const { subset, importance, norms, sampled, before } = run;
     const { config } = this.#dense, states = this.hidden[index], { tensors } = this.#cache.backend;
     const { behind } = this.#options, start = this.#cache.position + this.#length;
-    for (const chunk of states.chunks()) {
-      this.#options.signal?.throwIfAborted();
-      const { hidden, count } = chunk, first = start + chunk.first, input = { layer, hidden, count, first };
-      const attend = async (at: AtAttention) => {
-        const rowWeights = norms && reciprocalNorms(await tensors.read(hidden), count);
-        const want = { columnMax: importance !== undefined && !subset, rowWeights };
-        const { output, columnMax } = behind
-          ? { output: await behind.attend(layer, at, count, first), columnMax: undefined }
-          : await at.rows.prefillAttention(at.queries, count, want);
-        at.made.add(output);
-        if (!importance) return output;
-        sampled?.add(at.queries, before + chunk.first, count);
-        if (subset) await subset.add(at, count, { importance, norms, rowWeights });
-        else {
-          const span = { at: 0, from: 0, count: this.#length, length: this.#length };
-          raise(importance, columnMax!, config, span, norms);
-        }
-        return output;
-      };
-      // After the last layer's attention nobody reads a prompt's hidden states.
-      if (layer === config.layers - 1) await layerAttention(this.#dense, this.#cache, input, attend);
-      else states.replace(chunk, await layerStep(this.#dense, this.#cache, input, attend));
-    }
+    this.#options.signal?.throwIfAborted();
+    const { hidden, count, ids } = chunk, first = start + chunk.first, input = { layer, hidden, count, ids, first };
+    const attend = async (at: AtAttention) => {
+      const rowWeights = norms && reciprocalNorms(await tensors.read(hidden), count);
+      const want = { columnMax: importance !== undefined && !subset, rowWeights };
+      const { output, columnMax } = behind
+        ? { output: await behind.attend(layer, at, count, first), columnMax: undefined }
+        : await at.rows.prefillAttention(at.queries, count, want);
+      at.made.add(output);
+      if (!importance) return output;
+      sampled?.add(at.queries, before + chunk.first, count);
+      // A reader makes no keys: those of its source are there.
+      if (subset) await subset.add(at, count, { importance, norms, rowWeights });
+      else {
+        const span = { at: 0, from: 0, count: this.#length, length: this.#length };
+        raise(importance, columnMax!, config, span, norms);
+      }
+      return output;
+    };
+    // After the last layer's attention nobody reads a prompt's hidden states.
+    if (layer === config.layers - 1) await layerAttention(this.#dense, this.#cache, input, attend);
+    else states.replace(chunk, await layerStep(this.#dense, this.#cache, input, attend));
   }
 }
 
@@ -334,7 +373,7 @@ class Subset implements Disposable {
       readonly rowWeights?: Float32Array;
     },
   ): Promise<void> {
-    this.append(keys, count);
+    if (keys.length > 0) this.append(keys, count);
     const { output, columnMax } = await this.#rows.prefillAttention(queries, count, { columnMax: true, rowWeights });
     this.#tensors.free(output);
     const { sinks, first, count: entries, length } = this.#span;

@@ -17,7 +17,14 @@ import {
   type Part,
   unpackRows as unpackPacked,
 } from "../../core/cache/packed.ts";
-import { type AttentionShape, layerShape, type ModelShape, windowOf } from "../../core/shape.ts";
+import {
+  type AttentionShape,
+  layerShape,
+  type ModelShape,
+  observedShape,
+  sourceOf,
+  windowOf,
+} from "../../core/shape.ts";
 import type { HeadCertificate, LayerCertificate } from "../../core/worst_case/certificate.ts";
 import { DTYPE_BYTES } from "../file/safetensors.ts";
 import type { Cloak } from "./cloak/cloak.ts";
@@ -233,7 +240,7 @@ export async function readLayer(file: SnapshotFile, layer: number, form: LayerFo
   const fail = (reason: string): never => {
     throw refuse("layout", file.name, name, `section ${name}: ${reason}`);
   };
-  const rows = checkLayout(file.layout(name), layerShape(form.shape, layer), { type, cloak: form.cloak }, fail);
+  const rows = checkLayout(file.layout(name), observedShape(form.shape, layer), { type, cloak: form.cloak }, fail);
   const read = await file.read(name), tensors = form.cloak ? await unmasked(form.cloak, layer, read) : read;
   const lengths = ints(tensors.get("lengths")!);
   if (lengths.some((length) => length < 0 || length > tokens) || sum(lengths) !== rows) {
@@ -243,8 +250,9 @@ export async function readLayer(file: SnapshotFile, layer: number, form: LayerFo
   const positions = split(ints(tensors.get("positions")!)), logical = tensors.get("logical");
   const moved = logical && split(ints(logical)), predicted = tensors.get("predicted");
   for (const list of [...positions, ...moved ?? []]) if (!ascends(list, tokens)) fail("positions don't ascend");
-  const window = windowOf(form.shape, layer);
-  if (window < Infinity && !positions.every((list) => isRun(list, tokens, window))) {
+  const window = windowOf(form.shape, layer), source = sourceOf(form.shape, layer);
+  if (source !== layer && rows > 0) fail(`it looks at the rows of layer ${source}, and has ${rows} of its own`);
+  if (source === layer && window < Infinity && !positions.every((list) => isRun(list, tokens, window))) {
     fail(`it looks back ${window} tokens, but these are not the last ones`);
   }
   if (form.cloak && tensors.get("keys")!.shape[0] !== cloakedRows(lengths)) {

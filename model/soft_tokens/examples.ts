@@ -8,7 +8,7 @@
 import type { ContextRows } from "../../core/dense/soft_attention.ts";
 import { RaggedCache } from "../../core/cache/ragged.ts";
 import type { Model } from "../model.ts";
-import { LayerReader } from "../read/layers.ts";
+import { LayerReader } from "../read/layer_reader.ts";
 import { repeatPrompts } from "../read/reconstruct.ts";
 
 /** One layer of an example. */

@@ -50,12 +50,15 @@ export class FrozenModel {
   readonly #held = new Map<number, FrozenLayer>();
   #heldBytes = 0;
 
-  /** @throws PalisadeError `calibrate.experts`, `calibrate.convolutions` for a model that has them. */
+  /** @throws PalisadeError `calibrate.experts`, `calibrate.convolutions`, `calibrate.mixed-layers` for a model that has them. */
   constructor(file: WeightFile, config: ModelConfig) {
     const special = ownKernelsFor(config);
     if (special) {
-      const why =
-        { experts: "which expert a token goes to has no gradient", convolutions: "its layers convolve" }[special];
+      const why = {
+        experts: "which expert a token goes to has no gradient",
+        convolutions: "its layers convolve",
+        "mixed-layers": "its layers are of several shapes",
+      }[special];
       throw inputError(`calibrate.${special}`, `Can't train soft tokens for ${config.name}: ${why}`, config.name);
     }
     this.config = config;

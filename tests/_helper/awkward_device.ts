@@ -204,9 +204,9 @@ function createAwkwardDense(memory: AwkwardMemory, on: Dense<Float32Array>): Den
         ...(unrotated && { unrotated: memory.make(unrotated) }),
       };
     },
-    finish(layer, hidden, attention, count) {
+    finish(layer, hidden, attention, count, ids) {
       const [before, attended] = [memory.of(hidden), memory.of(attention)];
-      return made(() => on.finish(layer, before, attended, count));
+      return made(() => on.finish(layer, before, attended, count, ids));
     },
     logits(hidden, count) {
       const numbers = memory.of(hidden);

@@ -7,7 +7,8 @@ import { type Gate, GATE_FORMAT, type GateInfo } from "../../model/gate/file.ts"
 import { worstCaseOf } from "../../model/gate/worst_case.ts";
 import type { ModelConfig } from "../../model/config.ts";
 import type { Model } from "../../model/model.ts";
-import { LayerReader, readContext } from "../../model/read/layers.ts";
+import { LayerReader } from "../../model/read/layer_reader.ts";
+import { readContext } from "../../model/read/layers.ts";
 import { gateScorer, policyInputs } from "../../model/read/policy_inputs.ts";
 
 /** What a gate file says of a model's gate; the numbers are made up. */

@@ -13,6 +13,7 @@ import { CountingSource } from "./counting_source.ts";
 import { build, type Entry, type Item, type TensorSpec, type ValueType } from "./gguf_builder.ts";
 import { dice, type FuzzFigures } from "./snapshot_fuzz.ts";
 import { splitGguf } from "./split_gguf.ts";
+import { inputsOf } from "../../model/architecture.ts";
 import { TINY_MODELS } from "./tiny_models.ts";
 
 type Bytes = Uint8Array<ArrayBuffer>;
@@ -264,9 +265,9 @@ async function opened(parts: readonly Bytes[], runs: boolean): Promise<void> {
     const config = await configOf(file);
     if (!runs || file.size > MOST_BYTES) return;
     await using dense = await pickDense(file, config, { dense: "wasm" });
-    const hidden = dense.embed([0, config.vocabulary - 1]), qkv = await dense.qkv(0, hidden, 2);
-    const { heads, headDim } = config;
-    await dense.finish(config.layers - 1, hidden, qkv.slice(0, 2 * heads * headDim), 2);
+    const ids = [0, config.vocabulary - 1], hidden = dense.embed(ids), last = config.layers - 1;
+    const qkv = await dense.qkv(last, hidden, 2), { attention } = inputsOf(config, last);
+    await dense.finish(last, hidden, qkv.slice(0, 2 * attention), 2, ids);
     await dense.logits(hidden, 2);
   } finally {
     await file.close();

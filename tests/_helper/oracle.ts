@@ -1,5 +1,6 @@
 /** Plain attention over everything, with entries hidden by a mask: what real removal has to equal. */
 import type { RaggedCache } from "../../core/cache/ragged.ts";
+import { layerShape, sourceOf } from "../../core/shape.ts";
 import type { Dense } from "../../model/dense/dense.ts";
 import type { DenseEngine } from "../../model/dense/interface.ts";
 import { project } from "../../model/dense/project.ts";
@@ -27,13 +28,15 @@ export async function oracleLogits(
 ): Promise<Float32Array> {
   const dense = engineOf(of), { config } = of;
   let hidden = dense.embed(ids);
+  const made: Float32Array[] = [];
   for (let layer = 0; layer < config.layers; layer++) {
     const qkv = await dense.qkv(layer, hidden, ids.length);
-    const taps = config.convolutions?.[layer];
+    const taps = config.convolutions?.[layer], source = sourceOf(config, layer);
+    made.push(qkv);
     const output = taps
       ? convolve(qkv, taps, config, ids.length)
-      : attend(config, layer, qkv, ids.length, { contextLength, kept: kept?.[layer], next });
-    hidden = await dense.finish(layer, hidden, output, ids.length);
+      : attend(config, layer, [qkv, made[source]], ids.length, { contextLength, kept: kept?.[source], next });
+    hidden = await dense.finish(layer, hidden, output, ids.length, ids);
   }
   return await dense.logits(hidden.slice((ids.length - rows) * config.width), rows);
 }
@@ -49,9 +52,9 @@ export async function maskedLogits(
   asked: readonly number[],
   globals: readonly number[],
 ): Promise<Float32Array> {
-  const read = contextIds(frame, tokenizer, text), { layers, kvHeads } = cache.shape;
+  const read = contextIds(frame, tokenizer, text), { layers } = cache.shape;
   const kept = Array.from({ length: layers }, (_, layer) => {
-    const isGlobal = globals.includes(layer);
+    const isGlobal = globals.includes(layer), { kvHeads } = layerShape(cache.shape, layer);
     return Array.from({ length: kvHeads }, (_, head) => isGlobal ? cache.positions(layer, head) : [...read.keys()]);
   });
   return await oracleLogits(dense, [...read, ...asked], 1, read.length, kept);
@@ -85,15 +88,20 @@ function convolve(
 function attend(
   config: ModelConfig,
   layer: number,
-  qkv: Float32Array,
+  [qkv, sourceQkv]: readonly [own: Float32Array, source: Float32Array],
   length: number,
   { contextLength, kept, next }: { contextLength: number; kept?: readonly ArrayLike<number>[]; next?: number },
 ): Float32Array {
-  const { heads, kvHeads, headDim } = config;
-  const { queries, keys, values } = project(config, layer, qkv, length, 0);
-  const row = qkv.length / length;
-  const moved = (t: number, position: number) =>
-    project(config, layer, qkv.subarray(t * row, (t + 1) * row), 1, position);
+  const { heads, kvHeads, headDim } = layerShape(config, layer), source = sourceOf(config, layer);
+  const { queries } = project(config, layer, qkv, length, 0);
+  const { keys, values } = project(config, source, sourceQkv, length, 0);
+  const moved = (t: number, position: number) => {
+    const of = (layer: number, all: Float32Array) => {
+      const row = all.length / length;
+      return project(config, layer, all.subarray(t * row, (t + 1) * row), 1, position);
+    };
+    return { queries: of(layer, qkv).queries, keys: of(source, sourceQkv).keys };
+  };
   const output = new Float32Array(length * heads * headDim);
   for (let h = 0; h < heads; h++) {
     const g = Math.floor(h / (heads / kvHeads));

@@ -22,20 +22,33 @@ export async function plainDense(file: GgufFile, config: ModelConfig, layers = c
     blocks.push({ project: await readAll(file, project), finish: await readAll(file, finish) });
   }
   const embedding = await file.readFloat32("token_embd.weight"), head = await readAll(file, decoder.head);
+  const { perLayer } = decoder, table = perLayer && await file.readFloat32(`${perLayer.tensor}.weight`);
+  const embed = (ids: ArrayLike<number>) =>
+    Float32Array.from(
+      { length: ids.length * width },
+      (_, i) => embedding[ids[Math.floor(i / width)] * width + i % width] * decoder.embeddingScale,
+    );
+  const ofTokens = (layer: number, ids: ArrayLike<number> | undefined): Record<string, Float32Array> => {
+    if (!perLayer) return {};
+    const { width: each, scale } = perLayer, row = config.layers * each;
+    const own = Array.from(ids!).flatMap((
+      id,
+    ) => [...table!.subarray(id * row + layer * each, id * row + (layer + 1) * each)]);
+    return { embedded: embed(ids!), perLayer: Float32Array.from(own, (x) => x * scale) };
+  };
   return {
     name: "web",
     detail: "plain TypeScript, the oracle",
     config,
     weightBytes: 0,
-    embed(ids) {
-      return Float32Array.from(
-        { length: ids.length * width },
-        (_, i) => embedding[ids[Math.floor(i / width)] * width + i % width] * decoder.embeddingScale,
-      );
-    },
+    embed,
     qkv: (layer, hidden, count) => perRow(count, { hidden }, (row) => run(blocks[layer].project, row, normEpsilon)),
-    finish: (layer, hidden, attention, count) =>
-      perRow(count, { hidden, attention }, (row) => run(blocks[layer].finish, row, normEpsilon)),
+    finish: (layer, hidden, attention, count, ids) =>
+      perRow(
+        count,
+        { hidden, attention, ...ofTokens(layer, ids) },
+        (row) => run(blocks[layer].finish, row, normEpsilon),
+      ),
     logits: (hidden, count) => perRow(count, { hidden }, (row) => run(head, row, normEpsilon)),
     [Symbol.asyncDispose]: () => Promise.resolve(),
   };
@@ -83,11 +96,13 @@ function apply(step: Step, from: (name: string) => number[], epsilon: number): n
   switch (step.op) {
     case "norm":
       return rmsNorm(from(step.from), step.gains, epsilon);
+    case "unitNorm":
     case "headNorm": {
+      const gains = step.op === "headNorm" ? step.gains : new Float32Array(step.width).fill(1);
       const row = from(step.from).slice();
       for (let head = 0; head < step.heads; head++) {
         const at = step.first + head * step.width;
-        row.splice(at, step.width, ...rmsNorm(row.slice(at, at + step.width), step.gains, epsilon));
+        row.splice(at, step.width, ...rmsNorm(row.slice(at, at + step.width), gains, epsilon));
       }
       return row;
     }
@@ -98,6 +113,11 @@ function apply(step: Step, from: (name: string) => number[], epsilon: number): n
       if (step.activation === "limited") return both.slice(0, half).map((x, i) => limited(x, both[half + i]));
       const activation = ACTIVATIONS[step.activation];
       return both.slice(0, half).map((x, i) => activation(x) * both[half + i]);
+    }
+    case "gateBy": {
+      if (step.activation === "limited") throw new TypeError("No list gates so by another value");
+      const activation = ACTIVATIONS[step.activation], by = from(step.by);
+      return from(step.from).map((x, i) => activation(x) * by[i]);
     }
     case "add":
       return from(step.from[0]).map((x, i) => x + from(step.from[1])[i]);

@@ -24,13 +24,17 @@ export const TINY_MODELS = [
   "llama-iq",
   "gpt-oss-plain",
   "lfm2-plain",
+  "gemma4-shared",
+  "gemma4-keys",
 ] as const;
 
-/** Those that send tokens to experts, or convolve: only our own kernels run them. */
+/** Those that send tokens to experts, convolve, or have layers of several shapes: only our own kernels run them. */
 export const SPECIAL_MODELS: readonly (typeof TINY_MODELS[number])[] = [
   "qwen3moe-plain",
   "gpt-oss-plain",
   "lfm2-plain",
+  "gemma4-shared",
+  "gemma4-keys",
 ];
 /** The others, for every engine. */
 export const DENSE_MODELS: readonly (typeof TINY_MODELS[number])[] = TINY_MODELS.filter((name) => {

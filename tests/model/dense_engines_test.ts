@@ -57,7 +57,11 @@ async function assertSamePieces(engine: DenseEngine, oracle: DenseEngine, count:
 Deno.test("a model with experts or convolutions is refused by every engine but our own kernels, and they take it by default", async () => {
   for (const model of SPECIAL_MODELS) {
     await using open = await openTiny(model);
-    const code = model === "lfm2-plain" ? "dense.convolutions" : "dense.experts";
+    const code = model.startsWith("gemma4")
+      ? "dense.mixed-layers"
+      : model === "lfm2-plain"
+      ? "dense.convolutions"
+      : "dense.experts";
     const refused = { code, kind: "input", message: /runs on our own kernels alone/ };
     for (const dense of ["web", "node"] as const) {
       await assert.rejects(pickDense(open.file, open.config, { dense }), refused);

@@ -1,5 +1,6 @@
 /** The dense engine on our own kernels against the plain oracle, in both precisions. */
 import assert from "node:assert/strict";
+import { inputsOf } from "../../model/architecture.ts";
 import type { DenseEngine } from "../../model/dense/interface.ts";
 import { createWasmEngine } from "../../model/dense/wasm/engine.ts";
 import { randomSource } from "../../core/measure/random.ts";
@@ -26,14 +27,15 @@ function noise(count: number, seed: number): Float32Array {
 
 async function assertSamePieces(engine: DenseEngine, oracle: DenseEngine, count: number, tolerance: number) {
   const { config } = engine;
-  const hidden = noise(count * config.width, 7), attention = noise(count * config.heads * config.headDim, 11);
+  const hidden = noise(count * config.width, 7);
   const ids = Array.from({ length: count }, (_, i) => (i * 37) % config.vocabulary);
   assert.deepEqual(engine.embed(ids), oracle.embed(ids));
   for (let layer = 0; layer < config.layers; layer++) {
     const of = `of layer ${layer}, ${count} rows`;
     assertClose(await engine.qkv(layer, hidden, count), await oracle.qkv(layer, hidden, count), tolerance, `qkv ${of}`);
-    const got = await engine.finish(layer, hidden, attention, count);
-    assertClose(got, await oracle.finish(layer, hidden, attention, count), tolerance, `finish ${of}`);
+    const attention = noise(count * inputsOf(config, layer).attention, 11);
+    const got = await engine.finish(layer, hidden, attention, count, ids);
+    assertClose(got, await oracle.finish(layer, hidden, attention, count, ids), tolerance, `finish ${of}`);
   }
   assertClose(
     await engine.logits(hidden, count),

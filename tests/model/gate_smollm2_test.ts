@@ -5,7 +5,7 @@ import { planCalibration } from "../../model/gate/fit/plan.ts";
 import { Draw, KINDS, mixedText } from "../../model/gate/fit/text.ts";
 import { loadModel, type Model } from "../../model/model.ts";
 import { contextIds } from "../../model/text/prompt.ts";
-import { LayerReader } from "../../model/read/layers.ts";
+import { LayerReader } from "../../model/read/layer_reader.ts";
 import { openContext } from "../../model/session.ts";
 import { policyInputs } from "../../model/read/policy_inputs.ts";
 import { currentRuntime } from "../../runtime/mod.ts";

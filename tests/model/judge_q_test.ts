@@ -16,7 +16,7 @@ import {
 import { loadModel, type Model } from "../../model/model.ts";
 import { contextIds } from "../../model/text/prompt.ts";
 import { numbersOf } from "../_helper/host.ts";
-import { LayerReader } from "../../model/read/layers.ts";
+import { LayerReader } from "../../model/read/layer_reader.ts";
 import { writeSafetensors } from "../../model/file/safetensors.ts";
 import { type ContextOptions, openContext } from "../../model/session.ts";
 import { currentRuntime } from "../../runtime/mod.ts";

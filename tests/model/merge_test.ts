@@ -5,7 +5,7 @@ import { mergeHead } from "../../core/merge/merge.ts";
 import { resolvePolicy } from "../../core/policy/registry.ts";
 import { policyText } from "../../core/policy/policy_text.ts";
 import { evictDump } from "../../core/dump/evict.ts";
-import { LayerReader } from "../../model/read/layers.ts";
+import { LayerReader } from "../../model/read/layer_reader.ts";
 import { RaggedCache } from "../../core/cache/ragged.ts";
 import { checkMerge, mergeWindow } from "../../model/read/merge.ts";
 import { reportOf } from "../../model/report.ts";

@@ -4,7 +4,7 @@ import { copyHeads } from "../../core/backend/copy_heads.ts";
 import { RaggedCache } from "../../core/cache/ragged.ts";
 import { movedMaxima } from "../../core/measure/moved.ts";
 import { refitHead } from "../../core/refit/refit.ts";
-import { LayerReader } from "../../model/read/layers.ts";
+import { LayerReader } from "../../model/read/layer_reader.ts";
 import { repeatPrompts } from "../../model/read/reconstruct.ts";
 import { ofKvHead } from "../../model/read/references.ts";
 import { checkRefit } from "../../model/read/refit.ts";

@@ -13,7 +13,7 @@ import { FLOOR } from "../../model/gate/fit/layer.ts";
 import { findLearned, learn, learnedPath, LEAST_LEARNED } from "../../model/gate/learned.ts";
 import { GateScorer, readGains } from "../../model/gate/scorer.ts";
 import { loadModel, type Model } from "../../model/model.ts";
-import { LayerReader } from "../../model/read/layers.ts";
+import { LayerReader } from "../../model/read/layer_reader.ts";
 import { policyInputs } from "../../model/read/policy_inputs.ts";
 import { type Piece, replayPieces } from "../../model/read/replay.ts";
 import { openContext } from "../../model/session.ts";

@@ -251,13 +251,14 @@ async function steps(
 ): Promise<unknown[]> {
   await using open = await openTiny(model);
   await using engine = await createWasmEngine(open.file, open.config, options);
-  const { width, heads, headDim, vocabulary, layers } = open.config;
+  const { width, vocabulary, layers } = open.config;
   const given: unknown[] = [engine.embed(Array.from({ length: vocabulary }, (_, id) => id))];
   for (const count of [1, 2, 70]) {
     const hidden = noise(count * width, count);
     for (let layer = 0; layer < layers; layer++) {
       given.push(await engine.qkv(layer, hidden, count));
-      given.push(await engine.finish(layer, hidden, noise(count * heads * headDim, 5), count));
+      const attention = noise(count * inputsOf(open.config, layer).attention, 5);
+      given.push(await engine.finish(layer, hidden, attention, count, Array.from({ length: count }, (_, t) => t)));
     }
     given.push(await engine.logits(hidden, count));
   }

@@ -7,6 +7,7 @@ import {
   chosenOf,
   type Couple,
   type Gate,
+  type GateBy,
   type HeadNorm,
   type Norm,
   type Operation,
@@ -114,10 +115,14 @@ export class Execution {
         return this.#norm(operation);
       case "headNorm":
         return this.#headNorm(operation);
+      case "unitNorm":
+        throw new TypeError("Norms without gains are held with gains of 1");
       case "multiply":
         return this.#multiply(operation);
       case "gate":
         return this.#gate(operation);
+      case "gateBy":
+        return this.#gateBy(operation);
       case "add":
         return this.#add(operation);
       case "scale":
@@ -197,6 +202,22 @@ export class Execution {
     this.#kernels.check(call.dense_gate(own.buffer, ACTIVATIONS[activation], mine, this.#count, buffer), "gate");
     if (isWhole(value)) this.#setRows(to, width, buffer);
     else this.#setOwn(to, width, { ...result, buffer });
+  }
+
+  /** The same where gates and what they let through are two values. */
+  #gateBy({ from, by, to, activation }: GateBy): void {
+    const value = this.#value(from), own = value.own ?? this.#asOwn(from), { ranges, total } = own;
+    if (total === 0) return this.#setOwn(to, value.width, { ranges, total, buffer: -1 });
+    const gates = this.#columns(from, ranges, total).slice(), others = this.#columns(by, ranges, total);
+    const both = new Float32Array(2 * gates.length);
+    for (let t = 0; t < this.#count; t++) {
+      both.set(gates.subarray(t * total, (t + 1) * total), 2 * t * total);
+      both.set(others.subarray(t * total, (t + 1) * total), (2 * t + 1) * total);
+    }
+    const pairs = this.#buffers.from(both), buffer = this.#zeros(total), { call } = this.#kernels;
+    this.#kernels.check(call.dense_gate(pairs, ACTIVATIONS[activation], total, this.#count, buffer), "gate");
+    if (isWhole(value)) this.#setRows(to, value.width, buffer);
+    else this.#setOwn(to, value.width, { ranges, total, buffer });
   }
 
   #couple({ from, to, first, width: coupled }: Couple): void {

@@ -27,9 +27,12 @@ export interface MatrixPlan {
 /** An operation with ids: gains, and matrices side by side. */
 export type PlanOperation = Operation<number, readonly MatrixPlan[]>;
 
+/** Widths of values that lists begin with. */
+export type Inputs = Readonly<Record<string, number>>;
+
 export interface DensePlan {
-  /** Widths of what the lists begin with. */
-  readonly inputs: { readonly hidden: number; readonly attention: number };
+  /** Widths of what the head begins with, and, in `layers`, what each layer's lists do. */
+  readonly inputs: Inputs;
   readonly normEpsilon: number;
   /** Float32 arithmetic instead of int16 inputs. */
   readonly exact: boolean;
@@ -37,7 +40,11 @@ export interface DensePlan {
   readonly alone: boolean;
   /** Whether this thread puts results in the workspace that all threads have. */
   readonly first: boolean;
-  readonly layers: readonly { readonly project: readonly PlanOperation[]; readonly finish: readonly PlanOperation[] }[];
+  readonly layers: readonly {
+    readonly inputs: Inputs;
+    readonly project: readonly PlanOperation[];
+    readonly finish: readonly PlanOperation[];
+  }[];
   readonly head: readonly PlanOperation[];
 }
 
@@ -88,13 +95,15 @@ export class DensePart {
 
   /** `stored`: the weights by id. */
   constructor(kernels: Kernels, workspace: Workspace, plan: DensePlan, stored: ReadonlyMap<number, Stored>) {
-    const held = (operations: readonly PlanOperation[]): Held =>
-      scheduleOf(operations.map((operation) => holding(operation, stored)), plan.inputs, plan.alone);
+    const held = (operations: readonly PlanOperation[], inputs: Inputs): Held =>
+      scheduleOf(operations.map((operation) => holding(operation, stored)), inputs, plan.alone);
     this.#kernels = kernels;
     this.#workspace = workspace;
     this.#plan = plan;
-    this.#layers = plan.layers.map(({ project, finish }) => ({ project: held(project), finish: held(finish) }));
-    this.#head = held(plan.head);
+    this.#layers = plan.layers.map(({ inputs, project, finish }) => {
+      return { project: held(project, inputs), finish: held(finish, inputs) };
+    });
+    this.#head = held(plan.head, plan.inputs);
   }
 
   /** Where a step has its inputs and its result in the workspace, in floats a token. */

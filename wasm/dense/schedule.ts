@@ -68,7 +68,7 @@ function hasRows({ op }: Operation<unknown, unknown>): boolean {
 function needsRows(
   operation: Operation<unknown, unknown>,
 ): operation is Exclude<Operation<unknown, unknown>, { op: "add" }> {
-  return ["norm", "headNorm", "multiply", "choose", "expand", "collect", "couple"].includes(operation.op);
+  return ["norm", "headNorm", "unitNorm", "multiply", "choose", "expand", "collect", "couple"].includes(operation.op);
 }
 
 function lastReadsOf(operations: readonly Operation<unknown, unknown>[]): ReadonlyMap<string, number> {

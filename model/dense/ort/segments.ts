@@ -114,6 +114,9 @@ function pieceOf(
       throw new RangeError("No graph sends tokens to experts");
     case "couple":
       throw new RangeError("No graph convolves");
+    case "unitNorm":
+    case "gateBy":
+      throw new RangeError("No graph runs layers of several shapes");
     default:
       throw new TypeError(`Unknown operation ${operation satisfies never}`);
   }

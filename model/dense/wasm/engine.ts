@@ -8,6 +8,7 @@ import { DENSE } from "../../../wasm/dense/service.ts";
 import {
   DensePart,
   type DensePlan,
+  type Inputs,
   type MatrixPlan,
   type PlanOperation,
   STEP,
@@ -21,7 +22,7 @@ import { breathe } from "../../../runtime/breathe.ts";
 import { inputsOf } from "../../architecture.ts";
 import type { ModelConfig } from "../../config.ts";
 import type { GgufFile } from "../../file/gguf/reader.ts";
-import { scaled } from "../embedding.ts";
+import { type PerLayerEmbeddings, readPerLayer, scaled } from "../embedding.ts";
 import type { DenseEngine } from "../interface.ts";
 import { type PerThread, WeightLoader, WeightMemory } from "./weights.ts";
 
@@ -67,17 +68,19 @@ export async function createWasmEngine(
   const memory = new WeightMemory(await Kernels.start(options.kernels ?? pool?.kernels), pool);
   const id = memory.newId();
   try {
-    const inputs = inputsOf(config), { decoder, width, vocabulary, normEpsilon } = config;
-    const loader = new WeightLoader(memory, file, (list) => {
+    const { decoder, width, vocabulary, normEpsilon } = config, { perLayer } = decoder;
+    const loader = new WeightLoader(memory, file, (list, inputs) => {
       return worthSharing(workOf(list, inputs), 1, workPerWait) ? "shared" : "alone";
     }, options.precision === "float32");
-    const layers: { project: PerThread<PlanOperation[]>; finish: PerThread<PlanOperation[]> }[] = [];
+    const layers: { inputs: Inputs; project: PerThread<PlanOperation[]>; finish: PerThread<PlanOperation[]> }[] = [];
     for (const [index, { project, finish }] of decoder.layers.slice(0, config.layers).entries()) {
       await breathe(signal);
-      layers.push({ project: await loader.operations(project), finish: await loader.operations(finish) });
+      const inputs = inputsOf(config, index, perLayer);
+      const own = await loader.operations(project, inputs);
+      layers.push({ inputs, project: own, finish: await loader.operations(finish, inputs) });
       onProgress?.(index + 1, config.layers + 1);
     }
-    const head = await loader.operations(decoder.head);
+    const inputs = inputsOf(config), head = await loader.operations(decoder.head, inputs);
     const embedding = await loader.embedding("token_embd", vocabulary, width);
     const exact = options.precision === "float32";
     const plans = head.map((own, part): DensePlan => ({
@@ -86,12 +89,15 @@ export async function createWasmEngine(
       exact,
       alone: part === memory.threads || memory.threads === 1,
       first: part === 0 || part === memory.threads,
-      layers: layers.map(({ project, finish }) => ({ project: project[part], finish: finish[part] })),
+      layers: layers.map(({ inputs, project, finish }) => {
+        return { inputs, project: project[part], finish: finish[part] };
+      }),
       head: own,
     }));
     await memory.finish(id, plans);
+    const table = perLayer && await readPerLayer(file, config, perLayer);
     onProgress?.(config.layers + 1, config.layers + 1);
-    return new WasmEngine(memory, id, config, plans, embedding, workPerWait);
+    return new WasmEngine(memory, id, config, plans, embedding, workPerWait, table);
   } catch (error) {
     memory.free(id);
     throw error;
@@ -119,6 +125,9 @@ class WasmEngine implements DenseEngine {
   /** Ends when the calls so far have: they share the workspace. */
   #last: Promise<unknown> = Promise.resolve();
 
+  /** Embeddings of each layer's own. */
+  readonly #perLayer?: PerLayerEmbeddings;
+
   /** `plans`, `embedding`: each thread's, and what this one takes alone. */
   constructor(
     memory: WeightMemory,
@@ -127,13 +136,15 @@ class WasmEngine implements DenseEngine {
     plans: readonly DensePlan[],
     embedding: readonly MatrixPlan[],
     workPerWait?: number,
+    perLayer?: PerLayerEmbeddings,
   ) {
+    this.#perLayer = perLayer;
     const { kernels, pool, threads, stored } = memory, plan = plans[0];
     const simd = kernels.relaxed ? "relaxed SIMD" : "SIMD", count = `${threads} thread${threads > 1 ? "s" : ""}`;
     const inputs = plan.exact ? "float32 arithmetic" : memory.hasByteInputs ? "8-bit inputs" : "16-bit inputs";
     this.detail = `own WebAssembly kernels, ${simd}, ${count}, weights as in the file, ${inputs}`;
     this.config = config;
-    this.weightBytes = memory.bytes;
+    this.weightBytes = memory.bytes + (perLayer?.byteLength ?? 0);
     this.#id = id;
     this.#plan = plan;
     this.#workPerWait = workPerWait;
@@ -174,11 +185,26 @@ class WasmEngine implements DenseEngine {
   }
 
   // deno-lint-ignore require-await -- a bad shape must reject, not throw
-  async finish(layer: number, hidden: Float32Array, attention: Float32Array, count: number): Promise<Float32Array> {
+  async finish(
+    layer: number,
+    hidden: Float32Array,
+    attention: Float32Array,
+    count: number,
+    ids?: ArrayLike<number>,
+  ): Promise<Float32Array> {
     this.#checkLayer("finish()", layer);
     checkRows("finish() hidden", hidden, count, this.config.width);
-    checkRows("finish() attention", attention, count, this.#plan.inputs.attention);
-    return this.#inChunks(STEP.finish, layer, count, { hidden, attention });
+    checkRows("finish() attention", attention, count, this.#plan.layers[layer].inputs.attention);
+    return this.#inChunks(STEP.finish, layer, count, { hidden, attention, ...this.#ofTokens(layer, ids, count) });
+  }
+
+  /** What a layer gets of its tokens alone. */
+  #ofTokens(layer: number, ids: ArrayLike<number> | undefined, count: number) {
+    if (!this.#perLayer) return undefined;
+    if (ids?.length !== count) {
+      throw new RangeError(`finish() wants the ids of ${count} tokens, not ${ids?.length ?? 0}`);
+    }
+    return { embedded: this.embed(ids), perLayer: this.#perLayer.rows(layer, ids) };
   }
 
   // deno-lint-ignore require-await -- a bad shape must reject, not throw
@@ -263,7 +289,12 @@ class WasmEngine implements DenseEngine {
     const { layers, head } = this.config.decoder;
     const list = [layers[layer].project, layers[layer].finish, head][step];
     let work = this.#work.get(list);
-    if (!work) this.#work.set(list, work = workOf(list, this.#plan.inputs));
+    if (!work) {
+      this.#work.set(
+        list,
+        work = workOf(list, step === STEP.logits ? this.#plan.inputs : this.#plan.layers[layer].inputs),
+      );
+    }
     return worthSharing(work, count, this.#workPerWait);
   }
 }

@@ -4,7 +4,13 @@ import type { Ask, ThreadPool } from "../../../wasm/threads/pool.ts";
 import { BYTE_INPUT_TYPES, Stored } from "../../../wasm/dense/products.ts";
 import type { Asked } from "../../../wasm/threads/command.ts";
 import { DENSE } from "../../../wasm/dense/service.ts";
-import { type DensePlan, type MatrixPlan, type PlanOperation, shareRows } from "../../../wasm/dense/part.ts";
+import {
+  type DensePlan,
+  type Inputs,
+  type MatrixPlan,
+  type PlanOperation,
+  shareRows,
+} from "../../../wasm/dense/part.ts";
 import type { Kernels } from "../../../wasm/module.ts";
 import type { DenseOperation, TensorRows } from "../../architecture.ts";
 import type { GgufFile, GgufTensor } from "../../file/gguf/reader.ts";
@@ -123,7 +129,7 @@ export type Holders = "shared" | "alone" | "here";
 export class WeightLoader {
   readonly #memory: WeightMemory;
   readonly #file: GgufFile;
-  readonly #holders: (operations: readonly DenseOperation[]) => Holders;
+  readonly #holders: (operations: readonly DenseOperation[], inputs: Inputs) => Holders;
   readonly #exact: boolean;
   /** Bytes on their way from the file to where they belong. */
   #slice = new Uint8Array(SLICE_BYTES);
@@ -137,7 +143,7 @@ export class WeightLoader {
   constructor(
     memory: WeightMemory,
     file: GgufFile,
-    holders: (operations: readonly DenseOperation[]) => Holders,
+    holders: (operations: readonly DenseOperation[], inputs: Inputs) => Holders,
     exact: boolean,
   ) {
     this.#exact = exact;
@@ -146,9 +152,9 @@ export class WeightLoader {
     this.#holders = holders;
   }
 
-  /** A list with each thread's part of its weights. */
-  async operations(operations: readonly DenseOperation[]): Promise<PerThread<PlanOperation[]>> {
-    const holders = this.#holders(operations);
+  /** A list that begins with `inputs`, with each thread's part of its weights. */
+  async operations(operations: readonly DenseOperation[], inputs: Inputs): Promise<PerThread<PlanOperation[]>> {
+    const holders = this.#holders(operations, inputs);
     const gated = new Set(operations.flatMap((each) => each.op === "gate" ? [each.from] : []));
     const parts: PlanOperation[][] = Array.from({ length: this.#memory.threads + 1 }, () => []);
     for (const operation of operations) {
@@ -176,6 +182,10 @@ export class WeightLoader {
         const gains = await this.#floats(operation.gains);
         return (i) => ({ ...operation, gains: gains[i] });
       }
+      case "unitNorm": {
+        const gains = await this.#holdAll(new Float32Array(operation.width).fill(1));
+        return (i) => ({ ...operation, op: "headNorm", gains: gains[i] });
+      }
       case "multiply": {
         const weights = await this.#beside(operation.weights, holders, gated.has(operation.to));
         return (i) => ({ ...operation, weights: weights.map((matrix) => matrix[i]) });
@@ -194,7 +204,11 @@ export class WeightLoader {
 
   /** A tensor as float32, whole in every thread. */
   async #floats(name: string): Promise<PerThread<number>> {
-    const all = asBytes(await this.#file.readFloat32(name)), ids: number[] = [];
+    return await this.#holdAll(await this.#file.readFloat32(name));
+  }
+
+  async #holdAll(numbers: Float32Array): Promise<PerThread<number>> {
+    const ids: number[] = [], all = asBytes(numbers);
     for (const rank of this.#ranks()) ids.push(await this.#hold(rank, all));
     return [...ids, ids[0]];
   }

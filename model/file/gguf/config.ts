@@ -13,6 +13,7 @@ import {
 import type { ModelConfig, Rope } from "../../config.ts";
 import { quoted } from "./cursor.ts";
 import {
+  optionalFlags,
   optionalNumber,
   optionalNumbers,
   optionalString,
@@ -49,20 +50,33 @@ export async function configOf(gguf: GgufFile, options: ConfigOptions = {}): Pro
   const layers = requireNumber(gguf, `${architecture}.block_count`, COUNT);
   const width = requireNumber(gguf, `${architecture}.embedding_length`, COUNT);
   const contextLength = requireNumber(gguf, `${architecture}.context_length`, COUNT);
-  const shape = attentionOf(gguf, entry, width, layers), { convolves, ...attention } = shape;
+  const mixed = entry.mixed && mixedOf(gguf, entry, contextLength, layers);
+  const shape = mixed ? mixed.attention : attentionOf(gguf, entry, width, layers), { convolves, ...attention } = shape;
   const sizes = {
     ...attention,
     layers,
     width,
-    feedForward: requireNumber(gguf, `${architecture}.feed_forward_length`, COUNT),
+    feedForward: mixed
+      ? Math.max(...mixed.feedForwards)
+      : requireNumber(gguf, `${architecture}.feed_forward_length`, COUNT),
     vocabulary: vocabularyOf(gguf),
     tiedHead: !gguf.tensors.has("output.weight"),
   };
   const settings = settingsOf(gguf, entry), taps = convolves ? tapsOf(gguf, entry) : 0;
   checkExperts(gguf, entry, settings);
-  const dimensions = { ...sizes, settings, convolves, taps, has: (name: string) => gguf.tensors.has(name) };
+  const sized = { ...sizes, settings, convolves, taps, has: (name: string) => gguf.tensors.has(name) };
+  const dimensions = mixed ? { ...sized, windows: mixed.locals, feedForwards: mixed.feedForwards } : sized;
   checkTensors(gguf, entry, dimensions);
-  const locals = localLayers(gguf, entry, contextLength, layers);
+  const locals = mixed ? mixed.locals : localLayers(gguf, entry, contextLength, layers);
+  const factors = await factorsOf(gguf, entry, layers);
+  const context: RopeContext = {
+    architecture,
+    pairs: entry.pairs,
+    fractionalYarn: entry.fractionalYarn,
+    headDim: shape.headDim,
+    contextLength,
+    tokens: options.tokens ?? contextLength,
+  };
   return {
     ...sizes,
     architecture,
@@ -72,36 +86,121 @@ export async function configOf(gguf: GgufFile, options: ConfigOptions = {}): Pro
     ropes: await ropesOf(
       gguf,
       entry,
-      {
-        architecture,
-        pairs: entry.pairs,
-        fractionalYarn: entry.fractionalYarn,
-        headDim: shape.headDim,
-        contextLength,
-        tokens: options.tokens ?? contextLength,
-      },
+      { all: context, local: { ...context, headDim: mixed?.attention.windowHeads.headDim ?? context.headDim } },
       locals,
       convolves,
     ),
-    windows: locals.map((window, index) => convolves?.[index] ? taps : window < contextLength ? window : 0),
+    // Where window layers are of another shape they stay what they are.
+    windows: mixed ? locals : locals.map((window, index) => {
+      return convolves?.[index] ? taps : window < contextLength ? window : 0;
+    }),
     ...(convolves && {
       convolved: convolves.map((each) => each ? width / 2 / shape.kvHeads : 0),
       convolutions: await convolutionsOf(gguf, entry, convolves),
     }),
     ...(entry.nullLogits && { nulls: await nullsOf(gguf, entry, layers) }),
-    decoder: decoderOf(entry, dimensions),
+    decoder: decoderOf(entry, factors ? { ...dimensions, factors } : dimensions),
   };
+}
+
+/** The factors of an entry's layers, 1 where the file has none. @throws PalisadeError `gguf.value` for one that is not finite. */
+async function factorsOf(gguf: GgufFile, entry: Architecture, layers: number): Promise<number[] | undefined> {
+  if (!entry.factor) return undefined;
+  const factors: number[] = [];
+  for (let index = 0; index < layers; index++) {
+    const name = entry.factor(index);
+    factors.push(gguf.tensors.has(name) ? (await finiteNumbers(gguf, name))[0] : 1);
+  }
+  return factors;
+}
+
+/** What a `mixed` entry's file says of its layers (`Architecture.mixed`). */
+function mixedOf(gguf: GgufFile, entry: Architecture, contextLength: number, layers: number) {
+  const prefix = `${entry.name}.attention`;
+  if (layers > gguf.tensors.size) {
+    const message = `${layers}; the file has ${gguf.tensors.size} tensors in all, and every layer needs some`;
+    throw refuseField(gguf, `${entry.name}.block_count`, "gguf.value", message);
+  }
+  const locals = localLayers(gguf, entry, contextLength, layers);
+  const heads = requireNumber(gguf, `${prefix}.head_count`, COUNT);
+  const width = (key: string) => {
+    const [keys, values] = ["key", "value"].map((part) => requireNumber(gguf, `${prefix}.${part}_length${key}`, COUNT));
+    if (keys === values) return keys;
+    const given = `keys of ${keys} and values of ${values}; only equal lengths are supported`;
+    throw refuseField(gguf, `${prefix}.value_length${key}`, "gguf.unsupported", given);
+  };
+  const headDim = width(""), kvHeads = perLayer(gguf, `${prefix}.head_count_kv`, layers);
+  const windowHeads = {
+    kvHeads: ofKind(gguf, `${prefix}.head_count_kv`, kvHeads, locals, true),
+    headDim: width("_swa"),
+  };
+  const attention = { heads, kvHeads: ofKind(gguf, `${prefix}.head_count_kv`, kvHeads, locals, false), headDim };
+  for (const count of [attention.kvHeads, windowHeads.kvHeads]) {
+    if (heads % count === 0) continue;
+    throw refuseField(
+      gguf,
+      `${prefix}.head_count_kv`,
+      "gguf.value",
+      `${count} KV heads do not divide ${heads} query heads`,
+    );
+  }
+  const feedForwards = perLayer(gguf, `${entry.name}.feed_forward_length`, layers);
+  return {
+    locals,
+    attention: { ...attention, windowHeads, sources: sourcesOf(gguf, entry, locals), convolves: undefined },
+    feedForwards,
+  };
+}
+
+/** A count for each layer, where the file has one for all or a list. */
+function perLayer(gguf: GgufFile, key: string, layers: number): readonly number[] {
+  const list = optionalNumbers(gguf, key, COUNT) ?? new Array<number>(layers).fill(requireNumber(gguf, key, COUNT));
+  if (list.length === layers) return list;
+  throw refuseField(gguf, key, "gguf.value", `${list.length} numbers; one for each of ${layers} layers is right`);
+}
+
+/** The count that all window layers have, or all others. */
+function ofKind(gguf: GgufFile, key: string, counts: readonly number[], locals: readonly number[], local: boolean) {
+  const of = new Set(counts.filter((_, layer) => (locals[layer] > 0) === local)), [count = counts[0]] = of;
+  if (of.size <= 1) return count;
+  const kind = local ? "window" : "global";
+  throw refuseField(
+    gguf,
+    key,
+    "gguf.unsupported",
+    `[${counts.slice(0, 16)}]; one number for all ${kind} layers is supported`,
+  );
+}
+
+/** The layer whose keys and values each one looks at: its own, or those of the last of its kind that has some. */
+function sourcesOf(gguf: GgufFile, entry: Architecture, locals: readonly number[]): number[] | undefined {
+  const key = `${entry.name}.attention.shared_kv_layers`, layers = locals.length;
+  const shared = optionalNumber(gguf, key, { min: 0, max: layers - 1, integer: true }) ?? 0, first = layers - shared;
+  if (shared === 0) return undefined;
+  return locals.map((window, layer) => {
+    if (layer < first) return layer;
+    const source = locals.findLastIndex((each, i) => i < first && (each > 0) === (window > 0));
+    if (source >= 0) return source;
+    const kind = window > 0 ? "window" : "global";
+    throw refuseField(
+      gguf,
+      key,
+      "gguf.value",
+      `${shared}; no ${kind} layer before the last ${shared} has keys and values`,
+    );
+  });
 }
 
 /** Each layer's rotation; local layers have a base of their own and no scaling. */
 async function ropesOf(
   gguf: GgufFile,
   entry: Architecture,
-  context: RopeContext,
+  context: { readonly all: RopeContext; readonly local: RopeContext },
   locals: readonly number[],
   convolves: readonly boolean[] | undefined,
 ): Promise<Rope[]> {
-  const rotations = { rope: await ropeOf(gguf, context), local: localRope(gguf, context), none: noRope(context) };
+  const { all, local } = context;
+  const rotations = { rope: await ropeOf(gguf, all), local: localRope(gguf, local), none: noRope(all) };
   const own = entry.window?.turn === "own";
   return locals.map((window, index) => {
     if (convolves?.[index]) return rotations.none;
@@ -205,6 +304,12 @@ function localLayers(gguf: GgufFile, entry: Architecture, contextLength: number,
   if (entry.ignoresWindow) return global;
   const window = optionalNumber(gguf, key, { min: 0, integer: true }) ?? 0;
   if (entry.window) {
+    const flags = optionalFlags(gguf, `${key}_pattern`);
+    if (flags?.length === layers) return flags.map((local) => local ? window : 0);
+    if (flags) {
+      const given = `${flags.length} flags; one for each of ${layers} layers is right`;
+      throw refuseField(gguf, `${key}_pattern`, "gguf.value", given);
+    }
     const pattern = optionalNumber(gguf, `${key}_pattern`, { min: 1, integer: true }) ?? entry.window.pattern;
     return global.map((_, index) => (index + 1) % pattern === 0 ? 0 : window);
   }
@@ -340,11 +445,14 @@ function* neededTensors(
   entry: Architecture,
   dimensions: Dimensions,
 ): Generator<readonly [name: string, shape: readonly number[]]> {
-  const { vocabulary, width, layers } = dimensions, inputs = inputsOf(dimensions);
+  const { vocabulary, width, layers } = dimensions, embeddings = entry.perLayer?.(dimensions);
   yield ["token_embd.weight", [width, vocabulary]];
-  yield* tensorsOf(headOf(entry, dimensions), inputs);
+  yield* entry.tensors?.(dimensions) ?? [];
+  yield* tensorsOf(headOf(entry, dimensions), inputsOf(dimensions));
   for (let index = 0; index < layers; index++) {
-    const { project, finish } = entry.layer(dimensions, index);
+    const { project, finish } = entry.layer(dimensions, index), inputs = inputsOf(dimensions, index, embeddings);
+    const factor = entry.factor?.(index);
+    if (factor !== undefined && dimensions.has(factor)) yield [factor, [1]];
     if (dimensions.convolves?.[index]) yield [entry.convolution!.tensor(index), [dimensions.taps!, width]];
     if (entry.nullLogits) yield [entry.nullLogits(index), [dimensions.heads]];
     yield* tensorsOf(project, inputs);

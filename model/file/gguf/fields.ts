@@ -53,6 +53,15 @@ export function optionalNumbers(gguf: WithMetadata, key: string, range: NumberRa
   throw refuseField(gguf, key, "gguf.value", `${described(value)}; ${kind} from ${min} to ${max} are right`);
 }
 
+/** Flags, one or more, `undefined` for an absent key or a number; `gguf.value` for anything else. */
+export function optionalFlags(gguf: WithMetadata, key: string): readonly boolean[] | undefined {
+  const value = gguf.metadata.get(key);
+  if (value === undefined || typeof value === "number") return undefined;
+  const flags = isArray(value) ? Array.from(value as ArrayLike<unknown>) : [];
+  if (flags.length > 0 && flags.every((each) => typeof each === "boolean")) return flags;
+  throw refuseField(gguf, key, "gguf.value", `${described(value)}; true or false for each layer is right`);
+}
+
 /** A text. `gguf.missing` when there is none, `gguf.value` when it is something else. */
 export function requireString(gguf: WithMetadata, key: string): string {
   return required(gguf, key, optionalString(gguf, key));

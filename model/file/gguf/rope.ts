@@ -54,7 +54,8 @@ function originalLength(gguf: GgufFile, architecture: string): number {
 
 /** RoPE of layers that look back over a window: a base of its own, no scaling. */
 export function localRope(gguf: GgufFile, context: RopeContext): Rope {
-  const rotated = rotatedOf(gguf, context);
+  const own = `${context.architecture}.rope.dimension_count_swa`;
+  const rotated = gguf.metadata.has(own) ? rotatedOf(gguf, context, own) : rotatedOf(gguf, context);
   const base = optionalNumber(gguf, `${context.architecture}.rope.freq_base_swa`, { min: 1 }) ?? DEFAULT_BASE;
   return { pairs: context.pairs, rotated, frequencies: frequenciesOf(base, rotated), magnitude: 1 };
 }
@@ -64,8 +65,11 @@ export function noRope({ pairs }: RopeContext): Rope {
   return { pairs, rotated: 0, frequencies: new Float64Array(0), magnitude: 1 };
 }
 
-function rotatedOf(gguf: GgufFile, { architecture, headDim }: RopeContext): number {
-  const key = `${architecture}.rope.dimension_count`;
+function rotatedOf(
+  gguf: GgufFile,
+  { architecture, headDim }: RopeContext,
+  key = `${architecture}.rope.dimension_count`,
+): number {
   const rotated = optionalNumber(gguf, key, { min: 2, max: headDim, integer: true }) ?? headDim;
   if (rotated % 2 !== 0) throw refuseField(gguf, key, "gguf.value", `${rotated} dimensions; they go in pairs`);
   return rotated;

@@ -15,7 +15,8 @@ import { GATE_FORMAT, type GateInfo } from "../file.ts";
 import type { GateWeights } from "../scorer.ts";
 import type { Model } from "../../model.ts";
 import type { HiddenStates } from "../../read/hidden_states.ts";
-import { LayerReader } from "../../read/layers.ts";
+import { LayerReader } from "../../read/layer_reader.ts";
+import { checkOwnRows } from "../../read/shared_rows.ts";
 import { repeatPrompts } from "../../read/reconstruct.ts";
 import { FLOOR, LayerCalibration, type LayerFit, type LayerText, RECENT, SKIPPED, unfitted } from "./layer.ts";
 import { type CalibrationPlan, HELD_OUT_TOKENS } from "./plan.ts";
@@ -60,7 +61,7 @@ const COVERAGES = [0.8, 0.9, 0.95];
 
 /**
  * Fits the gate. When `signal` aborts, the last saved state stays and the promise rejects with its reason.
- * @throws PalisadeError as `repeatPrompts` and what files and engines throw.
+ * @throws PalisadeError `shared-rows.calibrate`, as `repeatPrompts`, and what files and engines throw.
  */
 export async function calibrate(
   model: Model,
@@ -69,6 +70,7 @@ export async function calibrate(
   options: CalibrateOptions,
 ): Promise<Calibration> {
   const { config } = model, { statePath, signal, onProgress } = options;
+  checkOwnRows(config);
   const texts: TextReader[] = [];
   try {
     for (const ids of [...plan.fit, ...plan.heldOut, ...plan.shifted]) {
