@@ -116,7 +116,7 @@ function reportTables({ rows, solved, superseded, lines }: Summary): string {
   }
   out += "loss: full − score, with its paired bootstrap interval; held, lost: of the\n" +
     "samples that the full cache gets partly right; acc.: scores above the full\n" +
-    "cache's, counted apart. KL divergence and bytes: --csv, --html.\n";
+    "cache's, counted apart. KL divergence, bytes and times: --csv, --html.\n";
   out += `solved by the full cache (mean ≥ ${SOLVED.score}, n ≥ ${SOLVED.samples}): ${
     solved.join(",\n  ") || "none yet"
   }\n`;

@@ -64,7 +64,23 @@ function introduction({ lines, solved, superseded }: Summary, source: string): s
   return `<ul>${facts.map((fact) => `<li>${escapeHtml(fact)}</li>`).join("")}</ul>`;
 }
 
-const HEAD = ["task", "policy", "keep", "n", "score", "full", "loss", "95 %", "held", "lost", "accidental", "KL, nats"];
+const HEAD = [
+  "task",
+  "policy",
+  "keep",
+  "n",
+  "score",
+  "full",
+  "loss",
+  "95 %",
+  "held",
+  "lost",
+  "accidental",
+  "KL, nats",
+  "MB",
+  "peak",
+  "evict, ms",
+];
 
 function tables(rows: readonly Row[]): string {
   const parts = [...groupBy(rows, settingOf)].map(([setting, some]) => {
@@ -78,12 +94,17 @@ function tables(rows: readonly Row[]): string {
     parts.join("\n")
   }\n<p>loss: full − score, with its 95 % paired bootstrap interval. Of the samples the full ` +
     `cache gets at least partly right, <em>held</em> have the same score and <em>lost</em> a lower one; ` +
-    `<em>accidental</em> ones score higher than the full cache and count for neither.</p>`;
+    `<em>accidental</em> ones score higher than the full cache and count for neither. MB: keys and values that stay; peak: the most of ` +
+    `them that a reading layer by layer holds; evict: scoring and selecting, the middle one of the samples.</p>`;
 }
 
 /** `low … high`, or a dash where there are too few samples. */
 export function intervalText(interval: Interval | undefined): string {
   return interval ? `${interval.low.toFixed(1)} … ${interval.high.toFixed(1)}` : "–";
+}
+
+function megabytes(bytes: number): string {
+  return (bytes / 1e6).toPrecision(3);
 }
 
 /** A row's cells as people read them, in the order of the table's head. */
@@ -102,6 +123,9 @@ export function cellsOf(row: Row): string[] {
     String(row.lost),
     String(row.accidental),
     row.kl === 0 ? "0" : row.kl.toPrecision(2),
+    megabytes(row.live),
+    megabytes(row.peak),
+    row.evict.toFixed(row.evict < 10 ? 1 : 0),
   ];
 }
 

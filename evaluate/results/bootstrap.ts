@@ -38,3 +38,8 @@ export function bootstrapMean(groups: readonly (readonly number[])[]): Interval 
 export function mean(numbers: readonly number[]): number {
   return numbers.reduce((sum, each) => sum + each, 0) / numbers.length;
 }
+
+/** The middle one, the upper of two; NaN of nothing. */
+export function median(numbers: readonly number[]): number {
+  return [...numbers].sort((a, b) => a - b)[numbers.length >> 1] ?? NaN;
+}

@@ -1,5 +1,5 @@
 /** From the lines of a results file to the rows of a report. */
-import { bootstrapMean, type Interval, mean } from "./bootstrap.ts";
+import { bootstrapMean, type Interval, mean, median } from "./bootstrap.ts";
 import type { ResultLine } from "./results.ts";
 import { tellApart } from "./tell_apart.ts";
 import { kindByStart, type OutputKind } from "../../runtime/output.ts";
@@ -31,6 +31,11 @@ export interface Row {
   readonly kl: number;
   /** Live bytes of the evicted caches by those of the full ones. */
   readonly bytes: number;
+  /** Live bytes of an evicted cache, and the most that a reading layer by layer holds: one whole layer more. */
+  readonly live: number;
+  readonly peak: number;
+  /** Milliseconds of scoring and selecting, the middle one of the samples; measuring is shared by all policies. */
+  readonly evict: number;
 }
 
 export interface Summary {
@@ -134,7 +139,15 @@ function rowOf(task: string, tasks: readonly (readonly ResultLine[])[]): Row {
     accidental: count((line) => line.score > line.full.score),
     kl: over((line) => line.kl.mean),
     bytes: over((line) => line.bytes.live / line.bytes.full),
+    live: over((line) => line.bytes.live),
+    peak: over(peakOf),
+    evict: median(lines.map(({ ms }) => ms.evict)),
   };
+}
+
+/** While a layer is read all of it is there, beside what stays of the others. */
+function peakOf({ bytes: { live, full }, kept }: ResultLine): number {
+  return Math.min(full, live + full / kept.length);
 }
 
 /** Map in order of first appearance. */
@@ -167,6 +180,9 @@ const COLUMNS = [
   "accidental",
   "kl",
   "bytes",
+  "live",
+  "peak",
+  "evict",
 ];
 
 /** A file that {@link csvOf} may take the place of. */

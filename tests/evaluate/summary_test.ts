@@ -29,6 +29,8 @@ function line({ task = "vt", sample = 0, policy = "snapkv", score, full = 100, b
     full: { answer: "", score: full },
     kl: { mean: 0.5, max: 1 },
     bytes: { live: 20, full: 100 },
+    kept: [[4], [4], [4], [4]],
+    ms: { evict: sample },
     engines: { palisade: "0", backend, dense: "web" },
   } as unknown as ResultLine;
 }
@@ -39,6 +41,8 @@ Deno.test("summarise() counts held, lost and accidental samples apart", () => {
   assert.deepEqual([row.held, row.lost, row.accidental, row.samples], [1, 2, 1, 5]);
   assert.deepEqual([row.score, row.full, row.loss], [50, 60, 10]);
   assert.ok(Math.abs(row.bytes - 0.2) < 1e-12);
+  // A quarter of the full bytes is the layer that is being read; the middle of 0 … 4 ms.
+  assert.deepEqual([row.live, row.peak, row.evict], [20, 45, 2]);
 });
 
 Deno.test("summarise() adds a row over all tasks, each weighing the same", () => {
