@@ -6,7 +6,8 @@
  *       [--policies kvzip,moved,layer-defensive] [--variants none,both,plain]
  *
  * Variants: `none`; `both` and `values`, defensively; `plain` and `plain-1`: both as published, ridge 0.01 and 1, on all
- * references. The references are the replay's where kvzip is among the policies, else moved queries. Samples are those
+ * references; `pursuit`, of policies with `refit=pursuit` in their brackets; `both-any` and `pursuit-any`: whatever error
+ * is left. The references are the replay's where kvzip is among the policies, else moved queries. Samples are those
  * that `palisade eval` makes of the same seed. Tasks are chosen by what the full cache solves, beforehand.
  */
 import { appendFileSync } from "node:fs";
@@ -14,7 +15,7 @@ import process from "node:process";
 import { parseArgs } from "node:util";
 import type { RefitSettings } from "../core/refit/refit.ts";
 import { answerBeside, answerFully } from "../evaluate/sweep/answer.ts";
-import { forkCache, prefillOnce, refitFork } from "../evaluate/sweep/shared_prefill.ts";
+import { forkCache, prefillOnce, pursuedOf, refitFork } from "../evaluate/sweep/shared_prefill.ts";
 import { makeSample } from "../evaluate/sweep/sweep.ts";
 import { openHaystack } from "../evaluate/tasks/haystack.ts";
 import { scoreAnswer } from "../evaluate/tasks/metrics.ts";
@@ -51,6 +52,9 @@ const VARIANTS: Readonly<Record<string, RefitSettings | undefined>> = {
   both: { refit: "both" },
   values: { refit: "values" },
   plain: { refit: "both", defensive: false },
+  pursuit: { refit: "pursuit" },
+  "both-any": { refit: "both", mostLeft: Infinity },
+  "pursuit-any": { refit: "pursuit", mostLeft: Infinity },
   "plain-1": { refit: "both", defensive: false, ridges: [1] },
 };
 
@@ -72,11 +76,16 @@ for (const group of groups.filter(({ sample }) => sample >= Number(values.first)
   const line = (cell: object) =>
     appendFileSync(values.out, `${JSON.stringify({ task: group.task.name, sample: group.sample, ...cell })}\n`);
   line({ policy: "full", keep: 1, variant: "none", score: scoreAnswer(metric, full.text, answers), ms: prefill.ms });
-  for (const { kept, policy, keep } of prefill.cases) {
+  for (const each of prefill.cases) {
+    const { kept, policy, keep } = each;
     if (!kept) continue;
     for (const variant of splitList(values.variants)) {
-      using cache = await forkCache(prefill.cache, kept);
-      const settings = VARIANTS[variant], refit = settings && await refitFork(cache, prefill, settings);
+      const settings = VARIANTS[variant], start = performance.now();
+      const pursued = settings?.refit === "pursuit" ? await pursuedOf(prefill, each, settings) : undefined;
+      const pursuitMs = pursued && performance.now() - start;
+      using cache = await forkCache(prefill.cache, pursued ?? kept);
+      const refit = settings && await refitFork(cache, prefill, settings);
+      const moved = pursued?.flat().reduce((sum, rows, i) => sum + differences(rows, kept.flat()[i]), 0);
       const { text, kl } = await answerBeside(model, cache, asked, full, answering);
       const score = scoreAnswer(metric, text, answers);
       line({
@@ -86,7 +95,15 @@ for (const group of groups.filter(({ sample }) => sample >= Number(values.first)
         score,
         kl: kl.mean,
         refit,
+        pursuitMs,
+        moved,
       });
     }
   }
+}
+
+/** Entries that are only in the first. */
+function differences(some: Int32Array, others: Int32Array): number {
+  const known = new Set(others);
+  return some.filter((each) => !known.has(each)).length;
 }

@@ -106,7 +106,8 @@ export const BUDGET = {
     choices: REFITS,
     shown: DEFAULTS.refit,
     rare: true,
-    more: "fits what stays to what all of it gave: `values`, or `both` values and biases",
+    more:
+      "fits what stays to what all of it gave: `values`, `both` values and biases, or `pursuit`: both, of what fits best",
   },
   merge: {
     value: "how",

@@ -93,7 +93,7 @@ function windowsText({ layers, of, tokens, entries }: NonNullable<Report["window
 
 /** What a refit did. */
 export function refitText({ refit, heads, of, before, after, tokens, ms }: NonNullable<Report["refit"]>): string {
-  const what = refit === "both" ? "biases and values" : "values";
+  const what = refit === "values" ? "values" : "biases and values";
   const won = heads === 0 ? "" : `: largest errors from ${before.toFixed(2)} to ${after.toFixed(2)} of an output`;
   return `${what} of ${heads} of ${of} heads, judged by queries of ${tokens} tokens held out${won}, ${formatMs(ms)}`;
 }

@@ -20,8 +20,8 @@
 import { exp, ln } from "../measure/exp.ts";
 import { type Algebra, meanDiagonal, PLAIN_ALGEBRA, transposed, weighed } from "./linear.ts";
 
-/** What is fitted. */
-export const REFITS = ["none", "values", "both"] as const;
+/** What is fitted; `pursuit`: both, of entries that are chosen for it (`pursuit.ts`). */
+export const REFITS = ["none", "values", "both", "pursuit"] as const;
 export type Refit = typeof REFITS[number];
 
 /** Kept entries of one head, `[count, headDim]` each, as stored. */
@@ -69,7 +69,7 @@ export const RIDGES: readonly number[] = [0.01, 0.3];
 const LEAST_WEIGHT = 1e-3;
 const GRADIENT_STEPS = 60;
 /** Of the references one in so many is held out. */
-const HELD_OUT = 4;
+export const HELD_OUT = 4;
 /** The part of the held-out references whose errors are compared: the worst twentieth. */
 const WORST = 0.05;
 /** A refit must better the worst errors by this much, so that it isn't chosen for noise. */
@@ -110,6 +110,20 @@ export function refitHead(
   fitValues(training, plain.weights, [plain.ridge], towardsWorst(training.errors(plain))).forEach(consider);
   consider(halfWay(training, plain));
   return rounded(best, before, least);
+}
+
+/** The worst held-out error that a head is left with, and whether that is after a refit. */
+export function refitOrLeave(
+  kept: KeptRows,
+  references: HeadReferences,
+  headDim: number,
+  settings: RefitSettings,
+): { readonly error: number; readonly refitted: boolean } {
+  const refitted = refitHead(kept, references, headDim, settings);
+  if (refitted) return { error: refitted.after, refitted: true };
+  if (references.logSumExp.length < HELD_OUT) return { error: 0, refitted: false };
+  const [, held] = Samples.of(kept, references, headDim, settings.algebra ?? PLAIN_ALGEBRA).split(HELD_OUT);
+  return { error: worstError(held, held.untouched()), refitted: false };
 }
 
 /** B, `[t]`, and values, `[t, headDim]`. */
@@ -158,7 +172,7 @@ function halfWay({ values: old }: Samples, { weights, values, ridge }: Candidate
 }
 
 /** Roots of weights that grow with a reference's error, mean 1: re-weighted least squares towards the fourth power. */
-function towardsWorst(errors: Float64Array): Float64Array {
+export function towardsWorst(errors: Float64Array): Float64Array {
   const squares = errors.map((error) => error * error), mean = meanOf(squares);
   if (!(mean > 0)) return new Float64Array(errors.length).fill(1);
   const capped = squares.map((square) => Math.min(100, square / mean) + 0.1), scale = meanOf(capped);
@@ -281,7 +295,7 @@ function norms(matrix: Float64Array, count: number): Float64Array {
 }
 
 /** exp(q·k/√d − ℓ), `[kept, count]`. */
-function probabilitiesOf(
+export function probabilitiesOf(
   keys: Float32Array,
   { queries, logSumExp }: HeadReferences,
   headDim: number,

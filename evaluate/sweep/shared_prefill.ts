@@ -13,6 +13,7 @@ import { observeRows } from "../../core/backend/observe_rows.ts";
 import { Temporaries } from "../../core/backend/tensor.ts";
 import { type HeadRows, RaggedCache } from "../../core/cache/ragged.ts";
 import { Eviction, keepsAll, type Selector } from "../../core/select/eviction.ts";
+import { WideEviction, type WideHead } from "../../core/select/wide.ts";
 import type { CacheType } from "../../core/cache/entry_type.ts";
 import { type Keep, resolveBudget } from "../../core/select/budget.ts";
 import type { Budget, Needs, NormKind, Observation, Policy, Reduction } from "../../core/policy/policy.ts";
@@ -38,6 +39,8 @@ export interface KeptCase extends Case {
   readonly budget: Budget;
   /** Kept positions, ascending, `[global layers][kvHeads]`; undefined when everything stays. */
   readonly kept: readonly (readonly Int32Array[])[] | undefined;
+  /** What a pursuit may choose among, `[global layers][kvHeads]`, where one is asked for. */
+  readonly choices?: readonly (readonly WideHead[])[];
   /** Milliseconds of scoring and selecting; observing is shared ({@link SharedPrefill.ms}). */
   readonly evictMs: number;
   /** Last tokens by whose queries key channels are left out; 0 where none are. */
@@ -208,6 +211,22 @@ export async function forkCache(
   }
 }
 
+/** What a pursuit keeps of a case's candidates, `[global layers][kvHeads]`, by what the prefill kept for refits. */
+export async function pursuedOf(
+  { cache, references }: SharedPrefill,
+  { choices }: KeptCase,
+  settings: RefitSettings,
+): Promise<Int32Array[][]> {
+  const stage = new RefitStage(cache, settings), kept: Int32Array[][] = [];
+  for (const [index, heads] of choices!.entries()) {
+    const layer = cache.globals[index];
+    stage.add(layer, references[index]);
+    const chosen = await stage.pursue(layer, cache.rows(layer), heads, ({ wide }) => wide, {});
+    kept.push(chosen.map((rows, head) => rows.map((row) => heads[head].wide[row])));
+  }
+  return kept;
+}
+
 /** Refits a fork of {@link forkCache} by what its prefill kept for that. */
 export async function refitFork(
   fork: RaggedCache,
@@ -251,13 +270,14 @@ class CaseEviction {
   readonly budget: Budget;
   readonly #kept: Int32Array[][] = [];
   /** Undefined when everything stays. */
-  readonly #eviction?: Eviction;
+  readonly #eviction?: Eviction | WideEviction;
   #ms = 0;
 
   constructor(rule: KeptRule, selector: Selector) {
     this.case = rule.case;
     this.budget = rule.budget;
-    if (!keepsAll(rule)) this.#eviction = new Eviction(rule, selector);
+    const kind = rule.policy.stages?.refit === "pursuit" ? WideEviction : Eviction;
+    if (!keepsAll(rule)) this.#eviction = new kind(rule, selector);
   }
 
   get keepsAll(): boolean {
@@ -280,12 +300,16 @@ class CaseEviction {
 
   result(): KeptCase {
     const { length, model: { layers } } = this.budget;
-    const eviction = this.#eviction;
-    const kept = eviction?.crossLayer ? Array.from({ length: layers }, (_, layer) => eviction.kept(layer)) : this.#kept;
+    const eviction = this.#eviction,
+      each = <T>(of: (layer: number) => T) => Array.from({ length: layers }, (_, l) => of(l));
+    const choices = eviction instanceof WideEviction ? each((layer) => eviction.heads(layer)) : undefined;
+    const kept = choices?.map((heads) => heads.map(({ policy }) => policy)) ??
+      (eviction?.crossLayer ? each((layer) => (eviction as Eviction).kept(layer)) : this.#kept);
     return {
       ...this.case,
       budget: this.budget,
       kept: this.keepsAll ? undefined : kept,
+      choices,
       evictMs: this.#ms,
       window: this.thinWindow(length),
     };

@@ -13,6 +13,7 @@ import type { LayerChange } from "../../core/select/candidates.ts";
 import type { Budget } from "../../core/policy/policy.ts";
 import type { Stages } from "../../core/policy/stages.ts";
 import { Eviction, keepsAll } from "../../core/select/eviction.ts";
+import { WideEviction } from "../../core/select/wide.ts";
 import { globalShape } from "../../core/shape.ts";
 import type { Dense } from "../dense/dense.ts";
 import type { Device } from "../device.ts";
@@ -97,6 +98,7 @@ export async function readContext(
         await explainer?.add(layer, seen);
         await eviction.layer(layer, seen, before);
         if (seen.references) refit?.add(layer, seen.references);
+        if (refit && !eviction.crossLayer) await eviction.pursue(layer, refit);
         await thinning?.add(layer, seen.windowQueries);
         if (!eviction.crossLayer) {
           await cache.pack(layer);
@@ -121,6 +123,7 @@ export async function readContext(
     await evictions.end();
     evict += now() - read;
     cache.advance(ids.length);
+    if (refit && eviction.crossLayer) { for (const layer of cache.globals) await eviction.pursue(layer, refit); }
     const certificates = await explainer?.certificates(), refitBytes = refit?.waitingBytes ?? 0;
     await cache.packAll();
     await refit?.run(ids.length, options);
@@ -186,7 +189,7 @@ class LayerEviction {
   readonly #options: LayersOptions;
   readonly #followers: Followers;
   readonly #held: HeldWeights;
-  readonly #eviction?: Eviction;
+  readonly #eviction?: Eviction | WideEviction;
   readonly predicted?: ScoreLists;
 
   constructor(cache: RaggedCache, dense: Dense, options: LayersOptions, followers: Followers) {
@@ -194,7 +197,10 @@ class LayerEviction {
     this.#held = { dense, tensors: cache.backend.tensors };
     this.#options = options;
     this.#followers = followers;
-    if (!keepsAll(options)) this.#eviction = new Eviction(options, cache.backend);
+    if (!keepsAll(options)) {
+      const kind = options.refit === "pursuit" ? WideEviction : Eviction;
+      this.#eviction = new kind(options, cache.backend);
+    }
     if (options.predict) this.predicted = new ScoreLists(globalShape(cache.shape));
   }
 
@@ -223,6 +229,15 @@ class LayerEviction {
     const last = index === globals.length - 1;
     if (last) this.#cache.settle();
     this.#cache.setScoreBytes((last ? 0 : eviction.scoreBytes + waiting) + (this.predicted?.byteLength ?? 0));
+  }
+
+  /** Of the candidates for a refit in `layer` those that it needs stay, where it chooses. */
+  async pursue(layer: number, refit: RefitStage): Promise<void> {
+    if (!(this.#eviction instanceof WideEviction)) return;
+    const index = this.#cache.globals.indexOf(layer), heads = this.#eviction.heads(index);
+    const kept = await refit.pursue(layer, this.#cache.rows(layer), heads, () => undefined, this.#options);
+    await this.#compact({ layer: index, kept });
+    this.#cache.settle();
   }
 
   /** Evictions count global layers. */

@@ -6,6 +6,7 @@ import type { OptionName } from "../../core/options.ts";
 import type { Budget, Policy } from "../../core/policy/policy.ts";
 import type { Refit } from "../../core/refit/refit.ts";
 import { crossLayerSelection } from "../../core/select/cross_layer.ts";
+import { checkPursuit } from "../../core/select/wide.ts";
 import { type Keep, parseKeep, resolveBudget } from "../../core/select/budget.ts";
 import type { ModelConfig } from "../config.ts";
 import type { Positions } from "../decode/answer.ts";
@@ -73,6 +74,7 @@ export function planReading(model: PlannedModel, ids: readonly number[], options
   if (policy.needs.foresight && (keyChannels || positions === "rerotate")) throw wholeKeys();
   if (policy.needs.foresight && (merge || refits(options))) throw nothingGone();
   if (merge && refits(options)) throw twice();
+  if (options.refit === "pursuit") checkPursuit(risk?.kind === "worst" ? { ...policy, threshold: risk.limit } : policy);
   if (merge && explain && crossesLayers(policy, budget)) throw unproved();
   const planned = { policy, budget, ...counted, cacheType }, predict = maxCache?.predict ?? false;
   if (policy.evicts === "early") return { way: "streaming", ...planned, realign: exceeds };

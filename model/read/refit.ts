@@ -3,9 +3,11 @@
  * refitted by the layer's references (`core/refit/refit.ts`). Where layers compete that is after the last layer.
  */
 import { inputError, option, say } from "../../core/errors.ts";
-import type { Backend } from "../../core/backend/interface.ts";
+import type { Backend, LayerRows } from "../../core/backend/interface.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
+import { pursueHead } from "../../core/refit/pursuit.ts";
 import { type Refit, refitHead, REFITS, type RefitSettings } from "../../core/refit/refit.ts";
+import { indicesIn, type WideHead } from "../../core/select/wide.ts";
 import { breathe } from "../../runtime/breathe.ts";
 import { algebraOf } from "../gate/fit/algebra.ts";
 import { type LayerReferences, ofKvHead, referenceBytes } from "./references.ts";
@@ -25,6 +27,8 @@ export interface RefitFigures {
   readonly before: number;
   readonly after: number;
   readonly ms: number;
+  /** KV heads that keep other entries than the policy's, where a pursuit was asked for. */
+  readonly pursued?: number;
 }
 
 /**
@@ -56,6 +60,7 @@ export class RefitStage {
   #before = 0;
   #after = 0;
   #ms = 0;
+  #pursued = 0;
 
   constructor(cache: RaggedCache, settings: RefitSettings) {
     this.#cache = cache;
@@ -71,6 +76,32 @@ export class RefitStage {
   /** Takes the references of a layer whose entries may still go. */
   add(layer: number, references: LayerReferences): void {
     this.#waiting.set(layer, references);
+  }
+
+  /**
+   * What stays of each head of a layer whose references wait: ascending indices into `rows`, which hold the head's candidates
+   * at `at`.
+   */
+  async pursue(
+    layer: number,
+    rows: LayerRows,
+    heads: readonly WideHead[],
+    at: (head: WideHead) => Int32Array | undefined,
+    { signal, now = () => performance.now() }: { signal?: AbortSignal; now?: () => number },
+  ): Promise<Int32Array[]> {
+    const start = now(), kept: Int32Array[] = [], references = this.#waiting.get(layer)!;
+    for (const [head, each] of heads.entries()) {
+      signal?.throwIfAborted();
+      await breathe();
+      const policy = indicesIn(each.wide, each.policy);
+      const choice = { policy, protectedRows: indicesIn(each.wide, each.protectedEntries) };
+      const candidates = await rows.copyRows(head, at(each)), of = ofKvHead(references, rows.shape, head);
+      const pursued = pursueHead(candidates, of, rows.shape.headDim, choice, this.#settings);
+      if (pursued.rows !== policy) this.#pursued++;
+      kept.push(pursued.rows);
+    }
+    this.#ms += now() - start;
+    return kept;
   }
 
   /** Refits all layers that wait: their entries are final. `length`: tokens of the context. */
@@ -111,6 +142,7 @@ export class RefitStage {
       before: mean(this.#before),
       after: mean(this.#after),
       ms: this.#ms,
+      ...(this.#settings.refit === "pursuit" && { pursued: this.#pursued }),
     };
   }
 }

@@ -11,7 +11,7 @@ import { checkRefit } from "../../model/read/refit.ts";
 import { reportOf } from "../../model/report.ts";
 import { type ContextOptions, openContext } from "../../model/session.ts";
 import { contextIds } from "../../model/text/prompt.ts";
-import { forkCache, prefillOnce, refitFork } from "../../evaluate/sweep/shared_prefill.ts";
+import { forkCache, prefillOnce, pursuedOf, refitFork } from "../../evaluate/sweep/shared_prefill.ts";
 import { resolvePolicy } from "../../core/policy/registry.ts";
 import { PalisadeError } from "../../core/errors.ts";
 import type { Model } from "../../model/model.ts";
@@ -118,6 +118,32 @@ Deno.test("refitFork() gives what openContext() gives", async () => {
   }
 });
 
+for (const policy of ["kvzip", "adakv"]) {
+  Deno.test(`a pursuit behind ${policy} keeps as many entries of each head, and a sweep's fork is the same`, async () => {
+    await using model = await tinyModel("wasm");
+    const { layers, kvHeads } = model.config, ids = contextIds(model.frame, model.tokenizer, PROSE.slice(0, 120));
+    const entries = ({ cache }: { cache: RaggedCache }) =>
+      Array.from({ length: layers }, (_, layer) => Array.from({ length: kvHeads }, (_, h) => cache.length(layer, h)));
+    using context = await openContext(model, PROSE.slice(0, 120), { policy, keep: "70%", refit: "pursuit" });
+    using plain = await openContext(model, PROSE.slice(0, 120), { policy, keep: "70%", refit: "both" });
+    assert.deepEqual(entries(context), entries(plain));
+    assert.ok(context.refit!.pursued! > 0 && context.refit!.heads >= context.refit!.pursued!);
+    assert.equal(plain.refit!.pursued, undefined);
+    const pursuing = resolvePolicy(`${policy}(refit=pursuit)`);
+    using prefill = await prefillOnce(model, ids, [{ policy: pursuing, keep: { fraction: 0.7 } }], {
+      referenceTokens: 384,
+    });
+    using fork = await forkCache(prefill.cache, await pursuedOf(prefill, prefill.cases[0], { refit: "pursuit" }));
+    await refitFork(fork, prefill, { refit: "pursuit" });
+    for (let layer = 0; layer < layers; layer++) {
+      assert.deepEqual(await copyHeads(fork.rows(layer)), await copyHeads(context.cache.rows(layer)));
+    }
+    assert.deepEqual(prefill.cases[0].kept!.map((heads) => heads.map(({ length }) => length)), entries(plain));
+    const first = await context.ask("How many?", { maxTokens: 4 });
+    assert.deepEqual((await context.ask("How many?", { maxTokens: 4 })).ids, first.ids);
+  });
+}
+
 Deno.test("nothing is refitted where nothing is evicted", async () => {
   await using model = await tinyModel("wasm");
   using context = await openContext(model, TEXT, { policy: "kvzip", keep: "100%", refit: "both" });
@@ -137,6 +163,8 @@ Deno.test("a refit is refused where it can't be", async () => {
   assert.equal(await code({ policy: "gate(read=stream)" }), "refit.early");
   assert.equal(await code({ policy: "snapkv", keep: undefined, risk: 0.2 }), "refit.risk");
   assert.equal(await code({ policy: "snapkv", refit: "all" as "both" }), "refit.unknown");
+  assert.equal(await code({ policy: "cake", refit: "pursuit" }), "refit.pursuit");
+  assert.equal(await code({ policy: "gate(read=stream)", refit: "pursuit" }), "refit.early");
   assert.equal(
     await code({ policy: "snapkv" }, { ...model, backend: { ...model.backend, refits: false } }),
     "refit.backend",
