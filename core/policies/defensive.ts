@@ -82,7 +82,7 @@ export const aboutLayerDefensive: PolicyAbout = {
   help: HELP,
 };
 
-function entry(name: string, allocate: Allocation) {
+function entry<const Name extends string>(name: Name, allocate: Allocation) {
   return definePolicy({
     ...{ name, parameters: PARAMETERS, reference: true, allocate },
     needs: ({ kernel, norm, order }) => ({

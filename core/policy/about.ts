@@ -35,8 +35,10 @@ export interface DescribedPolicy extends Omit<PolicyAbout, "help"> {
  * ```
  */
 export function describePolicies(): DescribedPolicy[] {
+  // The lines of the list have forgotten that their names are those of the table.
+  const abouts: Readonly<Record<string, PolicyAbout>> = ABOUT;
   return policies.map(({ name, over, parameters }) => {
-    const { help = {}, ...about } = ABOUT[name];
+    const { help = {}, ...about } = abouts[name];
     const described = parameters.map((each) => ({ ...each, help: help[each.name] ?? SHARED[each.name] }));
     return { name, over, ...about, parameters: described };
   });

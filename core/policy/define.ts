@@ -72,6 +72,11 @@ export type ValuesOf<P extends readonly Parameter[]> = {
   readonly [each in P[number] as each["name"]]: ValueOf<each>;
 };
 
+/** What has a name that its type knows: a policy without its words does not compile (`ABOUT` in `registry.ts`). */
+export interface Named<Name extends string> {
+  readonly name: Name;
+}
+
 /** What every policy says of itself; see {@link PolicyEntry}. */
 interface Definition<P extends readonly Parameter[]> {
   readonly name: string;
@@ -127,9 +132,9 @@ interface ProtectedEnds {
 }
 
 /** A policy with scores of its own, for the registry. */
-export function definePolicy<const P extends readonly Parameter[], const N extends Needs>(
-  line: PolicyDefinition<P, N>,
-): PolicyEntry {
+export function definePolicy<const P extends readonly Parameter[], const N extends Needs, const Name extends string>(
+  line: PolicyDefinition<P, N> & Named<Name>,
+): PolicyEntry & Named<Name> {
   return entryOf(line, undefined, (given, values, mode, _, files = {}) => {
     const { meaning = { kind: "order" }, ends = endsOf } = line;
     line.check?.(values);
@@ -153,9 +158,9 @@ export function definePolicy<const P extends readonly Parameter[], const N exten
 }
 
 /** A policy that works on another's scores, for the registry. */
-export function defineWrapper<const P extends readonly Parameter[], const N extends Needs>(
-  line: WrapperDefinition<P, N>,
-): PolicyEntry {
+export function defineWrapper<const P extends readonly Parameter[], const N extends Needs, const Name extends string>(
+  line: WrapperDefinition<P, N> & Named<Name>,
+): PolicyEntry & Named<Name> {
   return entryOf(line, line.over, (given, values, mode, scorer) => {
     if (!scorer) throw new RangeError(`Cannot make ${line.name} without a scorer`);
     const { needs, allocate } = line;
@@ -189,11 +194,11 @@ type Make<P extends readonly Parameter[]> = (
   files: PolicyFiles | undefined,
 ) => Policy;
 
-function entryOf<P extends readonly Parameter[]>(
-  line: Definition<P>,
+function entryOf<P extends readonly Parameter[], Name extends string>(
+  line: Definition<P> & Named<Name>,
   over: string | undefined,
   make: Make<P>,
-): PolicyEntry {
+): PolicyEntry & Named<Name> {
   const { name, parameters, reference } = line;
   return {
     ...{ name, parameters, reference, over },

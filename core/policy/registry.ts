@@ -43,8 +43,7 @@ import type {
   PolicyMode,
 } from "./policy.ts";
 
-/** Every policy, in the order lists show them. */
-export const policies: readonly PolicyEntry[] = [
+const DEFINED = [
   full,
   random,
   streamingLlm,
@@ -77,10 +76,13 @@ export const policies: readonly PolicyEntry[] = [
   selfGate,
   judgeQ,
   fasa,
-];
+] as const;
 
-/** The same in words, which nothing that runs needs: who only evicts doesn't carry them. */
-export const ABOUT: Readonly<Record<string, PolicyAbout>> = {
+/** Every policy, in the order lists show them. */
+export const policies: readonly PolicyEntry[] = DEFINED;
+
+/** The same in words, which nothing that runs needs: who only evicts doesn't carry them. One for each, or it won't compile. */
+export const ABOUT: Readonly<Record<(typeof DEFINED)[number]["name"], PolicyAbout>> = {
   full: aboutFull,
   random: aboutRandom,
   "streaming-llm": aboutStreamingLlm,
