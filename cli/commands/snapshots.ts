@@ -209,7 +209,7 @@ async function remove(options: Values<typeof LIST>, io: Io, names: readonly stri
 async function prune(options: Values<typeof PRUNE>, io: Io): Promise<number> {
   const cache = await wantCache({ ...options, snapshotsCap: undefined }, io);
   await using _ = cache.store;
-  const removed = await cache.prune(options.to);
+  const removed = await cache.prune(options.to, undefined, io);
   if (options.json) printJson(io, "snapshots prune", removedOf(removed));
   else io.out(removed.map(({ name, size }) => removedText(name, size)).join("") || "nothing to remove\n");
   return EXIT.ok;

@@ -24,7 +24,7 @@ import {
 import { type OpenedSnapshot, readHeader, readTokens } from "./restore.ts";
 import { partsOf, type SaveOptions, writeParts } from "./save.ts";
 import { sealedSize, type Secret } from "./seal/seal.ts";
-import { type SnapshotInfo, type SnapshotStore, storeSink, storeSource } from "./store.ts";
+import { type SnapshotInfo, type SnapshotStore, type StoreOptions, storeSink, storeSource } from "./store.ts";
 import { matchOf, recordOf, type TokenRecord, tokensHash } from "./tokens.ts";
 
 /** Texts of fewer tokens are read as quickly as looked up. */
@@ -114,7 +114,7 @@ export class SnapshotCache {
       if (best?.tokens === ids.length) break;
     }
     if (!best) return { missed: nearest.reason };
-    await this.store.touch?.(best.name);
+    await this.store.touch?.(best.name, { signal });
     return { found: best };
   }
 
@@ -144,19 +144,28 @@ export class SnapshotCache {
     const name = snapshotKey(parts.identity, tokensHash(state.read)),
       bytes = options.encrypt ? sealedSize(plain) : plain;
     if (bytes > this.maxBytes) return undefined;
-    await this.prune(this.maxBytes - bytes, name);
+    await this.prune(this.maxBytes - bytes, name, options);
     await awake(() => writeParts(model, parts, storeSink(this.store, name, options), options));
     return name;
   }
 
-  /** Removes those not used for longest until the rest takes `bytes` or less; `replaced` counts as gone. */
-  async prune(bytes = this.maxBytes, replaced?: string): Promise<SnapshotInfo[]> {
-    const kept = (await this.store.list()).filter(({ name }) => name !== replaced).sort((a, b) => a.used - b.used);
+  /**
+   * Removes those not used for longest until the rest takes `bytes` or less; `replaced` counts as gone. An abort leaves
+   * the rest as they are.
+   */
+  async prune(
+    bytes = this.maxBytes,
+    replaced?: string,
+    { signal }: StoreOptions = {},
+  ): Promise<SnapshotInfo[]> {
+    const kept = (await this.store.list("", { signal })).filter(({ name }) => name !== replaced).sort((a, b) =>
+      a.used - b.used
+    );
     let held = kept.reduce((sum, { size }) => sum + size, 0);
     const removed: SnapshotInfo[] = [];
     for (const info of kept) {
       if (held <= bytes) break;
-      await this.store.delete(info.name);
+      await this.store.delete(info.name, { signal });
       held -= info.size;
       removed.push(info);
     }

@@ -32,7 +32,10 @@ export function heeding(store: SnapshotStore): SnapshotStore {
       untilAborted(() => store.list(prefix, options), options.signal),
     delete: (name: string, options: StoreOptions = {}) =>
       untilAborted(() => store.delete(name, options), options.signal),
-    ...touch && { touch: (name: string) => touch.call(store, name) },
+    ...touch && {
+      touch: (name: string, options: StoreOptions = {}) =>
+        untilAborted(() => touch.call(store, name, options), options.signal),
+    },
     [Symbol.asyncDispose]: () => store[Symbol.asyncDispose](),
   };
 }

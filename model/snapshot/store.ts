@@ -46,7 +46,7 @@ export interface SnapshotStore extends AsyncDisposable {
   /** False when there was none. Aborted, it may have been done. */
   delete(name: string, options?: StoreOptions): Promise<boolean>;
   /** Notes that it was used now, so that the oldest unused one can be told; a store that can't leaves it out. */
-  touch?(name: string): Promise<void>;
+  touch?(name: string, options?: StoreOptions): Promise<void>;
 }
 
 /** Letters, digits, `.`, `_` and `-`; a dot in front is for what is hidden. */

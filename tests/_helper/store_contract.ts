@@ -249,6 +249,7 @@ export const STORE_CONTRACT: readonly StoreCheck[] = [
         list: () => store.list("suite-", options),
         delete: () => store.delete("suite-a", options),
         source: () => storeSource(store, "suite-a", options),
+        ...store.touch && { touch: () => store.touch!("suite-a", options) },
       };
       for (const [call, work] of Object.entries(calls)) await refused(work(), "too late", call);
       // Between two pieces, before and behind the first part of S3; behind the last; and of an array.

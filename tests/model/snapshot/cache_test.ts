@@ -194,7 +194,9 @@ Deno.test("a cache never has more bytes than it may; what was not used for longe
     undefined,
   );
   assert.equal((await snapshots.store.list()).length, 2, "what is too large pushes nothing out");
-  assert.equal((await snapshots.prune(0)).length, 2);
+  const enough = AbortSignal.abort(new Error("enough"));
+  await assert.rejects(snapshots.prune(0, undefined, { signal: enough }), /^Error: enough$/);
+  assert.equal((await snapshots.prune(0)).length, 2, "an abort removed none");
 });
 
 Deno.test("a damaged snapshot in a cache is a miss, is replaced, and short texts are left alone", async () => {
