@@ -12,7 +12,7 @@
 import { inputError, option } from "../errors.ts";
 import { definePolicy } from "../policy/define.ts";
 import { KERNEL, SINKS, WINDOW } from "../policy/parameters.ts";
-import type { HeadScores, PolicyAbout, PolicyFiles } from "../policy/policy.ts";
+import type { HeadScores, PolicyAbout, PolicyFileNeed, PolicyFiles } from "../policy/policy.ts";
 import { apportion } from "../select/apportion.ts";
 import type { ModelShape } from "../shape.ts";
 import { memoPerBudget } from "./memo_per_budget.ts";
@@ -37,8 +37,8 @@ export const headkv = definePolicy({
     SINKS,
   ],
   needs: ({ file }, { headScores }) => {
-    const read = headScores?.get(file),
-      named = { kind: "head-scores", name: file, ...(read && { headScores: read }) } as const;
+    const read = headScores?.get(file);
+    const named: PolicyFileNeed = { kind: "head-scores", name: file, ...(read && { headScores: read }) };
     return { window: ["mean"], ...(file !== EVEN && { file: named }) };
   },
   allocate: { kind: "head", uneven: true },
