@@ -3,6 +3,9 @@
  * (`tokenizer.ggml.model` = `llama`): the neighbours whose joint text is the piece of the highest score are joined,
  * leftmost first among equals, until no joint text is a piece. What is left and no piece becomes its UTF-8 bytes.
  *
+ * Gemma 4's files (`tokenizer.ggml.model` = `gemma4`) have the list of pairs instead of scores; the first one in it joins
+ * first.
+ *
  * Written here and not taken from `@huggingface/tokenizers`: that library wants a list of merges, which for Gemma's
  * 262,144 pieces would first have to be made from the scores (some 500,000 pairs, 2.5 s and 300 MB at each start).
  */
@@ -18,6 +21,8 @@ export interface Pieces {
   readonly tokens: readonly string[];
   /** Score by id: higher joins first. */
   readonly scores: ArrayLike<number>;
+  /** In place of scores: the pairs that join, `left right`, and their place in line (gemma4). */
+  readonly ranks?: ReadonlyMap<string, number>;
   /** Type by id, as in `special_tokens.ts`. */
   readonly types: ArrayLike<number>;
   /** A space is put in front of a text (Llama 2, Mistral; not Gemma). */
@@ -127,7 +132,7 @@ export class SentencePieceModel implements PlainText {
 
   #encodeWord(word: string): number[] {
     const ids: number[] = [];
-    new Joining(word, this.#ids, this.#pieces.scores).run((text, made) => this.#emit(text, made, ids));
+    new Joining(word, this.#ids, this.#pieces).run((text, made) => this.#emit(text, made, ids));
     return ids;
   }
 
@@ -146,6 +151,7 @@ class Joining {
   readonly #word: string;
   readonly #ids: ReadonlyMap<string, number>;
   readonly #scores: ArrayLike<number>;
+  readonly #ranks: Pieces["ranks"];
   /** Begin and end of each symbol in the word; a symbol that was taken in ends where it begins. */
   readonly #from: Int32Array;
   readonly #to: Int32Array;
@@ -155,7 +161,8 @@ class Joining {
   /** What each joined text was made of. */
   readonly #made = new Map<string, readonly [string, string]>();
 
-  constructor(word: string, ids: ReadonlyMap<string, number>, scores: ArrayLike<number>) {
+  constructor(word: string, ids: ReadonlyMap<string, number>, { scores, ranks }: Pick<Pieces, "scores" | "ranks">) {
+    this.#ranks = ranks;
     this.#word = word;
     this.#ids = ids;
     this.#scores = scores;
@@ -181,6 +188,13 @@ class Joining {
   #offer(left: number, right: number): void {
     if (left < 0 || right < 0) return;
     const from = this.#from[left], to = this.#to[right];
+    if (this.#ranks) {
+      const rank = this.#ranks.get(`${this.#text(left)} ${this.#text(right)}`);
+      if (rank !== undefined && this.#ids.has(this.#word.slice(from, to))) {
+        push(this.#heap, { left, right, size: to - from, score: -rank });
+      }
+      return;
+    }
     const id = this.#ids.get(this.#word.slice(from, to));
     if (id !== undefined) push(this.#heap, { left, right, size: to - from, score: Number(this.#scores[id]) });
   }

@@ -24,6 +24,7 @@ const END_TEXTS: ReadonlySet<string> = new Set([
   "<|call|>",
   "<｜end▁of▁sentence｜>",
   "<end_of_turn>",
+  "<turn|>",
   "<EOT>",
   "<eos>",
   "</s>",

@@ -22,7 +22,7 @@ export interface BpeWords {
   readonly preTokenizer: PreTokenizer;
 }
 
-/** SentencePiece's BPE (`tokenizer.ggml.model` = `llama`). */
+/** SentencePiece's BPE (`tokenizer.ggml.model` = `llama`, `gemma4`). */
 export interface PieceWords {
   readonly kind: "pieces";
   readonly model: SentencePieceModel;
@@ -70,7 +70,9 @@ export function vocabularyOf(metadata: Metadata): Vocabulary {
   const model = modelOf(metadata);
   const tokens = tokensOf(metadata);
   const types = typesOf(metadata, tokens.length);
-  const { made, addBos, wordsOf } = model === "gpt2" ? bpeOf(metadata, tokens) : piecesOf(metadata, tokens, types);
+  const { made, addBos, wordsOf } = model === "gpt2"
+    ? bpeOf(metadata, tokens)
+    : piecesOf(metadata, tokens, types, model);
   const named = namedIds(metadata, tokens.length);
   const template = String(metadata.get("tokenizer.chat_template") ?? "");
   const special = specialTokens({
@@ -129,10 +131,17 @@ function bpeOf(metadata: Metadata, tokens: readonly string[]): Kind {
   };
 }
 
-function piecesOf(metadata: Metadata, tokens: readonly string[], types: ArrayLike<unknown>): Kind {
-  const scores = scoresOf(metadata, tokens.length);
-  const spacePrefix = optional(metadata, "tokenizer.ggml.add_space_prefix", "boolean") ?? true;
-  const model = new SentencePieceModel({ tokens, scores, types: Uint8Array.from(types, Number), spacePrefix });
+function piecesOf(
+  metadata: Metadata,
+  tokens: readonly string[],
+  types: ArrayLike<unknown>,
+  kind: "llama" | "gemma4",
+): Kind {
+  const spacePrefix = optional(metadata, "tokenizer.ggml.add_space_prefix", "boolean") ?? kind === "llama";
+  const joining = kind === "llama"
+    ? { scores: scoresOf(metadata, tokens.length) }
+    : { scores: [], ranks: ranksOf(mergesOf(metadata, new Set(tokens))) };
+  const model = new SentencePieceModel({ tokens, ...joining, types: Uint8Array.from(types, Number), spacePrefix });
   return {
     made: { has: (text) => model.makes(text) },
     addBos: true,
@@ -141,6 +150,15 @@ function piecesOf(metadata: Metadata, tokens: readonly string[], types: ArrayLik
       return { kind: "pieces", model };
     },
   };
+}
+
+/** The place of each pair, the first where one is there twice. */
+function ranksOf(merges: readonly string[]): ReadonlyMap<string, number> {
+  const ranks = new Map<string, number>();
+  merges.forEach((merge, rank) => {
+    if (!ranks.has(merge)) ranks.set(merge, rank);
+  });
+  return ranks;
 }
 
 /** Whether plain text may become a token that no joining makes. */
@@ -166,15 +184,15 @@ function refuse(key: string, problem: string): PalisadeError {
   return inputError("tokenizer.metadata", `Can't build the tokenizer from ${key}: ${problem}`, key);
 }
 
-function modelOf(metadata: Metadata): "gpt2" | "llama" {
+function modelOf(metadata: Metadata): "gpt2" | "llama" | "gemma4" {
   const key = "tokenizer.ggml.model";
   const model = metadata.get(key);
-  if (model === "gpt2" || model === "llama") return model;
+  if (model === "gpt2" || model === "llama" || model === "gemma4") return model;
   if (typeof model !== "string") throw refuse(key, `it must be a string, not ${kindOf(model)}`);
   throw inputError(
     "tokenizer.model",
     `Can't tokenize for this model: its tokenizer is ${JSON.stringify(model.slice(0, 100))}, and only byte-level BPE ` +
-      `("gpt2") and SentencePiece's BPE ("llama") are supported, not WordPiece ("bert"), Unigram ("t5") or others`,
+      `("gpt2") and SentencePiece's BPE ("llama", "gemma4") are supported, not WordPiece ("bert"), Unigram ("t5") or others`,
     key,
   );
 }
