@@ -1,5 +1,5 @@
 /** Whole files of every kind that a dump may be, and ways to damage them that leave much of each in order. */
-import { type ChildResult } from "../../tools/child.ts";
+import type { ChildResult } from "../../tools/child.ts";
 import { randomSource } from "../../core/measure/random.ts";
 import { build } from "./gguf_builder.ts";
 import { bytesOf, npyOf, npzFile, safetensorsOf } from "./numpy_files.ts";
