@@ -12,7 +12,7 @@ export function checkRange(source: Pick<ByteSource, "name" | "size">, offset: nu
 }
 
 /** A `Blob`, such as a file the user picked, as a ByteSource. Nothing is read before it is asked for. */
-export function blobSource(blob: Blob, name = "name" in blob ? String(blob.name) : "blob"): ByteSource {
+export function blobSource(blob: Blob, name: string = ("name" in blob) ? String(blob.name) : "blob"): ByteSource {
   const { size } = blob;
   return {
     name,
