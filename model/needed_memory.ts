@@ -58,6 +58,8 @@ function cacheAtMost(shape: ModelShape, { tokens, kept = 1, streamed = false }: 
 /** Modules of our kernels that share the weights, and the cache; 0 where others hold them. */
 export interface Modules {
   readonly weightModules: number;
+  /** Bytes of weights that lie beside them: tables of which only rows are read. Default 0. */
+  readonly outsideBytes?: number;
   readonly cacheModules: number;
 }
 
@@ -75,7 +77,8 @@ const MODULE_BYTES = 2 ** 32;
  * @throws PalisadeError resources `memory.short`, `memory.module`, with the sums.
  */
 export function checkRoom(name: string, needed: NeededMemory, room: Room, doing = `load ${name}`): void {
-  const { weights, cache, working, tokens } = needed, { limitBytes = Infinity, weightModules, cacheModules } = room;
+  const { weights, cache, working, tokens } = needed;
+  const { limitBytes = Infinity, weightModules, outsideBytes = 0, cacheModules } = room;
   const total = weights + cache + working;
   if (total > limitBytes) {
     throw resourceError(
@@ -90,7 +93,7 @@ export function checkRoom(name: string, needed: NeededMemory, room: Room, doing 
       name,
     );
   }
-  checkModules(name, doing, { what: "its weights take", bytes: weights, modules: weightModules });
+  checkModules(name, doing, { what: "its weights take", bytes: weights - outsideBytes, modules: weightModules });
   const what = `keys and values of ${tokens} tokens take`;
   checkModules(name, doing, { what, bytes: cache, modules: cacheModules });
 }

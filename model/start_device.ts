@@ -6,6 +6,7 @@ import type { ModelConfig } from "./config.ts";
 import { DEFAULTS } from "./defaults.ts";
 import { ownKernelsFor } from "./dense/own_kernels.ts";
 import { HostDense } from "./dense/host.ts";
+import { perLayerBytes } from "./dense/embedding.ts";
 import { neededBytes } from "./dense/needed.ts";
 import { type DenseChoice, type DensePrecision, type HostDenseChoice, pickDense } from "./dense/pick.ts";
 import { type BackendChoice, type Device, type HostBackendChoice, pickBackend } from "./device.ts";
@@ -144,6 +145,7 @@ async function startHere(
     const onNeeded = (weights: number, engine: HostDenseName) =>
       options.onNeeded?.(weights, {
         weightModules: engine === "wasm" || engine === "mixed" ? modules : 0,
+        outsideBytes: perLayerBytes(file, config),
         cacheModules: started.name === "wasm" ? modules : 0,
       });
     const dense = new HostDense(

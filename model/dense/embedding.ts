@@ -84,6 +84,14 @@ export class PerLayerEmbeddings {
   }
 }
 
+/** What they take, as in the file; 0 for a model without. */
+export function perLayerBytes(
+  { tensors }: Pick<GgufFile, "tensors">,
+  { decoder }: Pick<ModelConfig, "decoder">,
+): number {
+  return decoder.perLayer ? tensors.get(`${decoder.perLayer.tensor}.weight`)!.byteLength : 0;
+}
+
 /**
  * Reads them of a file that `configOf` has checked.
  * @throws PalisadeError `gguf.unsupported` where a layer's part is no whole number of the type's blocks; resources `memory.short`

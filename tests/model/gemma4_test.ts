@@ -150,6 +150,8 @@ Deno.test("gemma4: reports and the memory told before count rows once, each laye
     false,
   ]);
   assert.deepEqual(report.cache.perLayer[6], { window: null, kept: 0, evicted: 0, heads: [] });
+  const table = model.file.tensors.get("per_layer_token_embd.weight")!.byteLength;
+  assert.ok(table > 0 && model.room.outsideBytes === table);
   const needed = neededMemory(model.config, 0, { tokens, kept: 0.25 });
   assert.equal(needed.cache, Math.ceil(1.25 * tokens * entryBytes(64, "f32") + inWindows));
 });

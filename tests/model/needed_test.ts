@@ -80,6 +80,7 @@ Deno.test("checkRoom() refuses with the sums what the process or the modules can
   const message = /13000 MB, and the 3 WebAssembly memories of the threads hold 12885 MB/;
   assert.throws(() => checkRoom("m", three, { ...room, weightModules: 3 }), { code: "memory.module", message });
   checkRoom("m", { ...needed, weights: 9e9 }, { ...room, weightModules: 0 });
+  checkRoom("m", needed, { weightModules: 1, outsideBytes: 1e9, cacheModules: 0 });
 });
 
 Deno.test("loadModel() tells what all will take, and refuses a text that there is no room for, before weights are read", async () => {
