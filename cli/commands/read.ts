@@ -73,6 +73,8 @@ async function read(options: Options, io: Io): Promise<number> {
   refuseIdleSecret(options, !!(options.encrypt || options.cloak || options.append));
   await checkPlaces(options, io);
   const secret = options.encrypt || options.cloak ? await newSecret(options, io) : undefined;
+  // Where nothing can be kept, that is known before minutes of reading.
+  if (options.out === undefined) await (await wantCache(options, io)).store[Symbol.asyncDispose]?.();
   const before = await secretBefore(options, io, secret);
   const parsed = await parseReading(options, io);
   const text = await readContextText(options.context, io);

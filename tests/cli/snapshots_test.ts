@@ -61,6 +61,11 @@ Deno.test("read writes a file that ask answers from as if it had read the text",
   const missing = ["--model", at("no.gguf")];
   await refused(3, /isn't a snapshot/, "ask", ...missing, ...ASK, "--snapshot", book);
   await refused(3, /isn't a snapshot/, "read", ...missing, "--context", grown, "--append", book, "--out", at("x"));
+  await refused(3, /it is no folder/, "read", ...missing, "--context", book, "--snapshots", book);
+  await refused(2, /names a place, or auto/, "read", ...missing, "--context", book, "--snapshots", "off");
+  await refused(3, /it is no folder/, "ask", ...missing, ...ASK, "--context", book, "--snapshots", book);
+  await refused(3, /it is no folder/, "snapshots", "list", "--snapshots", book);
+  await refused(3, /without a name/, "snapshots", "list", "--snapshots", "");
   await refused(3, /no\.gguf/, "ask", ...missing, ...ASK, "--snapshot", out);
 });
 

@@ -19,7 +19,7 @@ export function isStoreUrl(place: string): boolean {
  * AWS_ENDPOINT_URL, Amazon's by default), or a folder. PalisadeErrors: input `store.url`, and as those stores'.
  */
 export async function openStore(place: string, runtime: Runtime): Promise<SnapshotStore> {
-  if (!isStoreUrl(place)) return folderStore(runtime, place);
+  if (!isStoreUrl(place)) return await openFolder(place, runtime);
   if (/^rediss?:/.test(place)) return await valkeyStore(place);
   if (place.startsWith("s3:")) {
     const endpoint = runtime.environment("AWS_ENDPOINT_URL_S3") ?? runtime.environment("AWS_ENDPOINT_URL");
@@ -27,6 +27,16 @@ export async function openStore(place: string, runtime: Runtime): Promise<Snapsh
   }
   const scheme = place.slice(0, place.indexOf(":"));
   throw badPlace(`There is no store of snapshots for ${scheme}: want redis://, rediss://, s3:// or a folder`);
+}
+
+/** A folder, which needn't be there yet. */
+async function openFolder(place: string, runtime: Runtime): Promise<SnapshotStore> {
+  if (place === "") {
+    throw badPlace("Snapshots can't be kept in a place without a name: want a folder or a store's address");
+  }
+  const kind = (await runtime.host?.info(place))?.kind ?? "folder";
+  if (kind !== "folder") throw badPlace(`Snapshots can't be kept in ${place}: it is no folder`);
+  return folderStore(runtime, place);
 }
 
 /** What a page has: its own files, or IndexedDB where there are none that can be written. PalisadeErrors as those. */
