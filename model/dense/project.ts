@@ -44,13 +44,18 @@ function grow(queries: Float32Array, rope: Rope, first: number, width: number): 
   }
 }
 
-/** The last table of each rotation: all its layers ask for the same positions. */
-const lastTables = new WeakMap<Rope, { readonly first: number; readonly count: number; readonly table: RopeTable }>();
+/** Tables of each rotation, by their positions: every layer of a text asks for the same runs, one after another. */
+const tables = new WeakMap<Rope, Map<string, RopeTable>>();
+/** Most tables of a rotation: 16,384 tokens in runs of 256, 4 MB of heads 64 wide. */
+const MOST_TABLES = 64;
 
 function tableOf(rope: Rope, first: number, count: number): RopeTable {
-  const last = lastTables.get(rope);
-  if (last?.first === first && last.count === count) return last.table;
+  const name = `${first}+${count}`, made = tables.get(rope) ?? new Map<string, RopeTable>();
+  tables.set(rope, made);
+  const found = made.get(name);
+  if (found) return found;
+  if (made.size === MOST_TABLES) made.clear();
   const table = ropeTable(rope, first, count);
-  lastTables.set(rope, { first, count, table });
+  made.set(name, table);
   return table;
 }

@@ -312,7 +312,7 @@ export class Execution {
     const own = [a, b].map((name) => this.#value(name)).find((value) => !isWhole(value))?.own;
     const { ranges, total } = own ?? { ranges: [{ column: 0, columns: width }], total: width };
     const sum = this.#columns(a, ranges, total).slice(), other = this.#columns(b, ranges, total);
-    for (let i = 0; i < sum.length; i++) sum[i] += other[i];
+    addTo(sum, other);
     const buffer = total > 0 ? this.#buffers.from(sum) : -1;
     if (own) this.#setOwn(to, width, { buffer, ranges, total });
     else this.#setRows(to, width, buffer);
@@ -442,4 +442,9 @@ function scatter(mine: Float32Array, ranges: readonly Range[], all: Float32Array
       at += columns;
     }
   }
+}
+
+/** Apart, so that the engine soon compiles it well. */
+function addTo(sum: Float32Array, other: Float32Array): void {
+  for (let i = 0; i < sum.length; i++) sum[i] += other[i];
 }
