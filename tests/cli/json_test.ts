@@ -150,7 +150,7 @@ tried.add("worker");
 /** What fails, by command: one line of standard output says why, as standard error does. */
 const FAILING: Readonly<Record<string, readonly [parameters: readonly string[], code: number, name: string]>> = {
   ask: [[...ASK, "--context", at("none.txt")], 3, "file.not-found"],
-  read: [["read", "--context", book, "--keep", "0"], 3, "keep.range"],
+  read: [["read", "--context", book, "--out", at("x.palisade"), "--keep", "0"], 3, "keep.range"],
   "snapshots list": [["snapshots", "list", "--snapshots", "off"], 2, "snapshots.off"],
   "snapshots show": [["snapshots", "show", at("none.palisade")], 3, "file.not-found"],
   "snapshots verify": [
