@@ -23,7 +23,7 @@ import {
   type TokenRun,
 } from "./heads.ts";
 import type { Ask, ThreadPool } from "./pool.ts";
-import { attend, type AttentionGiven, ROWS } from "./rows_service.ts";
+import { attend, type AttentionGiven, freeRows, ROWS } from "./rows_service.ts";
 
 /** Fewer tokens at once are not worth a copy of their rows. */
 export const LEAST_GUESTS = 64;
@@ -61,7 +61,6 @@ export class Guests {
   readonly #host: Host;
   /** The guests of each thread, by rank; some have none. */
   readonly #guests: readonly Holding[];
-  readonly #rows: WasmRows | undefined;
 
   /**
    * Room for `reserve` rows of each guest, so that later rows can't fail for want of it.
@@ -73,8 +72,8 @@ export class Guests {
     const id = pool.newId();
     const runs = Array.from({ length: pool.size }, (_, rank) => otherHeads(shape.kvHeads, ownedBy(owned.parts, rank)));
     const [here] = runs;
-    this.#rows = here.length > 0 ? backend.createPart(partShape(shape, ...here), reserve, type, shape) : undefined;
-    this.#guests = runs.map((runs, rank) => ({ rank, runs, rows: rank === 0 ? this.#rows : undefined, id }));
+    const rows = here.length > 0 ? backend.createPart(partShape(shape, ...here), reserve, type, shape) : undefined;
+    this.#guests = runs.map((runs, rank) => ({ rank, runs, rows: rank === 0 ? rows : undefined, id }));
     try {
       for (const { rank, runs } of this.#elsewhere()) {
         const { kvHeads, nullLogits } = partShape(shape, ...runs), whole = { reach: undefined, ...shape };
@@ -97,8 +96,8 @@ export class Guests {
       keys: cutHeads(keys, each, kvHeads, runs),
       values: cutHeads(values, each, kvHeads, runs),
     });
-    const mine = piece(this.#guests[0].runs);
-    this.#rows?.append(mine.keys, mine.values, count);
+    const [here] = this.#guests, mine = piece(here.runs);
+    here.rows?.append(mine.keys, mine.values, count);
     for (const { rank, runs, id } of this.#elsewhere()) {
       this.#host.tell(rank, ROWS.append, { id, ...piece(runs), count });
     }
@@ -106,7 +105,8 @@ export class Guests {
 
   /** The same rows stay in every head. */
   compact(kept: Int32Array): void {
-    this.#rows?.compact(Array<Int32Array>(countHeads(this.#guests[0].runs)).fill(kept));
+    const [here] = this.#guests;
+    here.rows?.compact(Array<Int32Array>(countHeads(here.runs)).fill(kept));
     for (const { rank, runs, id } of this.#elsewhere()) {
       const lists = Array.from({ length: countHeads(runs) }, () => kept.slice());
       this.#host.tell(rank, ROWS.compact, { id, kept: lists });
@@ -173,14 +173,9 @@ export class Guests {
   }
 
   free(): void {
-    this.#rows?.free();
-    for (const { rank, id } of this.#elsewhere()) {
-      try {
-        this.#host.pool.tell(rank, ROWS.free, { id });
-      } catch {
-        // The thread has ended and its memory with it.
-      }
-    }
+    const [{ rows, id }] = this.#guests;
+    rows?.free();
+    freeRows(this.#host.pool, this.#elsewhere(), id);
   }
 }
 

@@ -59,18 +59,10 @@ export function cutHeads(
   each: number,
   kvHeads: number,
   runs: readonly HeadRun[],
-  { from, to }: TokenRun = { from: 0, to: all.length / each },
+  tokens: TokenRun = { from: 0, to: all.length / each },
 ): Float32Array {
-  const perHead = each / kvHeads, width = countHeads(runs) * perHead;
-  const piece = new Float32Array((to - from) * width);
-  let column = 0;
-  for (const run of runs) {
-    const start = run.first * perHead, end = start + run.kvHeads * perHead;
-    for (let t = from; t < to; t++) {
-      piece.set(all.subarray(t * each + start, t * each + end), (t - from) * width + column);
-    }
-    column += end - start;
-  }
+  const piece = new Float32Array((tokens.to - tokens.from) * countHeads(runs) * each / kvHeads);
+  eachPlace(each, kvHeads, runs, tokens, (at, inPiece, size) => piece.set(all.subarray(at, at + size), inPiece));
   return piece;
 }
 
@@ -81,16 +73,26 @@ export function putHeads(
   each: number,
   kvHeads: number,
   runs: readonly HeadRun[],
-  { from, to }: TokenRun = { from: 0, to: all.length / each },
+  tokens: TokenRun = { from: 0, to: all.length / each },
+): void {
+  eachPlace(each, kvHeads, runs, tokens, (at, inPiece, size) => {
+    all.set(piece.subarray(inPiece, inPiece + size), at);
+  });
+}
+
+/** Where each run's numbers of each token are: in all, in the piece of these runs and tokens, and how many. */
+function eachPlace(
+  each: number,
+  kvHeads: number,
+  runs: readonly HeadRun[],
+  { from, to }: TokenRun,
+  visit: (at: number, inPiece: number, size: number) => void,
 ): void {
   const perHead = each / kvHeads, width = countHeads(runs) * perHead;
   let column = 0;
   for (const run of runs) {
     const start = run.first * perHead, size = run.kvHeads * perHead;
-    for (let t = from; t < to; t++) {
-      const at = (t - from) * width + column;
-      all.set(piece.subarray(at, at + size), t * each + start);
-    }
+    for (let t = from; t < to; t++) visit(t * each + start, (t - from) * width + column, size);
     column += size;
   }
 }

@@ -23,7 +23,7 @@ import type { Ask, ThreadPool } from "./pool.ts";
 import { PalisadeError } from "../../core/errors.ts";
 import { Guests, type Host, LEAST_GUESTS } from "./guests.ts";
 import { cutHeads, type HeadRun, ofHeads, type Part, partShape, putHeads, shareHeads } from "./heads.ts";
-import { attend, ROWS } from "./rows_service.ts";
+import { attend, freeRows, ROWS } from "./rows_service.ts";
 import type { WasmBackend } from "../backend.ts";
 import type { Asked } from "./command.ts";
 import type { WasmRows } from "../rows.ts";
@@ -399,13 +399,7 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
   }
 
   #freeAt(parts: readonly Part[], id = this.#id): void {
-    for (const { rank } of parts) {
-      try {
-        this.#pool.tell(rank, ROWS.free, { id });
-      } catch {
-        // The thread has ended and its memory with it.
-      }
-    }
+    freeRows(this.#pool, parts, id);
   }
 
   /**

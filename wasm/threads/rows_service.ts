@@ -5,6 +5,7 @@ import type { PackedHead, PackedPart } from "../../core/cache/packed.ts";
 import type { Needs } from "../../core/policy/policy.ts";
 import type { AttentionShape } from "../../core/shape.ts";
 import type { WasmBackend } from "../backend.ts";
+import type { ThreadPool } from "./pool.ts";
 import { REDUCTIONS, type WasmRows } from "../rows.ts";
 import {
   commandsFrom,
@@ -241,3 +242,18 @@ export const ROWS = {
     (service) => service.backend.memory(),
   ),
 };
+
+/** Frees the rows `id` in other threads; one that has ended has lost its memory with it. */
+export function freeRows(
+  pool: Pick<ThreadPool, "tell">,
+  places: readonly { readonly rank: number }[],
+  id: number,
+): void {
+  for (const { rank } of places) {
+    try {
+      pool.tell(rank, ROWS.free, { id });
+    } catch {
+      // Nothing is left to free.
+    }
+  }
+}
