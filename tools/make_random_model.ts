@@ -10,7 +10,7 @@ import process from "node:process";
 import { rowBytesOf, type TensorType, typeNamed } from "../model/file/tensor_types.ts";
 
 interface Shape {
-  readonly architecture: "llama" | "qwen3";
+  readonly architecture: "llama" | "qwen2" | "qwen3";
   /** `tokenizer.ggml.pre` */
   readonly pre: string;
   readonly layers: number;
@@ -43,6 +43,10 @@ const SHAPES: Readonly<Record<string, Shape>> = {
     ...{ architecture: "qwen3", pre: "qwen2", layers: 28, width: 1024, heads: 16, kvHeads: 8, headDim: 128 },
     ...{ feedForward: 3072, vocabulary: 151936, context: 40960, ropeBase: 1000000, epsilon: 1e-6 },
   },
+  "qwen2.5-0.5b": {
+    ...{ architecture: "qwen2", pre: "qwen2", layers: 24, width: 896, heads: 14, kvHeads: 2, headDim: 64 },
+    ...{ feedForward: 4864, vocabulary: 151936, context: 32768, ropeBase: 1000000, epsilon: 1e-6 },
+  },
   "qwen3-4b": {
     ...{ architecture: "qwen3", pre: "qwen2", layers: 36, width: 2560, heads: 32, kvHeads: 8, headDim: 128 },
     ...{ feedForward: 9728, vocabulary: 151936, context: 40960, ropeBase: 1000000, epsilon: 1e-6 },
@@ -66,14 +70,18 @@ function tensorsOf(shape: Shape): Tensor[] {
   const matrix = (name: string, inputs: number, outputs: number, more = false): Tensor => {
     return { name: `${name}.weight`, shape: [inputs, outputs], type: typeNamed(mixed(inputs, more)) };
   };
-  const gains = (name: string, length: number): Tensor => {
-    return { name: `${name}.weight`, shape: [length], type: typeNamed("F32") };
-  };
+  const vector = (name: string, length: number): Tensor => ({ name, shape: [length], type: typeNamed("F32") });
+  const gains = (name: string, length: number) => vector(`${name}.weight`, length);
+  const bias = (name: string, length: number) => vector(`${name}.bias`, length);
   const tensors = [matrix("token_embd", width, vocabulary, true), gains("output_norm", width)];
   for (let i = 0; i < layers; i++) {
     const of = (name: string) => `blk.${i}.${name}`, more = hasMoreBits(i, layers);
     tensors.push(gains(of("attn_norm"), width), matrix(of("attn_q"), width, heads * headDim));
     tensors.push(matrix(of("attn_k"), width, kvHeads * headDim), matrix(of("attn_v"), width, kvHeads * headDim, more));
+    if (architecture === "qwen2") {
+      tensors.push(bias(of("attn_q"), heads * headDim));
+      tensors.push(bias(of("attn_k"), kvHeads * headDim), bias(of("attn_v"), kvHeads * headDim));
+    }
     if (architecture === "qwen3") tensors.push(gains(of("attn_q_norm"), headDim), gains(of("attn_k_norm"), headDim));
     tensors.push(matrix(of("attn_output"), heads * headDim, width), gains(of("ffn_norm"), width));
     tensors.push(matrix(of("ffn_gate"), width, feedForward), matrix(of("ffn_up"), width, feedForward));
@@ -281,8 +289,9 @@ function float16(x: number): number {
 function writeTensor(file: number, tensor: Tensor, noise: Noise): void {
   const total = bytesOf(tensor);
   if (tensor.type.name === "F32") {
-    // Gains of norms.
-    writeAll(file, new Uint8Array(new Float32Array(total / 4).fill(1).buffer));
+    // Gains of norms, and biases.
+    const value = tensor.name.endsWith(".bias") ? 0 : 1;
+    writeAll(file, new Uint8Array(new Float32Array(total / 4).fill(value).buffer));
   } else {
     const slice = Math.floor(SLICE_BYTES / tensor.type.bytes / 4) * tensor.type.bytes * 4;
     const buffer = new Uint8Array(Math.min(slice, total));
