@@ -7,7 +7,10 @@ import type { Observation } from "../core/policy/policy.ts";
 /** Numbers of each KV head in which query heads are one already: means stay means. */
 const MEANS = ["mean", "pooledMean", "variance", "valueNorms", "dropErrors"] as const;
 /** Of each query head. */
-const BY_HEAD = ["entropy", "mass", "logSumExp", "columnSum", "columnMax", "queryMean", "queryCovariance"] as const;
+const BY_HEAD = [
+  ...["entropy", "mass", "logSumExp", "columnSum", "columnMax"] as const,
+  ...["queryMean", "queryCovariance", "pairMean", "pairRest"] as const,
+] as const;
 
 /** One observation of several over the same rows, the first that of the layer whose rows they are. */
 export function joinObservations([own, ...readers]: readonly Observation[]): Observation {

@@ -103,6 +103,27 @@ def qfilter(raw, k):
     return scores
 
 
+def triattention(mean, lengths, k, future=65536):
+    """Every distance by itself, keys turned back: mean and lengths of queries before RoPE, [heads, dim], [heads, pairs]."""
+    half, turn = DIM // 2, np.exp(-1j * np.arange(LENGTH)[:, None] * FREQUENCIES)
+    keys = (k[..., :half] + 1j * k[..., half:]) * turn
+    distances = 2.0 ** np.arange(int(np.log2(future)) + 1)
+    scores = np.full((KV_HEADS, LENGTH), -np.inf)
+    for h in range(HEADS):
+        center, key = mean[h, :half] + 1j * mean[h, half:], keys[h // GROUP]
+        away = LENGTH - np.arange(LENGTH)[:, None, None] + distances[:, None]
+        phase = FREQUENCIES * away + np.angle(center * key.conj())[:, None]
+        along = np.abs(center) * np.cos(phase).mean(1)
+        score = (np.abs(key) * (along + lengths[h] - np.abs(center))).sum(-1)
+        scores[h // GROUP] = np.maximum(scores[h // GROUP], score)
+    return scores
+
+
+def pair_means(raw):
+    counted, half = raw[:, SINKS:], DIM // 2
+    return counted.mean(1), np.hypot(counted[..., :half], counted[..., half:]).mean(1)
+
+
 if __name__ == "__main__":
     dump = {name: array.astype(np.float64) for name, array in load_file(GOLDEN / "tiny-L97.safetensors").items()}
     scores = {}
@@ -115,5 +136,6 @@ if __name__ == "__main__":
         turned = np.concatenate([x * np.cos(angles) - y * np.sin(angles), y * np.cos(angles) + x * np.sin(angles)], -1)
         assert np.abs(turned - q).max() < 1e-4, np.abs(turned - q).max()
         each = {"dropkv": dropkv(q, k, v), "rkv": rkv(q, k), "capkv": capkv(raw, k, v), "qfilter": qfilter(raw, k)}
+        each["triattention"] = triattention(*pair_means(raw), k)
         scores |= {f"{name}/{layer}": array.astype(np.float32) for name, array in each.items()}
     save_file(scores, GOLDEN / "neighbours-L97.safetensors")

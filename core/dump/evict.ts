@@ -6,9 +6,15 @@ import { columnReductions } from "../measure/attention_columns.ts";
 import { dropErrors } from "../measure/drop_errors.ts";
 import { movedMaxima } from "../measure/moved.ts";
 import { observeWindow } from "../measure/observe.ts";
-import type { Budget, Needs, NormKind, Observation, Policy } from "../policy/policy.ts";
+import type { Budget, Needs, NormKind, Observation, Policy, QueryStatisticsNeed } from "../policy/policy.ts";
 import { refuseStages } from "../policy/stages.ts";
-import { queriesBeforeRotation, QueryStatistics, type QueryStatisticsResult } from "../measure/query_statistics.ts";
+import {
+  type PairStatisticsResult,
+  queriesBeforeRotation,
+  queriesToCome,
+  QueryStatistics,
+  type QueryStatisticsResult,
+} from "../measure/query_statistics.ts";
 import { resolvePolicy } from "../policy/registry.ts";
 import type { KeyRotation } from "../measure/rotation.ts";
 import { selectAll } from "../select/select_layers.ts";
@@ -103,7 +109,7 @@ export function observeDump(dump: LayerDump, layer: number, budget: Budget, need
     ...(needs.softTokens && { softTokens: given(dump.softTokens, budget, "soft token scores") }),
     ...(needs.moved && { moved: movedOf(dump, keys(), budget, needs.moved.every) }),
     ...columnsOf(dump, keys, budget, needs),
-    ...(needs.queryStatistics && queryStatistics(dump, budget, needs.queryStatistics)),
+    ...queryStatistics(dump, budget, needs),
     ...(needs.rows && { keys: dump.keys, values: whole(dump, shape, length) }),
   };
 }
@@ -144,14 +150,18 @@ function columnsOf(
 function queryStatistics(
   dump: LayerDump,
   { model: shape, length }: Budget,
-  needs: NonNullable<Needs["queryStatistics"]>,
-): QueryStatisticsResult {
-  const { rotation } = dump;
-  if (!rotation) throw new RangeError("Dump has no rotation: the policy needs queries before RoPE");
-  const statistics = new QueryStatistics(shape, length, needs);
-  const queries = queriesBeforeRotation(allQueries(dump, shape, length), shape, rotation);
-  statistics.add(queries, 0, length, shape.heads * shape.headDim);
-  return statistics.result(rotation);
+  { queryStatistics, pairStatistics }: Needs,
+): Partial<QueryStatisticsResult & PairStatisticsResult> {
+  const statistics = (need?: QueryStatisticsNeed) => {
+    if (!need) return {};
+    const { rotation } = dump;
+    if (!rotation) throw new RangeError("Dump has no rotation: the policy needs queries before RoPE");
+    const sums = new QueryStatistics(shape, length, need.sinks, need === pairStatistics ? rotation : undefined);
+    const queries = queriesBeforeRotation(allQueries(dump, shape, length), shape, rotation);
+    sums.add(queries, 0, length, shape.heads * shape.headDim);
+    return queriesToCome(sums.means(), shape, rotation, { ...need, next: length, magnitude: 1 });
+  };
+  return { ...statistics(queryStatistics), ...statistics(pairStatistics) };
 }
 
 /** `[heads, L, headDim]`; refuses a dump of the last queries only. */

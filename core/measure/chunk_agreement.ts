@@ -11,12 +11,9 @@ export function chunkChannels(
   { pairs, rotated }: { readonly pairs: "interleaved" | "half"; readonly rotated: number },
 ): number[][] {
   const half = rotated / 2;
-  const turned = Array.from({ length: half }, (_, i) => pairs === "half" ? [i, i + half] : [2 * i, 2 * i + 1]);
-  const rest = Array.from({ length: Math.ceil((headDim - rotated) / 2) }, (_, i) => {
-    const first = rotated + 2 * i;
-    return first + 1 < headDim ? [first, first + 1] : [first];
+  return Array.from({ length: Math.ceil(headDim / 2) }, (_, i) => {
+    return pairs === "half" && i < half ? [i, i + half] : [2 * i, 2 * i + 1].filter((channel) => channel < headDim);
   });
-  return [...turned, ...rest];
 }
 
 /** Queries of one head and the keys they see. */

@@ -1,37 +1,64 @@
 /**
- * What a layer's queries are like: mean and covariance before RoPE, turned by the mean rotation of the positions to
- * come. Expected Attention, arXiv 2510.00636; kvpress 8bb29b9, `expected_attention_press.py`. Sums are taken in doubles.
+ * What a layer's queries are like before RoPE, for keys as they are cached: mean and covariance, turned by the mean rotation
+ * of the positions to come (Expected Attention, arXiv 2510.00636; kvpress 8bb29b9, `expected_attention_press.py`); or pair by
+ * pair of RoPE, mean and mean length (TriAttention, arXiv 2604.04921; WeianMao/triattention 092e4dc, `pruning_utils.py`).
+ * Sums are taken in doubles.
  */
-import type { QueryStatisticsNeed } from "../policy/policy.ts";
 import { checkRotation, type KeyRotation } from "./rotation.ts";
 import type { AttentionShape } from "../shape.ts";
-import { type CosSin, cosSinsFrom } from "./cos_sin.ts";
+import { chunkChannels } from "./chunk_agreement.ts";
+import { type CosSin, cosSin, cosSinsFrom } from "./cos_sin.ts";
+
+type Floats = Float32Array | Float64Array;
+
+/** Means over queries before RoPE. */
+export interface QueryMeans {
+  /** E[q], `[heads, headDim]`. */
+  readonly mean: Floats;
+  /** `[heads, headDim, headDim]`, divided by the count, not by the count less one. */
+  readonly covariance?: Floats;
+  /** E|q_f| of each pair, `[heads, pairs]`. */
+  readonly lengths?: Floats;
+}
 
 export interface QueryStatisticsResult {
-  /** `[heads, headDim]`. */
+  /** The mean, turned, `[heads, headDim]`. */
   readonly queryMean: Float32Array;
-  /** `[heads, headDim, headDim]`, divided by the count, not by the count less one. */
+  /** The covariance, turned on both sides, `[heads, headDim, headDim]`. */
   readonly queryCovariance: Float32Array;
 }
 
-/** Running sums over the queries of one layer of a context of `length` tokens. O(heads · headDim²) a token. */
+export interface PairStatisticsResult {
+  /** Dimensions that turn together, `[pairs][2]`; what RoPE doesn't turn is paired by neighbours, an odd one alone. */
+  readonly pairs: readonly (readonly number[])[];
+  /** The mean, turned, `[heads, headDim]`. */
+  readonly pairMean: Float32Array;
+  /** E|q_f| − |E[q_f]| of each pair, `[heads, pairs]`. */
+  readonly pairRest: Float32Array;
+}
+
+/**
+ * Running sums over the queries of one layer of a context of `length` tokens. O(heads · headDim²) a token; O(heads · headDim)
+ * where `rotation` is given, whose pairs are measured then in place of the covariance.
+ */
 export class QueryStatistics {
   readonly #shape: AttentionShape;
-  readonly #length: number;
-  readonly #future: number;
+  readonly #pairs?: number[][];
   /** First token that counts; the last token always does. */
   readonly #first: number;
+  readonly #count: number;
   readonly #sum: Float64Array;
-  /** Upper triangles of Σ q·qᵀ, `[heads, headDim, headDim]`. */
+  /** Upper triangles of Σ q·qᵀ, `[heads, headDim, headDim]`; or Σ |q_f|, `[heads, pairs]`. */
   readonly #products: Float64Array;
 
-  constructor(shape: AttentionShape, length: number, { sinks, future }: QueryStatisticsNeed) {
+  constructor(shape: AttentionShape, length: number, sinks: number, rotation?: Pick<KeyRotation, "pairs" | "rotated">) {
+    const { heads, headDim } = shape;
     this.#shape = shape;
-    this.#length = length;
-    this.#future = future;
+    this.#pairs = rotation && chunkChannels(headDim, rotation);
     this.#first = Math.min(sinks, length - 1);
-    this.#sum = new Float64Array(shape.heads * shape.headDim);
-    this.#products = new Float64Array(shape.heads * shape.headDim ** 2);
+    this.#count = length - this.#first;
+    this.#sum = new Float64Array(heads * headDim);
+    this.#products = new Float64Array(heads * (this.#pairs?.length ?? headDim ** 2));
   }
 
   /**
@@ -47,62 +74,94 @@ export class QueryStatistics {
 
   #addQuery(rows: Float32Array, at: number, head: number): void {
     const { headDim } = this.#shape;
-    const sum = this.#sum, products = this.#products;
+    const sum = this.#sum, products = this.#products, pairs = this.#pairs;
     for (let a = 0; a < headDim; a++) {
       const value = rows[at + a], row = (head * headDim + a) * headDim;
       sum[head * headDim + a] += value;
-      for (let b = a; b < headDim; b++) products[row + b] += value * rows[at + b];
+      if (!pairs) { for (let b = a; b < headDim; b++) products[row + b] += value * rows[at + b]; }
     }
+    pairs?.forEach((pair, f) => products[head * pairs.length + f] += pairLength(rows, at, pair));
   }
 
-  /**
-   * The statistics after the mean rotation over positions `next … next + future − 1`. `magnitude`: the factor that
-   * RoPE puts on rotated queries (YaRN), 1 otherwise.
-   */
-  result(rotation: KeyRotation, magnitude = 1, next = this.#length): QueryStatisticsResult {
-    const { heads, headDim } = this.#shape;
-    const count = this.#length - this.#first;
-    const mean = this.#sum.map((sum) => sum / count * magnitude);
-    const covariance = new Float64Array(this.#products.length);
+  /** Over all that was added. */
+  means(): QueryMeans {
+    const { heads, headDim } = this.#shape, products = this.#products.map((sum) => sum / this.#count);
+    const mean = this.#sum.map((sum) => sum / this.#count);
+    if (this.#pairs) return { mean, lengths: products };
     for (let head = 0; head < heads; head++) {
       for (let a = 0; a < headDim; a++) {
         for (let b = a; b < headDim; b++) {
           const at = (head * headDim + a) * headDim + b;
-          const product = mean[head * headDim + a] * mean[head * headDim + b];
-          const value = this.#products[at] / count * magnitude ** 2 - product;
-          covariance[at] = covariance[(head * headDim + b) * headDim + a] = value;
+          products[at] -= mean[head * headDim + a] * mean[head * headDim + b];
+          products[(head * headDim + b) * headDim + a] = products[at];
         }
       }
     }
-    this.#rotate(mean, covariance, rotation, next);
-    return { queryMean: Float32Array.from(mean), queryCovariance: Float32Array.from(covariance) };
+    return { mean, covariance: products };
   }
+}
 
-  /** μ := R·μ and C := R·C·Rᵀ in place; R is the mean of the rotations to come. */
-  #rotate(means: Float64Array, covariance: Float64Array, rotation: KeyRotation, next: number): void {
-    const { heads, headDim } = this.#shape;
-    checkRotation(headDim, rotation);
-    rotation.frequencies.forEach((frequency, j) => {
-      const mean = this.#meanCosSin(frequency, next);
-      const [a, b] = pairOf(rotation, j);
-      const turn = (values: Float64Array, x: number, y: number) => rotatePair(values, x, y, mean);
-      for (let head = 0; head < heads; head++) {
-        turn(means, head * headDim + a, head * headDim + b);
-        const matrix = head * headDim ** 2;
-        for (let i = 0; i < headDim; i++) turn(covariance, matrix + a * headDim + i, matrix + b * headDim + i);
-        for (let i = 0; i < headDim; i++) turn(covariance, matrix + i * headDim + a, matrix + i * headDim + b);
-      }
-    });
-  }
+/** From where what is cached will be seen. */
+export interface QueriesToCome {
+  /** Positions `next … next + future − 1` are meaned over; for pairs `next` + 1, 2, 4, … `future`. */
+  readonly future: number;
+  /** Position of the next token. */
+  readonly next: number;
+  /** The factor that RoPE puts on rotated queries (YaRN), 1 otherwise; that of the keys is in them. */
+  readonly magnitude: number;
+}
 
-  #meanCosSin(frequency: number, next: number): CosSin {
-    let cos = 0, sin = 0;
-    for (const turn of cosSinsFrom(frequency, next, this.#future)) {
-      cos += turn.cos;
-      sin += turn.sin;
+/**
+ * The means as queries to come will have them: μ := R·μ and C := R·C·Rᵀ, R the mean of the rotations to come. What is in
+ * the result is what is among the means: a covariance, or lengths of pairs.
+ * @throws RangeError when the rotation does not fit queries of `headDim`.
+ */
+export function queriesToCome(
+  { mean, covariance, lengths }: QueryMeans,
+  { heads, headDim }: AttentionShape,
+  rotation: KeyRotation,
+  { future, next, magnitude }: QueriesToCome,
+): Partial<QueryStatisticsResult & PairStatisticsResult> {
+  checkRotation(headDim, rotation);
+  const pairs = chunkChannels(headDim, rotation), turned = Float64Array.from(mean, (x) => x * magnitude);
+  const both = Float64Array.from(covariance ?? [], (x) => x * magnitude ** 2);
+  rotation.frequencies.forEach((frequency, j) => {
+    const [a, b] = pairs[j],
+      turn = meanOf(lengths ? distant(frequency, next, future) : cosSinsFrom(frequency, next, future));
+    for (let head = 0; head < heads; head++) {
+      rotatePair(turned, head * headDim + a, head * headDim + b, turn);
+      const matrix = head * headDim ** 2;
+      if (!covariance) continue;
+      for (let i = 0; i < headDim; i++) rotatePair(both, matrix + a * headDim + i, matrix + b * headDim + i, turn);
+      for (let i = 0; i < headDim; i++) rotatePair(both, matrix + i * headDim + a, matrix + i * headDim + b, turn);
     }
-    return { cos: cos / this.#future, sin: sin / this.#future };
+  });
+  const queryMean = Float32Array.from(turned);
+  if (!lengths) return { queryMean, queryCovariance: Float32Array.from(both) };
+  const pairRest = Float32Array.from(lengths, (length, i) => {
+    const head = Math.floor(i / pairs.length);
+    return (length - pairLength(mean, head * headDim, pairs[i % pairs.length])) * magnitude;
+  });
+  return { pairs, pairMean: queryMean, pairRest };
+}
+
+function* distant(frequency: number, next: number, future: number): Generator<CosSin> {
+  for (let distance = 1; distance <= future; distance *= 2) yield cosSin(frequency * (next + distance));
+}
+
+function meanOf(turns: Iterable<CosSin>): CosSin {
+  let cos = 0, sin = 0, count = 0;
+  for (const turn of turns) {
+    cos += turn.cos;
+    sin += turn.sin;
+    count++;
   }
+  return { cos: cos / count, sin: sin / count };
+}
+
+/** |q_f| of the query that lies in `values` from `at` on. */
+export function pairLength(values: Floats, at: number, pair: readonly number[]): number {
+  return Math.sqrt(pair.reduce((sum, d) => sum + values[at + d] ** 2, 0));
 }
 
 /**
@@ -116,7 +175,7 @@ export function queriesBeforeRotation(
 ): Float32Array {
   checkRotation(headDim, rotation);
   const length = queries.length / (heads * headDim);
-  const byToken = new Float32Array(queries.length);
+  const byToken = new Float32Array(queries.length), pairs = chunkChannels(headDim, rotation);
   for (let head = 0; head < heads; head++) {
     for (let t = 0; t < length; t++) {
       const from = (head * length + t) * headDim;
@@ -124,7 +183,7 @@ export function queriesBeforeRotation(
     }
   }
   rotation.frequencies.forEach((frequency, j) => {
-    const [a, b] = pairOf(rotation, j);
+    const [a, b] = pairs[j];
     let row = 0;
     for (const { cos, sin } of cosSinsFrom(frequency, 0, length)) {
       for (let head = 0; head < heads; head++, row += headDim) {
@@ -133,11 +192,6 @@ export function queriesBeforeRotation(
     }
   });
   return byToken;
-}
-
-/** Indices of the two dimensions that turn together. */
-function pairOf({ pairs, rotated }: KeyRotation, j: number): [number, number] {
-  return pairs === "interleaved" ? [2 * j, 2 * j + 1] : [j, j + rotated / 2];
 }
 
 function rotatePair(values: Float64Array | Float32Array, a: number, b: number, { cos, sin }: CosSin): void {

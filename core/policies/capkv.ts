@@ -7,11 +7,12 @@
  * differs from the port in that the last tokens survive, and a context no longer than the sinks counts its last token.
  */
 import { exp } from "../measure/exp.ts";
+import { groupScores, rowDots } from "../measure/groups.ts";
 import { definePolicy, type Observed } from "../policy/define.ts";
-import { RECENT, SINKS } from "../policy/parameters.ts";
+import { FUTURE, RECENT, SINKS } from "../policy/parameters.ts";
 import type { PolicyAbout } from "../policy/policy.ts";
 import { cholesky } from "../refit/linear.ts";
-import { largest } from "../select/protect.ts";
+import { largest, protectSinks } from "../select/protect.ts";
 
 /** Added to a weight before its root is taken. */
 const EPSILON = 1e-6;
@@ -22,13 +23,7 @@ export const capkv = definePolicy({
   name: "capkv",
   parameters: [
     { name: "tau", type: "number", default: 5, min: 0, max: 100 },
-    {
-      name: "future",
-      type: "integer",
-      default: 512,
-      min: 1,
-      max: 65536,
-    },
+    FUTURE,
     SINKS,
     RECENT,
   ],
@@ -36,8 +31,7 @@ export const capkv = definePolicy({
   allocate: { kind: "head" },
   score: (observation, { length }, { sinks, tau }) => {
     const first = Math.min(sinks, length - 1), scores = capacities(observation, first, tau);
-    const top = largest(scores) + 1, { kvHeads } = observation.shape;
-    for (let head = 0; head < kvHeads; head++) scores.fill(top, head * length, head * length + first);
+    protectSinks(scores, length, first);
     return { scores };
   },
 });
@@ -55,33 +49,23 @@ type Seen = Observed<"keys" | "values" | "queryMean">;
 
 /** `[kvHeads, L]`, 0 on the sinks. */
 function capacities(observation: Seen, first: number, tau: number): Float32Array {
-  const { values, length, shape: { heads, kvHeads, headDim } } = observation;
-  const scores = new Float32Array(kvHeads * length), group = heads / kvHeads;
-  for (let kvHead = 0; kvHead < kvHeads; kvHead++) {
-    const rows = values.subarray(kvHead * length * headDim, (kvHead + 1) * length * headDim);
-    const sum = new Float64Array(length);
-    for (let head = kvHead * group; head < (kvHead + 1) * group; head++) {
-      const weights = relevance(observation, head, { first, tau });
-      leverages(rows, headDim, weights, first).forEach((leverage, i) => sum[i] += weights[i] * leverage);
-    }
-    scores.set(sum.map((value) => value / group), kvHead * length);
-  }
-  return scores;
+  const { values, length, shape } = observation, { headDim } = shape;
+  return groupScores(shape, length, (head, start) => {
+    const rows = values.subarray(start * headDim, (start + length) * headDim);
+    const weights = relevance(observation, head, { start, first, tau });
+    return leverages(rows, headDim, weights, first).map((leverage, i) => weights[i] * leverage);
+  });
 }
 
 /** w_i of one query head, `[L]`, 0 on the sinks. */
 function relevance(
-  { keys, queryMean, length, shape: { heads, kvHeads, headDim } }: Seen,
+  { keys, queryMean, length, shape: { headDim } }: Seen,
   head: number,
-  { first, tau }: { first: number; tau: number },
+  { start, first, tau }: { readonly start: number; readonly first: number; readonly tau: number },
 ): Float64Array {
-  const start = Math.floor(head / (heads / kvHeads)) * length * headDim;
   const query = queryMean.subarray(head * headDim, (head + 1) * headDim), norm = normOf(query, 0, headDim);
-  const cosines = Float64Array.from({ length }, (_, i) => {
-    const at = start + i * headDim;
-    let dot = 0;
-    for (let j = 0; j < headDim; j++) dot += keys[at + j] * query[j];
-    const cosine = dot / (normOf(keys, at, headDim) * norm);
+  const cosines = rowDots(keys, start, length, query).map((dot, i) => {
+    const cosine = dot / (normOf(keys, (start + i) * headDim, headDim) * norm);
     return Math.max(-1, Math.min(1, cosine));
   });
   const most = largest(cosines.subarray(first), -Infinity);

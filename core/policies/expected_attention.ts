@@ -6,23 +6,18 @@
  * then (score + epsilon) · ‖v_i‖₂ (`norm=values`). The sinks take no part. Ours differs from the published code: sinks
  * and the last tokens always survive, and a context no longer than the sinks counts its last token instead of failing.
  */
+import { groupScores, rowDots } from "../measure/groups.ts";
 import { exp } from "../measure/exp.ts";
 import { definePolicy, type Observed } from "../policy/define.ts";
-import { RECENT, SINKS } from "../policy/parameters.ts";
+import { FUTURE, RECENT, SINKS } from "../policy/parameters.ts";
 import type { PolicyAbout } from "../policy/policy.ts";
-import { largest } from "../select/protect.ts";
+import { largest, protectSinks } from "../select/protect.ts";
 import { rowNorms } from "./knorm.ts";
 
 export const expectedAttention = definePolicy({
   name: "expected-attention",
   parameters: [
-    {
-      name: "future",
-      type: "integer",
-      default: 512,
-      min: 1,
-      max: 65536,
-    },
+    FUTURE,
     { name: "epsilon", type: "number", default: 0, min: 0, max: 1 },
     { name: "norm", type: "text", default: "values", choices: ["values", "off"] },
     SINKS,
@@ -57,32 +52,24 @@ type Expecting = Observed<"keys" | "queryMean" | "queryCovariance">;
 
 /** `[kvHeads, L]`, 0 on the sinks. */
 function expected(observation: Expecting, sinks: number): Float32Array {
-  const { length, shape: { heads, kvHeads, nullLogits } } = observation;
-  const scores = new Float32Array(kvHeads * length), group = heads / kvHeads;
-  for (let kvHead = 0; kvHead < kvHeads; kvHead++) {
-    const sum = new Float64Array(length);
-    for (let head = kvHead * group; head < (kvHead + 1) * group; head++) {
-      const logits = expectedLogits(observation, head, kvHead);
-      const top = largest(logits.subarray(sinks));
-      let total = nullLogits ? exp(nullLogits[head] - top) : 0;
-      for (let i = sinks; i < length; i++) total += logits[i] = exp(logits[i] - top);
-      for (let i = sinks; i < length; i++) sum[i] += logits[i] / total;
-    }
-    scores.set(sum.map((value) => value / group), kvHead * length);
-  }
-  return scores;
+  const { length, shape } = observation, { nullLogits } = shape;
+  return groupScores(shape, length, (head, first) => {
+    const logits = expectedLogits(observation, head, first), top = largest(logits.subarray(sinks));
+    let total = nullLogits ? exp(nullLogits[head] - top) : 0;
+    for (let i = sinks; i < length; i++) total += logits[i] = exp(logits[i] - top);
+    return logits.map((x, i) => i < sinks ? 0 : x / total);
+  });
 }
 
 /** μ·k_i / √d + k_iᵀ·C·k_i / 2d, `[L]`. */
-function expectedLogits(observation: Expecting, head: number, kvHead: number): Float64Array {
+function expectedLogits(observation: Expecting, head: number, first: number): Float64Array {
   const { keys, queryMean, queryCovariance, length, shape: { headDim } } = observation;
-  const scale = Math.sqrt(headDim);
-  return Float64Array.from({ length }, (_, i) => {
-    const key = (kvHead * length + i) * headDim;
-    let linear = 0, square = 0;
+  const scale = Math.sqrt(headDim), mean = queryMean.subarray(head * headDim, (head + 1) * headDim);
+  return rowDots(keys, first, length, mean).map((linear, i) => {
+    const key = (first + i) * headDim;
+    let square = 0;
     for (let a = 0; a < headDim; a++) {
       const row = (head * headDim + a) * headDim;
-      linear += queryMean[head * headDim + a] * keys[key + a];
       let product = 0;
       for (let b = 0; b < headDim; b++) product += queryCovariance[row + b] * keys[key + b];
       square += product * keys[key + a];
@@ -94,10 +81,4 @@ function expectedLogits(observation: Expecting, head: number, kvHead: number): F
 /** (score + epsilon) · ‖v‖₂ in place. */
 function weigh(scores: Float32Array, { values, shape: { headDim } }: Observed<"values">, epsilon: number): void {
   rowNorms(values, headDim).forEach((norm, i) => scores[i] = (scores[i] + epsilon) * norm);
-}
-
-function protectSinks(scores: Float32Array, length: number, sinks: number): void {
-  for (let at = 0; at < scores.length; at += length) scores.fill(0, at, at + sinks);
-  const top = largest(scores) + 1;
-  for (let at = 0; at < scores.length; at += length) scores.fill(top, at, at + sinks);
 }

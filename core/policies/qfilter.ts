@@ -6,8 +6,9 @@
  * Ours finds it in the context's own queries, as they will be turned over the next `future` positions: nothing to fit
  * beforehand, and no file that may belong to another model. No attention is looked at.
  */
+import { groupScores, rowDots } from "../measure/groups.ts";
 import { definePolicy, type Observed } from "../policy/define.ts";
-import { RECENT, SINKS } from "../policy/parameters.ts";
+import { FUTURE, RECENT, SINKS } from "../policy/parameters.ts";
 import type { PolicyAbout } from "../policy/policy.ts";
 
 /** Rounds of the power iteration; the first direction stands far above the second where the method works at all. */
@@ -16,33 +17,16 @@ const ROUNDS = 64;
 export const qfilter = definePolicy({
   name: "qfilter",
   parameters: [
-    {
-      name: "future",
-      type: "integer",
-      default: 512,
-      min: 1,
-      max: 65536,
-    },
+    FUTURE,
     SINKS,
     RECENT,
   ],
   needs: ({ sinks, future }) => ({ rows: true, queryStatistics: { sinks, future } }),
   allocate: { kind: "head" },
   score: (observation) => {
-    const { keys, length, shape: { heads, kvHeads, headDim } } = observation, group = heads / kvHeads;
-    const scores = new Float32Array(kvHeads * length);
-    for (let kvHead = 0; kvHead < kvHeads; kvHead++) {
-      const filter = new Float64Array(headDim);
-      for (let head = kvHead * group; head < (kvHead + 1) * group; head++) {
-        direction(observation, head).forEach((x, d) => filter[d] += x / group);
-      }
-      for (let i = 0; i < length; i++) {
-        let dot = 0;
-        for (let d = 0; d < headDim; d++) dot += filter[d] * keys[(kvHead * length + i) * headDim + d];
-        scores[kvHead * length + i] = dot;
-      }
-    }
-    return { scores };
+    const { keys, length, shape } = observation;
+    const scoresOf = (head: number, first: number) => rowDots(keys, first, length, direction(observation, head));
+    return { scores: groupScores(shape, length, scoresOf) };
   },
 });
 
@@ -63,11 +47,7 @@ export function direction(
   let vector = unit(Float64Array.from(mean, (x, d) => x + 1e-3 * Math.sqrt(Math.max(0, covariance[d * headDim + d]))));
   for (let round = 0; round < ROUNDS; round++) {
     const along = dotOf(mean, vector);
-    vector = unit(vector.map((_, a) => {
-      let sum = along * mean[a];
-      for (let b = 0; b < headDim; b++) sum += covariance[a * headDim + b] * vector[b];
-      return sum;
-    }));
+    vector = unit(rowDots(covariance, 0, headDim, vector).map((dot, a) => along * mean[a] + dot));
   }
   return dotOf(mean, vector) < 0 ? vector.map((x) => -x) : vector;
 }
@@ -78,7 +58,5 @@ function unit(vector: Float64Array): Float64Array {
 }
 
 function dotOf(a: ArrayLike<number>, b: ArrayLike<number>): number {
-  let sum = 0;
-  for (let d = 0; d < a.length; d++) sum += a[d] * b[d];
-  return sum;
+  return rowDots(a, 0, 1, b)[0];
 }

@@ -36,6 +36,7 @@ const FIELDS = {
   moved: ["moved"],
   rows: ["keys", "values"],
   queryStatistics: ["queryMean", "queryCovariance"],
+  pairStatistics: ["pairs", "pairMean", "pairRest"],
   foresight: [],
 } as const satisfies {
   readonly [need in Exclude<keyof Needs, "window" | "kernel" | "file">]: readonly (keyof Observation)[];

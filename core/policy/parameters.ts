@@ -32,6 +32,9 @@ export const WINDOW = parameter({
 /** Recent tokens kept by policies that observe no window; published code keeps none for its own sake. */
 export const RECENT = parameter({ ...WINDOW, oursOnly: true });
 
+/** Positions to come that queries are expected at. 512: kvpress' choice. */
+export const FUTURE = parameter({ name: "future", type: "integer", default: 512, min: 1, max: 65536 });
+
 /** Pooling kernel over positions. */
 export const KERNEL = parameter({
   name: "kernel",

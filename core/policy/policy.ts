@@ -57,6 +57,8 @@ export interface Needs {
   readonly rows?: boolean;
   /** What queries are like and will be (Expected Attention). */
   readonly queryStatistics?: QueryStatisticsNeed;
+  /** What queries are like pair by pair of RoPE, for keys as they are cached (TriAttention). */
+  readonly pairStatistics?: QueryStatisticsNeed;
 }
 
 /** What a gate was fitted to predict, and is asked for: `true` is KVzip's importance, for most. */
@@ -103,11 +105,11 @@ export interface SelfGateNeed {
   readonly chunk: number;
 }
 
-/** Mean and covariance of the queries before RoPE, turned by the mean rotation of the positions to come. */
+/** Means of the queries before RoPE, turned by the mean rotation of the positions to come. */
 export interface QueryStatisticsNeed {
   /** First tokens whose queries don't count, ≥ 0; at least one token always counts. */
   readonly sinks: number;
-  /** Positions `L … L + future − 1` are meaned over, ≥ 1. */
+  /** Positions `L … L + future − 1` are meaned over, ≥ 1; of pairs, `L + 1, 2, 4, …` up to `L + future`. */
   readonly future: number;
 }
 
@@ -151,6 +153,12 @@ export interface Observation {
   readonly queryMean?: Float32Array;
   /** `[heads, headDim, headDim]`, for `queryStatistics`. */
   readonly queryCovariance?: Float32Array;
+  /** `[pairs][2]`, for `pairStatistics`: dimensions that turn together, and neighbours of those that don't turn. */
+  readonly pairs?: readonly (readonly number[])[];
+  /** `[heads, headDim]`, for `pairStatistics`: the mean query, turned. */
+  readonly pairMean?: Float32Array;
+  /** `[heads, pairs]`, for `pairStatistics`: by how much a pair is longer on average than its mean, ≥ 0. */
+  readonly pairRest?: Float32Array;
 }
 
 /** What `keep` resolved to for one context. See `budget.ts`. */

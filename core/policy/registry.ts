@@ -32,6 +32,7 @@ import { about as aboutSelfGate, selfGate } from "../policies/self_gate.ts";
 import { about as aboutSnapkv, snapkv } from "../policies/snapkv.ts";
 import { about as aboutStreamingLlm, streamingLlm } from "../policies/streaming_llm.ts";
 import { about as aboutTova, tova } from "../policies/tova.ts";
+import { about as aboutTriattention, triattention } from "../policies/triattention.ts";
 import { takeStages, withStages } from "./stages.ts";
 import type {
   Parameter,
@@ -54,6 +55,7 @@ const DEFINED = [
   h2o,
   expectedAttention,
   qfilter,
+  triattention,
   capkv,
   snapkv,
   rkv,
@@ -93,6 +95,7 @@ export const ABOUT: Readonly<Record<(typeof DEFINED)[number]["name"], PolicyAbou
   h2o: aboutH2o,
   "expected-attention": aboutExpectedAttention,
   qfilter: aboutQfilter,
+  triattention: aboutTriattention,
   capkv: aboutCapkv,
   snapkv: aboutSnapkv,
   rkv: aboutRkv,

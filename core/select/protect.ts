@@ -24,6 +24,13 @@ export function appendWindow(prefix: Float32Array, kvHeads: number, window: numb
   return scores;
 }
 
+/** Puts the first `sinks` scores of each head, `[kvHeads, L]`, above all others, in place; what they score doesn't count. */
+export function protectSinks(scores: Float32Array, length: number, sinks: number): void {
+  for (let at = 0; at < scores.length; at += length) scores.fill(0, at, at + sinks);
+  const top = largest(scores) + 1;
+  for (let at = 0; at < scores.length; at += length) scores.fill(top, at, at + sinks);
+}
+
 /** The largest number in the array; NaN is passed over. `fallback` when there is none. */
 export function largest(values: ArrayLike<number>, fallback = 0): number {
   let best = -Infinity;

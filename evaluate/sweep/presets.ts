@@ -20,7 +20,7 @@ const METHODS = ["layer-defensive", "moved", "kvzip", "kvzip(refit=both)"];
 /** Policies that need no file of their own, each in the type that gives most answers a byte. */
 const NEIGHBOURS = [
   ...["snapkv", "streaming-llm", "adakv", "tova", "h2o", "knorm", "keydiff", "lagkv", "expected-attention", "moved"],
-  ...["dropkv", "capkv", "rkv", "qfilter", "layer-defensive", "self-gate", "kvzip", "kvzip-plus"],
+  ...["dropkv", "capkv", "rkv", "qfilter", "triattention", "layer-defensive", "self-gate", "kvzip", "kvzip-plus"],
 ];
 /** Selections behind which entries are merged and key channels left out: of no answers, of some, of most. */
 const STAGED = ["snapkv", "capkv", "kvzip"];

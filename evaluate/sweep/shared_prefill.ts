@@ -88,6 +88,7 @@ const SHARED: readonly string[] = [
 const ONE_WAY = [
   "reconstruction",
   "queryStatistics",
+  "pairStatistics",
   "moved",
   "selfGate",
   "gate",

@@ -171,7 +171,9 @@ export class Dump implements DumpLayers, AsyncDisposable {
         throw lacks(`q, the queries of all ${this.length} tokens (or hidden and wq, and the rotation)`);
       }
       if (rows < window) throw lacks(`q, the queries of the last ${window} tokens`);
-      if ((needs.queryStatistics || needs.moved) && !this.#rotation) throw this.#lacksRotation(name);
+      if ((needs.queryStatistics || needs.pairStatistics || needs.moved) && !this.#rotation) {
+        throw this.#lacksRotation(name);
+      }
       if ((needs.valueNorms || needs.rows || needs.dropErrors) && !parts.has("v")) throw lacks("v, the values");
       if (needs.valueNorms && !parts.has("wo")) throw lacks("wo, the output projection");
       if (needs.reconstruction && !parts.has("reconstruction")) {
@@ -288,8 +290,8 @@ export class Dump implements DumpLayers, AsyncDisposable {
 }
 
 /** Whether a policy looks at the queries of every token. */
-function wantsAllQueries({ columnSum, columnMax, queryStatistics, moved }: Needs): boolean {
-  return Boolean(columnSum || columnMax || queryStatistics || moved);
+function wantsAllQueries({ columnSum, columnMax, queryStatistics, pairStatistics, moved }: Needs): boolean {
+  return Boolean(columnSum || columnMax || queryStatistics || pairStatistics || moved);
 }
 
 async function slicesOf(container: DumpContainer, found: FoundParts) {

@@ -10,7 +10,12 @@ import type { Tensor, Tensors } from "../../core/backend/tensor.ts";
 import { ColumnReductions } from "../../core/backend/columns.ts";
 import type { AttentionOutputs } from "../../core/backend/interface.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
-import { QueryStatistics, type QueryStatisticsResult } from "../../core/measure/query_statistics.ts";
+import {
+  type PairStatisticsResult,
+  queriesToCome,
+  QueryStatistics,
+  type QueryStatisticsResult,
+} from "../../core/measure/query_statistics.ts";
 import type { Needs } from "../../core/policy/policy.ts";
 import { type AttentionShape, layerShape, readersOf, sourceOf, windowOf } from "../../core/shape.ts";
 import type { Rope } from "../config.ts";
@@ -30,7 +35,7 @@ import { type Fitted, Replay } from "./replay.ts";
 import { Probe } from "./soft_tokens.ts";
 
 /** What the forward pass leaves behind for the policy. */
-export interface LayerSeen extends Partial<QueryStatisticsResult> {
+export interface LayerSeen extends Partial<QueryStatisticsResult & PairStatisticsResult> {
   /** Queries of the window, `[window, heads, headDim]`, after RoPE; until they are released. */
   readonly windowQueries: Tensor;
   readonly columnSum?: Float32Array;
@@ -231,7 +236,7 @@ export class LayerReader implements Disposable {
   /** Whether queries of a chunk count for what is asked of readers. */
   #isAsked({ first, count }: Chunk): boolean {
     const { needs, window, onInput } = this.#options;
-    const all = onInput || needs.columnSum || needs.columnMax || needs.queryStatistics;
+    const all = onInput || needs.columnSum || needs.columnMax || needs.queryStatistics || needs.pairStatistics;
     return !!all || first + count > this.#length - Math.max(1, window);
   }
 
@@ -255,7 +260,16 @@ export class LayerReader implements Disposable {
     return {
       layer,
       isGlobal,
-      seen: new SeenQueries(this.#cache, layerShape(shape, layer), this.#length, windowQueries, needs),
+      seen: new SeenQueries(
+        {
+          tensors: this.#cache.backend.tensors,
+          shape: layerShape(shape, layer),
+          rope: this.#dense.config.ropes[layer],
+        },
+        this.#length,
+        windowQueries,
+        needs,
+      ),
       gate: own && needs.gate ? new Float32Array(kvHeads * this.#length) : undefined,
       moved,
       references,
@@ -290,7 +304,7 @@ export class LayerReader implements Disposable {
       (layer < this.#together ? await reconstruction?.layer(layer, referenceTokens) : undefined);
     const softTokens = await probe?.layer(layer, this.#options.needs.softTokens!.reduction);
     const measured = {
-      ...seen.result(rope, this.#cache.position),
+      ...seen.result(this.#cache.position),
       reconstruction: repeated?.importance,
       gate,
       asked: asked.length > 0 ? quiet(together(undefined, ...asked)) : undefined,
@@ -385,6 +399,13 @@ interface ReaderParts {
   replay?: Replay;
 }
 
+/** The layer whose queries are seen. */
+interface SeenLayer {
+  readonly tensors: Tensors;
+  readonly shape: AttentionShape;
+  readonly rope: Rope;
+}
+
 /** What the queries of one layer tell: those of the window, their columns, their statistics. */
 class SeenQueries {
   readonly want: { columnSum?: boolean; columnMax?: boolean };
@@ -396,32 +417,35 @@ class SeenQueries {
   readonly #window: Tensor;
   readonly #columnReductions: ColumnReductions;
   readonly #statistics?: QueryStatistics;
+  readonly #pairs?: QueryStatistics;
+  readonly #of: SeenLayer;
+  readonly #needs: Needs;
 
-  constructor(
-    { backend }: Pick<RaggedCache, "backend">,
-    shape: AttentionShape,
-    length: number,
-    window: Tensor,
-    needs: Needs,
-  ) {
-    const { heads, headDim } = shape, { queryStatistics } = needs;
-    this.#tensors = backend.tensors;
-    this.#row = heads * headDim;
+  constructor(of: SeenLayer, length: number, window: Tensor, needs: Needs) {
+    const { shape, tensors, rope } = of, { queryStatistics, pairStatistics } = needs;
+    this.#tensors = tensors;
+    this.#of = of;
+    this.#needs = needs;
+    this.#row = shape.heads * shape.headDim;
     this.#length = length;
     this.#window = window;
-    this.#columnReductions = new ColumnReductions(needs, heads, length);
+    this.#columnReductions = new ColumnReductions(needs, shape.heads, length);
     this.want = this.#columnReductions.want;
-    if (queryStatistics) this.#statistics = new QueryStatistics(shape, length, queryStatistics);
+    if (queryStatistics) this.#statistics = new QueryStatistics(shape, length, queryStatistics.sinks);
+    if (pairStatistics) this.#pairs = new QueryStatistics(shape, length, pairStatistics.sinks, rope);
   }
 
   /** Whether queries before RoPE are wanted. */
   get unrotated(): boolean {
-    return this.#statistics !== undefined;
+    return !!(this.#statistics || this.#pairs);
   }
 
   /** Takes the chunk of `count` tokens from `first` on. */
   async add({ queries, unrotated }: AtAttention, columns: AttentionOutputs, first: number, count: number) {
-    this.#statistics?.add(await this.#tensors.read(unrotated!), first, count, this.#row);
+    if (this.unrotated) {
+      const rows = await this.#tensors.read(unrotated!);
+      for (const each of [this.#statistics, this.#pairs]) each?.add(rows, first, count, this.#row);
+    }
     this.#columnReductions.add(columns, first + count);
     const start = this.#length - this.#window.length / this.#row, from = Math.max(start, first), end = first + count;
     if (from >= end) return;
@@ -435,9 +459,15 @@ class SeenQueries {
   }
 
   /** `start`: position of the first token. */
-  result(rope: Rope, start: number): LayerSeen {
-    const next = start + this.#length;
-    const foreseen = this.#statistics?.result(rope, rope.magnitude * growthAt(rope, next), next);
-    return { windowQueries: this.#window, ...this.#columnReductions.result(), ...foreseen };
+  result(start: number): LayerSeen {
+    const { rope, shape } = this.#of, { queryStatistics, pairStatistics } = this.#needs;
+    const next = start + this.#length, seen = { next, magnitude: rope.magnitude * growthAt(rope, next) };
+    const whole = this.#statistics?.means(), pairs = this.#pairs?.means();
+    return {
+      windowQueries: this.#window,
+      ...this.#columnReductions.result(),
+      ...(whole && queriesToCome(whole, shape, rope, { ...seen, ...queryStatistics! })),
+      ...(pairs && queriesToCome(pairs, shape, rope, { ...seen, ...pairStatistics! })),
+    };
   }
 }

@@ -7,7 +7,7 @@ import type { LayerDump } from "../../core/dump/evict.ts";
 import type { Budget, Needs, Observation, Policy } from "../../core/policy/policy.ts";
 import { attendUnmasked } from "../../core/backend/unmasked.ts";
 import { isMoved, largestOfGroup } from "../../core/measure/moved.ts";
-import { queriesBeforeRotation, QueryStatistics } from "../../core/measure/query_statistics.ts";
+import { queriesBeforeRotation, queriesToCome, QueryStatistics } from "../../core/measure/query_statistics.ts";
 import { resolvePolicy } from "../../core/policy/registry.ts";
 import { type KeyRotation, rotateRows } from "../../core/measure/rotation.ts";
 import type { AttentionShape } from "../../core/shape.ts";
@@ -148,7 +148,7 @@ async function observeThrough(
     selfGate,
     softTokens,
     ...(moved && { moved }),
-    ...(needs.queryStatistics && statistics(dump, shape, needs)),
+    ...statistics(dump, shape, needs),
   };
   return { layer, shape, length, window, ...columns, ...measured, ...given };
 }
@@ -183,12 +183,21 @@ async function movedThrough(
   return largestOfGroup(columnMax!, shape);
 }
 
-function statistics({ queries, queryRows, rotation }: LayerDump, shape: AttentionShape, { queryStatistics }: Needs) {
-  const sums = new QueryStatistics(shape, queryRows, queryStatistics!);
+function statistics({ queries, queryRows, rotation }: LayerDump, shape: AttentionShape, needs: Needs) {
+  const { queryStatistics, pairStatistics } = needs;
+  if (!queryStatistics && !pairStatistics) return {};
   const row = shape.heads * shape.headDim, all = queriesBeforeRotation(queries, shape, rotation!);
-  for (let first = 0; first < queryRows; first += 50) {
-    const count = Math.min(50, queryRows - first);
-    sums.add(all.subarray(first * row, (first + count) * row), first, count, row);
-  }
-  return sums.result(rotation!);
+  const meansOf = (sinks: number, pairs?: KeyRotation) => {
+    const sums = new QueryStatistics(shape, queryRows, sinks, pairs);
+    for (let first = 0; first < queryRows; first += 50) {
+      const count = Math.min(50, queryRows - first);
+      sums.add(all.subarray(first * row, (first + count) * row), first, count, row);
+    }
+    return sums.means();
+  };
+  const next = { magnitude: 1, next: queryRows }, [whole, pairs] = [queryStatistics, pairStatistics];
+  return {
+    ...(whole && queriesToCome(meansOf(whole.sinks), shape, rotation!, { ...next, ...whole })),
+    ...(pairs && queriesToCome(meansOf(pairs.sinks, rotation), shape, rotation!, { ...next, ...pairs })),
+  };
 }

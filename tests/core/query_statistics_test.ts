@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { columnReductions } from "../../core/measure/attention_columns.ts";
-import { queriesBeforeRotation, QueryStatistics } from "../../core/measure/query_statistics.ts";
+import { queriesBeforeRotation, queriesToCome, QueryStatistics } from "../../core/measure/query_statistics.ts";
 import { randomSource } from "../../core/measure/random.ts";
 import { rotateRows } from "../../core/measure/rotation.ts";
 import { cosSin, cosSinsFrom } from "../../core/measure/cos_sin.ts";
@@ -52,11 +52,13 @@ for (const rotation of ROTATIONS) {
 
   Deno.test(`QueryStatistics equals its definition on ${rotation.pairs} pairs, whatever the chunks`, () => {
     const length = 11, sinks = 4, future = 5, queries = floats(length * 12, 8);
-    const statistics = new QueryStatistics(SHAPE, length, { sinks, future });
+    const statistics = new QueryStatistics(SHAPE, length, sinks);
     for (const [first, count] of [[0, 3], [3, 1], [4, 6], [10, 1]]) {
       statistics.add(queries.subarray(first * 12, (first + count) * 12), first, count, 12);
     }
-    const { queryMean, queryCovariance } = statistics.result(rotation, 1.5);
+    const { queryMean, queryCovariance } = queriesToCome(statistics.means(), SHAPE, rotation, {
+      ...{ future, next: length, magnitude: 1.5 },
+    });
     for (let head = 0; head < 2; head++) {
       const rows = Array.from({ length: length - sinks }, (_, t) => {
         return queries.subarray(((t + sinks) * 2 + head) * 6, ((t + sinks) * 2 + head + 1) * 6);
@@ -69,13 +71,13 @@ for (const rotation of ROTATIONS) {
       );
       const R = meanRotation(rotation, length, future);
       const turned = R.map((row) => row.reduce((sum, r, a) => sum + r * mean[a], 0));
-      assertClose(queryMean.subarray(head * 6, (head + 1) * 6), turned, 1e-6, "mean");
+      assertClose(queryMean!.subarray(head * 6, (head + 1) * 6), turned, 1e-6, "mean");
       const both = R.map((left) =>
         R.map((right) =>
           left.reduce((sum, l, a) => sum + l * right.reduce((s, r, b) => s + r * covariance[a][b], 0), 0)
         )
       );
-      assertClose(queryCovariance.subarray(head * 36, (head + 1) * 36), both.flat(), 1e-5, "covariance");
+      assertClose(queryCovariance!.subarray(head * 36, (head + 1) * 36), both.flat(), 1e-5, "covariance");
     }
   });
 }
@@ -97,16 +99,16 @@ function meanRotation({ pairs, rotated, frequencies }: typeof ROTATIONS[number],
 }
 
 Deno.test("QueryStatistics counts the last token of a context that is all sinks", () => {
-  const statistics = new QueryStatistics(SHAPE, 3, { sinks: 4, future: 1 });
+  const statistics = new QueryStatistics(SHAPE, 3, 4);
   const queries = floats(36, 1);
   statistics.add(queries, 0, 3, 12);
-  const { queryMean, queryCovariance } = statistics.result({
+  const { queryMean, queryCovariance } = queriesToCome(statistics.means(), SHAPE, {
     pairs: "half",
     rotated: 0,
     frequencies: new Float64Array(0),
-  });
-  assert.deepEqual([...queryMean], [...queries.subarray(24)]);
-  assert.ok(queryCovariance.every((value) => Math.abs(value) < 1e-15));
+  }, { future: 1, next: 3, magnitude: 1 });
+  assert.deepEqual([...queryMean!], [...queries.subarray(24)]);
+  assert.ok(queryCovariance!.every((value) => Math.abs(value) < 1e-15));
 });
 
 Deno.test("columnReductions() sums and maximises every causal row", () => {

@@ -30,6 +30,7 @@ const TEXTS = [
   "kvzip(chunk=64)",
   "kvzip-plus(postfix=0)",
   "expected-attention(future=9)",
+  "triattention(future=9)",
   "full(key-channels=60%)",
   "snapkv(key-channels=60%)",
   "kvzip(key-channels=50%)",

@@ -84,7 +84,7 @@ Deno.test("Dump gives the golden layers for every golden policy, queries from q 
     return rows === 0 ? undefined : { shape: [6, rows, 8], data: Float32Array.from(cut.flat()) };
   };
   for (const rows of [0, 40]) {
-    for (const policy of ["h2o", "expected-attention", "snapkv", "tova", "moved"]) {
+    for (const policy of ["h2o", "expected-attention", "triattention", "snapkv", "tova", "moved"]) {
       await using dump = await open(tiny(slashed, last(rows)), { rope: { theta: 10000 } });
       assert.deepEqual(await keptBy(dump, policy, { keep: { fraction: 0.3 } }), wanted(policy), `${policy} of ${rows}`);
     }

@@ -50,6 +50,7 @@ const WAYS: readonly ContextOptions[] = [
   { policy: "snapkv(window=8)", keep: "40%", explain: true },
   { policy: "layer-defensive(window=8)", keep: "20%" },
   { policy: "expected-attention", keep: "30%" },
+  { policy: "triattention", keep: "30%" },
   { policy: "kvzip(chunk=150)", keep: "20%" },
   { policy: "cake(window=8)", keep: "20%", cacheType: "f16" },
   { policy: "h2o", keep: "20%" },

@@ -13,9 +13,9 @@ import { makeDump } from "../_helper/dumps.ts";
 import { PROSE, TINY_MODEL } from "../_helper/workbench.ts";
 
 /** Most bytes of `palisade-kv/core`, minified and packed. What people read about policies (`core/policy/about.ts`) is not in it. */
-const CORE_BYTES = 25_000;
+const CORE_BYTES = 25_500;
 
-Deno.test("palisade-kv/core needs nothing else, and takes at most 25 kB minified and packed", async () => {
+Deno.test("palisade-kv/core needs nothing else, and takes at most 25.5 kB minified and packed", async () => {
   const { outputFiles, metafile } = await build({
     absWorkingDir: ROOT,
     entryPoints: ["core/mod.ts"],

@@ -83,6 +83,9 @@ const CASES: readonly Case[] = [
   ["the horizon of query statistics", { policy: "expected-attention" }, {
     policy: "expected-attention(future=511)",
   }, ["parameters"]],
+  ["the distances that are meaned over", { policy: "triattention" }, { policy: "triattention(future=512)" }, [
+    "parameters",
+  ]],
   ["that of qfilter's direction", { policy: "qfilter" }, { policy: "qfilter(future=511)" }, ["parameters"]],
   ["published code", { policy: "snapkv" }, { policy: "snapkv@reference" }, ["policy", "parameters"]],
   ["a policy's scorer", { policy: "chunkkv(snapkv)" }, { policy: "chunkkv(tova)" }, ["policy", "parameters"]],

@@ -29,7 +29,15 @@ async function gone(on: Model, options: ContextOptions, more: ContextOptions = {
 Deno.test("what was kept stays bit by bit, what is new is budgeted for, and a snapshot of it comes back", async () => {
   const softTokens = randomSoftTokens(model.config);
   const cases: ContextOptions[] = [
-    ...["h2o", "kvzip(chunk=40)", "kvzip-plus", "moved", "expected-attention", "self-gate(tokens=64,chunk=32)"].map((
+    ...[
+      "h2o",
+      "kvzip(chunk=40)",
+      "kvzip-plus",
+      "moved",
+      "expected-attention",
+      "triattention",
+      "self-gate(tokens=64,chunk=32)",
+    ].map((
       policy,
     ) => ({ policy, keep: "25%" })),
     { policy: "kvzip", keep: "25%", positions: "rerotate" },
