@@ -8,6 +8,8 @@ import type { DenseChoice } from "./dense/pick.ts";
 import type { Gate } from "./gate/file.ts";
 import type { Chunks } from "./foresight/file.ts";
 import { findChunks } from "./foresight/find.ts";
+import type { Statistics } from "./statistics/file.ts";
+import { findStatistics } from "./statistics/find.ts";
 import { findGate, type GateChoice } from "./gate/find.ts";
 import { findLearned } from "./gate/learned.ts";
 import { configOf } from "./file/gguf/config.ts";
@@ -125,6 +127,11 @@ export interface Model extends Device, AsyncDisposable {
    * @throws PalisadeError `chunks.*`, `safetensors.*`, `file.*`.
    */
   chunks(file?: string): Promise<Chunks>;
+  /**
+   * What this model's queries are like over texts, from a file, or as calibrated for it.
+   * @throws PalisadeError `statistics.*`, `safetensors.*`, `file.*`.
+   */
+  statistics(file?: string): Promise<Statistics>;
   /** What texts that were read left of `self-gate`'s gates, now; undefined where there is nothing that can be used. */
   learned(): Promise<Gate | undefined>;
   /**
@@ -207,6 +214,7 @@ export async function loadModel(source: ModelSource, runtime: Runtime, options: 
         return found(told);
       },
       chunks: (path) => findChunks({ name, config, identity }, runtime, path),
+      statistics: (path) => findStatistics({ name, config, identity }, runtime, path),
       learned: () => findLearned({ config, runtime, identity }),
       policy: (text) => loadPolicy(text, runtime),
       softTokens: (from) => loadSoftTokens(from, runtime, { config, identity }),

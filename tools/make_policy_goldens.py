@@ -80,6 +80,14 @@ def future_statistics(raw, future=512):
     return mean @ turn.T, np.einsum("ac,hcd,bd->hab", turn, covariance, turn)
 
 
+def expected_attention(mean, covariance, k, v):
+    scores = np.zeros((HEADS, LENGTH - SINKS))
+    for h in range(HEADS):
+        keys = k[h // GROUP, SINKS:]
+        scores[h] = softmax(keys @ mean[h] / np.sqrt(DIM) + np.einsum("ta,ab,tb->t", keys, covariance[h], keys) / 2 / DIM)
+    return scores.reshape(KV_HEADS, GROUP, -1).mean(1) * np.linalg.norm(v[:, SINKS:], axis=-1)
+
+
 def capkv(raw, k, v, tau=5):
     mean, _ = future_statistics(raw)
     scores = np.zeros((HEADS, LENGTH - SINKS))
@@ -92,8 +100,7 @@ def capkv(raw, k, v, tau=5):
     return scores.reshape(KV_HEADS, GROUP, -1).mean(1)
 
 
-def qfilter(raw, k):
-    mean, covariance = future_statistics(raw)
+def qfilter(mean, covariance, k):
     scores = np.zeros((KV_HEADS, LENGTH))
     for h in range(HEADS):
         # The right singular vectors of queries are the eigenvectors of their second moments.
@@ -126,7 +133,7 @@ def pair_means(raw):
 
 if __name__ == "__main__":
     dump = {name: array.astype(np.float64) for name, array in load_file(GOLDEN / "tiny-L97.safetensors").items()}
-    scores = {}
+    scores, raws = {}, []
     for layer in range(3):
         q, k, v, hidden, wq = (dump[f"layers/{layer}/{name}"] for name in ["q", "k", "v", "hidden", "wq"])
         raw = (hidden @ wq.T).reshape(LENGTH, HEADS, DIM).transpose(1, 0, 2)
@@ -135,7 +142,12 @@ if __name__ == "__main__":
         x, y = raw[..., :half], raw[..., half:]
         turned = np.concatenate([x * np.cos(angles) - y * np.sin(angles), y * np.cos(angles) + x * np.sin(angles)], -1)
         assert np.abs(turned - q).max() < 1e-4, np.abs(turned - q).max()
-        each = {"dropkv": dropkv(q, k, v), "rkv": rkv(q, k), "capkv": capkv(raw, k, v), "qfilter": qfilter(raw, k)}
+        each = {"dropkv": dropkv(q, k, v), "rkv": rkv(q, k), "capkv": capkv(raw, k, v), "qfilter": qfilter(*future_statistics(raw), k)}
         each["triattention"] = triattention(*pair_means(raw), k)
+        # As if the first layer's queries were those that were calibrated on.
+        raws.append(raw)
+        each["expected-attention, calibrated"] = expected_attention(*future_statistics(raws[0]), k, v)
+        each["qfilter, calibrated"] = qfilter(*future_statistics(raws[0]), k)
+        each["triattention, calibrated"] = triattention(*pair_means(raws[0]), k)
         scores |= {f"{name}/{layer}": array.astype(np.float32) for name, array in each.items()}
     save_file(scores, GOLDEN / "neighbours-L97.safetensors")

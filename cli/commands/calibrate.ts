@@ -1,6 +1,7 @@
 /**
  * `palisade calibrate`: fits a gate for a model on this machine and writes it where `gate`, or `kvzap`, looks for it; or
- * trains the soft tokens of `judge-q`, or finds the frequency chunks of `fasa`, and writes them beside the gates.
+ * trains the soft tokens of `judge-q`, or finds the frequency chunks of `fasa` or statistics of queries, and writes them
+ * beside the gates.
  */
 import { inputError, option } from "../../core/errors.ts";
 import { calibrate as fit, type Calibration } from "../../model/gate/fit/calibrate.ts";
@@ -13,12 +14,15 @@ import { GATE_FILE, writeGate } from "../../model/gate/file.ts";
 import { GATE_SUFFIX, gateFolder, loadGate } from "../../model/gate/find.ts";
 import { readSoftTokens, SOFT_TOKENS_FILE, writeSoftTokens } from "../../model/policy_files/soft_tokens.ts";
 import { type TrainedSoftTokens, TRAINING_STATE, trainSoftTokens } from "../../model/soft_tokens/calibrate.ts";
+import { readStatistics, STATISTICS_FILE, writeStatistics } from "../../model/statistics/file.ts";
+import { STATISTICS_SUFFIX } from "../../model/statistics/find.ts";
 import { modelHash } from "../../model/store/identity.ts";
 import { loadModel } from "../../model/model.ts";
 import { LINE } from "../../model/text/frames.ts";
 import { autoThreads } from "../../model/threads.ts";
 import { command } from "../command.ts";
 import { CHUNK_TOKENS, findChunksIn, tellFound } from "./calibrate_chunks.ts";
+import { findStatisticsIn, plannedTokens, tellStatistics } from "./calibrate_statistics.ts";
 import { ENGINE, tellsMemory } from "../engine.ts";
 import { formatBytes, formatMs } from "../print/format.ts";
 import { EXIT, EXIT_CODES, type Io } from "../io.ts";
@@ -37,7 +41,7 @@ const OPTIONS = {
   kind: {
     value: "kind",
     help: "what is fitted, for the policy of that name",
-    choices: ["gate", "kvzap", "judge-q", "fasa"],
+    choices: ["gate", "kvzap", "judge-q", "fasa", "statistics"],
     preset: "gate",
   },
   softTokens: { value: "n", help: "soft tokens, for judge-q", read: whole(1, 1024), preset: 8 },
@@ -66,6 +70,7 @@ const FITS: Readonly<Record<string, Fits>> = {
   kvzap: { ...GATE, suffix: `.kvzap${GATE_SUFFIX}` },
   "judge-q": { suffix: ".soft.safetensors", file: SOFT_TOKENS_FILE, state: TRAINING_STATE, read: readSoftTokens },
   fasa: { suffix: CHUNKS_SUFFIX, file: CHUNKS_FILE, read: readChunks },
+  statistics: { suffix: STATISTICS_SUFFIX, file: STATISTICS_FILE, read: readStatistics },
 };
 
 type CalibrateOptions = Values<typeof OPTIONS>;
@@ -86,8 +91,8 @@ async function calibrate(options: CalibrateOptions, io: Io): Promise<number> {
   await checkPlaces(out, options, io);
   const texts = await readTexts(options.text ?? [], io);
   const progress = createProgress(io.interactive && !options.quiet), start = performance.now();
-  const { seed } = options, finds = options.kind === "fasa";
-  const tokens = finds ? Math.min(options.tokens, CHUNK_TOKENS) : options.tokens;
+  const { seed, kind } = options, finds = kind === "fasa" || kind === "statistics";
+  const tokens = kind === "fasa" ? Math.min(options.tokens, CHUNK_TOKENS) : options.tokens;
   try {
     const path = await obtainModel(options.model, io, progress, options);
     const sha256 = await modelHash(path, io.runtime, io);
@@ -109,9 +114,20 @@ async function calibrate(options: CalibrateOptions, io: Io): Promise<number> {
       expected: () => ({ tokens: finds ? FIT_TOKENS : tokens, kept: 0, positions: "trained" }),
       ...tellsMemory("Starting the model", options, io, progress),
     });
-    const plan = await planCalibration(model, io.runtime, { tokens, seed, kinds, texts, signal: io.signal });
+    const planned = kind === "statistics" ? plannedTokens(tokens, model.config.contextLength) : tokens;
+    const plan = await planCalibration(model, io.runtime, { tokens: planned, seed, kinds, texts, signal: io.signal });
     const statePath = stateOf(out);
-    if (finds) {
+    if (kind === "statistics") {
+      const onProgress = (done: number, total: number) => progress.update("Summing up queries, layers", done, total);
+      const found = await findStatisticsIn(model, plan, { sha256, onProgress, signal: io.signal });
+      const bytes = writeStatistics(found);
+      await writeWhole(io.runtime, out, bytes);
+      progress.clear();
+      const ms = performance.now() - start;
+      tellStatistics(found, { out, bytes: bytes.length, ms, model: model.name }, options, io);
+      return EXIT.ok;
+    }
+    if (kind === "fasa") {
       const onProgress = (done: number, total: number) => progress.update("Finding chunks, layers", done, total);
       const found = await findChunksIn(model, plan, { sha256, onProgress, signal: io.signal });
       const bytes = writeChunks(found.chunks);
@@ -120,7 +136,7 @@ async function calibrate(options: CalibrateOptions, io: Io): Promise<number> {
       tellFound(found, { out, bytes: bytes.length, ms: performance.now() - start, model: model.name }, options, io);
       return EXIT.ok;
     }
-    if (options.kind === "judge-q") {
+    if (kind === "judge-q") {
       const { softTokens: count, steps } = options;
       const onProgress = (done: number, total: number) => progress.update("Training soft tokens, steps", done, total);
       const trained = await trainSoftTokens(model, io.runtime, plan, {

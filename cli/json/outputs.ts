@@ -14,6 +14,7 @@ import type { Decision } from "../../model/dump/decisions.ts";
 import type { NotFinite } from "../../model/dump/layers.ts";
 import type { Coverage } from "../../model/gate/fit/calibrate.ts";
 import type { ChunksInfo } from "../../model/foresight/file.ts";
+import type { StatisticsInfo } from "../../model/statistics/file.ts";
 import type { GateInfo } from "../../model/gate/file.ts";
 import type { SoftTokensInfo } from "../../model/policy_files/soft_tokens.ts";
 import type { Report } from "../../model/report.ts";
@@ -40,7 +41,7 @@ export interface Outputs {
   readonly worker: Worked;
   readonly cell: ResultLine | RefusedCell;
   readonly report: ReportedResults | ComparedResults;
-  readonly calibrate: FittedGate | TrainedTokens | FoundChunkFile;
+  readonly calibrate: FittedGate | TrainedTokens | FoundChunkFile | FoundStatisticsFile;
   readonly "models list": readonly ListedModel[];
   readonly "models pull": ModelPath;
   readonly "models path": ModelPath;
@@ -270,6 +271,13 @@ export interface FoundChunkFile {
   readonly top: number;
   /** The same of that quarter together, in a text that was not looked at; null without one. */
   readonly heldOut: number | null;
+}
+
+/** Statistics of queries that were found. */
+export interface FoundStatisticsFile extends Fitted {
+  readonly info: StatisticsInfo;
+  /** How much each pair of a head's queries points the same way, 0 … 1, meaned. */
+  readonly concentration: number;
 }
 
 /** A named or fetched model. */

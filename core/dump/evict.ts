@@ -156,6 +156,7 @@ function queryStatistics(
     if (!need) return {};
     const { rotation } = dump;
     if (!rotation) throw new RangeError("Dump has no rotation: the policy needs queries before RoPE");
+    if (need.calibrated) throw new RangeError("Dump has no calibrated statistics: they are of a model");
     const sums = new QueryStatistics(shape, length, need.sinks, need === pairStatistics ? rotation : undefined);
     const queries = queriesBeforeRotation(allQueries(dump, shape, length), shape, rotation);
     sums.add(queries, 0, length, shape.heads * shape.headDim);

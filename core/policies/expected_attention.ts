@@ -1,15 +1,15 @@
 /**
  * The attention that queries to come are expected to give. Devoto et al. 2025, arXiv 2510.00636.
  *
- * Future queries are taken as normal with the mean μ and covariance C of the context's own, turned by the mean rotation
- * of the next `future` positions: score[h, i] = softmax over i of (μ·k_i / √d + k_iᵀ·C·k_i / 2d), mean over the group,
+ * Future queries are taken as normal with the mean μ and covariance C of the context's own, or of calibration texts
+ * (`statistics`), turned by the mean rotation of the next `future` positions: score[h, i] = softmax over i of (μ·k_i / √d + k_iᵀ·C·k_i / 2d), mean over the group,
  * then (score + epsilon) · ‖v_i‖₂ (`norm=values`). The sinks take no part. Ours differs from the published code: sinks
  * and the last tokens always survive, and a context no longer than the sinks counts its last token instead of failing.
  */
 import { groupScores, rowDots } from "../measure/groups.ts";
 import { exp } from "../measure/exp.ts";
 import { definePolicy, type Observed } from "../policy/define.ts";
-import { FUTURE, RECENT, SINKS } from "../policy/parameters.ts";
+import { FUTURE, RECENT, SINKS, STATISTICS, statisticsNeed } from "../policy/parameters.ts";
 import type { PolicyAbout } from "../policy/policy.ts";
 import { largest, protectSinks } from "../select/protect.ts";
 import { rowNorms } from "./knorm.ts";
@@ -22,9 +22,13 @@ export const expectedAttention = definePolicy({
     { name: "norm", type: "text", default: "values", choices: ["values", "off"] },
     SINKS,
     RECENT,
+    { ...STATISTICS, later: true, oursOnly: true },
   ],
   reference: true,
-  needs: ({ sinks, future }) => ({ rows: true, queryStatistics: { sinks, future } }),
+  needs(values) {
+    const { need, file } = statisticsNeed(values);
+    return { rows: true, queryStatistics: need, file };
+  },
   allocate: { kind: "head" },
   ends: ({ sinks, window }, mode) => ({ sinks: mode === "ours" ? sinks : 0, window }),
   score: (observation, { length }, { sinks, norm, epsilon }) => {

@@ -2,13 +2,16 @@
  * How far a key lies along the direction that queries of its head share. Q-Filters, Godey et al. 2025, arXiv 2503.02812.
  *
  * For each query head the first principal direction u of its queries, signed so that they lie along it on average;
- * score[g, i] = mean over the group of u · k_i. The paper finds u once for a model, from calibration texts, with an SVD.
- * Ours finds it in the context's own queries, as they will be turned over the next `future` positions: nothing to fit
- * beforehand, and no file that may belong to another model. No attention is looked at.
+ * score[g, i] = mean over the group of u · k_i. The paper finds u once for a model, from calibration texts, with an SVD:
+ * `statistics=calibrated`. By default ours finds it in the context's own queries. u is an eigenvector of their second
+ * moments, so an SVD needs no queries, only sums. The published filters are −u and the published score is minus their
+ * product with the keys (NathanGodey/qfilters, `make_filters.py`, where u lies along most queries instead of their mean);
+ * keys come after RoPE there. So here queries are turned by the mean rotation over the next `future` positions first. No
+ * attention is looked at.
  */
 import { groupScores, rowDots } from "../measure/groups.ts";
 import { definePolicy, type Observed } from "../policy/define.ts";
-import { FUTURE, RECENT, SINKS } from "../policy/parameters.ts";
+import { FUTURE, RECENT, SINKS, STATISTICS, statisticsNeed } from "../policy/parameters.ts";
 import type { PolicyAbout } from "../policy/policy.ts";
 
 /** Rounds of the power iteration; the first direction stands far above the second where the method works at all. */
@@ -20,8 +23,12 @@ export const qfilter = definePolicy({
     FUTURE,
     SINKS,
     RECENT,
+    { ...STATISTICS, later: true },
   ],
-  needs: ({ sinks, future }) => ({ rows: true, queryStatistics: { sinks, future } }),
+  needs(values) {
+    const { need, file } = statisticsNeed(values);
+    return { rows: true, queryStatistics: need, file };
+  },
   allocate: { kind: "head" },
   score: (observation) => {
     const { keys, length, shape } = observation;

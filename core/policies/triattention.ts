@@ -6,12 +6,14 @@
  * score = Σ_f m² · |k_f| · (|c| · mean over d of cos(ω_f (P − p + d) + arg(c · k̄_f)) + a − |c|), d = 1, 2, 4, … `future`;
  * the largest of the group. m is what RoPE multiplies by (YaRN). The first part is a dot product of the key as it is cached
  * with the mean query, turned by the mean rotation over all d (`core/measure/query_statistics.ts`), so no key is turned back.
- * What RoPE doesn't turn are pairs with ω = 0. Ours differs from the published code: sinks and the last tokens survive.
+ * What RoPE doesn't turn are pairs with ω = 0. c and a are of the context's own queries; of calibration texts, as published,
+ * with `statistics=calibrated`. Ours differs from the published code: sinks and the last tokens survive, and nothing is
+ * evicted in rounds while decoding.
  */
 import { groupScores, rowDots } from "../measure/groups.ts";
 import { pairLength } from "../measure/query_statistics.ts";
 import { definePolicy } from "../policy/define.ts";
-import { FUTURE, RECENT, SINKS } from "../policy/parameters.ts";
+import { FUTURE, RECENT, SINKS, STATISTICS, statisticsNeed } from "../policy/parameters.ts";
 import type { PolicyAbout } from "../policy/policy.ts";
 
 export const triattention = definePolicy({
@@ -21,8 +23,12 @@ export const triattention = definePolicy({
     { name: "normalise", type: "text", default: "off", choices: ["off", "heads"] },
     SINKS,
     RECENT,
+    STATISTICS,
   ],
-  needs: ({ sinks, future }) => ({ rows: true, pairStatistics: { sinks, future } }),
+  needs(values) {
+    const { need, file } = statisticsNeed(values);
+    return { rows: true, pairStatistics: need, file };
+  },
   allocate: { kind: "head" },
   score: ({ keys, pairs, pairMean, pairRest, length, shape }, _, { normalise }) => {
     const { headDim } = shape;

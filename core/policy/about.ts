@@ -9,6 +9,8 @@ const SHARED: Readonly<Record<string, string>> = {
   kernel: "width of the average pooling over positions, odd",
   compete: "who shares a budget: all layers, the heads of a layer, or nobody",
   future: "positions to come that are meaned over",
+  statistics:
+    "whose queries: the context's own, those of texts that palisade calibrate read (calibrated), or of such a file",
   safeguard: "share of its even budget that every head is sure of",
   first: "share of a head's budget decided by score alone",
 };

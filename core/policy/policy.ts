@@ -65,7 +65,7 @@ export interface Needs {
 export type GateTarget = boolean | "kvzip-plus";
 
 /** Kinds of files that policies name. `gate` is named beside the policy, by the option `gate`. */
-export type PolicyFileKind = "head-scores" | "soft-tokens" | "gate" | "chunks";
+export type PolicyFileKind = "head-scores" | "soft-tokens" | "gate" | "chunks" | "statistics";
 
 /** A file that a policy names. */
 export interface PolicyFileNeed {
@@ -111,6 +111,8 @@ export interface QueryStatisticsNeed {
   readonly sinks: number;
   /** Positions `L … L + future − 1` are meaned over, ≥ 1; of pairs, `L + 1, 2, 4, …` up to `L + future`. */
   readonly future: number;
+  /** Of the texts that `palisade calibrate` read for the model, in place of the context's own: no query is looked at. */
+  readonly calibrated?: boolean;
 }
 
 /** How the model is made to repeat the context (KVzip, arXiv 2505.23416). */
@@ -258,6 +260,8 @@ interface ParameterBase {
    * 0 if it is a number, as its default if it is a text.
    */
   readonly oursOnly?: boolean;
+  /** True when it came later: at its default it is left out of a policy's parameters, so that what was known stays the same. */
+  readonly later?: boolean;
 }
 
 /** Values of a policy's parameters by name. */

@@ -196,7 +196,7 @@ function readSettings(
 ): ParameterValues {
   const known = entry.parameters.filter(({ oursOnly }) => mode === "ours" || !oursOnly);
   const values: Record<string, number | string> = {};
-  for (const parameter of known) values[parameter.name] = parameter.default;
+  for (const { name, later, default: usual } of known) if (!later) values[name] = usual;
   const seen = new Set<string>();
   for (const setting of settings) {
     const parameter = known.find(({ name }) => name === setting.name);
@@ -207,7 +207,8 @@ function readSettings(
       throw policyError("policy.parameter", message, text, setting.at);
     }
     seen.add(setting.name);
-    values[setting.name] = readValue(parameter, setting, text);
+    const value = readValue(parameter, setting, text);
+    if (!parameter.later || value !== parameter.default) values[setting.name] = value;
   }
   return values;
 }

@@ -98,6 +98,8 @@ const ONE_WAY = [
 export function sharesPrefill({ needs, evicts, stages }: Policy): boolean {
   // A merge needs rows as they go; a refit goes by queries that repeat the context, where the policy has it repeated.
   if (stages?.merge || (stages?.refit && !needs.reconstruction)) return false;
+  // All that share a reading have the model's own statistics.
+  if (needs.file?.kind === "statistics") return false;
   const known = [...SHARED, ...ONE_WAY];
   return evicts === "late" && Object.entries(needs).every(([name, wanted]) => !wanted || known.includes(name));
 }

@@ -11,6 +11,7 @@ import { DEFAULTS } from "../../model/defaults.ts";
 import type { Gate } from "../../model/gate/file.ts";
 import type { Model } from "../../model/model.ts";
 import { fileHash } from "../../model/policy_files/policy_files.ts";
+import { isCalibrated } from "../../model/statistics/needed.ts";
 import { FRAMES, frameText, LINE } from "../../model/text/frames.ts";
 import { contextIds, questionIds } from "../../model/text/prompt.ts";
 import { openContext } from "../../model/session.ts";
@@ -337,17 +338,25 @@ function frameHash({ prefix, suffix, words }: Model["frame"], runtime: Runtime):
 
 /** A policy that works with a gate has its hash among its parameters: another gate makes another cell. */
 async function named(subject: Subject, each: AskedCase): Promise<AskedCase> {
-  if (each.policy.needs.foresight) return await withChunks(subject, each);
+  const { needs } = each.policy;
+  if (needs.foresight) return await withOwn(subject, each, "chunks");
+  if (isCalibrated(needs)) return await withOwn(subject, each, "statistics");
   if (!each.policy.needs.gate) return each;
   const parameters = { ...each.policy.parameters, gate: await gateHash(subject, each.policy.needs.gate) };
   return { ...each, policy: { ...each.policy, parameters } };
 }
 
-/** The same for the model's own frequency chunks; those of a file that is named are known by it. */
-async function withChunks({ model, runtime }: Subject, each: AskedCase): Promise<AskedCase> {
+/** The same for what was found for the model; a file that is named is known by itself. */
+async function withOwn(
+  { model, runtime }: Subject,
+  each: AskedCase,
+  kind: "chunks" | "statistics",
+): Promise<AskedCase> {
   if (each.policy.needs.file) return each;
-  const parameters = { ...each.policy.parameters, chunksOf: fileHash("chunks", await model.chunks(), runtime) };
-  return { ...each, policy: { ...each.policy, parameters } };
+  const hash = kind === "chunks"
+    ? fileHash(kind, await model.chunks(), runtime)
+    : fileHash(kind, await model.statistics(), runtime);
+  return { ...each, policy: { ...each.policy, parameters: { ...each.policy.parameters, [`${kind}Of`]: hash } } };
 }
 
 const gateHashes = new WeakMap<Gate, string>();

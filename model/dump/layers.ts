@@ -9,6 +9,7 @@ import type { Needs, Policy } from "../../core/policy/policy.ts";
 import { policies, resolvePolicy } from "../../core/policy/registry.ts";
 import type { AttentionShape } from "../../core/shape.ts";
 import type { GateWeights } from "../gate/scorer.ts";
+import { isCalibrated } from "../statistics/needed.ts";
 import { countNotFinite } from "./floats.ts";
 import { findParts, type FoundParts, type Part, PARTS, type Patterns } from "./names.ts";
 import { queriesFromHidden, sameQueries } from "./queries.ts";
@@ -166,6 +167,7 @@ export class Dump implements DumpLayers, AsyncDisposable {
     };
     const rows = this.#queryRows(layer);
     if (wants.policy) {
+      if (isCalibrated(needs)) throw lacks("statistics of a model's queries, which go with its file");
       const all = wantsAllQueries(needs);
       if (all && rows < this.length) {
         throw lacks(`q, the queries of all ${this.length} tokens (or hidden and wq, and the rotation)`);

@@ -9,6 +9,7 @@ import { kindByMetadata, type OutputKind } from "../../runtime/output.ts";
 import type { ModelConfig } from "../config.ts";
 import { readWhole } from "../file/read_whole.ts";
 import { parseSafetensors, writeSafetensors } from "../file/safetensors.ts";
+import { type FoundInfo, parseFoundInfo } from "../policy_files/found_for.ts";
 
 export const CHUNKS_FORMAT = 1;
 const KEY = "palisade_chunks";
@@ -17,15 +18,8 @@ const TENSOR = "agreement";
 const MAX_BYTES = 2 ** 26;
 
 /** For which model, and on what. */
-export interface ChunksInfo {
+export interface ChunksInfo extends FoundInfo {
   readonly format: typeof CHUNKS_FORMAT;
-  readonly model: {
-    readonly name: string;
-    /** SHA-256 of the model file, hexadecimal. */
-    readonly sha256: string;
-    readonly architecture: string;
-  };
-  readonly calibration: { readonly texts: readonly string[]; readonly tokens: number; readonly seed: number };
   /** Highest entries that were compared. */
   readonly top: number;
 }
@@ -51,7 +45,10 @@ export function writeChunks({ info, agreement, shape }: Omit<Chunks, "name">): U
  * `chunks.metadata`, `chunks.shape`, `chunks.values`.
  */
 export function parseChunks(bytes: Uint8Array, name: string): Chunks {
-  const file = parseSafetensors(bytes, name), info = parseInfo(file.metadata.get(KEY), name);
+  const file = parseSafetensors(bytes, name);
+  const refused = (code: string, reason: string) => refuse(code, name, reason);
+  const form = { key: KEY, format: CHUNKS_FORMAT, refuse: refused };
+  const info = parseFoundInfo<ChunksInfo>(file.metadata.get(KEY), form);
   const found = file.tensors.get(TENSOR);
   if (!found || found.shape.length !== 3 || found.shape.some((size) => size < 1)) {
     throw refuse("shape", name, `want one tensor ${TENSOR} of layers × heads × chunks`);
@@ -89,23 +86,4 @@ export const CHUNKS_FILE: OutputKind = kindByMetadata("frequency chunks", KEY);
 
 function refuse(code: string, name: string, reason: string): PalisadeError {
   return inputError(`chunks.${code}`, `Can't use the chunks: ${reason}`, name);
-}
-
-function parseInfo(text: string | undefined, name: string): ChunksInfo {
-  if (text === undefined) throw refuse("format", name, `there is no ${KEY} in its metadata; it is some other file`);
-  let info: Partial<ChunksInfo> | null;
-  try {
-    info = JSON.parse(text);
-  } catch (error) {
-    throw refuse("metadata", name, `its ${KEY} is no JSON: ${(error as Error).message}`);
-  }
-  if (info?.format !== CHUNKS_FORMAT) {
-    throw refuse("format", name, `it has format ${info?.format}; ${CHUNKS_FORMAT} is read`);
-  }
-  const { model, calibration } = info;
-  const texts = [model?.name, model?.sha256, model?.architecture].every((each) => typeof each === "string");
-  if (!texts || !/^[0-9a-f]{64}$/.test(model!.sha256) || !Array.isArray(calibration?.texts)) {
-    throw refuse("metadata", name, "want model with name, SHA-256 and architecture, and calibration");
-  }
-  return info as ChunksInfo;
 }

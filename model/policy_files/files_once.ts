@@ -7,6 +7,7 @@ export function filesOnce(model: Model): Model {
   return {
     ...model,
     chunks: once((file) => model.chunks(file)),
+    statistics: once((file) => model.statistics(file)),
     softTokens: once((from) => model.softTokens(from)),
     learned: () => learned(undefined),
   };

@@ -12,6 +12,7 @@ import { type Chunks, readChunks, writeChunks } from "../foresight/file.ts";
 import { type Gate, writeGate } from "../gate/file.ts";
 import { loadGate } from "../gate/find.ts";
 import { readHeadScores } from "./head_scores.ts";
+import { readStatistics, type Statistics, writeStatistics } from "../statistics/file.ts";
 import { readSoftTokens, type SoftTokens } from "./soft_tokens.ts";
 
 /** What each kind of file holds. */
@@ -20,6 +21,7 @@ export interface FileContents {
   readonly "soft-tokens": SoftTokens;
   readonly gate: Gate;
   readonly chunks: Chunks;
+  readonly statistics: Statistics;
 }
 
 interface FileKind<Content> {
@@ -34,6 +36,7 @@ export const POLICY_FILES: { readonly [kind in PolicyFileKind]: FileKind<FileCon
   "soft-tokens": { read: readSoftTokens, bytes: ({ embeddings }) => new Uint8Array(embeddings.slice().buffer) },
   gate: { read: loadGate, bytes: (gate) => writeGate(gate.info, gate) },
   chunks: { read: readChunks, bytes: writeChunks },
+  statistics: { read: readStatistics, bytes: writeStatistics },
 };
 
 /** The first 16 digits of the SHA-256 of what counts in a file. */
@@ -86,6 +89,6 @@ function pointed(error: PalisadeError, text: string, { name }: PolicyFileNeed): 
 }
 
 function placeOf({ settings, scorer, at }: PolicyText, file: string): number {
-  const setting = settings.find(({ name, value }) => name === "file" && value === file);
+  const setting = settings.find(({ name, value }) => (name === "file" || name === "statistics") && value === file);
   return setting?.at ?? (scorer ? placeOf(scorer, file) : at);
 }

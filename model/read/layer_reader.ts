@@ -23,6 +23,8 @@ import { type AtAttention, CHUNK, layerAttention, type LayerInput, layerStep, st
 import type { Dense } from "../dense/dense.ts";
 import { growthAt } from "../dense/rope.ts";
 import type { Device } from "../device.ts";
+import type { Statistics } from "../statistics/file.ts";
+import { isCalibrated, layerMeans } from "../statistics/needed.ts";
 import type { Behind } from "./behind.ts";
 import { type Chunk, HiddenStates, LayerInputs } from "./hidden_states.ts";
 import type { PolicyInputs } from "./layers.ts";
@@ -77,6 +79,8 @@ export interface SeenOptions extends PolicyInputs {
   readonly referenceTokens?: number;
   /** What the context is read on behind; `cache` is its {@link Behind.tail} then. */
   readonly behind?: Behind;
+  /** Called with the queries of each global layer before RoPE, `[count, heads, headDim]`, tokens from `first` on. */
+  readonly onQueries?: (layer: number, queries: Float32Array, first: number, count: number) => void;
   /** Called with the input of each layer before its norm, `[count, width]`, tokens from `first` on. Not to be changed. */
   readonly onInput?: (layer: number, hidden: Tensor, first: number, count: number) => Promise<void> | void;
   /** Checked between chunks. */
@@ -119,7 +123,10 @@ export class LayerReader implements Disposable {
    * @throws RangeError when `needs` ask for a source that isn't there.
    */
   static async open(device: Device, cache: RaggedCache, ids: ArrayLike<number>, options: SeenOptions) {
-    const { needs, prompts, pieces, gate, fitting, softTokens, signal, behind } = options;
+    const { needs, prompts, pieces, gate, fitting, softTokens, statistics, signal, behind } = options;
+    if (isCalibrated(needs) && !statistics) {
+      throw new RangeError("Cannot read for a policy that needs calibrated statistics without");
+    }
     if (needs.gate && !gate) throw new RangeError("Cannot read for a policy that needs a gate without one");
     if (needs.softTokens && !softTokens) {
       throw new RangeError("Cannot read for a policy that needs soft tokens without");
@@ -235,8 +242,9 @@ export class LayerReader implements Disposable {
 
   /** Whether queries of a chunk count for what is asked of readers. */
   #isAsked({ first, count }: Chunk): boolean {
-    const { needs, window, onInput } = this.#options;
-    const all = onInput || needs.columnSum || needs.columnMax || needs.queryStatistics || needs.pairStatistics;
+    const { needs, window, onInput, onQueries } = this.#options;
+    const { columnSum, columnMax, queryStatistics, pairStatistics } = needs;
+    const all = onInput || onQueries || columnSum || columnMax || queryStatistics || pairStatistics;
     return !!all || first + count > this.#length - Math.max(1, window);
   }
 
@@ -265,6 +273,9 @@ export class LayerReader implements Disposable {
           tensors: this.#cache.backend.tensors,
           shape: layerShape(shape, layer),
           rope: this.#dense.config.ropes[layer],
+          layer,
+          statistics: this.#options.statistics,
+          onQueries: isGlobal ? this.#options.onQueries : undefined,
         },
         this.#length,
         windowQueries,
@@ -404,6 +415,9 @@ interface SeenLayer {
   readonly tensors: Tensors;
   readonly shape: AttentionShape;
   readonly rope: Rope;
+  readonly layer: number;
+  readonly statistics?: Statistics;
+  readonly onQueries?: SeenOptions["onQueries"];
 }
 
 /** What the queries of one layer tell: those of the window, their columns, their statistics. */
@@ -431,13 +445,17 @@ class SeenQueries {
     this.#window = window;
     this.#columnReductions = new ColumnReductions(needs, shape.heads, length);
     this.want = this.#columnReductions.want;
-    if (queryStatistics) this.#statistics = new QueryStatistics(shape, length, queryStatistics.sinks);
-    if (pairStatistics) this.#pairs = new QueryStatistics(shape, length, pairStatistics.sinks, rope);
+    if (queryStatistics && !queryStatistics.calibrated) {
+      this.#statistics = new QueryStatistics(shape, length, queryStatistics.sinks);
+    }
+    if (pairStatistics && !pairStatistics.calibrated) {
+      this.#pairs = new QueryStatistics(shape, length, pairStatistics.sinks, rope);
+    }
   }
 
   /** Whether queries before RoPE are wanted. */
   get unrotated(): boolean {
-    return !!(this.#statistics || this.#pairs);
+    return !!(this.#statistics || this.#pairs || this.#of.onQueries);
   }
 
   /** Takes the chunk of `count` tokens from `first` on. */
@@ -445,6 +463,7 @@ class SeenQueries {
     if (this.unrotated) {
       const rows = await this.#tensors.read(unrotated!);
       for (const each of [this.#statistics, this.#pairs]) each?.add(rows, first, count, this.#row);
+      this.#of.onQueries?.(this.#of.layer, rows, first, count);
     }
     this.#columnReductions.add(columns, first + count);
     const start = this.#length - this.#window.length / this.#row, from = Math.max(start, first), end = first + count;
@@ -460,9 +479,11 @@ class SeenQueries {
 
   /** `start`: position of the first token. */
   result(start: number): LayerSeen {
-    const { rope, shape } = this.#of, { queryStatistics, pairStatistics } = this.#needs;
+    const { rope, shape, statistics, layer } = this.#of, { queryStatistics, pairStatistics } = this.#needs;
     const next = start + this.#length, seen = { next, magnitude: rope.magnitude * growthAt(rope, next) };
-    const whole = this.#statistics?.means(), pairs = this.#pairs?.means();
+    const given = statistics && layerMeans(statistics, layer);
+    const whole = queryStatistics?.calibrated ? given?.whole : this.#statistics?.means();
+    const pairs = pairStatistics?.calibrated ? given?.pairs : this.#pairs?.means();
     return {
       windowQueries: this.#window,
       ...this.#columnReductions.result(),

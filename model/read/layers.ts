@@ -65,7 +65,7 @@ export async function readContext(
     const { keyChannels, merge } = stagesNow(options);
     const window = Math.max(needs.window ? options.budget.window : 0, explainer?.window ?? 0) ||
       (merge || keyChannels ? mergeWindow(ids.length) : 0);
-    const { signal, prompts, pieces, gate, fitting, softTokens } = options;
+    const { signal, prompts, pieces, gate, fitting, softTokens, statistics } = options;
     const refit = options.refit && options.refit !== "none" && !keepsAll(options)
       ? new RefitStage(cache, { refit: options.refit })
       : undefined;
@@ -83,6 +83,7 @@ export async function readContext(
       gate,
       fitting,
       softTokens,
+      statistics,
       referenceTokens,
       outputWeights,
       behind,

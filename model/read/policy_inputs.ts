@@ -5,6 +5,8 @@ import type { Gate } from "../gate/file.ts";
 import { checkTarget } from "../gate/find.ts";
 import type { Chunks } from "../foresight/file.ts";
 import { GateScorer, readGains } from "../gate/scorer.ts";
+import type { Statistics } from "../statistics/file.ts";
+import { isCalibrated } from "../statistics/needed.ts";
 import type { SoftTokens } from "../policy_files/soft_tokens.ts";
 import type { GateOptions, Model } from "../model.ts";
 import { worstCaseOf } from "../gate/worst_case.ts";
@@ -27,11 +29,14 @@ export interface SourceOptions {
   readonly signal?: AbortSignal;
 }
 
-type FileModel = Pick<Model, "chunks" | "file" | "config" | "backend" | "gate" | "softTokens" | "learned">;
+type FileModel = Pick<
+  Model,
+  "chunks" | "statistics" | "file" | "config" | "backend" | "gate" | "softTokens" | "learned"
+>;
 
 /**
  * What a planned reading of `tokens` tokens needs of files.
- * @throws PalisadeError `context.too-long`, `gate.*`, `soft-tokens.*`, `risk.*` for a gate without margins, and what the
+ * @throws PalisadeError `context.too-long`, `gate.*`, `soft-tokens.*`, `chunks.*`, `statistics.*`, `risk.*` for a gate without margins, and what the
  * files throw.
  */
 export async function scoreFiles(
@@ -75,6 +80,7 @@ async function neededFiles(
     ...(needs.softTokens && { softTokens: await softEmbeddings(model, needs, tokens, options) }),
     ...(needs.gate && { gate: await gateScorer(model, options.gate, { ...options, target: needs.gate }) }),
     ...(needs.foresight && { chunks: await chunksOf(model, needs) }),
+    ...(isCalibrated(needs) && { statistics: await statisticsOf(model, needs) }),
     ...(needs.selfGate && { fitting: await fittingOf(model, options) }),
   };
 }
@@ -82,6 +88,11 @@ async function neededFiles(
 /** Those of the file that the policy names, or the model's own. */
 export async function chunksOf({ chunks }: Pick<Model, "chunks">, { file }: Needs): Promise<Chunks> {
   return await chunks(file?.kind === "chunks" ? file.name : undefined);
+}
+
+/** The same of statistics. */
+export async function statisticsOf({ statistics }: Pick<Model, "statistics">, { file }: Needs): Promise<Statistics> {
+  return await statistics(file?.kind === "statistics" ? file.name : undefined);
 }
 
 /** What a gate that is fitted while reading begins with. */

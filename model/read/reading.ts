@@ -16,6 +16,7 @@ import type { GateScorer } from "../gate/scorer.ts";
 import type { WorstCase } from "../gate/worst_case.ts";
 import type { Refit } from "../../core/refit/refit.ts";
 import type { Chunks } from "../foresight/file.ts";
+import type { Statistics } from "../statistics/file.ts";
 import type { KeyChannelFigures } from "./key_channels.ts";
 import type { MergeFigures } from "./merge.ts";
 import type { RefitFigures } from "./refit.ts";
@@ -93,6 +94,8 @@ export interface ScoreFiles {
   readonly fitting?: Fitting;
   /** For `needs.foresight`. */
   readonly chunks?: Chunks;
+  /** For statistics of queries that are `calibrated`. */
+  readonly statistics?: Statistics;
   /** For `needs.softTokens`: embeddings, `[count, width]`. */
   readonly softTokens?: Float32Array;
   /** For a threshold on predicted scores: where the gate's margins put it. */

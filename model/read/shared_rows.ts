@@ -2,6 +2,7 @@
 import { inputError, option } from "../../core/errors.ts";
 import type { Policy } from "../../core/policy/policy.ts";
 import type { ModelConfig } from "../config.ts";
+import { isCalibrated } from "../statistics/needed.ts";
 
 /** @throws PalisadeError input `shared-rows.calibrate`: what is fitted on one layer's input is asked for by others, too. */
 export function checkOwnRows({ sources, name }: Pick<ModelConfig, "sources" | "name">): void {
@@ -30,7 +31,8 @@ export function checkSharedRows(
     );
   };
   const { softTokens, selfGate, moved, foresight, reconstruction, gate } = needs;
-  if (softTokens || selfGate || moved || foresight || gate || reconstruction?.contribution) {
+  const calibrated = isCalibrated(needs);
+  if (softTokens || selfGate || moved || foresight || gate || calibrated || reconstruction?.contribution) {
     refuse("policy", "policy", `${policy} goes by what each layer's own queries look at`);
   }
   const rest = (what: string) => `${what} goes by what one layer's queries look at`;

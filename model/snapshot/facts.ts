@@ -6,9 +6,10 @@ import { DEFAULTS } from "../defaults.ts";
 import type { Gate } from "../gate/file.ts";
 import type { Model } from "../model.ts";
 import { type FileContents, POLICY_FILES } from "../policy_files/policy_files.ts";
-import { chunksOf, knownGate, type SourceOptions } from "../read/policy_inputs.ts";
+import { chunksOf, knownGate, type SourceOptions, statisticsOf } from "../read/policy_inputs.ts";
 import type { Reading } from "../read/reading.ts";
 import { taggedHash } from "./hash.ts";
+import { isCalibrated } from "../statistics/needed.ts";
 import { budgetWords, KNOWN, type ReadingFacts } from "./identity.ts";
 
 interface Asked extends SourceOptions {
@@ -57,6 +58,9 @@ const FILE_HASHES: { readonly [kind in PolicyFileKind]: (use: FileUse) => Promis
   },
   async chunks({ model, needs }) {
     return needs.foresight && contentHash("chunks", await chunksOf(model, needs));
+  },
+  async statistics({ model, needs }) {
+    return isCalibrated(needs) ? contentHash("statistics", await statisticsOf(model, needs)) : undefined;
   },
   async "soft-tokens"({ model, needs: { file, softTokens }, options }) {
     const named = file?.kind === "soft-tokens" ? file.name : undefined;

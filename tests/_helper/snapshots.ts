@@ -8,6 +8,7 @@ import type { SaveOptions } from "../../model/snapshot/save.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
 import { anyChunks } from "./chunks.ts";
 import { randomGate } from "./gate.ts";
+import { anyStatistics } from "./statistics.ts";
 
 export const TEXT = "The keeper counted seventeen stakes, and then she counted them again before the gate was shut. "
   .repeat(4);
@@ -20,7 +21,8 @@ export async function snapshotModel(name = "llama-plain", options: LoadOptions =
   const engines = { dense: "web", backend: "ts", precision: "float32", frame: "line", ...options } as const;
   const model = await loadModel(path, await currentRuntime(), engines);
   const chunks = () => Promise.resolve(anyChunks(model.config));
-  return { ...model, chunks, gate: () => Promise.resolve(randomGate(model.config)) };
+  const statistics = () => Promise.resolve(anyStatistics(model.config));
+  return { ...model, chunks, statistics, gate: () => Promise.resolve(randomGate(model.config)) };
 }
 
 /** The bytes of a context's snapshot. */

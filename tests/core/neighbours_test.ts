@@ -6,15 +6,28 @@ import { observeRows } from "../../core/backend/observe_rows.ts";
 import { dropErrors } from "../../core/measure/drop_errors.ts";
 import { softmaxRow } from "../../core/measure/attention.ts";
 import { randomSource } from "../../core/measure/random.ts";
+import { queriesBeforeRotation, queriesToCome, QueryStatistics } from "../../core/measure/query_statistics.ts";
 import { direction } from "../../core/policies/qfilter.ts";
 import { resolveBudget } from "../../core/select/budget.ts";
 import { resolvePolicy } from "../../core/policy/registry.ts";
 import { readSafetensors } from "../_helper/golden.ts";
-import { appendDump, byToken, TINY_SHAPE, tinyLayers } from "../_helper/tiny.ts";
+import { appendDump, byToken, TINY_ROTATION, TINY_SHAPE, tinyLayers } from "../_helper/tiny.ts";
 
 const LENGTH = 97, { heads, kvHeads, headDim } = TINY_SHAPE;
 const golden = await readSafetensors("neighbours-L97.safetensors");
 const layers = tinyLayers(await readSafetensors("tiny-L97.safetensors"), LENGTH);
+
+/** Asserts that scores, `[kvHeads, L]`, are a golden's, whose columns begin at `first`. */
+function assertGolden(scores: Float32Array, name: string, first: number): void {
+  const { data, shape: [, columns] } = golden.get(name)!;
+  const most = Math.max(...data.map(Math.abs));
+  for (let head = 0; head < kvHeads; head++) {
+    for (let i = 0; i < columns; i++) {
+      const off = Math.abs(scores[head * LENGTH + first + i] - data[head * columns + i]);
+      assert.ok(off <= 1e-5 * most, `${name}, head ${head}, entry ${first + i}: off by ${off}`);
+    }
+  }
+}
 
 /** Where a golden's columns begin in a head's scores. */
 const FIRST: Readonly<Record<string, number>> = { dropkv: 0, rkv: 0, capkv: 4, qfilter: 0, triattention: 0 };
@@ -22,16 +35,33 @@ const FIRST: Readonly<Record<string, number>> = { dropkv: 0, rkv: 0, capkv: 4, q
 for (const [name, first] of Object.entries(FIRST)) {
   Deno.test(`${name} scores as its published formula`, () => {
     const { scores } = evictDump(name, { fraction: 0.4 }, TINY_SHAPE, layers);
-    scores.forEach((layer, l) => {
-      const { data, shape: [, columns] } = golden.get(`${name}/${l}`)!;
-      const most = Math.max(...data.map(Math.abs));
-      for (let head = 0; head < kvHeads; head++) {
-        for (let i = 0; i < columns; i++) {
-          const off = Math.abs(layer[head * LENGTH + first + i] - data[head * columns + i]);
-          assert.ok(off <= 1e-5 * most, `layer ${l}, head ${head}, entry ${first + i}: off by ${off}`);
-        }
-      }
+    scores.forEach((layer, l) => assertGolden(layer, `${name}/${l}`, first));
+  });
+}
+
+for (const [name, first] of Object.entries({ "expected-attention": 4, qfilter: 0, triattention: 0 })) {
+  Deno.test(`${name} goes by what was calibrated as by queries of its own`, () => {
+    const policy = resolvePolicy(`${name}(statistics=calibrated)`), { needs } = policy;
+    const budget = resolveBudget(policy, { fraction: 0.4 }, LENGTH, { ...TINY_SHAPE, layers: 3 });
+    const calibrated = new QueryStatistics(TINY_SHAPE, LENGTH, 4, needs.pairStatistics && TINY_ROTATION);
+    const queries = queriesBeforeRotation(layers[0].queries, TINY_SHAPE, TINY_ROTATION);
+    calibrated.add(queries, 0, LENGTH, heads * headDim);
+    const { future } = (needs.queryStatistics ?? needs.pairStatistics)!;
+    const toCome = { future, next: LENGTH, magnitude: 1 };
+    layers.forEach(({ keys, values }, layer) => {
+      const seen = queriesToCome(calibrated.means(), TINY_SHAPE, TINY_ROTATION, toCome);
+      const { scores } = policy.score(
+        { layer, shape: TINY_SHAPE, length: LENGTH, window: 0, keys, values, ...seen },
+        budget,
+      );
+      assertGolden(scores, `${name}, calibrated/${layer}`, first);
     });
+    // By itself it keeps others.
+    const own = evictDump(name, { fraction: 0.4 }, TINY_SHAPE, layers).scores[1];
+    assert.ok(
+      golden.get(`${name}, calibrated/1`)!.data.some((x, i) => Math.abs(x - own[i + first]) > 1e-3 * Math.abs(x)),
+    );
+    assert.throws(() => evictDump(policy, { fraction: 0.4 }, TINY_SHAPE, layers), /no calibrated statistics/);
   });
 }
 

@@ -7,6 +7,7 @@ import { openTasks } from "../../evaluate/tasks/registry.ts";
 import { withWords } from "../../model/text/prompt.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
 import { randomGate } from "../_helper/gate.ts";
+import { anyStatistics } from "../_helper/statistics.ts";
 import { testFolder, tinyHaystack, tinyModel } from "../_helper/workbench.ts";
 
 Deno.test("runGroup() gives the cells of gate other ids with another gate, and kvzip's the same", async () => {
@@ -28,6 +29,25 @@ Deno.test("runGroup() gives the cells of gate other ids with another gate, and k
   assert.deepEqual(one.map(({ asked }) => asked.policy), ["kvzip", "gate", "gate(read=stream)"]);
   assert.deepEqual(same, [true, false, false]);
   assert.match(String(one[1].policy.parameters.gate), /^[0-9a-f]{16}$/);
+});
+
+Deno.test("runGroup() gives cells that go by calibrated statistics other ids with others, and the rest the same", async () => {
+  const runtime = await currentRuntime();
+  const haystack = await tinyHaystack(await testFolder("statistics"));
+  const [group] = cellGroups(await openTasks(["niah_single_1"], runtime), [1024], 1);
+  await using tiny = await tinyModel("wasm");
+  const known = anyStatistics(tiny.config, await tiny.identity());
+  const run = async (scale: number): Promise<ResultLine[]> => {
+    const statistics = () => Promise.resolve({ ...known, mean: known.mean.map((x) => x * scale) });
+    const subject: Subject = { model: { ...tiny, statistics }, runtime, sha256: "0".repeat(64), palisade: "test" };
+    const cases = parseCases("qfilter,qfilter(statistics=calibrated)", "30%"), lines: ResultLine[] = [];
+    const options = { seed: 1, protocol: "context-first", haystack, isDone: () => false, beyondTrained: true } as const;
+    for await (const line of runGroup(subject, group, cases, options)) lines.push(line);
+    return lines;
+  };
+  const [one, two] = [await run(1), await run(2)];
+  assert.deepEqual(one.map(({ id }, i) => id === two[i].id), [true, false]);
+  assert.match(String(one[1].policy.parameters.statisticsOf), /^[0-9a-f]{16}$/);
 });
 
 Deno.test("runGroup() gives cells asked in other words other ids, and those of the line break the ids they had", async () => {

@@ -133,6 +133,7 @@ Deno.test("Dump.prepare() says what a policy lacks", async () => {
       ],
       ["expected-attention", /all 50 tokens/],
       ["moved", /all 50 tokens/],
+      ["triattention(statistics=calibrated)", /needs statistics of a model's queries/],
       ["lagkv", /needs v, the values/],
       ["kvzip", /needs reconstruction/],
       ["judge-q(file=x)", /needs softTokens/],

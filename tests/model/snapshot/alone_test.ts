@@ -24,6 +24,7 @@ import { currentRuntime } from "../../../runtime/mod.ts";
 import { anyChunks } from "../../_helper/chunks.ts";
 import { randomGate } from "../../_helper/gate.ts";
 import { bytesSource, savedBytes, snapshotModel, TEXT } from "../../_helper/snapshots.ts";
+import { anyStatistics } from "../../_helper/statistics.ts";
 import { randomSoftTokens } from "../../_helper/soft_tokens.ts";
 import { testFolder } from "../../_helper/workbench.ts";
 
@@ -42,7 +43,10 @@ function differing(a: Identity, b: Identity): IdentityField[] {
   return IDENTITY_FIELDS.filter((field) => a[field] !== b[field]);
 }
 
-const gate = randomGate(config), chunks = anyChunks(config), softTokens = randomSoftTokens(config);
+const gate = randomGate(config),
+  chunks = anyChunks(config),
+  statistics = anyStatistics(config),
+  softTokens = randomSoftTokens(config);
 const changed = (weights: Float32Array, by: number) => weights.map((each, i) => i === 7 ? each + by : each);
 /** A gate of another weight, by less than its file's float16 tells apart. */
 const nearGate: Gate = { ...gate, weights: changed(gate.weights, 1e-6) };
@@ -74,6 +78,14 @@ const CASES: readonly Case[] = [
   ["what self-gate begins with", { policy: SELF, gate }, { gate: nearGate }, ["files"]],
   ["that self-gate begins with something", { policy: SELF, learned: false }, { gate }, ["files"]],
   ["fasa's chunks", { policy: "fasa(entries=48)" }, {}, ["files"], withChunks(changed(chunks.agreement, 1e-6))],
+  [
+    "statistics of queries",
+    { policy: "triattention(statistics=calibrated)" },
+    {},
+    ["files"],
+    { ...model, statistics: () => Promise.resolve({ ...statistics, mean: changed(statistics.mean, 1e-6) }) },
+  ],
+  ["whose statistics", { policy: "qfilter" }, { policy: "qfilter(statistics=calibrated)" }, ["parameters", "files"]],
   [
     "judge-q's tokens",
     { policy: JUDGE, softTokens },
@@ -141,11 +153,12 @@ Deno.test("system text and thinking make another template, and nothing else diff
 function otherValue({ name, type, default: usual, ...bounds }: Parameter): string | undefined {
   if (type === "text") {
     const choices = (bounds as { choices?: readonly string[] }).choices;
-    return choices ? choices.find((each) => each !== usual) : name === "file" ? "other.json" : undefined;
+    if (choices) return choices.find((each) => each !== usual);
+    return name === "file" ? "other.json" : name === "statistics" ? "calibrated" : undefined;
   }
   const { max = Infinity } = bounds as { max?: number };
   const next = type === "integer" ? (name === "kernel" ? usual + 2 : usual + 1) : usual * 0.9 || 0.1;
-  return `${Math.min(next, max)}`;
+  return `${next > max ? usual - 1 : next}`;
 }
 
 Deno.test("every parameter of every policy, and of the policy inside another, is in the identity", () => {
