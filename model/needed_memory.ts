@@ -18,6 +18,14 @@ export interface Expected {
   readonly cacheType?: CacheType;
   /** Read chunk by chunk through all layers, so that no layer is ever there whole. */
   readonly streamed?: boolean;
+  /** What a refit of what stays goes by. */
+  readonly refit?: {
+    /** Tokens of a layer whose queries and outputs wait until its entries are final, and layers that wait at once. */
+    readonly tokens: number;
+    readonly layers: number;
+    /** Candidates that wait for each entry that stays: 1, or more where a pursuit chooses. */
+    readonly candidates: number;
+  };
 }
 
 /** Bytes, each at the least. */
@@ -39,13 +47,15 @@ export function neededMemory(config: ModelConfig, weights: number, wanted: Expec
   return {
     weights,
     cache: Math.ceil(cacheAtMost(config, expected, cacheType)),
-    working: 4 * (hidden * width + vocabulary) + stepBytes(config, chunk),
+    working: 4 * (hidden * width + vocabulary) + stepBytes(config, chunk) + waitingBytes(config, expected),
     tokens,
   };
 }
 
 /** Window layers as they are, of the global ones a share, and the rest of the one that is being read; bytes. */
-function cacheAtMost(shape: ModelShape, { tokens, kept = 1, streamed = false }: Expected, type: CacheType): number {
+function cacheAtMost(shape: ModelShape, expected: Expected, type: CacheType): number {
+  const { tokens, streamed = false, refit } = expected,
+    kept = Math.min(1, (expected.kept ?? 1) * (refit?.candidates ?? 1));
   const globals = globalLayers(shape), whole = tokens * shape.kvHeads * entryBytes(shape.headDim, type);
   let bytes = globals.length > 0 && !streamed ? (1 - kept) * whole : 0;
   for (let layer = 0; layer < shape.layers; layer++) {
@@ -53,6 +63,11 @@ function cacheAtMost(shape: ModelShape, { tokens, kept = 1, streamed = false }: 
     else bytes += layerEntries(shape, layer, tokens) * entryBytes(layerShape(shape, layer).headDim, type);
   }
   return bytes;
+}
+
+/** Queries, outputs and a sum of each query head, floats. */
+function waitingBytes({ heads, headDim }: ModelShape, { refit, tokens }: Expected): number {
+  return refit ? 4 * Math.min(refit.tokens, tokens) * refit.layers * heads * (2 * headDim + 1) : 0;
 }
 
 /** Modules of our kernels that share the weights, and the cache; 0 where others hold them. */

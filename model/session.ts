@@ -29,11 +29,14 @@ import { storedAs } from "./read/stored_as.ts";
 import { checkCacheType } from "../core/cache/entry_type.ts";
 import type { Keep } from "../core/select/budget.ts";
 import { entriesWithin, parseBytes } from "../core/select/byte_budget.ts";
+import { crossLayerSelection } from "../core/select/cross_layer.ts";
+import { WIDE } from "../core/select/wide.ts";
+import { globalLayers } from "../core/shape.ts";
 import type { ModelConfig } from "./config.ts";
 import { checkMerge } from "./read/merge.ts";
 import { cannotGoOn } from "./read/append.ts";
 import { checkEffort, chooseBest, type Effort, type EffortFigures } from "./read/effort.ts";
-import { checkRefit } from "./read/refit.ts";
+import { checkRefit, REFERENCE_TOKENS } from "./read/refit.ts";
 import { read } from "./read/read.ts";
 import type { Reading, ReadOptions, ReadResult, ScoreFiles } from "./read/reading.ts";
 import { factsOf } from "./snapshot/facts.ts";
@@ -140,7 +143,7 @@ async function openOnce(loaded: Model, text: string, given: ContextOptions): Pro
   const plan = { ...planDecoding(model, ids, options), ...(lead && { lead }) }, { maxCache } = plan;
   const cap = maxCache && { tokens: maxCache.tokens, predict: maxCache.rule.predicted ?? false };
   const reading = planReading(model, ids, { ...options, policy, maxCache: cap });
-  checkRoom(model.name, model.needed(expectedOf(reading, ids.length)), model.room, "read the context");
+  checkRoom(model.name, model.needed(expectedOf(reading, ids.length, model.config)), model.room, "read the context");
   const facts = once(() => factsOf(model, reading, plan, options));
   const replaced = model.tokenizer.countReplaced(text);
   const planned = { model, ids, reading, plan, facts, replaced, effort: best?.figures };
@@ -168,9 +171,15 @@ function keepFitting(
 }
 
 /** What a reading takes at the least: of one that finds out by itself what stays, nothing stays for certain. */
-function expectedOf({ way, budget, cacheType }: Reading, tokens: number): Expected {
+function expectedOf(reading: Reading, tokens: number, config: ModelConfig): Expected {
+  const { way, budget, cacheType, policy } = reading;
   const searched = way === "risk" || way === "threshold", streamed = way === "streaming" || way === "rolling";
-  return { tokens, cacheType, streamed, kept: searched ? 0 : Math.min(1, budget.perHead / tokens) };
+  const kept = searched ? 0 : Math.min(1, budget.perHead / tokens);
+  const refit = way === "layers" && kept < 1 && reading.refit;
+  if (!refit) return { tokens, cacheType, streamed, kept };
+  const layers = crossLayerSelection(policy, budget) ? globalLayers(config).length : 1;
+  const waiting = { tokens: REFERENCE_TOKENS, layers, candidates: refit === "pursuit" ? WIDE : 1 };
+  return { tokens, cacheType, kept, refit: waiting };
 }
 
 /** A context before it is read. */

@@ -8,7 +8,7 @@ import type { LayerChange } from "./candidates.ts";
 import { Eviction, type EvictionSettings, type Selector } from "./eviction.ts";
 
 /** Candidates for every entry that stays. */
-const WIDE = 4;
+export const WIDE = 4;
 
 /** Positions of one head, ascending. */
 export interface WideHead {

@@ -58,6 +58,12 @@ Deno.test("neededMemory() counts what is kept, one layer whole, windows, and hid
   assert.ok(whole.working >= 4 * (tokens * width + vocabulary));
   const some = neededMemory(plain.config, 7, { tokens, kept: 0.25, cacheType: "f16" });
   assert.equal(some.cache, kvHeads * tokens * (0.25 * layers + 0.75) * entry / 2);
+  const { heads } = plain.config, refit = { tokens: 384, layers, candidates: 1 };
+  const refitted = neededMemory(plain.config, 7, { tokens, kept: 0.25, refit });
+  assert.equal(refitted.cache, 2 * some.cache);
+  assert.equal(refitted.working - whole.working, 4 * 384 * layers * heads * (2 * headDim + 1), "queries and outputs");
+  const pursued = neededMemory(plain.config, 7, { tokens, kept: 0.125, refit: { ...refit, candidates: 4 } });
+  assert.equal(pursued.cache, neededMemory(plain.config, 7, { tokens, kept: 0.5 }).cache);
   await using windowed = await openTiny("gemma3-windows");
   const narrow = neededMemory(windowed.config, 7, { tokens, kept: 0.5 });
   assert.equal(narrow.cache, (6 * 23 + tokens) * windowed.config.kvHeads * 8 * windowed.config.headDim);
