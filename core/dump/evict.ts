@@ -6,7 +6,7 @@ import { columnReductions } from "../measure/attention_columns.ts";
 import { dropErrors } from "../measure/drop_errors.ts";
 import { movedMaxima } from "../measure/moved.ts";
 import { observeWindow } from "../measure/observe.ts";
-import type { Budget, Needs, NormKind, Observation, Policy, QueryStatisticsNeed } from "../policy/policy.ts";
+import type { Budget, Needs, NormKind, Observation, Policy } from "../policy/policy.ts";
 import { refuseStages } from "../policy/stages.ts";
 import {
   type PairStatisticsResult,
@@ -83,6 +83,7 @@ export function evictDump(
 export function observeDump(dump: LayerDump, layer: number, budget: Budget, needs: Needs): Observation {
   const { model: shape, length, window } = budget;
   const keys = () => splitHeads(dump.keys, shape.kvHeads, length * shape.headDim, "keys");
+  const values = () => valueHeads(dump, shape, length);
   const queries = needs.window && windowQueries(dump, shape, window);
   return {
     layer,
@@ -91,33 +92,15 @@ export function observeDump(dump: LayerDump, layer: number, budget: Budget, need
     window,
     ...(queries && observeWindow({ shape, queries, window, keys: keys(), length }, needs)),
     ...(needs.dropErrors && queries &&
-      {
-        dropErrors: dropErrors({
-          shape,
-          queries,
-          window,
-          keys: keys(),
-          values: valueHeads(dump, shape, length),
-          length,
-        }),
-      }),
-    ...(needs.valueNorms &&
-      { valueNorms: dumpNorms(valueHeads(dump, shape, length), dump.wo, shape, needs.valueNorms) }),
-    ...(needs.reconstruction && { reconstruction: given(dump.reconstruction, budget, "reconstruction scores") }),
-    ...(needs.gate && { gate: given(dump.gate, budget, "gate scores") }),
-    ...(needs.selfGate && { selfGate: given(dump.selfGate, budget, "self-gate scores") }),
-    ...(needs.softTokens && { softTokens: given(dump.softTokens, budget, "soft token scores") }),
+      { dropErrors: dropErrors({ shape, queries, window, keys: keys(), values: values(), length }) }),
+    ...(needs.valueNorms && { valueNorms: dumpNorms(values(), dump.wo, shape, needs.valueNorms) }),
+    ...scoresOf(dump, budget, needs),
     ...(needs.moved && { moved: movedOf(dump, keys(), budget, needs.moved.every) }),
     ...columnsOf(dump, keys, budget, needs),
     ...queryStatistics(dump, budget, needs),
-    ...(needs.rows && { keys: dump.keys, values: whole(dump, shape, length) }),
+    // Whose sizes are looked at.
+    ...(needs.rows && values() && { keys: dump.keys, values: dump.values }),
   };
-}
-
-/** `[kvHeads, L, headDim]`. */
-function whole(dump: LayerDump, shape: AttentionShape, length: number): Float32Array {
-  valueHeads(dump, shape, length);
-  return dump.values;
 }
 
 /** The values, one view per KV head. */
@@ -125,15 +108,27 @@ export function valueHeads({ values }: LayerDump, { kvHeads, headDim }: Attentio
   return splitHeads(values, kvHeads, length * headDim, "values");
 }
 
-function given(scores: Float32Array | undefined, { model, length }: Budget, name: string): Float32Array {
-  if (scores?.length === model.kvHeads * length) return scores;
-  throw new RangeError(`Dump has ${scores?.length ?? 0} ${name}: want ${model.kvHeads} heads × ${length}`);
+/** Fields of a dump that are scores, `[kvHeads, L]`. */
+const SCORES = ["reconstruction", "gate", "selfGate", "softTokens"] as const;
+
+function scoresOf(dump: LayerDump, { model, length }: Budget, needs: Needs): Pick<Observation, typeof SCORES[number]> {
+  return Object.fromEntries(
+    SCORES.filter((name) => needs[name]).map((name) => {
+      const scores = dump[name], { kvHeads } = model;
+      if (scores?.length === kvHeads * length) return [name, scores];
+      throw new RangeError(`Dump has ${scores?.length ?? 0} ${name} scores: want ${kvHeads} heads × ${length}`);
+    }),
+  );
 }
 
 function movedOf(dump: LayerDump, keys: readonly Float32Array[], { model: shape, length }: Budget, every: number) {
-  const { rotation } = dump;
-  if (!rotation) throw new RangeError("Dump has no rotation, which moved queries need");
+  const rotation = rotationOf(dump);
   return movedMaxima({ shape, queries: allQueries(dump, shape, length), keys, length, rotation }, every);
+}
+
+function rotationOf({ rotation }: LayerDump): KeyRotation {
+  if (rotation) return rotation;
+  throw new RangeError("Dump has no rotation, by which the policy turns queries");
 }
 
 function columnsOf(
@@ -143,8 +138,7 @@ function columnsOf(
   { columnSum, columnMax }: Needs,
 ): Pick<Observation, "columnSum" | "columnMax"> {
   if (!columnSum && !columnMax) return {};
-  const measured = columnReductions({ shape, queries: allQueries(dump, shape, length), keys: keys(), length });
-  return { ...(columnSum && { columnSum: measured.columnSum }), ...(columnMax && { columnMax: measured.columnMax }) };
+  return columnReductions({ shape, queries: allQueries(dump, shape, length), keys: keys(), length });
 }
 
 function queryStatistics(
@@ -152,17 +146,13 @@ function queryStatistics(
   { model: shape, length }: Budget,
   { queryStatistics, pairStatistics }: Needs,
 ): Partial<QueryStatisticsResult & PairStatisticsResult> {
-  const statistics = (need?: QueryStatisticsNeed) => {
-    if (!need) return {};
-    const { rotation } = dump;
-    if (!rotation) throw new RangeError("Dump has no rotation: the policy needs queries before RoPE");
-    if (need.calibrated) throw new RangeError("Dump has no calibrated statistics: they are of a model");
-    const sums = new QueryStatistics(shape, length, need.sinks, need === pairStatistics ? rotation : undefined);
-    const queries = queriesBeforeRotation(allQueries(dump, shape, length), shape, rotation);
-    sums.add(queries, 0, length, shape.heads * shape.headDim);
-    return queriesToCome(sums.means(), shape, rotation, { ...need, next: length, magnitude: 1 });
-  };
-  return { ...statistics(queryStatistics), ...statistics(pairStatistics) };
+  const need = queryStatistics ?? pairStatistics;
+  if (!need) return {};
+  const rotation = rotationOf(dump), queries = queriesBeforeRotation(allQueries(dump, shape, length), shape, rotation);
+  if (need.calibrated) throw new RangeError("Dump has no calibrated statistics: they are of a model");
+  const sums = new QueryStatistics(shape, length, need.sinks, pairStatistics && rotation);
+  sums.add(queries, 0, length, shape.heads * shape.headDim);
+  return queriesToCome(sums.means(), shape, rotation, { ...need, next: length, magnitude: 1 });
 }
 
 /** `[heads, L, headDim]`; refuses a dump of the last queries only. */

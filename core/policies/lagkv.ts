@@ -11,7 +11,7 @@
  * scores 1. In both forms a channel without a range counts 0, where the published code divides by 0 and loses the
  * chunk to NaN.
  */
-import { exp } from "../measure/exp.ts";
+import { softmaxOf } from "../measure/softmax.ts";
 import { definePolicy, type Observed } from "../policy/define.ts";
 import { RECENT, SINKS } from "../policy/parameters.ts";
 import type { PolicyAbout } from "../policy/policy.ts";
@@ -79,14 +79,10 @@ function softmaxOfDeviations(rows: Float32Array, at: number, lag: number, headDi
     }
     return { least, range: most - least };
   });
-  const deviations = Float64Array.from({ length: lag }, (_, i) => {
+  return softmaxOf(Float64Array.from({ length: lag }, (_, i) => {
     const scaled = scales.map(({ least, range }, j) => range > 0 ? (rows[(at + i) * headDim + j] - least) / range : 0);
     return deviation(scaled);
-  });
-  const top = deviations.reduce((a, b) => Math.max(a, b), -Infinity);
-  const weights = deviations.map((value) => exp(value - top));
-  const total = weights.reduce((a, b) => a + b, 0);
-  return weights.map((weight) => weight / total);
+  }));
 }
 
 /** Unbiased standard deviation; 0 for a single value. */

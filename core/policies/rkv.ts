@@ -10,7 +10,7 @@
  * The mean needs no pair of keys, the spared one a look back from the end: linear where keys are alike, as keys are after
  * RoPE, at worst O(kvHeads · L² · headDim).
  */
-import { exp } from "../measure/exp.ts";
+import { softmaxOf } from "../measure/softmax.ts";
 import { definePolicy, type Observed } from "../policy/define.ts";
 import { KERNEL, SINKS, WINDOW } from "../policy/parameters.ts";
 import type { PolicyAbout } from "../policy/policy.ts";
@@ -87,12 +87,6 @@ function unitRows(rows: Float32Array, headDim: number): Float64Array {
     row.forEach((x, d) => row[d] = x / norm);
   }
   return units;
-}
-
-function softmaxOf(values: Float64Array): Float64Array {
-  const most = largest(values), powers = values.map((value) => exp(value - most));
-  const sum = powers.reduce((all, power) => all + power, 0);
-  return powers.map((power) => power / sum);
 }
 
 function largestAround(row: Float32Array, at: number, kernel: number): number {

@@ -23,24 +23,15 @@ import type {
   ScoreMeaning,
 } from "./policy.ts";
 
-/** Where each need but `window`, `kernel` and `file` is found in the observation. */
+/** Where needs are found in the observation that are not one field of their own name, and not `window`'s reductions. */
 const FIELDS = {
-  dropErrors: ["dropErrors"],
-  valueNorms: ["valueNorms"],
-  columnSum: ["columnSum"],
-  columnMax: ["columnMax"],
-  reconstruction: ["reconstruction"],
-  gate: ["gate"],
-  selfGate: ["selfGate"],
-  softTokens: ["softTokens"],
-  moved: ["moved"],
+  kernel: [],
+  file: [],
   rows: ["keys", "values"],
   queryStatistics: ["queryMean", "queryCovariance"],
   pairStatistics: ["pairs", "pairMean", "pairRest"],
   foresight: [],
-} as const satisfies {
-  readonly [need in Exclude<keyof Needs, "window" | "kernel" | "file">]: readonly (keyof Observation)[];
-};
+} as const satisfies { readonly [need in keyof Needs]?: readonly (keyof Observation)[] };
 
 /** What is known of a layer without measuring. */
 type Unmeasured = Pick<Observation, "layer" | "shape" | "length" | "window">;
@@ -53,6 +44,7 @@ export type Observed<F extends Measured = never> =
 
 type FieldsOf<Need, Wanted> = Need extends keyof typeof FIELDS ? (typeof FIELDS)[Need][number]
   : Need extends "window" ? (Wanted extends readonly (infer R extends Reduction)[] ? R : never)
+  : Need extends Measured ? Need
   : never;
 type Certain<N> = {
   [need in keyof N]-?: Extract<N[need], undefined | false> extends never ? FieldsOf<need, N[need]> : never;
@@ -234,9 +226,17 @@ function checkObserved<N extends Needs>(
   name: string,
 ): asserts observation is Observation & ObservationOf<N> {
   for (const [need, wanted] of Object.entries(needs ?? {})) {
-    if (!wanted || need === "kernel" || need === "file") continue;
-    const fields: readonly string[] = need === "window" ? wanted : FIELDS[need as keyof typeof FIELDS];
+    const fields: readonly string[] = !wanted
+      ? []
+      : need === "window"
+      ? wanted
+      : fieldsOf(need as Exclude<keyof Needs, "window">);
     const missing = fields.find((field) => observation[field as Measured] === undefined);
     if (missing) throw new RangeError(`Cannot score for ${name}: ${missing} was not measured`);
   }
+}
+
+/** A new need that is neither a field nor in {@link FIELDS} does not compile. */
+function fieldsOf(need: Exclude<keyof Needs, "window">): readonly Measured[] {
+  return need in FIELDS ? FIELDS[need as keyof typeof FIELDS] : [need as Exclude<typeof need, keyof typeof FIELDS>];
 }

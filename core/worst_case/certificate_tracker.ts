@@ -183,15 +183,15 @@ function checkEvidence(
   { shape, length, window, queries, logSumExp, importance, values, projectedNorms }: LayerEvidence,
 ) {
   const { heads, kvHeads, headDim } = shape;
-  const wanted: [string, ArrayLike<number> | undefined, number][] = [
+  const wanted: [string, ArrayLike<unknown> | undefined, number][] = [
     ["queries", queries, window * heads * headDim],
     ["log-sum-exps", logSumExp, heads * window],
     ["importances", importance, kvHeads * (length - window)],
     ["projected norms", projectedNorms, heads * length],
+    ["heads of values", values, kvHeads],
     ...values.map((head): [string, Float32Array, number] => ["values", head, length * headDim]),
   ];
   for (const [name, array, size] of wanted) {
     if (array && array.length !== size) throw new RangeError(`Evidence has ${array.length} ${name}: want ${size}`);
   }
-  if (values.length !== kvHeads) throw new RangeError(`Evidence has values of ${values.length} heads: want ${kvHeads}`);
 }

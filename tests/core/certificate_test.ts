@@ -234,5 +234,5 @@ Deno.test("CertificateTracker refuses evidence and keys that don't fit", () => {
   const bad = { shape, length, window: 2, queries: new Float32Array(1), logSumExp: new Float32Array(4) };
   const rest = { importance: new Float32Array(8), values: [] };
   assert.throws(() => tracker.add(1, { ...bad, ...rest }), /1 queries: want 8/);
-  assert.throws(() => tracker.add(1, { ...bad, ...rest, queries: new Float32Array(8) }), /values of 0 heads/);
+  assert.throws(() => tracker.add(1, { ...bad, ...rest, queries: new Float32Array(8) }), /0 heads of values/);
 });

@@ -304,7 +304,7 @@ Deno.test("evictDump() refuses dumps that don't fit", () => {
     evictDump(policy, { fraction: 0.9 }, shape, [{ ...dump, ...change }]);
   assert.throws(() => run({ gate: undefined }, "gate"), /Dump has 0 gate scores: want 2 heads × 40/);
   assert.throws(() => run({ reconstruction: new Float32Array(4) }, "kvzip"), /Dump has 4 reconstruction scores/);
-  assert.throws(() => run({ softTokens: undefined }, "judge-q"), /Dump has 0 soft token scores/);
+  assert.throws(() => run({ softTokens: undefined }, "judge-q"), /Dump has 0 softTokens scores/);
   assert.throws(() => run({ values: new Float32Array(3) }), /Dump values have 3 floats: want 320/);
   assert.throws(() => run({ wo: undefined }), /no output projection/);
   assert.throws(

@@ -12,10 +12,13 @@ import { repositoryFiles, ROOT } from "../../tools/repository.ts";
 import { makeDump } from "../_helper/dumps.ts";
 import { PROSE, TINY_MODEL } from "../_helper/workbench.ts";
 
-/** Most bytes of `palisade-kv/core`, minified and packed. What people read about policies (`core/policy/about.ts`) is not in it. */
-const CORE_BYTES = 25_500;
+/**
+ * Most bytes of `palisade-kv/core`, minified and packed: zlib's come to 25.0 kB, Deno's packs 0.5 % worse. What people
+ * read about policies (`core/policy/about.ts`) is not in it.
+ */
+const CORE_BYTES = 25_150;
 
-Deno.test("palisade-kv/core needs nothing else, and takes at most 25.5 kB minified and packed", async () => {
+Deno.test("palisade-kv/core needs nothing else, and takes at most 25 kB minified and packed", async () => {
   const { outputFiles, metafile } = await build({
     absWorkingDir: ROOT,
     entryPoints: ["core/mod.ts"],
