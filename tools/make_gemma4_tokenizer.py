@@ -1,11 +1,13 @@
-"""Writes tests/data/gemma4_tokenizer.json: a small vocabulary of Gemma 4's kind, and what `tokenizers` makes of texts.
+"""Writes tests/data/gemma4_tokenizer.json.gz: a small vocabulary of Gemma 4's kind, and what `tokenizers` makes of texts.
 
     pip install tokenizers==0.23.3   # in a virtual environment
     python tools/make_gemma4_tokenizer.py
 
-`tokens`, `merges`: pieces over characters, a space written as U+2581, bytes as <0xXX>; `cases`: text and ids.
+`tokens`, `merges`: pieces over characters, a space written as U+2581, bytes as <0xXX>; `cases`: text and ids; `ids`: those
+of the texts in tests/data/tokenizers.json.gz.
 """
 
+import gzip
 import json
 import random
 from pathlib import Path
@@ -41,13 +43,16 @@ def main() -> None:
     tokens = [None] * len(trained["vocab"])
     for token, index in trained["vocab"].items():
         tokens[index] = token
+    data = Path(__file__).resolve().parent.parent / "tests" / "data"
+    others = json.loads(gzip.decompress((data / "tokenizers.json.gz").read_bytes()))["texts"]
     document = {
         "tokens": tokens,
         "merges": [" ".join(merge) for merge in trained["merges"]],
         "cases": [[text, tokenizer.encode(text).ids] for text in texts],
+        "ids": [tokenizer.encode(text).ids for text in others],
     }
-    path = Path(__file__).resolve().parent.parent / "tests" / "data" / "gemma4_tokenizer.json"
-    path.write_text(json.dumps(document, ensure_ascii=True, separators=(",", ":")) + "\n")
+    path = data / "gemma4_tokenizer.json.gz"
+    path.write_bytes(gzip.compress(json.dumps(document, separators=(",", ":")).encode(), mtime=0))
     print(path.name, path.stat().st_size, len(tokens), len(document["merges"]))
 
 

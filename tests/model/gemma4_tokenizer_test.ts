@@ -1,16 +1,22 @@
 /** Gemma 4's kind of vocabulary: pieces that are joined by a list of pairs. */
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
+import { gunzipSync, strFromU8 } from "fflate";
 import { tokenizerOf } from "../../model/text/tokenizer.ts";
 
 interface Reference {
   readonly tokens: string[];
   readonly merges: string[];
   readonly cases: [text: string, ids: number[]][];
+  /** Of the texts that every tokenizer is compared on. */
+  readonly ids: number[][];
 }
 
-const FILE = new URL("../data/gemma4_tokenizer.json", import.meta.url);
-const reference: Reference = JSON.parse(await readFile(FILE, "utf8"));
+async function packed(name: string) {
+  return JSON.parse(strFromU8(gunzipSync(await readFile(new URL(`../data/${name}.json.gz`, import.meta.url)))));
+}
+
+const reference: Reference = await packed("gemma4_tokenizer");
 
 function metadata(more: Readonly<Record<string, unknown>> = {}): Map<string, unknown> {
   const { tokens, merges } = reference;
@@ -35,6 +41,14 @@ Deno.test("a vocabulary of Gemma 4's kind gives the ids of the reference, and th
     assert.equal(tokenizer.decode(ids), text.replaceAll("\u2581", " "));
   }
   assert.deepEqual([tokenizer.firstId, [...tokenizer.endIds]], [2, [1]]);
+});
+
+Deno.test("a vocabulary of Gemma 4's kind gives the reference's ids on 2000 texts of many scripts", async () => {
+  const { texts }: { texts: string[] } = await packed("tokenizers"), tokenizer = tokenizerOf(metadata());
+  assert.equal(texts.length, 2000);
+  for (const [i, text] of texts.entries()) {
+    assert.deepEqual([...tokenizer.encode(text)], reference.ids[i], JSON.stringify(text));
+  }
 });
 
 Deno.test("its pairs join in order, and what they make must be a piece", () => {
