@@ -96,6 +96,7 @@ class CheckedRows<T extends Tensor> implements LayerRows<T> {
   readonly #packed: Int32Array;
   #freed = false;
   readonly unmaskedAttention?: LayerRows<T>["unmaskedAttention"];
+  readonly convolve?: LayerRows<T>["convolve"];
   readonly refit?: LayerRows<T>["refit"];
   readonly pack?: LayerRows<T>["pack"];
   readonly thin?: LayerRows<T>["thin"];
@@ -126,6 +127,15 @@ class CheckedRows<T extends Tensor> implements LayerRows<T> {
         if (lengths[0] === 0) throw new RangeError("Cannot attend to no rows");
         checkWeights(want, count);
         return await rows.unmaskedAttention!(queries, count, want);
+      };
+    }
+    if (rows.convolve && type === "f32" && shape.heads === 2 * shape.kvHeads) {
+      this.convolve = async (queries, count, taps) => {
+        this.#checkQueries(queries, count);
+        this.#checkLevel("convolve");
+        const channels = shape.heads * shape.headDim;
+        checkFloats("taps", taps, Math.ceil(taps.length / channels), channels);
+        return await rows.convolve!(queries, count, taps);
       };
     }
     if (rows.pack) this.pack = (given) => this.#pack(given);

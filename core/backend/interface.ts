@@ -188,6 +188,14 @@ export interface LayerRows<T extends Tensor = Tensor> {
   unmaskedAttention?(queries: T, count: number, want?: AttentionWants): Promise<AttentionOutputs<T>>;
 
   /**
+   * Of rows that hold what is convolved (`ModelShape.convolved`), of type f32: the convolution of the last `count` rows,
+   * let through by `queries`, `[count, heads, headDim]`; formula in `model/decode/convolution.ts`. `taps`: `[heads ·
+   * headDim, taps]`, the oldest first, the same array each time. All heads must have the same length. Callers go through
+   * `ConvolvedRows` there, which computes it itself where a backend doesn't.
+   */
+  convolve?(queries: T, count: number, taps: Float32Array): Promise<{ readonly output: T }>;
+
+  /**
    * Gives one head other values, stored as the type is, and its rows a bias: from now on every attention and observation
    * adds it to their logits, and every move takes it along. Rows appended later have none. Only where `Backend.refits`.
    * @throws PalisadeError (input) `cache-type.range` as {@link append}.

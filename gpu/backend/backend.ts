@@ -5,8 +5,9 @@ import { inputError, option } from "../../core/errors.ts";
 import { gateWidth, type LinearGate } from "../../core/measure/gate_scores.ts";
 import { selectTop } from "../../core/select/select.ts";
 import type { AttentionShape } from "../../core/shape.ts";
-import { floatBits, type GpuBuffer, type GpuDevice } from "../device.ts";
+import { floatBits, type GpuDevice } from "../device.ts";
 import { createGpuTensors, type GpuTensor, type GpuTensors } from "../tensors.ts";
+import { Constants } from "./constants.ts";
 import { GpuRows } from "./rows.ts";
 import { GATE } from "./shaders.ts";
 import { MOST_GROUPS } from "./stages.ts";
@@ -32,7 +33,7 @@ export interface GpuBackendOptions {
  * `select` runs on this side: the scores are here, where the policy computed them, and so no wait is added.
  */
 export function createGpuBackend(gpu: GpuDevice, options: GpuBackendOptions = {}): GpuBackend {
-  const meter = new RowMeter(), tensors = createGpuTensors(gpu), gates = new Map<LinearGate, GateBuffers>();
+  const meter = new RowMeter(), tensors = createGpuTensors(gpu), constants = new Constants(gpu);
   const { maxBinding = gpu.info.maxBinding, scratch, short = gpu.info.emulated } = options;
   return {
     name: "webgpu",
@@ -45,34 +46,27 @@ export function createGpuBackend(gpu: GpuDevice, options: GpuBackendOptions = {}
         withoutNulls(shape),
         reserve,
         type,
-        (checked) => new GpuRows(tensors, { gpu, meter, shape: checked, type, maxBinding, scratch, short }, reserve),
+        (checked) => {
+          const options = { gpu, meter, shape: checked, type, maxBinding, constants, scratch, short };
+          return new GpuRows(tensors, options, reserve);
+        },
       ),
     // deno-lint-ignore require-await -- a bad input must reject, not throw
     select: async (input) => selectTop(input),
-    gateScores: (gate, hidden, count) => gateScores(gpu, gates, gate, hidden, count),
-    [Symbol.dispose]: () => {
-      for (const { weights, bias } of gates.values()) [weights, bias].forEach((buffer) => gpu.destroy(buffer));
-      gates.clear();
-    },
+    gateScores: (gate, hidden, count) => gateScores(gpu, constants, gate, hidden, count),
+    [Symbol.dispose]: () => constants[Symbol.dispose](),
   };
-}
-
-/** A gate's numbers on the device. */
-interface GateBuffers {
-  readonly weights: GpuBuffer;
-  readonly bias: GpuBuffer;
 }
 
 async function gateScores(
   gpu: GpuDevice,
-  gates: Map<LinearGate, GateBuffers>,
+  constants: Constants,
   gate: LinearGate,
   hidden: GpuTensor,
   count: number,
 ): Promise<Float32Array> {
   const heads = gate.bias.length, width = gateWidth(gate, hidden, count);
-  const { weights, bias } = gates.get(gate) ?? uploadGate(gpu, gate);
-  gates.set(gate, { weights, bias });
+  const weights = constants.of(gate.weights), bias = constants.of(gate.bias);
   const scores = gpu.borrow(4 * count * heads), stage = gpu.stage(GATE);
   for (let first = 0; first < count; first += MOST_GROUPS) {
     gpu.run(stage, {
@@ -84,15 +78,6 @@ async function gateScores(
   const read = gpu.read(scores, 0, 4 * count * heads);
   gpu.giveBack(scores);
   return new Float32Array(await read);
-}
-
-function uploadGate(gpu: GpuDevice, gate: LinearGate): GateBuffers {
-  const [weights, bias] = [gate.weights, gate.bias].map((numbers) => {
-    const buffer = gpu.own(numbers.byteLength);
-    gpu.write(buffer, 0, numbers as Float32Array<ArrayBuffer>);
-    return buffer;
-  });
-  return { weights, bias };
 }
 
 function featureList({ info: { features: { f16, subgroups } } }: GpuDevice): string {

@@ -13,6 +13,7 @@ import type { Needs, NormKind, Observation } from "../../core/policy/policy.ts";
 import type { GpuBuffer } from "../device.ts";
 import type { GpuTensor, GpuTensors } from "../tensors.ts";
 import { Attention, type Queries } from "./attention.ts";
+import { convolve } from "./convolve.ts";
 import { observeWindow } from "./observe.ts";
 import { ROWS } from "./shaders.ts";
 import { kindOf, spread } from "./stages.ts";
@@ -124,6 +125,16 @@ export class GpuRows implements TrustingRows<GpuTensor> {
     if (!want.probabilities) return { output };
     const reads = this.#probabilities(tensor, count);
     return await this.#with(output, async () => ({ output, probabilities: await reads }));
+  }
+
+  async convolve(queries: GpuTensor, count: number, taps: Float32Array): Promise<{ readonly output: GpuTensor }> {
+    this.#check();
+    const output = this.#tensors.make(queries.length), each = taps.length / (queries.length / count);
+    return await this.#with(output, () => {
+      const buffer = this.#options.constants.of(taps);
+      convolve(this.#stored, queries, count, { buffer, each }, output.buffer);
+      return Promise.resolve({ output });
+    });
   }
 
   /** Of the last query, each head's rows. */

@@ -10,6 +10,7 @@ import type { AttentionShape } from "../../core/shape.ts";
 import type { GpuBuffer, GpuDevice } from "../device.ts";
 import { tooLarge } from "../errors.ts";
 import { Biases } from "./biases.ts";
+import type { Constants } from "./constants.ts";
 import { ROWS } from "./shaders.ts";
 import { kindOf, spread } from "./stages.ts";
 
@@ -40,6 +41,8 @@ export interface StoredOptions {
   readonly type: CacheType;
   /** Bytes that a stage can see of one buffer. */
   readonly maxBinding: number;
+  /** What stays on the device, by its array. */
+  readonly constants: Constants;
   /** Floats of attention at hand at once; default `SCRATCH` of `attention.ts`. */
   readonly scratch?: number;
   /** Attention by the short stage alone (`GpuBackendOptions`). */

@@ -2,7 +2,7 @@
 import type { GpuBuffer, GpuDevice, ShaderFile, Stage } from "../device.ts";
 import { ofKind } from "./kinds.ts";
 import type { DeviceCollect, DeviceExpand, DeviceList, ListStep } from "./lists.ts";
-import { ADD, CAP, CHOOSE, EXPERTS, GATE, MULTIPLY, NARROW, NORM, PAD, ROTATE, SCALE } from "./shaders.ts";
+import { ADD, CAP, CHOOSE, COUPLE, EXPERTS, GATE, MULTIPLY, NARROW, NORM, PAD, ROTATE, SCALE } from "./shaders.ts";
 import type { Turn } from "../turning.ts";
 import type { MatrixPart } from "./weights.ts";
 
@@ -161,8 +161,10 @@ export class DenseStages {
         return this.#expand(operation, [value(operation.from), value(operation.chosen)], count, width, to);
       case "collect":
         return this.#collect(operation, [value(operation.from), value(operation.chosen)], count, to);
-      case "couple":
-        throw new RangeError("No shader convolves");
+      case "couple": {
+        const constants = { FIRST: operation.first, SPAN: operation.width };
+        return this.#each(COUPLE, constants, [value(operation.from), to], count, width);
+      }
       case "unitNorm":
       case "gateBy":
         throw new RangeError("No shader runs layers of several shapes");

@@ -31,6 +31,7 @@ export class ConvolvedRows implements StepRows {
   }
 
   async decodeAttention(queries: Tensor, count: number): Promise<{ readonly output: Tensor }> {
+    if (this.#rows.convolve) return await this.#rows.convolve(queries, count, this.#taps);
     const { shape } = this.#rows, taps = this.#taps.length / (shape.heads * shape.headDim);
     const length = this.#rows.length(0), first = Math.max(0, length - count - taps + 1);
     const last = Int32Array.from({ length: length - first }, (_, i) => first + i);

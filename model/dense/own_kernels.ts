@@ -1,6 +1,6 @@
 /**
  * Models that send tokens to experts, models that convolve, and models of mixed layers (`Architecture.mixed`): our own
- * kernels run them, onnxruntime none of them, and WebGPU the experts alone, but for those of gpt-oss.
+ * kernels run them, onnxruntime none of them, and WebGPU all but mixed layers and the experts of gpt-oss.
  */
 import { hasExperts } from "../../core/dense/operations.ts";
 import { inputError, option, type PalisadeError } from "../../core/errors.ts";
@@ -32,7 +32,8 @@ export function engineRefused(engine: string, what: OwnKernelsFor): PalisadeErro
   const odd = engine === "webgpu" && what === "experts";
   const whose = what === "mixed-layers" ? "layers of several shapes" : what;
   const model = odd ? "A model whose experts have biases and limited gates" : `A model with ${whose}`;
-  const message = `${model} runs on our own kernels alone (wasm), not on ${engine}`;
+  const runs = odd || what === "mixed-layers" ? "our own kernels (wasm) alone" : "our own kernels (wasm) or webgpu";
+  const message = `${model} runs on ${runs}, not on ${engine}`;
   return inputError(`dense.${what}`, message, option("dense"));
 }
 

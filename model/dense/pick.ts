@@ -96,7 +96,7 @@ export async function pickDense(
 export const MANY_ROWS = 8;
 
 /**
- * Experts, convolutions and layers of several shapes run on our own kernels alone.
+ * On this side experts, convolutions and layers of several shapes run on our own kernels alone.
  * @throws PalisadeError `dense.experts`, `dense.convolutions`, `dense.mixed-layers` where another engine was named, resources `dense.unavailable` without SIMD.
  */
 function ownEngine(what: OwnKernelsFor, { dense = "auto" }: PickDenseOptions): HostDenseName {

@@ -42,7 +42,7 @@ export const DENSE_MODELS: readonly (typeof TINY_MODELS[number])[] = TINY_MODELS
 });
 
 /** Those that a WebGPU device runs: of the models with experts those without biases and attention to nothing. */
-export const GPU_MODELS: readonly (typeof TINY_MODELS[number])[] = [...DENSE_MODELS, "qwen3moe-plain"];
+export const GPU_MODELS: readonly (typeof TINY_MODELS[number])[] = [...DENSE_MODELS, "qwen3moe-plain", "lfm2-plain"];
 
 export interface OpenModel extends AsyncDisposable {
   readonly file: GgufFile;

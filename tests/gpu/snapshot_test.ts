@@ -31,13 +31,14 @@ const EXACT = { without: ["f16"] } as const;
 /** A model on this side, in WebAssembly, and the same on the device. */
 async function bothSides(
   gpu: GpuDevice,
-  name: "llama-plain" | "gemma3-windows",
+  name: "llama-plain" | "gemma3-windows" | "lfm2-plain",
   body: (here: Model, there: Model, device: GpuBackend) => Promise<void>,
 ): Promise<void> {
   using backend = createGpuBackend(gpu);
   await using open = await openTiny(name);
   await using dense = await createGpuDense(open.file, open.config, gpu, backend.tensors, { precision: "float32" });
-  await using here = await snapshotModel(name, { backend: "wasm" });
+  const engine = name === "lfm2-plain" ? "wasm" : "web";
+  await using here = await snapshotModel(name, { backend: "wasm", dense: engine });
   await body(here, { ...here, dense, backend }, backend);
   assert.deepEqual([backend.tensors.alive, backend.memory().allocatedBytes], [0, 0], "nothing stays on the device");
 }
@@ -100,6 +101,12 @@ gpuTest(
 gpuTest("snapshots of a model with window layers go both ways", async (gpu) => {
   await bothSides(gpu, "gemma3-windows", async (here, there) => {
     await crosses(here, there, { policy: "snapkv", keep: "50%", cacheType: "f16" }, "to the device");
+    await crosses(there, here, { policy: "snapkv", keep: "50%", cacheType: "f16" }, "from the device");
+  });
+}, EXACT);
+
+gpuTest("a snapshot of a model that convolves goes from the device to this side and back", async (gpu) => {
+  await bothSides(gpu, "lfm2-plain", async (here, there) => {
     await crosses(there, here, { policy: "snapkv", keep: "50%", cacheType: "f16" }, "from the device");
   });
 }, EXACT);

@@ -160,12 +160,6 @@ Deno.test("lfm2: the report counts what is convolved, and its bytes", async () =
   assert.equal(report.cache.bytes, context.cache.globalEntries() * entryBytes(16, "f16") + state);
 });
 
-Deno.test("lfm2 stays on this side, also where auto would take a WebGPU device", async () => {
-  const judge = () => Promise.resolve({ taken: true, reason: "for a test" });
-  await using model = await loadModel(FILE, await currentRuntime(), { judge });
-  assert.deepEqual([model.backend.name, model.dense.name], ["wasm", "wasm"]);
-});
-
 Deno.test("a tap that is no number is refused by its tensor's name", async () => {
   const bytes = await readFile(FILE), name = "blk.3.shortconv.conv.weight";
   const at = (await openGguf(new CountingSource(bytes))).tensors.get(name)!.offset;

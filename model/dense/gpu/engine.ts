@@ -2,6 +2,7 @@
  * Dense part of a WebGPU device: the weights are held once, as they stand in the GGUF, and multiplied there. Hidden states,
  * queries, keys and values stay on the device; of an answer's token its number comes back (`choose`).
  */
+import { layerShape } from "../../../core/shape.ts";
 import { breathe } from "../../../runtime/breathe.ts";
 import type { GpuBuffer, GpuDevice } from "../../../gpu/device.ts";
 import { type DeviceList, type DeviceOperation, listOf } from "../../../gpu/dense/lists.ts";
@@ -71,12 +72,12 @@ export async function createGpuDense(
   const weights = new DeviceWeights(gpu), total = config.layers + 1;
   try {
     // A buffer ends with one word more.
-    const exact = options.precision === "float32", inputs = inputsOf(config);
+    const exact = options.precision === "float32";
     const loader = new GpuWeightLoader(weights, file, { largest: largest - 4, exact });
     const layers: Layer[] = [];
-    for (const { project, finish } of decoder.layers.slice(0, config.layers)) {
+    for (const [layer, { project, finish }] of decoder.layers.slice(0, config.layers).entries()) {
       await breathe(signal);
-      const after = await loader.operations(finish);
+      const after = await loader.operations(finish), inputs = inputsOf(config, layer);
       layers.push({
         project: listOf(await loader.operations(project), inputs),
         finish: listOf(after, inputs),
@@ -84,7 +85,7 @@ export async function createGpuDense(
       });
       onProgress?.(layers.length, total);
     }
-    const head = listOf(await loader.operations(decoder.head), inputs);
+    const head = listOf(await loader.operations(decoder.head), { hidden: config.width });
     const embedding = await loader.whole("token_embd", vocabulary);
     await weights.settle("token_embd.weight");
     onProgress?.(total, total);
@@ -154,7 +155,8 @@ class GpuDense implements Dense<GpuTensor> {
     first: number,
     want: { readonly unrotated?: boolean } = {},
   ): Promise<Projected<GpuTensor>> {
-    const { project } = this.#layer("project()", layer), { heads, kvHeads, headDim, width, ropes } = this.config;
+    const { project } = this.#layer("project()", layer), { width, ropes } = this.config;
+    const { heads, kvHeads, headDim } = layerShape(this.config, layer);
     checkRows("project() hidden", hidden, count, width);
     const rope = ropes[layer], { rotated } = rope, interleaved = rope.pairs === "interleaved";
     const turn = { heads, kvHeads, headDim, rotated, interleaved };
@@ -231,7 +233,8 @@ class GpuDense implements Dense<GpuTensor> {
 
   // deno-lint-ignore require-await -- a bad shape must reject, not throw
   async finish(layer: number, hidden: GpuTensor, attention: GpuTensor, count: number): Promise<GpuTensor> {
-    const { finish } = this.#layer("finish()", layer), { heads, headDim, width } = this.config;
+    const { finish } = this.#layer("finish()", layer), { width } = this.config;
+    const { heads, headDim } = layerShape(this.config, layer);
     checkRows("finish() hidden", hidden, count, width);
     checkRows("finish() attention", attention, count, heads * headDim);
     return this.#made(count * width, (out) => this.#run(finish, { hidden, attention }, count, out));
@@ -239,8 +242,8 @@ class GpuDense implements Dense<GpuTensor> {
 
   // deno-lint-ignore require-await -- a bad layer must reject, not throw
   async outputWeights(layer: number): Promise<GpuTensor | undefined> {
-    const { output } = this.#layer("outputWeights()", layer), { width, heads, headDim } = this.config;
-    const inner = heads * headDim;
+    const { output } = this.#layer("outputWeights()", layer), { width } = this.config;
+    const { heads, headDim } = layerShape(this.config, layer), inner = heads * headDim;
     if (!output || 4 * width * inner > this.#gpu.info.maxBinding || width > 65535) return undefined;
     return this.#made(
       width * inner,

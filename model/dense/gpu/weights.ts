@@ -69,6 +69,7 @@ export class GpuWeightLoader {
       case "collect":
         return { ...operation, weights: await this.#experts(operation.weights, operation.rows) };
       case "choose":
+      case "couple":
         return operation;
       default:
         return ordinary(operation, "webgpu");
