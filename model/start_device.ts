@@ -57,7 +57,7 @@ export async function startDevice(
   const { backend = DEFAULTS.backend, dense = DEFAULTS.dense } = options;
   if (backend !== "webgpu" && dense !== "webgpu") {
     // Results that are set beside earlier ones are made where those were.
-    const free = backend === "auto" && dense === "auto" && !options.oneEngine && !config.nulls &&
+    const free = backend === "auto" && dense === "auto" && !options.oneEngine &&
       ownKernelsFor(config) !== "mixed-layers";
     if (free && await isWanted(runtime, options)) return await startAuto(file, config, runtime, options);
     return await startHere(file, config, runtime, { ...options, backend, dense });

@@ -72,23 +72,30 @@ export class Attention {
    * `[count, heads, 2]`: borrowed, the caller gives it back.
    */
   attend(queries: Queries): { output: GpuTensor; stats: GpuBuffer } {
-    const { D, HEADS } = this.#constants, { count } = queries;
+    const { D, HEADS } = this.#constants, { count } = queries, nulls = this.#nulls;
     const plan = this.#plan(count), { splits } = plan;
     const output = this.#tensors.make(count * HEADS * D), stats = this.#gpu.borrow(8 * count * HEADS);
-    if (splits === 1) {
+    if (splits === 1 && !nulls) {
       this.#attendSplits(queries, plan, output.buffer, stats);
       return { output, stats };
     }
     const parts = this.#gpu.borrow(4 * splits * output.length), partStats = this.#gpu.borrow(splits * stats.size);
     this.#attendSplits(queries, plan, parts, partStats);
-    this.#gpu.run(this.#gpu.stage(MERGE, { constants: { D } }), {
+    this.#gpu.run(this.#gpu.stage(MERGE, { constants: { D, HEADS, HAS_NULLS: Number(nulls !== undefined) } }), {
       params: [count * HEADS, splits],
-      buffers: [parts, partStats, output.buffer, stats],
+      // A binding must have a buffer, whether it is looked at or not.
+      buffers: [parts, partStats, output.buffer, stats, nulls ?? parts],
       groups: spread(count * HEADS, 1),
     });
     this.#gpu.giveBack(parts);
     this.#gpu.giveBack(partStats);
     return { output, stats };
+  }
+
+  /** The logits for nothing, where there are any. */
+  get #nulls(): GpuBuffer | undefined {
+    const { constants, shape: { nullLogits } } = this.#stored.options;
+    return nullLogits && constants.of(nullLogits);
   }
 
   /** How pairs of query and head, and rows, are cut, and which stage takes them. */
@@ -148,7 +155,8 @@ export class Attention {
   ): GpuBuffer {
     const { HEADS, GROUP } = this.#constants, pitch = this.#stored.longest, queries = count - firstQuery;
     const measures = this.#gpu.borrow(16 * HEADS * queries);
-    const softmax = this.#gpu.stage(SOFTMAX, { constants: { GROUP } });
+    const nulls = this.#nulls, constants = { GROUP, HAS_NULLS: Number(nulls !== undefined) };
+    const softmax = this.#gpu.stage(SOFTMAX, { constants });
     for (const run of this.#cut(queries, pitch)) {
       const rows = run.heads * run.queries, scratch = this.#gpu.borrow(4 * rows * pitch);
       const first = run.firstQuery + firstQuery;
@@ -161,7 +169,7 @@ export class Attention {
           unmasked ? UNMASKED : this.#reach,
           ...lengths,
         ],
-        buffers: [scratch, measures],
+        buffers: [scratch, measures, nulls ?? run.block.keys],
         groups: spread(rows, 1),
       });
       use({ ...run, scratch, pitch, measures, firstMeasure });

@@ -1,10 +1,8 @@
 /** The WebGPU backend: the stages of this folder behind the backend interface. */
 import { checkedRows } from "../../core/backend/checked_rows.ts";
 import type { Backend } from "../../core/backend/interface.ts";
-import { inputError, option } from "../../core/errors.ts";
 import { gateWidth, type LinearGate } from "../../core/measure/gate_scores.ts";
 import { selectTop } from "../../core/select/select.ts";
-import type { AttentionShape } from "../../core/shape.ts";
 import { floatBits, type GpuDevice } from "../device.ts";
 import { createGpuTensors, type GpuTensor, type GpuTensors } from "../tensors.ts";
 import { Constants } from "./constants.ts";
@@ -43,7 +41,7 @@ export function createGpuBackend(gpu: GpuDevice, options: GpuBackendOptions = {}
     tensors,
     createRows: (shape, reserve, type = "f32") =>
       checkedRows(
-        withoutNulls(shape),
+        shape,
         reserve,
         type,
         (checked) => {
@@ -82,11 +80,4 @@ async function gateScores(
 
 function featureList({ info: { features: { f16, subgroups } } }: GpuDevice): string {
   return [f16 ? ", 16-bit floats" : "", subgroups ? ", subgroups" : ""].join("");
-}
-
-/** @throws PalisadeError `backend.null-logits` for a layer that gives attention to nothing, which no stage here does. */
-function withoutNulls(shape: AttentionShape): AttentionShape {
-  if (!shape.nullLogits) return shape;
-  const message = "Attention with a logit for nothing (gpt-oss) runs on this side alone: take wasm or ts, not webgpu";
-  throw inputError("backend.null-logits", message, option("backend"));
 }

@@ -2,10 +2,16 @@
 //
 //   M = max m_s;  w_s = l_s exp(m_s - M);  out = sum w_s out_s / sum w_s;  stats = (M, sum w_s)
 //
-// Shapes: parts [splits, rows, D], part_stats [splits, rows]; rows = count * heads; at most 256 splits.
+// With a logit for nothing (HAS_NULLS) M is at least that, and the sum below has exp(null - M) more.
+//
+// Shapes: parts [splits, rows, D], part_stats [splits, rows]; rows = count * heads; at most 256 splits;
+// nulls [HEADS].
 // One workgroup gives one row.
 
 override D: u32 = 64u;
+/** Query heads. */
+override HEADS: u32 = 1u;
+override HAS_NULLS: bool = false;
 
 const SIZE = 64u;
 const SPLITS = 256u;
@@ -16,6 +22,7 @@ const SPLITS = 256u;
 @group(0) @binding(2) var<storage, read> part_stats: array<vec2f>;
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;
 @group(0) @binding(4) var<storage, read_write> stats: array<vec2f>;
+@group(0) @binding(5) var<storage, read> nulls: array<f32>;
 
 var<workgroup> weights: array<f32, SPLITS>;
 var<workgroup> largest: array<f32, SIZE>;
@@ -31,6 +38,7 @@ fn main(
   let splits = params[1];
   if (row >= rows) { return; }
   var most = -3.4e38;
+  if (HAS_NULLS) { most = nulls[row % HEADS]; }
   for (var s = local; s < splits; s += SIZE) {
     let part = part_stats[s * rows + row];
     if (part.y > 0.0) { most = max(most, part.x); }
@@ -54,10 +62,12 @@ fn main(
     weights[s] = weight;
   }
   workgroupBarrier();
+  var nothing = 0.0;
+  if (HAS_NULLS) { nothing = exp(nulls[row % HEADS] - most); }
   let last = splits - 1u;
   for (var d = local; d < D; d += SIZE) {
     var sum = 0.0;
-    var all = 0.0;
+    var all = nothing;
     for (var s = 0u; s < splits; s += 4u) {
       let w = vec4f(weights[s], weights[s + 1u], weights[s + 2u], weights[s + 3u]);
       let a = parts[(s * rows + row) * D + d];

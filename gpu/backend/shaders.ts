@@ -987,10 +987,16 @@ export const MERGE: ShaderFile = {
 //
 //   M = max m_s;  w_s = l_s exp(m_s - M);  out = sum w_s out_s / sum w_s;  stats = (M, sum w_s)
 //
-// Shapes: parts [splits, rows, D], part_stats [splits, rows]; rows = count * heads; at most 256 splits.
+// With a logit for nothing (HAS_NULLS) M is at least that, and the sum below has exp(null - M) more.
+//
+// Shapes: parts [splits, rows, D], part_stats [splits, rows]; rows = count * heads; at most 256 splits;
+// nulls [HEADS].
 // One workgroup gives one row.
 
 override D: u32 = 64u;
+/** Query heads. */
+override HEADS: u32 = 1u;
+override HAS_NULLS: bool = false;
 
 const SIZE = 64u;
 const SPLITS = 256u;
@@ -1001,6 +1007,7 @@ const SPLITS = 256u;
 @group(0) @binding(2) var<storage, read> part_stats: array<vec2f>;
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;
 @group(0) @binding(4) var<storage, read_write> stats: array<vec2f>;
+@group(0) @binding(5) var<storage, read> nulls: array<f32>;
 
 var<workgroup> weights: array<f32, SPLITS>;
 var<workgroup> largest: array<f32, SIZE>;
@@ -1016,6 +1023,7 @@ fn main(
   let splits = params[1];
   if (row >= rows) { return; }
   var most = -3.4e38;
+  if (HAS_NULLS) { most = nulls[row % HEADS]; }
   for (var s = local; s < splits; s += SIZE) {
     let part = part_stats[s * rows + row];
     if (part.y > 0.0) { most = max(most, part.x); }
@@ -1039,10 +1047,12 @@ fn main(
     weights[s] = weight;
   }
   workgroupBarrier();
+  var nothing = 0.0;
+  if (HAS_NULLS) { nothing = exp(nulls[row % HEADS] - most); }
   let last = splits - 1u;
   for (var d = local; d < D; d += SIZE) {
     var sum = 0.0;
-    var all = 0.0;
+    var all = nothing;
     for (var s = 0u; s < splits; s += 4u) {
       let w = vec4f(weights[s], weights[s + 1u], weights[s + 2u], weights[s + 3u]);
       let a = parts[(s * rows + row) * D + d];
@@ -1323,6 +1333,7 @@ export const SOFTMAX: ShaderFile = {
   text: `// Turns rows of scores into attention, and measures them.
 //
 //   p[i] = exp(s[i] - max) / sum over visible i, 0 beyond                            in place
+//     with a logit for nothing (HAS_NULLS) it counts in max and sum, and has no p
 //   measures[r] = (mass, entropy, factor, ln sum exp s), over the prefix i < N:
 //     mass = sum p;  entropy = -sum p ln(p + 1e-10);  factor = mass / sum of the pooled row, 0 where that is 0
 //
@@ -1333,6 +1344,7 @@ export const SOFTMAX: ShaderFile = {
 
 /** Query heads that share a KV head. */
 override GROUP: u32 = 1u;
+override HAS_NULLS: bool = false;
 
 /**
  * rows, pitch, count, first query, queries a head, prefix, first query head, first measure, kernel, reach
@@ -1342,6 +1354,8 @@ override GROUP: u32 = 1u;
 @group(0) @binding(0) var<storage, read> params: array<u32>;
 @group(0) @binding(1) var<storage, read_write> scratch: array<f32>;
 @group(0) @binding(2) var<storage, read_write> measures: array<vec4f>;
+/** One of each query head. */
+@group(0) @binding(3) var<storage, read> nulls: array<f32>;
 
 const SIZE = 256u;
 var<workgroup> parts: array<f32, 256>;
@@ -1414,11 +1428,13 @@ fn main(
   let at = r * pitch;
 
   var most = -3.4e38;
+  if (HAS_NULLS) { most = nulls[head]; }
   for (var i = start + local; i < seen; i += SIZE) { most = max(most, scratch[at + i]); }
   most = highest(most, local);
   var sum = 0.0;
   for (var i = start + local; i < seen; i += SIZE) { sum += exp(scratch[at + i] - most); }
   sum = total(sum, local);
+  if (HAS_NULLS) { sum += exp(nulls[head] - most); }
 
   let prefix = params[5];
   let sides = params[8] / 2u;

@@ -1,6 +1,7 @@
 // Turns rows of scores into attention, and measures them.
 //
 //   p[i] = exp(s[i] - max) / sum over visible i, 0 beyond                            in place
+//     with a logit for nothing (HAS_NULLS) it counts in max and sum, and has no p
 //   measures[r] = (mass, entropy, factor, ln sum exp s), over the prefix i < N:
 //     mass = sum p;  entropy = -sum p ln(p + 1e-10);  factor = mass / sum of the pooled row, 0 where that is 0
 //
@@ -11,6 +12,7 @@
 
 /** Query heads that share a KV head. */
 override GROUP: u32 = 1u;
+override HAS_NULLS: bool = false;
 
 /**
  * rows, pitch, count, first query, queries a head, prefix, first query head, first measure, kernel, reach
@@ -20,6 +22,8 @@ override GROUP: u32 = 1u;
 @group(0) @binding(0) var<storage, read> params: array<u32>;
 @group(0) @binding(1) var<storage, read_write> scratch: array<f32>;
 @group(0) @binding(2) var<storage, read_write> measures: array<vec4f>;
+/** One of each query head. */
+@group(0) @binding(3) var<storage, read> nulls: array<f32>;
 
 const SIZE = 256u;
 var<workgroup> parts: array<f32, 256>;
@@ -92,11 +96,13 @@ fn main(
   let at = r * pitch;
 
   var most = -3.4e38;
+  if (HAS_NULLS) { most = nulls[head]; }
   for (var i = start + local; i < seen; i += SIZE) { most = max(most, scratch[at + i]); }
   most = highest(most, local);
   var sum = 0.0;
   for (var i = start + local; i < seen; i += SIZE) { sum += exp(scratch[at + i] - most); }
   sum = total(sum, local);
+  if (HAS_NULLS) { sum += exp(nulls[head] - most); }
 
   let prefix = params[5];
   let sides = params[8] / 2u;

@@ -582,8 +582,8 @@ fn one_row(
 // Tokens that go to experts, whose matrices of `rows` rows lie one below the other; a buffer may hold some of all rows,
 // from row `column` on.
 //
-//   expand_rows    out[t, first + slot · rows + n] = Σ_k W[expert(t, slot) · rows + n, k] · x[t, k]
-//   collect_rows   out[t, n] = Σ_slot share(t, slot) · Σ_k W[expert(t, slot) · rows + n, k] · x[t, slot, k]  (+ out[t, n])
+//   expand_rows    out[t, first + slot · rows + n] = Σ_k W[e, k] · x[t, k]  (+ bias[e]),  e = expert(t, slot) · rows + n
+//   collect_rows   out[t, n] = Σ_slot share(t, slot) · (Σ_k W[e, k] · x[t, slot, k]  (+ bias[e]))  (+ out[t, n])
 //
 //   params   count, column, stride, first, used, rows, whether out is added to (collect_rows)
 //   chosen   (count, 2 · used): experts, then their shares (experts.wgsl)
@@ -598,10 +598,17 @@ fn are_here(row: u32, n: u32) -> vec4<bool> {
   return (at >= column) & (at < column + vec4u(OUTPUTS)) & (vec4u(n) + four < vec4u(params[5]));
 }
 
-// Where they begin; those that are elsewhere are taken for others.
-fn starts_of(row: u32) -> vec4u {
+// Their places in this buffer; those that are elsewhere are taken for others.
+fn places_here(row: u32) -> vec4u {
   let at = max(vec4u(row) + vec4u(0u, 1u, 2u, 3u), vec4u(params[1])) - vec4u(params[1]);
-  return min(at, vec4u(OUTPUTS - 1u)) * ROW_BYTES;
+  return min(at, vec4u(OUTPUTS - 1u));
+}
+
+fn biases_of(rows: vec4u) -> vec4f {
+  if (!HAS_BIAS) {
+    return vec4f();
+  }
+  return vec4f(bias[rows.x], bias[rows.y], bias[rows.z], bias[rows.w]);
 }
 
 fn put_four(at: u32, sums: vec4f, here: vec4<bool>) {
@@ -631,10 +638,11 @@ fn expand_rows(
   if (!any(here)) {
     return;
   }
-  let part = four_products(starts_of(row), t, lane);
+  let rows = places_here(row);
+  let part = four_products(rows * ROW_BYTES, t, lane);
   let sum = sum_of(part, lane); // subgroups: let sum = sum_of_subgroups(part, lane, within, size);
   if (lane == 0u) {
-    put_four(t * params[2] + params[3] + slot * params[5] + n, sum, here);
+    put_four(t * params[2] + params[3] + slot * params[5] + n, sum + biases_of(rows), here);
   }
 }
 
@@ -657,7 +665,11 @@ fn collect_rows(
     let here = are_here(row, n);
     if (any(here)) {
       let share = select(vec4f(), vec4f(chosen[t * 2u * used + used + slot]), here);
-      part += share * four_products(starts_of(row), t * used + slot, lane);
+      let rows = places_here(row);
+      part += share * four_products(rows * ROW_BYTES, t * used + slot, lane);
+      if (lane == 0u) {
+        part += share * biases_of(rows);
+      }
     }
   }
   let sum = sum_of(part, lane); // subgroups: let sum = sum_of_subgroups(part, lane, within, size);

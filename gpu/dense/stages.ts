@@ -1,5 +1,6 @@
 /** The dense stages over buffers: which file, which sizes, how many workgroups. */
 import type { GpuBuffer, GpuDevice, ShaderFile, Stage } from "../device.ts";
+import type { Activation } from "../../core/dense/operations.ts";
 import { ofKind } from "./kinds.ts";
 import type { DeviceCollect, DeviceExpand, DeviceList, ListStep } from "./lists.ts";
 import { ADD, CAP, CHOOSE, COUPLE, EXPERTS, GATE, MULTIPLY, NARROW, NORM, PAD, ROTATE, SCALE } from "./shaders.ts";
@@ -26,6 +27,8 @@ const SPAN = 4096;
 const SIDE = 16;
 /** Results of a thread in each direction where workgroups are large (`wide_rows`), and such workgroups that keep a device busy. */
 const WIDE = 8, BUSY = 100;
+/** In the order of their numbers in gate.wgsl. */
+const ACTIVATIONS = ["silu", "gelu", "limited"] as const satisfies readonly Activation[];
 /** Inputs of one row from which on each thread of a workgroup has four units at least, so that it takes them together. */
 const WIDE_INPUTS = 64 * 32;
 
@@ -138,7 +141,7 @@ export class DenseStages {
         return this.#norm(value(operation.from), gains, count, to, runs);
       }
       case "gate": {
-        const constants = { WIDTH: width, GELU: Number(operation.activation === "gelu") };
+        const constants = { WIDTH: width, ACTIVATION: ACTIVATIONS.indexOf(operation.activation) };
         return this.#each(GATE, constants, [value(operation.from), to], count, width);
       }
       case "add": {
@@ -213,9 +216,9 @@ export class DenseStages {
     groups: readonly [number, number, number],
   ): void {
     const stage = this.#product(part, { entry, exact: true, constants: { WIDE: Number(this.#isWide(part)) } }, false);
-    // Gains are not read, so the weights stand in for them.
-    const rest = [undefined, undefined, undefined, part.weights, chosen];
-    this.gpu.run(stage, { params, buffers: [part.weights, to, x, ...rest], groups });
+    // Gains are not read, nor biases that are not there, so the weights stand in for them.
+    const buffers = [part.weights, to, x, part.bias ?? part.weights, undefined, undefined, part.weights, chosen];
+    this.gpu.run(stage, { params, buffers, groups });
   }
 
   #isWide({ padded }: MatrixPart): boolean {
@@ -375,8 +378,9 @@ export class DenseStages {
 
 /** A norm or a gate that is wanted for the product after it alone, which then makes it of its inputs: one stage fewer. */
 function foldable(step: ListStep, next: ListStep | undefined): ListStep | undefined {
-  const { op } = step.operation;
+  const { operation: { op }, operation } = step;
   if ((op !== "norm" && op !== "gate") || next?.operation.op !== "multiply") return undefined;
+  if (operation.op === "gate" && operation.activation === "limited") return undefined;
   const { from, weights } = next.operation, isWhole = weights.every(({ inputs, padded }) => inputs === padded);
   return from === step.to && next.done.includes(step.to) && next.addend !== step.to && isWhole ? step : undefined;
 }

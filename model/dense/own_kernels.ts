@@ -1,6 +1,6 @@
 /**
  * Models that send tokens to experts, models that convolve, and models of mixed layers (`Architecture.mixed`): our own
- * kernels run them, onnxruntime none of them, and WebGPU all but mixed layers and the experts of gpt-oss.
+ * kernels run them, onnxruntime none of them, and WebGPU all but mixed layers.
  */
 import { hasExperts } from "../../core/dense/operations.ts";
 import { inputError, option, type PalisadeError } from "../../core/errors.ts";
@@ -29,11 +29,9 @@ export function ownKernelsFor(
 
 /** `dense.experts`, `dense.convolutions` or `dense.mixed-layers`. */
 export function engineRefused(engine: string, what: OwnKernelsFor): PalisadeError {
-  const odd = engine === "webgpu" && what === "experts";
   const whose = what === "mixed-layers" ? "layers of several shapes" : what;
-  const model = odd ? "A model whose experts have biases and limited gates" : `A model with ${whose}`;
-  const runs = odd || what === "mixed-layers" ? "our own kernels (wasm) alone" : "our own kernels (wasm) or webgpu";
-  const message = `${model} runs on ${runs}, not on ${engine}`;
+  const runs = what === "mixed-layers" ? "our own kernels (wasm) alone" : "our own kernels (wasm) or webgpu";
+  const message = `A model with ${whose} runs on ${runs}, not on ${engine}`;
   return inputError(`dense.${what}`, message, option("dense"));
 }
 

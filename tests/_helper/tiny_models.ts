@@ -41,8 +41,10 @@ export const DENSE_MODELS: readonly (typeof TINY_MODELS[number])[] = TINY_MODELS
   return !SPECIAL_MODELS.includes(name);
 });
 
-/** Those that a WebGPU device runs: of the models with experts those without biases and attention to nothing. */
-export const GPU_MODELS: readonly (typeof TINY_MODELS[number])[] = [...DENSE_MODELS, "qwen3moe-plain", "lfm2-plain"];
+/** Those that a WebGPU device runs: all but those with layers of several shapes. */
+export const GPU_MODELS: readonly (typeof TINY_MODELS[number])[] = TINY_MODELS.filter((name) => {
+  return !name.startsWith("gemma4");
+});
 
 export interface OpenModel extends AsyncDisposable {
   readonly file: GgufFile;

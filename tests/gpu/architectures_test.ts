@@ -13,7 +13,7 @@ import { currentRuntime } from "../../runtime/mod.ts";
 import { gpuTest } from "../_helper/gpu.ts";
 import { openTiny } from "../_helper/tiny_models.ts";
 
-const MODELS = ["lfm2-plain"] as const;
+const MODELS = ["lfm2-plain", "gpt-oss-plain"] as const;
 const HERE = { backend: "ts", dense: "wasm", precision: "float32", frame: "line" } as const;
 /** Several chunks, the last of them short. */
 const TEXT = "The keeper counted seventeen stakes, and then she counted them again before the gate was shut. ".repeat(
@@ -108,8 +108,12 @@ for (const name of MODELS) {
   }, { without: ["f16"] });
 }
 
-gpuTest("auto takes the device for a model that convolves", async () => {
+gpuTest("auto takes the device for models that it runs, and leaves others to this side", async () => {
   const judge = () => Promise.resolve({ taken: true, reason: "for a test" });
-  await using model = await loadModel(path("lfm2-plain"), await currentRuntime(), { judge });
-  assert.deepEqual([model.backend.name, model.dense.name], ["webgpu", "webgpu"]);
+  for (
+    const [name, where] of [["lfm2-plain", "webgpu"], ["gpt-oss-plain", "webgpu"], ["gemma4-keys", "wasm"]] as const
+  ) {
+    await using model = await loadModel(path(name), await currentRuntime(), { judge });
+    assert.deepEqual([model.backend.name, model.dense.name], [where, where]);
+  }
 });

@@ -114,10 +114,12 @@ gpuTest(
     const largest = 4096;
     await withModel(gpu, "llama-biases", { largest }, async (dense, plain, tensors) => {
       await assertSamePieces([dense, tensors], plain, 5, TOLERANCES.f32);
-      // Experts, too, and their stacks even within an expert.
-      await withModel(gpu, "qwen3moe-plain", { largest: 2000 }, async (experts, wanted, own) => {
-        await assertSamePieces([experts, own], wanted, 3, TOLERANCES.f32);
-      });
+      // Experts, too, and their stacks even within an expert, with their biases.
+      for (const model of ["qwen3moe-plain", "gpt-oss-plain"] as const) {
+        await withModel(gpu, model, { largest: 2000 }, async (experts, wanted, own) => {
+          await assertSamePieces([experts, own], wanted, 3, TOLERANCES.f32);
+        });
+      }
       const narrow = { ...gpu.info, maxBinding: 4 * 7 * (dense.config.vocabulary + 8) };
       Object.assign(gpu, { info: narrow });
       const count = 18, rows = noise(count * dense.config.width, 3), hidden = tensors.upload(rows.slice());
@@ -196,6 +198,32 @@ gpuTest("tokens go to the experts of their largest numbers, the lower one among 
     "experts that are there",
   );
   for (const tensor of [x, made]) tensors.free(tensor);
+});
+
+gpuTest("gates on the device are those of this side, gpt-oss's limited one among them", async (gpu) => {
+  const half = 67, count = 3, tensors = createGpuTensors(gpu), rows = noise(2 * half * count, 4).map((x) => 4 * x);
+  // Far beyond every limit, and where exponentials overflow.
+  for (const [i, x] of [1e4, -1e4, 7, -7, 0].entries()) rows[i] = rows[half + 2 * i] = x;
+  const x = tensors.upload(rows.slice());
+  for (const activation of ["silu", "gelu", "limited"] as const) {
+    const list = listOf([{ op: "gate", from: "x", to: "y", activation }], { x: 2 * half });
+    const made = tensors.make(half * count), got = made.buffer;
+    new DenseStages(gpu, { normEpsilon: 0, f16: false }).run(list, { x: x.buffer }, count, got);
+    const want = Float32Array.from({ length: half * count }, (_, at) => {
+      const i = 2 * half * Math.floor(at / half) + at % half, a = rows[i], b = rows[i + half];
+      const most = Math.min(a, 7), up = Math.max(-7, Math.min(b, 7)) + 1;
+      if (activation === "limited") return most / (1 + Math.exp(-1.702 * most)) * up;
+      const inner = Math.sqrt(2 / Math.PI) * (a + 0.044715 * a ** 3);
+      return (activation === "silu" ? a / (1 + Math.exp(-a)) : 0.5 * a * (1 + Math.tanh(inner))) * b;
+    });
+    const numbers = await tensors.read(made);
+    want.forEach((y, i) => {
+      const far = Math.abs(numbers[i] - y);
+      assert.ok(far <= 1e-5 * Math.max(1, Math.abs(y)), `${activation}, ${i}: ${numbers[i]}, want ${y}`);
+    });
+    tensors.free(made);
+  }
+  tensors.free(x);
 });
 
 gpuTest("the choice is the lowest token of the largest logit, and shows a logit that is no number", async (gpu) => {

@@ -4,7 +4,7 @@ import type { GpuBuffer } from "../../../gpu/device.ts";
 import type { DeviceOperation } from "../../../gpu/dense/lists.ts";
 import type { DeviceWeights, Filling, MatrixPart } from "../../../gpu/dense/weights.ts";
 import type { DenseOperation, TensorRows } from "../../architecture.ts";
-import { engineRefused, ordinary } from "../own_kernels.ts";
+import { engineRefused } from "../own_kernels.ts";
 import type { GgufFile, GgufTensor } from "../../file/gguf/reader.ts";
 import { rowBytesOf, type TensorType } from "../../file/tensor_types.ts";
 import { halvesOf, heldAs } from "../held.ts";
@@ -68,24 +68,21 @@ export class GpuWeightLoader {
       case "expand":
       case "collect":
         return { ...operation, weights: await this.#experts(operation.weights, operation.rows) };
-      case "choose":
-      case "couple":
-        return operation;
+      case "unitNorm":
+      case "gateBy":
+        throw engineRefused("webgpu", "mixed-layers");
       default:
-        return ordinary(operation, "webgpu");
+        return operation;
     }
   }
 
-  /**
-   * Of each matrix of an expert those of all, as they stand in the file.
-   * @throws PalisadeError `dense.experts` for experts with biases.
-   */
+  /** Of each matrix of an expert those of all, as they stand in the file. */
   async #experts(experts: readonly (readonly TensorRows[])[], rows: number): Promise<(readonly MatrixPart[])[]> {
-    const isStack = experts.every((each, i) => each.every(({ first, bias }) => first === i * rows && !bias));
-    if (!isStack) throw engineRefused("webgpu", "experts");
+    const isStack = experts.every((each, i) => each.every(({ first }) => first === i * rows));
+    if (!isStack) throw new RangeError("Experts' rows must lie one expert below the other");
     const made: (readonly MatrixPart[])[] = [];
-    for (const { tensor } of experts[0]) {
-      made.push(await this.#matrix([{ tensor, first: 0, rows: experts.length * rows, bias: false }]));
+    for (const { tensor, bias } of experts[0]) {
+      made.push(await this.#matrix([{ tensor, first: 0, rows: experts.length * rows, bias }]));
     }
     return made;
   }
