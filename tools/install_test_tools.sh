@@ -1,9 +1,11 @@
 #!/bin/sh
-# What the tests use and npm can't bring (Debian and Ubuntu, as root): a browser that opens the report, a server for the
-# queue, GNU parallel, shells that complete, and a Python with what dumps are compared with. Does nothing where all are there.
+# What the tests use and npm can't bring (Debian and Ubuntu, as root): a browser that opens the report and brings an
+# emulated GPU (SwiftShader), another one (lavapipe) with the Vulkan loader that both are found by, a server for the queue,
+# GNU parallel, shells that complete, and a Python with what dumps are compared with. Does nothing where all are there.
 set -eu
 packages=""
 command -v chromium >/dev/null || packages="$packages chromium"
+ls /usr/share/vulkan/icd.d/lvp_icd*.json >/dev/null 2>&1 || packages="$packages mesa-vulkan-drivers"
 command -v redis-server >/dev/null || packages="$packages redis-server"
 command -v parallel >/dev/null || packages="$packages parallel"
 command -v zsh >/dev/null || packages="$packages zsh"

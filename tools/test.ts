@@ -140,6 +140,8 @@ async function runSuite(options: SuiteOptions, turn: Turn): Promise<Totals> {
     env: {
       PALISADE_SKIPS: skips,
       TMPDIR: tmp,
+      // Without a Vulkan driver Deno would take Mesa's emulated OpenGL, which hangs and crashes: then there is no adapter.
+      DENO_WEBGPU_BACKEND: process.env["DENO_WEBGPU_BACKEND"] ?? (process.platform === "linux" ? "vulkan" : undefined),
       // The Vulkan loader complains on standard error without it.
       XDG_RUNTIME_DIR: process.env["XDG_RUNTIME_DIR"] ?? tmp,
       NO_COLOR: process.stdout.isTTY ? undefined : "1",
