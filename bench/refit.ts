@@ -53,9 +53,8 @@ const VARIANTS: Readonly<Record<string, RefitSettings | undefined>> = {
   values: { refit: "values" },
   plain: { refit: "both", defensive: false },
   pursuit: { refit: "pursuit" },
-  "both-any": { refit: "both", mostLeft: Infinity },
-  "pursuit-any": { refit: "pursuit", mostLeft: Infinity },
-  "plain-1": { refit: "both", defensive: false, ridges: [1] },
+  ...Object.fromEntries([0.001, 0.01, 0.1, 1].map((ridge) => [`both-${ridge}`, { refit: "both" as const, ridge }])),
+  ...Object.fromEntries([0.9, 0.7].map((part) => [`left-${part}`, { refit: "both" as const, mostLeft: part }])),
 };
 
 const runtime = await currentRuntime();

@@ -51,6 +51,10 @@ function dot(a: Float64Array, b: Float64Array, at: number, count: number): numbe
   return p + q + r + s;
 }
 
+export function meanOf(numbers: Float64Array): number {
+  return numbers.reduce((sum, x) => sum + x, 0) / numbers.length;
+}
+
 /** Mean of the diagonal of `[n, n]`. */
 export function meanDiagonal(matrix: Float64Array, n: number): number {
   let sum = 0;

@@ -13,15 +13,15 @@
  * **Defensively.** u is 1 at first, then grows with the error that a query was left with. Either set, and the policy's own,
  * is refitted, and the one stays that serves the worst held-out queries best: never worse there than the policy's.
  */
-import { PLAIN_ALGEBRA, plainProducts, transposed } from "./linear.ts";
+import { meanOf, PLAIN_ALGEBRA, plainProducts, transposed } from "./linear.ts";
 import {
   type HeadReferences,
-  HELD_OUT,
+  isHeldOut,
   type KeptRows,
+  pickReferences,
   probabilitiesOf,
   refitOrLeave,
   type RefitSettings,
-  towardsWorst,
 } from "./refit.ts";
 
 /** Queries that a pursuit goes by at most, about. */
@@ -102,10 +102,10 @@ export class Pursuit {
     { algebra = PLAIN_ALGEBRA }: RefitSettings,
   ) {
     const all = references.logSumExp.length;
-    const training = Array.from({ length: all }, (_, s) => s).filter((s) => s % HELD_OUT !== HELD_OUT - 1);
+    const training = Array.from({ length: all }, (_, s) => s).filter((s) => !isHeldOut(s));
     const every = Math.ceil(training.length / MOST_QUERIES), chosen = training.filter((_, i) => i % every === 0);
     if (chosen.length === 0) return undefined;
-    const some = pickedReferences(references, chosen, headDim), count = candidates.keys.length / headDim;
+    const some = pickReferences(references, chosen, headDim), count = candidates.keys.length / headDim;
     const nothing = some.nothing ?? new Float64Array(chosen.length);
     const outputs = transposed(new Float64Array(some.outputs), headDim);
     const unit = Math.sqrt(outputs.reduce((sum, y) => sum + y * y, 0) / chosen.length) || 1;
@@ -252,12 +252,10 @@ function picked({ keys, values }: KeptRows, rows: Int32Array, headDim: number): 
   return { keys: of(keys), values: of(values) };
 }
 
-function pickedReferences(all: HeadReferences, chosen: readonly number[], headDim: number): HeadReferences {
-  const { keys: queries, values: outputs } = picked(
-    { keys: all.queries, values: all.outputs },
-    Int32Array.from(chosen),
-    headDim,
-  );
-  const { nothing } = all, logSumExp = Float32Array.from(chosen, (s) => all.logSumExp[s]);
-  return { queries, outputs, logSumExp, ...(nothing && { nothing: Float64Array.from(chosen, (s) => nothing[s]) }) };
+/** Roots of weights that grow with a reference's error, mean 1: re-weighted least squares towards the fourth power. */
+function towardsWorst(errors: Float64Array): Float64Array {
+  const squares = errors.map((error) => error * error), mean = meanOf(squares);
+  if (!(mean > 0)) return new Float64Array(errors.length).fill(1);
+  const capped = squares.map((square) => Math.min(100, square / mean) + 0.1), scale = meanOf(capped);
+  return capped.map((weight) => Math.sqrt(weight / scale));
 }

@@ -11,14 +11,12 @@
  * Both ridges are a `ridge` times the mean of the diagonal, so that little evidence changes little.
  *
  * **Defensively.** Least squares means over queries, and forgives itself the rare one that an answer hangs on. So every
- * fourth reference is held out. Of the values with different ridges those are taken that serve the worst held-out
- * references best (the mean of the worst part); then those with the others weighed anew by the errors that they were left
- * with, towards the largest, and half of the step, where they serve better still. A head where none of them beats the old
- * values, or all leave half of an output unexplained, keeps the old ones, without a bias: what explains its references
- * badly says nothing of a question. So does one that kept more entries than there are references to fit them by.
+ * fourth reference is held out from new values at first, and a head where these don't serve the worst of the held-out
+ * better than the old ones do keeps the old ones, without a bias. So does one that kept more entries than there are
+ * references to fit them by. Where they do, the values are solved once more by all references.
  */
 import { exp, ln } from "../measure/exp.ts";
-import { type Algebra, meanDiagonal, PLAIN_ALGEBRA, transposed, weighed } from "./linear.ts";
+import { type Algebra, meanDiagonal, meanOf, PLAIN_ALGEBRA, transposed, weighed } from "./linear.ts";
 
 /** What is fitted; `pursuit`: both, of entries that are chosen for it (`pursuit.ts`). */
 export const REFITS = ["none", "values", "both", "pursuit"] as const;
@@ -53,33 +51,31 @@ export interface RefittedHead {
 
 export interface RefitSettings {
   readonly refit: Exclude<Refit, "none">;
-  /** Ridges to choose from, each times the mean diagonal. Default {@link RIDGES}. */
-  readonly ridges?: readonly number[];
-  /** False: one plain fit with the first ridge on all references, as published; nothing is held out. Default true. */
+  /** What both ridges are, times the mean diagonal. Default {@link RIDGE}. */
+  readonly ridge?: number;
+  /** False: every head is refitted, as published; nothing is held out. Default true. */
   readonly defensive?: boolean;
-  /** The largest worst held-out error that a refit may leave, in units of the mean output. Default 0.5. */
+  /** What part of the worst held-out error a refit may leave at most. Default {@link MOST_LEFT}. */
   readonly mostLeft?: number;
   /** Who multiplies and solves. Default: plainly, in doubles. */
   readonly algebra?: Algebra;
 }
 
-/** From the published strength to one that changes little. */
-export const RIDGES: readonly number[] = [0.01, 0.3];
+/** Measured: bench/results/refit.md. */
+export const RIDGE = 0.003;
 /** No entry weighs less. */
 const LEAST_WEIGHT = 1e-3;
 const GRADIENT_STEPS = 60;
 /** Of the references one in so many is held out. */
-export const HELD_OUT = 4;
+const HELD_OUT = 4;
 /** The part of the held-out references whose errors are compared: the worst twentieth. */
 const WORST = 0.05;
-/** A refit must better the worst errors by this much, so that it isn't chosen for noise. */
-const MUST_WIN = 0.98;
-/** And leave less than this part of a mean output unexplained. Measured: bench/results/refit.md. */
-const MOST_LEFT = 0.5;
+/** A refit must win by more than noise. Measured: bench/results/refit.md. */
+const MOST_LEFT = 0.98;
 
 /**
- * The refit of one KV head, or undefined where the head is better left alone: too few references for its entries, no solution, or no win
- * on those held out. O(t² · references) for each ridge.
+ * The refit of one KV head, or undefined where the head is better left alone: too few references for its entries, no
+ * solution, or no win on those held out. O(t² · references).
  * @throws RangeError when a shape doesn't fit.
  */
 export function refitHead(
@@ -89,27 +85,20 @@ export function refitHead(
   settings: RefitSettings,
 ): RefittedHead | undefined {
   checkShapes(kept, references, headDim);
-  const { refit, ridges = RIDGES, defensive = true, mostLeft = MOST_LEFT, algebra = PLAIN_ALGEBRA } = settings;
+  const { refit, ridge = RIDGE, defensive = true, mostLeft = MOST_LEFT, algebra = PLAIN_ALGEBRA } = settings;
   if (references.logSumExp.length < 2 * HELD_OUT || kept.keys.length === 0) return undefined;
-  const all = Samples.of(kept, references, headDim, algebra);
-  if (!defensive) {
-    const weights = fitWeights(all, refit, ridges[0]), [fitted] = weights ? fitValues(all, weights, [ridges[0]]) : [];
-    return fitted && rounded(fitted, worstError(all, all.untouched()), worstError(all, fitted));
-  }
-  const [training, held] = all.split(HELD_OUT);
-  if (training.count < training.kept) return undefined;
-  const before = worstError(held, held.untouched()), weights = fitWeights(training, refit, ridges[0]);
-  let best: Candidate | undefined, least = Math.min(before * MUST_WIN, mostLeft);
-  const consider = (candidate: Candidate) => {
-    const error = worstError(held, candidate);
-    if (error < least) [best, least] = [candidate, error];
-  };
-  if (weights) fitValues(training, weights, ridges).forEach(consider);
-  if (!best) return undefined;
-  const plain: Candidate = best;
-  fitValues(training, plain.weights, [plain.ridge], towardsWorst(training.errors(plain))).forEach(consider);
-  consider(halfWay(training, plain));
-  return rounded(best, before, least);
+  const parts = (defensive ? splitReferences(references, headDim) : [references])
+    .map((part) => Samples.of(kept, part, headDim, algebra));
+  const [training] = parts, judges = parts.at(-1)!;
+  if (defensive && training.count < training.kept) return undefined;
+  const weights = fitWeights(parts, refit, ridge);
+  if (!weights) return undefined;
+  const before = worstError(judges, judges.untouched()), known = normalEquations(training, weights);
+  const tried = solveValues(training, known, ridge), after = tried && worstError(judges, { weights, values: tried });
+  if (after === undefined || !defensive) return tried && rounded({ weights, values: tried }, before, after!);
+  if (!(after < before * mostLeft)) return undefined;
+  const values = solveValues(training, sumOf(known, normalEquations(judges, weights)), ridge);
+  return values && rounded({ weights, values }, before, after);
 }
 
 /** The worst held-out error that a head is left with, and whether that is after a refit. */
@@ -122,71 +111,87 @@ export function refitOrLeave(
   const refitted = refitHead(kept, references, headDim, settings);
   if (refitted) return { error: refitted.after, refitted: true };
   if (references.logSumExp.length < HELD_OUT) return { error: 0, refitted: false };
-  const [, held] = Samples.of(kept, references, headDim, settings.algebra ?? PLAIN_ALGEBRA).split(HELD_OUT);
+  const [, others] = splitReferences(references, headDim);
+  const held = Samples.of(kept, others, headDim, settings.algebra ?? PLAIN_ALGEBRA);
   return { error: worstError(held, held.untouched()), refitted: false };
+}
+
+/** What is fitted on, and what is held out. */
+function splitReferences(references: HeadReferences, headDim: number): HeadReferences[] {
+  const all = Array.from(references.logSumExp, (_, s) => s);
+  return [all.filter((s) => !isHeldOut(s)), all.filter(isHeldOut)].map((some) =>
+    pickReferences(references, some, headDim)
+  );
+}
+
+/** One reference in {@link HELD_OUT}, each time another of them, so that no query head of a group has them all. */
+export function isHeldOut(reference: number): boolean {
+  return (reference + Math.floor(reference / HELD_OUT)) % HELD_OUT === HELD_OUT - 1;
+}
+
+/** Some of the references. */
+export function pickReferences(all: HeadReferences, chosen: readonly number[], headDim: number): HeadReferences {
+  const rows = (from: Float32Array) => {
+    const some = new Float32Array(chosen.length * headDim);
+    chosen.forEach((s, i) => some.set(from.subarray(s * headDim, (s + 1) * headDim), i * headDim));
+    return some;
+  };
+  const { nothing } = all;
+  return {
+    queries: rows(all.queries),
+    outputs: rows(all.outputs),
+    logSumExp: Float32Array.from(chosen, (s) => all.logSumExp[s]),
+    ...(nothing && { nothing: Float64Array.from(chosen, (s) => nothing[s]) }),
+  };
 }
 
 /** B, `[t]`, and values, `[t, headDim]`. */
 interface Candidate {
   readonly weights: Float64Array;
   readonly values: Float64Array;
-  readonly ridge: number;
 }
 
-/** New values with each ridge that has a solution. `roots` of what each reference weighs. */
-function fitValues(
-  samples: Samples,
-  weights: Float64Array,
-  ridges: readonly number[],
-  roots?: Float64Array,
-): Candidate[] {
-  const { kept, count, algebra: { products, solve } } = samples, shares = samples.shares(weights);
-  const [x, y] = roots ? [weighed(shares, roots), weighed(samples.outputs, roots)] : [shares, samples.outputs];
-  const matrix = products(x, x, count), target = products(x, y, count), unit = meanDiagonal(matrix, kept);
-  return ridges.flatMap((ridge) => {
-    const values = solve(matrix, kept, ridge * unit, target.map((sum, i) => sum + ridge * unit * samples.values[i]));
-    return values ? [{ weights, values, ridge }] : [];
-  });
+/** XᵀX, `[t, t]`, and XᵀY, `[t, headDim]`. */
+interface NormalEquations {
+  readonly matrix: Float64Array;
+  readonly target: Float64Array;
 }
 
-/** B; 1 where values alone are fitted. */
-function fitWeights(
-  { probabilities, kept, count, algebra, nothing }: Samples,
-  refit: RefitSettings["refit"],
-  ridge: number,
-) {
-  const { products, solve, boundedLeastSquares } = algebra;
-  const ones = nothing.map((share) => 1 - share);
+function normalEquations(samples: Samples, weights: Float64Array): NormalEquations {
+  const { count, outputs, algebra: { products } } = samples, x = samples.shares(weights);
+  return { matrix: products(x, x, count), target: products(x, outputs, count) };
+}
+
+function sumOf(one: NormalEquations, other: NormalEquations): NormalEquations {
+  const sum = (a: Float64Array, b: Float64Array) => a.map((x, i) => x + b[i]);
+  return { matrix: sum(one.matrix, other.matrix), target: sum(one.target, other.target) };
+}
+
+/** V', towards the old values; undefined where there is no solution. */
+function solveValues({ kept, values, algebra }: Samples, { matrix, target }: NormalEquations, ridge: number) {
+  const strength = ridge * meanDiagonal(matrix, kept);
+  return algebra.solve(matrix, kept, strength, target.map((sum, i) => sum + strength * values[i]));
+}
+
+/** B, by all of the parts; 1 where values alone are fitted. */
+function fitWeights(parts: readonly Samples[], refit: RefitSettings["refit"], ridge: number) {
+  const [{ kept, algebra: { products, solve, boundedLeastSquares } }] = parts;
   if (refit === "values") return new Float64Array(kept).fill(1);
-  const matrix = products(probabilities, probabilities, count), strength = ridge * meanDiagonal(matrix, kept);
-  const target = products(probabilities, ones, count).map((sum) => sum + strength);
-  const start = solve(matrix, kept, strength, target);
+  const { matrix, target } = parts.map(({ probabilities, count, nothing }): NormalEquations => ({
+    matrix: products(probabilities, probabilities, count),
+    target: products(probabilities, nothing.map((share) => 1 - share), count),
+  })).reduce(sumOf);
+  const strength = ridge * meanDiagonal(matrix, kept), towards = target.map((sum) => sum + strength);
+  const start = solve(matrix, kept, strength, towards);
   if (!start) return undefined;
   for (let i = 0; i < kept; i++) matrix[i * kept + i] += strength;
-  return boundedLeastSquares(matrix, target, start, { least: LEAST_WEIGHT, steps: GRADIENT_STEPS });
-}
-
-/** A step of half the length: the geometric mean of the weights, the mean of the values. */
-function halfWay({ values: old }: Samples, { weights, values, ridge }: Candidate): Candidate {
-  return { weights: weights.map(Math.sqrt), values: values.map((x, i) => (x + old[i]) / 2), ridge };
-}
-
-/** Roots of weights that grow with a reference's error, mean 1: re-weighted least squares towards the fourth power. */
-export function towardsWorst(errors: Float64Array): Float64Array {
-  const squares = errors.map((error) => error * error), mean = meanOf(squares);
-  if (!(mean > 0)) return new Float64Array(errors.length).fill(1);
-  const capped = squares.map((square) => Math.min(100, square / mean) + 0.1), scale = meanOf(capped);
-  return capped.map((weight) => Math.sqrt(weight / scale));
+  return boundedLeastSquares(matrix, towards, start, { least: LEAST_WEIGHT, steps: GRADIENT_STEPS });
 }
 
 /** Mean of the worst part of the errors. */
 function worstError(samples: Samples, candidate: Candidate): number {
   const errors = samples.errors(candidate).sort();
   return meanOf(errors.subarray(Math.min(errors.length - 1, Math.floor(errors.length * (1 - WORST)))));
-}
-
-function meanOf(numbers: Float64Array): number {
-  return numbers.reduce((sum, x) => sum + x, 0) / numbers.length;
 }
 
 function rounded({ weights, values }: Candidate, before: number, after: number): RefittedHead {
@@ -234,38 +239,9 @@ class Samples {
     });
   }
 
-  /** What is fitted on, and one in `every` that is held out. */
-  split(every: number): [Samples, Samples] {
-    const of = (held: boolean) => {
-      const chosen = Array.from({ length: this.count }, (_, s) => s).filter((s) => (s % every === every - 1) === held);
-      return this.#some(chosen);
-    };
-    return [of(false), of(true)];
-  }
-
-  #some(chosen: readonly number[]): Samples {
-    const { count } = this;
-    const pick = (matrix: Float64Array) => {
-      const some = new Float64Array(matrix.length / count * chosen.length);
-      for (let start = 0, to = 0; start < matrix.length; start += count) {
-        for (const s of chosen) some[to++] = matrix[start + s];
-      }
-      return some;
-    };
-    const { headDim, values, algebra } = this;
-    return new Samples({
-      headDim,
-      values,
-      algebra,
-      probabilities: pick(this.probabilities),
-      outputs: pick(this.outputs),
-      nothing: pick(this.nothing),
-    });
-  }
-
   /** No bias, the old values. */
   untouched(): Candidate {
-    return { weights: new Float64Array(this.kept).fill(1), values: this.values, ridge: 0 };
+    return { weights: new Float64Array(this.kept).fill(1), values: this.values };
   }
 
   /** Softmax over the kept entries with ln `weights` added, and nothing, `[kept, count]`. A reference that sees none of them has none. */

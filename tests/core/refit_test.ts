@@ -1,7 +1,7 @@
 /** Refits and moved queries against PyTorch's numbers, and what a refit promises: never worse where it is judged. */
 import assert from "node:assert/strict";
 import { boundedLeastSquares, plainProducts, solve, transposed, weighed } from "../../core/refit/linear.ts";
-import { type HeadReferences, type KeptRows, refitHead } from "../../core/refit/refit.ts";
+import { type HeadReferences, isHeldOut, type KeptRows, refitHead } from "../../core/refit/refit.ts";
 import { isMoved, largestOfGroup, movedMaxima } from "../../core/measure/moved.ts";
 import { randomSource } from "../../core/measure/random.ts";
 import { algebraOf } from "../../model/gate/fit/algebra.ts";
@@ -61,7 +61,7 @@ for (const refit of ["values", "both"] as const) {
   Deno.test(`refitHead() of ${refit}, plainly, gives PyTorch's biases and values`, async () => {
     using backend = await createWasmBackend();
     for (const algebra of [undefined, algebraOf(backend)]) {
-      const settings = { refit, ridges: [0.05], defensive: false, algebra };
+      const settings = { refit, ridge: 0.05, defensive: false, algebra };
       const got = refitHead(goldenRows(), REFERENCES, 8, settings)!;
       // Sixty gradient steps stand against as many as it takes.
       assertClose(got.bias.map(Math.exp), data(`${refit}_bias`).map(Math.exp), 2e-3, "weights");
@@ -90,12 +90,17 @@ function worst({ keys, values }: KeptRows, bias: Float32Array, { queries, output
 }
 
 Deno.test("refitHead(), defensively, serves the worst references better, and says by how much", () => {
-  const rows = goldenRows(), got = refitHead(rows, REFERENCES, 8, { refit: "both", mostLeft: Infinity })!;
+  const rows = goldenRows(), how = { refit: "both", ridge: 0.3 } as const;
+  const got = refitHead(rows, REFERENCES, 8, how)!;
   assert.ok(got.after < got.before);
   const before = worst(rows, new Float32Array(14), REFERENCES);
   assert.ok(worst({ keys: rows.keys, values: got.values }, got.bias, REFERENCES) < before);
-  assert.equal(refitHead(rows, REFERENCES, 8, { refit: "both", mostLeft: got.after }), undefined, "too much is left");
-  const values = refitHead(rows, REFERENCES, 8, { refit: "values", mostLeft: Infinity })!;
+  const harder = (mostLeft: number) => refitHead(rows, REFERENCES, 8, { ...how, mostLeft });
+  assert.equal(harder(0.01), undefined, "too little is won");
+  const plain = refitHead(rows, REFERENCES, 8, { ...how, defensive: false })!;
+  assertClose(got.values, plain.values, 1e-6, "what is taken is fitted on all references");
+  assertClose(got.bias, plain.bias, 1e-6, "bias");
+  const values = refitHead(rows, REFERENCES, 8, { ...how, refit: "values" })!;
   assert.ok(values.bias.every((bias) => bias === 0));
 });
 
@@ -116,6 +121,14 @@ Deno.test("refitHead() leaves a head alone where nothing can be won", () => {
   const broken = { ...REFERENCES, logSumExp: REFERENCES.logSumExp.map(() => NaN) };
   assert.equal(refitHead(rows, broken, 8, { refit: "both" }), undefined, "numbers that are none");
   assert.equal(refitHead(rows, broken, 8, { refit: "both", defensive: false }), undefined);
+});
+
+Deno.test("isHeldOut() takes a quarter of the references, of every query head of a group", () => {
+  for (const group of [1, 2, 3, 4, 7]) {
+    const held = Array.from({ length: 64 * group }, (_, s) => s).filter(isHeldOut);
+    assert.equal(held.length, 16 * group);
+    assert.equal(new Set(held.map((s) => s % group)).size, group, `group ${group}`);
+  }
 });
 
 Deno.test("refitHead() refuses shapes that don't fit", () => {

@@ -66,7 +66,7 @@ Deno.test("the references of a repeated context are queries of its prompts, aske
       const fitted = refitHead({ keys, values }, mine, config.headDim, {
         refit: "values",
         defensive: false,
-        ridges: [1],
+        ridge: 1,
       });
       assert.ok(fitted!.before < 1e-4, `layer ${layer} head ${head}: ${fitted!.before}`);
     }
