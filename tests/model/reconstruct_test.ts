@@ -4,6 +4,7 @@ import { fileURLToPath } from "node:url";
 import { RaggedCache } from "../../core/cache/ragged.ts";
 import { resolveBudget } from "../../core/select/budget.ts";
 import { PalisadeError } from "../../core/errors.ts";
+import { globalLayers, windowOf } from "../../core/shape.ts";
 import { resolvePolicy } from "../../core/policy/registry.ts";
 import { project } from "../../model/dense/project.ts";
 import { loadModel, type Model } from "../../model/model.ts";
@@ -38,7 +39,7 @@ async function measured(
   const layers: Float32Array[] = [];
   for (let layer = 0; layer < model.config.layers; layer++) layers.push((await reader.layer(layer)).reconstruction!);
   const { kvHeads } = model.config;
-  for (let layer = 0; layer < model.config.layers; layer++) {
+  for (const layer of cache.globals) {
     assert.equal(cache.layerEntries(layer), ids.length * kvHeads, "no prompt's rows stay");
   }
   return layers;
@@ -85,13 +86,13 @@ async function bruteForce(
           return logits.map((each) => Math.exp(each - top) / sum);
         };
         for (let t = 0; t < all.length; t++) {
-          const seen = Array.from({ length: t + 1 }, (_, i) => i);
-          softmax(t, seen).forEach((weight, i) => {
+          const seen = Array.from({ length: t + 1 }, (_, i) => i).filter((i) => i > t - windowOf(config, layer));
+          softmax(t, seen).forEach((weight, at) => {
             for (let d = 0; d < headDim; d++) {
-              output[(t * heads + h) * headDim + d] += weight * values[(i * kvHeads + g) * headDim + d];
+              output[(t * heads + h) * headDim + d] += weight * values[(seen[at] * kvHeads + g) * headDim + d];
             }
           });
-          if (t < L) continue;
+          if (t < L || windowOf(config, layer) < Infinity) continue;
           const subset = seen.filter((i) => i < 4 || (i >= prompt.first && i < prompt.end) || i >= L);
           softmax(t, subset).forEach((weight, at) => {
             const i = subset[at];
@@ -128,7 +129,7 @@ function movedBy(wo: Float32Array, heads: number, value: Float32Array, head: num
   return Math.sqrt(square);
 }
 
-for (const name of ["llama-plain", "qwen2-plain"]) {
+for (const name of ["llama-plain", "qwen2-plain", "gemma3-windows"]) {
   for (const [chunk, contribution] of [[2048, false], [30, false], [2048, true], [30, true]] as const) {
     for (const backend of ["ts", "wasm"] as const) {
       const what = `${name}, chunks of ${chunk}, ${backend}${contribution ? ", by contribution" : ""}`;
@@ -139,7 +140,8 @@ for (const name of ["llama-plain", "qwen2-plain"]) {
         assert.equal(prompts.length > 1, chunk === 30);
         const ours = await measured(model, ids, prompts, contribution);
         const theirs = await bruteForce(model, ids, prompts, contribution);
-        for (const [layer, scores] of theirs.entries()) {
+        for (const layer of globalLayers(model.config)) {
+          const scores = theirs[layer];
           const worst = scores.reduce((worst, score, i) => Math.max(worst, Math.abs(score - ours[layer][i])), 0);
           const most = scores.reduce((most, score) => Math.max(most, score), 1);
           assert.ok(worst <= 1e-5 * most, `layer ${layer} differs by ${worst}`);
