@@ -12,7 +12,7 @@ import type { Context } from "../model/context.ts";
 import { checkEffort, EFFORTS } from "../model/read/effort.ts";
 import { loadPolicy } from "../model/policy_files/policy_files.ts";
 import type { ContextOptions, MaxCache } from "../model/session.ts";
-import { DEFAULT_KEEP, DEFAULT_POLICY } from "./engine.ts";
+import { DEFAULT_KEEP, DEFAULT_POLICY, DEFAULT_REFIT } from "./engine.ts";
 import { parseBytes } from "../core/select/byte_budget.ts";
 import type { Io } from "./io.ts";
 import { type OptionTable, share, type Values, whole } from "./options.ts";
@@ -104,7 +104,7 @@ export const BUDGET = {
     value: "what",
     help: "fit what stays to what all of it gave",
     choices: REFITS,
-    shown: DEFAULTS.refit,
+    shown: DEFAULT_REFIT,
     rare: true,
     more:
       "fits what stays to what all of it gave: `values`, `both` values and biases, or `pursuit`: both, of what fits best",

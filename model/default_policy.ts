@@ -1,7 +1,8 @@
 /**
  * The policy of a context for which none is named, chosen by measurement (bench/results/answers.md, docs/gates.md): the
  * gate wherever one is fitted, together with the risk seen by the last queries, because it keeps nearly as many answers
- * as kvzip for the price of one small product per token; else kvzip, which needs no preparation but a second prefill;
+ * as kvzip for the price of one small product per token; else kvzip, which needs no preparation but a second prefill,
+ * and whose entries are refitted by it;
  * where not even short chunks of kvzip's fit behind the context, `self-gate`, whose chunks are repeated right behind
  * themselves, and which keeps fewer answers than kvzip (bench/results/self-gate.md), but far more than those that guess
  * from the last queries; where even that has no room, `layer-defensive`, the best of these.
@@ -9,6 +10,7 @@
 import { PalisadeError } from "../core/errors.ts";
 import type { Policy } from "../core/policy/policy.ts";
 import { resolvePolicy } from "../core/policy/registry.ts";
+import type { Refit } from "../core/refit/refit.ts";
 import type { Gate } from "./gate/file.ts";
 import type { Model } from "./model.ts";
 import { gateIfAny } from "./read/policy_inputs.ts";
@@ -40,6 +42,28 @@ export async function defaultPolicy(
     return resolvePolicy(rolling ? "gate(read=stream)" : "gate(combine=risk)");
   }
   return (rolling ? undefined : replayPolicy(model, ids, beyondTrained)) ?? resolvePolicy("layer-defensive");
+}
+
+/** What else of {@link ContextOptions} decides whether the default refits. */
+export interface DefaultRefitOptions {
+  readonly risk?: unknown;
+  readonly explain?: boolean;
+  readonly merge?: string;
+  readonly keyChannels?: unknown;
+}
+
+/**
+ * What is refitted behind a policy that nobody named, when that is left open too: all of what a replay's queries can be
+ * asked of (bench/results/refit.md), where the backend and the model's layers allow it and nothing was asked for that a
+ * refit takes away.
+ */
+export function defaultRefit(
+  { needs }: Pick<Policy, "needs">,
+  { backend, config }: Pick<Model, "backend" | "config">,
+  { risk, explain, merge = "none", keyChannels }: DefaultRefitOptions,
+): Refit {
+  const asked = risk !== undefined || explain || merge !== "none" || keyChannels !== undefined;
+  return needs.reconstruction && backend.refits && !config.sources && !asked ? "both" : "none";
 }
 
 /** The policy that has most of the context repeated at once, of those that have room to; undefined where none has. */

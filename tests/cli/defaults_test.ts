@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { buildProgram } from "../../cli/program.ts";
-import { DEFAULT_KEEP } from "../../cli/engine.ts";
+import { DEFAULT_KEEP, DEFAULT_REFIT } from "../../cli/engine.ts";
 import { DEFAULTS } from "../../mod.ts";
 import { palisade, quietIo } from "../_helper/io.ts";
 import { testFolder, TINY_MODEL } from "../_helper/workbench.ts";
@@ -29,7 +29,7 @@ const LIBRARY = {
   "--keep": DEFAULT_KEEP,
   "--positions": DEFAULTS.positions,
   "--cache-type": DEFAULTS.cacheType,
-  "--refit": DEFAULTS.refit,
+  "--refit": DEFAULT_REFIT,
   "--backend": DEFAULTS.backend,
   "--dense": DEFAULTS.dense,
   "--max-tokens": DEFAULTS.maxTokens,
@@ -49,7 +49,7 @@ Deno.test("help of ask prints the library's defaults", async () => {
 });
 
 Deno.test("ask told every default does what ask does untold", async () => {
-  const { "--step-policy": _, "--keep": __, ...alone } = LIBRARY;
+  const { "--step-policy": _, "--keep": __, ...shown } = LIBRARY, alone = { ...shown, "--refit": DEFAULTS.refit };
   const told = Object.entries(alone).flatMap(([flag, value]) => [flag, String(value)]);
   const reports = [await palisade(ASK), await palisade([...ASK, ...told])].map(({ code, out, err }) => {
     assert.equal(code, 0, err);

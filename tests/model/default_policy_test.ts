@@ -1,7 +1,8 @@
 import assert from "node:assert/strict";
 import { fileURLToPath } from "node:url";
 import { inputError } from "../../core/errors.ts";
-import { defaultPolicy } from "../../model/default_policy.ts";
+import { resolvePolicy } from "../../core/policy/registry.ts";
+import { defaultPolicy, defaultRefit, type DefaultRefitOptions } from "../../model/default_policy.ts";
 import { loadModel } from "../../model/model.ts";
 import { contextIds } from "../../model/text/prompt.ts";
 import { openContext } from "../../model/session.ts";
@@ -40,6 +41,21 @@ Deno.test("defaultPolicy() takes kvzip without a gate, in chunks that fit the tr
   assert.deepEqual(await chunkAt(280, 300), ["layer-defensive", undefined]);
 });
 
+Deno.test("defaultRefit() refits behind a replay, where nothing is asked for that a refit takes away", async () => {
+  await using model = await load();
+  const kvzip = resolvePolicy("kvzip"), of = (options: DefaultRefitOptions) => defaultRefit(kvzip, model, options);
+  assert.equal(of({}), "both");
+  assert.equal(of({ merge: "none" }), "both");
+  for (const asked of [{ risk: 0.1 }, { explain: true }, { merge: "sum" }, { keyChannels: "60%" }]) {
+    assert.equal(of(asked), "none", JSON.stringify(asked));
+  }
+  assert.equal(defaultRefit(resolvePolicy("gate"), model, {}), "none");
+  assert.equal(defaultRefit(resolvePolicy("self-gate"), model, {}), "none");
+  const config = { ...model.config, sources: model.config.ropes.map((_, layer) => layer) };
+  assert.equal(defaultRefit(kvzip, { ...model, config }, {}), "none");
+  assert.equal(defaultRefit(kvzip, { ...model, backend: { ...model.backend, refits: false } }, {}), "none");
+});
+
 Deno.test("defaultPolicy() without a gate leaves a context that rolls to layer-defensive", async () => {
   await using model = await load();
   const ids = contextIds(model.frame, model.tokenizer, TEXT);
@@ -55,9 +71,13 @@ Deno.test("defaultPolicy() passes on that a gate is broken", async () => {
 Deno.test("openContext() says which policy it took when none was named", async () => {
   await using model = await load();
   using zipped = await openContext(model, TEXT, { keep: "50%" });
-  assert.equal(zipped.policy.name, "kvzip");
+  assert.deepEqual([zipped.policy.name, zipped.refit?.refit], ["kvzip", "both"]);
+  using plain = await openContext(model, TEXT, { keep: "50%", refit: "none" });
+  assert.deepEqual([plain.policy.name, plain.refit], ["kvzip", undefined]);
+  using named = await openContext(model, TEXT, { keep: "50%", policy: "kvzip" });
+  assert.equal(named.refit, undefined);
   using gated = await openContext(model, TEXT, { keep: "50%", gate: randomGate(model.config) });
-  assert.equal(gated.policy.name, "gate");
+  assert.deepEqual([gated.policy.name, gated.refit], ["gate", undefined]);
   using risky = await openContext(model, TEXT, { riskWorst: 0.1 });
   assert.equal(risky.policy.name, "defensive-risk");
 });

@@ -214,7 +214,7 @@ Deno.test("openContext() stops between chunks when it is aborted", async () => {
 
 Deno.test("reportOf() counts every entry once", async () => {
   await using model = await tiny();
-  using context = await openContext(model, TEXT, { keep: "25%" });
+  using context = await openContext(model, TEXT, { keep: "25%", refit: "none" });
   const answers = [await context.ask(QUESTION, { maxTokens: 3 })];
   const process = { rssBytes: 3e9, peakRssBytes: 4e9 }, told = { keepAsked: "25%", loadMs: 1, memory: process };
   const { cache, tokens, answer, memory } = reportOf(model, context, answers, told);
