@@ -4,7 +4,6 @@ import { openGpu } from "../gpu/device.ts";
 import type { Runtime } from "../runtime/interface.ts";
 import type { ModelConfig } from "./config.ts";
 import { DEFAULTS } from "./defaults.ts";
-import { ownKernelsFor } from "./dense/own_kernels.ts";
 import { HostDense } from "./dense/host.ts";
 import { perLayerBytes } from "./dense/embedding.ts";
 import { neededBytes } from "./dense/needed.ts";
@@ -57,8 +56,7 @@ export async function startDevice(
   const { backend = DEFAULTS.backend, dense = DEFAULTS.dense } = options;
   if (backend !== "webgpu" && dense !== "webgpu") {
     // Results that are set beside earlier ones are made where those were.
-    const free = backend === "auto" && dense === "auto" && !options.oneEngine &&
-      ownKernelsFor(config) !== "mixed-layers";
+    const free = backend === "auto" && dense === "auto" && !options.oneEngine;
     if (free && await isWanted(runtime, options)) return await startAuto(file, config, runtime, options);
     return await startHere(file, config, runtime, { ...options, backend, dense });
   }

@@ -1,13 +1,14 @@
 /** Lists of operations (`core/dense/operations.ts`) as a device takes them: sums fused, and when a value is done with. */
-import { type Operation, readsOf, resultOf, widthsOf } from "../../core/dense/operations.ts";
+import { type Operation, readsOf, resultOf, type UnitNorm, widthsOf } from "../../core/dense/operations.ts";
 import type { GpuBuffer } from "../device.ts";
 import type { MatrixPart } from "./weights.ts";
 
 /**
  * Gains as a buffer, weights as parts that lie one beside the other in the result. Of experts (`expand`, `collect`) there
- * is an entry for each matrix that an expert has, not for each expert: all experts' rows lie one below the other.
+ * is an entry for each matrix that an expert has, not for each expert: all experts' rows lie one below the other. A norm
+ * without gains has gains of 1.
  */
-export type DeviceOperation = Operation<GpuBuffer, readonly MatrixPart[]>;
+export type DeviceOperation = Exclude<Operation<GpuBuffer, readonly MatrixPart[]>, UnitNorm>;
 export type DeviceExpand = Extract<DeviceOperation, { op: "expand" }>;
 export type DeviceCollect = Extract<DeviceOperation, { op: "collect" }>;
 

@@ -268,6 +268,8 @@ export const GATE: ShaderFile = {
 //
 //   params  count      x  (count, 2 · WIDTH)      out  (count, WIDTH)
 //
+// \`by\`: out[t, i] = activation(x[t, i]) · factors[t, i] of two values, both (count, WIDTH).
+//
 // A thread gives one number.
 
 override WIDTH: u32 = 1u;
@@ -277,6 +279,7 @@ override ACTIVATION: u32 = 0u;
 @group(0) @binding(0) var<storage, read> params: array<u32>;
 @group(0) @binding(1) var<storage, read> x: array<f32>;
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;
+@group(0) @binding(3) var<storage, read> factors: array<f32>;
 
 fn activation(a: f32) -> f32 {
   if (ACTIVATION == 1u) {
@@ -303,6 +306,17 @@ fn main(@builtin(global_invocation_id) id: vec3u) {
   }
   let at = t * 2u * WIDTH + i;
   out[t * WIDTH + i] = gated(x[at], x[at + WIDTH]);
+}
+
+@compute @workgroup_size(64)
+fn by(@builtin(global_invocation_id) id: vec3u) {
+  let i = id.x;
+  let t = id.y;
+  if (i >= WIDTH || t >= params[0]) {
+    return;
+  }
+  let at = t * WIDTH + i;
+  out[at] = gated(x[at], factors[at]);
 }
 `,
 };

@@ -168,9 +168,10 @@ export class DenseStages {
         const constants = { FIRST: operation.first, SPAN: operation.width };
         return this.#each(COUPLE, constants, [value(operation.from), to], count, width);
       }
-      case "unitNorm":
-      case "gateBy":
-        throw new RangeError("No shader runs layers of several shapes");
+      case "gateBy": {
+        const constants = { WIDTH: width, ACTIVATION: ACTIVATIONS.indexOf(operation.activation) };
+        return this.#each(GATE, constants, [value(operation.from), to, value(operation.by)], count, width, "by");
+      }
       default:
         throw new TypeError(`Unknown operation ${operation satisfies never}`);
     }
@@ -262,8 +263,9 @@ export class DenseStages {
     buffers: readonly GpuBuffer[],
     count: number,
     width: number,
+    entry?: string,
   ): void {
-    const stage = this.gpu.stage(file, { constants });
+    const stage = this.gpu.stage(file, { constants, entry });
     this.gpu.run(stage, { params: [count], buffers, groups: [Math.ceil(width / 64), count] });
   }
 

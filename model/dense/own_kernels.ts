@@ -1,6 +1,6 @@
 /**
  * Models that send tokens to experts, models that convolve, and models of mixed layers (`Architecture.mixed`): our own
- * kernels run them, onnxruntime none of them, and WebGPU all but mixed layers.
+ * kernels and WebGPU run them, onnxruntime none of them.
  */
 import { hasExperts } from "../../core/dense/operations.ts";
 import { inputError, option, type PalisadeError } from "../../core/errors.ts";
@@ -30,8 +30,7 @@ export function ownKernelsFor(
 /** `dense.experts`, `dense.convolutions` or `dense.mixed-layers`. */
 export function engineRefused(engine: string, what: OwnKernelsFor): PalisadeError {
   const whose = what === "mixed-layers" ? "layers of several shapes" : what;
-  const runs = what === "mixed-layers" ? "our own kernels (wasm) alone" : "our own kernels (wasm) or webgpu";
-  const message = `A model with ${whose} runs on ${runs}, not on ${engine}`;
+  const message = `A model with ${whose} runs on our own kernels (wasm) or on webgpu, not on ${engine}`;
   return inputError(`dense.${what}`, message, option("dense"));
 }
 

@@ -28,7 +28,7 @@ export const TINY_MODELS = [
   "gemma4-keys",
 ] as const;
 
-/** Those that send tokens to experts, convolve, or have layers of several shapes: only our own kernels run them. */
+/** Those that send tokens to experts, convolve, or have layers of several shapes: onnxruntime runs none of them. */
 export const SPECIAL_MODELS: readonly (typeof TINY_MODELS[number])[] = [
   "qwen3moe-plain",
   "gpt-oss-plain",
@@ -39,11 +39,6 @@ export const SPECIAL_MODELS: readonly (typeof TINY_MODELS[number])[] = [
 /** The others, for every engine. */
 export const DENSE_MODELS: readonly (typeof TINY_MODELS[number])[] = TINY_MODELS.filter((name) => {
   return !SPECIAL_MODELS.includes(name);
-});
-
-/** Those that a WebGPU device runs: all but those with layers of several shapes. */
-export const GPU_MODELS: readonly (typeof TINY_MODELS[number])[] = TINY_MODELS.filter((name) => {
-  return !name.startsWith("gemma4");
 });
 
 export interface OpenModel extends AsyncDisposable {

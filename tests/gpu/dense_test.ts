@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { PalisadeError } from "../../core/errors.ts";
 import { chosenOf } from "../../core/dense/operations.ts";
 import { randomSource } from "../../core/measure/random.ts";
+import { layerShape } from "../../core/shape.ts";
 import { createGpuBackend } from "../../gpu/backend/backend.ts";
 import { listOf } from "../../gpu/dense/lists.ts";
 import { DenseStages } from "../../gpu/dense/stages.ts";
@@ -15,7 +16,7 @@ import { HostDense } from "../../model/dense/host.ts";
 import { assertClose } from "../_helper/close.ts";
 import { gpuTest } from "../_helper/gpu.ts";
 import { plainDense } from "../_helper/plain_dense.ts";
-import { GPU_MODELS, openTiny, type TINY_MODELS } from "../_helper/tiny_models.ts";
+import { openTiny, TINY_MODELS } from "../_helper/tiny_models.ts";
 
 /** Largest difference over the largest magnitude: sums in another order; or factors of 11 bits, in three products. */
 const TOLERANCES = { f32: 2e-5, f16: 4e-3 } as const;
@@ -50,11 +51,10 @@ async function assertSamePieces(
   count: number,
   tolerance: number,
 ): Promise<void> {
-  const { width, heads, headDim, vocabulary, layers } = dense.config, reader = new Reader(tensors);
-  const rows = noise(count * width, 7), attended = noise(count * heads * headDim, 11);
+  const { width, vocabulary, layers } = dense.config, reader = new Reader(tensors), rows = noise(count * width, 7);
   const ids = Array.from({ length: count }, (_, i) => (i * 37) % vocabulary);
   assertClose(await reader.take(await dense.embed(ids)), await plain.embed(ids), 2e-7, "embeddings");
-  const hidden = tensors.upload(rows.slice()), attention = tensors.upload(attended.slice());
+  const hidden = tensors.upload(rows.slice());
   for (let layer = 0; layer < layers; layer++) {
     const of = `of layer ${layer}, ${count} rows`, want = { unrotated: true };
     const got = await dense.project(layer, hidden, count, FIRST, want);
@@ -62,13 +62,15 @@ async function assertSamePieces(
     for (const name of ["queries", "keys", "values", "unrotated"] as const) {
       assertClose(await reader.take(got[name]!), wanted[name]!, tolerance, `${name} ${of}`);
     }
-    const next = await reader.take(await dense.finish(layer, hidden, attention, count));
-    assertClose(next, await plain.finish(layer, rows, attended, count), tolerance, `finish ${of}`);
+    const { heads, headDim } = layerShape(dense.config, layer), attended = noise(count * heads * headDim, 11);
+    const attention = tensors.upload(attended.slice());
+    const next = await reader.take(await dense.finish(layer, hidden, attention, count, ids));
+    assertClose(next, await plain.finish(layer, rows, attended, count, ids), tolerance, `finish ${of}`);
+    tensors.free(attention);
   }
   const logits = await plain.logits(rows, count);
   assertClose(await reader.take(await dense.logits(hidden, count)), logits, tolerance, `logits, ${count} rows`);
   tensors.free(hidden);
-  tensors.free(attention);
 }
 
 /** Both forms of a model, and its device's tensors, of which none may be left. */
@@ -86,7 +88,7 @@ async function withModel(
   assert.equal(tensors.alive, 0, "tensors were not freed");
 }
 
-for (const model of GPU_MODELS) {
+for (const model of TINY_MODELS) {
   gpuTest(`the dense stages equal the plain loops on ${model}`, async (gpu) => {
     await withModel(gpu, model, { precision: "float32" }, async (dense, plain, tensors) => {
       for (const count of COUNTS) await assertSamePieces([dense, tensors], plain, count, TOLERANCES.f32);

@@ -2,7 +2,8 @@
  * Dense part of a WebGPU device: the weights are held once, as they stand in the GGUF, and multiplied there. Hidden states,
  * queries, keys and values stay on the device; of an answer's token its number comes back (`choose`).
  */
-import { layerShape } from "../../../core/shape.ts";
+import { Temporaries } from "../../../core/backend/tensor.ts";
+import { layerShape, sourceOf } from "../../../core/shape.ts";
 import { breathe } from "../../../runtime/breathe.ts";
 import type { GpuBuffer, GpuDevice } from "../../../gpu/device.ts";
 import { type DeviceList, type DeviceOperation, listOf } from "../../../gpu/dense/lists.ts";
@@ -15,6 +16,7 @@ import { CHUNK } from "../../decode/layer.ts";
 import type { ModelConfig } from "../../config.ts";
 import type { GgufFile } from "../../file/gguf/reader.ts";
 import type { Choice, Choices, Dense, Projected } from "../dense.ts";
+import { type PerLayerEmbeddings, readPerLayer } from "../embedding.ts";
 import { RopeTables } from "./tables.ts";
 import { GpuWeightLoader } from "./weights.ts";
 
@@ -77,7 +79,7 @@ export async function createGpuDense(
     const layers: Layer[] = [];
     for (const [layer, { project, finish }] of decoder.layers.slice(0, config.layers).entries()) {
       await breathe(signal);
-      const after = await loader.operations(finish), inputs = inputsOf(config, layer);
+      const after = await loader.operations(finish), inputs = inputsOf(config, layer, decoder.perLayer);
       layers.push({
         project: listOf(await loader.operations(project), inputs),
         finish: listOf(after, inputs),
@@ -88,8 +90,9 @@ export async function createGpuDense(
     const head = listOf(await loader.operations(decoder.head), { hidden: config.width });
     const embedding = await loader.whole("token_embd", vocabulary);
     await weights.settle("token_embd.weight");
+    const perLayer = decoder.perLayer && await readPerLayer(file, config, decoder.perLayer);
     onProgress?.(total, total);
-    return new GpuDense(config, weights, tensors, { layers, head, embedding }, options);
+    return new GpuDense(config, weights, tensors, { layers, head, embedding, perLayer }, options);
   } catch (error) {
     weights[Symbol.dispose]();
     throw error;
@@ -100,6 +103,8 @@ interface Held {
   readonly layers: readonly Layer[];
   readonly head: DeviceList;
   readonly embedding: readonly MatrixPart[];
+  /** On this side, since their table may be larger than all else. */
+  readonly perLayer?: PerLayerEmbeddings;
 }
 
 class GpuDense implements Dense<GpuTensor> {
@@ -108,6 +113,8 @@ class GpuDense implements Dense<GpuTensor> {
   readonly config: ModelConfig;
   readonly weightBytes: number;
   readonly chunk: number;
+  /** None where layers want the tokens' ids, which are known here too late. */
+  readonly choices?: (most: number) => Choices<GpuTensor>;
   readonly #gpu: GpuDevice;
   readonly #tensors: GpuTensors;
   readonly #stages: DenseStages;
@@ -123,7 +130,8 @@ class GpuDense implements Dense<GpuTensor> {
     const sums = features.subgroups ? ", subgroups" : "", inputs = f16 ? "16-bit products of many rows" : "float32";
     this.detail = `own WebGPU stages on ${description}, weights as in the file, ${inputs}${sums}`;
     this.config = config;
-    this.weightBytes = weights.bytes;
+    this.weightBytes = weights.bytes + (held.perLayer?.byteLength ?? 0);
+    if (!held.perLayer) this.choices = (most) => this.#choices(most);
     this.chunk = options.chunk ?? (gpu.info.emulated ? CHUNK : DEVICE_CHUNK);
     this.#gpu = gpu;
     this.#tensors = tensors;
@@ -156,7 +164,9 @@ class GpuDense implements Dense<GpuTensor> {
     want: { readonly unrotated?: boolean } = {},
   ): Promise<Projected<GpuTensor>> {
     const { project } = this.#layer("project()", layer), { width, ropes } = this.config;
-    const { heads, kvHeads, headDim } = layerShape(this.config, layer);
+    const { heads, headDim, ...shape } = layerShape(this.config, layer),
+      isReader = sourceOf(this.config, layer) !== layer;
+    const kvHeads = isReader ? 0 : shape.kvHeads;
     checkRows("project() hidden", hidden, count, width);
     const rope = ropes[layer], { rotated } = rope, interleaved = rope.pairs === "interleaved";
     const turn = { heads, kvHeads, headDim, rotated, interleaved };
@@ -164,7 +174,7 @@ class GpuDense implements Dense<GpuTensor> {
     this.#turning?.settle();
     this.#turning = undefined;
     const inputs = { turn, count, table: this.#tables.table(rope, first, count) };
-    if (count <= FEW_ROWS && !want.unrotated) return this.#turnedLate(project, hidden, inputs);
+    if (count <= FEW_ROWS && !want.unrotated && !isReader) return this.#turnedLate(project, hidden, inputs);
     return this.#turned(project, hidden, inputs, want.unrotated ?? false);
   }
 
@@ -231,13 +241,30 @@ class GpuDense implements Dense<GpuTensor> {
     }
   }
 
-  // deno-lint-ignore require-await -- a bad shape must reject, not throw
-  async finish(layer: number, hidden: GpuTensor, attention: GpuTensor, count: number): Promise<GpuTensor> {
+  async finish(
+    layer: number,
+    hidden: GpuTensor,
+    attention: GpuTensor,
+    count: number,
+    ids?: ArrayLike<number>,
+  ): Promise<GpuTensor> {
     const { finish } = this.#layer("finish()", layer), { width } = this.config;
     const { heads, headDim } = layerShape(this.config, layer);
     checkRows("finish() hidden", hidden, count, width);
     checkRows("finish() attention", attention, count, heads * headDim);
-    return this.#made(count * width, (out) => this.#run(finish, { hidden, attention }, count, out));
+    using own = new Temporaries(this.#tensors);
+    const inputs = { hidden, attention, ...await this.#ofTokens(layer, ids, count, own) };
+    return this.#made(count * width, (out) => this.#run(finish, inputs, count, out));
+  }
+
+  /** What a layer makes of the tokens alone, where it does. */
+  async #ofTokens(layer: number, ids: ArrayLike<number> | undefined, count: number, own: Temporaries) {
+    const { perLayer } = this.#alive("finish()");
+    if (!perLayer) return undefined;
+    if (ids?.length !== count) throw new RangeError(`finish() wants the ids of ${count} tokens, not of ${ids?.length}`);
+    const embedded = await this.embed(ids), rows = this.#tensors.upload(perLayer.rows(layer, ids));
+    for (const tensor of [embedded, rows]) own.add(tensor);
+    return { embedded, perLayer: rows };
   }
 
   // deno-lint-ignore require-await -- a bad layer must reject, not throw
@@ -277,7 +304,7 @@ class GpuDense implements Dense<GpuTensor> {
     }
   }
 
-  choices(most: number): Choices<GpuTensor> {
+  #choices(most: number): Choices<GpuTensor> {
     const words = this.#gpu.borrow(8 * most);
     let made = 0;
     return {

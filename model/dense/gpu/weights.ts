@@ -4,7 +4,6 @@ import type { GpuBuffer } from "../../../gpu/device.ts";
 import type { DeviceOperation } from "../../../gpu/dense/lists.ts";
 import type { DeviceWeights, Filling, MatrixPart } from "../../../gpu/dense/weights.ts";
 import type { DenseOperation, TensorRows } from "../../architecture.ts";
-import { engineRefused } from "../own_kernels.ts";
 import type { GgufFile, GgufTensor } from "../../file/gguf/reader.ts";
 import { rowBytesOf, type TensorType } from "../../file/tensor_types.ts";
 import { halvesOf, heldAs } from "../held.ts";
@@ -38,6 +37,8 @@ export class GpuWeightLoader {
   readonly #exact: boolean;
   /** Matrices that are whole tensors, by name: the embeddings may be the head. */
   readonly #whole = new Map<string, readonly MatrixPart[]>();
+  /** Gains of 1, by how many they are. */
+  readonly #unit = new Map<number, GpuBuffer>();
 
   constructor(weights: DeviceWeights, file: GgufFile, { largest, exact }: LoaderOptions) {
     this.#weights = weights;
@@ -69,8 +70,7 @@ export class GpuWeightLoader {
       case "collect":
         return { ...operation, weights: await this.#experts(operation.weights, operation.rows) };
       case "unitNorm":
-      case "gateBy":
-        throw engineRefused("webgpu", "mixed-layers");
+        return { ...operation, op: "headNorm", gains: this.#ones(operation.width) };
       default:
         return operation;
     }
@@ -85,6 +85,12 @@ export class GpuWeightLoader {
       made.push(await this.#matrix([{ tensor, first: 0, rows: experts.length * rows, bias }]));
     }
     return made;
+  }
+
+  #ones(count: number): GpuBuffer {
+    const known = this.#unit.get(count) ?? this.#weights.floats(new Float32Array(count).fill(1));
+    this.#unit.set(count, known);
+    return known;
   }
 
   async #floats(name: string): Promise<GpuBuffer> {
