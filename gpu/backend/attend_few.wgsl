@@ -99,14 +99,15 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lo
   let count = params[0];
   let kv_head = params[1] + group.y;
   let reach = params[3];
-  let table = 4u + 4u * group.y;
+  let table = 5u + 4u * group.y;
+  let split = params[4] + group.z;
   let first_word = params[table];
   let length = params[table + 1u];
   let pairs = count * GROUP;
   let first_pair = group.x * PAIRS;
   let last_query = (min(first_pair + PAIRS, pairs) - 1u) / GROUP;
-  let end = min(seen_by(last_query, count, length, reach), (group.z + 1u) * params[2]);
-  var start = group.z * params[2];
+  let end = min(seen_by(last_query, count, length, reach), (split + 1u) * params[2]);
+  var start = split * params[2];
   let first_seen = seen_by(first_pair / GROUP, count, length, reach);
   if (reach > 0u && first_seen > reach) { start = max(start, (first_seen - reach) / ROWS * ROWS); }
 
@@ -197,11 +198,11 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lo
     total += at_hand[p * D + local];
     weight += at_hand[SIZE + p];
   }
-  let split = group.z * count * HEADS;
+  let to = split * count * HEADS;
   for (var j = 0u; j < PAIRS; j++) {
     let whose = first_pair + j;
     if (whose >= pairs) { break; }
-    let at = split + (whose / GROUP) * HEADS + kv_head * GROUP + whose % GROUP;
+    let at = to + (whose / GROUP) * HEADS + kv_head * GROUP + whose % GROUP;
     out[at * D + local] = select(0.0, total[j] / weight[j], weight[j] > 0.0);
     if (local == 0u) { stats[at] = vec2f(largest[j], weight[j]); }
   }

@@ -155,14 +155,15 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lo
   let count = params[0];
   let kv_head = params[1] + group.y;
   let reach = params[3];
-  let table = 4u + 4u * group.y;
+  let table = 5u + 4u * group.y;
+  let split = params[4] + group.z;
   let first_word = params[table];
   let length = params[table + 1u];
   let pairs = count * GROUP;
   let first_pair = group.x * PAIRS;
   let last_query = (min(first_pair + PAIRS, pairs) - 1u) / GROUP;
-  let end = min(seen_by(last_query, count, length, reach), (group.z + 1u) * params[2]);
-  var start = group.z * params[2];
+  let end = min(seen_by(last_query, count, length, reach), (split + 1u) * params[2]);
+  var start = split * params[2];
   let first_seen = seen_by(first_pair / GROUP, count, length, reach);
   if (reach > 0u && first_seen > reach) { start = max(start, (first_seen - reach) / ROWS * ROWS); }
 
@@ -271,8 +272,8 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lo
   workgroupBarrier();
   var weight = vec4f();
   for (var i = 0u; i < 16u; i++) { weight += at_hand[p * 16u + i]; }
-  finish(pair, kv_head, group.z, n, a0, b0, most.x, weight.x);
-  finish(pair + 16u, kv_head, group.z, n, a1, b1, most.y, weight.y);
-  finish(pair + 32u, kv_head, group.z, n, a2, b2, most.z, weight.z);
-  finish(pair + 48u, kv_head, group.z, n, a3, b3, most.w, weight.w);
+  finish(pair, kv_head, split, n, a0, b0, most.x, weight.x);
+  finish(pair + 16u, kv_head, split, n, a1, b1, most.y, weight.y);
+  finish(pair + 32u, kv_head, split, n, a2, b2, most.z, weight.z);
+  finish(pair + 48u, kv_head, split, n, a3, b3, most.w, weight.w);
 }

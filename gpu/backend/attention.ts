@@ -1,9 +1,10 @@
 /** Attention of a layer's rows: which stages run, over which heads, queries and splits of the rows. */
-import type { GpuBuffer, GpuDevice, ShaderFile, Stage } from "../device.ts";
+import type { BoundPart, GpuBuffer, GpuDevice, ShaderFile, Stage } from "../device.ts";
 import type { GpuTensor, GpuTensors } from "../tensors.ts";
 import { ATTEND_FEW, ATTEND_MANY, ATTENTION, COLUMNS, MERGE, SOFTMAX } from "./shaders.ts";
-import { kindOf, spread } from "./stages.ts";
-import type { Block, StoredHeads } from "./stored_heads.ts";
+import { checkSeen, kindOf, spread } from "./stages.ts";
+import { type Block, byHeads, MOST_PARTS, originOf } from "./blocks.ts";
+import type { StoredHeads } from "./stored_heads.ts";
 
 /** Workgroups that keep a device busy. */
 const BUSY = 512;
@@ -13,13 +14,17 @@ const SPLIT = 256;
 const MOST_HELD = 16, MOST_PAIRS = 16;
 /** Pairs that are taken four at a time. */
 const FEW_PAIRS = 16;
-/** Splits that merge.wgsl takes. */
-const MOST_SPLITS = 256;
+/** Splits that merge.wgsl takes; a part of a head is one at least. */
+const MOST_SPLITS = MOST_PARTS;
+/** Queries that are attended by themselves at least: parts of a buffer begin at whole multiples of 256 bytes. */
+const LEAST_QUERIES = 64;
 /** Floats of attention at hand at once: that of all heads and queries is never stored. */
 const SCRATCH = 4 * 2 ** 20;
 
 /** `reach` of the stages where every query sees every row. */
 const UNMASKED = 0xffffffff;
+/** The row behind a block's last to the stages where no other block follows. */
+const NO_END = 0xffffffff;
 
 /** Queries of all heads, `[count, heads, headDim]`. */
 export interface Queries {
@@ -29,9 +34,10 @@ export interface Queries {
   readonly unmasked?: boolean;
 }
 
-/** Some query heads and queries, all of one block; either whole heads, or a part of one. */
+/** Some query heads and queries, of KV heads that lie together; either all queries of these heads, or some of one. */
 export interface Run {
-  readonly block: Block;
+  /** One, or the parts of a KV head. */
+  readonly blocks: readonly Block[];
   readonly firstHead: number;
   readonly heads: number;
   readonly firstQuery: number;
@@ -55,16 +61,18 @@ export class Attention {
   /** Constants of all stages. */
   readonly #constants: { D: number; KIND: number; HEADS: number; GROUP: number };
   readonly #reach: number;
+  readonly #maxBinding: number;
   readonly #scratch: number;
 
   constructor(tensors: GpuTensors, stored: StoredHeads) {
-    const { gpu, shape: { heads, kvHeads, headDim, reach }, type, maxBinding, scratch = SCRATCH } = stored.options;
+    const { gpu, shape: { heads, kvHeads, headDim, reach }, type, maxBinding, scratch } = stored.options;
     this.#gpu = gpu;
     this.#tensors = tensors;
     this.#stored = stored;
     this.#constants = { D: headDim, KIND: kindOf(type), HEADS: heads, GROUP: heads / kvHeads };
     this.#reach = reach ?? 0;
-    this.#scratch = Math.min(scratch, Math.floor(maxBinding / 4));
+    this.#maxBinding = maxBinding;
+    this.#scratch = scratch ?? Math.min(SCRATCH, Math.floor(maxBinding / 4));
   }
 
   /**
@@ -72,24 +80,45 @@ export class Attention {
    * `[count, heads, 2]`: borrowed, the caller gives it back.
    */
   attend(queries: Queries): { output: GpuTensor; stats: GpuBuffer } {
-    const { D, HEADS } = this.#constants, { count } = queries, nulls = this.#nulls;
-    const plan = this.#plan(count), { splits } = plan;
+    const { D, HEADS } = this.#constants, { count, unmasked = false } = queries;
+    const plan = this.#plan(count), most = this.#mostQueries(count, plan.splits);
     const output = this.#tensors.make(count * HEADS * D), stats = this.#gpu.borrow(8 * count * HEADS);
-    if (splits === 1 && !nulls) {
-      this.#attendSplits(queries, plan, output.buffer, stats);
-      return { output, stats };
+    for (let first = 0; first < count; first += most) {
+      const some = Math.min(most, count - first);
+      const part = (of: GpuBuffer, each: number) =>
+        some === count ? of : { of, start: 4 * each * HEADS * first, size: 4 * each * HEADS * some };
+      const buffers = [part(queries.tensor.buffer, D), part(output.buffer, D), part(stats, 2)];
+      // To queries with a mask it is as if the rows of those behind weren't there yet.
+      const hidden = unmasked ? 0 : count - first - some, reach = unmasked ? UNMASKED : this.#reach;
+      const call = { queries: buffers[0], count: some, hidden, reach };
+      this.#attendSome(some === count ? plan : this.#plan(some), call, buffers[1], buffers[2]);
     }
-    const parts = this.#gpu.borrow(4 * splits * output.length), partStats = this.#gpu.borrow(splits * stats.size);
-    this.#attendSplits(queries, plan, parts, partStats);
+    return { output, stats };
+  }
+
+  /** Queries whose output over all splits a stage can see at once. @throws PalisadeError `gpu.limit`. */
+  #mostQueries(count: number, splits: number): number {
+    const { D, HEADS } = this.#constants, each = 4 * splits * HEADS * D, most = Math.min(count, LEAST_QUERIES);
+    if (splits === 1 || count * each <= this.#maxBinding) return count;
+    checkSeen(this.#gpu, `Attention of ${most} queries to ${splits} parts of their rows`, most * each);
+    return Math.max(LEAST_QUERIES, Math.floor(this.#maxBinding / each / LEAST_QUERIES) * LEAST_QUERIES);
+  }
+
+  /** The same for some queries. */
+  #attendSome(plan: Plan, call: SplitCall, output: GpuBuffer | BoundPart, stats: GpuBuffer | BoundPart): void {
+    const { D, HEADS } = this.#constants, { splits } = plan, { count } = call, nulls = this.#nulls;
+    if (splits === 1 && !nulls) return this.#attendSplits(plan, call, output, stats);
+    const parts = this.#gpu.borrow(4 * splits * count * HEADS * D);
+    const partStats = this.#gpu.borrow(8 * splits * count * HEADS);
+    this.#attendSplits(plan, call, parts, partStats);
     this.#gpu.run(this.#gpu.stage(MERGE, { constants: { D, HEADS, HAS_NULLS: Number(nulls !== undefined) } }), {
       params: [count * HEADS, splits],
       // A binding must have a buffer, whether it is looked at or not.
-      buffers: [parts, partStats, output.buffer, stats, nulls ?? parts],
+      buffers: [parts, partStats, output, stats, nulls ?? parts],
       groups: spread(count * HEADS, 1),
     });
     this.#gpu.giveBack(parts);
     this.#gpu.giveBack(partStats);
-    return { output, stats };
   }
 
   /** The logits for nothing, where there are any. */
@@ -104,11 +133,20 @@ export class Attention {
     const tiles = Math.ceil(pairs / tile), longest = this.#stored.longest;
     const wanted = Math.ceil(BUSY / (tiles * HEADS / GROUP));
     const cuts = Math.max(1, Math.min(wanted, MOST_SPLITS, Math.floor(longest / least)));
-    const rows = Math.ceil(longest / cuts / 64) * 64;
+    const rows = this.#splitRows(Math.ceil(longest / cuts / 64) * 64);
     const stage = file === ATTENTION
       ? this.#gpu.stage(file, { entry: "attend", constants: { ...this.#constants, TILE: tile } })
       : this.#gpu.stage(file, { constants: this.#constants });
     return { stage, tiles, rows, splits: Math.ceil(longest / rows) };
+  }
+
+  /** Rows of a split, at least `wanted`, of which a head's parts are whole multiples. */
+  #splitRows(wanted: number): number {
+    const { part } = this.#stored;
+    if (part === undefined) return wanted;
+    let rows = 64;
+    while (rows < Math.min(wanted, part)) rows *= 2;
+    return rows;
   }
 
   /** The stage for so many pairs, the pairs of a workgroup, and the rows that it has at least. */
@@ -122,31 +160,35 @@ export class Attention {
   }
 
   #attendSplits(
-    { tensor, count, unmasked }: Queries,
     { stage, tiles, rows, splits }: Plan,
-    out: GpuBuffer,
-    stats: GpuBuffer,
-  ) {
+    { queries, count, hidden, reach }: SplitCall,
+    out: GpuBuffer | BoundPart,
+    stats: GpuBuffer | BoundPart,
+  ): void {
     for (const block of this.#stored.blocks) {
       const heads = block.words.map((_, i) => block.first + i);
+      // Those behind the end of a head are its last block's, which finds nothing to see there.
+      const first = block.from / rows, end = Math.min(block.to / rows, splits);
+      if (first >= end) continue;
       this.#gpu.run(stage, {
-        params: [count, block.first, rows, unmasked ? UNMASKED : this.#reach, ...this.#table(heads)],
-        buffers: [tensor.buffer, block.keys, block.values, out, stats, undefined, this.#stored.biases.buffer],
-        groups: [tiles, heads.length, splits],
+        params: [count, block.first, rows, reach, first, ...this.#table(block, heads, hidden)],
+        buffers: [queries, block.keys, block.values, out, stats, undefined, this.#stored.biases.buffer],
+        groups: [tiles, heads.length, end - first],
       });
     }
   }
 
-  /** First word, length, first bias and biases of each KV head. */
-  #table(kvHeads: readonly number[]): number[] {
+  /** Where row 0 would lie, length but for the last `hidden` rows, first bias and biases of each KV head. */
+  #table(block: Block, kvHeads: readonly number[], hidden = 0): number[] {
     const { lengths, biases } = this.#stored;
-    return kvHeads.flatMap((head) => [this.#stored.place(head).word, lengths[head], ...biases.of(head)]);
+    return kvHeads.flatMap((head) => [originOf(block, head), lengths[head] - hidden, ...biases.of(head)]);
   }
 
   /**
    * Attention of the queries from `firstQuery` on, some heads and queries at a time. `prefix`: the rows that are measured;
    * `kernel`: the width of the pooling in the measures. The scratch is only valid within `use`; the measures are the
    * caller's to give back.
+   * @throws PalisadeError `gpu.limit` where a stage can't see one query's attention.
    */
   runs(
     { tensor, count, unmasked }: Queries,
@@ -154,6 +196,7 @@ export class Attention {
     use: (atHand: AtHand) => void,
   ): GpuBuffer {
     const { HEADS, GROUP } = this.#constants, pitch = this.#stored.longest, queries = count - firstQuery;
+    checkSeen(this.#gpu, "A query's attention", 4 * pitch);
     const measures = this.#gpu.borrow(16 * HEADS * queries);
     const nulls = this.#nulls, constants = { GROUP, HAS_NULLS: Number(nulls !== undefined) };
     const softmax = this.#gpu.stage(SOFTMAX, { constants });
@@ -169,7 +212,7 @@ export class Attention {
           unmasked ? UNMASKED : this.#reach,
           ...lengths,
         ],
-        buffers: [scratch, measures, nulls ?? run.block.keys],
+        buffers: [scratch, measures, nulls ?? run.blocks[0].keys],
         groups: spread(rows, 1),
       });
       use({ ...run, scratch, pitch, measures, firstMeasure });
@@ -179,14 +222,17 @@ export class Attention {
   }
 
   #scores(queries: GpuTensor, run: Run, scratch: GpuBuffer, pitch: number): void {
-    this.#gpu.run(this.#gpu.stage(ATTENTION, { entry: "scores", constants: { ...this.#constants, TILE: 16 } }), {
-      params: [run.firstHead, run.firstQuery, run.queries, pitch, ...this.#table(this.#kvHeads(run))],
-      buffers: [
-        ...[queries.buffer, run.block.keys, undefined, undefined, undefined, scratch],
-        this.#stored.biases.buffer,
-      ],
-      groups: [Math.ceil(pitch / 64), Math.ceil(run.queries / 16), run.heads],
-    });
+    const stage = this.#gpu.stage(ATTENTION, { entry: "scores", constants: { ...this.#constants, TILE: 16 } });
+    const { firstHead, firstQuery, heads } = run, kvHeads = this.#kvHeads(run), { buffer } = this.#stored.biases;
+    for (const block of run.blocks) {
+      const { from, to } = block, rows = Math.min(to, pitch) - from, end = to === Infinity ? NO_END : to;
+      if (rows <= 0) continue;
+      this.#gpu.run(stage, {
+        params: [firstHead, firstQuery, run.queries, pitch, from, end, ...this.#table(block, kvHeads)],
+        buffers: [queries.buffer, block.keys, undefined, undefined, undefined, scratch, buffer],
+        groups: [Math.ceil(rows / 64), Math.ceil(run.queries / 16), heads],
+      });
+    }
   }
 
   #kvHeads({ firstHead, heads }: Run): number[] {
@@ -199,12 +245,12 @@ export class Attention {
   *#cut(queries: number, pitch: number): Generator<Run> {
     const { GROUP } = this.#constants, rows = Math.max(1, Math.floor(this.#scratch / pitch));
     const most = Math.max(1, Math.floor(rows / queries)), part = Math.min(rows, queries);
-    for (const block of this.#stored.blocks) {
-      const start = block.first * GROUP, end = start + block.words.length * GROUP;
+    for (const blocks of byHeads(this.#stored.blocks)) {
+      const [{ first, words }] = blocks, start = first * GROUP, end = start + words.length * GROUP;
       for (let firstHead = start; firstHead < end; firstHead += most) {
         const heads = Math.min(most, end - firstHead);
         for (let firstQuery = 0; firstQuery < queries; firstQuery += part) {
-          yield { block, firstHead, heads, firstQuery, queries: Math.min(part, queries - firstQuery) };
+          yield { blocks, firstHead, heads, firstQuery, queries: Math.min(part, queries - firstQuery) };
         }
       }
     }
@@ -230,6 +276,15 @@ export class Attention {
       groups: [Math.ceil(run.pitch / 64), run.heads],
     });
   }
+}
+
+/** Queries that look at all splits. */
+interface SplitCall {
+  readonly queries: GpuBuffer | BoundPart;
+  readonly count: number;
+  /** Last rows of each head that they don't see. */
+  readonly hidden: number;
+  readonly reach: number;
 }
 
 interface Plan {

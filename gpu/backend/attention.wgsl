@@ -30,9 +30,11 @@ const LOWEST = -3.4e38;
 const UNMASKED = 0xffffffffu;
 
 /**
- * attend: count, first KV head, rows a split (a multiple of 64), reach, then for each KV head of the dispatch its first word,
- *   its rows, its first bias and how many of its rows have one.
- * scores: first query head, first query, queries, pitch, then the same for each KV head that the run touches.
+ * attend: count, first KV head, rows a split (a multiple of 64), reach, first split of the dispatch, then for each of its KV
+ *   heads the word where row 0 would lie, its rows, its first bias and how many of its rows have one.
+ * scores: first query head, first query, queries, pitch, first row of the dispatch, the row behind its last, then the same
+ *   for each KV head that the run touches.
+ * A large head has several buffers. Rows count from the head's start whatever the buffer: words count modulo 2^32.
  */
 @group(0) @binding(0) var<storage, read> params: array<u32>;
 @group(0) @binding(1) var<storage, read> queries: array<f32>;
@@ -121,14 +123,15 @@ fn attend(
   let count = params[0];
   let kv_head = params[1] + group.y;
   let reach = params[3];
-  let table = 4u + 4u * group.y;
+  let table = 5u + 4u * group.y;
+  let split = params[4] + group.z;
   let first_word = params[table];
   let length = params[table + 1u];
   let pairs = count * GROUP;
   let first_pair = group.x * TILE;
   let last_query = (min(first_pair + TILE, pairs) - 1u) / GROUP;
-  let end = min(seen_by(last_query, count, length, reach), (group.z + 1u) * params[2]);
-  var start = group.z * params[2];
+  let end = min(seen_by(last_query, count, length, reach), (split + 1u) * params[2]);
+  var start = split * params[2];
   let first_seen = seen_by(first_pair / GROUP, count, length, reach);
   if (reach > 0u && first_seen > reach) { start = max(start, (first_seen - reach) / ROWS * ROWS); }
 
@@ -216,16 +219,16 @@ fn attend(
   }
   workgroupBarrier();
 
-  let split = group.z * count * HEADS;
+  let to = split * count * HEADS;
   if (local < TILE && first_pair + local < pairs) {
     let pair = first_pair + local;
-    stats[split + (pair / GROUP) * HEADS + kv_head * GROUP + pair % GROUP] = vec2f(largest[local], sums[local]);
+    stats[to + (pair / GROUP) * HEADS + kv_head * GROUP + pair % GROUP] = vec2f(largest[local], sums[local]);
   }
   if (!holds) { return; }
   for (var i = 0u; lane_pair + i * lane_pairs < TILE; i++) {
     let pair = first_pair + lane_pair + i * lane_pairs;
     if (pair >= pairs) { break; }
-    let at = (split + (pair / GROUP) * HEADS + kv_head * GROUP + pair % GROUP) * D;
+    let at = (to + (pair / GROUP) * HEADS + kv_head * GROUP + pair % GROUP) * D;
     let total = sums[lane_pair + i * lane_pairs];
     for (var j = 0u; j < depths; j++) {
       let d = lane_d + j * lanes;
@@ -243,10 +246,10 @@ fn scores(
   let head = params[0] + group.z;
   let queried = params[2];
   let pitch = params[3];
-  let table = 4u + 4u * (head / GROUP - params[0] / GROUP);
+  let table = 6u + 4u * (head / GROUP - params[0] / GROUP);
   let first_word = params[table];
-  let length = params[table + 1u];
-  let row = group.x * ROWS;
+  let length = min(params[table + 1u], params[5]);
+  let row = params[4] + group.x * ROWS;
   if (row >= length) { return; }
   var dots = vec4f();
   for (var depth = 0u; depth < D; depth += DEPTH) {

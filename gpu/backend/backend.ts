@@ -18,7 +18,7 @@ export interface GpuBackend extends Backend<GpuTensor> {
 export interface GpuBackendOptions {
   /** Bytes that a stage may see of one buffer; default: what the device allows. */
   readonly maxBinding?: number;
-  /** Floats of attention that are at hand at once while columns are brought together. */
+  /** Floats of attention that are at hand at once while columns are brought together; default 2^22, or `maxBinding`. */
   readonly scratch?: number;
   /** Attention by the one short stage, which emulators translate quickly; default: where the device is emulated. */
   readonly short?: boolean;

@@ -15,11 +15,12 @@ export function convolve(
 ): void {
   const { gpu, shape: { heads, headDim } } = stored.options;
   const stage = gpu.stage(CONVOLVE, { constants: { D: headDim, TAPS: taps.each, CHANNELS: heads * headDim } });
-  for (const { first, words, keys, values } of stored.blocks) {
+  for (const { first, words, from, to, keys, values } of stored.blocks) {
+    if (from >= stored.longest) continue;
     const table = words.flatMap((word, i) => [word, stored.lengths[first + i]]);
     for (let query = 0; query < count; query += MOST_GROUPS) {
       gpu.run(stage, {
-        params: [count, query, first, words.length, ...table],
+        params: [count, query, first, words.length, from, Math.min(to, stored.longest), ...table],
         buffers: [queries.buffer, keys, values, taps.buffer, out],
         groups: [Math.ceil(2 * words.length * headDim / 64), Math.min(MOST_GROUPS, count - query)],
       });

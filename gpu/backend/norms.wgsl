@@ -19,7 +19,10 @@ const DEPTH = 8u;
 /** Where those of the weights begin. */
 const WEIGHTS = 512u;
 
-/** width, rows, first KV head, its first column of wo, then the first word of each KV head of the dispatch */
+/**
+ * width, rows, first KV head, its first column of wo, first row of the dispatch, the row behind its last, then for each KV
+ * head of the dispatch the word where row 0 would lie (modulo 2^32)
+ */
 @group(0) @binding(0) var<storage, read> params: array<u32>;
 @group(0) @binding(1) var<storage, read> values: array<u32>;
 @group(0) @binding(2) var<storage, read> wo: array<f32>;
@@ -88,15 +91,16 @@ fn load_quads(local: u32, half: u32, depth: u32, at_value: u32, at_weight: u32, 
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) local: u32) {
   let width = params[0];
   let rows = params[1];
-  let first_row = group.x * SIDE;
-  if (first_row >= rows) { return; }
-  let first_word = params[4u + group.y];
+  let first_row = params[4] + group.x * SIDE;
+  let end = params[5];
+  if (first_row >= end) { return; }
+  let first_word = params[6u + group.y];
   let kv_head = params[2] + group.y;
   let n = local % 16u;
   let p = local / 16u;
   // Rows beyond the last are that one.
-  let near = first_word + min(first_row + local / DEPTH, rows - 1u) * stride();
-  let far = first_word + min(first_row + local / DEPTH + 32u, rows - 1u) * stride();
+  let near = first_word + min(first_row + local / DEPTH, end - 1u) * stride();
+  let far = first_word + min(first_row + local / DEPTH + 32u, end - 1u) * stride();
   var norm = 0.0;
   for (var member = 0u; member < GROUP; member++) {
     let column = params[3] + (group.y * GROUP + member) * D;
@@ -133,7 +137,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lo
       norm += select(sqrt(all), all, NORM == 1u);
     }
   }
-  if (local < SIDE && first_row + local < rows) {
+  if (local < SIDE && first_row + local < end) {
     norms[kv_head * rows + first_row + local] = norm / f32(GROUP);
   }
 }

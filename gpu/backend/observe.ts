@@ -2,6 +2,7 @@
 import type { Needs, Observation, Reduction } from "../../core/policy/policy.ts";
 import type { GpuTensor } from "../tensors.ts";
 import type { Attention } from "./attention.ts";
+import { checkSeen } from "./stages.ts";
 import type { StoredHeads } from "./stored_heads.ts";
 
 /** Planes of `columns.wgsl`. */
@@ -10,7 +11,7 @@ const ALL_PLANES = 6;
 /** Places in the measures of `softmax.wgsl`. */
 const MEASURES = { mass: 0, entropy: 1, logSumExp: 3 } as const;
 
-/** All reads of it wait together. */
+/** All reads of it wait together. @throws PalisadeError `gpu.limit`. */
 export async function observeWindow(
   attention: Attention,
   stored: StoredHeads,
@@ -20,6 +21,7 @@ export async function observeWindow(
 ): Promise<Partial<Observation>> {
   const { gpu, shape: { heads, kvHeads } } = stored.options, group = heads / kvHeads;
   const prefix = stored.longest - window, plane = kvHeads * prefix, kernel = needs.kernel ?? 5;
+  checkSeen(gpu, "What is observed of a layer's rows", Math.max(4 * ALL_PLANES * plane, 4 * stored.longest));
   const planes = gpu.borrow(4 * ALL_PLANES * plane), wanted = needs.window ?? [];
   gpu.clear(planes);
   const columns = prefix > 0 && wanted.some((name) => name in PLANES);

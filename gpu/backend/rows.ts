@@ -15,15 +15,12 @@ import type { GpuTensor, GpuTensors } from "../tensors.ts";
 import { Attention, type Queries } from "./attention.ts";
 import { convolve } from "./convolve.ts";
 import { observeWindow } from "./observe.ts";
-import { ROWS } from "./shaders.ts";
-import { kindOf, spread } from "./stages.ts";
+import { readRows } from "./read.ts";
+import { checkSeen } from "./stages.ts";
 import { storeRows, storeTurned } from "./store.ts";
 import { StoredHeads, type StoredOptions } from "./stored_heads.ts";
 import { turnKeys } from "./turn.ts";
 import { measureNorms } from "./value_norms.ts";
-
-/** `list` of `rows.wgsl` where there is none. */
-const NO_LIST = 0xffffffff;
 
 export class GpuRows implements TrustingRows<GpuTensor> {
   readonly #tensors: GpuTensors;
@@ -53,10 +50,12 @@ export class GpuRows implements TrustingRows<GpuTensor> {
     this.#stored.grow(count);
     const { blocks, lengths, stride } = this.#stored, heads = lengths.length;
     for (const block of this.#storeTurned(keys, values) ? [] : blocks) {
+      // A block of several heads takes all rows, whatever their lengths.
+      const length = lengths[block.first], first = Math.max(0, block.from - length);
       storeRows(this.#options, {
         parts: [[keys.buffer, block.keys], [values.buffer, block.values]],
-        ...{ count, heads, firstHead: block.first, owner: this.#owner },
-        words: block.words.map((word, i) => word + lengths[block.first + i] * stride),
+        ...{ first, count: Math.min(count, block.to - length), heads, firstHead: block.first, owner: this.#owner },
+        words: block.words.map((origin, i) => origin + lengths[block.first + i] * stride),
       });
     }
     for (let head = 0; head < heads; head++) lengths[head] += count;
@@ -66,7 +65,7 @@ export class GpuRows implements TrustingRows<GpuTensor> {
   #storeTurned(keys: GpuTensor, values: GpuTensor): boolean {
     const { blocks, lengths, stride } = this.#stored, turning = keys.lazy?.turning;
     if (!turning || turning !== values.lazy?.turning || blocks.length !== 1) return false;
-    const [block] = blocks, words = block.words.map((word, head) => word + lengths[head] * stride);
+    const [block] = blocks, words = block.words.map((origin, head) => origin + lengths[head] * stride);
     const call = { turning, keys: block.keys, values: block.values, owner: this.#owner, words };
     return storeTurned(this.#options, call);
   }
@@ -102,6 +101,7 @@ export class GpuRows implements TrustingRows<GpuTensor> {
 
   async #columns(queries: Queries, want: AttentionWants) {
     const { gpu, shape: { heads } } = this.#options, rows = this.#stored.longest, plane = heads * rows;
+    checkSeen(gpu, "Sums and maxima of a layer's attention", 8 * plane);
     const planes = gpu.borrow(8 * plane);
     gpu.clear(planes);
     const weights = want.rowWeights && this.#tensors.upload(fourByFour(want.rowWeights));
@@ -165,7 +165,7 @@ export class GpuRows implements TrustingRows<GpuTensor> {
     const { shape: { kvHeads, headDim } } = this.#options, each = this.#stored.longest * headDim;
     const part = async (name: "keys" | "values") => {
       const all = new Float32Array(kvHeads * each);
-      const heads = Array.from({ length: kvHeads }, (_, head) => this.#read(name, head));
+      const heads = Array.from({ length: kvHeads }, (_, head) => readRows(this.#stored, name, head));
       (await Promise.all(heads)).forEach((rows, head) => all.set(rows, head * each));
       return all;
     };
@@ -180,12 +180,15 @@ export class GpuRows implements TrustingRows<GpuTensor> {
 
   refit(kvHead: number, { values, bias }: RefittedRows): void {
     this.#change();
-    const { block, word } = this.#stored.place(kvHead), source = this.#tensors.upload(values.slice());
-    storeRows(this.#options, {
-      parts: [[source.buffer, block.values]],
-      ...{ count: bias.length, heads: 1, firstHead: 0, owner: this.#owner, words: [word] },
-    });
-    this.#tensors.free(source);
+    const { headDim } = this.#options.shape, { stride } = this.#stored;
+    for (const { block, origin, first, count } of this.#stored.pieces(kvHead)) {
+      const source = this.#tensors.upload(values.slice(first * headDim, (first + count) * headDim));
+      storeRows(this.#options, {
+        parts: [[source.buffer, block.values]],
+        ...{ count, heads: 1, firstHead: 0, owner: this.#owner, words: [origin + first * stride] },
+      });
+      this.#tensors.free(source);
+    }
     this.#stored.setBias(kvHead, bias);
   }
 
@@ -222,27 +225,9 @@ export class GpuRows implements TrustingRows<GpuTensor> {
   async copyRows(kvHead: number, wanted?: Int32Array): Promise<CopiedRows> {
     this.#check();
     const bias = this.#stored.biases.read(kvHead, this.#stored.lengths[kvHead], wanted);
-    const parts = (["keys", "values"] as const).map((part) => this.#read(part, kvHead, wanted));
+    const parts = (["keys", "values"] as const).map((part) => readRows(this.#stored, part, kvHead, wanted));
     const [keys, values] = await Promise.all(parts);
     return { keys, values, ...(bias && { bias }) };
-  }
-
-  /** Rows of one head as float32. */
-  async #read(part: "keys" | "values", head: number, wanted?: Int32Array): Promise<Float32Array> {
-    const { gpu, shape: { headDim }, type } = this.#options, count = wanted?.length ?? this.#stored.lengths[head];
-    if (count === 0) return new Float32Array(0);
-    const { block, word } = this.#stored.place(head);
-    const out = gpu.borrow(4 * count * headDim), list = gpu.borrowIdle(4 * (wanted?.length ?? 1));
-    if (wanted) gpu.write(list, 0, Int32Array.from(wanted));
-    gpu.run(gpu.stage(ROWS, { entry: "floats", constants: { D: headDim, KIND: kindOf(type) } }), {
-      params: [count, word, wanted ? 0 : NO_LIST, 0],
-      buffers: [block[part], list, undefined, out],
-      groups: spread(count * headDim),
-    });
-    const read = this.#floats(out, count * headDim);
-    gpu.giveBack(out);
-    gpu.giveBack(list);
-    return await read;
   }
 
   free(): void {

@@ -15,8 +15,8 @@ override ROTATED: u32 = 0u;
 override PARTNER: u32 = 1u;
 
 /**
- * rows, first word of the head's rows, start in list (or 0xffffffff: none), first row; gather: of each head rows, first
- * word, start in list, first word of `to`.
+ * rows, the word where the head's row 0 would lie (modulo 2^32: a buffer may begin with a later row), start in list (or
+ * 0xffffffff: none), first row; gather: of each head rows, the same word, start in list, first word of `to`.
  */
 @group(0) @binding(0) var<storage, read> params: array<u32>;
 @group(0) @binding(1) var<storage, read> stored: array<u32>;

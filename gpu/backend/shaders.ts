@@ -104,14 +104,15 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lo
   let count = params[0];
   let kv_head = params[1] + group.y;
   let reach = params[3];
-  let table = 4u + 4u * group.y;
+  let table = 5u + 4u * group.y;
+  let split = params[4] + group.z;
   let first_word = params[table];
   let length = params[table + 1u];
   let pairs = count * GROUP;
   let first_pair = group.x * PAIRS;
   let last_query = (min(first_pair + PAIRS, pairs) - 1u) / GROUP;
-  let end = min(seen_by(last_query, count, length, reach), (group.z + 1u) * params[2]);
-  var start = group.z * params[2];
+  let end = min(seen_by(last_query, count, length, reach), (split + 1u) * params[2]);
+  var start = split * params[2];
   let first_seen = seen_by(first_pair / GROUP, count, length, reach);
   if (reach > 0u && first_seen > reach) { start = max(start, (first_seen - reach) / ROWS * ROWS); }
 
@@ -202,11 +203,11 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lo
     total += at_hand[p * D + local];
     weight += at_hand[SIZE + p];
   }
-  let split = group.z * count * HEADS;
+  let to = split * count * HEADS;
   for (var j = 0u; j < PAIRS; j++) {
     let whose = first_pair + j;
     if (whose >= pairs) { break; }
-    let at = split + (whose / GROUP) * HEADS + kv_head * GROUP + whose % GROUP;
+    let at = to + (whose / GROUP) * HEADS + kv_head * GROUP + whose % GROUP;
     out[at * D + local] = select(0.0, total[j] / weight[j], weight[j] > 0.0);
     if (local == 0u) { stats[at] = vec2f(largest[j], weight[j]); }
   }
@@ -373,14 +374,15 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lo
   let count = params[0];
   let kv_head = params[1] + group.y;
   let reach = params[3];
-  let table = 4u + 4u * group.y;
+  let table = 5u + 4u * group.y;
+  let split = params[4] + group.z;
   let first_word = params[table];
   let length = params[table + 1u];
   let pairs = count * GROUP;
   let first_pair = group.x * PAIRS;
   let last_query = (min(first_pair + PAIRS, pairs) - 1u) / GROUP;
-  let end = min(seen_by(last_query, count, length, reach), (group.z + 1u) * params[2]);
-  var start = group.z * params[2];
+  let end = min(seen_by(last_query, count, length, reach), (split + 1u) * params[2]);
+  var start = split * params[2];
   let first_seen = seen_by(first_pair / GROUP, count, length, reach);
   if (reach > 0u && first_seen > reach) { start = max(start, (first_seen - reach) / ROWS * ROWS); }
 
@@ -489,10 +491,10 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lo
   workgroupBarrier();
   var weight = vec4f();
   for (var i = 0u; i < 16u; i++) { weight += at_hand[p * 16u + i]; }
-  finish(pair, kv_head, group.z, n, a0, b0, most.x, weight.x);
-  finish(pair + 16u, kv_head, group.z, n, a1, b1, most.y, weight.y);
-  finish(pair + 32u, kv_head, group.z, n, a2, b2, most.z, weight.z);
-  finish(pair + 48u, kv_head, group.z, n, a3, b3, most.w, weight.w);
+  finish(pair, kv_head, split, n, a0, b0, most.x, weight.x);
+  finish(pair + 16u, kv_head, split, n, a1, b1, most.y, weight.y);
+  finish(pair + 32u, kv_head, split, n, a2, b2, most.z, weight.z);
+  finish(pair + 48u, kv_head, split, n, a3, b3, most.w, weight.w);
 }
 `,
 };
@@ -531,9 +533,11 @@ const LOWEST = -3.4e38;
 const UNMASKED = 0xffffffffu;
 
 /**
- * attend: count, first KV head, rows a split (a multiple of 64), reach, then for each KV head of the dispatch its first word,
- *   its rows, its first bias and how many of its rows have one.
- * scores: first query head, first query, queries, pitch, then the same for each KV head that the run touches.
+ * attend: count, first KV head, rows a split (a multiple of 64), reach, first split of the dispatch, then for each of its KV
+ *   heads the word where row 0 would lie, its rows, its first bias and how many of its rows have one.
+ * scores: first query head, first query, queries, pitch, first row of the dispatch, the row behind its last, then the same
+ *   for each KV head that the run touches.
+ * A large head has several buffers. Rows count from the head's start whatever the buffer: words count modulo 2^32.
  */
 @group(0) @binding(0) var<storage, read> params: array<u32>;
 @group(0) @binding(1) var<storage, read> queries: array<f32>;
@@ -622,14 +626,15 @@ fn attend(
   let count = params[0];
   let kv_head = params[1] + group.y;
   let reach = params[3];
-  let table = 4u + 4u * group.y;
+  let table = 5u + 4u * group.y;
+  let split = params[4] + group.z;
   let first_word = params[table];
   let length = params[table + 1u];
   let pairs = count * GROUP;
   let first_pair = group.x * TILE;
   let last_query = (min(first_pair + TILE, pairs) - 1u) / GROUP;
-  let end = min(seen_by(last_query, count, length, reach), (group.z + 1u) * params[2]);
-  var start = group.z * params[2];
+  let end = min(seen_by(last_query, count, length, reach), (split + 1u) * params[2]);
+  var start = split * params[2];
   let first_seen = seen_by(first_pair / GROUP, count, length, reach);
   if (reach > 0u && first_seen > reach) { start = max(start, (first_seen - reach) / ROWS * ROWS); }
 
@@ -717,16 +722,16 @@ fn attend(
   }
   workgroupBarrier();
 
-  let split = group.z * count * HEADS;
+  let to = split * count * HEADS;
   if (local < TILE && first_pair + local < pairs) {
     let pair = first_pair + local;
-    stats[split + (pair / GROUP) * HEADS + kv_head * GROUP + pair % GROUP] = vec2f(largest[local], sums[local]);
+    stats[to + (pair / GROUP) * HEADS + kv_head * GROUP + pair % GROUP] = vec2f(largest[local], sums[local]);
   }
   if (!holds) { return; }
   for (var i = 0u; lane_pair + i * lane_pairs < TILE; i++) {
     let pair = first_pair + lane_pair + i * lane_pairs;
     if (pair >= pairs) { break; }
-    let at = (split + (pair / GROUP) * HEADS + kv_head * GROUP + pair % GROUP) * D;
+    let at = (to + (pair / GROUP) * HEADS + kv_head * GROUP + pair % GROUP) * D;
     let total = sums[lane_pair + i * lane_pairs];
     for (var j = 0u; j < depths; j++) {
       let d = lane_d + j * lanes;
@@ -744,10 +749,10 @@ fn scores(
   let head = params[0] + group.z;
   let queried = params[2];
   let pitch = params[3];
-  let table = 4u + 4u * (head / GROUP - params[0] / GROUP);
+  let table = 6u + 4u * (head / GROUP - params[0] / GROUP);
   let first_word = params[table];
-  let length = params[table + 1u];
-  let row = group.x * ROWS;
+  let length = min(params[table + 1u], params[5]);
+  let row = params[4] + group.x * ROWS;
   if (row >= length) { return; }
   var dots = vec4f();
   for (var depth = 0u; depth < D; depth += DEPTH) {
@@ -877,9 +882,11 @@ export const CONVOLVE: ShaderFile = {
 //   out[t, c] = queries[t, c] · Σ_j taps[c, j] · row[length − count + t − TAPS + 1 + j, c], before the first row zeros
 // Channel c of query head 2g is in the keys of KV head g, of head 2g + 1 in its values; rows are float32, D numbers each.
 //
-//   params   count, first query, first KV head, KV heads; then of each KV head the first word of its rows, and its length
+//   params   count, first query, first KV head, KV heads, first row of the dispatch, the row behind its last; then of each KV
+//            head the word where row 0 would lie (modulo 2^32), and its length
 //   queries  (count, CHANNELS)      taps  (CHANNELS, TAPS)      out  (count, CHANNELS)
 //
+// What rows of a head's later buffers give is added to what those before gave.
 // A thread gives one number: group.x is 64 channels of these KV heads, group.y a query.
 
 override D: u32 = 1u;
@@ -904,17 +911,26 @@ fn main(@builtin(global_invocation_id) id: vec3u) {
   }
   let d = id.x % D;
   let is_second = (id.x / D) % 2u == 1u;
-  let word = params[4u + 2u * head] + d;
+  let word = params[6u + 2u * head] + d;
   // Rows up to the query's own: taps before the first of them weigh nothing.
-  let seen = params[5u + 2u * head] - count + t + 1u;
+  let seen = params[7u + 2u * head] - count + t + 1u;
   let channel = params[2] * 2u * D + id.x;
   var sum = 0.0;
   for (var j = TAPS - min(TAPS, seen); j < TAPS; j++) {
-    let at = word + (seen - TAPS + j) * D;
+    let row = seen + j - TAPS;
+    if (row < params[4] || row >= params[5]) {
+      continue;
+    }
+    let at = word + row * D;
     let x = select(keys[at], values[at], is_second);
     sum += taps[channel * TAPS + j] * x;
   }
-  out[t * CHANNELS + channel] = sum * queries[t * CHANNELS + channel];
+  let at = t * CHANNELS + channel;
+  var before = 0.0;
+  if (params[4] > 0u) {
+    before = out[at];
+  }
+  out[at] = before + sum * queries[at];
 }
 `,
 };
@@ -1092,7 +1108,10 @@ const DEPTH = 8u;
 /** Where those of the weights begin. */
 const WEIGHTS = 512u;
 
-/** width, rows, first KV head, its first column of wo, then the first word of each KV head of the dispatch */
+/**
+ * width, rows, first KV head, its first column of wo, first row of the dispatch, the row behind its last, then for each KV
+ * head of the dispatch the word where row 0 would lie (modulo 2^32)
+ */
 @group(0) @binding(0) var<storage, read> params: array<u32>;
 @group(0) @binding(1) var<storage, read> values: array<u32>;
 @group(0) @binding(2) var<storage, read> wo: array<f32>;
@@ -1161,15 +1180,16 @@ fn load_quads(local: u32, half: u32, depth: u32, at_value: u32, at_weight: u32, 
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) local: u32) {
   let width = params[0];
   let rows = params[1];
-  let first_row = group.x * SIDE;
-  if (first_row >= rows) { return; }
-  let first_word = params[4u + group.y];
+  let first_row = params[4] + group.x * SIDE;
+  let end = params[5];
+  if (first_row >= end) { return; }
+  let first_word = params[6u + group.y];
   let kv_head = params[2] + group.y;
   let n = local % 16u;
   let p = local / 16u;
   // Rows beyond the last are that one.
-  let near = first_word + min(first_row + local / DEPTH, rows - 1u) * stride();
-  let far = first_word + min(first_row + local / DEPTH + 32u, rows - 1u) * stride();
+  let near = first_word + min(first_row + local / DEPTH, end - 1u) * stride();
+  let far = first_word + min(first_row + local / DEPTH + 32u, end - 1u) * stride();
   var norm = 0.0;
   for (var member = 0u; member < GROUP; member++) {
     let column = params[3] + (group.y * GROUP + member) * D;
@@ -1206,7 +1226,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lo
       norm += select(sqrt(all), all, NORM == 1u);
     }
   }
-  if (local < SIDE && first_row + local < rows) {
+  if (local < SIDE && first_row + local < end) {
     norms[kv_head * rows + first_row + local] = norm / f32(GROUP);
   }
 }
@@ -1232,8 +1252,8 @@ override ROTATED: u32 = 0u;
 override PARTNER: u32 = 1u;
 
 /**
- * rows, first word of the head's rows, start in list (or 0xffffffff: none), first row; gather: of each head rows, first
- * word, start in list, first word of \`to\`.
+ * rows, the word where the head's row 0 would lie (modulo 2^32: a buffer may begin with a later row), start in list (or
+ * 0xffffffff: none), first row; gather: of each head rows, the same word, start in list, first word of \`to\`.
  */
 @group(0) @binding(0) var<storage, read> params: array<u32>;
 @group(0) @binding(1) var<storage, read> stored: array<u32>;
@@ -1494,7 +1514,7 @@ override INTERLEAVED: bool = false;
 /** Whether the numbers of a row are at hand, as \`turned\` has them. */
 override TURNED: bool = false;
 
-/** rows, sourceHeads, first source head, owner, first row, then the first word of each head's first row. */
+/** rows, sourceHeads, first source head, owner, first row, then the word where each head's row 0 would go (modulo 2^32). */
 @group(0) @binding(0) var<storage, read> params: array<u32>;
 @group(0) @binding(1) var<storage, read> source: array<f32>;
 @group(0) @binding(2) var<storage, read_write> stored: array<u32>;

@@ -11,26 +11,27 @@ export type Stored = readonly [source: GpuBuffer, to: GpuBuffer];
 export interface StoreCall {
   /** Keys, values, or both: these lie alike. */
   readonly parts: readonly [Stored, Stored?];
-  /** Rows of the source. */
+  /** Rows of the source: those before `count` are stored, from `first` on (default 0). */
   readonly count: number;
+  readonly first?: number;
   /** Heads of the source, and the first that is stored. */
   readonly heads: number;
   readonly firstHead: number;
   /** Who is told of a number that the type can't hold (`GpuDevice.listen`). */
   readonly owner: number;
-  /** Where each head's first row goes, in words. */
+  /** Where row 0 of each head of the source goes, in words; below 0 where it isn't stored (`Block.words`). */
   readonly words: readonly number[];
 }
 
 export function storeRows({ gpu, shape: { headDim }, type }: StoredOptions, call: StoreCall): void {
-  const { parts: [first, second], count, heads, firstHead, owner, words } = call;
+  const { parts: [one, second], first = 0, count, heads, firstHead, owner, words } = call;
   const stage = gpu.stage(STORE, { constants: { D: headDim, KIND: kindOf(type) } });
   // A stage must be given all buffers it knows, and none twice to write to.
-  const unused = second ? undefined : gpu.borrow(4), [source, to] = second ?? [first[0], unused!];
-  for (let row = 0; row < count; row += MOST_GROUPS) {
+  const unused = second ? undefined : gpu.borrow(4), [source, to] = second ?? [one[0], unused!];
+  for (let row = first; row < count; row += MOST_GROUPS) {
     gpu.run(stage, {
       params: [count, heads, firstHead, owner, row, ...words],
-      buffers: [...first, gpu.faults, source, to],
+      buffers: [...one, gpu.faults, source, to],
       groups: [words.length, Math.min(MOST_GROUPS, count - row), second ? 2 : 1],
     });
   }
@@ -40,7 +41,7 @@ export function storeRows({ gpu, shape: { headDim }, type }: StoredOptions, call
 /** Numbers of a row that the stage which turns has at hand. */
 const MOST_TURNED = 256;
 
-export interface StoreTurnedCall extends Omit<StoreCall, "parts" | "count" | "heads" | "firstHead"> {
+export interface StoreTurnedCall extends Omit<StoreCall, "parts" | "count" | "first" | "heads" | "firstHead"> {
   readonly turning: Turning;
   readonly keys: GpuBuffer;
   readonly values: GpuBuffer;

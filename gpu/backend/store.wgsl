@@ -28,7 +28,7 @@ override INTERLEAVED: bool = false;
 /** Whether the numbers of a row are at hand, as `turned` has them. */
 override TURNED: bool = false;
 
-/** rows, sourceHeads, first source head, owner, first row, then the first word of each head's first row. */
+/** rows, sourceHeads, first source head, owner, first row, then the word where each head's row 0 would go (modulo 2^32). */
 @group(0) @binding(0) var<storage, read> params: array<u32>;
 @group(0) @binding(1) var<storage, read> source: array<f32>;
 @group(0) @binding(2) var<storage, read_write> stored: array<u32>;

@@ -1,6 +1,7 @@
 /**
  * Keys and values of one layer in the device's memory: each KV head's rows lie together, in pages of rows, and as many
- * heads share a buffer as a stage can see at once. What is freed is really freed: rows move to smaller buffers.
+ * heads share a buffer as a stage can see at once; a larger head has several (`blocks.ts`). What is freed is really freed:
+ * rows move to smaller buffers.
  */
 import type { RowMeter } from "../../core/backend/row_meter.ts";
 import { concatenate } from "../../core/concatenate.ts";
@@ -8,21 +9,11 @@ import { ROW_PAGE } from "../../core/backend/interface.ts";
 import type { CacheType } from "../../core/cache/entry_type.ts";
 import type { AttentionShape } from "../../core/shape.ts";
 import type { GpuBuffer, GpuDevice } from "../device.ts";
-import { tooLarge } from "../errors.ts";
 import { Biases } from "./biases.ts";
+import { type Block, blocksOf, byBlocks, layOut, type Move, movesOf, originOf, partRows } from "./blocks.ts";
 import type { Constants } from "./constants.ts";
 import { ROWS } from "./shaders.ts";
 import { kindOf, spread } from "./stages.ts";
-
-/** Some heads of a layer; keys and values lie alike. */
-export interface Block {
-  /** First KV head. */
-  readonly first: number;
-  /** First word of each head's rows. */
-  readonly words: readonly number[];
-  readonly keys: GpuBuffer;
-  readonly values: GpuBuffer;
-}
 
 /** Words of a stored row. */
 export function rowWords(headDim: number, type: CacheType): number {
@@ -43,7 +34,7 @@ export interface StoredOptions {
   readonly maxBinding: number;
   /** What stays on the device, by its array. */
   readonly constants: Constants;
-  /** Floats of attention at hand at once; default `SCRATCH` of `attention.ts`. */
+  /** Floats of attention at hand at once; default `SCRATCH` of `attention.ts`, or what a stage can see. */
   readonly scratch?: number;
   /** Attention by the short stage alone (`GpuBackendOptions`). */
   readonly short: boolean;
@@ -84,9 +75,29 @@ export class StoredHeads {
     return Math.max(...this.lengths);
   }
 
-  /** The block of a head, and the first word of the head's rows; the head must have rows. */
-  place(head: number): HeadPlace {
-    return placeIn(this.#blocks, head);
+  /** Rows of the parts of a head, but for its last one, where some head has several. */
+  get part(): number | undefined {
+    return this.#blocks.some(({ from }) => from > 0) ? partRows(this.stride, this.options.maxBinding) : undefined;
+  }
+
+  /** The blocks of a head, in the order of its rows. */
+  blocksOf(head: number): Block[] {
+    return blocksOf(this.#blocks, head);
+  }
+
+  /** A head's rows in pieces of at most `most` that lie in one block each; by default a stage sees their floats whole. */
+  *pieces(head: number, most: number = this.mostFloats): Generator<Piece> {
+    for (const block of this.blocksOf(head)) {
+      const end = Math.min(block.to, this.lengths[head]);
+      for (let first = block.from; first < end; first += most) {
+        yield { block, origin: originOf(block, head), first, count: Math.min(most, end - first) };
+      }
+    }
+  }
+
+  /** Rows whose floats a stage can see at once. */
+  get mostFloats(): number {
+    return Math.max(1, Math.floor(this.options.maxBinding / (4 * this.options.shape.headDim)));
   }
 
   /**
@@ -116,24 +127,25 @@ export class StoredHeads {
     const total = kept.reduce((sum, { length }) => sum + length, 0);
     const list = gpu.borrowIdle(4 * total);
     gpu.write(list, 0, concatenate(kept, Int32Array));
-    this.#move(kept.map(({ length }) => paged(length)), (moves) => this.#gather(moves, kept, list));
+    const before = (head: number, row: number) => countBelow(kept[head], row);
+    this.#move(kept.map(({ length }) => paged(length)), before, (moves) => this.#gather(moves, kept, list));
     gpu.giveBack(list);
     kept.forEach(({ length }, head) => this.lengths[head] = length);
   }
 
   /** Moves the rows that stay, `list` one head after the other: keys and values of all heads of two blocks together. */
-  #gather(moves: readonly HeadMove[], kept: readonly Int32Array[], list: GpuBuffer): void {
+  #gather(moves: readonly Move[], kept: readonly Int32Array[], list: GpuBuffer): void {
     const { gpu, shape, type } = this.options;
     const stage = gpu.stage(ROWS, { entry: "gather", constants: { D: shape.headDim, KIND: kindOf(type) } });
     const starts = kept.map((_, head) => kept.slice(0, head).reduce((sum, { length }) => sum + length, 0));
-    for (const together of byBlocks(moves.filter(({ head }) => kept[head].length > 0))) {
-      const [{ from, to }] = together, longest = Math.max(...together.map(({ head }) => kept[head].length));
+    for (const together of byBlocks(moves)) {
+      const [{ from, to }] = together, longest = Math.max(...together.map(({ count }) => count));
       gpu.run(stage, {
-        params: together.flatMap(({ head, from, to }) => [kept[head].length, from.word, starts[head], to.word]),
-        buffers: [
-          ...[from.block.keys, list, to.block.keys, undefined, undefined],
-          ...[from.block.values, to.block.values],
-        ],
+        params: together.flatMap(({ head, first, count }) => [
+          ...[count, originOf(from, head), starts[head] + first],
+          originOf(to, head) + first * this.stride,
+        ]),
+        buffers: [...[from.keys, list, to.keys, undefined, undefined], ...[from.values, to.values]],
         groups: [...spread(longest * this.stride), together.length],
       });
     }
@@ -143,9 +155,8 @@ export class StoredHeads {
   copyFrom(other: StoredHeads): void {
     const blocks = this.#allocate(other.lengths.map(paged));
     this.#replace(blocks, other.lengths.map(paged), () => {
-      other.lengths.forEach((length, head) => {
-        if (length > 0) this.#copyRows(other.place(head), placeIn(blocks, head), length);
-      });
+      const before = (head: number, row: number) => Math.min(row, other.lengths[head]);
+      this.#copyRows(this.#moves(other.#blocks, blocks, before));
     });
     other.lengths.forEach((length, head) => this.lengths[head] = length);
     this.#withBiases(() => this.biases.copyFrom(other.biases));
@@ -177,25 +188,26 @@ export class StoredHeads {
   }
 
   #resize(capacities: number[]): void {
-    this.#move(capacities, (moves) => {
-      for (const { head, from, to } of moves) this.#copyRows(from, to, this.lengths[head]);
-    });
+    const before = (head: number, row: number) => Math.min(row, this.lengths[head]);
+    this.#move(capacities, before, (moves) => this.#copyRows(moves));
   }
 
-  #copyRows(from: HeadPlace, to: HeadPlace, rows: number): void {
-    const { gpu } = this.options, bytes = 4 * rows * this.stride;
-    for (const part of ["keys", "values"] as const) {
-      gpu.copy(from.block[part], 4 * from.word, to.block[part], 4 * to.word, bytes);
+  #copyRows(moves: readonly Move[]): void {
+    const { gpu } = this.options, { stride } = this;
+    for (const { head, from, to, first, count } of moves) {
+      const [start, at] = [from, to].map((block) => 4 * (originOf(block, head) + first * stride));
+      for (const part of ["keys", "values"] as const) gpu.copy(from[part], start, to[part], at, 4 * count * stride);
     }
   }
 
   /** Makes a new place for every head, has it filled from the old one where there are both, and frees the old one. */
-  #move(capacities: number[], fill: (moves: readonly HeadMove[]) => void): void {
+  #move(capacities: number[], before: RowsBefore, fill: (moves: readonly Move[]) => void): void {
     const blocks = this.#allocate(capacities);
-    this.#replace(blocks, capacities, () => {
-      const both = capacities.flatMap((rows, head) => rows > 0 && this.#capacities[head] > 0 ? [head] : []);
-      fill(both.map((head) => ({ head, from: this.place(head), to: placeIn(blocks, head) })));
-    });
+    this.#replace(blocks, capacities, () => fill(this.#moves(this.#blocks, blocks, before)));
+  }
+
+  #moves(from: readonly Block[], to: readonly Block[], before: RowsBefore): Move[] {
+    return this.lengths.flatMap((_, head) => movesOf(from, to, head, (row) => before(head, row)));
   }
 
   /** Takes new blocks once they are filled. */
@@ -213,28 +225,11 @@ export class StoredHeads {
     return 2 * 4 * this.stride * capacities.reduce((sum, rows) => sum + rows, 0);
   }
 
-  /** Buffers for so many rows of each head. @throws PalisadeError `gpu.limit` for a head that no stage could see whole. */
+  /** Buffers for so many rows of each head. @throws PalisadeError `gpu.limit`, as `layOut`. */
   #allocate(capacities: readonly number[]): Block[] {
-    const { maxBinding } = this.options, blocks: Block[] = [];
-    for (let first = 0; first < capacities.length;) {
-      const words: number[] = [];
-      let used = 0, next = first;
-      for (; next < capacities.length; next++) {
-        const bytes = 4 * (used + capacities[next] * this.stride);
-        if (bytes > maxBinding && next > first) break;
-        if (bytes > maxBinding) throw tooLarge(`A head's keys`, bytes, maxBinding);
-        words.push(used);
-        used = bytes / 4;
-      }
-      if (used > 0) blocks.push(this.#block(first, words, 4 * used));
-      first = next;
-    }
-    return blocks;
-  }
-
-  #block(first: number, words: number[], bytes: number): Block {
-    const { gpu } = this.options;
-    return { first, words, keys: gpu.own(bytes), values: gpu.own(bytes) };
+    const { gpu, maxBinding } = this.options;
+    return layOut(capacities, this.stride, maxBinding)
+      .map(({ bytes, ...layout }) => ({ ...layout, keys: gpu.own(bytes), values: gpu.own(bytes) }));
   }
 
   #destroy(blocks: readonly Block[]): void {
@@ -245,31 +240,25 @@ export class StoredHeads {
   }
 }
 
-interface HeadPlace {
+/** Rows of a head that lie in one block. */
+export interface Piece {
   readonly block: Block;
-  readonly word: number;
+  /** Where the head's row 0 would lie in it: see {@link Block}. */
+  readonly origin: number;
+  readonly first: number;
+  readonly count: number;
 }
 
-/** Where a head's rows are, and where they go. */
-interface HeadMove {
-  readonly head: number;
-  readonly from: HeadPlace;
-  readonly to: HeadPlace;
-}
+/** How many of a head's rows before `row`, which may be infinite, stay. */
+type RowsBefore = (head: number, row: number) => number;
 
-/** The block of a head that has room, and the first word of the head's rows. */
-function placeIn(blocks: readonly Block[], head: number): HeadPlace {
-  const block = blocks.find(({ first, words }) => head >= first && head < first + words.length)!;
-  return { block, word: block.words[head - block.first] };
-}
-
-/** Moves that are between the same two blocks. */
-function byBlocks(moves: readonly HeadMove[]): HeadMove[][] {
-  const groups: HeadMove[][] = [];
-  for (const move of moves) {
-    const last = groups.at(-1);
-    if (last && last[0].from.block === move.from.block && last[0].to.block === move.to.block) last.push(move);
-    else groups.push([move]);
+/** How many of some ascending numbers are below `limit`. */
+function countBelow(ascending: Int32Array, limit: number): number {
+  let low = 0, high = ascending.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (ascending[middle] < limit) low = middle + 1;
+    else high = middle;
   }
-  return groups;
+  return low;
 }

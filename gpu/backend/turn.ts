@@ -4,7 +4,7 @@ import type { GpuBuffer } from "../device.ts";
 import { ROWS } from "./shaders.ts";
 import { kindOf, MOST_GROUPS, spread } from "./stages.ts";
 import { storeRows } from "./store.ts";
-import type { StoredHeads } from "./stored_heads.ts";
+import type { Piece, StoredHeads } from "./stored_heads.ts";
 
 /** Floats that are turned at once. */
 const AT_ONCE = 4 * 2 ** 20;
@@ -28,10 +28,7 @@ function turnHead(stored: StoredHeads, owner: number, head: number, moves: Int32
   gpu.write(list, 0, turns);
   gpu.write(points, 0, circle);
   const most = Math.max(1, Math.min(MOST_GROUPS, Math.floor(AT_ONCE / headDim)));
-  for (let first = 0; first < moves.length; first += most) {
-    const rows = { first, count: Math.min(most, moves.length - first) };
-    turnRows(stored, owner, head, rows, rotation, { list, points });
-  }
+  for (const piece of stored.pieces(head, most)) turnRows(stored, owner, piece, rotation, { list, points });
   gpu.giveBack(list);
   gpu.giveBack(points);
 }
@@ -39,22 +36,21 @@ function turnHead(stored: StoredHeads, owner: number, head: number, moves: Int32
 function turnRows(
   stored: StoredHeads,
   owner: number,
-  head: number,
-  { first, count }: { first: number; count: number },
+  { block, origin, first, count }: Piece,
   { pairs, rotated }: KeyRotation,
   { list, points }: { list: GpuBuffer; points: GpuBuffer },
 ): void {
-  const { gpu, shape: { headDim }, type } = stored.options, { block, word } = stored.place(head);
+  const { gpu, shape: { headDim }, type } = stored.options;
   const constants = { D: headDim, KIND: kindOf(type) }, turned = gpu.borrow(4 * count * headDim);
   const partner = pairs === "interleaved" ? 1 : rotated / 2;
   gpu.run(gpu.stage(ROWS, { entry: "turned", constants: { ...constants, ROTATED: rotated, PARTNER: partner } }), {
-    params: [count, word, 0, first],
+    params: [count, origin, 0, first],
     buffers: [block.keys, list, undefined, turned, points],
     groups: spread(count * headDim),
   });
   storeRows(stored.options, {
     parts: [[turned, block.keys]],
-    ...{ count, heads: 1, firstHead: 0, owner, words: [word + first * stored.stride] },
+    ...{ count, heads: 1, firstHead: 0, owner, words: [origin + first * stored.stride] },
   });
   gpu.giveBack(turned);
 }

@@ -4,7 +4,7 @@ import { fileURLToPath } from "node:url";
 import type { Backend } from "../../core/backend/interface.ts";
 import { createReferenceBackend } from "../../core/backend/reference.ts";
 import { createGpuBackend } from "../../gpu/backend/backend.ts";
-import { openGpu } from "../../gpu/device.ts";
+import { type GpuDevice, openGpu } from "../../gpu/device.ts";
 import { hasRelaxedSimd } from "../../runtime/features.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
 import { ThreadPool } from "../../wasm/threads/pool.ts";
@@ -13,6 +13,7 @@ import { createThreadedBackend } from "../../wasm/threads/backend.ts";
 import type { ThreadCost } from "../../wasm/threads/cost.ts";
 import { AwkwardMemory, createAwkwardBackend } from "./awkward_device.ts";
 import { HAS_GPU, NO_GPU } from "./gpu.ts";
+import { partedBackend } from "./parted.ts";
 import { skipped } from "./skip.ts";
 import { onThisSide } from "./this_side.ts";
 
@@ -60,22 +61,36 @@ export const AWKWARD_BACKEND: NamedBackend = {
   },
 };
 
-/** The device of this process, its tensors counted; closed with the backend. */
+/** A backend on the device of this process, which is closed with it. */
+async function startOnGpu(make: (gpu: GpuDevice) => Backend<Float32Array>): Promise<Backend<Float32Array>> {
+  const gpu = await openGpu(), backend = make(gpu);
+  return {
+    ...backend,
+    [Symbol.dispose]() {
+      backend[Symbol.dispose]();
+      gpu[Symbol.dispose]();
+    },
+  };
+}
+
+const ON_GPU = { slow: true, turnsInFloat32: true };
+
+/** The device of this process, its tensors counted. */
 export const WEBGPU_BACKEND: NamedBackend = {
   name: "webgpu",
-  slow: true,
-  turnsInFloat32: true,
-  async start() {
-    const gpu = await openGpu(), inner = createGpuBackend(gpu);
-    const backend = onThisSide(inner, () => inner.tensors.alive);
-    return {
-      ...backend,
-      [Symbol.dispose]() {
-        backend[Symbol.dispose]();
-        gpu[Symbol.dispose]();
-      },
-    };
-  },
+  ...ON_GPU,
+  start: () =>
+    startOnGpu((gpu) => {
+      const inner = createGpuBackend(gpu);
+      return onThisSide(inner, () => inner.tensors.alive);
+    }),
+};
+
+/** The same as if no stage could see more than a page of a head's rows. */
+const PARTED_BACKEND: NamedBackend = {
+  name: "webgpu, heads in parts",
+  ...ON_GPU,
+  start: () => startOnGpu((gpu) => partedBackend(gpu, 1)),
 };
 
 if (!HAS_GPU) skipped("the WebGPU backend equals the plain one", NO_GPU);
@@ -83,6 +98,6 @@ if (!HAS_GPU) skipped("the WebGPU backend equals the plain one", NO_GPU);
 export const ALL_BACKENDS: readonly NamedBackend[] = [
   { name: "ts", start: () => Promise.resolve(createReferenceBackend()) },
   ...KERNEL_BACKENDS,
-  ...(HAS_GPU ? [WEBGPU_BACKEND] : []),
+  ...(HAS_GPU ? [WEBGPU_BACKEND, PARTED_BACKEND] : []),
   AWKWARD_BACKEND,
 ];

@@ -69,24 +69,6 @@ gpuTest("webgpu: a layer is cut into buffers that a stage can see, and attention
   }
 });
 
-gpuTest("webgpu: a head that no stage can see whole is refused by its size", (gpu) => {
-  using backend = createGpuBackend(gpu, { maxBinding: 8000 });
-  const rows = backend.createRows(SHAPE, 64);
-  const append = (count: number) => {
-    const [keys, values] = [backend.tensors.zeros(count * ROW), backend.tensors.zeros(count * ROW)];
-    try {
-      rows.append(keys, values, count);
-    } finally {
-      [keys, values].forEach((tensor) => backend.tensors.free(tensor));
-    }
-  };
-  append(64);
-  assert.throws(() => append(62), { code: "gpu.limit", kind: "resources" });
-  assert.deepEqual([rows.length(0), rows.allocatedBytes], [64, 64 * 2 * entryBytes(16, "f32")]);
-  rows.free();
-  assert.throws(() => backend.createRows(SHAPE, 128), { code: "gpu.limit" });
-});
-
 gpuTest("webgpu: what a type can't hold rejects the next read, and those rows from then on", async (gpu) => {
   using backend = createGpuBackend(gpu);
   const { tensors } = backend, refused = { code: "cache-type.range", kind: "input" };
