@@ -1,10 +1,11 @@
 /**
  * A WebGPU device: its ceilings, palisade's products and attention against them, and a model's reading and answering with
- * 20 % and all of the context kept; onnxruntime-web's WebGPU on the same products beside it. Prints one table; on an
- * emulated device everything runs once, small, and no time is printed. transformers.js is not among it: it wants other
- * weights, as ONNX files of the hub.
+ * 20 % and all of the context kept; onnxruntime-web's WebGPU on the same products beside it, and transformers.js with a
+ * model of its own, as ONNX files of the hub or of a folder (`npm install --ignore-scripts --prefix bench/peers` first).
+ * Prints one table; on an emulated device everything runs once, small, and no time is printed.
  *
- * deno task bench gpu [--model FILE.gguf] [--tokens 1000,4000,16000] [--compare] [--profile] [--json FILE]
+ * deno task bench gpu [--model FILE.gguf] [--tokens 1000,4000,16000] [--transformers ID_OR_FOLDER]
+ *                     [--transformers-dtype q4] [--compare] [--profile] [--json FILE]
  */
 import { appendFileSync } from "node:fs";
 import process from "node:process";
@@ -16,11 +17,15 @@ import type { Figure } from "./gpu/measure.ts";
 import { model } from "./gpu/model.ts";
 import { onnxProducts } from "./gpu/onnx.ts";
 import { COMPARISON, PLAN, products, SHAPES, SMALL } from "./gpu/products.ts";
+import { transformers } from "./gpu/transformers.ts";
 
 const { values } = parseArgs({
   options: {
     model: { type: "string", multiple: true, default: [] },
     tokens: { type: "string", default: "1000,4000,16000" },
+    /** A language model for transformers.js. */
+    transformers: { type: "string" },
+    "transformers-dtype": { type: "string", default: "q4" },
     /** Every form of the products, not only the one that is taken. */
     compare: { type: "boolean", default: false },
     profile: { type: "boolean", default: false },
@@ -52,9 +57,19 @@ if (values.only.includes("device")) {
   await attention(gpu, known, report);
   await onnxProducts({ shapes: emulated ? SMALL : SHAPES, rows: emulated ? [18] : PLAN.rows, emulated }, known, report);
 }
+const tokens = values.tokens.split(",").map(Number);
 for (const path of values.only.includes("model") ? values.model : []) {
-  const plan = { tokens: values.tokens.split(",").map(Number), emulated, profile: values.profile };
-  await model(path, known, plan, report);
+  await model(path, known, { tokens, emulated, profile: values.profile }, report);
+}
+if (values.only.includes("model") && values.transformers !== undefined) {
+  const plan = {
+    model: values.transformers,
+    dtype: values["transformers-dtype"],
+    tokens,
+    device: description,
+    emulated,
+  };
+  await transformers(plan, report);
 }
 if (emulated) console.log(`${taken} figures could be taken; an emulated device's say nothing, so none is printed`);
 process.exitCode = 0;

@@ -75,7 +75,7 @@ async function findAdapter(entry: GpuEntry): Promise<{ adapter: GPUAdapter; info
   const adapter = await withoutComplaints(() => inTime(gpu.requestAdapter({ powerPreference: "high-performance" })));
   if (!adapter) throw noDevice("WebGPU is there, but it finds no adapter (GPU or driver)");
   const buffers = adapter.limits.maxStorageBuffersPerShaderStage;
-  const { description, emulated } = describe(adapter);
+  const { description, emulated } = describeAdapter(adapter.info ?? {});
   if (buffers < BUFFERS) throw noDevice(`${description} lets a stage use ${buffers} buffers: want ${BUFFERS}`);
   const info: GpuInfo = {
     description,
@@ -101,8 +101,7 @@ async function inTime(asked: Promise<GPUAdapter | null>): Promise<GPUAdapter | n
 }
 
 /** Some runtimes tell vendor and architecture as numbers (65541 is Mesa's), which say nothing to people. */
-function describe(adapter: GPUAdapter): { description: string; emulated: boolean } {
-  const info: Partial<GPUAdapterInfo> = adapter.info ?? {};
+export function describeAdapter(info: Partial<GPUAdapterInfo>): { description: string; emulated: boolean } {
   const words = [info.vendor, info.architecture, info.description || info.device];
   const description = words.filter((word) => word && !/^(0x[\da-f]+|\d+)$/i.test(String(word))).join(" ") || "unnamed";
   const fallback = (info as { isFallbackAdapter?: boolean }).isFallbackAdapter ?? false;

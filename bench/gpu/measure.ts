@@ -2,6 +2,11 @@
 import { readFileSync } from "node:fs";
 import type { GpuDevice, ShaderFile } from "../../gpu/device.ts";
 
+/** Tokens of an answer. */
+export const ANSWER_TOKENS = 128;
+/** About as many are read on an emulated device. */
+export const EMULATED_TOKENS = 64;
+
 /** A row of the table: a figure in a unit, and its share of a ceiling. */
 export interface Figure {
   readonly what: string;

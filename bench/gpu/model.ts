@@ -5,11 +5,9 @@ import { inputsOf } from "../../model/architecture.ts";
 import { loadModel, type Model } from "../../model/model.ts";
 import { openContext } from "../../model/session.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
-import { type Ceilings, type Report, seconds } from "./measure.ts";
+import { ANSWER_TOKENS, type Ceilings, EMULATED_TOKENS, type Report, seconds } from "./measure.ts";
 
 const SENTENCE = "The keeper counted seventeen stakes before the gate was shut. ";
-/** Of an answer. */
-const TOKENS = 128;
 
 export interface ModelPlan {
   readonly tokens: readonly number[];
@@ -22,7 +20,7 @@ export async function model(path: string, ceilings: Ceilings, plan: ModelPlan, r
   await using loaded = await loadModel(path, await currentRuntime(), { backend: "webgpu" });
   const { weightBytes } = loaded.dense;
   report({ what: "weights", value: weightBytes / 1e6, unit: "MB" });
-  for (const tokens of plan.emulated ? [64] : plan.tokens) {
+  for (const tokens of plan.emulated ? [EMULATED_TOKENS] : plan.tokens) {
     const whole = await read(loaded, tokens, "100%", ceilings, plan, report);
     const part = await read(loaded, tokens, "20%", ceilings, plan, report);
     const value = 100 * (part - whole) / whole;
@@ -59,7 +57,7 @@ async function read(
     unit: "GFLOP/s",
     ceiling: multiplyAdd,
   });
-  const { ms } = await context.ask("What was counted?", { maxTokens: emulated ? 2 : TOKENS, allowLoops: true });
+  const { ms } = await context.ask("What was counted?", { maxTokens: emulated ? 2 : ANSWER_TOKENS, allowLoops: true });
   report({ what: `answer ${at}`, value: 1000 / ms.decodePerToken, unit: "tokens/s" });
   const value = loaded.dense.weightBytes / ms.decodePerToken / 1e6;
   report({ what: `answer ${at}, its weights`, value, unit: "GB/s", ceiling: copy });
@@ -83,12 +81,22 @@ function weightsOf({ dense: { config } }: Model): number {
 
 /** Each stage of a question and two tokens by itself, one after another as often as there are such. */
 async function profile(loaded: Model, { emulated }: ModelPlan, report: Report): Promise<void> {
-  // What a stage that is run again reads must still be there; the process ends soon.
+  // What a stage that is run again reads must still be there.
+  const { destroy } = GPUBuffer.prototype;
   GPUBuffer.prototype.destroy = () => {};
-  using context = await openContext(loaded, textOf(loaded, emulated ? 64 : 4000), { policy: "full" });
+  try {
+    await profileKept(loaded, emulated, report);
+  } finally {
+    GPUBuffer.prototype.destroy = destroy;
+  }
+}
+
+/** The same, while no buffer goes. */
+async function profileKept(loaded: Model, emulated: boolean, report: Report): Promise<void> {
+  using context = await openContext(loaded, textOf(loaded, emulated ? EMULATED_TOKENS : 4000), { policy: "full" });
   const ask = async () => void await context.ask("What?", { maxTokens: 2, allowLoops: true });
   const taken = await capture(async () => {
-    using _ = await openContext(loaded, textOf(loaded, emulated ? 64 : 4000), {
+    using _ = await openContext(loaded, textOf(loaded, emulated ? EMULATED_TOKENS : 4000), {
       policy: "layer-defensive",
       keep: "20%",
     });
