@@ -48,6 +48,7 @@ export const OPTION_NAMES = [
   "snapshot",
   "snapshots",
   "softTokens",
+  "stop",
   "tokens",
   "topK",
   "topP",

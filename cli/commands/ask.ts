@@ -107,6 +107,14 @@ const OPTIONS = {
     rare: true,
     more: "don't end an answer that says one phrase over and over",
   },
+  stop: {
+    value: "text",
+    help: "end an answer where it says this",
+    read: repeated,
+    rare: true,
+    shown: "the next question, without a chat template",
+    more: "ends an answer where it says this, which is no part of it; may be repeated; empty for nothing",
+  },
   ...SALT,
   json: { help: "print one object with answers and figures" },
 } satisfies OptionTable;
@@ -253,6 +261,7 @@ async function askAll(options: Options, io: Io, context: Context): Promise<Answe
       seed: options.seed,
       answerPrefix: options.answerPrefix,
       allowLoops: options.allowLoops,
+      stop: options.stop?.filter((text) => text !== ""),
       signal: io.signal,
       ...(!options.json && streams(io, options.quiet)),
     });

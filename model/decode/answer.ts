@@ -10,6 +10,7 @@ import type { Model } from "../model.ts";
 import { controlPositions, questionIds } from "../text/prompt.ts";
 import { Reply, type ReplyOptions } from "./reply.ts";
 import { createSampler, type SamplerOptions } from "./sampler.ts";
+import { checkStops } from "./stops.ts";
 
 /** What `ask` can be told. */
 export interface AskOptions extends SamplerOptions, ReplyOptions {
@@ -22,7 +23,7 @@ export interface AskOptions extends SamplerOptions, ReplyOptions {
 }
 
 /**
- * Why an answer ended: `stop` the model ended it, `length` the token limit, `context` the trained context is full,
+ * Why an answer ended: `stop` the model ended it, or said a text that does, `length` the token limit, `context` the trained context is full,
  * `interrupted` the caller's signal, `loop` it said one phrase over and over (`loops.ts`).
  */
 export type Finish = "stop" | "length" | "context" | "interrupted" | "loop";
@@ -86,7 +87,7 @@ export function withPredictions(
 /**
  * Answers `question` from what `context` holds; afterwards it holds the same. An empty question goes on from the text
  * itself, read with the frame `none`.
- * PalisadeErrors (input): `context.too-long`, `question.empty`, `answer-prefix.thinking`.
+ * PalisadeErrors (input): `context.too-long`, `question.empty`, `answer-prefix.thinking`, `stop.empty`.
  */
 export async function answer(
   model: Model,
@@ -98,6 +99,7 @@ export async function answer(
   const { tokenizer, dense, config } = model;
   const prefix = options.answerPrefix ?? "";
   refuseUnanswerable(model, question, prefix);
+  checkStops(options.stop ?? []);
   const maxTokens = options.maxTokens ?? defaultMaxTokens(model);
   if (!Number.isInteger(maxTokens) || maxTokens < 1) {
     throw new RangeError(`ask() wants maxTokens ≥ 1, not ${maxTokens}`);
@@ -127,8 +129,9 @@ export async function answer(
         finish = "stop";
         break;
       }
-      if (reply.add(id)) {
-        finish = "loop";
+      const ending = reply.add(id);
+      if (ending) {
+        finish = ending;
         break;
       }
       if (ids.length === maxTokens) break;

@@ -141,6 +141,18 @@ Deno.test("an answer that says one phrase over and over is ended, counted, and t
   assert.deepEqual([allowed.answers[0].finish, allowed.loops, allowed.tokens.generated], ["length", 0, 256]);
 });
 
+Deno.test("without a chat template an answer ends where the model asks itself the next question, or where it is told to", async () => {
+  const model = await modelFile({ chain: [":", " ", "B", "\n", "A", ":"] });
+  const framed = (more: string[] = []) => report(model, ["--frame", "{text}\nA: {question}:", ...more]);
+  const ends = async (more?: string[]) => {
+    const { answers: [{ answer, finish }] } = await framed(more);
+    return [answer, finish];
+  };
+  assert.deepEqual(await ends(), [" B", "stop"]);
+  assert.deepEqual(await ends(["--stop", "", "--max-tokens", "9"]), [" B\nA: B\nA", "length"]);
+  assert.deepEqual(await ends(["--stop", "Z", "--stop", ": B"]), [" B\nA", "stop"]);
+});
+
 Deno.test("reports call a model by its file", async () => {
   const { model, modelTitle } = await report(ok);
   assert.match(model, /^chain-\d+$/);
