@@ -64,6 +64,11 @@ export interface Dense<T extends Tensor = Tensor> extends AsyncDisposable {
   outputWeights?(layer: number): Promise<T | undefined>;
   /** Tokens that the layers take at a time while a context is read; default `CHUNK` (`model/decode/layer.ts`). */
   readonly chunk?: number;
+  /**
+   * For a device whose numbers come late: rows of a KV head, over all layers, that may stay whole until their eviction has
+   * been decided, while later layers are read (`model/read/overlap.ts`). Without it each is waited for.
+   */
+  readonly waitingRows?: number;
 }
 
 /** Greedy choices that stay where they were made until they are read. */

@@ -74,7 +74,7 @@ export async function readContext(
     const alone = !behind && !options.explain && !refit && !merge && !keyChannels && !fitting;
     const waiting = alone ? waitingLayers(device.dense, ids.length) : 0;
     const seeing = {
-      late: waiting > 0,
+      late: alone && device.dense.waitingRows !== undefined,
       needs,
       window,
       signal,

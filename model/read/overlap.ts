@@ -1,15 +1,12 @@
 /** Eviction of layers while later ones are read. */
 import type { Dense } from "../dense/dense.ts";
 
-/** Rows of a KV head that may wait whole for their eviction, over all layers that do. */
-const WAITING = 32768;
-
 /**
  * Layers that may be whole beside the one that is read. On a device whose answers come late the wait for each would leave
  * it idle; so they are evicted from when the answers come. None where that would be much, or where answers come at once.
  */
-export function waitingLayers({ choices }: Pick<Dense, "choices">, tokens: number): number {
-  return choices === undefined ? 0 : Math.floor(WAITING / tokens);
+export function waitingLayers({ waitingRows = 0 }: Pick<Dense, "waitingRows">, tokens: number): number {
+  return Math.floor(waitingRows / tokens);
 }
 
 /** Evictions in order of the layers, at most so many of them under way beside what is done meanwhile. */

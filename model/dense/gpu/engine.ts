@@ -33,8 +33,12 @@ export interface GpuDenseOptions {
   readonly tile?: 1 | 4 | 8;
   /** For tests: tokens at a time while reading. */
   readonly chunk?: number;
+  /** For tests: rows of a head that may wait for their eviction. */
+  readonly waitingRows?: number;
 }
 
+/** Rows of a head that wait at most, over all layers: beyond that they would be much beside the weights. */
+const WAITING_ROWS = 32768;
 /** Tokens at a time on a real device: fewer give too few workgroups. */
 const DEVICE_CHUNK = 1024;
 
@@ -113,6 +117,7 @@ class GpuDense implements Dense<GpuTensor> {
   readonly config: ModelConfig;
   readonly weightBytes: number;
   readonly chunk: number;
+  readonly waitingRows: number;
   /** None where layers want the tokens' ids, which are known here too late. */
   readonly choices?: (most: number) => Choices<GpuTensor>;
   readonly #gpu: GpuDevice;
@@ -133,6 +138,7 @@ class GpuDense implements Dense<GpuTensor> {
     this.weightBytes = weights.bytes + (held.perLayer?.byteLength ?? 0);
     if (!held.perLayer) this.choices = (most) => this.#choices(most);
     this.chunk = options.chunk ?? (gpu.info.emulated ? CHUNK : DEVICE_CHUNK);
+    this.waitingRows = options.waitingRows ?? WAITING_ROWS;
     this.#gpu = gpu;
     this.#tensors = tensors;
     this.#weights = weights;
