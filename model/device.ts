@@ -31,7 +31,10 @@ export interface PickOptions {
  * `detail` then says why.
  * @throws PalisadeError `backend.missing` when a NAMED backend can't start; never a silent replacement.
  */
-export async function pickBackend(choice: HostBackendChoice, options: PickOptions = {}): Promise<Backend> {
+export async function pickBackend(
+  choice: HostBackendChoice,
+  options: PickOptions = {},
+): Promise<Backend<Float32Array>> {
   if (choice === "ts") return createReferenceBackend();
   try {
     // Loaded only when wanted: the kernels are a quarter of a megabyte of text.
@@ -45,6 +48,6 @@ export async function pickBackend(choice: HostBackendChoice, options: PickOption
 }
 
 /** The same backend, saying why the faster one is not there. */
-function explained(backend: Backend, reason: string): Backend {
+function explained(backend: Backend<Float32Array>, reason: string): Backend<Float32Array> {
   return { ...backend, detail: `${backend.detail}; wasm can't start: ${reason.split("\n")[0]}` };
 }

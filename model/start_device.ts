@@ -134,7 +134,7 @@ async function startHere(
   options: DeviceOptions & { readonly backend: HostBackendChoice; readonly dense: HostDenseChoice },
 ): Promise<StartedDevice> {
   const { threads = DEFAULTS.threads } = options, pool = await startPool(runtime, threads);
-  let backend: Device["backend"] | undefined;
+  let backend: Device<Float32Array>["backend"] | undefined;
   try {
     backend = await pickBackend(options.backend, { pool });
     const count = threads === "auto" ? 1 : threads, { limitBytes } = runtime.memory();
@@ -146,7 +146,15 @@ async function startHere(
         cacheModules: started.name === "wasm" ? modules : 0,
       });
     const dense = new HostDense(
-      await pickDense(file, config, { ...options, threads: count, pool, limitBytes, onNeeded }),
+      await pickDense(file, config, {
+        ...options,
+        threads: count,
+        pool,
+        limitBytes,
+        onNeeded,
+        tensors: started.tensors,
+      }),
+      started.tensors,
     );
     return {
       backend: started,

@@ -1,7 +1,7 @@
 /** The WebAssembly backend: SIMD kernels in Rust (`wasm/kernels/`) behind the backend interface. */
 import { checkedRows } from "../core/backend/checked_rows.ts";
 import type { Backend } from "../core/backend/interface.ts";
-import { HOST_TENSORS } from "../core/backend/tensor.ts";
+import { ReusedTensors } from "../core/backend/reused_tensors.ts";
 import type { CacheType } from "../core/cache/entry_type.ts";
 import { gateWidth, type LinearGate } from "../core/measure/gate_scores.ts";
 import { checkSelection, type Segment, type SelectionInput } from "../core/select/select.ts";
@@ -26,7 +26,7 @@ export interface WasmBackend extends Backend<Float32Array> {
  */
 export async function createWasmBackend(options: WasmOptions = {}): Promise<WasmBackend> {
   const kernels = await Kernels.start(options);
-  const meter = new PageMeter();
+  const meter = new PageMeter(), place = { kernels, meter, tensors: new ReusedTensors() };
   return {
     name: "wasm",
     detail: `WebAssembly ${kernels.relaxed ? "relaxed SIMD" : "SIMD"}, one thread`,
@@ -37,10 +37,10 @@ export async function createWasmBackend(options: WasmOptions = {}): Promise<Wasm
     products: (a, b, depth) => products(kernels, a, b, depth),
     solve: solverOf(kernels),
     boundedLeastSquares: descentOf(kernels),
-    tensors: HOST_TENSORS,
+    tensors: place.tensors,
     createRows: (shape, reserve, type = "f32") =>
-      checkedRows(shape, reserve, type, (checked) => new WasmRows(kernels, meter, checked, reserve, type)),
-    createPart: (shape, reserve, type, whole) => new WasmRows(kernels, meter, shape, reserve, type, whole),
+      checkedRows(shape, reserve, type, (checked) => new WasmRows(place, checked, reserve, type)),
+    createPart: (shape, reserve, type, whole) => new WasmRows(place, shape, reserve, type, whole),
     // deno-lint-ignore require-await -- a bad input must reject, not throw
     select: async (input) => select(kernels, input),
     // deno-lint-ignore require-await -- as above

@@ -12,6 +12,7 @@ import {
   type ThinKeys,
   type TrustingRows,
 } from "../core/backend/interface.ts";
+import type { Tensors } from "../core/backend/tensor.ts";
 import { BIAS_BYTES, type CacheType, packs, partsOf, ROW_TYPES } from "../core/cache/entry_type.ts";
 import { emptyPart, type PackedHead, type PackedPart, type Part } from "../core/cache/packed.ts";
 import type { Needs, NormKind, Observation, Reduction } from "../core/policy/policy.ts";
@@ -37,12 +38,20 @@ export class PageMeter {
   }
 }
 
+/** What all rows of a backend share. */
+export interface RowsPlace {
+  readonly kernels: Kernels;
+  readonly meter: PageMeter;
+  /** Where attention outputs come from. */
+  readonly tensors: Tensors<Float32Array>;
+}
+
 /** See `LayerRows` for the meaning of each method, `CheckedRows` for what they may trust. */
 export class WasmRows implements TrustingRows<Float32Array> {
   readonly shape: AttentionShape;
   readonly type: CacheType;
+  readonly #place: RowsPlace;
   readonly #kernels: Kernels;
-  readonly #meter: PageMeter;
   readonly #whole: AttentionShape;
   /** Rows of each KV head; the kernels keep the same numbers. */
   readonly #lengths: Int32Array;
@@ -56,18 +65,17 @@ export class WasmRows implements TrustingRows<Float32Array> {
 
   /** `whole`: the layer of which `shape` is some heads; inputs are cut as for it, so that the results have its bits. */
   constructor(
-    kernels: Kernels,
-    meter: PageMeter,
+    place: RowsPlace,
     shape: AttentionShape,
     reserve: number,
     type: CacheType,
     whole = shape,
   ) {
-    const { heads, kvHeads, headDim, reach = 0, nullLogits } = shape;
+    const { heads, kvHeads, headDim, reach = 0, nullLogits } = shape, { kernels } = place;
     this.shape = shape;
     this.type = type;
+    this.#place = place;
     this.#kernels = kernels;
-    this.#meter = meter;
     this.#whole = whole;
     this.#lengths = new Int32Array(kvHeads);
     const [k, v] = [partsOf(type).keys, partsOf(type).values].map((each) => ROW_TYPES.indexOf(each));
@@ -230,7 +238,7 @@ export class WasmRows implements TrustingRows<Float32Array> {
 
   // deno-lint-ignore require-await -- as above
   async clone(): Promise<WasmRows> {
-    const copy = new WasmRows(this.#kernels, this.#meter, this.shape, 0, this.type, this.#whole);
+    const copy = new WasmRows(this.#place, this.shape, 0, this.type, this.#whole);
     try {
       copy.fill(Array.from(this.#lengths, (_, h) => this.copyNow(h)));
       this.#thin.forEach((channels, h) => copy.thin(h, { channels, recent: this.#lengths[h] - this.#thinned(h) }));
@@ -373,7 +381,7 @@ export class WasmRows implements TrustingRows<Float32Array> {
 
   free(): void {
     this.#do("free rows", (call) => call.rows_free(this.#handle));
-    this.#meter.change(-this.#allocated);
+    this.#place.meter.change(-this.#allocated);
     this.#allocated = 0;
   }
 
@@ -385,7 +393,7 @@ export class WasmRows implements TrustingRows<Float32Array> {
     behind = 0,
   ): Float32Array {
     const handle = this.#handle, each = this.shape.heads * this.shape.headDim;
-    const output = new Float32Array(count * each);
+    const output = this.#place.tensors.zeros(count * each);
     this.#inChunks(count, 2 * each, (buffers, first, rows) => {
       const range = [first * each, (first + rows) * each];
       const [q, out] = [buffers.from(queries.subarray(...range)), buffers.zeros(rows * each * 4)];
@@ -470,7 +478,7 @@ export class WasmRows implements TrustingRows<Float32Array> {
     const reduced = this.#thin.size + this.#foresight.size > 0;
     const packed = reduced ? this.#kernels.check(this.#kernels.call.rows_packed_bytes(this.#handle), "count bytes") : 0;
     const bytes = quads * 16 + biased * BIAS_BYTES + packed;
-    this.#meter.change(bytes - this.#allocated);
+    this.#place.meter.change(bytes - this.#allocated);
     this.#allocated = bytes;
   }
 }

@@ -1,5 +1,6 @@
 /** A dense engine on this side as a device's dense part. */
 import type { ModelConfig } from "../config.ts";
+import { HOST_TENSORS, type Tensors } from "../../core/backend/tensor.ts";
 import type { Dense, Projected } from "./dense.ts";
 import type { DenseEngine, DenseName } from "./interface.ts";
 import { project } from "./project.ts";
@@ -11,8 +12,12 @@ export class HostDense implements Dense<Float32Array> {
   readonly detail: string;
   readonly config: ModelConfig;
   readonly weightBytes: number;
+  /** What results come from, and go back to. */
+  readonly tensors: Tensors<Float32Array>;
 
-  constructor(engine: DenseEngine) {
+  /** `tensors`: those of the backend beside it. */
+  constructor(engine: DenseEngine, tensors: Tensors<Float32Array> = HOST_TENSORS) {
+    this.tensors = tensors;
     this.engine = engine;
     this.name = engine.name;
     this.detail = engine.detail;
@@ -32,7 +37,12 @@ export class HostDense implements Dense<Float32Array> {
     first: number,
     want?: { readonly unrotated?: boolean },
   ): Promise<Projected<Float32Array>> {
-    return project(this.config, layer, await this.engine.qkv(layer, hidden, count), count, first, want);
+    const qkv = await this.engine.qkv(layer, hidden, count);
+    try {
+      return project(this.config, layer, qkv, count, first, { ...want, tensors: this.tensors });
+    } finally {
+      this.tensors.free(qkv);
+    }
   }
 
   finish(

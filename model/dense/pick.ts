@@ -47,6 +47,8 @@ export interface PickDenseOptions extends DenseOptions {
   readonly limitBytes?: number;
   /** Called with the bytes of weights there will be at least (`neededBytes`), and who holds them, before any is read. */
   readonly onNeeded?: (bytes: number, engine: HostDenseName) => void;
+  /** Where our own kernels' results come from ({@link WasmDenseOptions}). */
+  readonly tensors?: WasmDenseOptions["tensors"];
 }
 
 /**
@@ -66,9 +68,15 @@ export async function pickDense(
   config: ModelConfig,
   options: PickDenseOptions = {},
 ): Promise<DenseEngine> {
-  const { threads = 1, precision = "auto", onProgress, signal, pool } = options;
+  const { threads = 1, precision = "auto", onProgress, signal, pool, tensors } = options;
   if (!Number.isInteger(threads) || threads < 1) throw new RangeError(`pickDense() wants threads ≥ 1, not ${threads}`);
-  const wasm = { precision: precision === "float32" ? precision : "quantised", onProgress, signal, pool } as const;
+  const wasm = {
+    precision: precision === "float32" ? precision : "quantised",
+    onProgress,
+    signal,
+    pool,
+    tensors,
+  } as const;
   const special = ownKernelsFor(config);
   const name = special ? ownEngine(special, options) : await chooseEngine(file, options);
   const form = weightForm(name === "web" ? "web" : "node", precision, config);

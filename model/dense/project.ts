@@ -1,8 +1,15 @@
 /** The step between an engine's `qkv` and attention: split the projections, rotate queries and keys. */
+import { HOST_TENSORS, type Tensors } from "../../core/backend/tensor.ts";
 import { layerShape, sourceOf } from "../../core/shape.ts";
 import type { ModelConfig, Rope } from "../config.ts";
 import type { Projected } from "./dense.ts";
 import { growthAt, type RopeTable, ropeTable, rotate } from "./rope.ts";
+
+export interface ProjectOptions {
+  readonly unrotated?: boolean;
+  /** Where the results come from. */
+  readonly tensors?: Tensors<Float32Array>;
+}
 
 /**
  * Splits `qkv`, `[count, (heads + 2·kvHeads)·headDim]`, and rotates q and k to positions `first`, `first + 1`, … There is q
@@ -14,21 +21,19 @@ export function project(
   qkv: Float32Array,
   count: number,
   first: number,
-  want: { readonly unrotated?: boolean } = {},
+  { unrotated: wanted, tensors = HOST_TENSORS }: ProjectOptions = {},
 ): Projected<Float32Array> {
   const { heads, kvHeads: all, headDim } = layerShape(config, layer), rope = config.ropes[layer];
   const kvHeads = sourceOf(config, layer) === layer ? all : 0;
   const q = heads * headDim, kv = kvHeads * headDim, row = q + 2 * kv;
-  const queries = new Float32Array(count * q);
-  const keys = new Float32Array(count * kv);
-  const values = new Float32Array(count * kv);
+  const queries = tensors.zeros(count * q), keys = tensors.zeros(count * kv), values = tensors.zeros(count * kv);
   for (let t = 0; t < count; t++) {
     const at = t * row;
     queries.set(qkv.subarray(at, at + q), t * q);
     keys.set(qkv.subarray(at + q, at + q + kv), t * kv);
     values.set(qkv.subarray(at + q + kv, at + row), t * kv);
   }
-  const unrotated = want.unrotated ? { unrotated: queries.slice() } : {};
+  const unrotated = wanted ? { unrotated: queries.slice() } : {};
   const table = tableOf(rope, first, count);
   rotate(queries, heads, headDim, rope, table);
   rotate(keys, kvHeads, headDim, rope, table);

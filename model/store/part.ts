@@ -8,6 +8,7 @@
  */
 import { breathe } from "../../runtime/breathe.ts";
 import type { ByteSink, ByteSource, Hasher, Host, Runtime } from "../../runtime/interface.ts";
+import { readInto } from "../../runtime/read_into.ts";
 import type { NamedModel } from "./registry.ts";
 
 /** A running pull writes at least every half minute; a part that old belongs to nobody any more. */
@@ -143,9 +144,11 @@ export async function hashSource(
   hasher: Hasher,
   { signal, onBytes }: HashOptions = {},
 ): Promise<number> {
+  const chunk = new Uint8Array(Math.min(HASH_CHUNK, source.size));
   for (let at = 0; at < source.size; at += HASH_CHUNK) {
     await breathe(signal);
-    const bytes = await source.read(at, Math.min(HASH_CHUNK, source.size - at));
+    const bytes = chunk.subarray(0, Math.min(HASH_CHUNK, source.size - at));
+    await readInto(source, at, bytes);
     hasher.update(bytes);
     onBytes?.(bytes.length);
   }

@@ -1,10 +1,12 @@
 /** Tensors mean the same on this side and on a device. */
 import assert from "node:assert/strict";
+import { ReusedTensors } from "../../core/backend/reused_tensors.ts";
 import { HOST_TENSORS, readPart, Temporaries, type Tensor, type Tensors } from "../../core/backend/tensor.ts";
 import { AwkwardMemory } from "../_helper/awkward_device.ts";
 
 const KINDS: Record<string, () => Tensors> = {
   "on this side": () => HOST_TENSORS,
+  "on this side, used again": () => new ReusedTensors(),
   "on an awkward device": () => new AwkwardMemory().tensors,
 };
 
@@ -49,4 +51,36 @@ Deno.test("Temporaries frees what it holds once, whatever happens, and can be us
   temporaries[Symbol.dispose]();
   await assert.rejects(readPart(tensors, tensors.zeros(2), 1, 2), RangeError);
   assert.equal(memory.alive, 1, "the part that was made for it is gone");
+});
+
+/** Numbers from which on an array is used again. */
+const LARGE = 4096;
+
+Deno.test("an array that was freed comes again as zeros, once however often it is freed, where the length is the same", () => {
+  const tensors = new ReusedTensors(), first = tensors.zeros(LARGE).fill(1), small = tensors.zeros(LARGE - 1);
+  for (const tensor of [first, first, small]) tensors.free(tensor);
+  assert.notEqual(tensors.zeros(LARGE + 1), first);
+  assert.notEqual(tensors.zeros(LARGE - 1), small, "small ones are not kept");
+  const again = tensors.zeros(LARGE);
+  assert.equal(again, first);
+  assert.deepEqual(again, new Float32Array(LARGE));
+  assert.notEqual(tensors.zeros(LARGE), first, "it is in use");
+});
+
+Deno.test("an array that somebody has read, or uploaded, is never used again", async () => {
+  const tensors = new ReusedTensors(), read = tensors.zeros(LARGE), uploaded = tensors.upload(new Float32Array(LARGE));
+  await tensors.read(read);
+  for (const tensor of [read, uploaded]) tensors.free(tensor);
+  const next = tensors.zeros(LARGE);
+  assert.ok(next !== read && next !== uploaded);
+});
+
+Deno.test("at most two free arrays of a length are kept, and sixteen in all", () => {
+  const tensors = new ReusedTensors(), alike = [0, 1, 2].map(() => tensors.zeros(LARGE));
+  for (const tensor of alike) tensors.free(tensor);
+  const again = [0, 1, 2].map(() => tensors.zeros(LARGE));
+  assert.equal(again.filter((tensor) => alike.includes(tensor)).length, 2);
+  const lengths = Array.from({ length: 17 }, (_, i) => LARGE + 1 + i), all = lengths.map((n) => tensors.zeros(n));
+  for (const tensor of all) tensors.free(tensor);
+  assert.deepEqual(lengths.map((n) => all.includes(tensors.zeros(n))), [false, ...Array(16).fill(true)]);
 });

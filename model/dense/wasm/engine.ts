@@ -17,6 +17,7 @@ import {
   workOf,
   worthSharing,
 } from "../../../wasm/dense/part.ts";
+import { HOST_TENSORS, type Tensors } from "../../../core/backend/tensor.ts";
 import { Kernels, type WasmOptions } from "../../../wasm/module.ts";
 import { breathe } from "../../../runtime/breathe.ts";
 import { inputsOf } from "../../architecture.ts";
@@ -45,6 +46,8 @@ export interface WasmDenseOptions {
    * shared out (`worthSharing`) run on this thread, which then holds all their rows.
    */
   readonly pool?: ThreadPool;
+  /** Where results come from, the caller's to free: the backend's beside it. Default: new arrays. */
+  readonly tensors?: Tensors<Float32Array>;
   /** For tests: another threshold than `WORK_PER_WAIT`. */
   readonly workPerWait?: number;
 }
@@ -97,7 +100,7 @@ export async function createWasmEngine(
     await memory.finish(id, plans);
     const table = perLayer && await readPerLayer(file, config, perLayer);
     onProgress?.(config.layers + 1, config.layers + 1);
-    return new WasmEngine(memory, id, config, plans, embedding, workPerWait, table);
+    return new WasmEngine(memory, id, config, plans, embedding, options, table);
   } catch (error) {
     memory.free(id);
     throw error;
@@ -114,6 +117,7 @@ class WasmEngine implements DenseEngine {
   /** For steps that this thread takes alone. */
   readonly #workspace: Workspace = new OwnWorkspace();
   readonly #workPerWait?: number;
+  readonly #tensors: Tensors<Float32Array>;
   /** Each thread's rows of the embeddings. */
   readonly #embedding: readonly MatrixPlan[];
   #memory: WeightMemory | undefined;
@@ -135,7 +139,7 @@ class WasmEngine implements DenseEngine {
     config: ModelConfig,
     plans: readonly DensePlan[],
     embedding: readonly MatrixPlan[],
-    workPerWait?: number,
+    { workPerWait, tensors = HOST_TENSORS }: Pick<WasmDenseOptions, "workPerWait" | "tensors">,
     perLayer?: PerLayerEmbeddings,
   ) {
     this.#perLayer = perLayer;
@@ -148,6 +152,7 @@ class WasmEngine implements DenseEngine {
     this.#id = id;
     this.#plan = plan;
     this.#workPerWait = workPerWait;
+    this.#tensors = tensors;
     const here = embedding[threads];
     this.#embedding = here.outputs === config.vocabulary ? [here] : embedding.slice(0, threads);
     this.#memory = memory;
@@ -157,7 +162,7 @@ class WasmEngine implements DenseEngine {
 
   embed(ids: ArrayLike<number>): Float32Array {
     const memory = this.#alive("embed()"), { width, vocabulary } = this.config;
-    const out = new Float32Array(ids.length * width);
+    const out = this.#tensors.zeros(ids.length * width);
     for (let i = 0; i < ids.length; i++) {
       const id = ids[i];
       if (!Number.isInteger(id) || id < 0 || id >= vocabulary) {
@@ -241,7 +246,8 @@ class WasmEngine implements DenseEngine {
     count: number,
     inputs: Readonly<Record<string, Float32Array>>,
   ): Promise<Float32Array> {
-    const { widths, result } = this.#alone!.schedule(step, layer), out = new Float32Array(count * widths.get(result)!);
+    const { widths, result } = this.#alone!.schedule(step, layer),
+      out = this.#tensors.zeros(count * widths.get(result)!);
     const entries = Object.entries(inputs);
     for (let first = 0; first < count; first += ROWS) {
       if (first > 0) await breathe();

@@ -1,5 +1,6 @@
 import { inputError } from "../../../core/errors.ts";
 import type { ByteSource } from "../../../runtime/interface.ts";
+import { readInto } from "../../../runtime/read_into.ts";
 import type { Notice } from "../notice.ts";
 import { Cursor, quoted } from "./cursor.ts";
 import { dequantise, readableTypes } from "../tensor_types.ts";
@@ -202,14 +203,9 @@ class OpenGguf implements GgufFile {
     const out = range.into?.subarray(0, length) ?? new Uint8Array(length);
     for (let done = 0; done < length; done += SLICE_BYTES) {
       const step = Math.min(SLICE_BYTES, length - done);
-      await this.#readInto(tensor.offset + offset + done, out.subarray(done, done + step));
+      await readInto(this.#source, tensor.offset + offset + done, out.subarray(done, done + step));
     }
     return out;
-  }
-
-  async #readInto(offset: number, target: Uint8Array<ArrayBuffer>): Promise<void> {
-    if (this.#source.readInto) return await this.#source.readInto(offset, target);
-    target.set(await this.#source.read(offset, target.length));
   }
 
   async readFloat32(

@@ -1,0 +1,43 @@
+import { HOST_TENSORS, type Tensors } from "./tensor.ts";
+
+/** Bytes from which on an array is worth keeping. */
+const LEAST_BYTES = 1 << 14;
+/** Most free arrays, and most of one length: a step has a few shapes, and frees each before it wants it again. */
+const MOST = 16, MOST_ALIKE = 2;
+
+/**
+ * Tensors on this side whose arrays are used again once they are freed. A reading makes its queries, keys, values and hidden
+ * states anew in every chunk of every layer. Left to the garbage collector, which comes late, tens of megabytes of them
+ * would always be resident.
+ *
+ * An array that was read is its reader's, and never used again here; so is one that came by `upload`.
+ */
+export class ReusedTensors implements Tensors<Float32Array> {
+  readonly upload = HOST_TENSORS.upload;
+  readonly copy = HOST_TENSORS.copy;
+  /** Made here, and seen by nobody. */
+  readonly #own = new WeakSet<Float32Array>();
+  /** Those that were freed longest ago first. */
+  readonly #free: Float32Array[] = [];
+
+  zeros(length: number): Float32Array {
+    if (4 * length < LEAST_BYTES) return HOST_TENSORS.zeros(length);
+    const at = this.#free.findLastIndex((array) => array.length === length);
+    const array = at < 0 ? HOST_TENSORS.zeros(length) : this.#free.splice(at, 1)[0].fill(0);
+    this.#own.add(array);
+    return array;
+  }
+
+  read(tensor: Float32Array): Promise<Float32Array> {
+    this.#own.delete(tensor);
+    return HOST_TENSORS.read(tensor);
+  }
+
+  free(tensor: Float32Array): void {
+    if (!this.#own.delete(tensor)) return;
+    const alike = this.#free.reduce((count, { length }) => count + (length === tensor.length ? 1 : 0), 0);
+    if (alike === MOST_ALIKE) return;
+    this.#free.push(tensor);
+    if (this.#free.length > MOST) this.#free.shift();
+  }
+}
