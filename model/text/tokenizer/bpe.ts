@@ -1,8 +1,13 @@
-/** Byte-level BPE over a GGUF's vocabulary; the merging is done by `@huggingface/tokenizers`. */
+/**
+ * Byte-level BPE over a GGUF's vocabulary. `@huggingface/tokenizers` normalises and cuts text into words; words are merged
+ * here, as the library's own tables of SmolLM2's 49,152 tokens and their merges take 14 MB.
+ */
 import { Tokenizer } from "@huggingface/tokenizers";
 import { inputError } from "../../../core/errors.ts";
 import { byteCharacters, bytesOfToken, codePointsOfLead } from "./byte_alphabet.ts";
+import { Joining, type JoinScore } from "./joining.ts";
 import type { PlainText } from "./plain_text.ts";
+import { RememberedWords } from "./remembered_words.ts";
 import type { BpeWords, Vocabulary } from "./vocabulary.ts";
 
 export class ByteLevelBpe implements PlainText {
@@ -15,6 +20,9 @@ export class ByteLevelBpe implements PlainText {
     this.#tokens = vocabulary.tokens;
     this.#unencodable = unencodable(vocabulary);
     this.#bpe = new Tokenizer(definition(vocabulary, words), { tokenizer_class: "GPT2Tokenizer" });
+    const merging = new Merging(vocabulary, words), model = this.#bpe.model!;
+    model.tokens_to_ids = merging as unknown as typeof model.tokens_to_ids;
+    model.encode = (words) => words.flatMap((word) => merging.tokensOf(word));
   }
 
   encode(text: string): readonly number[] {
@@ -31,11 +39,44 @@ export class ByteLevelBpe implements PlainText {
   }
 }
 
-/** The vocabulary as a `tokenizer.json` object. Control tokens are left out, so that no text can become one. */
+/** Words to tokens, and the ids of these, without any control token. */
+class Merging {
+  readonly #vocabulary: Vocabulary;
+  readonly #wholeWords: boolean;
+  readonly #scoreOf: JoinScore;
+  readonly #remembered = new RememberedWords<readonly string[]>();
+
+  constructor(vocabulary: Vocabulary, { merges, preTokenizer }: BpeWords) {
+    const control = new Set(Array.from(vocabulary.control, (text) => vocabulary.ids.get(text)));
+    this.#vocabulary = vocabulary;
+    this.#wholeWords = preTokenizer.wholeWords;
+    this.#scoreOf = (word, from, middle, to) => {
+      const rank = merges.rankOf(word, from, middle, to);
+      return rank === undefined || control.has(merges.madeBy(rank)) ? undefined : -rank;
+    };
+  }
+
+  /** Id of a token, as the library asks for it. */
+  get(token: string): number | undefined {
+    return this.#vocabulary.control.has(token) ? undefined : this.#vocabulary.ids.get(token);
+  }
+
+  /** What a word of the byte alphabet becomes; bytes that no token has are left out. */
+  tokensOf(word: string): readonly string[] {
+    return this.#remembered.of(word, (word) => {
+      if (this.#wholeWords && this.get(word) !== undefined) return [word];
+      const tokens: string[] = [];
+      new Joining(word, this.#scoreOf).run((text) => {
+        if (this.get(text) !== undefined) tokens.push(text);
+      });
+      return tokens;
+    });
+  }
+}
+
+/** What the library does, as a `tokenizer.json` object without tables. */
 function definition(vocabulary: Vocabulary, words: BpeWords): object {
-  const vocab: Record<string, number> = Object.create(null);
-  for (const [token, id] of vocabulary.ids) if (!vocabulary.control.has(token)) vocab[token] = id;
-  const { patterns, nfc, wholeWords } = words.preTokenizer;
+  const { patterns, nfc } = words.preTokenizer;
   const splits = patterns.map((pattern) => ({
     type: "Split",
     pattern: { Regex: pattern },
@@ -43,12 +84,7 @@ function definition(vocabulary: Vocabulary, words: BpeWords): object {
     invert: false,
   }));
   return {
-    model: {
-      type: "BPE",
-      vocab,
-      merges: words.merges.filter((merge) => !vocabulary.control.has(merge.replace(" ", ""))),
-      ignore_merges: wholeWords,
-    },
+    model: { type: "BPE", vocab: {}, merges: [] },
     added_tokens: [...vocabulary.userDefined].map((content) => ({
       content,
       id: vocabulary.ids.get(content),

@@ -10,8 +10,12 @@
  * 262,144 pieces would first have to be made from the scores (some 500,000 pairs, 2.5 s and 300 MB at each start).
  */
 import { inputError, type PalisadeError } from "../../../core/errors.ts";
+import { Joining, type JoinScore } from "./joining.ts";
+import type { Merges } from "./merges.ts";
 import type { PlainText } from "./plain_text.ts";
+import { RememberedWords } from "./remembered_words.ts";
 import { TOKEN_TYPE } from "./special_tokens.ts";
+import { TokenIds } from "./token_ids.ts";
 
 /** How SentencePiece writes a space. */
 const SPACE = "\u2581";
@@ -21,23 +25,20 @@ export interface Pieces {
   readonly tokens: readonly string[];
   /** Score by id: higher joins first. */
   readonly scores: ArrayLike<number>;
-  /** In place of scores: the pairs that join, `left right`, and their place in line (gemma4). */
-  readonly ranks?: ReadonlyMap<string, number>;
+  /** In place of scores: the pairs that join, and their place in line (gemma4). */
+  readonly ranks?: Merges;
   /** Type by id, as in `special_tokens.ts`. */
   readonly types: ArrayLike<number>;
   /** A space is put in front of a text (Llama 2, Mistral; not Gemma). */
   readonly spacePrefix: boolean;
 }
 
-/** Words whose ids are remembered: a text uses few, again and again. */
-const MAX_REMEMBERED = 1 << 16;
-const MAX_REMEMBERED_LENGTH = 64;
-
 /** Turns text into ids, and pieces into bytes. Throws PalisadeError input `tokenizer.metadata` where a byte has no piece. */
 export class SentencePieceModel implements PlainText {
   readonly #pieces: Pieces;
   /** Id of each text that joining may make: normal and unused pieces. */
-  readonly #ids = new Map<string, number>();
+  readonly #ids: TokenIds;
+  readonly #scoreOf: JoinScore;
   /** Id of each byte, −1 where the model has none. */
   readonly #bytes = new Int32Array(256).fill(-1);
   /** Pieces that stand for themselves wherever their text occurs; longest first. */
@@ -45,17 +46,19 @@ export class SentencePieceModel implements PlainText {
   readonly #literalIds = new Map<string, number>();
   /** Where a text can be cut without changing its ids. */
   readonly #cuts: RegExp;
-  readonly #remembered = new Map<string, readonly number[]>();
+  readonly #remembered = new RememberedWords<readonly number[]>();
 
   constructor(pieces: Pieces) {
     this.#pieces = pieces;
+    this.#ids = new TokenIds(pieces.tokens);
+    this.#scoreOf = joinScore(pieces, this.#ids);
     const crossing = new Set<string>();
     pieces.tokens.forEach((token, id) => {
       const type = Number(pieces.types[id]);
       if (type === TOKEN_TYPE.byte) this.#bytes[byteOf(token)] = id;
       else if (type === TOKEN_TYPE.userDefined && token !== "") this.#literalIds.set(token, id);
       else if (type === TOKEN_TYPE.normal || type === TOKEN_TYPE.unused) {
-        this.#ids.set(token, id);
+        this.#ids.add(id);
         // Few pieces have a space mark inside, and this is asked of all.
         if (token.indexOf(SPACE, 1) < 0) return;
         for (const [, before] of token.matchAll(/([^\u2581])\u2581/gu)) crossing.add(before);
@@ -116,23 +119,13 @@ export class SentencePieceModel implements PlainText {
 
   #encodeRun(run: string, ids: number[]): void {
     for (const word of run.split(this.#cuts)) {
-      let known = this.#remembered.get(word);
-      if (known === undefined) {
-        known = this.#encodeWord(word);
-        if (word.length <= MAX_REMEMBERED_LENGTH) this.#remember(word, known);
-      }
-      for (const id of known) ids.push(id);
+      for (const id of this.#remembered.of(word, (word) => this.#encodeWord(word))) ids.push(id);
     }
-  }
-
-  #remember(word: string, ids: readonly number[]): void {
-    if (this.#remembered.size >= MAX_REMEMBERED) this.#remembered.clear();
-    this.#remembered.set(word, ids);
   }
 
   #encodeWord(word: string): number[] {
     const ids: number[] = [];
-    new Joining(word, this.#ids, this.#pieces).run((text, made) => this.#emit(text, made, ids));
+    new Joining(word, this.#scoreOf).run((text, made) => this.#emit(text, made, ids));
     return ids;
   }
 
@@ -146,111 +139,18 @@ export class SentencePieceModel implements PlainText {
   }
 }
 
-/** One word being joined: a list of symbols linked both ways, and a heap of neighbours that would make a piece. */
-class Joining {
-  readonly #word: string;
-  readonly #ids: ReadonlyMap<string, number>;
-  readonly #scores: ArrayLike<number>;
-  readonly #ranks: Pieces["ranks"];
-  /** Begin and end of each symbol in the word; a symbol that was taken in ends where it begins. */
-  readonly #from: Int32Array;
-  readonly #to: Int32Array;
-  readonly #previous: Int32Array;
-  readonly #next: Int32Array;
-  readonly #heap: Join[] = [];
-  /** What each joined text was made of. */
-  readonly #made = new Map<string, readonly [string, string]>();
-
-  constructor(word: string, ids: ReadonlyMap<string, number>, { scores, ranks }: Pick<Pieces, "scores" | "ranks">) {
-    this.#ranks = ranks;
-    this.#word = word;
-    this.#ids = ids;
-    this.#scores = scores;
-    const starts: number[] = [];
-    for (let i = 0; i < word.length; i += word.codePointAt(i)! > 0xffff ? 2 : 1) starts.push(i);
-    const count = starts.length;
-    this.#from = Int32Array.from(starts);
-    this.#to = Int32Array.from(starts, (_, i) => starts[i + 1] ?? word.length);
-    this.#previous = Int32Array.from(starts, (_, i) => i - 1);
-    this.#next = Int32Array.from(starts, (_, i) => i + 1 < count ? i + 1 : -1);
+/** By ranks where there are some, else by scores; only what makes a piece of `ids` joins. */
+function joinScore({ scores, ranks }: Pieces, ids: TokenIds): JoinScore {
+  if (!ranks) {
+    return (word, from, _, to) => {
+      const id = ids.get(word, from, to);
+      return id === undefined ? undefined : Number(scores[id]);
+    };
   }
-
-  run(emit: (text: string, made: ReadonlyMap<string, readonly [string, string]>) => void): void {
-    for (let i = 0; i + 1 < this.#from.length; i++) this.#offer(i, i + 1);
-    for (let join = pop(this.#heap); join !== undefined; join = pop(this.#heap)) this.#take(join);
-    for (let i = 0; i !== -1; i = this.#next[i]) emit(this.#text(i), this.#made);
-  }
-
-  #text(symbol: number): string {
-    return this.#word.slice(this.#from[symbol], this.#to[symbol]);
-  }
-
-  #offer(left: number, right: number): void {
-    if (left < 0 || right < 0) return;
-    const from = this.#from[left], to = this.#to[right];
-    if (this.#ranks) {
-      const rank = this.#ranks.get(`${this.#text(left)} ${this.#text(right)}`);
-      if (rank !== undefined && this.#ids.has(this.#word.slice(from, to))) {
-        push(this.#heap, { left, right, size: to - from, score: -rank });
-      }
-      return;
-    }
-    const id = this.#ids.get(this.#word.slice(from, to));
-    if (id !== undefined) push(this.#heap, { left, right, size: to - from, score: Number(this.#scores[id]) });
-  }
-
-  #take({ left, right, size }: Join): void {
-    // Either side has changed since: it was taken in, or has grown.
-    if (this.#next[left] !== right || this.#to[left] === this.#from[left]) return;
-    if (this.#to[right] - this.#from[left] !== size) return;
-    const parts = [this.#text(left), this.#text(right)] as const;
-    this.#to[left] = this.#to[right];
-    this.#from[right] = this.#to[right];
-    this.#next[left] = this.#next[right];
-    if (this.#next[right] !== -1) this.#previous[this.#next[right]] = left;
-    this.#made.set(this.#text(left), parts);
-    this.#offer(this.#previous[left], left);
-    this.#offer(left, this.#next[left]);
-  }
-}
-
-/** Two neighbours that would make a piece. */
-interface Join {
-  readonly left: number;
-  readonly right: number;
-  /** UTF-16 units of both when they were offered. */
-  readonly size: number;
-  readonly score: number;
-}
-
-/** The higher score, then the one further left. */
-function isBefore(a: Join, b: Join): boolean {
-  return a.score > b.score || (a.score === b.score && a.left < b.left);
-}
-
-function push(heap: Join[], join: Join): void {
-  let at = heap.push(join) - 1;
-  while (at > 0) {
-    const parent = (at - 1) >> 1;
-    if (!isBefore(join, heap[parent])) break;
-    heap[at] = heap[parent];
-    at = parent;
-  }
-  heap[at] = join;
-}
-
-function pop(heap: Join[]): Join | undefined {
-  const first = heap[0], last = heap.pop();
-  if (last === undefined || heap.length === 0) return first;
-  let at = 0;
-  for (let child = 1; child < heap.length; child = 2 * at + 1) {
-    if (child + 1 < heap.length && isBefore(heap[child + 1], heap[child])) child++;
-    if (!isBefore(heap[child], last)) break;
-    heap[at] = heap[child];
-    at = child;
-  }
-  heap[at] = last;
-  return first;
+  return (word, from, middle, to) => {
+    const rank = ranks.rankOf(word, from, middle, to);
+    return rank === undefined || ids.get(word, from, to) === undefined ? undefined : -rank;
+  };
 }
 
 function noByte(byte: number): PalisadeError {

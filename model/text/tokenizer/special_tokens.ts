@@ -79,7 +79,7 @@ function kindOf(text: string, id: number, table: TokenTable): "text" | "marker" 
   if (text === "" || type === TOKEN_TYPE.byte) return "text";
   if (type === TOKEN_TYPE.control) return "control";
   // A single character may be a byte of any text.
-  if ([...text].length === 1) return "text";
+  if (text.length <= 2 && [...text].length === 1) return "text";
   if (table.named.has(id) || BARRED.test(text)) return "control";
   const steers = END_TEXTS.has(text) || START_TEXTS.has(text);
   if (!steers && !BRACKETED.test(text)) return "text";

@@ -1,10 +1,12 @@
 /** The tokenizer's part of a GGUF's metadata, checked: what is wrong is named by its key. */
 import { inputError, type PalisadeError } from "../../../core/errors.ts";
 import type { Notice } from "../../file/notice.ts";
+import { Merges } from "./merges.ts";
 import { byteCharacters, bytesOfToken } from "./byte_alphabet.ts";
 import { type PreTokenizer, preTokenizer } from "./pretokenizers.ts";
 import { SentencePieceModel } from "./sentencepiece.ts";
 import { type SpecialTokens, specialTokens, TOKEN_TYPE } from "./special_tokens.ts";
+import { TokenIds } from "./token_ids.ts";
 
 /** Metadata as a GGUF reader gives it: numbers, bigints, booleans, strings and arrays of these. */
 export type Metadata = ReadonlyMap<string, unknown>;
@@ -17,8 +19,8 @@ const MAX_TOKEN_LENGTH = 4096;
 /** Byte-level BPE (`tokenizer.ggml.model` = `gpt2`). */
 export interface BpeWords {
   readonly kind: "bpe";
-  /** Pairs in order of priority, each `left right`. */
-  readonly merges: readonly string[];
+  /** Pairs in order of priority. */
+  readonly merges: Merges;
   readonly preTokenizer: PreTokenizer;
 }
 
@@ -32,7 +34,7 @@ export interface Vocabulary {
   /** Token text by id; ordinary tokens in the byte alphabet of GPT-2, or with SentencePiece's mark for a space. */
   readonly tokens: readonly string[];
   /** Id by token text; the empty text has none. */
-  readonly ids: ReadonlyMap<string, number>;
+  readonly ids: Pick<TokenIds, "get" | "has">;
   /** Tokens that steer the model (`<|im_end|>`); only a chat template may write them. */
   readonly control: ReadonlySet<string>;
   /** Those of `control` that are left out of an answer. */
@@ -70,9 +72,10 @@ export function vocabularyOf(metadata: Metadata): Vocabulary {
   const model = modelOf(metadata);
   const tokens = tokensOf(metadata);
   const types = typesOf(metadata, tokens.length);
+  const { ids, odd } = idsOf(tokens, types);
   const { made, addBos, wordsOf } = model === "gpt2"
-    ? bpeOf(metadata, tokens)
-    : piecesOf(metadata, tokens, types, model);
+    ? bpeOf(metadata, tokens, ids)
+    : piecesOf(metadata, tokens, ids, types, model);
   const named = namedIds(metadata, tokens.length);
   const template = String(metadata.get("tokenizer.chat_template") ?? "");
   const special = specialTokens({
@@ -83,15 +86,13 @@ export function vocabularyOf(metadata: Metadata): Vocabulary {
     template,
   });
   const userDefined = new Set(
-    tokens.filter((text, id) =>
-      Number(types[id]) === TOKEN_TYPE.userDefined && text !== "" && !special.control.has(text)
-    ),
+    tokens.filter((text, id) => types[id] === TOKEN_TYPE.userDefined && text !== "" && !special.control.has(text)),
   );
   const words = wordsOf(special.control);
   const read = (text: string, type: number) =>
     special.silent.has(text) || (special.control.has(text) && template.includes(text)) || userDefined.has(text) ||
     isWord(words, text, type) || made.has(text);
-  const { ids, notices } = idsOf(tokens, types, read);
+  const notices = odd.map((each) => noticeOf(each, tokens, types, read));
   const beginsWithBos = optional(metadata, "tokenizer.ggml.add_bos_token", "boolean") ?? addBos;
   const ends = endIdsOf(ids, special, named);
   checkNamed(metadata, named, { addBos: beginsWithBos, ends, notices, count: tokens.length });
@@ -121,11 +122,11 @@ interface Kind {
   wordsOf(control: ReadonlySet<string>): BpeWords | PieceWords;
 }
 
-function bpeOf(metadata: Metadata, tokens: readonly string[]): Kind {
-  const merges = mergesOf(metadata, new Set(tokens));
+function bpeOf(metadata: Metadata, tokens: readonly string[], ids: TokenIds): Kind {
+  const merges = mergesOf(metadata, tokens, ids, "last");
   const pre = preTokenizer(optional(metadata, "tokenizer.ggml.pre", "string"));
   return {
-    made: new Set(merges.map((merge) => merge.replace(" ", ""))),
+    made: merges,
     addBos: pre.addBos,
     wordsOf: () => ({ kind: "bpe", merges, preTokenizer: pre }),
   };
@@ -134,14 +135,15 @@ function bpeOf(metadata: Metadata, tokens: readonly string[]): Kind {
 function piecesOf(
   metadata: Metadata,
   tokens: readonly string[],
-  types: ArrayLike<unknown>,
+  ids: TokenIds,
+  types: Uint8Array,
   kind: "llama" | "gemma4",
 ): Kind {
   const spacePrefix = optional(metadata, "tokenizer.ggml.add_space_prefix", "boolean") ?? kind === "llama";
   const joining = kind === "llama"
     ? { scores: scoresOf(metadata, tokens.length) }
-    : { scores: [], ranks: ranksOf(mergesOf(metadata, new Set(tokens))) };
-  const model = new SentencePieceModel({ tokens, ...joining, types: Uint8Array.from(types, Number), spacePrefix });
+    : { scores: [], ranks: mergesOf(metadata, tokens, ids, "first") };
+  const model = new SentencePieceModel({ tokens, ...joining, types, spacePrefix });
   return {
     made: { has: (text) => model.makes(text) },
     addBos: true,
@@ -150,15 +152,6 @@ function piecesOf(
       return { kind: "pieces", model };
     },
   };
-}
-
-/** The place of each pair, the first where one is there twice. */
-function ranksOf(merges: readonly string[]): ReadonlyMap<string, number> {
-  const ranks = new Map<string, number>();
-  merges.forEach((merge, rank) => {
-    if (!ranks.has(merge)) ranks.set(merge, rank);
-  });
-  return ranks;
 }
 
 /** Whether plain text may become a token that no joining makes. */
@@ -172,10 +165,16 @@ function scoresOf(metadata: Metadata, count: number): Float32Array {
   const key = "tokenizer.ggml.scores";
   const scores = arrayOf(metadata, key);
   if (scores.length !== count) throw refuse(key, `it must have one entry per token (${count}), not ${scores.length}`);
-  return Float32Array.from(scores, (score, id) => {
-    if (Number.isFinite(score)) return Number(score);
-    throw refuse(key, `entry ${id} must be a finite number, not ${String(score).slice(0, 100)}`);
-  });
+  // `Float32Array.from` would first make a list of them.
+  const floats = new Float32Array(count);
+  for (let id = 0; id < count; id++) {
+    const score = scores[id];
+    if (!Number.isFinite(score)) {
+      throw refuse(key, `entry ${id} must be a finite number, not ${String(score).slice(0, 100)}`);
+    }
+    floats[id] = Number(score);
+  }
+  return floats;
 }
 
 const BYTES: ReadonlySet<string> = new Set(byteCharacters);
@@ -218,83 +217,111 @@ function optional<T extends keyof Optional>(metadata: Metadata, key: string, typ
   throw refuse(key, `it must be a ${type}, not ${kindOf(value)}`);
 }
 
-function tokensOf(metadata: Metadata): string[] {
+function tokensOf(metadata: Metadata): readonly string[] {
   const key = "tokenizer.ggml.tokens";
   const tokens = arrayOf(metadata, key);
   if (tokens.length === 0 || tokens.length > MAX_TOKENS) {
     throw refuse(key, `it must have 1 to ${MAX_TOKENS} tokens, not ${tokens.length}`);
   }
-  return Array.from(tokens, (token, id) => {
+  for (let id = 0; id < tokens.length; id++) {
+    const token = tokens[id];
     if (typeof token !== "string") throw refuse(key, `token ${id} must be a string, not ${kindOf(token)}`);
     if (token.length > MAX_TOKEN_LENGTH) {
       throw refuse(key, `token ${id} must have at most ${MAX_TOKEN_LENGTH} characters, not ${token.length}`);
     }
-    return token;
-  });
+  }
+  return tokens as readonly string[];
+}
+
+/** A token that is empty, or has the text of the one `before`, of which `taken` counts. */
+interface OddToken {
+  readonly id: number;
+  readonly before?: number;
+  readonly taken?: number;
 }
 
 /**
- * Id by text. Tokens that no text becomes may be empty or share a text: nothing asks for their id. Where several are
- * the same text, the one that is not marked as unused counts; `read` says whether anything becomes such a token.
+ * Id by text; the empty text has none. Where several tokens are the same text, the one that is not marked as unused counts.
  */
-function idsOf(
-  tokens: readonly string[],
-  types: ArrayLike<unknown>,
-  read: (text: string, type: number) => boolean,
-): { ids: Map<string, number>; notices: Notice[] } {
-  const ids = new Map<string, number>(), notices: Notice[] = [];
-  const inUse = (id: number) => ![TOKEN_TYPE.unused, TOKEN_TYPE.unknown].some((type) => type === Number(types[id]));
+function idsOf(tokens: readonly string[], types: Uint8Array): { ids: TokenIds; odd: OddToken[] } {
+  const ids = new TokenIds(tokens), odd: OddToken[] = [];
   tokens.forEach((text, id) => {
     const before = ids.get(text);
-    if (text === "") {
-      notices.push({ where: KEY.tokens, text: `token ${id} is empty; no text becomes it` });
-    } else if (before === undefined) {
-      ids.set(text, id);
-    } else {
-      if (inUse(before) && inUse(id) && (read(text, Number(types[before])) || read(text, Number(types[id])))) {
-        throw refuse(KEY.tokens, `tokens ${before} and ${id} are the same text, ${quote(text)}`);
-      }
-      if (!inUse(before) && inUse(id)) ids.set(text, id);
-      notices.push({
-        where: KEY.tokens,
-        text: `tokens ${before} and ${id} are the same text, ${quote(text)}; ${ids.get(text)} is taken`,
-      });
-    }
+    const taken = before === undefined || (!isInUse(types, before) && isInUse(types, id)) ? id : before;
+    if (text === "") odd.push({ id });
+    else if (before !== undefined) odd.push({ id, before, taken });
+    if (text !== "" && taken === id) ids.add(id);
   });
-  return { ids, notices };
+  return { ids, odd };
 }
 
-function typesOf(metadata: Metadata, count: number): ArrayLike<unknown> {
+function isInUse(types: Uint8Array, id: number): boolean {
+  return ![TOKEN_TYPE.unused, TOKEN_TYPE.unknown].some((type) => type === types[id]);
+}
+
+/**
+ * Tokens that no text becomes may be empty or share a text: nothing asks for their id. `read` says whether anything
+ * becomes such a token.
+ */
+function noticeOf(
+  { id, before, taken }: OddToken,
+  tokens: readonly string[],
+  types: Uint8Array,
+  read: (text: string, type: number) => boolean,
+): Notice {
+  const text = tokens[id];
+  if (before === undefined) return { where: KEY.tokens, text: `token ${id} is empty; no text becomes it` };
+  const isRead = [before, id].some((each) => read(text, types[each]));
+  if (isInUse(types, before) && isInUse(types, id) && isRead) {
+    throw refuse(KEY.tokens, `tokens ${before} and ${id} are the same text, ${quote(text)}`);
+  }
+  return {
+    where: KEY.tokens,
+    text: `tokens ${before} and ${id} are the same text, ${quote(text)}; ${taken} is taken`,
+  };
+}
+
+function typesOf(metadata: Metadata, count: number): Uint8Array {
   const key = "tokenizer.ggml.token_type";
-  const types = arrayOf(metadata, key);
-  if (types.length !== count) throw refuse(key, `it must have one entry per token (${count}), not ${types.length}`);
+  const given = arrayOf(metadata, key), types = new Uint8Array(count);
+  if (given.length !== count) throw refuse(key, `it must have one entry per token (${count}), not ${given.length}`);
   for (let id = 0; id < count; id++) {
-    const type = Number(types[id]);
-    if (!(Number.isInteger(type) && type >= 0 && type <= 6)) {
-      throw refuse(key, `entry ${id} must be a token type from 0 to 6, not ${String(types[id]).slice(0, 100)}`);
+    types[id] = Number(given[id]);
+    if (types[id] !== Number(given[id]) || types[id] > 6) {
+      throw refuse(key, `entry ${id} must be a token type from 0 to 6, not ${String(given[id]).slice(0, 100)}`);
     }
   }
   return types;
 }
 
-function mergesOf(metadata: Metadata, tokens: ReadonlySet<string>): string[] {
+/** `repeated`: which of two equal pairs counts, as in the reference implementation of each kind. */
+function mergesOf(
+  metadata: Metadata,
+  tokens: readonly string[],
+  ids: TokenIds,
+  repeated: "first" | "last",
+): Merges {
   const key = "tokenizer.ggml.merges";
   const merges = arrayOf(metadata, key);
   // Each merge makes a token; more would be repeats.
-  if (merges.length > 4 * tokens.size) {
-    throw refuse(key, `it must have at most four merges per token (${4 * tokens.size}), not ${merges.length}`);
+  if (merges.length > 4 * tokens.length) {
+    throw refuse(key, `it must have at most four merges per token (${4 * tokens.length}), not ${merges.length}`);
   }
-  return Array.from(merges, (merge, rank) => {
+  const ranks = new Merges(merges.length, ids, tokens.length);
+  for (let rank = 0; rank < merges.length; rank++) {
+    const merge = merges[rank];
     if (typeof merge !== "string") throw refuse(key, `merge ${rank} must be a string, not ${kindOf(merge)}`);
     const space = merge.indexOf(" ");
     if (space < 1 || space === merge.length - 1 || merge.includes(" ", space + 1)) {
       throw refuse(key, `merge ${rank} must be two parts with a space between, not ${quote(merge)}`);
     }
-    if (!tokens.has(merge.replace(" ", ""))) {
+    const left = merge.slice(0, space), right = merge.slice(space + 1), made = ids.get(left + right);
+    if (made === undefined) {
       throw refuse(key, `merge ${rank}, ${quote(merge)}, makes a text that is not a token`);
     }
-    return merge;
-  });
+    ranks.set(rank, left, right, made, repeated);
+  }
+  return ranks;
 }
 
 function quote(text: string): string {
@@ -320,7 +347,7 @@ function namedId(metadata: Metadata, key: string, count: number): NamedId {
   return Number.isInteger(id) && id >= 0 && id < count ? id : { wrong: String(value) };
 }
 
-function endIdsOf(ids: ReadonlyMap<string, number>, { ends }: SpecialTokens, { eos, eot, eom }: Named): Set<number> {
+function endIdsOf(ids: TokenIds, { ends }: SpecialTokens, { eos, eot, eom }: Named): Set<number> {
   const known = [...ends].map((text) => ids.get(text));
   return new Set([eos, eot, eom, ...known].filter((id) => typeof id === "number"));
 }
