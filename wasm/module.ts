@@ -113,7 +113,7 @@ export interface KernelExports {
     kind: number,
     outputs: number,
     width: number,
-    exact: number,
+    arithmetic: number,
     inputs: number,
     count: number,
     bias: number,

@@ -1,5 +1,6 @@
 /** Dense products over quantised weights in the kernels' memory: handles and copies, no arithmetic. */
 import type { Kernels } from "../module.ts";
+import { FormTrial } from "./forms.ts";
 
 /** Bytes held in the kernels' memory until freed. */
 export class Stored {
@@ -60,7 +61,7 @@ export class Stored {
 /**
  * Tensor types, by number, whose inputs are int8 instead of int16 in the relaxed build: Q5_0, Q5_1, Q2_K to Q6_K, MXFP4
  * (`MOST` in wasm/kernels/src). There one instruction multiplies sixteen bytes, one factor being below 128, which their
- * integers are. Q4_0 and Q4_1 keep int16, with which they are as fast as llama.cpp.
+ * integers are. Q4_0 and Q4_1 keep int16, which costs less of an answer (docs/decisions/products-of-many-rows.md).
  */
 export const BYTE_INPUT_TYPES: readonly number[] = [6, 7, 10, 11, 12, 13, 14, 39];
 
@@ -84,6 +85,27 @@ export interface Target {
   readonly add?: boolean;
 }
 
+/** Rows of inputs from which on weights are unpacked once for all (`MANY` in wasm/kernels/src/dense.rs). */
+const MANY_ROWS = 4;
+
+/** Numbers of `Arithmetic` in wasm/kernels/src/dense.rs. */
+const INTS = 0, FLOATS = 1, WIDE_INTS = 2;
+
+/** By kernels, then by tensor type and by whether rows are many. */
+const TRIALS = new WeakMap<Kernels, Map<number, FormTrial>>();
+
+/**
+ * Which of two forms of products with int8 inputs is faster is tried while they are needed: sums in int32 at once are so
+ * where the processor multiplies and adds four bytes in one instruction, as many have since about 2021, and Arm's.
+ */
+function trialOf(kernels: Kernels, kernel: number, count: number): FormTrial {
+  const key = 2 * kernel + (count < MANY_ROWS ? 0 : 1);
+  const trials = TRIALS.get(kernels) ?? new Map<number, FormTrial>(), trial = trials.get(key) ?? new FormTrial();
+  if (trials.size === 0) TRIALS.set(kernels, trials);
+  trials.set(key, trial);
+  return trial;
+}
+
 /** `target[t] = matrix · inputs[t] + bias` for `count` rows; `exact`: float32 arithmetic, else int16 or int8 inputs. */
 export function multiply(
   kernels: Kernels,
@@ -94,19 +116,24 @@ export function multiply(
   exact: boolean,
 ): void {
   const { weights, kernel, outputs, inputs: width, bias } = matrix, infinite = weights.weave(kernel, width);
-  const result = kernels.call.dense_multiply(
-    weights.handle,
-    kernel,
-    outputs,
-    width,
-    exact || infinite ? 1 : 0,
-    inputs,
-    count,
-    bias?.handle ?? -1,
-    target.buffer,
-    target.stride,
-    target.offset ?? 0,
-    target.add ? 1 : 0,
-  );
+  const run = (arithmetic: number) =>
+    kernels.call.dense_multiply(
+      weights.handle,
+      kernel,
+      outputs,
+      width,
+      arithmetic,
+      inputs,
+      count,
+      bias?.handle ?? -1,
+      target.buffer,
+      target.stride,
+      target.offset ?? 0,
+      target.add ? 1 : 0,
+    );
+  const inBytes = kernels.relaxed && BYTE_INPUT_TYPES.includes(kernel) && !exact && !infinite;
+  const result = inBytes
+    ? trialOf(kernels, kernel, count).run(count * outputs * width, (wide) => run(wide ? WIDE_INTS : INTS))
+    : run(exact || infinite ? FLOATS : INTS);
   kernels.check(result, "multiply");
 }

@@ -1,6 +1,6 @@
 //! Products of quantised weights with the inputs of many tokens in int8, where one instruction multiplies sixteen bytes
 //! and adds neighbours: eight rows are unpacked once and meet four tokens at a time, in sums of int16 that are taken up
-//! before they are full.
+//! before they are full, or in sums of int32.
 //!
 //! A lane of 32 bits is four inputs of a row. Inputs are spread from registers, because a load costs three instructions
 //! where the engine checks its bounds.
@@ -16,7 +16,14 @@ use crate::woven::{Panel, ROWS};
 const TOKENS: usize = 4;
 
 /// `target[t] = matrix · inputs[t]` for `count` rows `(count, inputs)`.
-pub fn byte_panels(codec: &Codec, matrix: &Matrix, inputs: &[f32], count: usize, target: &mut Target) -> Result<()> {
+pub fn byte_panels(
+    codec: &Codec,
+    matrix: &Matrix,
+    inputs: &[f32],
+    count: usize,
+    wide: bool,
+    target: &mut Target,
+) -> Result<()> {
     let x = ByteInputs::new(inputs, matrix.inputs, codec.group, TOKENS)?;
     let mut panel = Panel::new(matrix.inputs, codec, true)?;
     let mut sums = Array::zeros(TOKENS * ROWS * matrix.inputs / codec.group)?;
@@ -26,7 +33,7 @@ pub fn byte_panels(codec: &Codec, matrix: &Matrix, inputs: &[f32], count: usize,
         let columns = ROWS.min(matrix.outputs - first);
         for token in (0..count).step_by(TOKENS) {
             let x_values = &x.values.as_slice()[token * x.width..(token + TOKENS) * x.width];
-            group_sums(codec, panel.values.as_slice(), x_values, x.width, sums.as_mut());
+            group_sums(codec, panel.values.as_slice(), x_values, x.width, wide, sums.as_mut());
             let at = token * x.width / codec.group;
             let (input_scales, input_sums) = (&x.scales.as_slice()[at..], &x.sums.as_slice()[at..]);
             let products = panel.scaled(input_scales, input_sums, sums.as_slice(), true);
@@ -38,13 +45,15 @@ pub fn byte_panels(codec: &Codec, matrix: &Matrix, inputs: &[f32], count: usize,
 }
 
 /// Whole-number products of the panel's rows with four tokens, group by group: `sums`, `(groups, 4, 8)`.
-fn group_sums(codec: &Codec, panel: &[u8], inputs: &[u8], width: usize, sums: &mut [i32]) {
+fn group_sums(codec: &Codec, panel: &[u8], inputs: &[u8], width: usize, wide: bool, sums: &mut [i32]) {
     assert!(panel.len() == ROWS * width && inputs.len() == TOKENS * width);
     assert!(sums.len() * codec.group <= panel.len() * TOKENS && sums.len() % (TOKENS * ROWS) == 0);
     // SAFETY: the lengths above.
     unsafe {
         let (panel, inputs) = (panel.as_ptr(), inputs.as_ptr());
         match (codec.full, codec.group) {
+            (_, 16) if wide => wide_sums_of::<16>(panel, inputs, width, sums),
+            _ if wide => wide_sums_of::<32>(panel, inputs, width, sums),
             (8, _) => sums_of::<8, 16>(panel, inputs, width, sums),
             (_, 16) => sums_of::<16, 16>(panel, inputs, width, sums),
             (16, _) => sums_of::<16, 32>(panel, inputs, width, sums),
@@ -86,6 +95,44 @@ unsafe fn sums_of<const FULL: usize, const GROUP: usize>(
         }
         for (i, total) in totals.as_flattened().iter().enumerate() {
             total.store(out.as_mut_ptr().add(4 * i));
+        }
+    }
+}
+
+/// The same in sums of int32 throughout.
+///
+/// # Safety
+/// As [`sums_of`].
+#[inline(never)]
+unsafe fn wide_sums_of<const GROUP: usize>(
+    mut panel: *const u8,
+    mut inputs: *const u8,
+    width: usize,
+    sums: &mut [i32],
+) {
+    for out in sums.chunks_exact_mut(TOKENS * ROWS) {
+        let mut totals = [[I4::new([0; 4]); 2]; TOKENS];
+        for _ in 0..GROUP / 16 {
+            let x = [0, 1, 2, 3].map(|t| B16::load(inputs.add(t * width)));
+            wide_step::<0>(&mut totals, panel, &x);
+            wide_step::<1>(&mut totals, panel.add(32), &x);
+            wide_step::<2>(&mut totals, panel.add(64), &x);
+            wide_step::<3>(&mut totals, panel.add(96), &x);
+            (panel, inputs) = (panel.add(16 * ROWS), inputs.add(16));
+        }
+        for (i, total) in totals.as_flattened().iter().enumerate() {
+            total.store(out.as_mut_ptr().add(4 * i));
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn wide_step<const I: usize>(totals: &mut [[I4; 2]; TOKENS], panel: *const u8, x: &[B16; TOKENS]) {
+    let rows = [B16::load(panel), B16::load(panel.add(16))];
+    for (totals, x) in totals.iter_mut().zip(x) {
+        let four = x.spread::<I>();
+        for (total, row) in totals.iter_mut().zip(rows) {
+            *total = row.dot_add(four, *total);
         }
     }
 }

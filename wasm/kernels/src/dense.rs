@@ -139,21 +139,46 @@ impl Target<'_> {
 /// Tokens from which on unpacking rows once beats reading them packed for each.
 const MANY: usize = 4;
 
-/// `target[t] = matrix · inputs[t]` for `count` rows `(count, inputs)`; `exact` where [`weave`] said so.
-pub fn multiply(matrix: &Matrix, inputs: &[f32], count: usize, exact: bool, target: &mut Target) -> Result<()> {
+/// What products of weights in blocks are computed in.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Arithmetic {
+    /// Whole numbers, int8 products in sums of int16 at first.
+    Ints,
+    /// float32: where [`weave`] said so, or the caller wants it.
+    Floats,
+    /// As `Ints`, with the same results; int8 products in sums of int32 at once. Faster where the processor has one
+    /// instruction for that and the engine takes it, slower elsewhere.
+    WideInts,
+}
+
+impl Arithmetic {
+    pub fn from_number(number: i32) -> Option<Self> {
+        [Arithmetic::Ints, Arithmetic::Floats, Arithmetic::WideInts].get(usize::try_from(number).ok()?).copied()
+    }
+}
+
+/// `target[t] = matrix · inputs[t]` for `count` rows `(count, inputs)`.
+pub fn multiply(
+    matrix: &Matrix,
+    inputs: &[f32],
+    count: usize,
+    arithmetic: Arithmetic,
+    target: &mut Target,
+) -> Result<()> {
+    let wide = arithmetic == Arithmetic::WideInts;
     let inputs = &inputs[..count * matrix.inputs];
     match matrix.kind {
         Kind::F32 => float_product::<Float32>(matrix, inputs, count, target),
         Kind::F16 => float_product::<Float16>(matrix, inputs, count, target),
         Kind::Bf16 => float_product::<Bfloat16>(matrix, inputs, count, target),
-        Kind::Blocks(codec) if exact => exact_blocks(codec, matrix, inputs, count, target),
+        Kind::Blocks(codec) if arithmetic == Arithmetic::Floats => exact_blocks(codec, matrix, inputs, count, target),
         Kind::Blocks(codec) if BYTE_DOTS && count >= MANY && codec.bytes_in => {
-            byte_panels(codec, matrix, inputs, count, target)
+            byte_panels(codec, matrix, inputs, count, wide, target)
         }
         Kind::Blocks(codec) if count >= MANY => panels(codec, matrix, inputs, count, target),
         Kind::Blocks(codec) => {
             for (token, row) in inputs.chunks_exact(matrix.inputs).enumerate() {
-                streamed(codec, matrix, row, token, target)?;
+                streamed(codec, matrix, row, token, wide, target)?;
             }
             Ok(())
         }
@@ -161,7 +186,14 @@ pub fn multiply(matrix: &Matrix, inputs: &[f32], count: usize, exact: bool, targ
 }
 
 /// Products with one token's inputs.
-fn streamed(codec: &Codec, matrix: &Matrix, inputs: &[f32], token: usize, target: &mut Target) -> Result<()> {
+fn streamed(
+    codec: &Codec,
+    matrix: &Matrix,
+    inputs: &[f32],
+    token: usize,
+    wide: bool,
+    target: &mut Target,
+) -> Result<()> {
     let (width, outputs) = (matrix.inputs, matrix.outputs);
     let blocks = width / codec.block;
     let mut put = |first: usize, products: [f32; ROWS]| {
@@ -170,7 +202,8 @@ fn streamed(codec: &Codec, matrix: &Matrix, inputs: &[f32], token: usize, target
     // SAFETY: whole blocks of eight rows, and as many inputs.
     if codec.bytes_in {
         let x = ByteInputs::new(inputs, width, codec.group, 1)?;
-        matrix.each_eight(codec, |first, woven| put(first, unsafe { (codec.stream_bytes)(woven, blocks, &x) }))
+        let stream = codec.stream_bytes[wide as usize];
+        matrix.each_eight(codec, |first, woven| put(first, unsafe { stream(woven, blocks, &x) }))
     } else {
         let x = Single::new(inputs, codec.group)?;
         matrix.each_eight(codec, |first, woven| put(first, unsafe { (codec.stream)(woven, blocks, &x) }))
@@ -395,8 +428,26 @@ mod tests {
     fn product(matrix: &Matrix, x: &[f32], count: usize, exact: bool) -> Vec<f32> {
         let mut y = vec![0.0; count * matrix.outputs];
         let mut target = Target { values: &mut y, stride: matrix.outputs, offset: 0, add: false };
-        multiply(matrix, x, count, exact, &mut target).unwrap();
+        let arithmetic = if exact { Arithmetic::Floats } else { Arithmetic::Ints };
+        multiply(matrix, x, count, arithmetic, &mut target).unwrap();
         y
+    }
+
+    #[test]
+    fn wide_sums_give_the_same_bits() {
+        for (kind, block, ..) in twin::TYPES {
+            for (inputs, outputs, count) in [(block, 1, 1), (block * 3, 8, 2), (block * 5, 19, 4), (block * 2, 9, 9)] {
+                let (woven, _) = woven(kind, inputs, &bytes(kind, outputs, inputs));
+                let matrix = matrix(kind, &woven, outputs, inputs);
+                // The largest there are, too: sums in int16 must not be full.
+                for x in [random(count * inputs, 3), vec![1.0; count * inputs], vec![-1.0; count * inputs]] {
+                    let mut y = vec![0.0; count * outputs];
+                    let mut target = Target { values: &mut y, stride: outputs, offset: 0, add: false };
+                    multiply(&matrix, &x, count, Arithmetic::WideInts, &mut target).unwrap();
+                    assert_eq!(y, product(&matrix, &x, count, false), "{kind}, {count} rows");
+                }
+            }
+        }
     }
 
     #[test]
@@ -500,7 +551,7 @@ mod tests {
                 let x = random(7 * count, 4);
                 let mut y = vec![1.0; count * 5];
                 let mut target = Target { values: &mut y, stride: 5, offset: 2, add: true };
-                multiply(&matrix(kind, &bytes, 3, 7), &x, count, false, &mut target).unwrap();
+                multiply(&matrix(kind, &bytes, 3, 7), &x, count, Arithmetic::Ints, &mut target).unwrap();
                 let want = twin::products(kind, &bytes, &x, 7);
                 close(&[y[2] - 1.0, y[8] - 1.0], &[want[0].0, want[4].0], 1e-5);
                 assert_eq!((y[0], y[5]), (1.0, 1.0));

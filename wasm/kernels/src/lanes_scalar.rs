@@ -308,6 +308,10 @@ impl B16 {
         let product = |i: usize| self.0[i] as i16 * b.0[i] as i8 as i16;
         S8(core::array::from_fn(|i| product(2 * i) + product(2 * i + 1)))
     }
+    pub fn dot_add(self, b: Self, sums: I4) -> I4 {
+        let product = |i: usize| self.0[i] as i32 * b.0[i] as i8 as i32;
+        I4(core::array::from_fn(|i| sums.0[i] + (4 * i..4 * i + 4).map(product).sum::<i32>()))
+    }
     pub fn spread<const I: usize>(self) -> Self {
         B16(core::array::from_fn(|i| self.0[4 * I + i % 4]))
     }

@@ -505,15 +505,15 @@ pub extern "C" fn dense_row(weights: i32, kind: i32, width: i32, woven: i32, row
 }
 
 /// `target[t · stride + offset …] = weights · inputs[t] (+ bias)` for `count` rows, or added to what is there.
-/// `weights`: `(outputs, inputs)` of the GGUF type with the number `kind` (`weights::Kind`); `exact`: not 0 for float32
-/// arithmetic, 0 for int16 inputs; `bias`: `(outputs)` or −1.
+/// `weights`: `(outputs, inputs)` of the GGUF type with the number `kind` (`weights::Kind`); `arithmetic`: number of a
+/// `dense::Arithmetic`; `bias`: `(outputs)` or −1.
 #[no_mangle]
 pub extern "C" fn dense_multiply(
     weights: i32,
     kind: i32,
     outputs: i32,
     width: i32,
-    exact: i32,
+    arithmetic: i32,
     inputs: i32,
     count: i32,
     bias: i32,
@@ -525,6 +525,7 @@ pub extern "C" fn dense_multiply(
     run(|state| {
         let (outputs, width, count, stride, offset) =
             (size(outputs)?, size(width)?, size(count)?, size(stride)?, size(offset)?);
+        let arithmetic = dense::Arithmetic::from_number(arithmetic).ok_or(Error::Shape)?;
         if outputs == 0 || width == 0 || count == 0 || offset + outputs > stride {
             return Err(Error::Shape);
         }
@@ -537,7 +538,7 @@ pub extern "C" fn dense_multiply(
                 start_rows(&mut target, count, input(&bias, outputs)?);
                 target.add = true;
             }
-            dense::multiply(&matrix, x, count, exact != 0, &mut target).map(|()| 0)
+            dense::multiply(&matrix, x, count, arithmetic, &mut target).map(|()| 0)
         })
     })
 }

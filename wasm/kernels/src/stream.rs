@@ -7,7 +7,7 @@ use crate::weights::{byte_inputs, scale_bytes, Format, SLICE};
 use crate::woven::{chunk, ROWS};
 
 /// How inputs are stored: int16 in the order of `S8::twine`, or int8.
-trait Stored: Copy {
+pub trait Stored: Copy {
     /// Whole-number products of eight rows with the 32 inputs of a slice; of groups of 16 both.
     ///
     /// # Safety
@@ -49,9 +49,46 @@ impl Stored for i16 {
     }
 }
 
-impl Stored for u8 {
+/// int8 whose products are summed in int16 at first.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct Byte(u8);
+
+/// int8 whose products are summed in int32 at once.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct WideByte(u8);
+
+impl Stored for WideByte {
     #[inline(always)]
-    unsafe fn dots<F: Format>(slice: *const u8, inputs: *const u8) -> [[I4; 2]; 2] {
+    unsafe fn dots<F: Format>(slice: *const u8, inputs: *const Self) -> [[I4; 2]; 2] {
+        let (zero, inputs) = (I4::new([0; 4]), inputs as *const u8);
+        let x = [B16::load(inputs), B16::load(inputs.add(16))];
+        macro_rules! add {
+            ($sums:ident, $half:literal: $($c:literal)*) => {{
+                let mut sums = $sums;
+                $(
+                    let (four, [low, high]) = (x[$half].spread::<$c>(), chunk::<F, $c>(slice, $half));
+                    sums = [low.dot_add(four, sums[0]), high.dot_add(four, sums[1])];
+                )*
+                sums
+            }};
+        }
+        let first = [zero; 2];
+        let first = add!(first, 0: 0 1 2 3);
+        if F::GROUP == SLICE {
+            [add!(first, 1: 0 1 2 3), [zero; 2]]
+        } else {
+            let second = [zero; 2];
+            [first, add!(second, 1: 0 1 2 3)]
+        }
+    }
+}
+
+impl Stored for Byte {
+    #[inline(always)]
+    unsafe fn dots<F: Format>(slice: *const u8, inputs: *const Self) -> [[I4; 2]; 2] {
+        let inputs = inputs as *const u8;
         let x = [B16::load(inputs), B16::load(inputs.add(16))];
         macro_rules! dot {
             ($half:literal, $c:literal) => {{
@@ -103,21 +140,21 @@ pub unsafe fn stream<F: Format>(woven: *const u8, blocks: usize, x: &Single) -> 
     rows::<F, i16>(woven, blocks, inputs)
 }
 
-/// The same for formats with int8 inputs.
+/// The same for formats with int8 inputs; `T`: [`Byte`] or [`WideByte`].
 ///
 /// # Safety
 /// As [`stream`].
 #[inline(never)]
-pub unsafe fn stream_bytes<F: Format>(woven: *const u8, blocks: usize, x: &ByteInputs) -> [f32; ROWS] {
+pub unsafe fn stream_bytes<F: Format, T: Stored>(woven: *const u8, blocks: usize, x: &ByteInputs) -> [f32; ROWS] {
     if const { !byte_inputs::<F>() } {
         return [0.0; ROWS];
     }
     let inputs = Inputs {
-        values: x.values.as_slice().as_ptr(),
+        values: x.values.as_slice().as_ptr() as *const T,
         scales: x.scales.as_slice().as_ptr(),
         sums: x.sums.as_slice().as_ptr(),
     };
-    rows::<F, u8>(woven, blocks, inputs)
+    rows::<F, T>(woven, blocks, inputs)
 }
 
 #[inline(always)]

@@ -4,7 +4,7 @@
 use crate::blocks::{Iq4Nl, Mxfp4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 use crate::inputs::{ByteInputs, Single};
 use crate::lanes::{B16, BYTE_DOTS, F4};
-use crate::stream::{stream, stream_bytes};
+use crate::stream::{stream, stream_bytes, Byte, WideByte};
 use crate::superblocks::{Iq4Xs, Q2K, Q3K, Q4K, Q5K, Q6K};
 use crate::woven::{unpack, weave, Panel, ROWS};
 
@@ -39,8 +39,8 @@ pub struct Codec {
     pub unpack: unsafe fn(*const u8, usize, &mut Panel),
     /// `(woven, blocks, inputs)`, see [`stream`].
     pub stream: unsafe fn(*const u8, usize, &Single) -> [f32; ROWS],
-    /// The same with int8 inputs.
-    pub stream_bytes: unsafe fn(*const u8, usize, &ByteInputs) -> [f32; ROWS],
+    /// The same with int8 inputs, and that in `Arithmetic::WideInts`.
+    pub stream_bytes: [unsafe fn(*const u8, usize, &ByteInputs) -> [f32; ROWS]; 2],
 }
 
 const fn codec<F: Format>() -> Codec {
@@ -62,7 +62,7 @@ const fn codec<F: Format>() -> Codec {
         weave: weave::<F>,
         unpack: unpack::<F>,
         stream: stream::<F>,
-        stream_bytes: stream_bytes::<F>,
+        stream_bytes: [stream_bytes::<F, Byte>, stream_bytes::<F, WideByte>],
     }
 }
 
