@@ -2,8 +2,8 @@ import { HOST_TENSORS, type Tensors } from "./tensor.ts";
 
 /** Bytes from which on an array is worth keeping. */
 const LEAST_BYTES = 1 << 14;
-/** Most free arrays, and most of one length: a step has a few shapes, and frees each before it wants it again. */
-const MOST = 16, MOST_ALIKE = 2;
+/** Most free arrays of one length, and bytes of all: a step has a few shapes, and frees each before it wants it again. */
+const MOST_ALIKE = 2, MOST_BYTES = 24 << 20;
 
 /**
  * Tensors on this side whose arrays are used again once they are freed. A reading makes its queries, keys, values and hidden
@@ -38,6 +38,7 @@ export class ReusedTensors implements Tensors<Float32Array> {
     const alike = this.#free.reduce((count, { length }) => count + (length === tensor.length ? 1 : 0), 0);
     if (alike === MOST_ALIKE) return;
     this.#free.push(tensor);
-    if (this.#free.length > MOST) this.#free.shift();
+    let bytes = this.#free.reduce((sum, { byteLength }) => sum + byteLength, 0);
+    while (bytes > MOST_BYTES) bytes -= this.#free.shift()!.byteLength;
   }
 }

@@ -16,7 +16,7 @@
  * references to fit them by. Where they do, the values are solved once more by all references.
  */
 import { exp, ln } from "../measure/exp.ts";
-import { type Algebra, meanDiagonal, meanOf, PLAIN_ALGEBRA, transposed, weighed } from "./linear.ts";
+import { type Algebra, meanDiagonal, meanOf, PLAIN_ALGEBRA, transposed, weigh } from "./linear.ts";
 
 /** What is fitted; `pursuit`: both, of entries that are chosen for it (`pursuit.ts`). */
 export const REFITS = ["none", "values", "both", "pursuit"] as const;
@@ -251,7 +251,7 @@ class Samples {
       for (let s = 0; s < count; s++, i++) sums[s] += shares[i] = probabilities[i] * weights[j];
     }
     for (let s = 0; s < count; s++) sums[s] = sums[s] > 0 ? 1 / sums[s] : 0;
-    return weighed(shares, sums);
+    return weigh(shares, sums);
   }
 
   /** ‖y − ŷ‖₂ of every reference, in units of the mean output. */

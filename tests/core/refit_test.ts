@@ -1,6 +1,6 @@
 /** Refits and moved queries against PyTorch's numbers, and what a refit promises: never worse where it is judged. */
 import assert from "node:assert/strict";
-import { boundedLeastSquares, plainProducts, solve, transposed, weighed } from "../../core/refit/linear.ts";
+import { boundedLeastSquares, plainProducts, solve, transposed, weigh } from "../../core/refit/linear.ts";
 import { type HeadReferences, isHeldOut, type KeptRows, refitHead } from "../../core/refit/refit.ts";
 import { isMoved, largestOfGroup, movedMaxima } from "../../core/measure/moved.ts";
 import { randomSource } from "../../core/measure/random.ts";
@@ -140,7 +140,7 @@ Deno.test("refitHead() refuses shapes that don't fit", () => {
   );
 });
 
-Deno.test("plainProducts(), transposed() and weighed() are what they say; the kernels' products agree", async () => {
+Deno.test("plainProducts(), transposed() and weigh() are what they say; the kernels' products agree", async () => {
   using backend = await createWasmBackend();
   for (const [n, m, depth] of [[1, 1, 1], [3, 5, 7], [17, 9, 64], [33, 200, 30]]) {
     const a = floats(n * depth, 1), b = floats(m * depth, 2);
@@ -155,7 +155,7 @@ Deno.test("plainProducts(), transposed() and weighed() are what they say; the ke
   assert.equal(backend.products!(floats(0, 1), floats(6, 1), 3).length, 0);
   const matrix = Float64Array.of(1, 2, 3, 4, 5, 6);
   assert.deepEqual(transposed(matrix, 3), Float64Array.of(1, 4, 2, 5, 3, 6));
-  assert.deepEqual(weighed(matrix, Float64Array.of(1, 10, 100)), Float64Array.of(1, 20, 300, 4, 50, 600));
+  assert.deepEqual(weigh(matrix, Float64Array.of(1, 10, 100)), Float64Array.of(1, 20, 300, 4, 50, 600));
 });
 
 for (const n of [1, 2, 3, 4, 5, 7, 8, 9, 31, 64]) {

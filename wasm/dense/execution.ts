@@ -208,13 +208,13 @@ export class Execution {
   #gateBy({ from, by, to, activation }: GateBy): void {
     const value = this.#value(from), own = value.own ?? this.#asOwn(from), { ranges, total } = own;
     if (total === 0) return this.#setOwn(to, value.width, { ranges, total, buffer: -1 });
-    const gates = this.#columns(from, ranges, total).slice(), others = this.#columns(by, ranges, total);
-    const both = new Float32Array(2 * gates.length);
+    const pairs = this.#zeros(2 * total), buffer = this.#zeros(total), { call } = this.#kernels;
+    const both = this.#floats(pairs, 2 * total);
+    const gates = this.#columns(from, ranges, total), others = this.#columns(by, ranges, total);
     for (let t = 0; t < this.#count; t++) {
       both.set(gates.subarray(t * total, (t + 1) * total), 2 * t * total);
       both.set(others.subarray(t * total, (t + 1) * total), (2 * t + 1) * total);
     }
-    const pairs = this.#buffers.from(both), buffer = this.#zeros(total), { call } = this.#kernels;
     this.#kernels.check(call.dense_gate(pairs, ACTIVATIONS[activation], total, this.#count, buffer), "gate");
     if (isWhole(value)) this.#setRows(to, value.width, buffer);
     else this.#setOwn(to, value.width, { ranges, total, buffer });
@@ -311,9 +311,12 @@ export class Execution {
     // Where one of the two is this thread's columns only, so is the sum.
     const own = [a, b].map((name) => this.#value(name)).find((value) => !isWhole(value))?.own;
     const { ranges, total } = own ?? { ranges: [{ column: 0, columns: width }], total: width };
-    const sum = this.#columns(a, ranges, total).slice(), other = this.#columns(b, ranges, total);
-    addTo(sum, other);
-    const buffer = total > 0 ? this.#buffers.from(sum) : -1;
+    const buffer = total > 0 ? this.#zeros(total) : -1;
+    if (total > 0) {
+      const sum = this.#floats(buffer, total);
+      sum.set(this.#columns(a, ranges, total));
+      addTo(sum, this.#columns(b, ranges, total));
+    }
     if (own) this.#setOwn(to, width, { buffer, ranges, total });
     else this.#setRows(to, width, buffer);
   }
@@ -322,13 +325,13 @@ export class Execution {
   #map({ from, to }: { from: string; to: string }, change: (x: number, column: number) => number): void {
     const value = this.#value(from), own = value.own ?? this.#asOwn(from), { ranges, total } = own;
     if (total === 0) return this.#setOwn(to, value.width, own);
-    const floats = this.#buffers.read(own.buffer, new Float32Array(this.#count * total));
+    const buffer = this.#zeros(total), floats = this.#floats(buffer, total);
+    floats.set(this.#floats(own.buffer, total));
     for (let t = 0, i = 0; t < this.#count; t++) {
       for (const { column, columns } of ranges) {
         for (let c = 0; c < columns; c++, i++) floats[i] = change(floats[i], column + c);
       }
     }
-    const buffer = this.#buffers.from(floats);
     if (isWhole(value)) this.#setRows(to, value.width, buffer);
     else this.#setOwn(to, value.width, { ...own, buffer });
   }
@@ -361,6 +364,11 @@ export class Execution {
 
   #zeros(columns: number): number {
     return this.#buffers.zeros(this.#count * columns * 4);
+  }
+
+  /** What is in such a buffer, valid until the memory grows. */
+  #floats(buffer: number, columns: number): Float32Array {
+    return this.#buffers.floats(buffer, this.#count * columns);
   }
 
   /** A buffer with whole rows, not to be written to. */

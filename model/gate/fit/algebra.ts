@@ -14,12 +14,23 @@ export function algebraOf(backend: Pick<Backend, "products" | "solve" | "bounded
 
 type Multiply = NonNullable<Backend["products"]>;
 
-/** A backend's products for numbers in doubles. */
+/** A backend's products for numbers in doubles, which pass through the same two arrays. */
 function inFloat32(products: Multiply): Products {
+  const toLeft = floats(), toRight = floats();
   return (a, b, depth) => {
-    const left = new Float32Array(a);
+    const left = toLeft(a);
     if (a === b) return gram(products, left, depth);
-    return new Float64Array(products(left, new Float32Array(b), depth));
+    return new Float64Array(products(left, toRight(b), depth));
+  };
+}
+
+/** Copies doubles as floats, valid until the next call. */
+function floats(): (doubles: Float64Array) => Float32Array {
+  let room = new Float32Array(0);
+  return (doubles) => {
+    if (room.length < doubles.length) room = new Float32Array(doubles.length);
+    room.set(doubles);
+    return room.subarray(0, doubles.length);
   };
 }
 
