@@ -86,7 +86,7 @@ export class JointSelection {
       // Fewer stay than there were: the layer loses entries.
       if (at - first < start - before) changes.push({ layer, kept });
     });
-    // One copy of what stays, so that the memory of the rest is free.
+    // What stays moves up in place; behind it is room for the next layer.
     this.#entries = picked(this.#entries, places);
     return changes;
   }
@@ -107,45 +107,41 @@ function keysOf(floats: Float32Array): Int32Array {
   return keys;
 }
 
-/** `more` put into `pool` at place `at`. */
+/** `more` put into `pool` at place `at`: in the same memory, where there is room behind the entries. */
 function inserted(pool: Entries, more: Entries, at: number): Entries {
-  const length = pool.keys.length + more.keys.length;
-  const put = <T extends Int32Array | Uint8Array>(all: T, old: T | undefined, added: T | undefined): T => {
-    if (old) {
-      all.set(old.subarray(0, at));
-      all.set(old.subarray(at), at + more.keys.length);
-    }
-    if (added) all.set(added, at);
-    return all;
+  const old = pool.keys.length, count = more.keys.length, length = old + count;
+  const put = <T extends Int32Array | Uint8Array>(kind: Kind<T>, from?: T, added?: T): T | undefined => {
+    if (!from && !added) return;
+    let all = new kind(from?.buffer ?? length);
+    if (all.length < length) all = new kind(length);
+    all.set(from ?? []);
+    all.copyWithin(at + count, at, old).fill(0, at, at + count).set(added ?? [], at);
+    return all.subarray(0, length) as T;
   };
   return {
-    keys: put(new Int32Array(length), pool.keys, more.keys),
-    positions: put(new Int32Array(length), pool.positions, more.positions),
-    second: pool.second || more.second ? put(new Int32Array(length), pool.second, more.second) : undefined,
-    protectedEntries: pool.protectedEntries || more.protectedEntries
-      ? put(new Uint8Array(length), pool.protectedEntries, more.protectedEntries)
-      : undefined,
+    keys: put(Int32Array, pool.keys, more.keys)!,
+    positions: put(Int32Array, pool.positions, more.positions)!,
+    second: put(Int32Array, pool.second, more.second),
+    protectedEntries: put(Uint8Array, pool.protectedEntries, more.protectedEntries),
   };
 }
 
-/** The entries at the given places, as copies. Loops over one type of array each: a shared one would be slower. */
+type Kind<T> = new (memory: ArrayBufferLike | number) => T;
+
+/** The entries at the given places, ascending, in the same memory. */
 function picked({ keys, second, protectedEntries, positions }: Entries, places: Int32Array): Entries {
+  const count = places.length;
+  for (let i = 0; i < count; i++) {
+    const place = places[i];
+    keys[i] = keys[place];
+    positions[i] = positions[place];
+    if (second) second[i] = second[place];
+    if (protectedEntries) protectedEntries[i] = protectedEntries[place];
+  }
   return {
-    keys: ints(keys, places),
-    second: second && ints(second, places),
-    protectedEntries: protectedEntries && bytes(protectedEntries, places),
-    positions: ints(positions, places),
+    keys: keys.subarray(0, count),
+    second: second?.subarray(0, count),
+    protectedEntries: protectedEntries?.subarray(0, count),
+    positions: positions.subarray(0, count),
   };
-}
-
-function ints(from: Int32Array, places: Int32Array): Int32Array {
-  const to = new Int32Array(places.length);
-  for (let i = 0; i < places.length; i++) to[i] = from[places[i]];
-  return to;
-}
-
-function bytes(from: Uint8Array, places: Int32Array): Uint8Array {
-  const to = new Uint8Array(places.length);
-  for (let i = 0; i < places.length; i++) to[i] = from[places[i]];
-  return to;
 }
