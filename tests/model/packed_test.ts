@@ -52,7 +52,10 @@ Deno.test("stages: rows are stored as asked once a layer is read, and refitted",
   assert.equal(staged.cache.type, "k=int4,v=int8");
   // Read as float32: the same selection.
   for (const layer of [0, 1]) assert.deepEqual(staged.cache.positions(layer, 0), plain.cache.positions(layer, 0));
-  assert.ok(staged.cache.bytes().live < plain.cache.bytes().live / 3);
+  // An entry of a refitted head has a bias beside its numbers.
+  const [packed, floats] = [staged, plain].map(({ cache }) => cache.bytes().live), { headDim } = plain.cache.shape;
+  const biases = 4 * floats / (8 * headDim);
+  assert.ok(packed - biases < floats / 3, `${packed} bytes, ${biases} of them biases; ${floats} in float32`);
   assert.ok(staged.refit !== undefined);
   await assert.rejects(openContext(model, TEXT, { policy: "gate(read=stream,rows=int8)", keep: "30%" }), {
     code: "rows.early",
