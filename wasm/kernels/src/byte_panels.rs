@@ -62,8 +62,27 @@ fn group_sums(codec: &Codec, panel: &[u8], inputs: &[u8], width: usize, wide: bo
     }
 }
 
-/// Sums in int16, `[token][half of the rows]`.
-type Sums = [[S8; 2]; TOKENS];
+/// `[token][half of the rows]`, in int16 or in int32.
+type Sums<S> = [[S; 2]; TOKENS];
+
+/// What products of bytes are added to.
+trait Sum: Copy {
+    fn add_dot(self, row: B16, four: B16) -> Self;
+}
+
+impl Sum for S8 {
+    #[inline(always)]
+    fn add_dot(self, row: B16, four: B16) -> Self {
+        self.add(row.dot(four))
+    }
+}
+
+impl Sum for I4 {
+    #[inline(always)]
+    fn add_dot(self, row: B16, four: B16) -> Self {
+        row.dot_add(four, self)
+    }
+}
 
 /// `FULL`: inputs after which sums in int16 are full.
 ///
@@ -77,17 +96,17 @@ unsafe fn sums_of<const FULL: usize, const GROUP: usize>(
     sums: &mut [i32],
 ) {
     for out in sums.chunks_exact_mut(TOKENS * ROWS) {
-        let mut totals = [[I4::new([0; 4]); 2]; TOKENS];
-        let mut part: Sums = [[S8::zero(); 2]; TOKENS];
+        let mut totals: Sums<I4> = [[I4::new([0; 4]); 2]; TOKENS];
+        let mut part: Sums<S8> = [[S8::zero(); 2]; TOKENS];
         for sixteen in 0..GROUP / 16 {
             let x = [0, 1, 2, 3].map(|t| B16::load(inputs.add(t * width)));
-            step::<0>(&mut part, panel, &x);
-            step::<1>(&mut part, panel.add(32), &x);
+            step::<_, 0>(&mut part, panel, &x);
+            step::<_, 1>(&mut part, panel.add(32), &x);
             if FULL == 8 {
                 take_up(&mut totals, &mut part);
             }
-            step::<2>(&mut part, panel.add(64), &x);
-            step::<3>(&mut part, panel.add(96), &x);
+            step::<_, 2>(&mut part, panel.add(64), &x);
+            step::<_, 3>(&mut part, panel.add(96), &x);
             if FULL <= 16 || 16 * (sixteen + 1) == GROUP {
                 take_up(&mut totals, &mut part);
             }
@@ -111,13 +130,13 @@ unsafe fn wide_sums_of<const GROUP: usize>(
     sums: &mut [i32],
 ) {
     for out in sums.chunks_exact_mut(TOKENS * ROWS) {
-        let mut totals = [[I4::new([0; 4]); 2]; TOKENS];
+        let mut totals: Sums<I4> = [[I4::new([0; 4]); 2]; TOKENS];
         for _ in 0..GROUP / 16 {
             let x = [0, 1, 2, 3].map(|t| B16::load(inputs.add(t * width)));
-            wide_step::<0>(&mut totals, panel, &x);
-            wide_step::<1>(&mut totals, panel.add(32), &x);
-            wide_step::<2>(&mut totals, panel.add(64), &x);
-            wide_step::<3>(&mut totals, panel.add(96), &x);
+            step::<_, 0>(&mut totals, panel, &x);
+            step::<_, 1>(&mut totals, panel.add(32), &x);
+            step::<_, 2>(&mut totals, panel.add(64), &x);
+            step::<_, 3>(&mut totals, panel.add(96), &x);
             (panel, inputs) = (panel.add(16 * ROWS), inputs.add(16));
         }
         for (i, total) in totals.as_flattened().iter().enumerate() {
@@ -126,31 +145,20 @@ unsafe fn wide_sums_of<const GROUP: usize>(
     }
 }
 
-#[inline(always)]
-unsafe fn wide_step<const I: usize>(totals: &mut [[I4; 2]; TOKENS], panel: *const u8, x: &[B16; TOKENS]) {
-    let rows = [B16::load(panel), B16::load(panel.add(16))];
-    for (totals, x) in totals.iter_mut().zip(x) {
-        let four = x.spread::<I>();
-        for (total, row) in totals.iter_mut().zip(rows) {
-            *total = row.dot_add(four, *total);
-        }
-    }
-}
-
 /// Adds the products of four inputs.
 #[inline(always)]
-unsafe fn step<const I: usize>(sums: &mut Sums, panel: *const u8, x: &[B16; TOKENS]) {
+unsafe fn step<S: Sum, const I: usize>(sums: &mut Sums<S>, panel: *const u8, x: &[B16; TOKENS]) {
     let rows = [B16::load(panel), B16::load(panel.add(16))];
     for (sums, x) in sums.iter_mut().zip(x) {
         let four = x.spread::<I>();
         for (sum, row) in sums.iter_mut().zip(rows) {
-            *sum = sum.add(row.dot(four));
+            *sum = sum.add_dot(row, four);
         }
     }
 }
 
 #[inline(always)]
-fn take_up(totals: &mut [[I4; 2]; TOKENS], part: &mut Sums) {
+fn take_up(totals: &mut Sums<I4>, part: &mut Sums<S8>) {
     for (totals, part) in totals.iter_mut().zip(part) {
         for (total, part) in totals.iter_mut().zip(part) {
             *total = total.add(part.pair_sums());
