@@ -99,10 +99,11 @@ const TRIALS = new WeakMap<Kernels, Map<number, FormTrial>>();
  * where the processor multiplies and adds four bytes in one instruction, as many have since about 2021, and Arm's.
  */
 function trialOf(kernels: Kernels, kernel: number, count: number): FormTrial {
-  const key = 2 * kernel + (count < MANY_ROWS ? 0 : 1);
-  const trials = TRIALS.get(kernels) ?? new Map<number, FormTrial>(), trial = trials.get(key) ?? new FormTrial();
-  if (trials.size === 0) TRIALS.set(kernels, trials);
-  trials.set(key, trial);
+  const key = 2 * kernel + (count < MANY_ROWS ? 0 : 1), trials = TRIALS.get(kernels), known = trials?.get(key);
+  if (known) return known;
+  const trial = new FormTrial();
+  if (trials) trials.set(key, trial);
+  else TRIALS.set(kernels, new Map([[key, trial]]));
   return trial;
 }
 
