@@ -5,10 +5,11 @@
  *       [--length 1k] [--seed 1] [--keep 20%,10%,5%] [--model FILE] [--references 384]
  *       [--policies kvzip,moved,layer-defensive] [--variants none,both,plain]
  *
- * Variants: `none`; `both` and `values`, defensively; `plain` and `plain-1`: both as published, ridge 0.01 and 1, on all
- * references; `pursuit`, of policies with `refit=pursuit` in their brackets; `both-any` and `pursuit-any`: whatever error
- * is left. The references are the replay's where kvzip is among the policies, else moved queries. Samples are those
- * that `palisade eval` makes of the same seed. Tasks are chosen by what the full cache solves, beforehand.
+ * Variants: `none`; `both` and `values`, defensively; `plain`: both of every head, on all references; `pursuit`, of
+ * policies with `refit=pursuit` in their brackets; `both-0.1`: with this ridge; `left-0.7`: both where so much of the
+ * worst error is left at most. The references are the replay's where kvzip is among the policies, else moved queries.
+ * Samples are those that `palisade eval` makes of the same seed. Tasks are chosen by what the full cache solves,
+ * beforehand.
  */
 import { appendFileSync } from "node:fs";
 import process from "node:process";

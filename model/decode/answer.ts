@@ -23,8 +23,8 @@ export interface AskOptions extends SamplerOptions, ReplyOptions {
 }
 
 /**
- * Why an answer ended: `stop` the model ended it, or said a text that does, `length` the token limit, `context` the trained context is full,
- * `interrupted` the caller's signal, `loop` it said one phrase over and over (`loops.ts`).
+ * Why an answer ended: `stop` the model ended it, or said a text that does, `length` the token limit, `context` the
+ * trained context is full, `interrupted` the caller's signal, `loop` it said one phrase over and over (`loops.ts`).
  */
 export type Finish = "stop" | "length" | "context" | "interrupted" | "loop";
 
