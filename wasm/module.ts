@@ -21,6 +21,7 @@ export interface WasmOptions {
 /** The module's functions (`wasm/kernels/src/lib.rs`): integers in, negative when refused. −1 as a handle: none. */
 export interface KernelExports {
   buffer_new(bytes: number): number;
+  buffer_room(bytes: number): number;
   buffer_address(buffer: number): number;
   buffer_free(buffer: number): number;
   rows_new(heads: number, kvHeads: number, dim: number, reserve: number, kind: number, reach: number): number;
@@ -134,6 +135,7 @@ export interface KernelExports {
     epsilon: number,
     out: number,
   ): number;
+  dense_add(a: number, b: number, length: number, out: number): number;
   dense_gate(gateUp: number, activation: number, width: number, count: number, out: number): number;
 }
 
@@ -226,16 +228,24 @@ export class Buffers {
 
   /** A zeroed buffer; −1 when it is not `wanted`. */
   zeros(bytes: number, wanted = true): number {
-    if (!wanted) return -1;
-    if (bytes > 0x7fffffff) this.#kernels.check(-1, `make a buffer of ${bytes} bytes`);
-    const handle = this.#kernels.check(this.#kernels.call.buffer_new(bytes), `make a buffer of ${bytes} bytes`);
+    return wanted ? this.#made(bytes, this.#kernels.call.buffer_new) : -1;
+  }
+
+  /** A buffer that holds anything, for results that are written whole. */
+  room(bytes: number): number {
+    return this.#made(bytes, this.#kernels.call.buffer_room);
+  }
+
+  #made(bytes: number, make: (bytes: number) => number): number {
+    const what = `make a buffer of ${bytes} bytes`;
+    const handle = this.#kernels.check(bytes > 0x7fffffff ? -1 : make(bytes), what);
     this.#handles.push(handle);
     return handle;
   }
 
   /** A buffer with a copy of `numbers`. */
   from(numbers: Numbers): number {
-    const handle = this.zeros(numbers.byteLength);
+    const handle = this.room(numbers.byteLength);
     this.write(handle, numbers);
     return handle;
   }

@@ -38,6 +38,8 @@ for (const [build, start] of Object.entries(BUILDS)) {
     const { call } = await start();
     assert.equal(call.buffer_new(-1), SHAPE);
     assert.equal(call.buffer_new(0x7fffffff), MEMORY);
+    assert.equal(call.buffer_room(-1), SHAPE);
+    assert.equal(call.buffer_room(0x7fffffff), MEMORY);
     for (
       const [heads, kvHeads, dim, reserve] of [
         [0, 0, 4, 0],
@@ -148,6 +150,9 @@ for (const [build, start] of Object.entries(BUILDS)) {
     assert.equal(call.dense_head_norm(x, y, 4, 0, 0x7fffffff, 2, 1, 0, weights), SHAPE);
     assert.equal(call.dense_head_norm(x, y, 2, 0, 1, 1, 0x7fff, 0, weights), BUFFER);
     assert.equal(call.dense_gate(x, 0, 17, 1, weights), BUFFER);
+    assert.equal(call.dense_add(x, y, -1, weights), SHAPE);
+    assert.equal(call.dense_add(x, y, 3, weights), BUFFER);
+    assert.equal(call.dense_add(x, y, 2, x), HANDLE, "input and sum are one");
     assert.equal(call.gate_scores(weights, y, 0, 2, 0, x, 1, -1), SHAPE);
     assert.equal(call.gate_scores(weights, y, 1, 0, 0, x, 1, -1), SHAPE);
     assert.equal(call.gate_scores(weights, y, 1, 2, 0, x, 1, -1), HANDLE);

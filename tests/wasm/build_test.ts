@@ -34,9 +34,9 @@ Deno.test("the embedded and the checked kernels are the built ones", async () =>
 
 /** With three types of weights the modules had 140 kB, with sixteen 180, since they are woven 230, with thin keys 250,
  * with rows of four bits 276, and the relaxed one has 302 since int8 products have two forms. */
-const MOST_BYTES = 305_000;
+const MOST_BYTES = 308_000;
 
-Deno.test("each module of the package is at most 305 kB", () => {
+Deno.test("each module of the package is at most 308 kB", () => {
   for (const module of [SIMD128, RELAXED]) {
     const bytes = Buffer.from(module, "base64").length;
     console.log(`${bytes} bytes`);

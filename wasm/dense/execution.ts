@@ -150,14 +150,14 @@ export class Execution {
   }
 
   #norm({ from, to, gains }: Norm<Stored>): void {
-    const x = this.#rows(from), { width } = this.#value(from), out = this.#zeros(width);
+    const x = this.#rows(from), { width } = this.#value(from), out = this.#room(width);
     const done = this.#kernels.call.dense_norm(x, gains.handle, width, this.#count, this.#how.normEpsilon, out);
     this.#kernels.check(done, "norm");
     this.#setRows(to, width, out);
   }
 
   #headNorm({ from, to, gains, first, heads, width }: HeadNorm<Stored>): void {
-    const x = this.#rows(from), { width: all } = this.#value(from), out = this.#zeros(all);
+    const x = this.#rows(from), { width: all } = this.#value(from), out = this.#room(all);
     const { call } = this.#kernels, { normEpsilon } = this.#how;
     const done = call.dense_head_norm(x, gains.handle, all, first, heads, width, this.#count, normEpsilon, out);
     this.#kernels.check(done, "norm heads");
@@ -169,7 +169,7 @@ export class Execution {
     // This thread holds none of the rows: the value exists, with no columns here.
     if (total === 0) return this.#setOwn(name, rows, { buffer: -1, ranges, total });
     const inputs = this.#rows(from);
-    const buffer = sum ? this.#base(sum.add, sum.index, to, ranges, total) : this.#zeros(total);
+    const buffer = sum ? this.#base(sum.add, sum.index, to, ranges, total) : this.#room(total);
     // Every matrix writes its own columns of the buffer's rows.
     let offset = 0;
     for (const matrix of matrices) {
@@ -185,7 +185,7 @@ export class Execution {
     const name = from[0] === product ? from[1] : from[0], { own } = this.#value(name);
     const last = this.#schedule.lastRead.get(name) === index;
     if (own && last && sameRanges(own.ranges, ranges)) return own.buffer;
-    const buffer = this.#zeros(total);
+    const buffer = this.#room(total);
     this.#buffers.write(buffer, this.#columns(name, ranges, total));
     return buffer;
   }
@@ -198,7 +198,7 @@ export class Execution {
     const result = { ranges, total: mine };
     if (mine === 0) return this.#setOwn(to, width, { ...result, buffer: -1 });
     // This thread has the same columns of gate and up, gates first; half as many are left.
-    const { call } = this.#kernels, buffer = this.#zeros(mine);
+    const { call } = this.#kernels, buffer = this.#room(mine);
     this.#kernels.check(call.dense_gate(own.buffer, ACTIVATIONS[activation], mine, this.#count, buffer), "gate");
     if (isWhole(value)) this.#setRows(to, width, buffer);
     else this.#setOwn(to, width, { ...result, buffer });
@@ -208,7 +208,7 @@ export class Execution {
   #gateBy({ from, by, to, activation }: GateBy): void {
     const value = this.#value(from), own = value.own ?? this.#asOwn(from), { ranges, total } = own;
     if (total === 0) return this.#setOwn(to, value.width, { ranges, total, buffer: -1 });
-    const pairs = this.#zeros(2 * total), buffer = this.#zeros(total), { call } = this.#kernels;
+    const pairs = this.#room(2 * total), buffer = this.#room(total), { call } = this.#kernels;
     const both = this.#floats(pairs, 2 * total);
     const gates = this.#columns(from, ranges, total), others = this.#columns(by, ranges, total);
     for (let t = 0; t < this.#count; t++) {
@@ -296,7 +296,7 @@ export class Execution {
   /** Products of `count` rows with an expert's matrices, side by side; its buffers are given back at once. */
   #expertProducts({ matrices, total }: HeldMatrices, inputs: Float32Array, count: number): Float32Array {
     return this.#kernels.withBuffers((buffers) => {
-      const x = buffers.from(inputs), buffer = buffers.zeros(count * total * 4);
+      const x = buffers.from(inputs), buffer = buffers.room(count * total * 4);
       let offset = 0;
       for (const matrix of matrices) {
         multiply(this.#kernels, matrix, x, count, { buffer, stride: total, offset }, this.#how.exact);
@@ -310,22 +310,27 @@ export class Execution {
     const { width } = this.#value(a);
     // Where one of the two is this thread's columns only, so is the sum.
     const own = [a, b].map((name) => this.#value(name)).find((value) => !isWhole(value))?.own;
-    const { ranges, total } = own ?? { ranges: [{ column: 0, columns: width }], total: width };
-    const buffer = total > 0 ? this.#zeros(total) : -1;
+    if (!own) {
+      // A call may not get one buffer twice.
+      const x = this.#rows(a), y = a === b ? this.#buffers.from(this.#wholeFloats(b)) : this.#rows(b);
+      const out = this.#room(width);
+      this.#kernels.check(this.#kernels.call.dense_add(x, y, this.#count * width, out), "add");
+      return this.#setRows(to, width, out);
+    }
+    const { ranges, total } = own, buffer = total > 0 ? this.#room(total) : -1;
     if (total > 0) {
       const sum = this.#floats(buffer, total);
       sum.set(this.#columns(a, ranges, total));
       addTo(sum, this.#columns(b, ranges, total));
     }
-    if (own) this.#setOwn(to, width, { buffer, ranges, total });
-    else this.#setRows(to, width, buffer);
+    this.#setOwn(to, width, { buffer, ranges, total });
   }
 
   /** `change(x, column)` of every number. */
   #map({ from, to }: { from: string; to: string }, change: (x: number, column: number) => number): void {
     const value = this.#value(from), own = value.own ?? this.#asOwn(from), { ranges, total } = own;
     if (total === 0) return this.#setOwn(to, value.width, own);
-    const buffer = this.#zeros(total), floats = this.#floats(buffer, total);
+    const buffer = this.#room(total), floats = this.#floats(buffer, total);
     floats.set(this.#floats(own.buffer, total));
     for (let t = 0, i = 0; t < this.#count; t++) {
       for (const { column, columns } of ranges) {
@@ -362,8 +367,8 @@ export class Execution {
     this.#values.set(name, { width, own, buffer: this.#how.alone ? own.buffer : undefined });
   }
 
-  #zeros(columns: number): number {
-    return this.#buffers.zeros(this.#count * columns * 4);
+  #room(columns: number): number {
+    return this.#buffers.room(this.#count * columns * 4);
   }
 
   /** What is in such a buffer, valid until the memory grows. */

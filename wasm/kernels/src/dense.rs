@@ -7,8 +7,8 @@
 use crate::byte_panels::byte_panels;
 use crate::floats::{row_product, widen, Bfloat16, Float16, Float32, Floating};
 use crate::inputs::{ByteInputs, Single};
-use crate::lanes::{B16, BYTE_DOTS, F4};
-use crate::math::{exp2, LOG2_E};
+use crate::lanes::{B16, BYTE_DOTS, D2, F4};
+use crate::math::{exp2s, LOG2_E};
 use crate::memory::{Array, Result};
 use crate::row_panels::panels;
 use crate::tile::{dots, Floats, Tile};
@@ -130,8 +130,17 @@ impl Target<'_> {
     #[inline(always)]
     pub fn put(&mut self, token: usize, column: usize, products: &[f32]) {
         let at = self.offset + token * self.stride + column;
-        for (place, x) in self.values[at..at + products.len()].iter_mut().zip(products) {
-            *place = if self.add { *place + x } else { *x };
+        let places = &mut self.values[at..at + products.len()];
+        let (fours, rest) = (products.len() / 4 * 4, products.len() / 4 * 4..products.len());
+        for i in (0..fours).step_by(4) {
+            // SAFETY: four floats each.
+            unsafe {
+                let (place, x) = (places.as_mut_ptr().add(i), F4::load(products.as_ptr().add(i)));
+                if self.add { F4::load(place).add(x) } else { x }.store(place);
+            }
+        }
+        for i in rest {
+            places[i] = if self.add { places[i] + products[i] } else { products[i] };
         }
     }
 }
@@ -296,16 +305,41 @@ fn exact_product(
     Ok(())
 }
 
-/// `out = x / √(mean x² + epsilon) · gains` for each row of `gains.len()`.
+/// `out = x / √(mean x² + epsilon) · gains` for each row of `gains.len()`. Squares of float32 are exact in float64, so
+/// that fused sums have the same bits as others.
 pub fn rms_norm(x: &[f32], gains: &[f32], epsilon: f32, out: &mut [f32]) {
     let width = gains.len();
     for (row, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
-        let squares: f64 = row.iter().map(|x| *x as f64 * *x as f64).sum();
-        let scale = (1.0 / (squares / width as f64 + epsilon as f64).sqrt()) as f32;
-        for ((out, x), gain) in out.iter_mut().zip(row).zip(gains) {
-            *out = x * scale * gain;
+        let mean = sum_of_squares(row) / width as f64;
+        let scale = (1.0 / (mean + epsilon as f64).sqrt()) as f32;
+        let (fours, rest) = (width / 4 * 4, width / 4 * 4..width);
+        for at in (0..fours).step_by(4) {
+            // SAFETY: four floats of each.
+            unsafe {
+                let four = F4::load(row[at..at + 4].as_ptr()).mul(F4::splat(scale));
+                four.mul(F4::load(gains[at..at + 4].as_ptr())).store(out[at..at + 4].as_mut_ptr());
+            }
+        }
+        for i in rest {
+            out[i] = row[i] * scale * gains[i];
         }
     }
+}
+
+fn sum_of_squares(row: &[f32]) -> f64 {
+    let mut sums = [D2::zero(); 4];
+    let mut eights = row.chunks_exact(8);
+    for eight in &mut eights {
+        for (half, sums) in sums.chunks_exact_mut(2).enumerate() {
+            // SAFETY: four floats.
+            let doubles = unsafe { F4::load(eight[4 * half..].as_ptr()) }.to_doubles();
+            for (sum, x) in sums.iter_mut().zip(doubles) {
+                *sum = sum.madd(x, x);
+            }
+        }
+    }
+    let rest: f64 = eights.remainder().iter().map(|x| *x as f64 * *x as f64).sum();
+    sums.iter().map(|two| two.sum()).sum::<f64>() + rest
 }
 
 /// [`rms_norm`] of the `heads` runs of `gains.len()` columns from `first` on of each row of `stride`; the rest as it is.
@@ -314,6 +348,21 @@ pub fn head_norm(x: &[f32], gains: &[f32], stride: usize, first: usize, heads: u
     out.copy_from_slice(x);
     for (row, out) in x.chunks_exact(stride).zip(out.chunks_exact_mut(stride)) {
         rms_norm(&row[normed.clone()], gains, epsilon, &mut out[normed.clone()]);
+    }
+}
+
+/// `out = a + b`.
+pub fn add(a: &[f32], b: &[f32], out: &mut [f32]) {
+    let fours = out.len() / 4 * 4;
+    for at in (0..fours).step_by(4) {
+        // SAFETY: four floats each.
+        unsafe {
+            let sum = F4::load(a[at..at + 4].as_ptr()).add(F4::load(b[at..at + 4].as_ptr()));
+            sum.store(out[at..at + 4].as_mut_ptr());
+        }
+    }
+    for i in fours..out.len() {
+        out[i] = a[i] + b[i];
     }
 }
 
@@ -359,25 +408,30 @@ fn gated_after(
     power: impl Fn(F4) -> F4,
     before: impl Fn(F4, F4) -> (F4, F4),
 ) {
+    // SAFETY: eight floats.
+    let eight = |from: &[f32; 8]| unsafe { [F4::load(from[..4].as_ptr()), F4::load(from[4..].as_ptr())] };
     for (row, out) in gate_up.chunks_exact(2 * width).zip(out.chunks_exact_mut(width)) {
         let (gates, ups) = row.split_at(width);
-        for at in (0..width).step_by(4) {
-            let four = |from: &[f32]| -> F4 {
-                let mut lanes = [0.0; 4];
-                let part = &from[at..(at + 4).min(width)];
-                lanes[..part.len()].copy_from_slice(part);
-                // SAFETY: four floats.
-                unsafe { F4::load(lanes.as_ptr()) }
-            };
-            let (gate, up) = before(four(gates), four(ups));
+        for at in (0..width).step_by(8) {
+            let end = width.min(at + 8);
+            let (gates, ups) = (eight(&padded(&gates[at..end])), eight(&padded(&ups[at..end])));
+            let both = [before(gates[0], ups[0]), before(gates[1], ups[1])];
             // From 126 on the factor is 0 to float32; the bound keeps 2^x finite.
-            let power = exp2(power(gate).min(F4::splat(126.0)));
-            let product = gate.div(F4::splat(1.0).add(power)).mul(up);
-            for (to, x) in out[at..].iter_mut().zip(product.lanes()) {
-                *to = x;
-            }
+            let powers = exp2s(both.map(|(gate, _)| power(gate).min(F4::splat(126.0))));
+            let products = [0, 1].map(|i| both[i].0.div(F4::splat(1.0).add(powers[i])).mul(both[i].1).lanes());
+            out[at..end].copy_from_slice(&products.as_flattened()[..end - at]);
         }
     }
+}
+
+/// Up to eight floats, and zeros.
+#[inline(always)]
+fn padded(floats: &[f32]) -> [f32; 8] {
+    floats.try_into().unwrap_or_else(|_| {
+        let mut eight = [0.0; 8];
+        eight[..floats.len()].copy_from_slice(floats);
+        eight
+    })
 }
 
 #[cfg(test)]

@@ -22,6 +22,9 @@ pub const SMALLEST_HALF: f32 = 5.960_464_477_539_063e-8;
 /// Where float16's bits stand in a float32 pattern, and what int16 pairs are multiplied by to bring the first one there.
 static HALVES: [Fixed; 2] = [Fixed::new(f32::from_bits(0x8fff_e000)), Fixed::new(f32::from_bits(0x2000))];
 
+/// 1.5 · 2²³: a float32 beside it is a whole number, in its low bits.
+pub const WHOLE: f32 = 12_582_912.0;
+
 /// A number in all lanes of a vector in memory. The engine would put a constant in the code together from three
 /// instructions each time it is used; from a place that is fixed one instruction reads it, without a check.
 #[repr(align(16))]

@@ -62,7 +62,11 @@ impl F4 {
         F4([self.0[I]; 4])
     }
     pub fn round(self) -> I4 {
-        I4(self.0.map(|x| x.round_ties_even() as i32))
+        I4(self.0.map(|x| ((x + super::WHOLE).to_bits() as i32).wrapping_sub(super::WHOLE.to_bits() as i32)))
+    }
+    pub fn to_doubles(self) -> [D2; 2] {
+        let [a, b, c, d] = self.0.map(f64::from);
+        [D2([a, b]), D2([c, d])]
     }
     pub fn from_halves(bits: I4) -> Self {
         Self::from_upper_halves(I4(bits.0.map(|x| x << 16)))

@@ -83,10 +83,17 @@ impl F4 {
         let pair = self.max(F4(i32x4_shuffle::<2, 3, 0, 1>(self.0, self.0)));
         pair.max(F4(i32x4_shuffle::<1, 0, 3, 2>(pair.0, pair.0)))
     }
-    /// Nearest whole number of each lane, ties to even; |x| < 2³¹.
+    /// Nearest whole number of each lane, ties to even; |x| < 2²², beyond that something large, of NaN anything.
     #[inline(always)]
     pub fn round(self) -> I4 {
-        I4(i32x4_trunc_sat_f32x4(f32x4_nearest(self.0)))
+        let whole = f32x4_splat(super::WHOLE);
+        I4(i32x4_sub(f32x4_add(self.0, whole), whole))
+    }
+    /// The first two lanes, then the others.
+    #[inline(always)]
+    pub fn to_doubles(self) -> [D2; 2] {
+        let high = i32x4_shuffle::<2, 3, 2, 3>(self.0, self.0);
+        [D2(f64x2_promote_low_f32x4(self.0)), D2(f64x2_promote_low_f32x4(high))]
     }
     #[inline(always)]
     pub fn lanes(self) -> [f32; 4] {

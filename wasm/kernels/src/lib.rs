@@ -96,6 +96,12 @@ pub extern "C" fn buffer_new(bytes: i32) -> i32 {
     run(|state| state.buffers.insert(Buffer::zeros(usize::try_from(bytes).map_err(|_| Error::Shape)?)?))
 }
 
+/// The same with whatever is at its place: to be written before it is read.
+#[no_mangle]
+pub extern "C" fn buffer_room(bytes: i32) -> i32 {
+    run(|state| state.buffers.insert(Buffer::room(usize::try_from(bytes).map_err(|_| Error::Shape)?)?))
+}
+
 /// Where the buffer's bytes stand in the memory, as an unsigned number; 0 for a handle that is none.
 #[no_mangle]
 pub extern "C" fn buffer_address(buffer: i32) -> i32 {
@@ -585,6 +591,18 @@ pub extern "C" fn dense_head_norm(
         state.buffers.lend([x, gains, out], |[x, gains, mut out]| {
             let out = out.as_mut().ok_or(Error::Handle)?.view_mut(length)?;
             dense::head_norm(input(&x, length)?, input(&gains, width)?, stride, first, heads, epsilon, out);
+            Ok(0)
+        })
+    })
+}
+
+/// `out = a + b`, `length` floats.
+#[no_mangle]
+pub extern "C" fn dense_add(a: i32, b: i32, length: i32, out: i32) -> i32 {
+    run(|state| {
+        let length = size(length)?;
+        state.buffers.lend([a, b, out], |[a, b, mut out]| {
+            dense::add(input(&a, length)?, input(&b, length)?, out.as_mut().ok_or(Error::Handle)?.view_mut(length)?);
             Ok(0)
         })
     })

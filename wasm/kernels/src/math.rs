@@ -1,11 +1,11 @@
 //! Exponential and logarithm on four lanes.
 
-use crate::lanes::{Fixed, F4};
+use crate::lanes::{Fixed, F4, WHOLE};
 
 /// log₂ e.
 pub const LOG2_E: f32 = core::f32::consts::LOG2_E;
-/// Adding 1.5 · 2²³ leaves the nearest whole number in the low mantissa bits.
-static ROUND: Fixed = Fixed::new(12_582_912.0);
+/// Adding it leaves the nearest whole number in the low mantissa bits.
+static ROUND: Fixed = Fixed::new(WHOLE);
 /// Least-squares fit of 2^f on [−½, ½], relative error 2e−9 before rounding; highest power first.
 static EXP2: [Fixed; 7] = [
     Fixed::new(0.000_153_375_76),

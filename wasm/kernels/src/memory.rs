@@ -1,6 +1,7 @@
 //! Memory and handles: every allocation may fail with a value, every number from outside is checked here.
 
 use core::marker::PhantomData;
+use std::alloc::{alloc, alloc_zeroed, Layout};
 
 /// Why a call was refused. The value crosses the border as a negative number (see [`Error::code`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,14 +37,29 @@ impl Error {
 #[repr(C, align(16))]
 struct Quad([u32; 4]);
 
-/// One copy for all arrays: there are many.
+/// One copy for all arrays: there are many. Not `zeroed`, they hold whatever was left at their place.
 #[inline(never)]
-fn zeroed(bytes: usize) -> Result<Vec<Quad>> {
+fn quads(bytes: usize, zeroed: bool) -> Result<Vec<Quad>> {
     let count = bytes.div_ceil(16);
-    let mut quads = Vec::new();
-    quads.try_reserve_exact(count).map_err(|_| Error::Memory)?;
-    quads.resize(count, Quad([0; 4]));
-    Ok(quads)
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    let layout = Layout::array::<Quad>(count).map_err(|_| Error::Memory)?;
+    // SAFETY: the layout is not empty.
+    let block = unsafe {
+        if zeroed {
+            alloc_zeroed(layout)
+        } else {
+            alloc(layout)
+        }
+    };
+    if block.is_null() {
+        return Err(Error::Memory);
+    }
+    // What was left is some bytes, not nothing in particular.
+    let block = std::hint::black_box(block) as *mut Quad;
+    // SAFETY: `count` quads of the global allocator, any bits of which are numbers.
+    Ok(unsafe { Vec::from_raw_parts(block, count, count) })
 }
 
 /// What a buffer may be read as: plain numbers for which every bit pattern is a value.
@@ -56,7 +72,7 @@ impl Plain for i16 {}
 impl Plain for i8 {}
 impl Plain for u8 {}
 
-/// A zeroed, 16-byte aligned array whose allocation can fail.
+/// A 16-byte aligned array whose allocation can fail.
 pub struct Array<T: Plain> {
     quads: Vec<Quad>,
     length: usize,
@@ -66,7 +82,13 @@ pub struct Array<T: Plain> {
 impl<T: Plain> Array<T> {
     pub fn zeros(length: usize) -> Result<Self> {
         let bytes = length.checked_mul(core::mem::size_of::<T>()).ok_or(Error::Memory)?;
-        Ok(Array { quads: zeroed(bytes)?, length, kind: PhantomData })
+        Ok(Array { quads: quads(bytes, true)?, length, kind: PhantomData })
+    }
+
+    /// An array to be written before it is read.
+    pub fn room(length: usize) -> Result<Self> {
+        let bytes = length.checked_mul(core::mem::size_of::<T>()).ok_or(Error::Memory)?;
+        Ok(Array { quads: quads(bytes, false)?, length, kind: PhantomData })
     }
 
     pub fn as_slice(&self) -> &[T] {
@@ -231,5 +253,7 @@ mod tests {
         assert!(buffer.view_mut::<u8>(10).is_ok());
         assert!(buffer.view::<f32>(usize::MAX).is_err());
         assert!(Array::<f32>::zeros(usize::MAX / 2).is_err());
+        assert!(Array::<f32>::room(usize::MAX / 2).is_err());
+        assert!(Array::<f32>::room(0).unwrap().as_slice().is_empty());
     }
 }

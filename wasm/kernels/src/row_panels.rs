@@ -16,23 +16,33 @@ impl Panel {
     /// sums of inputs: `(groups, 4)` and more.
     #[inline(never)]
     pub fn scaled(&self, input_scales: &[f32], input_sums: &[f32], sums: &[i32], minima: bool) -> [f32; 4 * ROWS] {
-        let inputs = input_scales.chunks_exact(4).zip(input_sums.chunks_exact(4));
-        let rows = self.scales.as_slice().chunks_exact(ROWS).zip(self.minima.as_slice().chunks_exact(ROWS));
+        let groups = sums.len() / (4 * ROWS);
+        let mut sums = sums.as_ptr();
+        let mut scales = self.scales.as_slice()[..groups * ROWS].as_ptr();
+        let mut own = self.minima.as_slice()[..groups * ROWS].as_ptr();
+        let mut input_scales = input_scales[..4 * groups].as_ptr();
+        let mut input_sums = input_sums[..4 * groups].as_ptr();
         let mut totals = [[F4::zero(); 2]; 4];
-        for ((sums, (scales, own)), (input_scales, input_sums)) in sums.chunks_exact(4 * ROWS).zip(rows).zip(inputs) {
-            for half in 0..2 {
-                // SAFETY: four floats or numbers each.
-                unsafe {
-                    let (scale, minimum) = (F4::load(scales[4 * half..].as_ptr()), F4::load(own[4 * half..].as_ptr()));
-                    for t in 0..4 {
-                        let step = scale.mul(F4::splat(input_scales[t]));
-                        let whole = I4::load(sums[t * ROWS + 4 * half..].as_ptr()).to_floats();
-                        totals[t][half] = totals[t][half].madd(whole, step);
-                        if minima {
-                            totals[t][half] = totals[t][half].madd(minimum, F4::splat(input_sums[t]));
-                        }
-                    }
+        // SAFETY: as many numbers as the slices were cut to.
+        unsafe {
+            let end = scales.add(groups * ROWS);
+            while scales < end {
+                // Numbers of four tokens in one register each: spread when they are needed, they leave the others to sums.
+                let (x, rows) = (F4::load(input_scales), [F4::load(scales), F4::load(scales.add(4))]);
+                scale::<0>(&mut totals[0], sums, rows, x);
+                scale::<1>(&mut totals[1], sums, rows, x);
+                scale::<2>(&mut totals[2], sums, rows, x);
+                scale::<3>(&mut totals[3], sums, rows, x);
+                if minima {
+                    let (x, rows) = (F4::load(input_sums), [F4::load(own), F4::load(own.add(4))]);
+                    shift::<0>(&mut totals[0], rows, x);
+                    shift::<1>(&mut totals[1], rows, x);
+                    shift::<2>(&mut totals[2], rows, x);
+                    shift::<3>(&mut totals[3], rows, x);
                 }
+                (scales, own) = (scales.add(ROWS), own.add(ROWS));
+                (input_scales, input_sums) = (input_scales.add(4), input_sums.add(4));
+                sums = sums.add(4 * ROWS);
             }
         }
         let mut products = [0.0; 4 * ROWS];
@@ -41,6 +51,25 @@ impl Panel {
             unsafe { total.store(products.as_mut_ptr().add(4 * i)) };
         }
         products
+    }
+}
+
+/// Adds a group's whole-number products with token `T`, times the rows' scales and the token's.
+#[inline(always)]
+unsafe fn scale<const T: usize>(totals: &mut [F4; 2], sums: *const i32, rows: [F4; 2], x: F4) {
+    let x = x.spread::<T>();
+    for (half, total) in totals.iter_mut().enumerate() {
+        let whole = I4::load(sums.add(T * ROWS + 4 * half)).to_floats();
+        *total = total.madd(whole, rows[half].mul(x));
+    }
+}
+
+/// Adds the rows' minima times the sum of token `T`'s inputs.
+#[inline(always)]
+unsafe fn shift<const T: usize>(totals: &mut [F4; 2], rows: [F4; 2], x: F4) {
+    let x = x.spread::<T>();
+    for (total, row) in totals.iter_mut().zip(rows) {
+        *total = total.madd(row, x);
     }
 }
 
