@@ -73,6 +73,7 @@ export function createGpuTensors(gpu: GpuDevice): GpuTensors {
       gpu.clear(tensor.buffer, 0, 4 * length);
       return tensor;
     },
+    room: (length) => make(length),
     copy(from, start, count, to, at) {
       checkPart(from, start, count);
       checkPart(to, at, count);

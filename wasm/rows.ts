@@ -393,10 +393,10 @@ export class WasmRows implements TrustingRows<Float32Array> {
     behind = 0,
   ): Float32Array {
     const handle = this.#handle, each = this.shape.heads * this.shape.headDim;
-    const output = this.#place.tensors.zeros(count * each);
+    const output = this.#place.tensors.room(count * each);
     this.#inChunks(count, 2 * each, (buffers, first, rows) => {
       const range = [first * each, (first + rows) * each];
-      const [q, out] = [buffers.from(queries.subarray(...range)), buffers.zeros(rows * each * 4)];
+      const [q, out] = [buffers.from(queries.subarray(...range)), buffers.room(rows * each * 4)];
       const chunk: Chunk = {
         buffers,
         first,

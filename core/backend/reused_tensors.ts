@@ -21,9 +21,23 @@ export class ReusedTensors implements Tensors<Float32Array> {
   readonly #free: Float32Array[] = [];
 
   zeros(length: number): Float32Array {
-    if (4 * length < LEAST_BYTES) return HOST_TENSORS.zeros(length);
+    return this.#again(length)?.fill(0) ?? this.#made(length);
+  }
+
+  room(length: number): Float32Array {
+    return this.#again(length) ?? this.#made(length);
+  }
+
+  #made(length: number): Float32Array {
+    const array = new Float32Array(length);
+    if (array.byteLength >= LEAST_BYTES) this.#own.add(array);
+    return array;
+  }
+
+  #again(length: number): Float32Array | undefined {
     const at = this.#free.findLastIndex((array) => array.length === length);
-    const array = at < 0 ? HOST_TENSORS.zeros(length) : this.#free.splice(at, 1)[0].fill(0);
+    if (at < 0) return undefined;
+    const [array] = this.#free.splice(at, 1);
     this.#own.add(array);
     return array;
   }

@@ -20,6 +20,8 @@ export interface Tensors<T extends Tensor = Tensor> {
   upload(numbers: Float32Array): T;
   /** A tensor of `length` zeros. */
   zeros(length: number): T;
+  /** A tensor that holds anything, for results that are written whole. */
+  room(length: number): T;
   /** Copies `count` numbers of `from`, from `start` on, to place `at` of `to`. */
   copy(from: T, start: number, count: number, to: T, at: number): void;
   /** The numbers; of a tensor on this side the tensor itself, so don't write to them. */
@@ -32,6 +34,7 @@ export interface Tensors<T extends Tensor = Tensor> {
 export const HOST_TENSORS: Tensors<Float32Array> = {
   upload: (numbers) => numbers,
   zeros: (length) => new Float32Array(length),
+  room: (length) => new Float32Array(length),
   copy: (from, start, count, to, at) => {
     if (!(start >= 0 && count >= 0 && start + count <= from.length)) {
       throw new RangeError(`Cannot copy ${count} numbers from ${start} on: there are ${from.length}`);

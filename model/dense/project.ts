@@ -3,7 +3,7 @@ import { HOST_TENSORS, type Tensors } from "../../core/backend/tensor.ts";
 import { layerShape, sourceOf } from "../../core/shape.ts";
 import type { ModelConfig, Rope } from "../config.ts";
 import type { Projected } from "./dense.ts";
-import { growthAt, type RopeTable, ropeTable, rotate } from "./rope.ts";
+import { growthAt, type RopeTable, ropeTable, rotateToken } from "./rope.ts";
 
 export interface ProjectOptions {
   readonly unrotated?: boolean;
@@ -26,19 +26,17 @@ export function project(
   const { heads, kvHeads: all, headDim } = layerShape(config, layer), rope = config.ropes[layer];
   const kvHeads = sourceOf(config, layer) === layer ? all : 0;
   const q = heads * headDim, kv = kvHeads * headDim, row = q + 2 * kv;
-  const queries = tensors.zeros(count * q), keys = tensors.zeros(count * kv), values = tensors.zeros(count * kv);
+  const queries = tensors.room(count * q), keys = tensors.room(count * kv), values = tensors.room(count * kv);
+  const unrotated = wanted ? new Float32Array(count * q) : undefined, table = tableOf(rope, first, count);
   for (let t = 0; t < count; t++) {
     const at = t * row;
-    queries.set(qkv.subarray(at, at + q), t * q);
-    keys.set(qkv.subarray(at + q, at + q + kv), t * kv);
+    rotateToken(qkv, at, queries, t * q, heads, headDim, rope, table, t);
+    rotateToken(qkv, at + q, keys, t * kv, kvHeads, headDim, rope, table, t);
     values.set(qkv.subarray(at + q + kv, at + row), t * kv);
+    unrotated?.set(qkv.subarray(at, at + q), t * q);
   }
-  const unrotated = wanted ? { unrotated: queries.slice() } : {};
-  const table = tableOf(rope, first, count);
-  rotate(queries, heads, headDim, rope, table);
-  rotate(keys, kvHeads, headDim, rope, table);
   if (rope.growth) grow(queries, rope, first, q);
-  return { queries, keys, values, ...unrotated };
+  return { queries, keys, values, ...(unrotated && { unrotated }) };
 }
 
 /** Queries in rows of `width` from position `first` on, times what they have grown by there. */

@@ -29,20 +29,35 @@ export function growthAt({ growth }: Rope, position: number): number {
 
 /** Rotates `x`, `[count, heads, headDim]`, in place by the table's `count` positions. */
 export function rotate(x: Float32Array, heads: number, headDim: number, rope: Rope, table: RopeTable): void {
-  const pairs = rope.rotated / 2;
-  const step = rope.pairs === "interleaved" ? 2 : 1;
-  const partner = rope.pairs === "interleaved" ? 1 : pairs;
-  const count = x.length / (heads * headDim);
-  for (let t = 0; t < count; t++) {
-    for (let h = 0; h < heads; h++) {
-      const row = (t * heads + h) * headDim;
-      for (let j = 0; j < pairs; j++) {
-        const a = row + j * step, b = a + partner;
-        const cos = table.cos[t * pairs + j], sin = table.sin[t * pairs + j];
-        const xa = x[a], xb = x[b];
-        x[a] = xa * cos - xb * sin;
-        x[b] = xb * cos + xa * sin;
-      }
+  const width = heads * headDim;
+  for (let t = 0; t * width < x.length; t++) rotateToken(x, t * width, x, t * width, heads, headDim, rope, table, t);
+}
+
+/**
+ * Puts heads of one token, `[heads, headDim]` from `from` on, rotated by the table's position `t`, to `to` on, which may
+ * be the same place. What a head has beyond the rotated numbers is copied.
+ */
+export function rotateToken(
+  source: Float32Array,
+  from: number,
+  target: Float32Array,
+  to: number,
+  heads: number,
+  headDim: number,
+  rope: Rope,
+  { cos, sin }: RopeTable,
+  t: number,
+): void {
+  const { rotated } = rope, pairs = rotated / 2, angles = t * pairs;
+  const step = rope.pairs === "interleaved" ? 2 : 1, partner = rope.pairs === "interleaved" ? 1 : pairs;
+  for (let h = 0; h < heads; h++) {
+    const a = from + h * headDim, b = to + h * headDim;
+    for (let j = 0; j < pairs; j++) {
+      const c = cos[angles + j], s = sin[angles + j], i = j * step;
+      const x = source[a + i], y = source[a + i + partner];
+      target[b + i] = x * c - y * s;
+      target[b + i + partner] = y * c + x * s;
     }
+    for (let i = rotated; i < headDim; i++) target[b + i] = source[a + i];
   }
 }

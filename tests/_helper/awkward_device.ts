@@ -94,6 +94,7 @@ export class AwkwardMemory {
       return this.make(own);
     },
     zeros: (length) => this.make(new Float32Array(length)),
+    room: (length) => this.make(new Float32Array(length).fill(NaN)),
     copy: (from, start, count, to, at) => HOST_TENSORS.copy(this.of(from), start, count, this.of(to), at),
     read: (tensor) => {
       const numbers = this.of(tensor).slice();

@@ -67,6 +67,16 @@ Deno.test("an array that was freed comes again as zeros, once however often it i
   assert.notEqual(tensors.zeros(LARGE), first, "it is in use");
 });
 
+Deno.test("room is such an array as it was left", () => {
+  const tensors = new ReusedTensors(), first = tensors.room(LARGE).fill(1);
+  assert.notEqual(tensors.room(LARGE), first);
+  tensors.free(first);
+  const again = tensors.room(LARGE);
+  assert.equal(again, first);
+  assert.equal(again[LARGE - 1], 1);
+  assert.equal(tensors.room(0).length, 0);
+});
+
 Deno.test("an array that somebody has read, or uploaded, is never used again", async () => {
   const tensors = new ReusedTensors(), read = tensors.zeros(LARGE), uploaded = tensors.upload(new Float32Array(LARGE));
   await tensors.read(read);

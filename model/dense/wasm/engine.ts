@@ -162,7 +162,7 @@ class WasmEngine implements DenseEngine {
 
   embed(ids: ArrayLike<number>): Float32Array {
     const memory = this.#alive("embed()"), { width, vocabulary } = this.config;
-    const out = this.#tensors.zeros(ids.length * width);
+    const out = this.#tensors.room(ids.length * width);
     for (let i = 0; i < ids.length; i++) {
       const id = ids[i];
       if (!Number.isInteger(id) || id < 0 || id >= vocabulary) {
@@ -247,7 +247,7 @@ class WasmEngine implements DenseEngine {
     inputs: Readonly<Record<string, Float32Array>>,
   ): Promise<Float32Array> {
     const { widths, result } = this.#alone!.schedule(step, layer),
-      out = this.#tensors.zeros(count * widths.get(result)!);
+      out = this.#tensors.room(count * widths.get(result)!);
     const entries = Object.entries(inputs);
     for (let first = 0; first < count; first += ROWS) {
       if (first > 0) await breathe();
