@@ -2,10 +2,10 @@
 
 /**
  * Multiply-adds of a call, for each time its threads wait for one another, from which on two threads are faster than one:
- * with both awake (`wait.ts`) a wait and what goes with it costs about 10 µs, and half of the work is saved
+ * with both awake (`wait.ts`) a wait and what goes with it costs about 6 µs, and half of the work is saved
  * (`bench/threads.ts`, `bench/results/threads.md`).
  */
-export const WORK_PER_WAIT = 3e5;
+export const WORK_PER_WAIT = 1.5e5;
 
 /** Multiply-adds that take as long as moving one float of a row from one thread's memory to another's. */
 export const WORK_PER_MOVED_FLOAT = 60;

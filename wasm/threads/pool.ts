@@ -1,6 +1,6 @@
 /**
  * Threads that run kernels beside this one, which is rank 0. Each has module instances of its own. Commands and answers
- * go through one stretch of shared memory per thread; who waits is awake for at most 50 µs, then sleeps (`wait.ts`).
+ * go through one stretch of shared memory per thread; who waits is awake for at most 0.5 ms, then sleeps (`wait.ts`).
  *
  * Commands that need no answer are held back and go along with the next one that does. The thread that starts a pool
  * must be allowed to wait: a web page's own thread is not, its workers are.
