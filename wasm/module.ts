@@ -176,9 +176,10 @@ export class Kernels {
     }
     const relaxed = simd === "relaxed" || (simd === "auto" && hasRelaxedSimd());
     try {
-      const bytes = options.module ?? decoded(relaxed ? RELAXED : SIMD128);
+      const given = options.module, build = relaxed ? RELAXED : SIMD128;
+      const module = await (given ? WebAssembly.compile(given) : compile(build));
       const memory = new WebAssembly.Memory({ initial: INITIAL_PAGES, maximum });
-      const { instance } = await WebAssembly.instantiate(bytes, { env: { memory } });
+      const instance = await WebAssembly.instantiate(module, { env: { memory } });
       return new Kernels(instance.exports as unknown as KernelExports, memory, relaxed && !options.module);
     } catch (cause) {
       const reason = cause instanceof Error ? cause.message : String(cause);
@@ -278,6 +279,20 @@ export class Buffers {
   }
 }
 
+/** Compiled builds: a thread has two instances, and every backend that is started one more. */
+const compiled = new Map<string, Promise<WebAssembly.Module>>();
+
+function compile(base64: string): Promise<WebAssembly.Module> {
+  const known = compiled.get(base64);
+  if (known) return known;
+  const module = WebAssembly.compile(decoded(base64));
+  compiled.set(base64, module);
+  return module;
+}
+
+/** By the places of the characters: an iterator would make tens of megabytes of them. */
 function decoded(base64: string): Uint8Array<ArrayBuffer> {
-  return Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+  const characters = atob(base64), bytes = new Uint8Array(characters.length);
+  for (let i = 0; i < bytes.length; i++) bytes[i] = characters.charCodeAt(i);
+  return bytes;
 }
