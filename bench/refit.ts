@@ -58,6 +58,11 @@ const VARIANTS: Readonly<Record<string, RefitSettings | undefined>> = {
   ...Object.fromEntries([0.9, 0.7].map((part) => [`left-${part}`, { refit: "both" as const, mostLeft: part }])),
 };
 
+const variants = splitList(values.variants), unknown = variants.find((name) => !Object.hasOwn(VARIANTS, name));
+if (unknown !== undefined) {
+  throw new RangeError(`There is no variant "${unknown}": want ${Object.keys(VARIANTS).join(", ")}`);
+}
+
 const runtime = await currentRuntime();
 const path = values.model ?? await pullModel("smollm2-135m", runtime);
 await using model = await loadModel(path, runtime, { frame: LINE });
@@ -79,7 +84,7 @@ for (const group of groups.filter(({ sample }) => sample >= Number(values.first)
   for (const each of prefill.cases) {
     const { kept, policy, keep } = each;
     if (!kept) continue;
-    for (const variant of splitList(values.variants)) {
+    for (const variant of variants) {
       const settings = VARIANTS[variant], start = performance.now();
       const pursued = settings?.refit === "pursuit" ? await pursuedOf(prefill, each, settings) : undefined;
       const pursuitMs = pursued && performance.now() - start;
