@@ -1,7 +1,7 @@
 /** Waits end when the word changes, soon or late, and when their time is up. */
 import assert from "node:assert/strict";
 import { currentRuntime } from "../../runtime/mod.ts";
-import { Waiter } from "../../wasm/threads/wait.ts";
+import { Patience, Waiter } from "../../wasm/threads/wait.ts";
 
 const { startThread } = await currentRuntime();
 
@@ -27,4 +27,42 @@ Deno.test("Waiter.changed() hears of a change while it is awake and while it sle
     assert.equal(words[0], value + 1);
   }
   await thread.terminate();
+});
+
+Deno.test("Patience follows waits that are short, and those that are heard awake leave it as it is", () => {
+  const patience = new Patience();
+  assert.equal(patience.awake, 0.05);
+  patience.slept(0.1);
+  assert.equal(patience.awake, 0.2);
+  patience.heard(0.15);
+  patience.slept(0.4);
+  assert.equal(patience.awake, 0.5, "no longer than that");
+  for (let i = 0; i < 100; i++) patience.heard(0.01);
+  assert.equal(patience.awake, 0.5);
+});
+
+Deno.test("Patience is over after long waits in a row, not after one", () => {
+  const patience = new Patience();
+  patience.slept(0.1);
+  for (let i = 0; i < 3; i++) patience.slept(50);
+  assert.equal(patience.awake, 0.2);
+  for (let i = 0; i < 20; i++) patience.slept(50);
+  assert.equal(patience.awake, 0.002);
+  patience.heard(0);
+  assert.equal(patience.awake, 0.05);
+});
+
+/** Waits until being awake for longer than a wake costs is tried, where each ends 0.1 ms after it fell asleep. */
+function restOf(patience: Patience): number {
+  let waits = 0;
+  for (; patience.awake <= 0.05; waits++) patience.slept(patience.awake + 0.1);
+  while (patience.awake > 0.05) patience.slept(patience.awake + 0.1);
+  return waits;
+}
+
+Deno.test("Patience gives up where waits end asleep however long they were awake, for longer each time", () => {
+  const patience = new Patience(), rests = Array.from({ length: 10 }, () => restOf(patience));
+  assert.equal(rests[0], 1);
+  for (let i = 2; i < rests.length; i++) assert.ok(rests[i] >= rests[i - 1], rests.join());
+  assert.ok(rests[9] >= 1000 && rests[9] < 1100, rests.join());
 });
