@@ -310,10 +310,10 @@ Deno.test("worthSharing() grows with the rows and the model, and wants more of a
     while (!worthSharing(work(operations), count)) count++;
     return count;
   };
-  assert.equal(from("head", 1), 1);
-  assert.ok(from("project", 1) > 1);
-  // With a third of the width the larger step, too, is better left to one thread.
-  assert.deepEqual([from("finish", 1), from("finish", 1 / 3) > 1], [1, true]);
+  for (const list of ["project", "finish", "head"] as const) assert.equal(from(list, 1), 1, list);
+  // With less width first the smaller step is better left to one thread, then the larger one.
+  assert.deepEqual(([1 / 3, 1 / 6] as const).map((scale) => from("project", scale) > 1), [true, true]);
+  assert.deepEqual(([1 / 3, 1 / 6] as const).map((scale) => from("finish", scale) > 1), [false, true]);
   assert.equal(from("project", 8), 1);
   const { work, project, finish, head } = lists(1);
   assert.deepEqual([project, finish, head].map((list) => work(list).waits), [2, 4, 2]);
