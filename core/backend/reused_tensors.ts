@@ -35,6 +35,7 @@ export class ReusedTensors implements Tensors<Float32Array> {
   }
 
   #again(length: number): Float32Array | undefined {
+    if (4 * length < LEAST_BYTES) return undefined;
     const at = this.#free.findLastIndex((array) => array.length === length);
     if (at < 0) return undefined;
     const [array] = this.#free.splice(at, 1);
