@@ -3,7 +3,7 @@
  *
  *     deno task bench refit --out refit.jsonl [--tasks niah_single_1,niah_multikey_1] [--samples 10] [--first 0]
  *       [--length 1k] [--seed 1] [--keep 20%,10%,5%] [--model FILE] [--references 384]
- *       [--policies kvzip,moved,layer-defensive] [--variants none,both,plain]
+ *       [--policies kvzip,moved,layer-defensive] [--variants none,both,plain] [--backend auto]
  *
  * Variants: `none`; `both` and `values`, defensively; `plain`: both of every head, on all references; `pursuit`, of
  * policies with `refit=pursuit` in their brackets; `both-0.1`: with this ridge; `left-0.7`: both where so much of the
@@ -23,6 +23,7 @@ import { scoreAnswer } from "../evaluate/tasks/metrics.ts";
 import { cellGroups, parseCases, parseLengths } from "../evaluate/sweep/plan.ts";
 import { splitList } from "../evaluate/sweep/lists.ts";
 import { openTasks } from "../evaluate/tasks/registry.ts";
+import type { BackendChoice } from "../model/device.ts";
 import { loadModel } from "../model/model.ts";
 import { LINE } from "../model/text/frames.ts";
 import { contextIds, questionIds } from "../model/text/prompt.ts";
@@ -43,6 +44,7 @@ const { values } = parseArgs({
     policies: option("kvzip,moved,layer-defensive"),
     variants: option("none,both,plain"),
     references: option("384"),
+    backend: option("auto"),
     model: { type: "string" },
     haystack: { type: "string" },
   },
@@ -65,7 +67,7 @@ if (unknown !== undefined) {
 
 const runtime = await currentRuntime();
 const path = values.model ?? await pullModel("smollm2-135m", runtime);
-await using model = await loadModel(path, runtime, { frame: LINE });
+await using model = await loadModel(path, runtime, { frame: LINE, backend: values.backend as BackendChoice });
 const { tokenizer, frame, config: { contextLength } } = model;
 const sampling = { seed: Number(values.seed), haystack: await openHaystack(runtime, values.haystack) };
 const cases = parseCases(values.policies, values.keep);
