@@ -182,7 +182,7 @@ async function startGpu(file: GgufFile, config: ModelConfig, options: DeviceOpti
   const gpu = await openGpu();
   options.onNeeded?.(neededBytes(file, "webgpu", "blocks"), { weightModules: 0, cacheModules: 0 });
   try {
-    const backend = createGpuBackend(gpu);
+    const host = await pickBackend("auto"), backend = createGpuBackend(gpu, { host });
     const dense = await createGpuDense(file, config, gpu, backend.tensors, options);
     return {
       backend,
@@ -190,6 +190,7 @@ async function startGpu(file: GgufFile, config: ModelConfig, options: DeviceOpti
       async [Symbol.asyncDispose]() {
         await dense[Symbol.asyncDispose]();
         backend[Symbol.dispose]();
+        host[Symbol.dispose]();
         gpu[Symbol.dispose]();
       },
     };

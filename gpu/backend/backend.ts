@@ -22,22 +22,29 @@ export interface GpuBackendOptions {
   readonly scratch?: number;
   /** Attention by the one short stage, which emulators translate quickly; default: where the device is emulated. */
   readonly short?: boolean;
+  /** What solves and multiplies for refits and gates that are fitted, on this side; default: nothing, so plain loops. */
+  readonly host?: Pick<Backend, "products" | "solve" | "boundedLeastSquares">;
 }
 
 /**
  * A backend on a device, which stays the caller's to close. Its rows reject with `PalisadeError`s of `gpu/errors.ts` and,
  * for keys and values that their type can't hold, `cache-type.range`: from the next promise on.
  *
- * `select` runs on this side: the scores are here, where the policy computed them, and so no wait is added.
+ * `select` runs on this side: the scores are here, where the policy computed them, and so no wait is added. So do refits,
+ * in doubles, which a device hasn't.
  */
 export function createGpuBackend(gpu: GpuDevice, options: GpuBackendOptions = {}): GpuBackend {
   const meter = new RowMeter(), tensors = createGpuTensors(gpu), constants = new Constants(gpu);
-  const { maxBinding = gpu.info.maxBinding, scratch, short = gpu.info.emulated } = options;
+  const { maxBinding = gpu.info.maxBinding, scratch, short = gpu.info.emulated, host = {} } = options;
+  const { products, solve, boundedLeastSquares } = host;
   return {
     name: "webgpu",
     detail: `WebGPU, ${gpu.info.description}${featureList(gpu)}`,
     memory: () => meter.memory(),
     refits: true,
+    products,
+    solve,
+    boundedLeastSquares,
     tensors,
     createRows: (shape, reserve, type = "f32") =>
       checkedRows(

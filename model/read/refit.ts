@@ -3,10 +3,10 @@
  * refitted by the layer's references (`core/refit/refit.ts`). Where layers compete that is after the last layer.
  */
 import { inputError, option, say } from "../../core/errors.ts";
-import type { Backend, LayerRows } from "../../core/backend/interface.ts";
+import type { Backend, CopiedRows, LayerRows } from "../../core/backend/interface.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
 import { pursueHead } from "../../core/refit/pursuit.ts";
-import { type Refit, refitHead, REFITS, type RefitSettings } from "../../core/refit/refit.ts";
+import { type KeptRows, type Refit, refitHead, REFITS, type RefitSettings } from "../../core/refit/refit.ts";
 import { indicesIn, type WideHead } from "../../core/select/wide.ts";
 import { breathe } from "../../runtime/breathe.ts";
 import { algebraOf } from "../gate/fit/algebra.ts";
@@ -47,6 +47,12 @@ export function checkRefit(refit: string, backend: Pick<Backend, "refits" | "nam
     throw inputError("refit.backend", message, option("refit"));
   }
   return known;
+}
+
+/** A head to refit. */
+interface Due {
+  readonly layer: number;
+  readonly head: number;
 }
 
 /** Refits a cache layer by layer, in any order, once each. */
@@ -106,25 +112,45 @@ export class RefitStage {
 
   /** Refits all layers that wait: their entries are final. `length`: tokens of the context. */
   async run(length: number, { signal, now = () => performance.now() }: { signal?: AbortSignal; now?: () => number }) {
-    const start = now();
-    for (const [layer, references] of this.#waiting) {
-      this.#tokens = references.tokens;
-      for (let head = 0; head < this.#cache.shape.kvHeads; head++) {
-        signal?.throwIfAborted();
-        await breathe();
-        if (this.#cache.length(layer, head) < length) await this.#head(layer, head, references);
-      }
-      this.#waiting.delete(layer);
+    const start = now(), heads = this.#due(length);
+    // One head ahead: what comes from a device is waited for while another head is fitted.
+    let ahead = this.#copy(heads[0]);
+    for (const [i, each] of heads.entries()) {
+      signal?.throwIfAborted();
+      await breathe();
+      const kept = await ahead;
+      ahead = this.#copy(heads[i + 1]);
+      this.#fit(each, kept!);
+      if (heads[i + 1]?.layer !== each.layer) this.#waiting.delete(each.layer);
     }
+    this.#waiting.clear();
     this.#ms += now() - start;
   }
 
-  async #head(layer: number, head: number, of: LayerReferences): Promise<void> {
-    const { shape } = this.#cache;
-    if (this.#cache.length(layer, head) === 0) return;
+  /** The heads that lost entries, and kept some. */
+  #due(length: number): Due[] {
+    const heads: Due[] = [];
+    for (const [layer, { tokens }] of this.#waiting) {
+      this.#tokens = tokens;
+      for (let head = 0; head < this.#cache.shape.kvHeads; head++) {
+        const kept = this.#cache.length(layer, head);
+        if (kept > 0 && kept < length) heads.push({ layer, head });
+      }
+    }
+    return heads;
+  }
+
+  #copy(due: Due | undefined): Promise<CopiedRows> | undefined {
+    const copy = due && this.#cache.rows(due.layer).copyRows(due.head);
+    // Whoever waits for it hears of its failure; after another one nobody does.
+    copy?.catch(() => {});
+    return copy;
+  }
+
+  #fit({ layer, head }: Due, kept: KeptRows): void {
+    const { shape } = this.#cache, of = ofKvHead(this.#waiting.get(layer)!, this.#cache.rows(layer).shape, head);
     this.#of++;
-    const rows = this.#cache.rows(layer), references = ofKvHead(of, rows.shape, head);
-    const refitted = refitHead(await rows.copyRows(head), references, shape.headDim, this.#settings);
+    const refitted = refitHead(kept, of, shape.headDim, this.#settings);
     if (!refitted) return;
     this.#cache.refit(layer, head, refitted);
     this.#heads++;

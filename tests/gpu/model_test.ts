@@ -18,6 +18,7 @@ import { currentRuntime } from "../../runtime/mod.ts";
 import { randomGate } from "../_helper/gate.ts";
 import { gpuTest } from "../_helper/gpu.ts";
 import { openTiny, TINY_MODELS } from "../_helper/tiny_models.ts";
+import { PROSE } from "../_helper/workbench.ts";
 
 type TinyModel = typeof TINY_MODELS[number];
 
@@ -316,6 +317,21 @@ gpuTest("a model on webgpu answers as on this side, and says where it runs", asy
   assert.equal(needed.length, 1);
   await using named = await loadModel(data("llama-plain.gguf"), runtime, { dense: "webgpu" });
   assert.deepEqual([named.backend.name, named.dense.name], ["webgpu", "webgpu"]);
+});
+
+gpuTest("a model on the device refits by the kernels of this side, as a model of this side does", async () => {
+  const runtime = await currentRuntime(), path = data("llama-plain.gguf");
+  const refitted = async (options: LoadOptions) => {
+    await using model = await loadModel(path, runtime, { precision: "float32", frame: "line", ...options });
+    const { products, solve, boundedLeastSquares } = model.backend;
+    assert.ok(products && solve && boundedLeastSquares, `${model.backend.name} solves plainly`);
+    using context = await openContext(model, PROSE.slice(0, 320), { policy: "kvzip", keep: "70%", refit: "both" });
+    return { ...context.refit!, biased: context.cache.biased };
+  };
+  const here = await refitted({ backend: "wasm", dense: "wasm" }), there = await refitted({ backend: "webgpu" });
+  assert.ok(here.heads > 0);
+  assert.deepEqual([there.heads, there.of, there.biased], [here.heads, here.of, here.biased]);
+  assert.ok(Math.abs(there.after - here.after) <= 1e-3 * here.after, `${there.after}, ${here.after}`);
 });
 
 Deno.test("halves of two places are refused before anything is started", async () => {

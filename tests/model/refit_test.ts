@@ -7,11 +7,17 @@ import { refitHead } from "../../core/refit/refit.ts";
 import { LayerReader } from "../../model/read/layer_reader.ts";
 import { repeatPrompts } from "../../model/read/reconstruct.ts";
 import { ofKvHead } from "../../model/read/references.ts";
-import { checkRefit } from "../../model/read/refit.ts";
+import { checkRefit, RefitStage } from "../../model/read/refit.ts";
 import { reportOf } from "../../model/report.ts";
 import { type ContextOptions, openContext } from "../../model/session.ts";
 import { contextIds } from "../../model/text/prompt.ts";
-import { forkCache, prefillOnce, pursuedOf, refitFork } from "../../evaluate/sweep/shared_prefill.ts";
+import {
+  forkCache,
+  prefillOnce,
+  pursuedOf,
+  refitFork,
+  type SharedPrefill,
+} from "../../evaluate/sweep/shared_prefill.ts";
 import { resolvePolicy } from "../../core/policy/registry.ts";
 import { PalisadeError } from "../../core/errors.ts";
 import type { Model } from "../../model/model.ts";
@@ -104,6 +110,54 @@ for (const policy of ["kvzip", "moved", "kvzip(compete=head)", "layer-defensive"
     assert.deepEqual((await refitted.ask("How many?", { maxTokens: 4 })).ids, first.ids);
   });
 }
+
+/** A fork to refit, its copied rows and refitted heads written down. */
+async function watched(model: Model, prefill: SharedPrefill, failAt = Infinity) {
+  const fork = await forkCache(prefill.cache, prefill.cases[0].kept!), events: string[] = [];
+  const rows = fork.rows.bind(fork);
+  fork.rows = (layer) => {
+    const own = rows(layer);
+    const copyRows = (head: number) => {
+      events.push(`copy ${layer} ${head}`);
+      return events.length > failAt ? Promise.reject(new Error("lost")) : own.copyRows(head);
+    };
+    return Object.assign(Object.create(null), { shape: own.shape, copyRows });
+  };
+  fork.refit = (layer, head) => void events.push(`refit ${layer} ${head}`);
+  const stage = new RefitStage(fork, { refit: "both", defensive: false });
+  prefill.references.forEach((references, layer) => stage.add(layer, references));
+  const heads = Array.from(
+    { length: model.config.layers },
+    (_, layer) => Array.from({ length: model.config.kvHeads }, (_, head) => `${layer} ${head}`),
+  ).flat();
+  return { fork, stage, events, heads, length: prefill.cache.position };
+}
+
+Deno.test("a refit asks for the next head's rows before it fits one, once each", async () => {
+  await using model = await tinyModel("wasm");
+  const ids = contextIds(model.frame, model.tokenizer, TEXT), policy = resolvePolicy("kvzip(compete=head)");
+  using prefill = await prefillOnce(model, ids, [{ policy, keep: { fraction: 0.7 } }], { referenceTokens: 384 });
+  const { fork, stage, events, heads, length } = await watched(model, prefill);
+  using _ = fork;
+  await stage.run(length, {});
+  const wanted = heads.flatMap((head, i) => {
+    return [...i + 1 < heads.length ? [`copy ${heads[i + 1]}`] : [], `refit ${head}`];
+  });
+  assert.deepEqual(events, [`copy ${heads[0]}`, ...wanted]);
+  assert.equal(stage.waitingBytes, 0);
+});
+
+Deno.test("a refit that is stopped, or whose rows don't come, leaves nothing unheard", async () => {
+  await using model = await tinyModel("wasm");
+  const ids = contextIds(model.frame, model.tokenizer, TEXT), policy = resolvePolicy("kvzip(compete=head)");
+  using prefill = await prefillOnce(model, ids, [{ policy, keep: { fraction: 0.7 } }], { referenceTokens: 384 });
+  const stopped = await watched(model, prefill, 0), lost = await watched(model, prefill, 2);
+  using _ = stopped.fork, __ = lost.fork;
+  const why = new Error("stopped");
+  await assert.rejects(stopped.stage.run(stopped.length, { signal: AbortSignal.abort(why) }), why);
+  await assert.rejects(lost.stage.run(lost.length, {}), /lost/);
+  assert.ok(lost.stage.waitingBytes > 0);
+});
 
 Deno.test("refitFork() gives what openContext() gives", async () => {
   await using model = await tinyModel("wasm");
