@@ -151,7 +151,10 @@ export class LayerReader implements Disposable {
           contribution: needs.reconstruction.contribution ? options.outputWeights : undefined,
         });
       }
-      if (needs.selfGate) parts.replay = await Replay.open(device, cache, ids.length, pieces!, fitting!, signal);
+      if (needs.selfGate) {
+        const asked = { signal, referenceTokens: options.referenceTokens };
+        parts.replay = await Replay.open(device, cache, ids.length, pieces!, fitting!, asked);
+      }
       return reader;
     } catch (error) {
       reader[Symbol.dispose]();
@@ -249,7 +252,7 @@ export class LayerReader implements Disposable {
   }
 
   #begin(layer: number): LayerWork {
-    const { referenceTokens } = this.#options, { reconstruction } = this.#parts, { shape } = this.#cache;
+    const { referenceTokens } = this.#options, { reconstruction, replay } = this.#parts, { shape } = this.#cache;
     const source = sourceOf(shape, layer), isGlobal = this.#cache.globals.includes(source);
     const { needs, window } = isGlobal ? this.#options : { needs: {} as Needs, window: 0 };
     const { heads, headDim, kvHeads } = layerShape(shape, layer);
@@ -261,7 +264,7 @@ export class LayerReader implements Disposable {
     this.#given.add(windowQueries);
     const own = source === layer;
     const moved = own && needs.moved ? this.#sampled(needs.moved.every) : undefined;
-    const references = own && referenceTokens && !reconstruction && isGlobal
+    const references = own && referenceTokens && !reconstruction && !replay && isGlobal
       ? this.#sampled(Math.ceil(this.#length / referenceTokens))
       : undefined;
     const inputs = new LayerInputs(this.#cache.backend.tensors);
@@ -310,7 +313,7 @@ export class LayerReader implements Disposable {
     for (const each of [moved, references]) {
       if (each) await moveBehind(each, this.#dense.config, this.#length, rope, this.#cache.position);
     }
-    const selfGate = await replay?.layer(layer, inputs.chunks);
+    const replayed = await replay?.layer(layer, inputs.chunks, rows);
     const repeated = given ??
       (layer < this.#together ? await reconstruction?.layer(layer, referenceTokens) : undefined);
     const softTokens = await probe?.layer(layer, this.#options.needs.softTokens!.reduction);
@@ -319,10 +322,11 @@ export class LayerReader implements Disposable {
       reconstruction: repeated?.importance,
       gate,
       asked: asked.length > 0 ? quiet(together(undefined, ...asked)) : undefined,
-      selfGate,
+      selfGate: replayed?.scores,
       softTokens,
       moved: moved && await unmaskedMaxima(tensors, rows, moved),
-      references: repeated?.references ?? (references && await referencesOf(tensors, rows, references)),
+      references: repeated?.references ?? replayed?.references ??
+        (references && await referencesOf(tensors, rows, references)),
     };
     if (source === layer) this.#cache.release(layer);
     this.#options.behind?.end(layer);

@@ -8,11 +8,15 @@
  * fitted on the pieces, from their hidden states after the attention norm to ln(importance + floor), begun with what is
  * known of the model (`model/gate/fit/towards.ts`), and scores all the rest.
  *
+ * A refit goes by queries of the prompts, moved from behind their pieces to behind the context's end.
+ *
  * Memory: hidden states of the context twice while a layer is read, those of the prompts, one layer's rows of the pieces.
  */
 import { readPart, Temporaries, type Tensor } from "../../core/backend/tensor.ts";
 import { scoreByGate } from "../../core/backend/gate.ts";
 import { RaggedCache } from "../../core/cache/ragged.ts";
+import { concatenate } from "../../core/concatenate.ts";
+import type { LayerRows } from "../../core/backend/interface.ts";
 import type { SelfGateNeed } from "../../core/policy/policy.ts";
 import type { LinearGate } from "../../core/measure/gate_scores.ts";
 import { layerShape, windowOf } from "../../core/shape.ts";
@@ -26,6 +30,8 @@ import type { GateWeights } from "../gate/scorer.ts";
 import { type ChatFrame, frameTokens } from "../text/prompt.ts";
 import type { TextTokenizer } from "../text/tokenizer.ts";
 import { type Chunk, HiddenStates } from "./hidden_states.ts";
+import { moveBehind } from "./moved_queries.ts";
+import { type LayerReferences, referencesOf, SampledQueries } from "./references.ts";
 import { checkReplayRoom } from "./room.ts";
 
 /** First tokens that every prompt sees, as KVzip's. */
@@ -114,6 +120,20 @@ interface Run {
   readonly sinks: number;
 }
 
+/** What a replay finds of a layer. */
+export interface Replayed {
+  /** Of the context's entries, `[kvHeads, length]`, natural logarithms. */
+  readonly scores: Float32Array;
+  readonly references?: LayerReferences;
+}
+
+/** Beyond the pieces. */
+export interface ReplayOptions {
+  readonly signal?: AbortSignal;
+  /** Of about so many tokens of the prompts, the queries are kept, and what they get from all of the context. */
+  readonly referenceTokens?: number;
+}
+
 /** The pieces' way through the layers beside the context's; see the head of the file. */
 export class Replay implements Disposable {
   readonly #device: Device;
@@ -122,7 +142,7 @@ export class Replay implements Disposable {
   readonly #start: number;
   readonly #fitting: Fitting;
   readonly #runs: readonly Run[];
-  readonly #signal?: AbortSignal;
+  readonly #options: ReplayOptions;
   readonly #weights: Float32Array;
   readonly #bias: Float32Array;
   /** Whether a gate is needed at all. */
@@ -133,7 +153,7 @@ export class Replay implements Disposable {
     { length, start }: { readonly length: number; readonly start: number },
     fitting: Fitting,
     runs: readonly Run[],
-    signal?: AbortSignal,
+    options: ReplayOptions,
   ) {
     const { layers, kvHeads, width } = device.dense.config;
     this.#device = device;
@@ -141,7 +161,7 @@ export class Replay implements Disposable {
     this.#start = start;
     this.#fitting = fitting;
     this.#runs = runs;
-    this.#signal = signal;
+    this.#options = options;
     this.#weights = new Float32Array(layers * kvHeads * width);
     this.#bias = new Float32Array(layers * kvHeads);
     this.#fits = (fitting.learn ?? false) || repeatedOf(runs) < length;
@@ -154,17 +174,17 @@ export class Replay implements Disposable {
     length: number,
     pieces: readonly Piece[],
     fitting: Fitting,
-    signal?: AbortSignal,
+    options: ReplayOptions = {},
   ): Promise<Replay> {
     const runs: Run[] = [], at = { length, start: cache.position };
-    const opened = new Replay(device, at, fitting, runs, signal);
+    const opened = new Replay(device, at, fitting, runs, options);
     try {
       for (const piece of pieces) {
         const hidden = await HiddenStates.embed(device, piece.ids);
         const sinks = Math.min(SINKS, piece.first);
         runs.push({ piece, hidden, sinks, cache: new RaggedCache(device.backend, device.dense.config, cache.type) });
       }
-      return new Replay(device, at, fitting, runs, signal);
+      return new Replay(device, at, fitting, runs, options);
     } catch (error) {
       opened[Symbol.dispose]();
       throw error;
@@ -189,17 +209,41 @@ export class Replay implements Disposable {
   }
 
   /**
-   * Once the context is through the layer: the scores of its entries, `[kvHeads, length]`, natural logarithms, from the
-   * layer's inputs, all of the context's chunks in order. Nothing for a window layer, which the prompts only pass through.
+   * Once the context is through the layer: what its rows, the layer's inputs (all of the context's chunks in order) and
+   * the prompts tell. Nothing for a window layer, which the prompts only pass through.
    */
-  async layer(layer: number, inputs: readonly Chunk[]): Promise<Float32Array | undefined> {
-    const importance: Float32Array[] = [];
-    for (const run of this.#runs) importance.push(await this.#repeat(layer, run));
+  async layer(layer: number, inputs: readonly Chunk[], rows: LayerRows): Promise<Replayed | undefined> {
+    const importance: Float32Array[] = [], references: LayerReferences[] = [];
+    for (const run of this.#runs) {
+      using sampled = this.#sampled(layer, run);
+      importance.push(await this.#repeat(layer, run, sampled));
+      if (sampled) references.push(await this.#ask(layer, run, sampled, rows));
+    }
     if (!this.#isGlobal(layer)) return undefined;
     const scores = new Float32Array(this.#device.dense.config.kvHeads * this.#length);
     if (this.#fits) await this.#predict(scores, await this.#fit(layer, inputs, importance), inputs);
     this.#runs.forEach(({ piece }, i) => putMeasured(scores, this.#length, piece, importance[i]));
-    return scores;
+    return { scores, ...(references.length > 0 && { references: allReferences(references) }) };
+  }
+
+  /** Room for a prompt's share of the wanted queries. */
+  #sampled(layer: number, { piece: { ids } }: Run): SampledQueries | undefined {
+    const { referenceTokens } = this.#options, { backend: { tensors }, dense: { config } } = this.#device;
+    if (!referenceTokens || !this.#isGlobal(layer)) return undefined;
+    const total = this.#runs.reduce((sum, { piece }) => sum + piece.ids.length, 0);
+    return new SampledQueries(tensors, config, ids.length, Math.ceil(total / referenceTokens));
+  }
+
+  /** Asks a prompt's queries from behind the context's end. */
+  async #ask(
+    layer: number,
+    { piece: { end } }: Run,
+    sampled: SampledQueries,
+    rows: LayerRows,
+  ): Promise<LayerReferences> {
+    const { backend: { tensors }, dense: { config } } = this.#device;
+    await moveBehind(sampled, config, this.#length - end, config.ropes[layer], this.#start + end);
+    return await referencesOf(tensors, rows, sampled);
   }
 
   /** What was fitted, once all layers are read. */
@@ -218,21 +262,26 @@ export class Replay implements Disposable {
   }
 
   /** The prompt's pass through the layer; importance of the piece's entries, `[kvHeads, end − first]`. */
-  async #repeat(layer: number, { piece, cache, hidden, sinks }: Run): Promise<Float32Array> {
+  async #repeat(
+    layer: number,
+    { piece, cache, hidden, sinks }: Run,
+    sampled: SampledQueries | undefined,
+  ): Promise<Float32Array> {
     const { dense } = this.#device, { config } = dense, isGlobal = this.#isGlobal(layer);
     const importance = new Float32Array(config.kvHeads * (piece.end - piece.first));
-    const attend = async (at: AtAttention, count: number) => {
+    const attend = async (at: AtAttention, { first, count }: Chunk) => {
       const { output, columnMax } = await at.rows.prefillAttention(at.queries, count, { columnMax: isGlobal });
       at.made.add(output);
+      sampled?.add(at.queries, first, count);
       if (columnMax) raise(importance, columnMax, config, sinks);
       return output;
     };
     for (const chunk of hidden.chunks()) {
-      this.#signal?.throwIfAborted();
+      this.#options.signal?.throwIfAborted();
       const input = { layer, hidden: chunk.hidden, count: chunk.count, first: this.#start + piece.end + chunk.first };
       // After the last layer's attention nobody reads a prompt's hidden states.
-      if (layer === config.layers - 1) await layerAttention(dense, cache, input, (at) => attend(at, chunk.count));
-      else hidden.replace(chunk, await layerStep(dense, cache, input, (at) => attend(at, chunk.count)));
+      if (layer === config.layers - 1) await layerAttention(dense, cache, input, (at) => attend(at, chunk));
+      else hidden.replace(chunk, await layerStep(dense, cache, input, (at) => attend(at, chunk)));
     }
     cache.compact(layer, Array.from({ length: config.kvHeads }, () => new Int32Array(0)));
     return importance;
@@ -303,6 +352,13 @@ export class Replay implements Disposable {
     });
     return { weights, rows: known.tokens };
   }
+}
+
+/** Those of all prompts, one after another. */
+function allReferences(parts: readonly LayerReferences[]): LayerReferences {
+  const all = (name: "queries" | "outputs" | "logSumExp") => concatenate(parts.map((part) => part[name]), Float32Array);
+  const tokens = parts.reduce((sum, part) => sum + part.tokens, 0);
+  return { tokens, queries: all("queries"), outputs: all("outputs"), logSumExp: all("logSumExp") };
 }
 
 function repeatedOf(runs: readonly Pick<Run, "piece">[]): number {

@@ -4,8 +4,11 @@ import { mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { copyHeads } from "../../core/backend/copy_heads.ts";
+import type { CopiedRows } from "../../core/backend/interface.ts";
 import { RaggedCache } from "../../core/cache/ragged.ts";
 import { randomSource } from "../../core/measure/random.ts";
+import { refitHead } from "../../core/refit/refit.ts";
 import { project } from "../../model/dense/project.ts";
 import { parseGate } from "../../model/gate/file.ts";
 import { fitTowards } from "../../model/gate/fit/towards.ts";
@@ -15,6 +18,7 @@ import { GateScorer, readGains } from "../../model/gate/scorer.ts";
 import { loadModel, type Model } from "../../model/model.ts";
 import { LayerReader } from "../../model/read/layer_reader.ts";
 import { policyInputs } from "../../model/read/policy_inputs.ts";
+import { type LayerReferences, ofKvHead } from "../../model/read/references.ts";
 import { type Piece, replayPieces } from "../../model/read/replay.ts";
 import { openContext } from "../../model/session.ts";
 import { contextIds, frameTokens } from "../../model/text/prompt.ts";
@@ -22,6 +26,7 @@ import { parseSafetensors } from "../../model/file/safetensors.ts";
 import type { Runtime } from "../../runtime/interface.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
 import { randomGate } from "../_helper/gate.ts";
+import { assertClose } from "../_helper/close.ts";
 import { engineOf } from "../_helper/host.ts";
 import { palisade } from "../_helper/io.ts";
 
@@ -140,32 +145,68 @@ Deno.test("replayPieces() takes what has room behind it, and refuses where nothi
 });
 
 /** Scores of every layer, `[layers][kvHeads · L]`, as the reader gives them, and what was fitted. */
-async function measured(model: Model, ids: readonly number[], tokens: number, chunk: number) {
+async function measured(model: Model, ids: readonly number[], tokens: number, chunk: number, referenceTokens = 0) {
   using cache = new RaggedCache(model.backend, model.config);
   const needs = { selfGate: { tokens, chunk } };
   const inputs = await policyInputs(model, { needs }, ids, { learned: false });
-  using reader = await LayerReader.open(model, cache, ids, { needs, window: 0, ...inputs });
-  const layers: (Float32Array | undefined)[] = [];
-  for (let layer = 0; layer < model.config.layers; layer++) layers.push((await reader.layer(layer)).selfGate);
-  return { layers, fitted: reader.fitted()! };
+  using reader = await LayerReader.open(model, cache, ids, { needs, window: 0, referenceTokens, ...inputs });
+  const layers: (Float32Array | undefined)[] = [], references: (LayerReferences | undefined)[] = [];
+  const rows: CopiedRows[][] = [];
+  for (let layer = 0; layer < model.config.layers; layer++) {
+    const seen = await reader.layer(layer);
+    layers.push(seen.selfGate);
+    references.push(seen.references);
+    rows.push(await copyHeads(cache.rows(layer)));
+  }
+  return { layers, references, rows, fitted: reader.fitted()! };
 }
 
 for (const backend of ["ts", "wasm"] as const) {
   Deno.test(`self-gate measures of a text that is repeated at once what kvzip measures, ${backend}`, async () => {
     await using model = await tiny("qwen2-plain", backend);
     const ids = contextIds(model.frame, model.tokenizer, TEXT.repeat(4)).slice(0, 90);
-    const { layers, fitted } = await measured(model, ids, 1024, 512);
+    const { layers, references, fitted } = await measured(model, ids, 1024, 512, 30);
     assert.deepEqual(fitted, { tokens: 0, known: 0, repeated: 90, of: 90 });
     using cache = new RaggedCache(model.backend, model.config);
     const needs = { reconstruction: { chunk: 512, postfix: 0 } };
     const inputs = await policyInputs(model, { needs }, ids);
-    using reader = await LayerReader.open(model, cache, ids, { needs, window: 0, ...inputs });
-    for (const scores of layers) {
-      const { reconstruction } = await reader.layer(layers.indexOf(scores));
+    using reader = await LayerReader.open(model, cache, ids, { needs, window: 0, referenceTokens: 30, ...inputs });
+    for (const [layer, scores] of layers.entries()) {
+      const { reconstruction, references: theirs } = await reader.layer(layer);
       scores!.forEach((score, i) => assert.ok(Math.abs(Math.exp(score) - FLOOR - reconstruction![i]) < 1e-5));
+      const { tokens, ...ours } = references[layer]!;
+      assert.equal(tokens, theirs!.tokens);
+      for (const part of ["queries", "outputs", "logSumExp"] as const) {
+        assertClose(ours[part], theirs![part], 1e-4, `${part} of layer ${layer}`);
+      }
     }
   });
 }
+
+Deno.test("a refit behind self-gate goes by the prompts' queries, asked over the whole context from behind its end", async () => {
+  await using model = await tiny("llama-plain");
+  const { config } = model, { layers, kvHeads, headDim } = config, dense = engineOf(model.dense);
+  const ids = contextIds(model.frame, model.tokenizer, TEXT.repeat(4)).slice(0, 100), L = ids.length;
+  const pieces = replayPieces(model, ids, { tokens: 48, chunk: 24 }), prompts = pieces.map((piece) => piece.ids);
+  assert.ok(pieces.length === 2 && pieces.every(({ end }) => end < L));
+  const { references, rows } = await measured(model, ids, 48, 24, 40);
+  const every = Math.ceil(prompts.flat().length / 40), row = config.heads * headDim;
+  // The first layer's queries are those of tokens that have seen nothing yet.
+  const wanted = await Promise.all(prompts.map(async (own) => {
+    const { queries } = project(config, 0, await dense.qkv(0, dense.embed(own), own.length), own.length, L);
+    const sampled = own.map((_, t) => t).filter((t) => (own.length - 1 - t) % every === 0);
+    return sampled.flatMap((t) => [...queries.subarray(t * row, (t + 1) * row)]);
+  }));
+  assertClose(references[0]!.queries, Float32Array.from(wanted.flat()), 1e-4, "queries of layer 0");
+  for (let layer = 0; layer < layers; layer++) {
+    for (let head = 0; head < kvHeads; head++) {
+      // Where every row is kept, the rows give what the context gave.
+      const mine = ofKvHead(references[layer]!, config, head), options = { refit: "values", ridge: 1 } as const;
+      const fitted = refitHead(rows[layer][head], mine, headDim, { ...options, defensive: false });
+      assert.ok(fitted!.before < 1e-4, `layer ${layer} head ${head}: ${fitted!.before}`);
+    }
+  }
+});
 
 /** Largest attention of each piece's prompt, written out: a forward pass in which a prompt sees sinks, piece and itself. */
 async function bruteForce(model: Model, ids: readonly number[], pieces: readonly Piece[]) {
