@@ -142,7 +142,8 @@ export async function prefillOnce(
     const { beyondTrained, signal, referenceTokens } = options, references: LayerReferences[] = [];
     const lastQueries: Float32Array[] = [];
     // A cell is the same on every machine, whatever was read there before.
-    const inputs = await policyInputs(model, observer.wanted, ids, { beyondTrained, learned: false });
+    const needed = { needs: observer.wanted.needs, refit: referenceTokens ? "both" as const : "none" as const };
+    const inputs = await policyInputs(model, needed, ids, { beyondTrained, learned: false });
     using reader = await LayerReader.open(model, cache, ids, {
       ...observer.wanted,
       ...inputs,

@@ -151,9 +151,10 @@ export class LayerReader implements Disposable {
           contribution: needs.reconstruction.contribution ? options.outputWeights : undefined,
         });
       }
-      if (needs.selfGate) {
-        const asked = { signal, referenceTokens: options.referenceTokens };
-        parts.replay = await Replay.open(device, cache, ids.length, pieces!, fitting!, asked);
+      const { referenceTokens } = options, forRefit = referenceTokens && !needs.reconstruction;
+      if (pieces && (needs.selfGate || forRefit)) {
+        const replay = { signal, referenceTokens, ...(needs.selfGate && { fitting }) };
+        parts.replay = await Replay.open(device, cache, ids.length, pieces, replay);
       }
       return reader;
     } catch (error) {
@@ -362,7 +363,7 @@ export class LayerReader implements Disposable {
     };
     const taken = sampled.reduce((sum, each) => sum + (each?.queries.byteLength ?? 0), 0);
     const waiting = taken + (this.#parts.reconstruction?.hiddenBytes ?? 0) +
-      (this.#parts.probe?.hiddenBytes ?? 0) + (replay ? replay.hiddenBytes + states.byteLength : 0);
+      (this.#parts.probe?.hiddenBytes ?? 0) + (replay?.hiddenBytes ?? 0) + (replay?.scores ? states.byteLength : 0);
     this.activationBytes = Math.max(this.activationBytes, states.byteLength + waiting + stepBytes(config, count));
     // No layer follows, and only the chunk with the last token gives logits.
     if (layer === config.layers - 1 && first + count < this.#length) {
@@ -371,7 +372,7 @@ export class LayerReader implements Disposable {
       return;
     }
     const next = await layerStep(this.#dense, this.#cache, input, attend);
-    if (replay && inputs) inputs.take(chunk, states.exchange(chunk, next));
+    if (replay?.scores && inputs) inputs.take(chunk, states.exchange(chunk, next));
     else states.replace(chunk, next);
   }
 

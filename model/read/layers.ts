@@ -34,7 +34,7 @@ import type { Piece } from "./replay.ts";
 export interface PolicyInputs extends ScoreFiles {
   /** For `needs.reconstruction`: `repeatPrompts` of the same context. */
   readonly prompts?: readonly RepeatPrompt[];
-  /** For `needs.selfGate`: `replayPieces` of the same context. */
+  /** For `needs.selfGate`, and for a refit: `piecesOf` the same context. */
   readonly pieces?: readonly Piece[];
 }
 

@@ -1,6 +1,7 @@
 /** What a policy needs beyond the layers themselves: prompts that repeat the context, a gate. */
 import { inputError, option, PalisadeError, say } from "../../core/errors.ts";
 import type { Needs, Policy } from "../../core/policy/policy.ts";
+import type { Refit } from "../../core/refit/refit.ts";
 import type { Gate } from "../gate/file.ts";
 import { checkTarget } from "../gate/find.ts";
 import type { Chunks } from "../foresight/file.ts";
@@ -13,7 +14,7 @@ import { worstCaseOf } from "../gate/worst_case.ts";
 import type { PolicyInputs } from "./layers.ts";
 import type { Reading, ScoreFiles } from "./reading.ts";
 import { repeatPrompts } from "./reconstruct.ts";
-import { type Fitting, replayPieces } from "./replay.ts";
+import { type Fitting, piecesOf } from "./replay.ts";
 import { checkProbeRoom } from "./room.ts";
 
 export interface SourceOptions {
@@ -54,18 +55,19 @@ export async function scoreFiles(
 }
 
 /**
- * What the scores of a policy need beside the layers, for one context.
+ * What the scores of a policy, and a refit behind it, need beside the layers, for one context.
  * @throws PalisadeError `context.too-long`, `gate.*`, `soft-tokens.*` and what the files throw.
  */
 export async function policyInputs(
   model: FileModel & Pick<Model, "tokenizer" | "frame">,
-  { needs }: Pick<Policy, "needs">,
+  { needs, refit }: Pick<Policy, "needs"> & { readonly refit?: Refit },
   ids: readonly number[],
   options: SourceOptions = {},
 ): Promise<PolicyInputs> {
+  const pieces = piecesOf(model, ids, { needs, refit }, options.beyondTrained);
   return {
     ...(needs.reconstruction && { prompts: repeatPrompts(model, ids, needs.reconstruction, options.beyondTrained) }),
-    ...(needs.selfGate && { pieces: replayPieces(model, ids, needs.selfGate, options.beyondTrained) }),
+    ...(pieces && { pieces }),
     ...await neededFiles(model, needs, ids.length, options),
   };
 }

@@ -42,7 +42,7 @@ interface Planned {
 interface Whole extends Planned {
   /** For `needs.reconstruction`: `repeatPrompts` of the same context. */
   readonly prompts?: readonly RepeatPrompt[];
-  /** For `needs.selfGate`: `replayPieces` of the same context. */
+  /** For `needs.selfGate`, and for a refit: `piecesOf` the same context. */
   readonly pieces?: readonly Piece[];
   /** Certificates are wanted. */
   readonly explain?: boolean;

@@ -1,7 +1,7 @@
 /**
- * The queries that a refit goes by (`core/refit/refit.ts`): some of those that repeat the context where the policy has it
- * repeated, else some of the context's own, moved behind its end. Each is asked over all rows of its layer, and what it
- * got is kept until the layer's entries are final.
+ * The queries that a refit goes by (`core/refit/refit.ts`): some of those that repeat the context, or pieces of it, else
+ * some of the context's own, moved behind its end. Each is asked over all rows of its layer, and what it got is kept until
+ * the layer's entries are final.
  *
  * Memory: `tokens` queries and as many outputs for each layer that waits.
  */

@@ -8,7 +8,8 @@
  * fitted on the pieces, from their hidden states after the attention norm to ln(importance + floor), begun with what is
  * known of the model (`model/gate/fit/towards.ts`), and scores all the rest.
  *
- * A refit goes by queries of the prompts, moved from behind their pieces to behind the context's end.
+ * A refit goes by queries of the prompts, moved from behind their pieces to behind the context's end. For a policy that
+ * has nothing repeated, a few short pieces are repeated for the refit alone.
  *
  * Memory: hidden states of the context twice while a layer is read, those of the prompts, one layer's rows of the pieces.
  */
@@ -17,7 +18,8 @@ import { scoreByGate } from "../../core/backend/gate.ts";
 import { RaggedCache } from "../../core/cache/ragged.ts";
 import { concatenate } from "../../core/concatenate.ts";
 import type { LayerRows } from "../../core/backend/interface.ts";
-import type { SelfGateNeed } from "../../core/policy/policy.ts";
+import type { Needs, SelfGateNeed } from "../../core/policy/policy.ts";
+import type { Refit } from "../../core/refit/refit.ts";
 import type { LinearGate } from "../../core/measure/gate_scores.ts";
 import { layerShape, windowOf } from "../../core/shape.ts";
 import type { ModelConfig } from "../config.ts";
@@ -53,29 +55,76 @@ export interface Piece {
 }
 
 /**
+ * What is repeated where no policy asks for it but a refit needs queries: two pieces, whose prompts have about as many
+ * tokens as a refit goes by. Measured: bench/results/refit.md.
+ */
+const FOR_REFIT: SelfGateNeed = { tokens: 320, chunk: 160 };
+
+type ReplayModel = { readonly frame: ChatFrame; readonly tokenizer: TextTokenizer; readonly config: ModelConfig };
+
+/**
+ * What a reading has the model repeat beside kvzip's prompts: for `self-gate`, else for a refit that would have no queries
+ * to go by; there nothing where nothing has room.
+ * @throws PalisadeError as {@link replayPieces}, for `self-gate`.
+ */
+export function piecesOf(
+  model: ReplayModel,
+  ids: readonly number[],
+  { needs: { reconstruction, selfGate }, refit = "none" }: { readonly needs: Needs; readonly refit?: Refit },
+  beyondTrained?: boolean,
+  from?: number,
+): Piece[] | undefined {
+  if (selfGate) return replayPieces(model, ids, selfGate, beyondTrained, from);
+  if (reconstruction || refit === "none") return undefined;
+  const pieces = spreadPieces(model, ids, FOR_REFIT, beyondTrained, from);
+  return pieces.length > 0 ? pieces : undefined;
+}
+
+/**
  * The pieces of the context `ids`: all of it where it has no more than about `tokens`, else as many whole chunks as make
  * them up, evenly spread, neither the first nor a shorter last one among them where there are enough others. `from`: the
  * position of the first of `ids`, where they are read on behind others.
  * @throws PalisadeError `context.too-long` when no piece has room behind it in the trained length, unless `beyondTrained`.
  */
 export function replayPieces(
-  model: { readonly frame: ChatFrame; readonly tokenizer: TextTokenizer; readonly config: ModelConfig },
+  model: ReplayModel,
   ids: readonly number[],
-  { tokens, chunk }: SelfGateNeed,
+  need: SelfGateNeed,
   beyondTrained = false,
   from = 0,
 ): Piece[] {
-  const { frame, tokenizer, config } = model, start = from > 0 ? 0 : frameTokens(model, ids);
+  const pieces = spreadPieces(model, ids, need, beyondTrained, from);
+  if (pieces.length === 0) {
+    const [first] = allPieces(model, ids, need, from);
+    checkReplayRoom(model.config, from + first.end + first.ids.length, need.chunk);
+  }
+  return pieces;
+}
+
+/** The context in chunks. */
+function allPieces(model: ReplayModel, ids: readonly number[], { chunk }: SelfGateNeed, from: number): Piece[] {
+  const { frame, tokenizer } = model, start = from > 0 ? 0 : frameTokens(model, ids);
   const instruction = tokenizer.encodeParts([
     { text: "\n\nRepeat the text above exactly.", special: false },
     ...frame.suffix,
   ]);
-  const all = Array.from({ length: Math.ceil(ids.length / chunk) }, (_, i) => {
+  return Array.from({ length: Math.ceil(ids.length / chunk) }, (_, i) => {
     const first = i * chunk, end = Math.min(ids.length, first + chunk);
     return { first, end, ids: [...instruction, ...ids.slice(Math.max(start, first), end)] };
   }).filter(({ end }) => end > start);
-  const fits = all.filter((piece) => beyondTrained || from + piece.end + piece.ids.length <= config.contextLength);
-  if (fits.length === 0) checkReplayRoom(config, from + all[0].end + all[0].ids.length, chunk);
+}
+
+/** Those of them that have room, if more than wanted, as {@link replayPieces} chooses. */
+function spreadPieces(
+  model: ReplayModel,
+  ids: readonly number[],
+  need: SelfGateNeed,
+  beyondTrained = false,
+  from = 0,
+): Piece[] {
+  const { tokens, chunk } = need, { contextLength } = model.config;
+  const fits = allPieces(model, ids, need, from)
+    .filter((piece) => beyondTrained || from + piece.end + piece.ids.length <= contextLength);
   const wanted = Math.ceil(tokens / chunk);
   if (fits.length <= wanted) return fits;
   const inner = fits.filter(({ first, end }) => first > 0 && end - first === chunk);
@@ -122,13 +171,15 @@ interface Run {
 
 /** What a replay finds of a layer. */
 export interface Replayed {
-  /** Of the context's entries, `[kvHeads, length]`, natural logarithms. */
-  readonly scores: Float32Array;
+  /** Of the context's entries, `[kvHeads, length]`, natural logarithms, where a gate is fitted. */
+  readonly scores?: Float32Array;
   readonly references?: LayerReferences;
 }
 
 /** Beyond the pieces. */
 export interface ReplayOptions {
+  /** For the scores of `self-gate`; without it the prompts give references alone. */
+  readonly fitting?: Fitting;
   readonly signal?: AbortSignal;
   /** Of about so many tokens of the prompts, the queries are kept, and what they get from all of the context. */
   readonly referenceTokens?: number;
@@ -140,7 +191,7 @@ export class Replay implements Disposable {
   readonly #length: number;
   /** Position of the context's first token. */
   readonly #start: number;
-  readonly #fitting: Fitting;
+  readonly #fitting?: Fitting;
   readonly #runs: readonly Run[];
   readonly #options: ReplayOptions;
   readonly #weights: Float32Array;
@@ -151,11 +202,10 @@ export class Replay implements Disposable {
   private constructor(
     device: Device,
     { length, start }: { readonly length: number; readonly start: number },
-    fitting: Fitting,
     runs: readonly Run[],
     options: ReplayOptions,
   ) {
-    const { layers, kvHeads, width } = device.dense.config;
+    const { fitting } = options, { layers, kvHeads, width } = device.dense.config;
     this.#device = device;
     this.#length = length;
     this.#start = start;
@@ -164,7 +214,7 @@ export class Replay implements Disposable {
     this.#options = options;
     this.#weights = new Float32Array(layers * kvHeads * width);
     this.#bias = new Float32Array(layers * kvHeads);
-    this.#fits = (fitting.learn ?? false) || repeatedOf(runs) < length;
+    this.#fits = fitting !== undefined && (fitting.learn || repeatedOf(runs) < length);
   }
 
   /** For a context of `length` tokens, in rows of the type of `cache`. */
@@ -173,18 +223,17 @@ export class Replay implements Disposable {
     cache: RaggedCache,
     length: number,
     pieces: readonly Piece[],
-    fitting: Fitting,
-    options: ReplayOptions = {},
+    options: ReplayOptions,
   ): Promise<Replay> {
     const runs: Run[] = [], at = { length, start: cache.position };
-    const opened = new Replay(device, at, fitting, runs, options);
+    const opened = new Replay(device, at, runs, options);
     try {
       for (const piece of pieces) {
         const hidden = await HiddenStates.embed(device, piece.ids);
         const sinks = Math.min(SINKS, piece.first);
         runs.push({ piece, hidden, sinks, cache: new RaggedCache(device.backend, device.dense.config, cache.type) });
       }
-      return new Replay(device, at, fitting, runs, options);
+      return new Replay(device, at, runs, options);
     } catch (error) {
       opened[Symbol.dispose]();
       throw error;
@@ -194,6 +243,11 @@ export class Replay implements Disposable {
   /** Of the prompts. */
   get hiddenBytes(): number {
     return this.#runs.reduce((sum, { hidden }) => sum + hidden.byteLength, 0);
+  }
+
+  /** Whether {@link layer} wants the layer's inputs. */
+  get scores(): boolean {
+    return this.#fitting !== undefined;
   }
 
   /** Takes what a chunk of the context adds to the pieces' rows, tokens from `first` on. */
@@ -220,10 +274,12 @@ export class Replay implements Disposable {
       if (sampled) references.push(await this.#ask(layer, run, sampled, rows));
     }
     if (!this.#isGlobal(layer)) return undefined;
+    const asked = references.length > 0 ? { references: allReferences(references) } : {};
+    if (!this.#fitting) return asked;
     const scores = new Float32Array(this.#device.dense.config.kvHeads * this.#length);
     if (this.#fits) await this.#predict(scores, await this.#fit(layer, inputs, importance), inputs);
     this.#runs.forEach(({ piece }, i) => putMeasured(scores, this.#length, piece, importance[i]));
-    return { scores, ...(references.length > 0 && { references: allReferences(references) }) };
+    return { scores, ...asked };
   }
 
   /** Room for a prompt's share of the wanted queries. */
@@ -247,7 +303,8 @@ export class Replay implements Disposable {
   }
 
   /** What was fitted, once all layers are read. */
-  fitted(): Fitted {
+  fitted(): Fitted | undefined {
+    if (!this.#fitting) return undefined;
     const tokens = this.#fits ? trainingTokens(this.#runs) : 0, known = this.#fitting.known?.tokens ?? 0;
     const figures = { tokens, known, repeated: repeatedOf(this.#runs), of: this.#length };
     return tokens === 0 ? figures : { ...figures, gate: { weights: this.#weights, bias: this.#bias } };
@@ -291,7 +348,7 @@ export class Replay implements Disposable {
   async #fit(layer: number, inputs: readonly Chunk[], importance: readonly Float32Array[]): Promise<LinearGate> {
     const { backend, dense: { config } } = this.#device, { kvHeads, width } = config;
     const rows = await this.#training(inputs, importance);
-    const gains = this.#fitting.gains.subarray(layer * width, (layer + 1) * width);
+    const gains = this.#fitting!.gains.subarray(layer * width, (layer + 1) * width);
     const x = designMatrix(rows, gains, config, 0), y = targetsOf(rows, kvHeads, 0);
     const weights = this.#weights.subarray(layer * kvHeads * width, (layer + 1) * kvHeads * width);
     const bias = this.#bias.subarray(layer * kvHeads, (layer + 1) * kvHeads);
@@ -342,7 +399,7 @@ export class Replay implements Disposable {
   }
 
   #known(layer: number): Known | undefined {
-    const { kvHeads, width } = this.#device.dense.config, { known } = this.#fitting;
+    const { kvHeads, width } = this.#device.dense.config, { known } = this.#fitting!;
     if (!known) return undefined;
     const weights = Array.from({ length: kvHeads }, (_, head) => {
       const from = layer * kvHeads + head, each = new Float64Array(width + 1);

@@ -10,7 +10,7 @@ import { type AppendOptions, bothRefits, budgetBehind, readOn } from "../read/ap
 import { budgetKept } from "../read/layers.ts";
 import type { Reading, ScoreFiles } from "../read/reading.ts";
 import { repeatPrompts } from "../read/reconstruct.ts";
-import { replayPieces } from "../read/replay.ts";
+import { piecesOf } from "../read/replay.ts";
 import type { ByteSource } from "./bytes.ts";
 import { type Found, matchedTokens, type Wanted } from "./cache.ts";
 import {
@@ -117,11 +117,13 @@ function budgetOf(
 }
 
 /** The prompts that repeat the rest, and its pieces, where the policy has them repeated. */
-function repeatedBehind({ model, reading: { policy: { needs } }, wanted: { ids }, plan }: InsteadOf, tokens: number) {
-  const { reconstruction, selfGate } = needs, { beyondTrained } = plan;
+function repeatedBehind({ model, reading, wanted: { ids }, plan }: InsteadOf, tokens: number) {
+  const { needs, needs: { reconstruction } } = reading.policy, { beyondTrained } = plan;
+  const refit = "refit" in reading ? reading.refit : undefined;
+  const pieces = piecesOf(model, ids.slice(tokens), { needs, refit }, beyondTrained, tokens);
   return {
     ...(reconstruction && { prompts: repeatPrompts(model, ids, reconstruction, beyondTrained, tokens) }),
-    ...(selfGate && { pieces: replayPieces(model, ids.slice(tokens), selfGate, beyondTrained, tokens) }),
+    ...(pieces && { pieces }),
   };
 }
 

@@ -19,7 +19,7 @@ import { loadModel, type Model } from "../../model/model.ts";
 import { LayerReader } from "../../model/read/layer_reader.ts";
 import { policyInputs } from "../../model/read/policy_inputs.ts";
 import { type LayerReferences, ofKvHead } from "../../model/read/references.ts";
-import { type Piece, replayPieces } from "../../model/read/replay.ts";
+import { type Piece, piecesOf, replayPieces } from "../../model/read/replay.ts";
 import { openContext } from "../../model/session.ts";
 import { contextIds, frameTokens } from "../../model/text/prompt.ts";
 import { parseSafetensors } from "../../model/file/safetensors.ts";
@@ -142,6 +142,40 @@ Deno.test("replayPieces() takes what has room behind it, and refuses where nothi
     message: /self-gate\(chunk=…\)/,
   });
   assert.equal(replayPieces(shorter, ids, { tokens: 300, chunk: 300 }, true).length, 1);
+});
+
+Deno.test("piecesOf() has two short pieces repeated for a refit that would have no queries, where they have room", async () => {
+  await using model = await tiny("qwen2-plain");
+  const ids = contextIds(model.frame, model.tokenizer, TEXT.repeat(60)).slice(0, 1000), refit = "both";
+  const pieces = piecesOf(model, ids, { needs: {}, refit })!;
+  assert.deepEqual(pieces.map(({ first, end }) => [first, end]), [[320, 480], [640, 800]]);
+  for (const without of [{ needs: {} }, { needs: {}, refit: "none" as const }]) {
+    assert.equal(piecesOf(model, ids, without), undefined);
+  }
+  // What a policy has repeated serves its refit, too.
+  assert.equal(piecesOf(model, ids, { needs: { reconstruction: { chunk: 512, postfix: 8 } }, refit }), undefined);
+  const selfGate = { tokens: 300, chunk: 100 };
+  assert.deepEqual(piecesOf(model, ids, { needs: { selfGate }, refit }), replayPieces(model, ids, selfGate));
+  const short = { ...model, config: { ...model.config, contextLength: 170 } };
+  assert.equal(piecesOf(short, ids, { needs: {}, refit }), undefined);
+  assert.equal(piecesOf(short, ids, { needs: {}, refit }, true)!.length, 2);
+});
+
+Deno.test("a reading that refits behind a window policy asks the prompts' queries, and fits no gate", async () => {
+  await using model = await tiny("llama-plain");
+  const ids = contextIds(model.frame, model.tokenizer, TEXT.repeat(20)).slice(0, 400);
+  const inputs = await policyInputs(model, { needs: {}, refit: "both" }, ids), { pieces } = inputs;
+  assert.equal(pieces!.length, 2);
+  using cache = new RaggedCache(model.backend, model.config);
+  using reader = await LayerReader.open(model, cache, ids, { needs: {}, window: 0, referenceTokens: 40, ...inputs });
+  const prompts = pieces!.flatMap((piece) => piece.ids).length;
+  for (let layer = 0; layer < model.config.layers; layer++) {
+    const { selfGate, references } = await reader.layer(layer);
+    assert.equal(selfGate, undefined);
+    const every = Math.ceil(prompts / 40);
+    assert.equal(references!.tokens, pieces!.reduce((sum, piece) => sum + Math.ceil(piece.ids.length / every), 0));
+  }
+  assert.equal(reader.fitted(), undefined);
 });
 
 /** Scores of every layer, `[layers][kvHeads · L]`, as the reader gives them, and what was fitted. */
