@@ -17,8 +17,8 @@ export const DEFAULT_POLICY = "gate, else kvzip";
 /** What help says of the default budget: the share, and the tokens per head that stay in any case. */
 export const DEFAULT_KEEP = `${DEFAULTS.keep}, at least ${DEFAULTS.leastKept}`;
 
-/** What help says of the refit done when none is named: behind which default. */
-export const DEFAULT_REFIT = `${DEFAULTS.refit}; both without a gate`;
+/** What help says of the refit done when none is named. */
+export const DEFAULT_REFIT = `both; ${DEFAULTS.refit} with --policy`;
 
 /** How models are run. */
 export const ENGINES = {

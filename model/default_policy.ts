@@ -1,11 +1,11 @@
 /**
  * The policy of a context for which none is named, chosen by measurement (bench/results/answers.md, docs/gates.md): the
  * gate wherever one is fitted, together with the risk seen by the last queries, because it keeps nearly as many answers
- * as kvzip for the price of one small product per token; else kvzip, which needs no preparation but a second prefill,
- * and whose entries are refitted by it;
+ * as kvzip for the price of one small product per token; else kvzip, which needs no preparation but a second prefill;
  * where not even short chunks of kvzip's fit behind the context, `self-gate`, whose chunks are repeated right behind
  * themselves, and which keeps fewer answers than kvzip (bench/results/self-gate.md), but far more than those that guess
- * from the last queries; where even that has no room, `layer-defensive`, the best of these.
+ * from the last queries; where even that has no room, `layer-defensive`, the best of these. What the gates and kvzip keep
+ * is refitted.
  */
 import { PalisadeError } from "../core/errors.ts";
 import type { Policy } from "../core/policy/policy.ts";
@@ -15,7 +15,7 @@ import type { Gate } from "./gate/file.ts";
 import type { Model } from "./model.ts";
 import { gateIfAny } from "./read/policy_inputs.ts";
 import { repeatPrompts } from "./read/reconstruct.ts";
-import { replayPieces } from "./read/replay.ts";
+import { piecesOf, replayPieces } from "./read/replay.ts";
 
 /** Chunks that kvzip repeats, longest first. Each costs some thirty tokens of instruction. */
 const CHUNKS = [2048, 1024, 512, 256] as const;
@@ -46,6 +46,7 @@ export async function defaultPolicy(
 
 /** What else of {@link ContextOptions} decides whether the default refits. */
 export interface DefaultRefitOptions {
+  readonly beyondTrained?: boolean;
   readonly risk?: unknown;
   readonly explain?: boolean;
   readonly merge?: string;
@@ -53,17 +54,20 @@ export interface DefaultRefitOptions {
 }
 
 /**
- * What is refitted behind a policy that nobody named, when that is left open too: all of what a replay's queries can be
- * asked of (bench/results/refit.md), where the backend and the model's layers allow it and nothing was asked for that a
- * refit takes away.
+ * What is refitted behind a policy that nobody named, for the context `ids`, when that is left open too: all of what
+ * queries that repeat the context, or pieces of it, can be asked of (bench/results/refit.md), where the backend and the
+ * model's layers allow it and nothing was asked for that a refit takes away.
  */
 export function defaultRefit(
-  { needs }: Pick<Policy, "needs">,
-  { backend, config }: Pick<Model, "backend" | "config">,
-  { risk, explain, merge = "none", keyChannels }: DefaultRefitOptions,
+  { needs, evicts }: Pick<Policy, "needs" | "evicts">,
+  model: Pick<Model, "backend" | "config" | "tokenizer" | "frame">,
+  ids: readonly number[],
+  { risk, explain, merge = "none", keyChannels, beyondTrained }: DefaultRefitOptions,
 ): Refit {
-  const asked = risk !== undefined || explain || merge !== "none" || keyChannels !== undefined;
-  return needs.reconstruction && backend.refits && !config.sources && !asked ? "both" : "none";
+  const { backend, config } = model, fitted = needs.reconstruction ?? needs.selfGate ?? needs.gate;
+  if (!fitted || evicts !== "late" || !backend.refits || config.sources) return "none";
+  if (risk !== undefined || explain || merge !== "none" || keyChannels !== undefined) return "none";
+  return needs.reconstruction || piecesOf(model, ids, { needs, refit: "both" }, beyondTrained) ? "both" : "none";
 }
 
 /** The policy that has most of the context repeated at once, of those that have room to; undefined where none has. */

@@ -127,7 +127,7 @@ async function openOnce(loaded: Model, text: string, given: ContextOptions): Pro
   if (best) options = { ...options, bytes: best.bytes };
   const named = best?.policy ?? await policyNamed(model, options);
   const chosen = named ?? await defaultFor(model, ids, options);
-  if (!named) options = { ...options, refit: options.refit ?? defaultRefit(chosen, model, options) };
+  if (!named) options = { ...options, refit: options.refit ?? defaultRefit(chosen, model, ids, options) };
   const policy = withStages(chosen, stagesOf(options));
   checkMerge(policy.stages?.merge, model.backend);
   checkKeyChannels(policy.stages ?? {}, model.backend);

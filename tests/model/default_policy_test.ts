@@ -3,7 +3,7 @@ import { fileURLToPath } from "node:url";
 import { inputError } from "../../core/errors.ts";
 import { resolvePolicy } from "../../core/policy/registry.ts";
 import { defaultPolicy, defaultRefit, type DefaultRefitOptions } from "../../model/default_policy.ts";
-import { loadModel } from "../../model/model.ts";
+import { loadModel, type Model } from "../../model/model.ts";
 import { contextIds } from "../../model/text/prompt.ts";
 import { openContext } from "../../model/session.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
@@ -41,19 +41,26 @@ Deno.test("defaultPolicy() takes kvzip without a gate, in chunks that fit the tr
   assert.deepEqual(await chunkAt(280, 300), ["layer-defensive", undefined]);
 });
 
-Deno.test("defaultRefit() refits behind a replay, where nothing is asked for that a refit takes away", async () => {
+Deno.test("defaultRefit() refits behind a replay and a gate, where nothing is asked for that a refit takes away", async () => {
   await using model = await load();
-  const kvzip = resolvePolicy("kvzip"), of = (options: DefaultRefitOptions) => defaultRefit(kvzip, model, options);
-  assert.equal(of({}), "both");
-  assert.equal(of({ merge: "none" }), "both");
-  for (const asked of [{ risk: 0.1 }, { explain: true }, { merge: "sum" }, { keyChannels: "60%" }]) {
-    assert.equal(of(asked), "none", JSON.stringify(asked));
+  const ids = contextIds(model.frame, model.tokenizer, TEXT);
+  const of = (policy: string, options: DefaultRefitOptions = {}, other: Partial<Model> = {}) =>
+    defaultRefit(resolvePolicy(policy), { ...model, ...other }, ids, options);
+  for (const policy of ["kvzip", "self-gate", "gate", "gate(combine=risk)"]) {
+    assert.equal(of(policy), "both");
+    assert.equal(of(policy, { merge: "none" }), "both");
+    for (const asked of [{ risk: 0.1 }, { explain: true }, { merge: "sum" }, { keyChannels: "60%" }]) {
+      assert.equal(of(policy, asked), "none", `${policy} ${JSON.stringify(asked)}`);
+    }
+    const config = { ...model.config, sources: model.config.ropes.map((_, layer) => layer) };
+    assert.equal(of(policy, {}, { config }), "none");
+    assert.equal(of(policy, {}, { backend: { ...model.backend, refits: false } }), "none");
   }
-  assert.equal(defaultRefit(resolvePolicy("gate"), model, {}), "none");
-  assert.equal(defaultRefit(resolvePolicy("self-gate"), model, {}), "none");
-  const config = { ...model.config, sources: model.config.ropes.map((_, layer) => layer) };
-  assert.equal(defaultRefit(kvzip, { ...model, config }, {}), "none");
-  assert.equal(defaultRefit(kvzip, { ...model, backend: { ...model.backend, refits: false } }, {}), "none");
+  // Nothing is repeated while entries go early, behind what guesses from the last queries, and where nothing has room.
+  for (const policy of ["gate(read=stream)", "layer-defensive"]) assert.equal(of(policy), "none");
+  const full = { config: { ...model.config, contextLength: ids.length + 8 } };
+  assert.equal(of("gate", {}, full), "none");
+  assert.equal(of("gate", { beyondTrained: true }, full), "both");
 });
 
 Deno.test("defaultPolicy() without a gate leaves a context that rolls to layer-defensive", async () => {
@@ -77,7 +84,7 @@ Deno.test("openContext() says which policy it took when none was named", async (
   using named = await openContext(model, TEXT, { keep: "50%", policy: "kvzip" });
   assert.equal(named.refit, undefined);
   using gated = await openContext(model, TEXT, { keep: "50%", gate: randomGate(model.config) });
-  assert.deepEqual([gated.policy.name, gated.refit], ["gate", undefined]);
+  assert.deepEqual([gated.policy.name, gated.refit?.refit], ["gate", "both"]);
   using risky = await openContext(model, TEXT, { riskWorst: 0.1 });
   assert.equal(risky.policy.name, "defensive-risk");
 });

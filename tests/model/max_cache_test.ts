@@ -366,7 +366,8 @@ for (
   ] as const
 ) {
   Deno.test(`10,000 tokens under a cap with ${what} in a context of ${trained} hold the bytes of token 2,000`, async () => {
-    const options: ContextOptions = { keep: "50%", maxCache: { tokens: 100, rule }, positions };
+    // A refit's biases go one by one, with the entries that they are of.
+    const options: ContextOptions = { keep: "50%", maxCache: { tokens: 100, rule }, positions, refit: "none" };
     const { answer, bytes, wasm, cap, tokens } = await generate(trained, options, 10_000);
     assert.equal(answer.finish, "length");
     assert.equal(answer.ids.length, 10_000);
