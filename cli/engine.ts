@@ -12,7 +12,7 @@ import { formatBytes, formatCount } from "./print/format.ts";
 import type { Progress } from "./print/progress.ts";
 
 /** What help says of the policy taken when none is named (`model/default_policy.ts`). */
-export const DEFAULT_POLICY = "gate, else kvzip";
+export const DEFAULT_POLICY = "gate, else self-gate";
 
 /** What help says of the default budget: the share, and the tokens per head that stay in any case. */
 export const DEFAULT_KEEP = `${DEFAULTS.keep}, at least ${DEFAULTS.leastKept}`;

@@ -233,10 +233,13 @@ export function keepAsked(
   return riskWorst === undefined ? keep ?? DEFAULTS.keep : `risk-worst ${riskWorst}`;
 }
 
-/** Why the default was the slow one, and what makes it the fast one. */
-export function noGate(model: string): string {
-  return `No gate is fitted for this model, so kvzip read the text a second time to find what must stay.\n` +
-    `To keep as much in one reading: palisade calibrate --model ${model}`;
+/** Why the default was a slow one, and what makes it the fast one; undefined where it was not. */
+export function noGate({ needs }: Policy, model: string): string | undefined {
+  const how = needs.reconstruction
+    ? "kvzip read the text a second time"
+    : needs.selfGate && "the model repeated a part of the text";
+  return how && `No gate is fitted for this model, so ${how} to find what must stay.\n` +
+      `To keep as much in one reading: palisade calibrate --model ${model}`;
 }
 
 function maxCacheOf({ maxCache, stepPolicy }: ReadingOptions): MaxCache | undefined {

@@ -1,11 +1,10 @@
 /**
- * The policy of a context for which none is named, chosen by measurement (bench/results/answers.md, docs/gates.md): the
- * gate wherever one is fitted, together with the risk seen by the last queries, because it keeps nearly as many answers
- * as kvzip for the price of one small product per token; else kvzip, which needs no preparation but a second prefill;
- * where not even short chunks of kvzip's fit behind the context, `self-gate`, whose chunks are repeated right behind
- * themselves, and which keeps fewer answers than kvzip (bench/results/self-gate.md), but far more than those that guess
- * from the last queries; where even that has no room, `layer-defensive`, the best of these. What the gates and kvzip keep
- * is refitted.
+ * The policy of a context for which none is named, and whether what it keeps is refitted, chosen by measurement
+ * (bench/results/answers.md, refit.md, docs/gates.md). The gate wherever one is fitted, together with the risk seen by the
+ * last queries: nearly the answers of kvzip for the price of one small product per token. Else `self-gate`, which has a
+ * part of the text repeated right behind itself, for a bounded share of the reading, whatever room is left. Where layers
+ * share rows, which it can't read, `kvzip`, a second reading, in chunks that have room behind the context. Where nothing
+ * can be repeated, `layer-defensive`, the best of those that guess from the last queries.
  */
 import { PalisadeError } from "../core/errors.ts";
 import type { Policy } from "../core/policy/policy.ts";
@@ -17,8 +16,9 @@ import { gateIfAny } from "./read/policy_inputs.ts";
 import { repeatPrompts } from "./read/reconstruct.ts";
 import { piecesOf, replayPieces } from "./read/replay.ts";
 
-/** Chunks that kvzip repeats, longest first. Each costs some thirty tokens of instruction. */
-const CHUNKS = [2048, 1024, 512, 256] as const;
+/** By the chunks that are repeated, longest first. Each costs some thirty tokens of instruction. */
+const KVZIP = [2048, 1024, 512, 256].map((chunk) => `kvzip(chunk=${chunk})`);
+const SELF_GATE = "self-gate";
 
 export interface DefaultOptions {
   /** Instead of the gate that belongs to the model. */
@@ -41,7 +41,8 @@ export async function defaultPolicy(
   if (gate || await gateIfAny(model, signal)) {
     return resolvePolicy(rolling ? "gate(read=stream)" : "gate(combine=risk)");
   }
-  return (rolling ? undefined : replayPolicy(model, ids, beyondTrained)) ?? resolvePolicy("layer-defensive");
+  const policy = rolling ? undefined : policyWithRoom(model, ids, [SELF_GATE, ...KVZIP], beyondTrained);
+  return policy ?? resolvePolicy("layer-defensive");
 }
 
 /** What else of {@link ContextOptions} decides whether the default refits. */
@@ -76,9 +77,18 @@ export function replayPolicy(
   ids: readonly number[],
   beyondTrained?: boolean,
 ): Policy | undefined {
-  const { sources } = model.config;
-  const repeating = [...CHUNKS.map((chunk) => `kvzip(chunk=${chunk})`), ...sources ? [] : ["self-gate"]];
-  return repeating.map((text) => resolvePolicy(text)).find(({ needs }) =>
+  return policyWithRoom(model, ids, [...KVZIP, SELF_GATE], beyondTrained);
+}
+
+/** The first of the policies that has room for what it repeats. */
+function policyWithRoom(
+  model: Pick<Model, "config" | "tokenizer" | "frame">,
+  ids: readonly number[],
+  policies: readonly string[],
+  beyondTrained?: boolean,
+): Policy | undefined {
+  const readable = policies.filter((text) => !model.config.sources || text !== SELF_GATE);
+  return readable.map((text) => resolvePolicy(text)).find(({ needs }) =>
     !refused(() => {
       if (needs.reconstruction) repeatPrompts(model, ids, needs.reconstruction, beyondTrained);
       if (needs.selfGate) replayPieces(model, ids, needs.selfGate, beyondTrained);

@@ -149,9 +149,8 @@ async function ask(options: Options, io: Io): Promise<number> {
   const loadMs = performance.now() - start;
   using context = source ? await restored(model, source, io, told) : await read(model, text!, io, told);
   progress.clear();
-  if (!options.policy && !context.effort && context.reused === 0 && context.policy.needs.reconstruction) {
-    say(noGate(options.model));
-  }
+  const slow = noGate(context.policy, options.model);
+  if (slow && !options.policy && !context.effort && context.reused === 0) say(slow);
 
   const answers = await askAll(options, io, context);
   const report = reportOf(model, context, answers, {

@@ -86,9 +86,8 @@ async function read(options: Options, io: Io): Promise<number> {
   using context = await readText(model, text, io, { options, parsed, progress, secret: before });
   progress.clear();
   const say = (note: string) => io.interactive && !options.quiet && io.err(`${note}\n`);
-  if (!options.policy && !context.effort && context.reused === 0 && context.policy.needs.reconstruction) {
-    say(noGate(options.model));
-  }
+  const slow = noGate(context.policy, options.model);
+  if (slow && !options.policy && !context.effort && context.reused === 0) say(slow);
 
   const saved = await write(context, options, io, secret);
   const report = reportOf(model, context, [], {

@@ -4,8 +4,9 @@
  * needed, begun with what earlier texts taught, and scores the rest (`model/read/replay.ts`).
  *
  * score[g, i] = ln importance: as the repetition measured it where entry i was repeated, else as the gate predicts it.
- * A text of no more than `tokens` is repeated whole, in short chunks. `combine=risk` takes the maximum of importance and
- * defensive risk.
+ * `tokens` are repeated, or, where it is 0, 1,024 and more where `work` pays for more: a prompt looks at its own piece
+ * alone, so the longer a text is, the less its repetition costs beside the reading. A text of no more than that is
+ * repeated whole, in short chunks. `combine=risk` takes the maximum of importance and defensive risk.
  */
 import { inputError, option } from "../errors.ts";
 import { definePolicy, type ValuesOf } from "../policy/define.ts";
@@ -15,15 +16,19 @@ import { defensiveRisk } from "../worst_case/risk.ts";
 import { raiseByRisk } from "./gate.ts";
 import { COMPETE } from "./kvzip.ts";
 
+/** Tokens that are repeated where `work` pays for fewer. */
+const LEAST = 1024;
+
 const PARAMETERS = parameters([
   {
     name: "tokens",
     type: "integer",
-    default: 1024,
-    min: 64,
+    default: 0,
+    min: 0,
     max: 65536,
   },
   { name: "chunk", type: "integer", default: 512, min: 16, max: 4096 },
+  { name: "work", type: "number", default: 0.2, min: 0, max: 8 },
   {
     name: "combine",
     type: "text",
@@ -45,8 +50,8 @@ export const selfGate = definePolicy({
   name: "self-gate",
   parameters: PARAMETERS,
   check: refuseBlindRisk,
-  needs: ({ tokens, chunk, combine, kernel }) => ({
-    selfGate: { tokens, chunk },
+  needs: ({ tokens, chunk, work, combine, kernel }) => ({
+    selfGate: tokens > 0 ? { tokens, chunk } : { tokens: LEAST, chunk, work },
     ...(combine === "risk" && { window: ["pooledMax"], kernel }),
   }),
   allocate: ({ compete }) => ({ kind: compete }),
@@ -63,8 +68,10 @@ export const about: PolicyAbout = {
   paper: "ours, after KVzip, arXiv 2505.23416, and Fast KVzip, arXiv 2601.17668",
   source: "our own",
   help: {
-    tokens: "how much of the text the model repeats, spread evenly over it",
+    tokens:
+      `how much of the text the model repeats, spread evenly over it; 0: what \`work\` pays for, at least ${LEAST}`,
     chunk: "most tokens repeated at once",
+    work: "share of the reading's arithmetic that repeating may take, where `tokens` is 0",
     combine: "the gate alone, or the maximum of gate and defensive risk",
     window: "last tokens that are never evicted, and observed by combine=risk, which needs one or more",
     kernel: "width of the average pooling of combine=risk, odd",

@@ -103,6 +103,8 @@ export interface SelfGateNeed {
   readonly tokens: number;
   /** Most of them at once, ≥ 1. */
   readonly chunk: number;
+  /** As many more as this share of the arithmetic of reading the context pays for, ≥ 0; absent: none. */
+  readonly work?: number;
 }
 
 /** Means of the queries before RoPE, turned by the mean rotation of the positions to come. */

@@ -14,6 +14,7 @@
  * Memory: hidden states of the context twice while a layer is read, those of the prompts, one layer's rows of the pieces.
  */
 import { readPart, Temporaries, type Tensor } from "../../core/backend/tensor.ts";
+import { multiplyAddsOf } from "../../core/dense/operations.ts";
 import { scoreByGate } from "../../core/backend/gate.ts";
 import { RaggedCache } from "../../core/cache/ragged.ts";
 import { concatenate } from "../../core/concatenate.ts";
@@ -22,6 +23,7 @@ import type { Needs, SelfGateNeed } from "../../core/policy/policy.ts";
 import type { Refit } from "../../core/refit/refit.ts";
 import type { LinearGate } from "../../core/measure/gate_scores.ts";
 import { layerShape, windowOf } from "../../core/shape.ts";
+import { inputsOf } from "../architecture.ts";
 import type { ModelConfig } from "../config.ts";
 import { type AtAttention, layerAttention, layerStep } from "../decode/layer.ts";
 import type { Device } from "../device.ts";
@@ -44,6 +46,9 @@ const SINKS = 4;
  * higher by this part of the residuals' deviation, beside what was measured. Measured: bench/results/self-gate.md.
  */
 const LIFT = 0.75;
+
+/** Most tokens that a gate is fitted on: in a long text one in two, in three, … of those repeated, so that sums stay small. */
+const MOST_ROWS = 2048;
 
 /** A run of the context, and what makes the model repeat it. */
 export interface Piece {
@@ -82,7 +87,7 @@ export function piecesOf(
 
 /**
  * The pieces of the context `ids`: all of it where it has no more than about `tokens`, else as many whole chunks as make
- * them up, evenly spread, neither the first nor a shorter last one among them where there are enough others. `from`: the
+ * them up, or more where `work` pays for more, evenly spread, neither the first nor a shorter last one among them where there are enough others. `from`: the
  * position of the first of `ids`, where they are read on behind others.
  * @throws PalisadeError `context.too-long` when no piece has room behind it in the trained length, unless `beyondTrained`.
  */
@@ -122,13 +127,35 @@ function spreadPieces(
   beyondTrained = false,
   from = 0,
 ): Piece[] {
-  const { tokens, chunk } = need, { contextLength } = model.config;
+  const { chunk } = need, { contextLength } = model.config;
   const fits = allPieces(model, ids, need, from)
     .filter((piece) => beyondTrained || from + piece.end + piece.ids.length <= contextLength);
-  const wanted = Math.ceil(tokens / chunk);
+  const wanted = chunksWanted(need, model.config, ids.length, from);
   if (fits.length <= wanted) return fits;
   const inner = fits.filter(({ first, end }) => first > 0 && end - first === chunk);
   return spread(inner.length >= wanted ? inner : fits, wanted);
+}
+
+/** How many chunks of a context of `length` tokens behind `from` others are repeated. */
+function chunksWanted(
+  { tokens, chunk, work = 0 }: SelfGateNeed,
+  config: ModelConfig,
+  length: number,
+  from: number,
+): number {
+  // A query of the context looks back over half of it, one of a prompt over its piece and half of itself.
+  const reading = length * tokenWork(config, from + length / 2), repeating = chunk * tokenWork(config, 1.5 * chunk);
+  return Math.max(Math.ceil(tokens / chunk), Math.floor(work * reading / repeating));
+}
+
+/** Multiply-adds of a token's way through the layers, with `rows` to look at. */
+function tokenWork(config: ModelConfig, rows: number): number {
+  const { decoder: { layers, perLayer } } = config;
+  return layers.reduce((sum, { project, finish }, layer) => {
+    const inputs = inputsOf(config, layer, perLayer), { heads, headDim } = layerShape(config, layer);
+    const attention = 2 * heads * headDim * Math.min(rows, windowOf(config, layer));
+    return sum + multiplyAddsOf(project, inputs) + multiplyAddsOf(finish, inputs) + attention;
+  }, 0);
 }
 
 /** `count` of a list, the middle ones of as many parts. */
@@ -305,7 +332,7 @@ export class Replay implements Disposable {
   /** What was fitted, once all layers are read. */
   fitted(): Fitted | undefined {
     if (!this.#fitting) return undefined;
-    const tokens = this.#fits ? trainingTokens(this.#runs) : 0, known = this.#fitting.known?.tokens ?? 0;
+    const tokens = this.#fits ? trainingRows(this.#runs).tokens : 0, known = this.#fitting.known?.tokens ?? 0;
     const figures = { tokens, known, repeated: repeatedOf(this.#runs), of: this.#length };
     return tokens === 0 ? figures : { ...figures, gate: { weights: this.#weights, bias: this.#bias } };
   }
@@ -378,7 +405,7 @@ export class Replay implements Disposable {
   /** Hidden states and importance of the pieces' tokens, one piece after another. */
   async #training(inputs: readonly Chunk[], importance: readonly Float32Array[]): Promise<LayerText> {
     const { backend: { tensors }, dense: { config: { kvHeads, width } } } = this.#device;
-    const tokens = trainingTokens(this.#runs), hidden = new Float32Array(tokens * width);
+    const { tokens, every } = trainingRows(this.#runs), hidden = new Float32Array(tokens * width);
     const all = new Float32Array(kvHeads * tokens);
     let at = 0;
     for (const [i, { piece: { first, end } }] of this.#runs.entries()) {
@@ -387,11 +414,15 @@ export class Replay implements Disposable {
         const [a, b] = [Math.max(from, chunk.first), Math.min(end, chunk.first + chunk.count)];
         if (a >= b) continue;
         const numbers = await readPart(tensors, chunk.hidden, (a - chunk.first) * width, (b - a) * width);
-        hidden.set(numbers, (at + a - from) * width);
+        for (let t = nextOf(at + a - from, every); t < at + b - from; t += every) {
+          const row = (t - at + from - a) * width;
+          hidden.set(numbers.subarray(row, row + width), t / every * width);
+        }
       }
-      for (let head = 0; head < kvHeads; head++) {
-        const part = importance[i].subarray(head * length + from - first, (head + 1) * length);
-        all.set(part, head * tokens + at);
+      for (let t = nextOf(at, every); t < at + end - from; t += every) {
+        for (let head = 0; head < kvHeads; head++) {
+          all[head * tokens + t / every] = importance[i][head * length + t - at + from - first];
+        }
       }
       at += Math.max(0, end - from);
     }
@@ -422,9 +453,19 @@ function repeatedOf(runs: readonly Pick<Run, "piece">[]): number {
   return runs.reduce((sum, { piece: { first, end } }) => sum + end - first, 0);
 }
 
-/** Of the repeated tokens those that a gate learns from: the first of a text are unlike all others. */
-function trainingTokens(runs: readonly Pick<Run, "piece">[]): number {
-  return runs.reduce((sum, { piece: { first, end } }) => sum + Math.max(0, end - Math.max(first, SKIPPED)), 0);
+/**
+ * Of the repeated tokens those that a gate learns from: each, or one in `every`, the first of a text, which are unlike all
+ * others, left out.
+ */
+function trainingRows(runs: readonly Pick<Run, "piece">[]): { readonly tokens: number; readonly every: number } {
+  const all = runs.reduce((sum, { piece: { first, end } }) => sum + Math.max(0, end - Math.max(first, SKIPPED)), 0);
+  const every = Math.ceil(all / MOST_ROWS) || 1;
+  return { tokens: Math.ceil(all / every), every };
+}
+
+/** The first multiple of `every` from `t` on. */
+function nextOf(t: number, every: number): number {
+  return Math.ceil(t / every) * every;
 }
 
 /** Keys and values of tokens `first … first + count − 1`, `[count, row]`. */

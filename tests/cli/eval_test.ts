@@ -227,7 +227,7 @@ Deno.test("show shades every token in the terminal and as HTML", async () => {
   const plain = await palisade(parameters, { runtime });
   assert.equal(plain.code, 0, plain.err);
   assert.ok(!plain.out.includes("\x1b"), "no colours where standard output is no terminal");
-  assert.match(plain.out, /kvzip at 10% of .* entries kept \(10\.0 %\)/);
+  assert.match(plain.out, /self-gate at 10% of .* entries kept \(10\.0 %\)/);
   assert.ok((await palisade([...parameters, "--color", "truecolor"], { runtime })).out.includes("\x1b[97;48;2;"));
   const colours = { readText: runtime.readText, isTerminal: () => true };
   const environment = (values: Record<string, string>) => (name: string) => values[name];

@@ -208,7 +208,7 @@ else {
         await t.step("without one, by the default policy that needs none", async () => {
           const left: Case = { dense: "wasm", gate: false };
           const here = await told(left);
-          assert.equal(here.policy, "kvzip");
+          assert.equal(here.policy, "self-gate");
           assert.deepEqual(await page.evaluate(inPage(`blobSource(await fetched("/model.gguf"))`, left)), here);
         });
         await t.step("with a file that a policy names", async () => {

@@ -25,20 +25,23 @@ Deno.test("defaultPolicy() takes the gate where there is one, and streams where 
   assert.equal((await defaultPolicy(fitted, ids, { rolling: false })).name, "gate");
 });
 
-Deno.test("defaultPolicy() takes kvzip without a gate, in chunks that fit the trained length", async () => {
+Deno.test("defaultPolicy() takes self-gate without a gate, kvzip in chunks that have room where layers share rows", async () => {
   await using model = await load();
-  const chunkAt = async (tokens: number, contextLength: number) => {
-    const shorter = { ...model, config: { ...model.config, contextLength } };
+  const chunkAt = async (tokens: number, contextLength: number, sources?: number[]) => {
+    const shorter = { ...model, config: { ...model.config, contextLength, sources } };
     const ids = new Array(tokens).fill(contextIds(model.frame, model.tokenizer, TEXT).at(-1)!);
     const { name, parameters } = await defaultPolicy(shorter, ids, { rolling: false });
     return [name, parameters.chunk];
   };
-  assert.deepEqual(await chunkAt(3000, 8192), ["kvzip", 2048]);
-  assert.deepEqual(await chunkAt(7000, 8192), ["kvzip", 1024]);
-  assert.deepEqual(await chunkAt(7800, 8192), ["kvzip", 256]);
+  assert.deepEqual(await chunkAt(3000, 8192), ["self-gate", 512]);
   // Where the text leaves no room behind it, chunks of it are repeated behind themselves.
   assert.deepEqual(await chunkAt(8100, 8192), ["self-gate", 512]);
   assert.deepEqual(await chunkAt(280, 300), ["layer-defensive", undefined]);
+  const { layers } = model.config, shared = Array.from({ length: layers }, () => 0);
+  assert.deepEqual(await chunkAt(3000, 8192, shared), ["kvzip", 2048]);
+  assert.deepEqual(await chunkAt(7000, 8192, shared), ["kvzip", 1024]);
+  assert.deepEqual(await chunkAt(7800, 8192, shared), ["kvzip", 256]);
+  assert.deepEqual(await chunkAt(8100, 8192, shared), ["layer-defensive", undefined]);
 });
 
 Deno.test("defaultRefit() refits behind a replay and a gate, where nothing is asked for that a refit takes away", async () => {
@@ -77,10 +80,10 @@ Deno.test("defaultPolicy() passes on that a gate is broken", async () => {
 
 Deno.test("openContext() says which policy it took when none was named", async () => {
   await using model = await load();
-  using zipped = await openContext(model, TEXT, { keep: "50%" });
-  assert.deepEqual([zipped.policy.name, zipped.refit?.refit], ["kvzip", "both"]);
+  using own = await openContext(model, TEXT, { keep: "50%" });
+  assert.deepEqual([own.policy.name, own.refit?.refit], ["self-gate", "both"]);
   using plain = await openContext(model, TEXT, { keep: "50%", refit: "none" });
-  assert.deepEqual([plain.policy.name, plain.refit], ["kvzip", undefined]);
+  assert.deepEqual([plain.policy.name, plain.refit], ["self-gate", undefined]);
   using named = await openContext(model, TEXT, { keep: "50%", policy: "kvzip" });
   assert.equal(named.refit, undefined);
   using gated = await openContext(model, TEXT, { keep: "50%", gate: randomGate(model.config) });

@@ -6,13 +6,14 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { copyHeads } from "../../core/backend/copy_heads.ts";
 import type { CopiedRows } from "../../core/backend/interface.ts";
+import type { Tensor } from "../../core/backend/tensor.ts";
 import { RaggedCache } from "../../core/cache/ragged.ts";
 import { randomSource } from "../../core/measure/random.ts";
 import { refitHead } from "../../core/refit/refit.ts";
 import { project } from "../../model/dense/project.ts";
 import { parseGate } from "../../model/gate/file.ts";
 import { fitTowards } from "../../model/gate/fit/towards.ts";
-import { FLOOR } from "../../model/gate/fit/layer.ts";
+import { designMatrix, FLOOR } from "../../model/gate/fit/layer.ts";
 import { findLearned, learn, learnedPath, LEAST_LEARNED } from "../../model/gate/learned.ts";
 import { GateScorer, readGains } from "../../model/gate/scorer.ts";
 import { loadModel, type Model } from "../../model/model.ts";
@@ -144,6 +145,25 @@ Deno.test("replayPieces() takes what has room behind it, and refuses where nothi
   assert.equal(replayPieces(shorter, ids, { tokens: 300, chunk: 300 }, true).length, 1);
 });
 
+Deno.test("replayPieces() takes what a share of the reading's arithmetic pays for, more the longer the context", async () => {
+  await using model = await tiny("llama-plain");
+  const { width, heads, kvHeads, headDim, feedForward, layers } = model.config, row = heads * headDim, chunk = 24;
+  const dense = 2 * width * row + 2 * width * kvHeads * headDim + 3 * width * feedForward;
+  const work = (rows: number) => layers * (dense + 2 * row * rows);
+  const ids = new Array<number>(3000).fill(7), counts: number[] = [];
+  for (const length of [300, 1000, 3000]) {
+    for (const from of [0, 500]) {
+      const need = { tokens: 48, chunk, work: 0.3 };
+      const pieces = replayPieces(model, ids.slice(0, length), need, true, from);
+      const paid = Math.floor(0.3 * length * work(from + length / 2) / (chunk * work(1.5 * chunk)));
+      assert.equal(pieces.length, Math.min(Math.max(2, paid), Math.ceil(length / chunk)), `${length} behind ${from}`);
+      if (from === 0) counts.push(pieces.length / length);
+    }
+  }
+  assert.ok(counts.slice(1).every((count, i) => count > counts[i]), counts.join(" "));
+  assert.equal(replayPieces(model, ids, { tokens: 48, chunk, work: 0 }, true).length, 2);
+});
+
 Deno.test("piecesOf() has two short pieces repeated for a refit that would have no queries, where they have room", async () => {
   await using model = await tiny("qwen2-plain");
   const ids = contextIds(model.frame, model.tokenizer, TEXT.repeat(60)).slice(0, 1000), refit = "both";
@@ -179,10 +199,17 @@ Deno.test("a reading that refits behind a window policy asks the prompts' querie
 });
 
 /** Scores of every layer, `[layers][kvHeads · L]`, as the reader gives them, and what was fitted. */
-async function measured(model: Model, ids: readonly number[], tokens: number, chunk: number, referenceTokens = 0) {
+async function measured(
+  model: Model,
+  ids: readonly number[],
+  tokens: number,
+  chunk: number,
+  referenceTokens = 0,
+  beyondTrained = false,
+) {
   using cache = new RaggedCache(model.backend, model.config);
   const needs = { selfGate: { tokens, chunk } };
-  const inputs = await policyInputs(model, { needs }, ids, { learned: false });
+  const inputs = await policyInputs(model, { needs }, ids, { learned: false, beyondTrained });
   using reader = await LayerReader.open(model, cache, ids, { needs, window: 0, referenceTokens, ...inputs });
   const layers: (Float32Array | undefined)[] = [], references: (LayerReferences | undefined)[] = [];
   const rows: CopiedRows[][] = [];
@@ -321,6 +348,41 @@ Deno.test("self-gate measures each piece as brute force does, and predicts the r
   }
 });
 
+Deno.test("self-gate fits on one in so many of what a long text repeats", async () => {
+  await using model = await tiny("llama-plain");
+  const { config } = model, { width, kvHeads, layers } = config, chunk = 100;
+  const ids = contextIds(model.frame, model.tokenizer, TEXT.repeat(150)).slice(0, 2600), L = ids.length;
+  const pieces = replayPieces(model, ids, { tokens: 2200, chunk }, true);
+  const { layers: scores, fitted } = await measured(model, ids, 2200, chunk, 0, true);
+  assert.deepEqual([fitted.repeated, fitted.tokens], [2200, 1100]);
+  const hidden = Array.from({ length: layers }, () => new Float32Array(L * width)), { tensors } = model.backend;
+  using cache = new RaggedCache(model.backend, config);
+  const onInput = async (layer: number, chunk: Tensor, first: number) => {
+    hidden[layer].set(await tensors.read(chunk), first * width);
+  };
+  using reader = await LayerReader.open(model, cache, ids, { needs: {}, window: 0, onInput });
+  const gains = await readGains(model.file, config), rows = pieces.flatMap(({ first, end }) => range(first, end));
+  const taken = rows.filter((_, i) => i % 2 === 0), count = taken.length;
+  for (let layer = 0; layer < layers; layer++) {
+    reader.release(await reader.layer(layer));
+    const of = {
+      hidden: Float32Array.from(taken.flatMap((t) => [...hidden[layer].subarray(t * width, (t + 1) * width)])),
+      importance: new Float32Array(0),
+      tokens: count,
+    };
+    const x = designMatrix(of, gains.subarray(layer * width, (layer + 1) * width), config, 0);
+    const y = Float64Array.from(range(0, kvHeads).flatMap((g) => taken.map((t) => scores[layer]![g * L + t])));
+    fitTowards(x, y, undefined).weights.forEach((each, head) => {
+      const from = (layer * kvHeads + head) * width, theirs = fitted.gate!.weights.subarray(from, from + width);
+      assertClose(theirs, Float32Array.from(each.subarray(0, width)), 1e-3, `layer ${layer} head ${head}`);
+    });
+  }
+});
+
+function range(from: number, to: number): number[] {
+  return Array.from({ length: to - from }, (_, i) => from + i);
+}
+
 Deno.test("self-gate scores the global layers alone of a model with window layers", async () => {
   await using model = await tiny("gemma3-windows");
   const ids = contextIds(model.frame, model.tokenizer, TEXT.repeat(12)).slice(0, 400);
@@ -436,7 +498,7 @@ Deno.test("ask --policy self-gate learns, unless it is told not to", async () =>
     const learned = JSON.parse(await run("--json")).selfGate;
     assert.deepEqual([learned.known, learned.stored, learned.why], [0, true, null]);
     const shown = await palisade([...ask, ...told, "--no-learn"], { runtime, interactive: true });
-    assert.match(shown.err, /gate {5}fitted on 1,0\d\d tokens of the text, begun with one of 1,0\d\d tokens;/);
+    assert.match(shown.err, /gate {5}fitted on 1,\d{3} tokens of the text, begun with one of 1,\d{3} tokens;/);
     assert.match(shown.err, /not kept: nobody asked for it/);
   });
 });
