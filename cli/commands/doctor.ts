@@ -16,6 +16,8 @@ import { dirname } from "node:path";
 import { probeNode } from "../../model/dense/ort/node.ts";
 import { describeAuto } from "../../model/dense/pick.ts";
 import { GATE_SUFFIX } from "../../model/gate/find.ts";
+import { fittedFor } from "../../model/policy_files/fitted_for.ts";
+import { modelHash } from "../../model/store/identity.ts";
 import type { GpuInfo } from "../../gpu/open.ts";
 import { judgeGpu } from "../../model/gpu_choice.ts";
 import { autoThreads, startPool, whyOneThread } from "../../model/threads.ts";
@@ -23,7 +25,7 @@ import { cacheFolder, listModels } from "../../model/store/store.ts";
 import { shortName } from "../../model/store/short_name.ts";
 import { hasRelaxedSimd, hasSimd128 } from "../../runtime/features.ts";
 import { packageData } from "../../runtime/package_data.ts";
-import { formatBytes, formatShare } from "../print/format.ts";
+import { formatBytes, formatCount, formatShare } from "../print/format.ts";
 import { createProgress } from "../print/progress.ts";
 import { command } from "../command.ts";
 import { messageOf } from "../failure.ts";
@@ -60,7 +62,7 @@ async function doctor(options: Values<typeof OPTIONS>, io: Io): Promise<number> 
   return EXIT.ok;
 }
 
-/** What a model file is, what is odd in it and changes no answer, or why it can't be used. Its tensors are not read. */
+/** What a model file is, what is fitted for it, what is odd in it and changes no answer, or why it can't be used. */
 async function examineModel(nameOrPath: string, io: Io): Promise<Finding[]> {
   using progress = createProgress(false);
   try {
@@ -88,6 +90,7 @@ async function examineModel(nameOrPath: string, io: Io): Promise<Finding[]> {
         ok: file.metadata.has(TEMPLATE_KEY),
         text: templateText(file.metadata.has(TEMPLATE_KEY), frame),
       },
+      ...await fittedFindings(path, config, io),
       ...notices.slice(0, MOST_NOTICES).map(({ where, text }) => ({
         name: "odd",
         ok: true,
@@ -100,6 +103,25 @@ async function examineModel(nameOrPath: string, io: Io): Promise<Finding[]> {
   } catch (error) {
     if (!(error instanceof PalisadeError)) throw error;
     return [{ name: "model", ok: false, text: messageOf(error) }];
+  }
+}
+
+/** What is fitted for the model, and whether the default has a gate to take. */
+async function fittedFindings(path: string, config: ModelConfig, io: Io): Promise<Finding[]> {
+  let sha256: Promise<string> | undefined;
+  const identity = () => sha256 ??= modelHash(path, io.runtime, { signal: io.signal });
+  try {
+    const fitted = await fittedFor({ name: path, config, identity }, io.runtime);
+    const told = fitted.map(({ policies, texts, tokens }) => {
+      const on = `${formatCount(tokens)} tokens, ${texts.join(", ")}`, isGate = policies[0] === "gate";
+      return { name: isGate ? "gate" : "fitted", ok: true, text: isGate ? on : `for ${policies.join(", ")}: ${on}` };
+    });
+    if (fitted.some(({ policies }) => policies[0] === "gate")) return told;
+    const none = `none: self-gate fits one on each text; once for all: palisade calibrate --model ${path}`;
+    return [{ name: "gate", ok: false, text: none }, ...told];
+  } catch (error) {
+    if (!(error instanceof PalisadeError)) throw error;
+    return [{ name: "gate", ok: false, text: messageOf(error) }];
   }
 }
 

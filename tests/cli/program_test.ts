@@ -1,11 +1,16 @@
 import assert from "node:assert/strict";
-import { mkdtemp, writeFile } from "node:fs/promises";
-import { readFile } from "node:fs/promises";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { writeGate } from "../../model/gate/file.ts";
+import { learn } from "../../model/gate/learned.ts";
+import { loadModel } from "../../model/model.ts";
+import type { Runtime } from "../../runtime/interface.ts";
+import { currentRuntime } from "../../runtime/mod.ts";
 import { VERSION } from "../../runtime/version.ts";
 import { type ChainEntry, chainModel, type ChainToken, CHATML } from "../_helper/chain_model.ts";
+import { gateInfo, randomGate } from "../_helper/gate.ts";
 import { palisade } from "../_helper/io.ts";
 
 const folder = await mkdtemp(join(tmpdir(), "palisade-cli-"));
@@ -153,6 +158,25 @@ Deno.test("doctor --model says what a file is, and what is odd in it", async () 
   assert.doesNotMatch((await palisade(["doctor", "--model", plain])).out, /odd/);
   await writeFile(plain, chainModel({ chain: ["\n", "42"], template: "{{ raise_exception('never') }}" }));
   assert.match((await palisade(["doctor", "--model", plain])).out, /^no {3}model .*never/);
+});
+
+Deno.test("doctor --model says what is fitted for a file, and what to do where nothing is", async () => {
+  const path = fileURLToPath(new URL("../data/models/llama-plain.gguf", import.meta.url)),
+    gates = join(folder, "gates");
+  const real = await currentRuntime();
+  const runtime = { environment: (name: string) => name === "PALISADE_CACHE" ? folder : real.environment(name) };
+  const told = async () => (await palisade(["doctor", "--model", path], { runtime })).out;
+  assert.match(await told(), /no {3}gate {11}none: .*palisade calibrate --model .*llama-plain\.gguf/);
+  await using model = await loadModel(path, Object.assign(Object.create(real) as Runtime, runtime));
+  const gate = randomGate(model.config), sha256 = await model.identity(), info = gateInfo(model.config, sha256);
+  assert.ok((await learn(model, { gate, tokens: 2000, known: 0 })).stored);
+  assert.match(await told(), /no {3}gate .*\nyes {2}fitted {9}for self-gate: 2,000 tokens, texts that were read\n/);
+  const mine = join(gates, "mine.gate.safetensors");
+  await writeFile(mine, writeGate(info, gate));
+  assert.match(await told(), /yes {2}gate {11}100 tokens, built in\nyes {2}fitted {9}for self-gate/);
+  await writeFile(join(gates, "other.gate.safetensors"), writeGate(info, gate));
+  assert.match(await told(), /no {3}gate {11}Several gates are fitted/);
+  await rm(gates, { recursive: true });
 });
 
 Deno.test("doctor --model says which types are held as another, and how far layers look back", async () => {
