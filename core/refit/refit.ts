@@ -87,10 +87,10 @@ export function refitHead(
   checkShapes(kept, references, headDim);
   const { refit, ridge = RIDGE, defensive = true, mostLeft = MOST_LEFT, algebra = PLAIN_ALGEBRA } = settings;
   if (references.logSumExp.length < 2 * HELD_OUT || kept.keys.length === 0) return undefined;
-  const parts = (defensive ? splitReferences(references, headDim) : [references])
-    .map((part) => Samples.of(kept, part, headDim, algebra));
+  const split = defensive ? splitReferences(references, headDim) : [references];
+  if (defensive && split[0].logSumExp.length < kept.keys.length / headDim) return undefined;
+  const parts = split.map((part) => Samples.of(kept, part, headDim, algebra));
   const [training] = parts, judges = parts.at(-1)!;
-  if (defensive && training.count < training.kept) return undefined;
   const weights = fitWeights(parts, refit, ridge);
   if (!weights) return undefined;
   const before = worstError(judges, judges.untouched()), known = normalEquations(training, weights);
