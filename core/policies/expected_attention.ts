@@ -8,11 +8,11 @@
  */
 import { groupScores, rowDots } from "../measure/groups.ts";
 import { exp } from "../measure/exp.ts";
+import { rowNorms } from "../measure/row_norms.ts";
 import { definePolicy, type Observed } from "../policy/define.ts";
 import { FUTURE, RECENT, SINKS, STATISTICS, statisticsNeed } from "../policy/parameters.ts";
 import type { PolicyAbout } from "../policy/policy.ts";
 import { largest, protectSinks } from "../select/protect.ts";
-import { rowNorms } from "./knorm.ts";
 
 export const expectedAttention = definePolicy({
   name: "expected-attention",

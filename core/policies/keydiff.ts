@@ -5,6 +5,7 @@
  * the published code in that sinks and the last tokens always survive. The paper also evicts block by block while it
  * reads; this is the form for a whole context.
  */
+import { rowNorms } from "../measure/row_norms.ts";
 import { definePolicy, type Observed } from "../policy/define.ts";
 import { RECENT, SINKS } from "../policy/parameters.ts";
 import type { PolicyAbout } from "../policy/policy.ts";
@@ -33,10 +34,7 @@ function differences({ keys, length, shape: { kvHeads, headDim } }: Observed<"ke
   const scores = new Float32Array(kvHeads * length);
   for (let head = 0; head < kvHeads; head++) {
     const rows = keys.subarray(head * length * headDim, (head + 1) * length * headDim);
-    const norms = Float64Array.from(
-      { length },
-      (_, i) => Math.sqrt(dot(rows, i * headDim, rows, i * headDim, headDim)),
-    );
+    const norms = rowNorms(rows, headDim);
     const anchor = new Float64Array(headDim);
     for (let i = 0; i < length; i++) {
       const by = Math.max(norms[i], LEAST_NORM) * length;

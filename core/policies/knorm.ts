@@ -4,6 +4,7 @@
  * score[g, i] = −‖k_i‖₂; RoPE leaves norms alone. Ours differs from the published code in that sinks and the last tokens
  * always survive. The paper skips the first layers; neither the published code nor ours does.
  */
+import { rowNorms } from "../measure/row_norms.ts";
 import { definePolicy } from "../policy/define.ts";
 import { RECENT, SINKS } from "../policy/parameters.ts";
 import type { PolicyAbout } from "../policy/policy.ts";
@@ -14,7 +15,7 @@ export const knorm = definePolicy({
   reference: true,
   needs: { rows: true },
   allocate: { kind: "head" },
-  score: ({ keys, shape: { headDim } }) => ({ scores: rowNorms(keys, headDim).map((norm) => -norm) }),
+  score: ({ keys, shape: { headDim } }) => ({ scores: Float32Array.from(rowNorms(keys, headDim), (norm) => -norm) }),
 });
 
 export const about: PolicyAbout = {
@@ -23,12 +24,3 @@ export const about: PolicyAbout = {
   source: "NVIDIA/kvpress 8bb29b9, kvpress/presses/knorm_press.py",
   reference: "protects nothing",
 };
-
-/** ‖row‖₂ of `[rows, headDim]`: `[rows]`. */
-export function rowNorms(rows: Float32Array, headDim: number): Float32Array {
-  return Float32Array.from({ length: rows.length / headDim }, (_, i) => {
-    let sum = 0;
-    for (let j = i * headDim; j < (i + 1) * headDim; j++) sum += rows[j] * rows[j];
-    return Math.sqrt(sum);
-  });
-}

@@ -51,7 +51,7 @@ export const selfGate = definePolicy({
   parameters: PARAMETERS,
   check: refuseBlindRisk,
   needs: ({ tokens, chunk, work, combine, kernel }) => ({
-    selfGate: tokens > 0 ? { tokens, chunk } : { tokens: LEAST, chunk, work },
+    selfGate: { tokens: tokens || LEAST, chunk, work: tokens ? 0 : work },
     ...(combine === "risk" && { window: ["pooledMax"], kernel }),
   }),
   allocate: ({ compete }) => ({ kind: compete }),
@@ -68,8 +68,7 @@ export const about: PolicyAbout = {
   paper: "ours, after KVzip, arXiv 2505.23416, and Fast KVzip, arXiv 2601.17668",
   source: "our own",
   help: {
-    tokens:
-      `how much of the text the model repeats, spread evenly over it; 0: what \`work\` pays for, at least ${LEAST}`,
+    tokens: "how much of the text the model repeats, spread evenly over it; 0: what `work` pays for, at least 1024",
     chunk: "most tokens repeated at once",
     work: "share of the reading's arithmetic that repeating may take, where `tokens` is 0",
     combine: "the gate alone, or the maximum of gate and defensive risk",

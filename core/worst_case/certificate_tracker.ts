@@ -6,6 +6,7 @@
  * Held per layer: window queries and log-sum-exps (heads · window · (headDim + 1) floats, whatever the context), and per
  * surviving entry its position, importance, ‖v‖₂ and one ‖v·Wo_h‖₁ per query head of the group.
  */
+import { rowNorms } from "../measure/row_norms.ts";
 import {
   evictedMass,
   type HeadCertificate,
@@ -111,7 +112,7 @@ class HeadTracker {
     this.positions = Int32Array.from({ length }, (_, i) => i);
     this.#importance = new Float32Array(length);
     this.#importance.set(importance.subarray(kvHead * this.#prefix, (kvHead + 1) * this.#prefix));
-    this.#norms = rowNorms(values[kvHead], length);
+    this.#norms = rowNorms(values[kvHead], shape.headDim);
     this.#projected = projectedNorms && Array.from({ length: group }, (_, member) => {
       const start = (kvHead * group + member) * length;
       return projectedNorms.slice(start, start + length);
@@ -167,16 +168,6 @@ class HeadTracker {
       projectedNorm: this.#projected?.map((norms, member) => maxima(this.#evictedProjected[member], norms)),
     };
   }
-}
-
-/** ‖v‖₂ of each row. */
-function rowNorms(values: Float32Array, rows: number): Float64Array {
-  const width = values.length / rows;
-  return Float64Array.from({ length: rows }, (_, row) => {
-    let square = 0;
-    for (let j = row * width; j < (row + 1) * width; j++) square += values[j] * values[j];
-    return Math.sqrt(square);
-  });
 }
 
 function checkEvidence(
