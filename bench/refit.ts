@@ -67,7 +67,9 @@ if (unknown !== undefined) {
 
 const runtime = await currentRuntime();
 const path = values.model ?? await pullModel("smollm2-135m", runtime);
-await using model = await loadModel(path, runtime, { frame: LINE, backend: values.backend as BackendChoice });
+// Refused by loadModel where it is no backend.
+const backend = values.backend as BackendChoice;
+await using model = await loadModel(path, runtime, { frame: LINE, backend });
 const { tokenizer, frame, config: { contextLength } } = model;
 const sampling = { seed: Number(values.seed), haystack: await openHaystack(runtime, values.haystack) };
 const cases = parseCases(values.policies, values.keep);

@@ -157,7 +157,7 @@ export interface Model extends Device, AsyncDisposable {
 
 /**
  * Opens a GGUF and starts both engines. The model takes over a source and closes it. PalisadeErrors: `file.*`, `url.*`,
- * `gguf.*`, `tokenizer.*`, `template.*` (input), `dense.*`, `memory.short`, `backend.*`, `gpu.*`, `device.halves`,
+ * `gguf.*`, `tokenizer.*`, `template.*` (input), `dense.*`, `memory.short`, `backend.*`, `gpu.*`, `device.*`,
  * `threads.*` (usage, input or resources), `runtime.no-files` for a path in a browser. Nothing stays open when it fails.
  */
 export async function loadModel(source: ModelSource, runtime: Runtime, options: LoadOptions = {}): Promise<Model> {

@@ -1,5 +1,6 @@
 /** Starts what runs a model, of one place: this side, or a WebGPU device. */
 import { option, PalisadeError, say } from "../core/errors.ts";
+import { nearestName } from "../core/policy/nearest_name.ts";
 import { openGpu } from "../gpu/device.ts";
 import type { Runtime } from "../runtime/interface.ts";
 import type { ModelConfig } from "./config.ts";
@@ -7,8 +8,8 @@ import { DEFAULTS } from "./defaults.ts";
 import { HostDense } from "./dense/host.ts";
 import { perLayerBytes } from "./dense/embedding.ts";
 import { neededBytes } from "./dense/needed.ts";
-import { type DenseChoice, type DensePrecision, type HostDenseChoice, pickDense } from "./dense/pick.ts";
-import { type BackendChoice, type Device, type HostBackendChoice, pickBackend } from "./device.ts";
+import { DENSE_CHOICES, type DenseChoice, type DensePrecision, type HostDenseChoice, pickDense } from "./dense/pick.ts";
+import { BACKEND_CHOICES, type BackendChoice, type Device, type HostBackendChoice, pickBackend } from "./device.ts";
 import type { HostDenseName } from "./dense/interface.ts";
 import type { Modules } from "./needed_memory.ts";
 import type { GgufFile } from "./file/gguf/reader.ts";
@@ -44,8 +45,8 @@ export interface StartedDevice extends Device, AsyncDisposable {
 
 /**
  * The device that the two choices name, with the model's weights. `webgpu` for one of them is `webgpu` for both.
- * PalisadeErrors: `device.halves` (usage) for halves of two places, `gpu.*`, `backend.*`, `dense.*`, `threads.*`,
- * `memory.short`, `gguf.*`. Nothing is kept on failure.
+ * PalisadeErrors: `device.unknown` (usage) for a name that is none, `device.halves` (usage) for halves of two places,
+ * `gpu.*`, `backend.*`, `dense.*`, `threads.*`, `memory.short`, `gguf.*`. Nothing is kept on failure.
  */
 export async function startDevice(
   file: GgufFile,
@@ -54,6 +55,8 @@ export async function startDevice(
   options: DeviceOptions = {},
 ): Promise<StartedDevice> {
   const { backend = DEFAULTS.backend, dense = DEFAULTS.dense } = options;
+  checkChoice("backend", backend, BACKEND_CHOICES);
+  checkChoice("dense", dense, DENSE_CHOICES);
   if (backend !== "webgpu" && dense !== "webgpu") {
     // Results that are set beside earlier ones are made where those were.
     const free = backend === "auto" && dense === "auto" && !options.oneEngine;
@@ -69,6 +72,14 @@ export async function startDevice(
     throw new PalisadeError("usage", "device.halves", message, { where: option(name) });
   }
   return await startGpu(file, config, options);
+}
+
+function checkChoice(name: "backend" | "dense", choice: string, choices: readonly string[]): void {
+  if (choices.includes(choice)) return;
+  const near = nearestName(String(choice), choices),
+    hint = near ? `did you mean ${near}?` : `want ${choices.join(", ")}`;
+  const message = say`${option(name)} can't be ${JSON.stringify(choice)}; ${hint}`;
+  throw new PalisadeError("usage", "device.unknown", message, { where: option(name) });
 }
 
 async function isWanted(runtime: Runtime, { judge }: DeviceOptions): Promise<boolean> {

@@ -34,6 +34,22 @@ Deno.test("palisade-kv/core needs nothing else, and takes at most 25 kB minified
   assert.ok(bytes > 10_000 && bytes <= CORE_BYTES, `${bytes} bytes`);
 });
 
+Deno.test("a backend or dense engine that there isn't is refused by name", async () => {
+  const runtime = await library.currentRuntime();
+  for (
+    const [options, message] of [
+      [{ backend: "wasn" }, /backend can't be "wasn"; did you mean wasm\?/],
+      [{ dense: "cuda" }, /dense can't be "cuda"; want auto, web, node, wasm, webgpu/],
+    ] as const
+  ) {
+    await assert.rejects(library.loadModel(TINY_MODEL, runtime, options as object), (error) => {
+      assert.ok(error instanceof library.PalisadeError && error.code === "device.unknown" && error.kind === "usage");
+      assert.match(error.message, message);
+      return true;
+    });
+  }
+});
+
 interface Example {
   /** File and number in it. */
   readonly name: string;
