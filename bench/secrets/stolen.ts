@@ -49,8 +49,9 @@ export async function cloakedAlone(
   heads: readonly StolenHead[],
   secret: Secret,
   headDim: number,
+  salt = newSalt(),
 ): Promise<StolenHead[]> {
-  const cloak = await Cloak.of(secret, newSalt());
+  const cloak = await Cloak.of(secret, salt);
   return await Promise.all(heads.map(async (head, i) => ({ ...head, ...await cloak.cover(0, i, head, headDim) })));
 }
 
