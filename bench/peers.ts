@@ -3,12 +3,15 @@
  * and loading. Every engine in a process of its own, taking turns in each round, on as many threads each. llama.cpp is a
  * dev tool outside the package: `npm install --ignore-scripts --prefix bench/peers`.
  *
- *     deno task bench peers --model FILE [--context 512,4096] [--threads 1,2] [--rounds 3] [--steps 16]
+ *     deno task bench peers --model FILE [--context 512,4096] [--threads 1,2] [--rounds 3] [--steps 16] [--node PROGRAM]
+ *
+ * `--node`: palisade in that Node, too.
  */
 import { basename } from "node:path";
 import { benchPath, Engine, option, palisade, printHeader, started, type Taken } from "./engines/engine.ts";
 
 const POLICY = "layer-defensive";
+const NODE = option("node", "") || undefined;
 const middle = (values: readonly number[]) => [...values].sort((a, b) => a - b)[values.length >> 1];
 const list = (name: string, otherwise: string) => option(name, otherwise).split(",").map(Number);
 
@@ -29,6 +32,7 @@ async function measure(path: string, context: number, threads: number): Promise<
   const engines = await started([
     palisade(path, POLICY, 0.2, threads),
     palisade(path, POLICY, 1, threads),
+    ...(NODE ? [palisade(path, POLICY, 0.2, threads, NODE), palisade(path, POLICY, 1, threads, NODE)] : []),
     new Engine("llama.cpp, full cache", "node", [benchPath("peers/llama.mjs"), path, String(threads), room]),
   ]);
   const rows = engines.map((engine): Row => ({ engine, prefill: [], decode: [] }));

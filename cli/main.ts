@@ -4,6 +4,7 @@ import process from "node:process";
 import { writeSync } from "node:fs";
 import { resourceError } from "../core/errors.ts";
 import { currentRuntime } from "../runtime/mod.ts";
+import { widenVectors } from "../runtime/wide_vectors.ts";
 import { Interrupt } from "./interrupt.ts";
 import { EXIT, type Io } from "./io.ts";
 import { stylesOf } from "./print/colour.ts";
@@ -33,6 +34,8 @@ function writer(descriptor: 1 | 2): (text: string) => void {
   };
 }
 
+// Before any kernels are compiled.
+widenVectors();
 const interrupt = new Interrupt(() => io.err("palisade: interrupted\n"));
 
 const io: Io = {

@@ -67,9 +67,10 @@ fi
 
 features=+simd128,+bulk-memory
 # The kernels count registers, so the order of instructions is theirs; what is to be unrolled, inlined or done in vectors
-# is written so, and the rest is small.
+# is written so, and the rest is small. Without loop strength reduction what is added to an address stays in the load, so
+# that V8 sees which vectors are neighbours (docs/decisions/wide-vectors.md).
 flags='-C llvm-args=-pre-RA-sched=source'
-small="$flags -C no-vectorize-loops -C llvm-args=-unroll-runtime=false -C llvm-args=-inline-threshold=100"
+small="$flags -C llvm-args=-disable-lsr -C no-vectorize-loops -C llvm-args=-unroll-runtime=false -C llvm-args=-inline-threshold=100"
 build() { # build CRATE NAME PROFILE FEATURES FLAGS
   local out=$1/target/$2
   # The names of this machine's folders do not belong into the modules.

@@ -100,10 +100,13 @@ export function benchPath(file: string): string {
   return fileURLToPath(new URL(`../${file}`, import.meta.url));
 }
 
-/** Our kernels alone, at a share of keys kept, 0 to 1. */
-export function palisade(model: string, policy: string, keep: number, threads = 1): Engine {
-  const parameters = ["run", "-A", benchPath("engines/palisade.ts"), model, policy, String(keep), String(threads)];
-  return new Engine(`palisade keep ${keep * 100} %`, process.execPath, parameters);
+/** Our kernels alone, at a share of keys kept, 0 to 1; `node`: the program of a Node that runs TypeScript, for Deno. */
+export function palisade(model: string, policy: string, keep: number, threads = 1, node?: string): Engine {
+  const parameters = [benchPath("engines/palisade.ts"), model, policy, String(keep), String(threads)];
+  const name = `palisade keep ${keep * 100} %`;
+  return node === undefined
+    ? new Engine(name, process.execPath, ["run", "-A", ...parameters])
+    : new Engine(`${name}, Node`, node, parameters);
 }
 
 /** Those of the engines that can run here, with the model loaded. */

@@ -14,6 +14,7 @@ import { loadModel, type Model } from "../../model/model.ts";
 import { readContext } from "../../model/read/layers.ts";
 import { createSampler } from "../../model/decode/sampler.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
+import { widenVectors } from "../../runtime/wide_vectors.ts";
 import type { Reply, Request } from "./engine.ts";
 
 /** Processor milliseconds of all threads since `from`. */
@@ -62,6 +63,7 @@ class Ours {
   }
 }
 
+widenVectors();
 const [path, policy, keep] = [process.argv[2], process.argv[3], Number(process.argv[4])];
 const runtime = await currentRuntime();
 const threads = Number(process.argv[5] ?? 1), begin = performance.now();

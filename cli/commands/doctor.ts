@@ -34,6 +34,7 @@ import type { Finding } from "../json/outputs.ts";
 import { JSON_SWITCH, printJson } from "../json/print.ts";
 import type { OptionTable, Values } from "../options.ts";
 import { VERSION } from "../../runtime/version.ts";
+import { wideVectors } from "../../runtime/wide_vectors.ts";
 
 const OPTIONS = {
   model: {
@@ -157,6 +158,7 @@ function templateText(present: boolean, { date, thinking }: ChatFrame): string {
 async function examine({ runtime }: Io): Promise<Finding[]> {
   const cores = runtime.cores();
   const memory = runtime.memory();
+  const wide = wideVectors();
   const gpu = await judgeGpu(runtime, { onlyLook: true });
   const wasm = await probeWasm(runtime);
   const web = await probeWeb();
@@ -170,6 +172,7 @@ async function examine({ runtime }: Io): Promise<Finding[]> {
       ok: hasRelaxedSimd(),
       text: hasRelaxedSimd() ? "fused multiply-add may be used" : "this runtime refuses relaxed-simd modules",
     },
+    { name: "wide vectors", ok: wide.on, text: wide.text },
     {
       name: "threads",
       ok: runtime.threads,

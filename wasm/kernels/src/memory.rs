@@ -32,19 +32,19 @@ impl Error {
     }
 }
 
-/// Sixteen zeroed bytes: the unit of every buffer, so that all of them are aligned for one vector.
+/// A line of the processor's cache: the unit of every buffer, so that no vector of one lies across two.
 #[derive(Clone, Copy)]
-#[repr(C, align(16))]
-struct Quad([u32; 4]);
+#[repr(C, align(64))]
+struct Line([u32; 16]);
 
 /// One copy for all arrays: there are many. Not `zeroed`, they hold whatever was left at their place.
 #[inline(never)]
-fn quads(bytes: usize, zeroed: bool) -> Result<Vec<Quad>> {
-    let count = bytes.div_ceil(16);
+fn lines(bytes: usize, zeroed: bool) -> Result<Vec<Line>> {
+    let count = bytes.div_ceil(64);
     if count == 0 {
         return Ok(Vec::new());
     }
-    let layout = Layout::array::<Quad>(count).map_err(|_| Error::Memory)?;
+    let layout = Layout::array::<Line>(count).map_err(|_| Error::Memory)?;
     // SAFETY: the layout is not empty.
     let block = unsafe {
         if zeroed {
@@ -57,8 +57,8 @@ fn quads(bytes: usize, zeroed: bool) -> Result<Vec<Quad>> {
         return Err(Error::Memory);
     }
     // What was left is some bytes, not nothing in particular.
-    let block = std::hint::black_box(block) as *mut Quad;
-    // SAFETY: `count` quads of the global allocator, any bits of which are numbers.
+    let block = std::hint::black_box(block) as *mut Line;
+    // SAFETY: `count` lines of the global allocator, any bits of which are numbers.
     Ok(unsafe { Vec::from_raw_parts(block, count, count) })
 }
 
@@ -72,9 +72,9 @@ impl Plain for i16 {}
 impl Plain for i8 {}
 impl Plain for u8 {}
 
-/// A 16-byte aligned array whose allocation can fail.
+/// A 64-byte aligned array whose allocation can fail.
 pub struct Array<T: Plain> {
-    quads: Vec<Quad>,
+    lines: Vec<Line>,
     length: usize,
     kind: PhantomData<T>,
 }
@@ -82,23 +82,23 @@ pub struct Array<T: Plain> {
 impl<T: Plain> Array<T> {
     pub fn zeros(length: usize) -> Result<Self> {
         let bytes = length.checked_mul(core::mem::size_of::<T>()).ok_or(Error::Memory)?;
-        Ok(Array { quads: quads(bytes, true)?, length, kind: PhantomData })
+        Ok(Array { lines: lines(bytes, true)?, length, kind: PhantomData })
     }
 
     /// An array to be written before it is read.
     pub fn room(length: usize) -> Result<Self> {
         let bytes = length.checked_mul(core::mem::size_of::<T>()).ok_or(Error::Memory)?;
-        Ok(Array { quads: quads(bytes, false)?, length, kind: PhantomData })
+        Ok(Array { lines: lines(bytes, false)?, length, kind: PhantomData })
     }
 
     pub fn as_slice(&self) -> &[T] {
-        // SAFETY: `quads` holds at least `length` values of a plain type no more aligned than 16 bytes.
-        unsafe { core::slice::from_raw_parts(self.quads.as_ptr() as *const T, self.length) }
+        // SAFETY: `lines` holds at least `length` values of a plain type no more aligned than 64 bytes.
+        unsafe { core::slice::from_raw_parts(self.lines.as_ptr() as *const T, self.length) }
     }
 
     pub fn as_mut(&mut self) -> &mut [T] {
         // SAFETY: as above, and `self` is borrowed mutably.
-        unsafe { core::slice::from_raw_parts_mut(self.quads.as_mut_ptr() as *mut T, self.length) }
+        unsafe { core::slice::from_raw_parts_mut(self.lines.as_mut_ptr() as *mut T, self.length) }
     }
 
     pub fn len(&self) -> usize {
@@ -106,7 +106,7 @@ impl<T: Plain> Array<T> {
     }
 
     pub fn address(&self) -> usize {
-        self.quads.as_ptr() as usize
+        self.lines.as_ptr() as usize
     }
 }
 
@@ -117,15 +117,15 @@ impl Array<u8> {
     /// The first `length` values, read as `T`.
     pub fn view<T: Plain>(&self, length: usize) -> Result<&[T]> {
         self.check::<T>(length)?;
-        // SAFETY: the check; plain type; 16-byte alignment.
-        Ok(unsafe { core::slice::from_raw_parts(self.quads.as_ptr() as *const T, length) })
+        // SAFETY: the check; plain type; 64-byte alignment.
+        Ok(unsafe { core::slice::from_raw_parts(self.lines.as_ptr() as *const T, length) })
     }
 
     /// The first `length` values, to be written as `T`.
     pub fn view_mut<T: Plain>(&mut self, length: usize) -> Result<&mut [T]> {
         self.check::<T>(length)?;
         // SAFETY: as above, and `self` is borrowed mutably.
-        Ok(unsafe { core::slice::from_raw_parts_mut(self.quads.as_mut_ptr() as *mut T, length) })
+        Ok(unsafe { core::slice::from_raw_parts_mut(self.lines.as_mut_ptr() as *mut T, length) })
     }
 
     fn check<T: Plain>(&self, length: usize) -> Result<()> {

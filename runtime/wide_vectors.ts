@@ -1,0 +1,59 @@
+/**
+ * 256-bit vectors: told to, V8 joins neighbouring 128-bit vectors of WebAssembly, where the processor has AVX2 and no
+ * bounds need be checked before each load. Node leaves that to guard pages, Deno does not
+ * (docs/decisions/wide-vectors.md).
+ */
+import process from "node:process";
+import { setFlagsFromString } from "node:v8";
+import { runtimeName } from "./mod.ts";
+
+const FLAG = "experimental-wasm-revectorize";
+/**
+ * V8s with which tests/_helper/kernel_bits.ts was tried and has the same bits with and without: Node 26's. Node 24's, 13.6,
+ * gets products of one row wrong; Node 22's joins nothing.
+ */
+const FROM = [14, 6], BELOW = [15, 0];
+
+export interface WideVectors {
+  readonly on: boolean;
+  /** For people: what they are, or why there are none. */
+  readonly text: string;
+}
+
+/** What the process is, as far as it counts here. */
+export interface Engine {
+  readonly runtime: string;
+  readonly arch: string;
+  /** V8's version. */
+  readonly v8: string | undefined;
+  /** What was given to the runtime itself. */
+  readonly flags: readonly string[];
+}
+
+/** Whether an engine is to be told to join vectors. */
+export function judgeEngine({ runtime, arch, v8 = "", flags }: Engine): WideVectors {
+  if (flags.includes(`--no-${FLAG}`)) return { on: false, text: `none: --no-${FLAG} was given` };
+  const [major, minor] = v8.split(".").map(Number),
+    at = (version: readonly number[]) => {
+      return major - version[0] || minor - version[1];
+    };
+  if (runtime === "node" && arch === "x64" && at(FROM) >= 0 && at(BELOW) < 0) {
+    return { on: true, text: "128-bit ones joined by V8, where the processor has AVX2" };
+  }
+  return { on: false, text: "none: V8 joins vectors rightly in Node 26 on x64 alone" };
+}
+
+let found: WideVectors | undefined;
+
+/** Tells V8 to join vectors where it can. For a process of one's own: the flag counts for all of its WebAssembly. */
+export function widenVectors(): WideVectors {
+  const { arch, execArgv, versions } = process;
+  found = judgeEngine({ runtime: runtimeName(), arch, v8: versions.v8, flags: execArgv });
+  if (found.on) setFlagsFromString(`--${FLAG}`);
+  return found;
+}
+
+/** What {@link widenVectors} found; none where it was not asked. */
+export function wideVectors(): WideVectors {
+  return found ?? { on: false, text: "none: nothing asked for them" };
+}

@@ -1,0 +1,38 @@
+import assert from "node:assert/strict";
+import { judgeEngine, widenVectors, wideVectors } from "../../runtime/wide_vectors.ts";
+
+const NODE_26 = { runtime: "node", arch: "x64", v8: "14.6.202.34-node.20", flags: [] };
+
+Deno.test("vectors are joined where that was tried: in Node 26 on x64", () => {
+  assert.equal(judgeEngine(NODE_26).on, true);
+  const others = [
+    ["14.5.9-node.1", "x64", "node"],
+    ["13.6.233.17-node.53", "x64", "node"],
+    ["11.3.244.8-node.38", "x64", "node"],
+    ["15.0.245.2-rusty", "x64", "node"],
+    ["16.1.1-node.1", "x64", "node"],
+    ["14.6.202.34-node.20", "arm64", "node"],
+    ["14.6.202.34-node.20", "x64", "bun"],
+    ["14.6.202.34-node.20", "x64", "deno"],
+    [undefined, "x64", "node"],
+  ] as const;
+  for (const [v8, arch, runtime] of others) {
+    const judged = judgeEngine({ runtime, arch, v8, flags: [] });
+    assert.deepEqual(
+      [judged.on, /^none: .*Node 26 on x64/.test(judged.text)],
+      [false, true],
+      `${runtime} ${v8} ${arch}`,
+    );
+  }
+});
+
+Deno.test("who forbids Node to join vectors is obeyed", () => {
+  const { on, text } = judgeEngine({ ...NODE_26, flags: ["--no-experimental-wasm-revectorize"] });
+  assert.deepEqual([on, text], [false, "none: --no-experimental-wasm-revectorize was given"]);
+});
+
+Deno.test("wide vectors are what was found, and none before anyone asks", () => {
+  assert.match(wideVectors().text, /nothing asked/);
+  assert.equal(widenVectors().on, false);
+  assert.match(wideVectors().text, /Node 26/);
+});
