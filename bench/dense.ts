@@ -10,6 +10,7 @@ import { availableParallelism, cpus, loadavg } from "node:os";
 import { basename } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
+import { setFlagsFromString } from "node:v8";
 import type { DenseEngine } from "../model/dense/interface.ts";
 import { type DensePrecision, pickDense } from "../model/dense/pick.ts";
 import { probeNode } from "../model/dense/ort/node.ts";
@@ -17,6 +18,9 @@ import { configOf } from "../model/file/gguf/config.ts";
 import { openGguf } from "../model/file/gguf/reader.ts";
 import { pullModel } from "../model/store/store.ts";
 import { currentRuntime } from "../runtime/mod.ts";
+import { widenVectors } from "../runtime/wide_vectors.ts";
+
+widenVectors(process, setFlagsFromString);
 
 interface Row {
   readonly detail: string;

@@ -2,6 +2,7 @@
 /** The command: connects the process to the program and leaves everything else to it. */
 import process from "node:process";
 import { writeSync } from "node:fs";
+import { setFlagsFromString } from "node:v8";
 import { resourceError } from "../core/errors.ts";
 import { currentRuntime } from "../runtime/mod.ts";
 import { widenVectors } from "../runtime/wide_vectors.ts";
@@ -35,7 +36,7 @@ function writer(descriptor: 1 | 2): (text: string) => void {
 }
 
 // Before any kernels are compiled.
-widenVectors();
+widenVectors(process, setFlagsFromString);
 const interrupt = new Interrupt(() => io.err("palisade: interrupted\n"));
 
 const io: Io = {

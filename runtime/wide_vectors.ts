@@ -3,8 +3,6 @@
  * bounds need be checked before each load. Node leaves that to guard pages, Deno does not
  * (docs/decisions/wide-vectors.md).
  */
-import process from "node:process";
-import { setFlagsFromString } from "node:v8";
 import { runtimeName } from "./mod.ts";
 
 const FLAG = "experimental-wasm-revectorize";
@@ -20,23 +18,19 @@ export interface WideVectors {
   readonly text: string;
 }
 
-/** What the process is, as far as it counts here. */
-export interface Engine {
-  readonly runtime: string;
+/** What `node:process` says of the engine, as far as it counts here. */
+export interface EngineProcess {
   readonly arch: string;
-  /** V8's version. */
-  readonly v8: string | undefined;
   /** What was given to the runtime itself. */
-  readonly flags: readonly string[];
+  readonly execArgv: readonly string[];
+  readonly versions: { readonly v8?: string };
 }
 
 /** Whether an engine is to be told to join vectors. */
-export function judgeEngine({ runtime, arch, v8 = "", flags }: Engine): WideVectors {
-  if (flags.includes(`--no-${FLAG}`)) return { on: false, text: `none: --no-${FLAG} was given` };
-  const [major, minor] = v8.split(".").map(Number),
-    at = (version: readonly number[]) => {
-      return major - version[0] || minor - version[1];
-    };
+export function judgeEngine({ arch, execArgv, versions }: EngineProcess, runtime: string): WideVectors {
+  if (execArgv.includes(`--no-${FLAG}`)) return { on: false, text: `none: --no-${FLAG} was given` };
+  const [major, minor] = (versions.v8 ?? "").split(".").map(Number);
+  const at = (version: readonly number[]) => major - version[0] || minor - version[1];
   if (runtime === "node" && arch === "x64" && at(FROM) >= 0 && at(BELOW) < 0) {
     return { on: true, text: "128-bit ones joined by V8, where the processor has AVX2" };
   }
@@ -45,15 +39,21 @@ export function judgeEngine({ runtime, arch, v8 = "", flags }: Engine): WideVect
 
 let found: WideVectors | undefined;
 
-/** Tells V8 to join vectors where it can. For a process of one's own: the flag counts for all of its WebAssembly. */
-export function widenVectors(): WideVectors {
-  const { arch, execArgv, versions } = process;
-  found = judgeEngine({ runtime: runtimeName(), arch, v8: versions.v8, flags: execArgv });
-  if (found.on) setFlagsFromString(`--${FLAG}`);
+/**
+ * Tells V8 to join vectors where that is right, before it compiles any kernels. For a process of one's own: the flag
+ * counts for all of its WebAssembly. `setFlags`: of `node:v8`, which pages must not meet.
+ */
+export function widenVectors(
+  engine: EngineProcess,
+  setFlags: (flags: string) => void,
+  runtime: string = runtimeName(),
+): WideVectors {
+  found = judgeEngine(engine, runtime);
+  if (found.on) setFlags(`--${FLAG}`);
   return found;
 }
 
-/** What {@link widenVectors} found; none where it was not asked. */
+/** What {@link widenVectors} found; none where nobody called it. */
 export function wideVectors(): WideVectors {
   return found ?? { on: false, text: "none: nothing asked for them" };
 }

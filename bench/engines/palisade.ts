@@ -6,6 +6,7 @@
  */
 import process from "node:process";
 import { createInterface } from "node:readline";
+import { setFlagsFromString } from "node:v8";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
 import { resolveBudget } from "../../core/select/budget.ts";
 import { resolvePolicy } from "../../core/policy/registry.ts";
@@ -63,7 +64,7 @@ class Ours {
   }
 }
 
-widenVectors();
+widenVectors(process, setFlagsFromString);
 const [path, policy, keep] = [process.argv[2], process.argv[3], Number(process.argv[4])];
 const runtime = await currentRuntime();
 const threads = Number(process.argv[5] ?? 1), begin = performance.now();

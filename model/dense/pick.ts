@@ -5,6 +5,7 @@ import { inputsOf } from "../architecture.ts";
 import type { ModelConfig } from "../config.ts";
 import type { GgufFile } from "../file/gguf/reader.ts";
 import { hasSimd128 } from "../../runtime/features.ts";
+import { wideVectors } from "../../runtime/wide_vectors.ts";
 import type { ThreadPool } from "../../wasm/threads/pool.ts";
 
 import type { DenseEngine, HostDenseName } from "./interface.ts";
@@ -18,9 +19,9 @@ import { createWebEngine } from "./ort/web.ts";
 import type { WeightForm } from "./ort/weights.ts";
 
 /**
- * `auto`: for a file whose layers are all in blocks `wasm`, our own kernels; where all blocks are of 32 and
- * onnxruntime-node can be loaded, those from {@link MANY_ROWS} rows at once on `node`. For files of float weights `node`
- * or, without it, `web`.
+ * `auto`: for a file whose layers are all in blocks `wasm`, our own kernels; where all blocks are of 32, vectors have no
+ * 256 bits and onnxruntime-node can be loaded, those from {@link MANY_ROWS} rows at once on `node`. For files of float
+ * weights `node` or, without it, `web`.
  */
 export const DENSE_CHOICES = ["auto", "web", "node", "wasm", "webgpu"] as const;
 /** One of {@link DENSE_CHOICES}. */
@@ -123,7 +124,8 @@ async function chooseEngine(file: GgufFile, options: PickDenseOptions): Promise<
   if (dense !== "auto") return dense;
   const ours = hasSimd128() && staysInBlocks(file);
   // Loading onnxruntime takes 60 MB, wanted or not.
-  if (ours && precision !== "float32" && !hasSmallBlocks(file)) return "wasm";
+  const alone = !hasSmallBlocks(file) || (wideVectors().on && !oneEngine);
+  if (ours && precision !== "float32" && alone) return "wasm";
   if (!(await probeNode()).available) return ours ? "wasm" : "web";
   if (!ours || precision === "float32") return "node";
   return oneEngine ? "node" : "mixed";
@@ -133,7 +135,8 @@ async function chooseEngine(file: GgufFile, options: PickDenseOptions): Promise<
 export function describeAuto(node: boolean): string {
   const others = node ? "onnxruntime-node" : "onnxruntime-web";
   if (!hasSimd128()) return others;
-  const more = node ? `, in files of 32-blocks ${others} from ${MANY_ROWS} rows at once (eval, worker: always)` : "";
+  const from = wideVectors().on ? "in eval and worker" : `from ${MANY_ROWS} rows at once (eval, worker: always)`;
+  const more = node ? `, in files of 32-blocks ${others} ${from}` : "";
   return `own kernels${more}; ${others} for F32, F16 and BF16 files`;
 }
 

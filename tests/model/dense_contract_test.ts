@@ -3,9 +3,11 @@ import assert from "node:assert/strict";
 import { PalisadeError } from "../../core/errors.ts";
 import type { ModelConfig } from "../../model/config.ts";
 import { MixedEngine } from "../../model/dense/by_rows.ts";
+import { widenVectors } from "../../runtime/wide_vectors.ts";
 import type { DenseEngine } from "../../model/dense/interface.ts";
 import { createNodeEngine, probeNode } from "../../model/dense/ort/node.ts";
 import {
+  describeAuto,
   float32Bytes,
   hasSmallBlocks,
   pickDense,
@@ -143,6 +145,23 @@ Deno.test("pickDense() takes both engines where the file allows it, one where to
   await using wasm = await pickDense(open.file, open.config, { dense: "wasm" });
   assert.equal(wasm.name, "wasm");
   assert.match(web.detail, /^onnxruntime-web 1\.\d+\.\d+, 1 thread, float32 weights$/);
+});
+
+Deno.test("with vectors of 256 bits our kernels are alone, but where results are compared", async () => {
+  await using open = await openTiny("llama-plain");
+  assert.ok(staysInBlocks(open.file));
+  const node26 = { arch: "x64", execArgv: [], versions: { v8: "14.6.202.34-node.20" } };
+  try {
+    widenVectors(node26, () => {}, "node");
+    await using auto = await pickDense(open.file, open.config);
+    assert.equal(auto.name, "wasm");
+    await using one = await pickDense(open.file, open.config, { oneEngine: true });
+    assert.equal(one.name, probe.available ? "node" : "wasm");
+    assert.equal(/from 8 rows/.test(describeAuto(true)), false);
+  } finally {
+    widenVectors({ ...node26, arch: "none" }, () => {});
+  }
+  assert.match(describeAuto(true), /from 8 rows/);
 });
 
 Deno.test("MixedEngine gives few rows to one engine and many to the other, and disposes of both", async () => {

@@ -1,10 +1,10 @@
 import assert from "node:assert/strict";
 import { judgeEngine, widenVectors, wideVectors } from "../../runtime/wide_vectors.ts";
 
-const NODE_26 = { runtime: "node", arch: "x64", v8: "14.6.202.34-node.20", flags: [] };
+const NODE_26 = { arch: "x64", execArgv: [], versions: { v8: "14.6.202.34-node.20" } };
 
 Deno.test("vectors are joined where that was tried: in Node 26 on x64", () => {
-  assert.equal(judgeEngine(NODE_26).on, true);
+  assert.equal(judgeEngine(NODE_26, "node").on, true);
   const others = [
     ["14.5.9-node.1", "x64", "node"],
     ["13.6.233.17-node.53", "x64", "node"],
@@ -17,7 +17,7 @@ Deno.test("vectors are joined where that was tried: in Node 26 on x64", () => {
     [undefined, "x64", "node"],
   ] as const;
   for (const [v8, arch, runtime] of others) {
-    const judged = judgeEngine({ runtime, arch, v8, flags: [] });
+    const judged = judgeEngine({ arch, execArgv: [], versions: { v8 } }, runtime);
     assert.deepEqual(
       [judged.on, /^none: .*Node 26 on x64/.test(judged.text)],
       [false, true],
@@ -27,12 +27,14 @@ Deno.test("vectors are joined where that was tried: in Node 26 on x64", () => {
 });
 
 Deno.test("who forbids Node to join vectors is obeyed", () => {
-  const { on, text } = judgeEngine({ ...NODE_26, flags: ["--no-experimental-wasm-revectorize"] });
+  const { on, text } = judgeEngine({ ...NODE_26, execArgv: ["--no-experimental-wasm-revectorize"] }, "node");
   assert.deepEqual([on, text], [false, "none: --no-experimental-wasm-revectorize was given"]);
 });
 
-Deno.test("wide vectors are what was found, and none before anyone asks", () => {
+Deno.test("the engine is told where it is right, and who asks is told", () => {
+  const flags: string[] = [];
   assert.match(wideVectors().text, /nothing asked/);
-  assert.equal(widenVectors().on, false);
+  assert.equal(widenVectors(NODE_26, (flag) => flags.push(flag)).on, false);
+  assert.deepEqual(flags, [], "this is Deno, whatever its versions say");
   assert.match(wideVectors().text, /Node 26/);
 });
