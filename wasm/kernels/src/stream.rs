@@ -178,6 +178,19 @@ unsafe fn rows<F: Format, T: Stored>(mut at: *const u8, blocks: usize, mut x: In
     products
 }
 
+/// `sum − ZERO · all`, rounded twice.
+#[inline(always)]
+fn shifted<F: Format>(sum: F4, all: F4) -> F4 {
+    let zero = F4::splat(-(F::ZERO as f32));
+    // A power of two times a number is exact, so that a fused step rounds no less. LLVM would put other products of one
+    // number with that of the next groups into one vector, and V8 join no more of this loop's.
+    if F::ZERO.is_power_of_two() {
+        sum.madd(all, zero)
+    } else {
+        sum.add(all.mul(zero))
+    }
+}
+
 /// A block of 32.
 #[inline(always)]
 unsafe fn small<F: Format, T: Stored>(at: *const u8, x: Inputs<T>, totals: &mut [F4; 2]) {
@@ -187,8 +200,7 @@ unsafe fn small<F: Format, T: Stored>(at: *const u8, x: Inputs<T>, totals: &mut 
     let mut sums = dots.map(|dot| dot.to_floats().mul(step));
     let all = F4::load_splat(x.sums);
     if F::ZERO > 0 {
-        let zero = all.mul(F4::splat(-(F::ZERO as f32)));
-        sums = sums.map(|sum| sum.add(zero));
+        sums = sums.map(|sum| shifted::<F>(sum, all));
     }
     *totals = [0, 1].map(|half| totals[half].madd(own.scales[half], sums[half]));
     if F::MINIMA {
@@ -210,8 +222,7 @@ unsafe fn large<F: Format, T: Stored>(at: *const u8, x: Inputs<T>, totals: &mut 
                 let (step, all) = (F4::load_splat(x.scales.add(4 * j + $g)), F4::load_splat(x.sums.add(4 * j + $g)));
                 let mut sums = $dots.map(|dot| dot.to_floats().mul(step));
                 if F::ZERO > 0 {
-                    let zero = all.mul(F4::splat(-(F::ZERO as f32)));
-                    sums = sums.map(|sum| sum.add(zero));
+                    sums = sums.map(|sum| shifted::<F>(sum, all));
                 }
                 let of = |pair: [B16; 2]| pair[$g / 2].half_to_ints::<{ $g % 2 }>().map(|four| four.to_floats());
                 let own = of(scales);

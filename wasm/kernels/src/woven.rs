@@ -3,7 +3,8 @@
 //!
 //! Of four weights of the first four rows, and of the other four, each bit or pair or four of them has its plane: 16
 //! bytes are four weights of four rows, one after the other. Then a vector has lanes that are rows, with inputs that are
-//! the same in every lane; no sum crosses lanes, and one stream of memory is read.
+//! the same in every lane; no sum crosses lanes, and one stream of memory is read. A plane's byte has bits of several
+//! fours of one row, so that both halves of the rows take the same steps, which V8 may take for both at once.
 
 use crate::lanes::{B16, F4};
 use crate::memory::{Array, Result};
@@ -56,31 +57,34 @@ pub unsafe fn weave<F: Format>(rows: [*const u8; ROWS], blocks: usize, mut to: *
 unsafe fn weave_slice(places: &[[B16; 2]; ROWS], bits: usize, to: *mut u8) {
     let [four, two, one] = planes(bits);
     let (fours, twos, upper) = (if four { 128 } else { 0 }, if two { 64 } else { 0 }, if four { 4 } else { 0 });
+    let mut ones = [B16::splat(0); 2];
     for half in 0..2 {
-        // Of each four places a vector of four rows.
-        let low = B16::transpose_words([0, 1, 2, 3].map(|r: usize| places[r][half]));
-        let high = B16::transpose_words([4, 5, 6, 7].map(|r: usize| places[r][half]));
-        let fifteen = B16::splat(15);
-        for c in 0..4 {
+        // Of each four places a vector of four rows, and of the other four.
+        let rows = [0, 4].map(|first| B16::transpose_words([0, 1, 2, 3].map(|r: usize| places[first + r][half])));
+        for (r, c) in rows.into_iter().enumerate() {
             if bits == 8 {
-                low[c].store(to.add(128 * half + 32 * c));
-                high[c].store(to.add(128 * half + 32 * c + 16));
+                for (i, c) in c.into_iter().enumerate() {
+                    c.store(to.add(128 * half + 32 * i + 16 * r));
+                }
             } else if four {
-                low[c].and(fifteen).or(high[c].and(fifteen).left(4)).store(to.add(64 * half + 16 * c));
+                let low = |c: B16| c.and(B16::splat(15));
+                low(c[0]).or(low(c[1]).left(4)).store(to.add(64 * half + 16 * r));
+                low(c[2]).or(low(c[3]).left(4)).store(to.add(64 * half + 32 + 16 * r));
+            }
+            if two {
+                let pairs = [0, 1, 2, 3].map(|i| c[i].right(upper).and(B16::splat(3)).left(2 * i as u32));
+                pairs[0].or(pairs[1]).or(pairs[2]).or(pairs[3]).store(to.add(fours + 32 * half + 16 * r));
+            }
+            if one {
+                for (i, c) in c.into_iter().enumerate() {
+                    ones[r] = ones[r].or(c.right(bits as u32 - 1).and(B16::splat(1)).left((4 * half + i) as u32));
+                }
             }
         }
-        if two {
-            let pair = |x: B16| x.right(upper).and(B16::splat(3));
-            for c in [0, 2] {
-                let [a, b] = [c, c + 1].map(|c: usize| pair(low[c]).or(pair(high[c]).left(2)));
-                a.or(b.left(4)).store(to.add(fours + 32 * half + 8 * c));
-            }
-        }
-        if one {
-            let bit = |x: B16| x.right(bits as u32 - 1).and(B16::splat(1));
-            let pairs = [0, 1, 2, 3].map(|c: usize| bit(low[c]).or(bit(high[c]).left(1)).left(2 * c as u32));
-            pairs[0].or(pairs[1]).or(pairs[2]).or(pairs[3]).store(to.add(fours + twos + 16 * half));
-        }
+    }
+    if one {
+        ones[0].store(to.add(fours + twos));
+        ones[1].store(to.add(fours + twos + 16));
     }
 }
 
@@ -110,19 +114,22 @@ pub unsafe fn chunk<F: Format, const C: usize>(slice: *const u8, half: usize) ->
     let [four, two, one] = const { planes(F::BITS) };
     let [fours, twos] = [if four { 128 } else { 0 }, if two { 64 } else { 0 }];
     let mut places = [B16::splat(0); 2];
-    if four {
-        let plane = B16::load(slice.add(64 * half + 16 * C));
-        places = [plane.and(B16::splat(15)), plane.right(4).and(B16::splat(15))];
-    }
     // Written out: as closures LLVM would not make constants of the places of bits.
+    if four {
+        let at = slice.add(64 * half + 32 * (C / 2));
+        let [low, high] = [B16::load(at), B16::load(at.add(16))];
+        places = [moved(low, 4 * (C % 2), 0, 15), moved(high, 4 * (C % 2), 0, 15)];
+    }
     if two {
-        let (plane, to) = (B16::load(slice.add(32 * half + fours + 16 * (C / 2))), if four { 4 } else { 0 });
-        let (low, high) = (moved(plane, 4 * (C % 2), to, 3 << to), moved(plane, 4 * (C % 2) + 2, to, 3 << to));
+        let (at, to) = (slice.add(32 * half + fours), if four { 4 } else { 0 });
+        let [low, high] = [B16::load(at), B16::load(at.add(16))];
+        let [low, high] = [moved(low, 2 * C, to, 3 << to), moved(high, 2 * C, to, 3 << to)];
         places = if four { [places[0].or(low), places[1].or(high)] } else { [low, high] };
     }
     if one {
-        let (plane, to) = (B16::load(slice.add(16 * half + fours + twos)), F::BITS - 1);
-        let (low, high) = (moved(plane, 2 * C, to, 1 << to), moved(plane, 2 * C + 1, to, 1 << to));
+        let (at, to) = (slice.add(fours + twos), F::BITS - 1);
+        let [low, high] = [B16::load(at), B16::load(at.add(16))];
+        let [low, high] = [moved(low, 4 * half + C, to, 1 << to), moved(high, 4 * half + C, to, 1 << to)];
         places = [places[0].or(low), places[1].or(high)];
     }
     [F::values(places[0]), F::values(places[1])]
@@ -190,19 +197,18 @@ pub unsafe fn unpack<F: Format>(mut woven: *const u8, blocks: usize, panel: &mut
             }
         }
         woven = woven.add(ROWS * scale_bytes::<F>());
-        for at in 0..F::BLOCK / SLICE * 2 {
+        for _ in 0..F::BLOCK / SLICE {
             macro_rules! chunks {
-                ($($c:literal)*) => {$(
-                    let [low, high] = chunk::<F, $c>(woven, at % 2);
-                    low.sub(zero).store(values.add(32 * $c));
-                    high.sub(zero).store(values.add(32 * $c + 16));
+                ($half:literal: $($c:literal)*) => {$(
+                    let [low, high] = chunk::<F, $c>(woven, $half);
+                    low.sub(zero).store(values.add(128 * $half + 32 * $c));
+                    high.sub(zero).store(values.add(128 * $half + 32 * $c + 16));
                 )*};
             }
-            chunks!(0 1 2 3);
-            values = values.add(ROWS * SLICE / 2);
-            if at % 2 == 1 {
-                woven = woven.add(ROWS * SLICE * F::BITS / 8);
-            }
+            chunks!(0: 0 1 2 3);
+            chunks!(1: 0 1 2 3);
+            values = values.add(ROWS * SLICE);
+            woven = woven.add(ROWS * SLICE * F::BITS / 8);
         }
     }
 }
