@@ -1,6 +1,6 @@
 /**
- * Prints what the kernels compute, as one hash of all bits for each kind of call: products of every tensor type, the
- * dense steps, attention, norms and scores over rows of every type. Runs in Deno, Node and Bun:
+ * Prints what the kernels compute, as one hash of all bits for each kind of call: products of every tensor type,
+ * attention, norms and scores over rows of every type. Runs in Deno, Node and Bun:
  *
  *     node --experimental-wasm-revectorize tests/_helper/kernel_bits.ts
  */
@@ -57,17 +57,18 @@ async function rows(): Promise<void> {
       await stored.append(floats(length * 2 * headDim), floats(length * 2 * headDim), length);
       const queries = floats(100 * 6 * headDim), one = queries.subarray(0, 6 * headDim);
       const output = floats(width * 6 * headDim);
-      for (let i = 0; i < TIMES; i++) {
-        const last = i === TIMES - 1, decoded = await stored.decodeAttention(one, 1);
+      for (let i = 1; i <= TIMES; i++) {
+        const decoded = await stored.decodeAttention(one, 1);
         const read = await stored.prefillAttention(queries, 100, { columnMax: true });
         const seen = await stored.observe(queries.subarray(0, window * 6 * headDim), window, {
           window: ["mean", "variance", "entropy", "pooledMean", "pooledMax", "mass", "logSumExp"],
         });
         const norms = [await stored.valueNorms(output, width), await stored.valueNorms(output, width, "l2")];
-        if (!last) continue;
+        if (i < TIMES) continue;
         told(`decode ${name}`, decoded.output);
         told(`prefill ${name}`, read.output, read.columnMax);
-        told(`observe ${name}`, seen.mean, seen.variance, seen.entropy, seen.pooledMean, seen.pooledMax, seen.mass);
+        const { mean, variance, entropy, pooledMean, pooledMax, mass, logSumExp } = seen;
+        told(`observe ${name}`, mean, variance, entropy, pooledMean, pooledMax, mass, logSumExp);
         told(`norms ${name}`, ...norms);
       }
       stored.free();

@@ -5,17 +5,16 @@
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
+import { runChild } from "../../tools/child.ts";
 
 const PROGRAM = fileURLToPath(new URL("../_helper/kernel_bits.ts", import.meta.url));
 
 /** What the kernels compute, and how many times V8 said that it joins something. */
 async function bits(flags: string): Promise<{ lines: string[]; joined: number }> {
-  const { success, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", `--v8-flags=--no-liftoff${flags}`, PROGRAM],
-    stderr: "piped",
-  }).output();
-  assert.ok(success, new TextDecoder().decode(stderr));
-  const lines = new TextDecoder().decode(stdout).split("\n");
+  const args = ["run", "-A", `--v8-flags=--no-liftoff${flags}`, PROGRAM];
+  const { code, stdout, stderr, killed } = await runChild(Deno.execPath(), args, { timeout: 120 });
+  assert.equal(code, 0, killed || stderr);
+  const lines = stdout.split("\n");
   return {
     lines: lines.filter((line) => /^\S.* [0-9a-f]{16}$/.test(line)),
     joined: lines.filter((line) => /Decided to vectorize, [1-9]/.test(line)).length,
