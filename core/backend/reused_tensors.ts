@@ -3,7 +3,7 @@ import { HOST_TENSORS, type Tensors } from "./tensor.ts";
 /** Bytes from which on an array is worth keeping. */
 const LEAST_BYTES = 1 << 14;
 /** Most free arrays of one length, and bytes of all: a step has a few shapes, and frees each before it wants it again. */
-const MOST_ALIKE = 2, MOST_BYTES = 24 << 20;
+const MOST_ALIKE = 6, MOST_BYTES = 48 << 20;
 
 /**
  * Tensors on this side whose arrays are used again once they are freed. A reading makes its queries, keys, values and hidden

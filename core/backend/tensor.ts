@@ -55,7 +55,7 @@ export class Temporaries implements Disposable {
   }
 
   /** Takes a tensor over; returns it. */
-  add(tensor: Tensor): Tensor {
+  add<T extends Tensor>(tensor: T): T {
     this.#held.push(tensor);
     return tensor;
   }

@@ -85,12 +85,12 @@ Deno.test("an array that somebody has read, or uploaded, is never used again", a
   assert.ok(next !== read && next !== uploaded);
 });
 
-Deno.test("at most two free arrays of a length are kept, and 24 MiB in all", () => {
-  const tensors = new ReusedTensors(), alike = [0, 1, 2].map(() => tensors.zeros(LARGE));
+Deno.test("at most six free arrays of a length are kept, and 48 MiB in all", () => {
+  const tensors = new ReusedTensors(), alike = Array.from({ length: 7 }, () => tensors.zeros(LARGE));
   for (const tensor of alike) tensors.free(tensor);
-  const again = [0, 1, 2].map(() => tensors.zeros(LARGE));
-  assert.equal(again.filter((tensor) => alike.includes(tensor)).length, 2);
-  const lengths = Array.from({ length: 25 }, (_, i) => (1 << 18) - i), all = lengths.map((n) => tensors.zeros(n));
+  const again = alike.map(() => tensors.zeros(LARGE));
+  assert.equal(again.filter((tensor) => alike.includes(tensor)).length, 6);
+  const lengths = Array.from({ length: 49 }, (_, i) => (1 << 18) - i), all = lengths.map((n) => tensors.zeros(n));
   for (const tensor of all) tensors.free(tensor);
-  assert.deepEqual(lengths.map((n) => all.includes(tensors.zeros(n))), [false, ...Array(24).fill(true)]);
+  assert.deepEqual(lengths.map((n) => all.includes(tensors.zeros(n))), [false, ...Array(48).fill(true)]);
 });

@@ -1,7 +1,8 @@
 /** Threads: the same bits for any number of them, what goes wrong is typed, and nothing is left behind. */
 import assert from "node:assert/strict";
-import type { Backend, LayerRows } from "../../core/backend/interface.ts";
+import type { AttentionOutputs, Backend, LayerRows } from "../../core/backend/interface.ts";
 import { CACHE_TYPES, type CacheType } from "../../core/cache/entry_type.ts";
+import type { Tensor } from "../../core/backend/tensor.ts";
 import { PalisadeError } from "../../core/errors.ts";
 import { randomSource } from "../../core/measure/random.ts";
 import type { AttentionShape } from "../../core/shape.ts";
@@ -12,6 +13,7 @@ import { currentRuntime, type Runtime, type Thread } from "../../runtime/mod.ts"
 import { shareQueries } from "../../wasm/threads/guests.ts";
 import { shareHeads } from "../../wasm/threads/heads.ts";
 import { ThreadPool } from "../../wasm/threads/pool.ts";
+import { ROWS } from "../../wasm/threads/rows_service.ts";
 import { shareRows, workOf, worthSharing } from "../../wasm/dense/part.ts";
 import { createWasmBackend } from "../../wasm/backend.ts";
 import { createThreadedBackend } from "../../wasm/threads/backend.ts";
@@ -94,11 +96,16 @@ async function reading(backend: Backend, shape: AttentionShape, type: CacheType)
     rows.append(noise(count * each, 2 * i), noise(count * each, 2 * i + 1), count);
     const queries = noise(count * heads * headDim, 20 + i);
     const rowWeights = noise(count, 30 + i).map((x) => Math.abs(x) + 0.1);
-    given.push(await rows.prefillAttention(queries, count, { logSumExp: true }));
-    given.push(await rows.prefillAttention(queries, count, { columnMax: true, rowWeights }));
-    given.push(await rows.unmaskedAttention!(queries, count, { columnMax: true, logSumExp: true }));
+    // Given back at once, so that the next call gets the same arrays again.
+    const take = ({ output, ...extras }: AttentionOutputs<Tensor>) => {
+      given.push({ ...extras, output: (output as Float32Array).slice() });
+      backend.tensors.free(output);
+    };
+    take(await rows.prefillAttention(queries, count, { logSumExp: true }));
+    take(await rows.prefillAttention(queries, count, { columnMax: true, rowWeights }));
+    take(await rows.unmaskedAttention!(queries, count, { columnMax: true, logSumExp: true }));
     if (i === 1) {
-      given.push(await rows.prefillAttention(queries, count, { columnSum: true }));
+      take(await rows.prefillAttention(queries, count, { columnSum: true, logSumExp: true }));
       const kept = Int32Array.from({ length: 400 }, (_, row) => row + 112);
       rows.compact(Array(kvHeads).fill(kept));
     }
@@ -115,6 +122,7 @@ for (
     { heads: 9, kvHeads: 3, headDim: 64 },
     { heads: 4, kvHeads: 1, headDim: 256, reach: 300 },
     { heads: 10, kvHeads: 5, headDim: 20, nullLogits: noise(10, 50) },
+    { heads: 12, kvHeads: 6, headDim: 32 },
   ]
 ) {
   Deno.test(`a layer that is read gives the bits of one thread: ${shape.kvHeads} KV heads of ${shape.headDim}`, async () => {
@@ -180,7 +188,7 @@ function watched(pool: ThreadPool): { pool: ThreadPool; asked: () => number[] } 
       const value = Reflect.get(target, name, target);
       if (typeof value !== "function") return value;
       return (...all: unknown[]) => {
-        if (name === "ask") asked.push(all[0] as number);
+        if (name === "ask" || name === "askToTake") asked.push(all[0] as number);
         return value.apply(target, all);
       };
     },
@@ -361,10 +369,36 @@ function poolOf(pool: ThreadPool) {
     newId: () => pool.newId(),
     tell: pool.tell.bind(pool),
     ask: pool.ask.bind(pool),
+    askToTake: pool.askToTake.bind(pool),
     answer: pool.answer.bind(pool),
     answerNow: pool.answerNow.bind(pool),
   };
 }
+
+Deno.test("an answer is taken once, before the memory is written again; what goes wrong with that is the call's error", async () => {
+  using pool = await ThreadPool.start({ threads: 2, startThread });
+  const id = pool.newId(), whole = { heads: 2, kvHeads: 1, headDim: 4, reach: undefined }, events: string[] = [];
+  pool.tell(1, ROWS.create, { id, kvHeads: 1, reserve: 4, type: "f32", whole, nullLogits: undefined });
+  const made = (name: string) => ({ [Symbol.dispose]: () => void events.push(name) });
+  const rows = noise(8, 1);
+  pool.tell(1, ROWS.append, { id, keys: rows, values: rows, count: 2 }, { made: made("rows written") });
+  const input = { id, queries: noise(8, 2), count: 1, probabilities: false };
+  const first = pool.askToTake(1, ROWS.decode, input, ({ output }) => {
+    events.push("taken");
+    assert.deepEqual(output.length, 8);
+    assert.ok(output.buffer instanceof SharedArrayBuffer);
+  }, { made: made("queries written") });
+  const second = pool.askToTake(1, ROWS.decode, input, () => {
+    throw new RangeError("no room for it");
+  });
+  const third = pool.ask(1, ROWS.decode, input);
+  const gone = pool.askToTake(1, ROWS.decode, { ...input, id: id + 1 }, () => void events.push("taken in vain"));
+  assert.equal(await pool.answer(1, first), undefined);
+  await assert.rejects(pool.answer(1, second), /no room for it/);
+  assert.equal((await pool.answer(1, third)).output.length, 8);
+  await assert.rejects(pool.answer(1, gone), /No rows/);
+  assert.deepEqual(events, ["rows written", "queries written", "taken"]);
+});
 
 Deno.test("a thread that dies is a typed error of every later call, also of a call under way", async () => {
   const shape = { heads: 4, kvHeads: 4, headDim: 64 }, count = 4000;

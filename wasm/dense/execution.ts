@@ -185,8 +185,9 @@ export class Execution {
     const name = from[0] === product ? from[1] : from[0], { own } = this.#value(name);
     const last = this.#schedule.lastRead.get(name) === index;
     if (own && last && sameRanges(own.ranges, ranges)) return own.buffer;
-    const buffer = this.#room(total);
-    this.#buffers.write(buffer, this.#columns(name, ranges, total));
+    const buffer = this.#room(total), base = this.#floats(buffer, total);
+    if (isWhole(this.#value(name))) gather(this.#wholeFloats(name), this.#value(name).width, ranges, base);
+    else base.set(this.#columns(name, ranges, total));
     return buffer;
   }
 
@@ -438,6 +439,7 @@ function scaling({ factor, first, width }: Scale): (x: number, column: number) =
 
 /** Columns of rows of `width` into rows of those columns alone. */
 function gather(all: Float32Array, width: number, ranges: readonly Range[], mine: Float32Array): void {
+  if (mine.length === all.length) return mine.set(all);
   for (let row = 0, at = 0; row < all.length; row += width) {
     for (const { column, columns } of ranges) {
       mine.set(all.subarray(row + column, row + column + columns), at);

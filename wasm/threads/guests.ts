@@ -9,6 +9,7 @@
 import type { AttentionOutputs, AttentionWants } from "../../core/backend/interface.ts";
 import type { CacheType } from "../../core/cache/entry_type.ts";
 import type { AttentionShape } from "../../core/shape.ts";
+import { Temporaries } from "../../core/backend/tensor.ts";
 import type { WasmBackend } from "../backend.ts";
 import type { WasmRows } from "../rows.ts";
 import type { Asked } from "./command.ts";
@@ -22,7 +23,7 @@ import {
   putHeads,
   type TokenRun,
 } from "./heads.ts";
-import type { Ask, ThreadPool } from "./pool.ts";
+import type { Ask, Sending, ThreadPool } from "./pool.ts";
 import { attend, type AttentionGiven, freeRows, ROWS } from "./rows_service.ts";
 
 /** Fewer tokens at once are not worth a copy of their rows. */
@@ -44,7 +45,7 @@ export interface Host {
   readonly pool: ThreadPool;
   /** The heads that each thread owns, from rank 0 on, and the rows they are in: this thread's, the others' id. */
   readonly owned: { readonly parts: readonly Part[]; readonly rows: WasmRows; readonly id: number };
-  tell<I>(rank: number, command: Asked<I, unknown>, input: I): void;
+  tell<I>(rank: number, command: Asked<I, unknown>, input: I, sending?: Sending): void;
   later<O>(rank: number, ask: Ask<O>): Promise<O>;
 }
 
@@ -91,15 +92,20 @@ export class Guests {
   }
 
   append({ keys, values, count }: Entries): void {
-    const { kvHeads, headDim } = this.#host.shape, each = kvHeads * headDim;
-    const piece = (runs: readonly HeadRun[]) => ({
-      keys: cutHeads(keys, each, kvHeads, runs),
-      values: cutHeads(values, each, kvHeads, runs),
+    const { shape: { kvHeads, headDim }, backend: { tensors } } = this.#host, each = kvHeads * headDim;
+    const cut = (runs: readonly HeadRun[], made: Temporaries) => ({
+      keys: made.add(cutHeads(keys, each, kvHeads, runs, { tensors })),
+      values: made.add(cutHeads(values, each, kvHeads, runs, { tensors })),
     });
-    const [here] = this.#guests, mine = piece(here.runs);
-    here.rows?.append(mine.keys, mine.values, count);
+    const [here] = this.#guests;
+    if (here.rows) {
+      using made = new Temporaries(tensors);
+      const mine = cut(here.runs, made);
+      here.rows.append(mine.keys, mine.values, count);
+    }
     for (const { rank, runs, id } of this.#elsewhere()) {
-      this.#host.tell(rank, ROWS.append, { id, ...piece(runs), count });
+      const made = new Temporaries(tensors);
+      this.#host.tell(rank, ROWS.append, { id, ...cut(runs, made), count }, { made });
     }
   }
 
@@ -124,10 +130,10 @@ export class Guests {
     want: AttentionWants,
     masked: boolean,
   ): Promise<AttentionOutputs<Float32Array>> {
-    const { shape, pool, later } = this.#host, { heads, kvHeads, headDim } = shape, each = heads * headDim;
-    const { columnMax = false, logSumExp = false } = want;
+    const { shape, pool, later, backend: { tensors } } = this.#host;
+    const { heads, kvHeads, headDim } = shape, each = heads * headDim, { columnMax = false, logSumExp = false } = want;
     const result = {
-      output: new Float32Array(count * each),
+      output: tensors.room(count * each),
       columnSum: undefined,
       columnMax: columnMax ? new Float32Array(heads * length) : undefined,
       logSumExp: logSumExp ? new Float32Array(count * heads) : undefined,
@@ -136,16 +142,16 @@ export class Guests {
     const wanted = { columnSum: false, columnMax, logSumExp };
     const work = shares.map((tokens, rank) => {
       const { from, to } = tokens, rowWeights = want.rowWeights?.subarray(from, to) ?? new Float32Array(0);
-      const holdings = from < to ? this.#held(rank) : [];
+      const holdings = from < to ? this.#held(rank) : [], made = new Temporaries(tensors);
       const calls = holdings.map(({ id, runs }) => ({
         id,
-        queries: cutHeads(queries, each, kvHeads, runs, tokens),
+        queries: made.add(cutHeads(queries, each, kvHeads, runs, { tokens, tensors })),
         count: to - from,
         want: { ...wanted, rowWeights },
         masked,
         behind: count - to,
       }));
-      return { rank, tokens, holdings, calls };
+      return { rank, tokens, holdings, calls, made };
     });
     const take = ({ output, extras }: AttentionGiven, { runs }: Holding, tokens: TokenRun) => {
       putHeads(output, result.output, each, kvHeads, runs, tokens);
@@ -153,15 +159,18 @@ export class Guests {
       if (extras.columnMax) raise(result.columnMax!, extras.columnMax, heads / kvHeads * length, runs);
     };
     const [mine, ...others] = work;
-    const asked = others.filter(({ calls }) => calls.length > 0)
-      .map((share) => ({ ...share, ask: pool.ask(share.rank, ROWS.prefill, { calls: share.calls }) }));
+    const asked = others.filter(({ calls }) => calls.length > 0).map(({ rank, calls, holdings, tokens, made }) => {
+      const takeAll = ({ given }: { given: readonly AttentionGiven[] }) =>
+        given.forEach((each, i) => take(each, holdings[i], tokens));
+      return { rank, ask: pool.askToTake(rank, ROWS.prefill, { calls }, takeAll, { made }) };
+    });
+    using made = mine.made;
     for (const [i, holding] of mine.holdings.entries()) {
-      take(await attend(holding.rows!, mine.calls[i]), holding, mine.tokens);
+      const given = await attend(holding.rows!, mine.calls[i]);
+      made.add(given.output);
+      take(given, holding, mine.tokens);
     }
-    for (const { rank, tokens, holdings, ask } of asked) {
-      const { given } = await later(rank, ask);
-      given.forEach((each, i) => take(each, holdings[i], tokens));
-    }
+    for (const { rank, ask } of asked) await later(rank, ask);
     return result;
   }
 

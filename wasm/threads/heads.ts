@@ -1,4 +1,5 @@
 /** Which KV heads a thread has, and how their numbers are cut out of those of all heads, and put back. */
+import { HOST_TENSORS, type Tensors } from "../../core/backend/tensor.ts";
 import { concatenate } from "../../core/concatenate.ts";
 import type { AttentionShape } from "../../core/shape.ts";
 
@@ -53,15 +54,18 @@ export interface TokenRun {
   readonly to: number;
 }
 
-/** The numbers that some KV heads have of `[tokens, KV heads …]`, `each` of a token. */
+/** The numbers that some KV heads have of `[tokens, KV heads …]`, `each` of a token; the caller frees them. */
 export function cutHeads(
   all: Float32Array,
   each: number,
   kvHeads: number,
   runs: readonly HeadRun[],
-  tokens: TokenRun = { from: 0, to: all.length / each },
+  { tokens = { from: 0, to: all.length / each }, tensors = HOST_TENSORS }: {
+    readonly tokens?: TokenRun;
+    readonly tensors?: Tensors<Float32Array>;
+  } = {},
 ): Float32Array {
-  const piece = new Float32Array((tokens.to - tokens.from) * countHeads(runs) * each / kvHeads);
+  const piece = tensors.room((tokens.to - tokens.from) * countHeads(runs) * each / kvHeads);
   eachPlace(each, kvHeads, runs, tokens, (at, inPiece, size) => piece.set(all.subarray(at, at + size), inPiece));
   return piece;
 }

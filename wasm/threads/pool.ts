@@ -63,9 +63,17 @@ export interface Ask<Output> {
   answer?: Message;
   error?: Error;
   readonly unpack: (answer: Message) => Output;
+  /** Gets the answer while its arrays are views of shared memory; none of it is copied then. */
+  readonly take?: (answer: Message) => void;
 }
 
-interface Queued {
+/** What goes with a command. */
+export interface Sending {
+  /** Made for the command: given back once that is written, or won't be. */
+  readonly made?: Disposable;
+}
+
+interface Queued extends Sending {
   readonly message: Message;
   readonly ask?: Ask<unknown>;
   readonly onFailure?: (error: Error) => void;
@@ -118,14 +126,35 @@ export class ThreadPool implements Disposable {
   }
 
   /** A command whose answer nobody waits for. `onFailure` is called at the latest when a later answer comes. */
-  tell<I>(rank: number, command: Asked<I, unknown>, input: I, onFailure?: (error: Error) => void): void {
-    this.#others[rank - 1].tell({ message: command.pack(input), onFailure });
+  tell<I>(
+    rank: number,
+    command: Asked<I, unknown>,
+    input: I,
+    { onFailure, made }: Sending & { readonly onFailure?: (error: Error) => void } = {},
+  ): void {
+    this.#others[rank - 1].tell({ message: command.pack(input), onFailure, made });
   }
 
   /** Sends a command at once. */
   ask<I, O>(rank: number, command: Asked<I, O>, input: I): Ask<O> {
     const ask: Ask<O> = { unpack: (answer) => command.unpack(answer) };
-    this.#others[rank - 1].ask(command.pack(input), ask);
+    this.#others[rank - 1].ask({ message: command.pack(input), ask });
+    return ask;
+  }
+
+  /**
+   * Sends a command at once. `take` gets what it gives before {@link answer} ends, its arrays as views of shared memory
+   * that are valid during the call.
+   */
+  askToTake<I, O>(
+    rank: number,
+    command: Asked<I, O>,
+    input: I,
+    take: (given: O) => void,
+    { made }: Sending = {},
+  ): Ask<void> {
+    const ask: Ask<void> = { unpack: () => {}, take: (answer) => take(command.unpack(answer)) };
+    this.#others[rank - 1].ask({ message: command.pack(input), ask, made });
     return ask;
   }
 
@@ -208,10 +237,10 @@ class OtherThread {
     if (this.#heldBytes > HELD_BYTES) this.#flush();
   }
 
-  ask(message: Message, ask: Ask<unknown>): void {
+  ask(queued: Queued): void {
     if (this.gone) throw this.gone;
-    this.#held.push({ message, ask });
-    this.#heldBytes += messageBytes(message);
+    this.#held.push(queued);
+    this.#heldBytes += messageBytes(queued.message);
     if (this.#flying.length === 0) this.#post();
   }
 
@@ -252,7 +281,10 @@ class OtherThread {
       return this.#fail(this.#held.splice(0), resourceError("threads.memory", message, option("threads"), cause));
     }
     let at = MESSAGES;
-    for (const { message } of this.#held) at = this.#memory.write(at, message);
+    for (const { message, made } of this.#held) {
+      at = this.#memory.write(at, message);
+      made?.[Symbol.dispose]();
+    }
     this.#control[WORD.count] = this.#held.length;
     this.#flying = this.#held;
     this.#held = [];
@@ -271,6 +303,7 @@ class OtherThread {
       if (error) onFailure?.(error);
       if (!ask) continue;
       if (error) ask.error = error;
+      else if (ask.take) taken(ask, message);
       else ask.answer = { ...message, arrays: message.arrays.map((array) => array?.slice()) };
     }
   }
@@ -283,10 +316,20 @@ class OtherThread {
 
   #fail(queued: readonly Queued[], error: Error): void {
     this.#heldBytes = 0;
-    for (const { ask, onFailure } of queued) {
+    for (const { ask, onFailure, made } of queued) {
+      made?.[Symbol.dispose]();
       if (ask) ask.error = error;
       onFailure?.(error);
     }
+  }
+}
+
+function taken(ask: Ask<unknown>, { operation, numbers, arrays }: Message): void {
+  try {
+    ask.take!({ operation, numbers, arrays });
+    ask.answer = { operation, numbers: [], arrays: [] };
+  } catch (error) {
+    ask.error = error as Error;
   }
 }
 

@@ -41,6 +41,9 @@ export default async function poolWorker(data: PoolData, port: ThreadPort): Prom
       }
     }
     leave(memory, answers);
+    for (const { arrays } of answers) {
+      for (const array of arrays) if (array instanceof Float32Array) rows.backend.tensors.free(array);
+    }
     Atomics.store(control, WORD.reply, seen);
     Atomics.notify(control, WORD.reply);
   }

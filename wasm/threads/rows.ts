@@ -19,11 +19,12 @@ import type { PackedHead } from "../../core/cache/packed.ts";
 import type { Needs, NormKind, Observation } from "../../core/policy/policy.ts";
 import type { KeyRotation } from "../../core/measure/rotation.ts";
 import type { AttentionShape } from "../../core/shape.ts";
-import type { Ask, ThreadPool } from "./pool.ts";
+import type { Ask, Sending, ThreadPool } from "./pool.ts";
+import { Temporaries } from "../../core/backend/tensor.ts";
 import { PalisadeError } from "../../core/errors.ts";
 import { Guests, type Host, LEAST_GUESTS } from "./guests.ts";
 import { cutHeads, type HeadRun, ofHeads, type Part, partShape, putHeads, shareHeads } from "./heads.ts";
-import { attend, freeRows, ROWS } from "./rows_service.ts";
+import { attend, type AttentionGiven, freeRows, ROWS } from "./rows_service.ts";
 import type { WasmBackend } from "../backend.ts";
 import type { Asked } from "./command.ts";
 import type { WasmRows } from "../rows.ts";
@@ -110,10 +111,14 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
     const length = this.#lengths[0];
     if (this.#guests && length + count > this.#reserve) this.#sendAway();
     if (length === 0) this.#invite(count);
-    this.#own.append(this.#mine(keys, each), this.#mine(values, each), count);
+    {
+      using made = this.#temporaries();
+      this.#own.append(this.#mine(keys, each, made), this.#mine(values, each, made), count);
+    }
     for (const part of this.#others) {
-      const piece = { keys: this.#cut(keys, each, part), values: this.#cut(values, each, part) };
-      this.#tell(part, ROWS.append, { id: this.#id, ...piece, count });
+      const made = this.#temporaries();
+      const piece = { keys: this.#cut(keys, each, part, made), values: this.#cut(values, each, part, made) };
+      this.#tell(part, ROWS.append, { id: this.#id, ...piece, count }, { made });
     }
     this.#guests?.append({ keys, values, count });
     this.#lengths.forEach((length, h) => this.#lengths[h] = length + count);
@@ -140,7 +145,7 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
       backend: this.#place.backend,
       pool: this.#pool,
       owned: { parts: this.#parts, rows: this.#own, id: this.#id },
-      tell: (rank, command, input) => this.#tell({ rank }, command, input),
+      tell: (rank, command, input, sending) => this.#tell({ rank }, command, input, sending),
       later: (rank, ask) => this.#later(rank, ask),
     };
   }
@@ -184,18 +189,39 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
     }
     const wanted = { columnSum, columnMax, logSumExp, rowWeights: rowWeights ?? new Float32Array(0) };
     const call = (queries: Float32Array) => ({ queries, count, want: wanted, masked, behind: 0 });
-    const answers = await this.#all(
-      ROWS.prefill,
-      (part) => ({ calls: [{ id: this.#id, ...call(this.#cut(queries, each, part)) }] }),
-      async () => ({ given: [await attend(this.#own, call(this.#mine(queries, each)))] }),
-    );
-    const given = answers.map(({ given: [first] }) => first);
-    return {
-      output: this.#interleaved(given.map(({ output }) => output), each),
-      columnSum: columnSum ? joined(given.map(({ extras }) => extras.columnSum!)) : undefined,
-      columnMax: columnMax ? joined(given.map(({ extras }) => extras.columnMax!)) : undefined,
-      logSumExp: logSumExp ? this.#interleaved(given.map(({ extras }) => extras.logSumExp!), heads) : undefined,
+    if (this.#others.length === 0) {
+      const { output, extras } = await attend(this.#own, call(queries));
+      return { output, ...extras };
+    }
+    const { kvHeads } = this.#shape, columns = heads / kvHeads * this.#lengths[0];
+    const result = {
+      output: this.#place.backend.tensors.room(count * each),
+      columnSum: columnSum ? new Float32Array(kvHeads * columns) : undefined,
+      columnMax: columnMax ? new Float32Array(kvHeads * columns) : undefined,
+      logSumExp: logSumExp ? new Float32Array(count * heads) : undefined,
     };
+    const take = ({ output, extras }: AttentionGiven, part: HeadRun) => {
+      putHeads(output, result.output, each, kvHeads, [part]);
+      for (const name of ["columnSum", "columnMax"] as const) {
+        if (extras[name]) result[name]!.set(extras[name], part.first * columns);
+      }
+      if (extras.logSumExp) putHeads(extras.logSumExp, result.logSumExp!, heads, kvHeads, [part]);
+    };
+    const asked = this.#others.map((part) => {
+      const { rank } = part,
+        made = this.#temporaries(),
+        calls = [{ id: this.#id, ...call(this.#cut(queries, each, part, made)) }];
+      return {
+        rank,
+        ask: this.#pool.askToTake(rank, ROWS.prefill, { calls }, ({ given: [first] }) => take(first, part), { made }),
+      };
+    });
+    using made = this.#temporaries();
+    const given = await attend(this.#own, call(this.#mine(queries, each, made)));
+    made.add(given.output);
+    take(given, this.#here);
+    for (const { rank, ask } of asked) await this.#later(rank, ask);
+    return result;
   }
 
   async decodeAttention(
@@ -459,8 +485,8 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
     return this.#own.shape.kvHeads;
   }
 
-  #tell<I>({ rank }: Pick<Part, "rank">, command: Asked<I, unknown>, input: I): void {
-    this.#pool.tell(rank, command, input, (error) => this.#broken ??= error);
+  #tell<I>({ rank }: Pick<Part, "rank">, command: Asked<I, unknown>, input: I, sending?: Sending): void {
+    this.#pool.tell(rank, command, input, { ...sending, onFailure: (error) => this.#broken ??= error });
   }
 
   #askAll<I, O>(command: Asked<I, O>, input: (part: Part) => I): Ask<O>[] {
@@ -498,13 +524,19 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
     return given;
   }
 
-  /** This thread's heads of `[count, heads …]`, `each` floats a row. */
-  #mine(all: Float32Array, each: number): Float32Array {
-    return this.#others.length === 0 ? all : this.#cut(all, each, this.#here);
+  #temporaries(): Temporaries {
+    return new Temporaries(this.#place.backend.tensors);
   }
 
-  #cut(all: Float32Array, each: number, part: HeadRun): Float32Array {
-    return cutHeads(all, each, this.#shape.kvHeads, [part]);
+  /** This thread's heads of `[count, heads …]`, `each` floats a row; freed with `made`, where one is given. */
+  #mine(all: Float32Array, each: number, made?: Temporaries): Float32Array {
+    return this.#others.length === 0 ? all : this.#cut(all, each, this.#here, made);
+  }
+
+  #cut(all: Float32Array, each: number, part: HeadRun, made?: Temporaries): Float32Array {
+    const { kvHeads } = this.#shape;
+    if (!made) return cutHeads(all, each, kvHeads, [part]);
+    return made.add(cutHeads(all, each, kvHeads, [part], { tensors: this.#place.backend.tensors }));
   }
 
   /** `[count, heads of a thread …]` of each → `[count, heads …]`, `each` numbers a row. */

@@ -102,7 +102,7 @@ export class WeightMemory {
   }
 
   #tell<I>(rank: number, command: Asked<I, unknown>, input: I): void {
-    this.pool!.tell(rank, command, input, (error) => this.#failed ??= error);
+    this.pool!.tell(rank, command, input, { onFailure: (error) => this.#failed ??= error });
   }
 }
 
