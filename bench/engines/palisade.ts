@@ -10,7 +10,7 @@ import { setFlagsFromString } from "node:v8";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
 import { resolveBudget } from "../../core/select/budget.ts";
 import { resolvePolicy } from "../../core/policy/registry.ts";
-import { extend } from "../../model/decode/extend.ts";
+import { extendByOne } from "../../model/decode/extend.ts";
 import { loadModel, type Model } from "../../model/model.ts";
 import { readContext } from "../../model/read/layers.ts";
 import { createSampler } from "../../model/decode/sampler.ts";
@@ -55,7 +55,7 @@ class Ours {
     const start = process.cpuUsage();
     for (let id = first; ms.length < steps;) {
       const start = performance.now();
-      id = sampler.next(await extend(this.#model.dense, cache, [id]));
+      id = await extendByOne(this.#model.dense, cache, [id], sampler);
       ms.push(performance.now() - start);
     }
     const cpu = processor(start) / steps, cacheBytes = cache.bytes().allocated;

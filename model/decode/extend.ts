@@ -41,10 +41,13 @@ export async function extendByOne(
   sampler: Sampler,
   options: ExtendOptions = {},
 ): Promise<number> {
-  if (!sampler.greedy || !dense.choose) return sampler.next(await extend(dense, cache, ids, options));
-  using temporaries = new Temporaries(cache.backend.tensors);
+  const { tensors } = cache.backend;
+  using temporaries = new Temporaries(tensors);
   const last = temporaries.add(await lastRows(dense, cache, ids, 1, options));
-  return chosen(await dense.choose(last));
+  if (sampler.greedy && dense.choose) return chosen(await dense.choose(last));
+  const logits = temporaries.add(await dense.logits(last, 1));
+  // What is here needs no reading, after which the array would be nobody's to use again: one a token, as large as the vocabulary.
+  return sampler.next(logits instanceof Float32Array ? logits : await tensors.read(logits));
 }
 
 /** Hidden states of the last `rows` tokens, `[rows, width]`, which are the caller's. */
