@@ -6,6 +6,7 @@
  */
 import { resourceError } from "../core/errors.ts";
 import { hasRelaxedSimd } from "../runtime/features.ts";
+import { wideVectors } from "../runtime/wide_vectors.ts";
 import { RELAXED, SIMD128 } from "./kernels_bytes.ts";
 
 /** What a caller may choose about the kernels. */
@@ -14,12 +15,15 @@ export interface WasmOptions {
   readonly simd?: "auto" | "simd128" | "relaxed";
   /** The most memory the kernels may take, bytes, 2 MiB … 4 GiB. Default 4 GiB. */
   readonly maximumBytes?: number;
+  /** Whether the engine joins neighbouring vectors: some kernels have a form for that. Default as `wideVectors()` says. */
+  readonly wideVectors?: boolean;
   /** Another build of the same module, for tests. */
   readonly module?: Uint8Array<ArrayBuffer>;
 }
 
 /** The module's functions (`wasm/kernels/src/lib.rs`): integers in, negative when refused. −1 as a handle: none. */
 export interface KernelExports {
+  join_vectors(joined: number): number;
   buffer_new(bytes: number): number;
   buffer_room(bytes: number): number;
   buffer_address(buffer: number): number;
@@ -180,7 +184,9 @@ export class Kernels {
       const module = await (given ? WebAssembly.compile(given) : compile(build));
       const memory = new WebAssembly.Memory({ initial: INITIAL_PAGES, maximum });
       const instance = await WebAssembly.instantiate(module, { env: { memory } });
-      return new Kernels(instance.exports as unknown as KernelExports, memory, relaxed && !options.module);
+      const call = instance.exports as unknown as KernelExports;
+      call.join_vectors(Number(options.wideVectors ?? wideVectors().on));
+      return new Kernels(call, memory, relaxed && !options.module);
     } catch (cause) {
       const reason = cause instanceof Error ? cause.message : String(cause);
       throw resourceError("wasm.start", `Cannot start the WebAssembly kernels: ${reason}`, "wasm", cause);

@@ -2,7 +2,9 @@
  * Prints what the kernels compute, as one hash of all bits for each kind of call: products of every tensor type,
  * attention, norms and scores over rows of every type. Runs in Deno, Node and Bun:
  *
- *     node --experimental-wasm-revectorize tests/_helper/kernel_bits.ts
+ *     node --experimental-wasm-revectorize tests/_helper/kernel_bits.ts [times] [joined]
+ *
+ * `joined`: in the forms for an engine that joins vectors.
  */
 import { createHash } from "node:crypto";
 import { CACHE_TYPES } from "../../core/cache/entry_type.ts";
@@ -15,6 +17,7 @@ import { randomRows } from "./random_rows.ts";
 
 /** Calls of each kind: an engine may take long to run its best code. */
 const TIMES = Number(process.argv[2] ?? 1);
+const OPTIONS = { wideVectors: process.argv[3] === "joined" };
 
 const next = randomSource(11);
 const floats = (length: number) => Float32Array.from({ length }, () => 2 * next() - 1);
@@ -28,7 +31,7 @@ function told(name: string, ...all: readonly (Float32Array | Float64Array | unde
 }
 
 async function products(): Promise<void> {
-  const kernels = await Kernels.start(), width = 512, outputs = 20;
+  const kernels = await Kernels.start(OPTIONS), width = 512, outputs = 20;
   for (const type of [...TENSOR_TYPES.values()].filter(({ kernel }) => kernel)) {
     const rows = randomRows(type, outputs * width, next), weights = new Stored(kernels, rows.length);
     weights.view(0, rows.length).set(rows);
@@ -49,7 +52,7 @@ async function products(): Promise<void> {
 }
 
 async function rows(): Promise<void> {
-  using backend = await createWasmBackend();
+  using backend = await createWasmBackend(OPTIONS);
   for (const headDim of [64, 100]) {
     const shape = { heads: 6, kvHeads: 2, headDim }, length = 333, window = 32, width = 96;
     for (const type of CACHE_TYPES) {

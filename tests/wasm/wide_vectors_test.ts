@@ -10,8 +10,8 @@ import { runChild } from "../../tools/child.ts";
 const PROGRAM = fileURLToPath(new URL("../_helper/kernel_bits.ts", import.meta.url));
 
 /** What the kernels compute, and how many times V8 said that it joins something. */
-async function bits(flags: string): Promise<{ lines: string[]; joined: number }> {
-  const args = ["run", "-A", `--v8-flags=--no-liftoff${flags}`, PROGRAM];
+async function bits(flags: string, form: "plain" | "joined"): Promise<{ lines: string[]; joined: number }> {
+  const args = ["run", "-A", `--v8-flags=--no-liftoff${flags}`, PROGRAM, "1", form];
   const { code, stdout, stderr, killed } = await runChild(Deno.execPath(), args, { timeout: 120 });
   assert.equal(code, 0, killed || stderr);
   const lines = stdout.split("\n");
@@ -28,8 +28,11 @@ async function hasAvx2(): Promise<boolean> {
 
 Deno.test("vectors of 256 bits give the bits that those of 128 give", async () => {
   const wanted = "--experimental-wasm-revectorize,--trace-wasm-revectorize,--no-wasm-bounds-checks";
-  const [narrow, wide] = await Promise.all([bits(""), bits(`,${wanted}`)]);
+  const [narrow, wide] = await Promise.all([bits("", "plain"), bits(`,${wanted}`, "joined")]);
   assert.ok(narrow.lines.length > 80 && narrow.joined === 0, `${narrow.lines.length} lines`);
   if (await hasAvx2()) assert.ok(wide.joined > 20, `joined ${wide.joined} times`);
   assert.deepEqual(wide.lines, narrow.lines);
+  const [form, vectors] = await Promise.all([bits("", "joined"), bits(`,${wanted}`, "plain")]);
+  assert.deepEqual(form.lines, narrow.lines, "the form alone");
+  assert.deepEqual(vectors.lines, narrow.lines, "the vectors alone");
 });

@@ -8,6 +8,7 @@
 import { option, type PalisadeError, resourceError } from "../../core/errors.ts";
 import type { Thread } from "../../runtime/interface.ts";
 import { siblingModule } from "../../runtime/sibling_module.ts";
+import { wideVectors } from "../../runtime/wide_vectors.ts";
 import { Barrier } from "./barrier.ts";
 import type { WasmOptions } from "../module.ts";
 import type { Asked } from "./command.ts";
@@ -99,12 +100,14 @@ export class ThreadPool implements Disposable {
    * @throws PalisadeError (resources) `threads.unavailable` when this thread may not wait or none can be started,
    * `wasm.start`. RangeError for another number of threads than 2 to 64.
    */
-  static async start({ threads, startThread, kernels = {} }: PoolOptions): Promise<ThreadPool> {
+  static async start({ threads, startThread, kernels: given = {} }: PoolOptions): Promise<ThreadPool> {
     if (!Number.isInteger(threads) || threads < 2 || threads > 64) {
       throw new RangeError(`Cannot start a pool of ${threads} threads: want 2 to 64`);
     }
     if (!mayWait()) throw unavailable("this thread may not wait for another");
     const others: OtherThread[] = [];
+    // Other threads would not know.
+    const kernels = { wideVectors: wideVectors().on, ...given };
     try {
       const barrier = Barrier.create(threads, BARRIER_LIMIT);
       // Who lost one thread may wait for it forever, so all are lost.

@@ -15,6 +15,7 @@ mod floats;
 mod gate;
 mod inputs;
 mod int8;
+mod joined;
 mod lanes;
 mod math;
 mod memory;
@@ -88,6 +89,13 @@ fn output<'a, T: memory::Plain>(buffer: &'a mut Lent, length: usize) -> Result<&
         Some(buffer) => buffer.view_mut(length),
         None => Ok(&mut []),
     }
+}
+
+/// Says whether the engine joins neighbouring vectors: the results are the same, the speed is not.
+#[no_mangle]
+pub extern "C" fn join_vectors(joined: i32) -> i32 {
+    joined::set_vectors(joined != 0);
+    0
 }
 
 /// A zeroed buffer of `bytes` bytes, 16-byte aligned. Returns its handle.

@@ -185,7 +185,8 @@ fn parameter(part: Part, stride: usize, row: usize, channel: usize, which: usize
 
 /// Scale and zero of a group of floats that float16 holds.
 fn parameters(numbers: impl Iterator<Item = f32>) -> (u16, u16) {
-    let (least, most) = numbers.fold((f32::INFINITY, f32::NEG_INFINITY), |(least, most), x| (least.min(x), most.max(x)));
+    let (least, most) =
+        numbers.fold((f32::INFINITY, f32::NEG_INFINITY), |(least, most), x| (least.min(x), most.max(x)));
     let range = most - least;
     let mut scale = half(range / 15.0);
     if float(scale) * 15.0 < range {
@@ -261,7 +262,10 @@ mod tests {
                         let off = (back[row * stride + channel] - given[row * stride + channel]).abs();
                         let step = (most - least) / 15.0;
                         // A scale is rounded up to float16, and a sum to float32.
-                        assert!(off <= step * 0.5005 + most.abs().max(least.abs()) * 1e-7 + 3.1e-8, "{part:?} {off} {step}");
+                        assert!(
+                            off <= step * 0.5005 + most.abs().max(least.abs()) * 1e-7 + 3.1e-8,
+                            "{part:?} {off} {step}"
+                        );
                     }
                 }
             }

@@ -1,9 +1,10 @@
 //! ‖v·Wo_h‖ of every row, meaned over the group, without the rows × width product: each product is folded into sums while
 //! it is in a register. The L2 norm needs only the Gram matrix M = Wo_hᵀ·Wo_h, because ‖v·Wo_h‖₂² = v·M·v.
 
+use crate::joined;
 use crate::lanes::F4;
 use crate::memory::{Array, Error, Result};
-use crate::panel::{blend, pack, products, COLUMNS};
+use crate::panel::{blend, joined_products, pack, products, COLUMNS};
 use crate::rows::{Head, Layer, Layout, Part, PAGE};
 use crate::stored::Unpacked;
 
@@ -15,19 +16,18 @@ pub fn add_norms(layer: &Layer, wo: &[f32], width: usize, norms: &mut [f32]) -> 
 
 /// Adds to `gram` `(dim, heads · dim)`, Gram matrices side by side, what `width` rows of Wo contribute.
 pub fn add_gram(layer: &Layer, wo: &[f32], width: usize, gram: &mut [f32]) -> Result<()> {
-    let (dim, stride, pitch) = (layer.dim, layer.layout.stride, layer.heads * layer.layout.stride);
+    let (dim, stride) = (layer.dim, layer.layout.stride);
     if width == 0 {
         return Err(Error::Shape);
     }
     let wo = Projection::new(layer, wo, width)?;
-    let rows = wo.rows().len() / pitch;
     let mut matrix = Array::<f32>::zeros(stride * stride)?;
     for head in 0..layer.heads {
         matrix.as_mut().fill(0.0);
-        let mine = wo.rows()[head * stride..].as_ptr();
+        let (mine, rows) = (wo.of(head).as_ptr(), wo.width);
         for (four, out) in matrix.as_mut().chunks_exact_mut(4 * stride).enumerate() {
-            // SAFETY: `rows` rows of `pitch` floats, of which the head's `stride` are read; four rows of `stride`.
-            unsafe { blend(mine.add(4 * four), pitch, mine, rows, pitch, out.as_mut_ptr(), stride) };
+            // SAFETY: `rows` rows of `stride` floats; four rows of `stride`.
+            unsafe { blend(mine.add(4 * four), stride, mine, rows, stride, out.as_mut_ptr(), stride) };
         }
         for (row, from) in matrix.as_slice().chunks_exact(stride).take(dim).enumerate() {
             let to = &mut gram[(row * layer.heads + head) * dim..][..dim];
@@ -45,10 +45,10 @@ pub fn gram_norms(layer: &Layer, gram: &[f32], norms: &mut [f32]) -> Result<()> 
 
 type Sums = [[F4; 2]; PAGE / COLUMNS];
 
-type Fold<'a> = fn(&Projection<'a>, usize, &Panels, &mut Sums);
+type Fold = fn(&Projection, usize, &Panels, &mut Sums);
 
 /// Adds the group's mean of what `fold(matrix, head, page, sums)` leaves for each row of each page.
-fn each_page<'a>(layer: &Layer, norms: &mut [f32], matrix: &Projection<'a>, fold: Fold<'a>) -> Result<()> {
+fn each_page(layer: &Layer, norms: &mut [f32], matrix: &Projection, fold: Fold) -> Result<()> {
     let (group, length) = (layer.group(), layer.common_length()?);
     let mut panels = Panels::new(layer.layout)?;
     let share = F4::splat(1.0 / group as f32);
@@ -103,45 +103,46 @@ impl Panels {
     }
 }
 
-/// Rows of Wo, `(width rounded up to 4, heads · stride)`, zero where the given ones end.
-struct Projection<'a> {
-    given: &'a [f32],
-    padded: Array<f32>,
-    pitch: usize,
+/// Wo, head by head: `(heads, width rounded up to 4, stride)`, zero where the given rows end.
+struct Projection {
+    rows: Array<f32>,
+    /// Rounded up.
+    width: usize,
     stride: usize,
 }
 
-impl<'a> Projection<'a> {
+impl Projection {
     #[inline(never)]
-    fn new(layer: &Layer, wo: &'a [f32], width: usize) -> Result<Self> {
-        let (dim, stride, pitch) = (layer.dim, layer.layout.stride, layer.heads * layer.layout.stride);
-        let fits = dim == stride && width % 4 == 0;
-        let mut padded = Array::zeros(if fits { 0 } else { width.next_multiple_of(4) * pitch })?;
-        for (from, to) in wo.chunks_exact(dim).zip(padded.as_mut().chunks_exact_mut(stride)) {
-            to[..dim].copy_from_slice(from);
+    fn new(layer: &Layer, wo: &[f32], width: usize) -> Result<Self> {
+        let (dim, stride, heads, width) = (layer.dim, layer.layout.stride, layer.heads, width.next_multiple_of(4));
+        let mut rows = Array::zeros(heads * width * stride)?;
+        for (row, from) in wo.chunks_exact(heads * dim).enumerate() {
+            for (head, from) in from.chunks_exact(dim).enumerate() {
+                rows.as_mut()[(head * width + row) * stride..][..dim].copy_from_slice(from);
+            }
         }
-        Ok(Projection { given: wo, padded, pitch, stride })
+        Ok(Projection { rows, width, stride })
     }
 
-    fn rows(&self) -> &[f32] {
-        if self.padded.len() == 0 {
-            self.given
-        } else {
-            self.padded.as_slice()
-        }
+    /// `(width, stride)`
+    fn of(&self, head: usize) -> &[f32] {
+        &self.rows.as_slice()[head * self.width * self.stride..][..self.width * self.stride]
     }
 
     /// Adds |v · Wo_h| of every output to the columns' sums.
     fn fold(&self, head: usize, panels: &Panels, sums: &mut Sums) {
-        for four in self.rows().chunks_exact(4 * self.pitch) {
+        let (stride, eights) = (self.stride, if joined::vectors() { self.width / 8 * 8 } else { 0 });
+        let (eights, fours) = self.of(head).split_at(eights * stride);
+        for eight in eights.chunks_exact(8 * stride) {
             for (panel, sums) in panels.used().zip(sums.iter_mut()) {
-                // SAFETY: four rows of `pitch` floats, the head's part within them; a panel of `stride` rows.
-                let block =
-                    unsafe { products(four[head * self.stride..].as_ptr(), self.pitch, panel.as_ptr(), self.stride) };
-                for row in block {
-                    sums[0] = sums[0].add(row[0].abs());
-                    sums[1] = sums[1].add(row[1].abs());
-                }
+                // SAFETY: eight rows of `stride` floats; a panel of `stride` rows.
+                fold_block(unsafe { &joined_products(eight.as_ptr(), stride, panel.as_ptr(), stride) }, sums);
+            }
+        }
+        for four in fours.chunks_exact(4 * stride) {
+            for (panel, sums) in panels.used().zip(sums.iter_mut()) {
+                // SAFETY: the same with four rows.
+                fold_block(unsafe { &products(four.as_ptr(), stride, panel.as_ptr(), stride) }, sums);
             }
         }
     }
@@ -149,11 +150,11 @@ impl<'a> Projection<'a> {
     /// Adds √(v · M · v), these rows being M, to the columns' sums.
     fn fold_roots(&self, head: usize, panels: &Panels, sums: &mut Sums) {
         let mut squares = [[F4::zero(); 2]; PAGE / COLUMNS];
-        for (first, four) in self.rows().chunks_exact(4 * self.pitch).enumerate() {
+        for (first, four) in self.of(head).chunks_exact(4 * self.stride).enumerate() {
             for (panel, squares) in panels.used().zip(squares.iter_mut()) {
                 // SAFETY: as in `fold`; the panel has as many rows as M, rounded up to four.
                 unsafe {
-                    let block = products(four[head * self.stride..].as_ptr(), self.pitch, panel.as_ptr(), self.stride);
+                    let block = products(four.as_ptr(), self.stride, panel.as_ptr(), self.stride);
                     for (i, row) in block.iter().enumerate() {
                         let values = panel.as_ptr().add((4 * first + i) * COLUMNS);
                         squares[0] = squares[0].madd(row[0], F4::load(values));
@@ -166,6 +167,14 @@ impl<'a> Projection<'a> {
             // Rounding may leave a little less than nothing; NaN stays.
             *sum = sum.add(square.max(F4::zero()).sqrt());
         }
+    }
+}
+
+#[inline(always)]
+fn fold_block(block: &[[F4; 2]], sums: &mut [F4; 2]) {
+    for row in block {
+        sums[0] = sums[0].add(row[0].abs());
+        sums[1] = sums[1].add(row[1].abs());
     }
 }
 

@@ -5,6 +5,7 @@
 //! registers there are. Numbers are spread from registers, because a load costs three instructions where the engine
 //! checks its bounds.
 
+use crate::joined;
 use crate::lanes::F4;
 
 /// Columns of a panel.
@@ -41,18 +42,54 @@ pub unsafe fn products(rows: *const f32, stride: usize, panel: *const f32, depth
     sums
 }
 
+/// Eight rows, where vectors are joined: eight sums, and each number is spread as it is loaded.
+///
+/// # Safety
+/// As [`products`], with eight rows.
+#[inline(always)]
+pub unsafe fn joined_products(rows: *const f32, stride: usize, panel: *const f32, depth: usize) -> [[F4; 2]; 8] {
+    let mut sums = [[F4::zero(); 2]; 8];
+    for d in 0..depth {
+        let columns = panel.add(d * COLUMNS);
+        let (low, high) = (F4::load(columns), F4::load(columns.add(4)));
+        for (r, sum) in sums.iter_mut().enumerate() {
+            let x = F4::load_splat(rows.add(r * stride + d));
+            sum[0] = sum[0].madd(x, low);
+            sum[1] = sum[1].madd(x, high);
+        }
+    }
+    sums
+}
+
 /// `scores[row][column] = rows[row] · panel[column]`.
 ///
 /// # Safety
 /// `rows`: `(count, stride)`, `count` a multiple of four; `panel`: `(stride, 8)`; `scores`: `(count, 8)`.
 #[inline(never)]
 pub unsafe fn score_panel(rows: *const f32, count: usize, stride: usize, panel: *const f32, scores: *mut f32) {
-    for row in (0..count).step_by(4) {
+    let eights = if joined::vectors() { count / 8 * 8 } else { 0 };
+    if eights > 0 {
+        joined_score(rows, eights, stride, panel, scores);
+    }
+    for row in (eights..count).step_by(4) {
         let block = products(rows.add(row * stride), stride, panel, stride);
-        for (i, [low, high]) in block.into_iter().enumerate() {
-            low.store(scores.add((row + i) * COLUMNS));
-            high.store(scores.add((row + i) * COLUMNS + 4));
-        }
+        store(&block, scores.add(row * COLUMNS));
+    }
+}
+
+#[inline(never)]
+unsafe fn joined_score(rows: *const f32, count: usize, stride: usize, panel: *const f32, scores: *mut f32) {
+    for row in (0..count).step_by(8) {
+        let block = joined_products(rows.add(row * stride), stride, panel, stride);
+        store(&block, scores.add(row * COLUMNS));
+    }
+}
+
+#[inline(always)]
+unsafe fn store(block: &[[F4; 2]], scores: *mut f32) {
+    for (i, [low, high]) in block.iter().enumerate() {
+        low.store(scores.add(i * COLUMNS));
+        high.store(scores.add(i * COLUMNS + 4));
     }
 }
 
@@ -82,6 +119,10 @@ pub unsafe fn blend(
     width: usize,
 ) {
     let mut d = 0;
+    if joined::vectors() {
+        d = width / 16 * 16;
+        joined_blend(weights, pitch, values, count, stride, outputs, width);
+    }
     while d + 8 <= width {
         blend_block::<2>(weights, pitch, values.add(d), count, stride, outputs.add(d), width);
         d += 8;
@@ -129,6 +170,40 @@ unsafe fn blend_block<const V: usize>(
     for (c, sum) in sums.iter().enumerate() {
         for (v, x) in sum.iter().enumerate() {
             x.store(outputs.add(c * width + 4 * v));
+        }
+    }
+}
+
+/// The same where vectors are joined, as far as sixteen numbers of each output go: eight sums, and each weight is spread as
+/// it is loaded.
+#[inline(never)]
+unsafe fn joined_blend(
+    weights: *const f32,
+    pitch: usize,
+    values: *const f32,
+    count: usize,
+    stride: usize,
+    outputs: *mut f32,
+    width: usize,
+) {
+    for d in (0..width / 16 * 16).step_by(16) {
+        let (mut weights, mut values, outputs) = (weights, values.add(d), outputs.add(d));
+        let of = |c: usize, v: usize| unsafe { outputs.add(c * width + 4 * v) };
+        let mut sums = [0, 1, 2, 3].map(|c| [0, 1, 2, 3].map(|v| F4::load(of(c, v))));
+        for _ in 0..count {
+            let row = [0, 1, 2, 3].map(|v| F4::load(values.add(4 * v)));
+            for (c, sum) in sums.iter_mut().enumerate() {
+                let weight = F4::load_splat(weights.add(c));
+                for (sum, x) in sum.iter_mut().zip(row) {
+                    *sum = sum.madd(weight, x);
+                }
+            }
+            (weights, values) = (weights.add(pitch), values.add(stride));
+        }
+        for (c, sum) in sums.iter().enumerate() {
+            for (v, x) in sum.iter().enumerate() {
+                x.store(of(c, v));
+            }
         }
     }
 }
@@ -202,16 +277,29 @@ mod tests {
                 pack(columns.as_ptr(), depth, COLUMNS, depth, &mut panel);
                 products(rows.as_ptr(), depth, panel.as_ptr(), depth)
             };
-            let got: Vec<f32> = block.iter().flatten().flat_map(|four| four.lanes()).collect();
+            let lanes =
+                |block: &[[F4; 2]]| -> Vec<f32> { block.iter().flatten().flat_map(|four| four.lanes()).collect() };
+            let got = lanes(&block);
             close(&got, &twin::products(&rows, &panel, depth), 1e-5);
+            let eight = [rows.clone(), rows].concat();
+            // SAFETY: sizes as documented.
+            let joined = unsafe { joined_products(eight.as_ptr(), depth, panel.as_ptr(), depth) };
+            assert_eq!(lanes(&joined), [got.clone(), got].concat());
             for count in [1, 2, 3, 4, 7, 64] {
                 let (weights, values) = (random(count * COLUMNS, 3), random(count * depth, 4));
                 let mut outputs = random(4 * depth, 5);
-                let mut want = outputs.clone();
+                let (mut want, mut joined) = (outputs.clone(), outputs.clone());
                 // SAFETY: sizes as documented.
                 unsafe { blend(weights.as_ptr(), COLUMNS, values.as_ptr(), count, depth, outputs.as_mut_ptr(), depth) };
                 twin::blend(&weights, COLUMNS, &values, depth, &mut want);
                 close(&outputs, &want, 1e-5);
+                let (weights, values, to) = (weights.as_ptr(), values.as_ptr(), joined.as_mut_ptr());
+                // SAFETY: sizes as documented.
+                unsafe { joined_blend(weights, COLUMNS, values, count, depth, to, depth) };
+                let wide = depth / 16 * 16;
+                for (joined, output) in joined.chunks(depth).zip(outputs.chunks(depth)) {
+                    assert_eq!(joined[..wide], output[..wide]);
+                }
             }
         }
     }

@@ -571,7 +571,8 @@ impl Layer {
             let head = &mut self.rows[index];
             make_packed(head, layout, from, head.length)?;
             for start in (from..head.length).step_by(GROUP) {
-                let (page, first, count) = (&mut head.pages[start / PAGE], start % PAGE, GROUP.min(head.length - start));
+                let (page, first, count) =
+                    (&mut head.pages[start / PAGE], start % PAGE, GROUP.min(head.length - start));
                 for part in PARTS.into_iter().filter(|&part| layout.packs(part)) {
                     // SAFETY: the rows are there and not packed; room for a group.
                     let floats = unsafe {
