@@ -47,6 +47,8 @@ const BARRIER_LIMIT = 2 ** 29;
 const HELD_BYTES = 1 << 22;
 /** How long this thread sleeps before it looks at its event loop, milliseconds. */
 const SLICE_MS = 50;
+/** How long a command waits for the one before it, milliseconds: this thread has done its part of that by then. */
+const TURN_MS = 1;
 /** How long a call that can't look at the event loop waits for another thread, milliseconds. */
 const PATIENCE_MS = 120_000;
 
@@ -242,6 +244,8 @@ class OtherThread {
 
   ask(queued: Queued): void {
     if (this.gone) throw this.gone;
+    // Else it would lie here until this thread asks for the other's answer, after its own part of this one as well.
+    if (this.#flying.length > 0) this.advance(TURN_MS);
     this.#held.push(queued);
     this.#heldBytes += messageBytes(queued.message);
     if (this.#flying.length === 0) this.#post();

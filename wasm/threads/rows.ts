@@ -265,10 +265,11 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
   async valueNorms(wo: Float32Array, width: number, kind: NormKind = "l1"): Promise<Float32Array> {
     this.#alive();
     const each = this.#shape.heads * this.#shape.headDim;
+    using made = this.#temporaries();
     const given = await this.#all(
       ROWS.norms,
-      (part) => ({ id: this.#id, wo: this.#cut(wo, each, part), width, kind }),
-      async () => ({ norms: await this.#own.valueNorms(this.#mine(wo, each), width, kind) }),
+      (part) => ({ id: this.#id, wo: this.#cut(wo, each, part, made), width, kind }),
+      async () => ({ norms: await this.#own.valueNorms(this.#mine(wo, each, made), width, kind) }),
     );
     return joined(given.map(({ norms }) => norms));
   }
