@@ -60,8 +60,8 @@ export type { MaxCache } from "./decode/max_cache.ts";
 /** How a context is read, and what is kept of it. */
 export interface ContextOptions extends Omit<PlanOptions, "policy" | "maxCache">, SourceOptions, StageOptions {
   /**
-   * A policy, or its text, files included. Default: `gate(combine=risk)` where the model has a gate, else `kvzip`
-   * (`model/default_policy.ts`); with `riskWorst` `defensive-risk`.
+   * A policy, or its text, files included. Default: `gate(combine=risk)` where the model has a gate, else mostly
+   * `self-gate` (`model/default_policy.ts`); with `riskWorst` `defensive-risk`.
    */
   readonly policy?: Policy | string;
   /**
