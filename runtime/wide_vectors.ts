@@ -53,7 +53,13 @@ export function widenVectors(
   return found;
 }
 
-/** What {@link widenVectors} found; none where nobody called it. */
-export function wideVectors(): WideVectors {
-  return found ?? { on: false, text: "none: nothing asked for them" };
+/**
+ * What {@link widenVectors} found. Where nobody called it, as in the library, whether the process was started with V8's
+ * flag, where that is right.
+ */
+export function wideVectors(engine?: EngineProcess, runtime: string = runtimeName()): WideVectors {
+  if (found) return found;
+  const started = engine ?? (globalThis as { process?: EngineProcess }).process;
+  if (started?.execArgv?.includes(`--${FLAG}`)) return judgeEngine(started, runtime);
+  return { on: false, text: "none: nothing asked for them" };
 }

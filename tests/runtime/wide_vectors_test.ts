@@ -34,6 +34,11 @@ Deno.test("who forbids Node to join vectors is obeyed", () => {
 Deno.test("the engine is told where it is right, and who asks is told", () => {
   const flags: string[] = [];
   assert.match(wideVectors().text, /nothing asked/);
+  // As in a program of one's own, which Node was told to join vectors for.
+  const asked = { ...NODE_26, execArgv: ["--experimental-wasm-revectorize"] };
+  assert.equal(wideVectors(asked, "node").on, true);
+  assert.equal(wideVectors({ ...asked, versions: { v8: "13.6.1-node.1" } }, "node").on, false);
+  assert.equal(wideVectors(NODE_26, "node").on, false);
   assert.equal(widenVectors(NODE_26, (flag) => flags.push(flag)).on, false);
   assert.deepEqual(flags, [], "this is Deno, whatever its versions say");
   assert.match(wideVectors().text, /Node 26/);
