@@ -3,7 +3,7 @@
  * bounds need be checked before each load. Node leaves that to guard pages, Deno does not
  * (docs/decisions/wide-vectors.md).
  */
-import { runtimeName } from "./mod.ts";
+import { runtimeName } from "./name.ts";
 
 const FLAG = "experimental-wasm-revectorize";
 /**

@@ -38,7 +38,8 @@ function compiled(): string {
     readdirSync(join(ROOT, path), { recursive: true }).map(String).filter((name) => name.endsWith(".ts"))
       .map((name) => join(path, name));
   const files = ["safetensors.ts", "safetensors_header.ts", "strict_json.ts"].map((name) => `model/file/${name}`);
-  const others = [...files, "model/file/gguf/float16.ts", "runtime/features.ts"];
+  const runtime = ["features", "name", "wide_vectors"].map((name) => `runtime/${name}.ts`);
+  const others = [...files, "model/file/gguf/float16.ts", ...runtime];
   const rooms = ["core", "wasm"].flatMap(inFolder);
   const sources = [...rooms, ...others, SCRIPT];
   const compilerOptions = {
