@@ -53,9 +53,7 @@ pub unsafe fn joined_products(rows: *const f32, stride: usize, panel: *const f32
         let columns = panel.add(d * COLUMNS);
         let (low, high) = (F4::load(columns), F4::load(columns.add(4)));
         for (r, sum) in sums.iter_mut().enumerate() {
-            let x = F4::load_splat(rows.add(r * stride + d));
-            sum[0] = sum[0].madd(x, low);
-            sum[1] = sum[1].madd(x, high);
+            add_product(sum, F4::load_splat(rows.add(r * stride + d)), [low, high]);
         }
     }
     sums
@@ -97,10 +95,14 @@ unsafe fn store(block: &[[F4; 2]], scores: *mut f32) {
 unsafe fn product_step<const I: usize>(sums: &mut [[F4; 2]; 4], four: &[F4; 4], columns: *const f32) {
     let (low, high) = (F4::load(columns), F4::load(columns.add(4)));
     for (sum, row) in sums.iter_mut().zip(four) {
-        let x = row.spread::<I>();
-        sum[0] = sum[0].madd(x, low);
-        sum[1] = sum[1].madd(x, high);
+        add_product(sum, row.spread::<I>(), [low, high]);
     }
+}
+
+#[inline(always)]
+fn add_product(sum: &mut [F4; 2], x: F4, columns: [F4; 2]) {
+    sum[0] = sum[0].madd(x, columns[0]);
+    sum[1] = sum[1].madd(x, columns[1]);
 }
 
 /// `outputs[c] += Σₖ weights[k][c] · values[k]` for four columns.
@@ -142,12 +144,7 @@ unsafe fn blend_block<const V: usize>(
     outputs: *mut f32,
     width: usize,
 ) {
-    let mut sums = [[F4::zero(); V]; 4];
-    for (c, sum) in sums.iter_mut().enumerate() {
-        for (v, x) in sum.iter_mut().enumerate() {
-            *x = F4::load(outputs.add(c * width + 4 * v));
-        }
-    }
+    let mut sums = load_outputs::<V>(outputs, width);
     let mut left = count;
     while left > 0 {
         blend_row(&mut sums, weights, values);
@@ -167,6 +164,23 @@ unsafe fn blend_block<const V: usize>(
         values = values.add(4 * stride);
         left -= 4;
     }
+    store_outputs(&sums, outputs, width);
+}
+
+/// `V` vectors of each of four outputs.
+#[inline(always)]
+unsafe fn load_outputs<const V: usize>(outputs: *const f32, width: usize) -> [[F4; V]; 4] {
+    let mut sums = [[F4::zero(); V]; 4];
+    for (c, sum) in sums.iter_mut().enumerate() {
+        for (v, x) in sum.iter_mut().enumerate() {
+            *x = F4::load(outputs.add(c * width + 4 * v));
+        }
+    }
+    sums
+}
+
+#[inline(always)]
+unsafe fn store_outputs<const V: usize>(sums: &[[F4; V]; 4], outputs: *mut f32, width: usize) {
     for (c, sum) in sums.iter().enumerate() {
         for (v, x) in sum.iter().enumerate() {
             x.store(outputs.add(c * width + 4 * v));
@@ -188,8 +202,7 @@ unsafe fn joined_blend(
 ) {
     for d in (0..width / 16 * 16).step_by(16) {
         let (mut weights, mut values, outputs) = (weights, values.add(d), outputs.add(d));
-        let of = |c: usize, v: usize| unsafe { outputs.add(c * width + 4 * v) };
-        let mut sums = [0, 1, 2, 3].map(|c| [0, 1, 2, 3].map(|v| F4::load(of(c, v))));
+        let mut sums = load_outputs::<4>(outputs, width);
         for _ in 0..count {
             let row = [0, 1, 2, 3].map(|v| F4::load(values.add(4 * v)));
             for (c, sum) in sums.iter_mut().enumerate() {
@@ -200,11 +213,7 @@ unsafe fn joined_blend(
             }
             (weights, values) = (weights.add(pitch), values.add(stride));
         }
-        for (c, sum) in sums.iter().enumerate() {
-            for (v, x) in sum.iter().enumerate() {
-                x.store(of(c, v));
-            }
-        }
+        store_outputs(&sums, outputs, width);
     }
 }
 
