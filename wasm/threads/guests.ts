@@ -13,18 +13,9 @@ import { Temporaries } from "../../core/backend/tensor.ts";
 import type { WasmBackend } from "../backend.ts";
 import type { WasmRows } from "../rows.ts";
 import type { Asked } from "./command.ts";
-import {
-  countHeads,
-  cutHeads,
-  type HeadRun,
-  otherHeads,
-  type Part,
-  partShape,
-  putHeads,
-  type TokenRun,
-} from "./heads.ts";
+import { countHeads, cutHeads, type HeadRun, otherHeads, type Part, partShape, type TokenRun } from "./heads.ts";
 import type { Ask, Sending, ThreadPool } from "./pool.ts";
-import { attend, type AttentionGiven, freeRows, ROWS } from "./rows_service.ts";
+import { attend, type AttentionGiven, attentionRoom, freeRows, putAttention, ROWS } from "./rows_service.ts";
 
 /** Fewer tokens at once are not worth a copy of their rows. */
 export const LEAST_GUESTS = 64;
@@ -132,12 +123,7 @@ export class Guests {
   ): Promise<AttentionOutputs<Float32Array>> {
     const { shape, pool, later, backend: { tensors } } = this.#host;
     const { heads, kvHeads, headDim } = shape, each = heads * headDim, { columnMax = false, logSumExp = false } = want;
-    const result = {
-      output: tensors.room(count * each),
-      columnSum: undefined,
-      columnMax: columnMax ? new Float32Array(heads * length) : undefined,
-      logSumExp: logSumExp ? new Float32Array(count * heads) : undefined,
-    };
+    const result = attentionRoom(tensors, shape, { count, length }, want);
     const shares = shareQueries(count, length, pool.size, shape.reach, masked);
     const wanted = { columnSum: false, columnMax, logSumExp };
     const work = shares.map((tokens, rank) => {
@@ -153,10 +139,10 @@ export class Guests {
       }));
       return { rank, tokens, holdings, calls, made };
     });
-    const take = ({ output, extras }: AttentionGiven, { runs }: Holding, tokens: TokenRun) => {
-      putHeads(output, result.output, each, kvHeads, runs, tokens);
-      if (extras.logSumExp) putHeads(extras.logSumExp, result.logSumExp!, heads, kvHeads, runs, tokens);
-      if (extras.columnMax) raise(result.columnMax!, extras.columnMax, heads / kvHeads * length, runs);
+    const take = (given: AttentionGiven, { runs }: Holding, tokens: TokenRun) => {
+      putAttention(given, result, shape, runs, tokens);
+      const { columnMax } = given.extras;
+      if (columnMax) raise(result.columnMax!, columnMax, heads / kvHeads * length, runs);
     };
     const [mine, ...others] = work;
     const asked = others.filter(({ calls }) => calls.length > 0).map(({ rank, calls, holdings, tokens, made }) => {

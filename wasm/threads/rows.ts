@@ -24,7 +24,7 @@ import { Temporaries } from "../../core/backend/tensor.ts";
 import { PalisadeError } from "../../core/errors.ts";
 import { Guests, type Host, LEAST_GUESTS } from "./guests.ts";
 import { cutHeads, type HeadRun, ofHeads, type Part, partShape, putHeads, shareHeads } from "./heads.ts";
-import { attend, type AttentionGiven, freeRows, ROWS } from "./rows_service.ts";
+import { attend, type AttentionGiven, attentionRoom, freeRows, putAttention, ROWS } from "./rows_service.ts";
 import type { WasmBackend } from "../backend.ts";
 import type { Asked } from "./command.ts";
 import type { WasmRows } from "../rows.ts";
@@ -193,28 +193,20 @@ export class ThreadedRows implements TrustingRows<Float32Array> {
       const { output, extras } = await attend(this.#own, call(queries));
       return { output, ...extras };
     }
-    const { kvHeads } = this.#shape, columns = heads / kvHeads * this.#lengths[0];
-    const result = {
-      output: this.#place.backend.tensors.room(count * each),
-      columnSum: columnSum ? new Float32Array(kvHeads * columns) : undefined,
-      columnMax: columnMax ? new Float32Array(kvHeads * columns) : undefined,
-      logSumExp: logSumExp ? new Float32Array(count * heads) : undefined,
-    };
-    const take = ({ output, extras }: AttentionGiven, part: HeadRun) => {
-      putHeads(output, result.output, each, kvHeads, [part]);
+    const length = this.#lengths[0], columns = heads / this.#shape.kvHeads * length;
+    const result = attentionRoom(this.#place.backend.tensors, this.#shape, { count, length }, want);
+    const take = (given: AttentionGiven, part: HeadRun) => {
+      putAttention(given, result, this.#shape, [part]);
       for (const name of ["columnSum", "columnMax"] as const) {
-        if (extras[name]) result[name]!.set(extras[name], part.first * columns);
+        const numbers = given.extras[name];
+        if (numbers) result[name]!.set(numbers, part.first * columns);
       }
-      if (extras.logSumExp) putHeads(extras.logSumExp, result.logSumExp!, heads, kvHeads, [part]);
     };
     const asked = this.#others.map((part) => {
-      const { rank } = part,
-        made = this.#temporaries(),
-        calls = [{ id: this.#id, ...call(this.#cut(queries, each, part, made)) }];
-      return {
-        rank,
-        ask: this.#pool.askToTake(rank, ROWS.prefill, { calls }, ({ given: [first] }) => take(first, part), { made }),
-      };
+      const { rank } = part, made = this.#temporaries(), pieces = this.#cut(queries, each, part, made);
+      const calls = [{ id: this.#id, ...call(pieces) }];
+      const takeFirst = ({ given }: { given: readonly AttentionGiven[] }) => take(given[0], part);
+      return { rank, ask: this.#pool.askToTake(rank, ROWS.prefill, { calls }, takeFirst, { made }) };
     });
     using made = this.#temporaries();
     const given = await attend(this.#own, call(this.#mine(queries, each, made)));

@@ -4,7 +4,9 @@ import { ALL_CACHE_TYPES, type CacheType } from "../../core/cache/entry_type.ts"
 import type { PackedHead, PackedPart } from "../../core/cache/packed.ts";
 import type { Needs } from "../../core/policy/policy.ts";
 import type { AttentionShape } from "../../core/shape.ts";
+import type { Tensors } from "../../core/backend/tensor.ts";
 import type { WasmBackend } from "../backend.ts";
+import { type HeadRun, putHeads, type TokenRun } from "./heads.ts";
 import type { ThreadPool } from "./pool.ts";
 import { REDUCTIONS, type WasmRows } from "../rows.ts";
 import {
@@ -87,6 +89,34 @@ export async function attend(rows: WasmRows, call: AttentionCall): Promise<Atten
   const { output, ...extras } =
     await (masked ? rows.prefillAttention(queries, count, want, behind) : rows.unmaskedAttention(queries, count, want));
   return { output, extras };
+}
+
+/** Room for what attention of `count` queries over `length` rows of all heads gives. */
+export function attentionRoom(
+  tensors: Tensors<Float32Array>,
+  { heads, headDim }: AttentionShape,
+  { count, length }: { readonly count: number; readonly length: number },
+  { columnSum = false, columnMax = false, logSumExp = false }: AttentionWants,
+): AttentionOutputs<Float32Array> {
+  const columns = (wanted: boolean) => wanted ? new Float32Array(heads * length) : undefined;
+  return {
+    output: tensors.room(count * heads * headDim),
+    columnSum: columns(columnSum),
+    columnMax: columns(columnMax),
+    logSumExp: logSumExp ? new Float32Array(count * heads) : undefined,
+  };
+}
+
+/** Puts what a thread gave for some heads and tokens into its places; columns are the caller's to put. */
+export function putAttention(
+  { output, extras: { logSumExp } }: AttentionGiven,
+  to: AttentionOutputs<Float32Array>,
+  { heads, kvHeads, headDim }: AttentionShape,
+  runs: readonly HeadRun[],
+  tokens?: TokenRun,
+): void {
+  putHeads(output, to.output, heads * headDim, kvHeads, runs, tokens);
+  if (logSumExp) putHeads(logSumExp, to.logSumExp!, heads, kvHeads, runs, tokens);
 }
 
 const command = commandsFrom<RowsService>(1);
