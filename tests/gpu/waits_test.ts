@@ -66,10 +66,13 @@ gpuTest(
   { without: ["f16"] },
 );
 
-gpuTest("layers may wait in part, and then fewer of them are waited for", async (gpu) => {
-  for (const [layers, waits] of [[1, LAYERS + 1], [2, 3], [LAYERS - 1, 3], [LAYERS, 2]] as const) {
+gpuTest("layers may wait in part, and the first of them are waited for together", async (gpu) => {
+  const [whole] = await readings(gpu, ["snapkv"], 0);
+  for (let layers = 1; layers <= LAYERS; layers++) {
     const [snapkv] = await readings(gpu, ["snapkv"], layers);
-    assert.ok(snapkv.waits <= waits, `${layers} may wait: ${snapkv.waits} waits`);
+    // How many of the later ones share a wait hangs on how fast the device is.
+    assert.ok(snapkv.waits <= LAYERS - layers + 2, `${layers} may wait: ${snapkv.waits} waits`);
+    assert.deepEqual(snapkv.kept, whole.kept, `${layers} may wait`);
   }
 }, { without: ["f16"] });
 
