@@ -25,7 +25,7 @@ import type { RefitSettings } from "../../core/refit/refit.ts";
 import type { LayerReferences } from "../../model/read/references.ts";
 import { type RefitFigures, RefitStage } from "../../model/read/refit.ts";
 import { KeyChannelStage } from "../../model/read/key_channels.ts";
-import { mergeWindow } from "../../model/read/merge.ts";
+import { checkMerge, MergeStage, mergeWindow } from "../../model/read/merge.ts";
 import { policyInputs } from "../../model/read/policy_inputs.ts";
 
 /** A policy at a budget. */
@@ -41,9 +41,11 @@ export interface KeptCase extends Case {
   readonly kept: readonly (readonly Int32Array[])[] | undefined;
   /** What a pursuit may choose among, `[global layers][kvHeads]`, where one is asked for. */
   readonly choices?: readonly (readonly WideHead[])[];
+  /** Rows that stayed, of those left by then, each time a layer lost some, `[global layers][times][kvHeads]`: for merges. */
+  readonly steps?: readonly (readonly (readonly Int32Array[])[])[];
   /** Milliseconds of scoring and selecting; observing is shared ({@link SharedPrefill.ms}). */
   readonly evictMs: number;
-  /** Last tokens by whose queries key channels are left out; 0 where none are. */
+  /** Last tokens by whose queries entries are merged or key channels are left out; 0 where neither is done. */
   readonly window: number;
 }
 
@@ -53,7 +55,7 @@ export interface SharedPrefill extends Disposable {
   readonly cases: readonly KeptCase[];
   /** What a refit goes by, layer by layer, when asked. */
   readonly references: readonly LayerReferences[];
-  /** The last queries of each global layer, `[window, heads, headDim]`, where a case leaves out key channels. */
+  /** The last queries of each global layer, `[window, heads, headDim]`, where a case merges or leaves out key channels. */
   readonly lastQueries: readonly Float32Array[];
   /** Hidden state of the last token before the final norm, `[width]`. */
   readonly lastHidden: Float32Array;
@@ -96,8 +98,8 @@ const ONE_WAY = [
 
 /** False for policies that must read the context in their own way: those go through `openContext`, one by one. */
 export function sharesPrefill({ needs, evicts, stages }: Policy): boolean {
-  // A merge needs rows as they go; a refit goes by queries that repeat the context, where the policy has it repeated.
-  if (stages?.merge || (stages?.refit && !needs.reconstruction)) return false;
+  // A refit goes by queries that repeat the context, where the policy has it repeated; not behind a merge.
+  if (stages?.refit && (stages.merge || !needs.reconstruction)) return false;
   // All that share a reading have the model's own statistics.
   if (needs.file?.kind === "statistics") return false;
   const known = [...SHARED, ...ONE_WAY];
@@ -123,7 +125,7 @@ function readTogether({ needs: one }: Policy, { needs: other }: Policy): boolean
 
 /**
  * Reads `ids` and notes what each of `cases` keeps. All must share this prefill ({@link readingsOf}).
- * @throws PalisadeError `keep.*`, `context.*` as `resolveBudget`.
+ * @throws PalisadeError `keep.*`, `context.*` as `resolveBudget`; `merge.backend`.
  */
 export async function prefillOnce(
   model: Omit<Model, keyof AsyncDisposable>,
@@ -132,13 +134,14 @@ export async function prefillOnce(
   options: PrefillOptions = {},
 ): Promise<SharedPrefill> {
   const { config } = model;
+  for (const { policy } of cases) checkMerge(policy.stages?.merge, model.backend);
   const caseEvictions = cases.map((each) => new CaseEviction(framed(model, ids, each), model.backend));
   const scoring = caseEvictions.filter(({ keepsAll }) => !keepsAll);
   const cache = new RaggedCache(model.backend, config, options.cacheType);
   try {
     const outputWeights = (layer: number) => model.file.readFloat32(`blk.${layer}.attn_output.weight`);
-    const thinning = caseEvictions.map((each) => each.thinWindow(ids.length));
-    const observer = new Observer(cache, scoring, outputWeights, Math.max(0, ...thinning));
+    const window = Math.max(0, ...caseEvictions.map((each) => each.stageWindow(ids.length)));
+    const observer = new Observer(cache, scoring, outputWeights, window);
     const { beyondTrained, signal, referenceTokens } = options, references: LayerReferences[] = [];
     const lastQueries: Float32Array[] = [];
     // A cell is the same on every machine, whatever was read there before.
@@ -157,9 +160,7 @@ export async function prefillOnce(
       const seen = await reader.layer(layer);
       const read = performance.now(), index = cache.globals.indexOf(layer);
       const observed = index < 0 ? undefined : await observer.observe(layer, index, seen);
-      if (index >= 0 && thinning.some((window) => window > 0)) {
-        lastQueries.push((await model.backend.tensors.read(seen.windowQueries)).slice());
-      }
+      if (index >= 0 && window > 0) lastQueries.push((await model.backend.tensors.read(seen.windowQueries)).slice());
       reader.release(seen);
       if (seen.references) references.push(seen.references);
       ms.prefill += read - start;
@@ -188,23 +189,46 @@ export async function prefillOnce(
  * which must be whole, is left as it is. Layer by layer,
  * so that copies of one layer's kept rows are held beside the fork, never of all.
  */
-export async function forkCache(
+export function forkCache(
   full: RaggedCache,
   kept: readonly (readonly Int32Array[])[],
   type: CacheType = full.type,
 ): Promise<RaggedCache> {
-  const { backend, shape } = full;
-  const fork = new RaggedCache(backend, shape, type);
+  return filled(full, new RaggedCache(full.backend, full.shape, type), (index) => kept[index]);
+}
+
+/** As {@link forkCache} by what `each` keeps, with what it evicts merged into that as often as it evicted. */
+export function forkMerged(prefill: SharedPrefill, each: KeptCase, type?: CacheType): Promise<RaggedCache> {
+  const { cache: full } = prefill, { backend, shape } = full, { policy: { stages }, steps, window } = each;
+  const fork = new RaggedCache(backend, shape, type ?? full.type, full.type);
+  const stage = new MergeStage(fork, stages!.merge!, window);
+  return filled(full, fork, () => undefined, async (layer, index) => {
+    using temporaries = new Temporaries(backend.tensors);
+    await stage.add(layer, temporaries.add(backend.tensors.upload(lastOf(prefill, index, window).slice())));
+    for (const rows of steps![index]) await stage.compact(layer, rows);
+    stage.forget(layer);
+  });
+}
+
+/** `fork` with the rows of `full` that are wanted, all where nothing is said; disposed when that fails. */
+async function filled(
+  full: RaggedCache,
+  fork: RaggedCache,
+  wanted: (index: number) => readonly Int32Array[] | undefined,
+  change?: (layer: number, index: number) => Promise<void>,
+): Promise<RaggedCache> {
+  const { shape } = full;
   try {
     for (let layer = 0; layer < shape.layers; layer++) {
       const rows = full.rows(layer);
-      const index = full.globals.indexOf(layer), heads: HeadRows[] = [];
+      const index = full.globals.indexOf(layer), kept = index < 0 ? undefined : wanted(index), heads: HeadRows[] = [];
       for (let head = 0; head < shape.kvHeads; head++) {
         // In a global layer of a whole cache a row's index is its position.
-        const wanted = index < 0 ? undefined : kept[index][head];
-        heads.push({ ...await rows.copyRows(head, wanted), positions: wanted ?? full.positions(layer, head) });
+        const positions = kept?.[head] ?? full.positions(layer, head);
+        heads.push({ ...await rows.copyRows(head, kept?.[head]), positions });
       }
       fork.fill(layer, heads);
+      if (index >= 0) await change?.(layer, index);
       await fork.pack(layer);
     }
     fork.advance(full.position);
@@ -213,6 +237,12 @@ export async function forkCache(
     fork[Symbol.dispose]();
     throw error;
   }
+}
+
+/** The queries of the last `window` tokens in the `index`-th global layer. */
+function lastOf({ cache, lastQueries }: SharedPrefill, index: number, window: number): Float32Array {
+  const { heads, headDim } = cache.shape, queries = lastQueries[index];
+  return queries.subarray(queries.length - window * heads * headDim);
 }
 
 /** What a pursuit keeps of a case's candidates, `[global layers][kvHeads]`, by what the prefill kept for refits. */
@@ -247,10 +277,7 @@ export async function refitFork(
 export async function thinFork(fork: RaggedCache, prefill: SharedPrefill, each: KeptCase): Promise<void> {
   const { policy: { stages }, window } = each;
   const stage = new KeyChannelStage(fork, stages!.keyChannels!, window);
-  const { heads, headDim } = fork.shape;
-  prefill.lastQueries.forEach((queries, index) => {
-    stage.take(fork.globals[index], queries.subarray(queries.length - window * heads * headDim));
-  });
+  fork.globals.forEach((layer, index) => stage.take(layer, lastOf(prefill, index, window)));
   await stage.run();
 }
 
@@ -273,6 +300,8 @@ class CaseEviction {
   readonly case: Case;
   readonly budget: Budget;
   readonly #kept: Int32Array[][] = [];
+  /** {@link KeptCase.steps} */
+  readonly #steps?: Int32Array[][][];
   /** Undefined when everything stays. */
   readonly #eviction?: Eviction | WideEviction;
   #ms = 0;
@@ -281,7 +310,9 @@ class CaseEviction {
     this.case = rule.case;
     this.budget = rule.budget;
     const kind = rule.policy.stages?.refit === "pursuit" ? WideEviction : Eviction;
-    if (!keepsAll(rule)) this.#eviction = new kind(rule, selector);
+    if (keepsAll(rule)) return;
+    this.#eviction = new kind(rule, selector);
+    if (rule.policy.stages?.merge) this.#steps = Array.from({ length: rule.budget.model.layers }, () => []);
   }
 
   get keepsAll(): boolean {
@@ -292,13 +323,14 @@ class CaseEviction {
     const start = performance.now();
     const changes = await this.#eviction!.add(observation);
     if (!this.#eviction!.crossLayer) this.#kept.push(changes[0].kept);
+    if (this.#steps) { for (const { layer, kept } of changes) this.#steps[layer].push(kept); }
     this.#ms += performance.now() - start;
   }
 
   /** As a reading of its own would have it. */
-  thinWindow(length: number): number {
+  stageWindow(length: number): number {
     const { stages, needs } = this.case.policy;
-    if (!stages?.keyChannels) return 0;
+    if (!stages?.keyChannels && !this.#steps) return 0;
     return (needs.window && !this.keepsAll ? this.budget.window : 0) || mergeWindow(length);
   }
 
@@ -314,8 +346,9 @@ class CaseEviction {
       budget: this.budget,
       kept: this.keepsAll ? undefined : kept,
       choices,
+      steps: this.#steps,
       evictMs: this.#ms,
-      window: this.thinWindow(length),
+      window: this.stageWindow(length),
     };
   }
 }

@@ -20,6 +20,7 @@ import { answerBeside, answerFully, type ComparedAnswer, type FullAnswer } from 
 import { REFERENCE_TOKENS } from "../../model/read/refit.ts";
 import {
   forkCache,
+  forkMerged,
   prefillOnce,
   pursuedOf,
   readingsOf,
@@ -379,23 +380,27 @@ interface Evicted {
 
 /** The full cache itself when everything stays, a copy of what stays otherwise. */
 async function fork(prefill: SharedPrefill, at: number): Promise<Evicted> {
-  const { kept, evictMs, policy: { stages } } = prefill.cases[at], { rows = prefill.cache.type } = stages ?? {};
+  const each = prefill.cases[at], { kept, evictMs, policy: { stages } } = each;
+  const { rows = prefill.cache.type } = stages ?? {};
   if (kept === undefined && rows === prefill.cache.type && !stages?.keyChannels) {
     return { cache: prefill.cache, evictMs, forkMs: 0 };
   }
   const start = performance.now();
-  const pursued = prefill.cases[at].choices && await pursuedOf(prefill, prefill.cases[at], { refit: "pursuit" });
+  const pursued = each.choices && await pursuedOf(prefill, each, { refit: "pursuit" });
   const chosen = performance.now();
-  const cache = await forkCache(prefill.cache, pursued ?? kept ?? everything(prefill.cache), rows);
-  const forked = performance.now();
+  const cache = each.steps
+    ? await forkMerged(prefill, each, rows)
+    : await forkCache(prefill.cache, pursued ?? kept ?? everything(prefill.cache), rows);
+  // A merge is a part of evicting.
+  const forkMs = each.steps ? 0 : performance.now() - chosen;
   try {
     if (stages?.refit && kept) await refitFork(cache, prefill, { refit: stages.refit });
-    if (stages?.keyChannels) await thinFork(cache, prefill, prefill.cases[at]);
+    if (stages?.keyChannels) await thinFork(cache, prefill, each);
   } catch (error) {
     cache[Symbol.dispose]();
     throw error;
   }
-  return { cache, evictMs: evictMs + performance.now() - forked + chosen - start, forkMs: forked - chosen };
+  return { cache, evictMs: evictMs + performance.now() - start - forkMs, forkMs };
 }
 
 function everything(cache: RaggedCache): Int32Array[][] {

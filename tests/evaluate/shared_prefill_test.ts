@@ -4,6 +4,7 @@ import { answerBeside, answerFully } from "../../evaluate/sweep/answer.ts";
 import {
   type Case,
   forkCache,
+  forkMerged,
   type KeptCase,
   prefillOnce,
   readingsOf,
@@ -34,6 +35,12 @@ const TEXTS = [
   "full(key-channels=60%)",
   "snapkv(key-channels=60%)",
   "kvzip(key-channels=50%)",
+  "snapkv(merge=sum)",
+  "kvzip(merge=sum)",
+  "kvzip(merge=mean, rows=int4)",
+  "layer-defensive(merge=mean, key-channels=60%)",
+  "capkv(merge=sum, rows=int8)",
+  "h2o(merge=mean)",
 ];
 
 function casesOf(keeps = KEEPS): Case[][] {
@@ -68,10 +75,10 @@ async function sameAsAlone(model: Model, prefill: SharedPrefill, each: KeptCase)
     assert.deepEqual(keptOf(prefill.cache), keptOf(context.cache), label);
     return;
   }
-  using fork = await forkCache(
-    prefill.cache,
-    kept ?? keptOf(prefill.cache).map((heads) => heads.map((each) => Int32Array.from(each))),
-  );
+  const everything = () => keptOf(prefill.cache).map((heads) => heads.map((rows) => Int32Array.from(rows)));
+  using fork = each.steps
+    ? await forkMerged(prefill, each, policy.stages?.rows)
+    : await forkCache(prefill.cache, kept ?? everything(), policy.stages?.rows);
   if (policy.stages?.keyChannels) await thinFork(fork, prefill, each);
   assert.deepEqual(keptOf(fork), keptOf(context.cache), label);
   assert.equal(fork.position, context.cache.position);
@@ -85,11 +92,19 @@ async function sameAsAlone(model: Model, prefill: SharedPrefill, each: KeptCase)
 }
 
 Deno.test("sharesPrefill() is false for what reads the context in its own way", () => {
-  for (const own of ["gate(read=stream)", "snapkv(merge=sum)", "moved(refit=both)"]) {
+  for (const own of ["gate(read=stream)", "moved(refit=both)", "kvzip(merge=sum, refit=both)"]) {
     assert.ok(!sharesPrefill(resolvePolicy(own)), own);
   }
   for (
-    const shared of ["full", "kvzip", "kvzip(compete=layer)", "kvzip(refit=both)", "gate", "kvzip(key-channels=60%)"]
+    const shared of [
+      "full",
+      "kvzip",
+      "kvzip(compete=layer)",
+      "kvzip(refit=both)",
+      "gate",
+      "kvzip(key-channels=60%)",
+      "kvzip(merge=sum)",
+    ]
   ) {
     assert.ok(sharesPrefill(resolvePolicy(shared)), shared);
   }
