@@ -1,6 +1,6 @@
 /** Starts what runs a model, of one place: this side, or a WebGPU device. */
 import { option, PalisadeError, say } from "../core/errors.ts";
-import { nearestName } from "../core/policy/nearest_name.ts";
+import { adviceFor } from "../core/policy/nearest_name.ts";
 import { openGpu } from "../gpu/device.ts";
 import type { Runtime } from "../runtime/interface.ts";
 import type { ModelConfig } from "./config.ts";
@@ -76,8 +76,7 @@ export async function startDevice(
 
 function checkChoice(name: "backend" | "dense", choice: string, choices: readonly string[]): void {
   if (choices.includes(choice)) return;
-  const near = nearestName(String(choice), choices),
-    hint = near ? `did you mean ${near}?` : `want ${choices.join(", ")}`;
+  const hint = adviceFor(String(choice), choices, `want ${choices.join(", ")}`);
   const message = say`${option(name)} can't be ${JSON.stringify(choice)}; ${hint}`;
   throw new PalisadeError("usage", "device.unknown", message, { where: option(name) });
 }

@@ -1,6 +1,6 @@
 /** `palisade completion`: a script for a shell, written from the table of options. */
 import { inputError } from "../../core/errors.ts";
-import { nearestName } from "../../core/policy/nearest_name.ts";
+import { adviceFor } from "../../core/policy/nearest_name.ts";
 import { bashScript } from "../completion/bash.ts";
 import { fishScript } from "../completion/fish.ts";
 import { type Grammar, grammarOf } from "../completion/offers.ts";
@@ -49,6 +49,6 @@ async function complete({ json }: Values<typeof JSON_SWITCH>, io: Io, [shell]: r
 }
 
 function unknownShell(shell: string): Error {
-  const near = nearestName(shell, SHELLS), advice = near ? `did you mean ${near}?` : `want one of ${SHELLS.join(", ")}`;
+  const advice = adviceFor(shell, SHELLS, `want one of ${SHELLS.join(", ")}`);
   return inputError("completion.shell", `There is no completion for ${shell}: ${advice}`, "shell");
 }

@@ -1,6 +1,6 @@
 /** `palisade config show`: what files and variables say, and where each value of a command comes from. */
 import { PalisadeError } from "../../core/errors.ts";
-import { nearestName } from "../../core/policy/nearest_name.ts";
+import { adviceFor, nearestName } from "../../core/policy/nearest_name.ts";
 import { type Command, command, type CommandBody, leaves } from "../command.ts";
 import { EXIT, type Io } from "../io.ts";
 import type { ShownConfig, ShownSetting } from "../json/outputs.ts";
@@ -56,10 +56,7 @@ async function show(
 function named(name: string, all: readonly Command[]): Command {
   const found = all.find((each) => each.name === name);
   if (found) return found;
-  const near = nearestName(name, all.map((each) => each.name));
-  const advice = near === undefined
-    ? `want one of ${all.map((each) => each.name).join(", ")}`
-    : `did you mean ${near}?`;
+  const names = all.map((each) => each.name), advice = adviceFor(name, names, `want one of ${names.join(", ")}`);
   throw new PalisadeError("usage", "config.command", `There is no command ${name}: ${advice}`, { where: "command" });
 }
 

@@ -1,6 +1,6 @@
 /** `palisade schema`: the JSON Schema of what commands print. */
 import { inputError, resourceError } from "../../core/errors.ts";
-import { nearestName } from "../../core/policy/nearest_name.ts";
+import { adviceFor } from "../../core/policy/nearest_name.ts";
 import { packageData } from "../../runtime/package_data.ts";
 import { command, leaves } from "../command.ts";
 import { EXIT, EXIT_CODES, type Io } from "../io.ts";
@@ -44,7 +44,7 @@ async function readSchema({ runtime }: Io): Promise<Whole> {
 function schemaOf(name: string, { $schema, $id, $defs }: Whole): JsonSchema {
   const section = sectionOf(name), names = Object.keys($defs).filter((each) => /^[a-z]/.test(each));
   if (!names.includes(section)) {
-    const near = nearestName(section, names), advice = near ? `did you mean ${near}?` : `there are ${names.join(", ")}`;
+    const advice = adviceFor(section, names, `there are ${names.join(", ")}`);
     throw inputError("schema.command", `There is no output of ${name}: ${advice}`, "command");
   }
   const needed = neededBy([section, "failure"], $defs);

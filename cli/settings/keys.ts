@@ -1,6 +1,6 @@
 /** Keys of files of settings: options by their names, `max-cache`, for all commands or below one, `[models-list]`. */
 import { inputError, type PalisadeError } from "../../core/errors.ts";
-import { nearestName } from "../../core/policy/nearest_name.ts";
+import { adviceFor } from "../../core/policy/nearest_name.ts";
 import type { Command } from "../command.ts";
 import { keyOf, type OptionSpec } from "../options.ts";
 import { isSection, type SettingsFile } from "./files.ts";
@@ -93,7 +93,6 @@ function unknown(
   words: Iterable<string>,
   what: "command" | "setting",
 ): PalisadeError {
-  const near = nearestName(word, words);
-  const advice = near === undefined ? "palisade config show lists what there is" : `did you mean ${near}?`;
+  const advice = adviceFor(word, words, "palisade config show lists what there is");
   return inputError("settings.key", `${path}: unknown ${what} ${key}; ${advice}`, path);
 }

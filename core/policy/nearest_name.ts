@@ -15,6 +15,12 @@ export function nearestName(word: string, words: Iterable<string>): string | und
   return best;
 }
 
+/** What to do about an unknown `word`: the name that was meant, or else what is there. */
+export function adviceFor(word: string, words: Iterable<string>, otherwise: string): string {
+  const near = nearestName(word, words);
+  return near === undefined ? otherwise : `did you mean ${near}?`;
+}
+
 /** Longest word compared, in UTF-16 units; a longer one is no misspelt name, and the cost is quadratic. */
 const MAX_COMPARED = 200;
 /** Levenshtein distance of two words, row by row. Time and place: `a.length · b.length` and `b.length`. */

@@ -1,6 +1,6 @@
 /** All policies by name, and the way from a text to one that runs. A new policy is one file and two lines. */
 import { parsePolicy, policyError, type PolicyText, type Setting } from "./grammar.ts";
-import { nearestName } from "./nearest_name.ts";
+import { adviceFor } from "./nearest_name.ts";
 import { about as aboutAdakv, adakv } from "../policies/adakv.ts";
 import { about as aboutCake, cake } from "../policies/cake.ts";
 import { about as aboutCapkv, capkv } from "../policies/capkv.ts";
@@ -168,8 +168,7 @@ function findEntry({ name, at }: PolicyText, text: string): PolicyEntry {
   const entry = policies.find((each) => each.name === name);
   if (entry) return entry;
   const names = policies.map((each) => each.name);
-  const near = nearestName(name, names);
-  const advice = near ? `did you mean ${near}?` : `there are ${names.join(", ")}`;
+  const advice = adviceFor(name, names, `there are ${names.join(", ")}`);
   throw policyError("policy.unknown", `Unknown policy ${name}: ${advice}`, text, at);
 }
 

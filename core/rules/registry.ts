@@ -1,6 +1,6 @@
 /** All step rules by name. A new rule is one file and one line here; CLI, tests and docs read this list. */
 import { inputError, option } from "../errors.ts";
-import { nearestName } from "../policy/nearest_name.ts";
+import { adviceFor } from "../policy/nearest_name.ts";
 import type { StepRule } from "./rule.ts";
 import { defensiveRule } from "./defensive.ts";
 import { fixedPoint } from "./fixed_point.ts";
@@ -33,7 +33,6 @@ export function resolveStepRule(name: string): StepRule {
   const rule = stepRules.find((each) => each.name === name.trim());
   if (rule) return rule;
   const names = stepRules.map((each) => each.name);
-  const near = nearestName(name, names);
-  const advice = near ? `did you mean ${near}?` : `there are ${names.join(", ")}`;
+  const advice = adviceFor(name, names, `there are ${names.join(", ")}`);
   throw inputError("step-policy.unknown", `Unknown step policy ${name}: ${advice}`, option("maxCache.rule"));
 }

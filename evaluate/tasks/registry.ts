@@ -1,6 +1,6 @@
 /** All tasks by name. */
 import { inputError, option } from "../../core/errors.ts";
-import { nearestName } from "../../core/policy/nearest_name.ts";
+import { adviceFor } from "../../core/policy/nearest_name.ts";
 import type { Runtime } from "../../runtime/interface.ts";
 import { cwe } from "./cwe.ts";
 import { openJsonl, openQa } from "./files.ts";
@@ -41,7 +41,6 @@ async function open(name: string, runtime: Runtime): Promise<readonly Task[]> {
   const task = rulerTasks.find((each) => each.name === name);
   if (task) return [task];
   const known = [...rulerTasks.map((each) => each.name), "ruler", "qa:FILE", "jsonl:FILE"];
-  const near = nearestName(name, known);
-  const advice = near ? `did you mean ${near}?` : `there are ${known.join(", ")}`;
+  const advice = adviceFor(name, known, `there are ${known.join(", ")}`);
   throw inputError("task.unknown", `Unknown task ${name}: ${advice}`, option("tasks"));
 }

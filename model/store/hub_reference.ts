@@ -3,7 +3,7 @@
  * and SHA-256 as the hub lists them.
  */
 import { inputError, type PalisadeError } from "../../core/errors.ts";
-import { nearestName } from "../../core/policy/nearest_name.ts";
+import { adviceFor } from "../../core/policy/nearest_name.ts";
 import type { NamedModel } from "./registry.ts";
 
 export interface HubReference {
@@ -61,8 +61,7 @@ export function chooseFiles(reference: HubReference, listed: readonly HubFile[])
     quant.toUpperCase() === wanted.toUpperCase() || files.some(({ path }) => baseOf(path) === wanted)
   );
   if (found.length === 0) {
-    const near = nearestName(wanted, quants);
-    throw refuse("hub.quant", reference, near ? `did you mean ${near}?` : `there is ${quants.join(", ")}`);
+    throw refuse("hub.quant", reference, adviceFor(wanted, quants, `there is ${quants.join(", ")}`));
   }
   if (found.length > 1) {
     const names = found.map(({ files }) => baseOf(files[0].path));

@@ -5,7 +5,7 @@
  * has one, goes around them; `model/text/prompt.ts` puts both together.
  */
 import { inputError, option } from "../../core/errors.ts";
-import { nearestName } from "../../core/policy/nearest_name.ts";
+import { adviceFor } from "../../core/policy/nearest_name.ts";
 
 /** The words around text and question. */
 export interface Frame {
@@ -87,8 +87,7 @@ function cut(name: string, text: string): Frame {
 }
 
 function unknown(name: string) {
-  const names = Object.keys(FRAMES), near = nearestName(name, names);
-  const hint = near ? `did you mean ${near}?` : `known: ${names.join(", ")}`;
+  const names = Object.keys(FRAMES), hint = adviceFor(name, names, `known: ${names.join(", ")}`);
   const message = `No frame is called ${JSON.stringify(name)}; ${hint}, or a text with ${TEXT} and ${QUESTION} in it`;
   return inputError("frame.unknown", message, option("frame"));
 }
