@@ -16,7 +16,7 @@ import { configOf } from "./file/gguf/config.ts";
 import type { GgufFile } from "./file/gguf/reader.ts";
 import { openGgufFile, openGgufSources } from "./file/gguf/split.ts";
 import { loadPolicy } from "./policy_files/policy_files.ts";
-import { loadSoftTokens, type SoftTokens } from "./policy_files/soft_tokens.ts";
+import { findSoftTokens, type SoftTokens } from "./policy_files/soft_tokens.ts";
 import { restoreContext, type RestoreOptions } from "./snapshot/restore.ts";
 import { checkRoom, type Expected, type NeededMemory, neededMemory, type Room } from "./needed_memory.ts";
 import { modelHash, sourcesHash } from "./store/identity.ts";
@@ -140,10 +140,10 @@ export interface Model extends Device, AsyncDisposable {
    */
   policy(text: string): Promise<Policy>;
   /**
-   * Soft tokens trained for this model, from a file.
+   * Soft tokens trained for this model, from a file, or those that were trained here.
    * @throws PalisadeError `soft-tokens.*`, `safetensors.*`, `file.*`.
    */
-  softTokens(from: string | ByteSource): Promise<SoftTokens>;
+  softTokens(from?: string | ByteSource): Promise<SoftTokens>;
   /**
    * The context that a snapshot holds (`Context.save`), without reading anything. The source is the caller's to close,
    * after the promise; where `auto` took a WebGPU device, after the context, which is restored again when that fails
@@ -217,7 +217,7 @@ export async function loadModel(source: ModelSource, runtime: Runtime, options: 
       statistics: (path) => findStatistics({ name, config, identity }, runtime, path),
       learned: () => findLearned({ config, runtime, identity }),
       policy: (text) => loadPolicy(text, runtime),
-      softTokens: (from) => loadSoftTokens(from, runtime, { config, identity }),
+      softTokens: (from) => findSoftTokens({ name, config, identity }, runtime, from),
       restore(snapshot, given) {
         return restoreContext(this, snapshot, given);
       },

@@ -12,7 +12,12 @@ import { KINDS } from "../../model/gate/fit/text.ts";
 import { CALIBRATION_STATE } from "../../model/gate/fit/state.ts";
 import { GATE_FILE, writeGate } from "../../model/gate/file.ts";
 import { GATE_SUFFIX, gateFolder, loadGate } from "../../model/gate/find.ts";
-import { readSoftTokens, SOFT_TOKENS_FILE, writeSoftTokens } from "../../model/policy_files/soft_tokens.ts";
+import {
+  readSoftTokens,
+  SOFT_TOKENS_FILE,
+  SOFT_TOKENS_SUFFIX,
+  writeSoftTokens,
+} from "../../model/policy_files/soft_tokens.ts";
 import { type TrainedSoftTokens, TRAINING_STATE, trainSoftTokens } from "../../model/soft_tokens/calibrate.ts";
 import { readStatistics, STATISTICS_FILE, writeStatistics } from "../../model/statistics/file.ts";
 import { STATISTICS_SUFFIX } from "../../model/statistics/find.ts";
@@ -68,7 +73,7 @@ const GATE: Fits = { suffix: GATE_SUFFIX, file: GATE_FILE, state: CALIBRATION_ST
 const FITS: Readonly<Record<string, Fits>> = {
   gate: GATE,
   kvzap: { ...GATE, suffix: `.kvzap${GATE_SUFFIX}` },
-  "judge-q": { suffix: ".soft.safetensors", file: SOFT_TOKENS_FILE, state: TRAINING_STATE, read: readSoftTokens },
+  "judge-q": { suffix: SOFT_TOKENS_SUFFIX, file: SOFT_TOKENS_FILE, state: TRAINING_STATE, read: readSoftTokens },
   fasa: { suffix: CHUNKS_SUFFIX, file: CHUNKS_FILE, read: readChunks },
   statistics: { suffix: STATISTICS_SUFFIX, file: STATISTICS_FILE, read: readStatistics },
 };
@@ -249,7 +254,7 @@ function withoutWeights({ info, coverage }: Calibration) {
 function tellTrained(
   { info, before, after }: TrainedSoftTokens,
   file: { readonly out: string; readonly bytes: number; readonly ms: number; readonly model: string },
-  { json }: CalibrateOptions,
+  { json, out: given }: CalibrateOptions,
   io: Io,
 ): void {
   const { out, bytes, ms, model } = file;
@@ -272,7 +277,9 @@ function tellTrained(
     `${model}: ${info.trained}`,
     "on held-out texts: distance to what the answer looks at, and how much of that lies on the first 20 %",
     tableText(["what looks", "distance", "found"], rows),
-    `wrote ${out}, ${formatBytes(bytes)}, in ${formatMs(ms)}; for --policy "judge-q(file=${out})"`,
+    `wrote ${out}, ${formatBytes(bytes)}, in ${formatMs(ms)}; for --policy ${
+      given === undefined ? "judge-q" : `"judge-q(file=${out})"`
+    }`,
   ];
   io.out(`${lines.join("\n")}\n`);
 }

@@ -114,7 +114,8 @@ async function fittedFindings(path: string, config: ModelConfig, io: Io): Promis
   try {
     const fitted = await fittedFor({ name: path, config, identity }, io.runtime);
     const told = fitted.map(({ policies, texts, tokens }) => {
-      const on = `${formatCount(tokens)} tokens, ${texts.join(", ")}`, isGate = policies[0] === "gate";
+      const counted = tokens === undefined ? [] : [`${formatCount(tokens)} tokens`];
+      const on = [...counted, ...texts].join(", "), isGate = policies[0] === "gate";
       return { name: isGate ? "gate" : "fitted", ok: true, text: isGate ? on : `for ${policies.join(", ")}: ${on}` };
     });
     if (fitted.some(({ policies }) => policies[0] === "gate")) return told;

@@ -11,13 +11,13 @@ import { KERNEL, SINKS, WINDOW } from "../policy/parameters.ts";
 import type { PolicyAbout } from "../policy/policy.ts";
 import { poolHeads } from "../measure/pool.ts";
 
-/** What `file` is when there is none. */
-const NO_FILE = "none";
+/** What `file` is where the model's own are looked for. */
+const OWN_FILE = "own";
 
 export const judgeQ = definePolicy({
   name: "judge-q",
   parameters: [
-    { name: "file", type: "text", default: NO_FILE },
+    { name: "file", type: "text", default: OWN_FILE },
     {
       name: "reduce",
       type: "text",
@@ -30,18 +30,18 @@ export const judgeQ = definePolicy({
   ],
   needs: ({ file, reduce }) => ({
     softTokens: { reduction: reduce },
-    ...(file !== NO_FILE && { file: { kind: "soft-tokens", name: file } }),
+    ...(file !== OWN_FILE && { file: { kind: "soft-tokens", name: file } }),
   }),
   allocate: { kind: "head" },
   score: ({ softTokens, shape: { kvHeads } }, _, { kernel }) => ({ scores: poolHeads(softTokens, kvHeads, kernel) }),
 });
 
 export const about: PolicyAbout = {
-  summary: "Keeps what trained soft tokens, read from a file, attend to, per head",
+  summary: "Keeps what soft tokens trained for the model attend to, per head",
   paper: "Judge Q 2025, arXiv 2509.10798",
   source: "our own, after the paper",
   help: {
-    file: "safetensors file of soft tokens; it must be given",
+    file: "soft tokens that palisade calibrate trained",
     reduce: "what becomes of the attention of all soft tokens on one entry",
   },
 };

@@ -339,25 +339,20 @@ function frameHash({ prefix, suffix, words }: Model["frame"], runtime: Runtime):
 
 /** A policy that works with a gate has its hash among its parameters: another gate makes another cell. */
 async function named(subject: Subject, each: AskedCase): Promise<AskedCase> {
-  const { needs } = each.policy;
-  if (needs.foresight) return await withOwn(subject, each, "chunks");
-  if (isCalibrated(needs)) return await withOwn(subject, each, "statistics");
-  if (!each.policy.needs.gate) return each;
-  const parameters = { ...each.policy.parameters, gate: await gateHash(subject, each.policy.needs.gate) };
-  return { ...each, policy: { ...each.policy, parameters } };
+  const { needs } = each.policy, { model, runtime } = subject;
+  if (needs.gate) return withParameter(each, "gate", await gateHash(subject, needs.gate));
+  // A file that is named is known by itself.
+  if (needs.file) return each;
+  if (needs.foresight) return withParameter(each, "chunksOf", fileHash("chunks", await model.chunks(), runtime));
+  if (needs.softTokens) {
+    return withParameter(each, "softTokensOf", fileHash("soft-tokens", await model.softTokens(), runtime));
+  }
+  if (!isCalibrated(needs)) return each;
+  return withParameter(each, "statisticsOf", fileHash("statistics", await model.statistics(), runtime));
 }
 
-/** The same for what was found for the model; a file that is named is known by itself. */
-async function withOwn(
-  { model, runtime }: Subject,
-  each: AskedCase,
-  kind: "chunks" | "statistics",
-): Promise<AskedCase> {
-  if (each.policy.needs.file) return each;
-  const hash = kind === "chunks"
-    ? fileHash(kind, await model.chunks(), runtime)
-    : fileHash(kind, await model.statistics(), runtime);
-  return { ...each, policy: { ...each.policy, parameters: { ...each.policy.parameters, [`${kind}Of`]: hash } } };
+function withParameter(each: AskedCase, name: string, value: string): AskedCase {
+  return { ...each, policy: { ...each.policy, parameters: { ...each.policy.parameters, [name]: value } } };
 }
 
 const gateHashes = new WeakMap<Gate, string>();

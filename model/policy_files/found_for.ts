@@ -46,7 +46,7 @@ export function parseFoundInfo<Info extends FoundInfo>(text: string | undefined,
  * The first file in the folder for gates whose name ends in `suffix` and that says it is of this model's file; undefined
  * where there is none, or no files.
  */
-export async function findOwn<Found extends { readonly info: FoundInfo }>(
+export async function findOwn<Found extends { readonly info: { readonly model: Pick<FoundInfo["model"], "sha256"> } }>(
   model: Pick<GateSubject, "identity">,
   runtime: Runtime,
   suffix: string,

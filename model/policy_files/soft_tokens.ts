@@ -5,17 +5,20 @@
  * Tensor `embeddings`, F32 or F16 `[count, width]`, what goes into layer 0; the metadata key `palisade_soft_tokens` holds
  * a {@link SoftTokensInfo} as JSON.
  */
-import { inputError, type PalisadeError } from "../../core/errors.ts";
+import { inputError, option, type PalisadeError, say } from "../../core/errors.ts";
 import type { ByteSource, Runtime } from "../../runtime/interface.ts";
 import { kindByMetadata, type OutputKind } from "../../runtime/output.ts";
 import type { ModelConfig } from "../config.ts";
 import { readWhole } from "../file/read_whole.ts";
 import { parseSafetensors, writeSafetensors } from "../file/safetensors.ts";
+import type { GateSubject } from "../gate/find.ts";
+import { findOwn } from "./found_for.ts";
 
 /** The form of the metadata. */
 export const SOFT_TOKENS_FORMAT = 1;
 const KEY = "palisade_soft_tokens";
 const TENSOR = "embeddings";
+export const SOFT_TOKENS_SUFFIX = ".soft.safetensors";
 /** The paper's 64 are already harder to train than 32. */
 export const MAX_SOFT_TOKENS = 1024;
 /** Largest file that is read: as many tokens of width 16384 as float32. */
@@ -96,13 +99,23 @@ export async function readSoftTokens(
   return parseSoftTokens(bytes, name);
 }
 
-/** Reads one file and checks that it is this model's. */
-export async function loadSoftTokens(
-  from: string | ByteSource,
-  runtime: Pick<Runtime, "openFile">,
-  model: { readonly config: ModelConfig; identity(): Promise<string> },
+/**
+ * The soft tokens in a file, or those that were trained for this model: found by its SHA-256 beside its gate.
+ * @throws PalisadeError `soft-tokens.none`, and those of {@link readSoftTokens} and {@link checkSoftTokens}.
+ */
+export async function findSoftTokens(
+  model: GateSubject,
+  runtime: Runtime,
+  from?: string | ByteSource,
 ): Promise<SoftTokens> {
-  const tokens = await readSoftTokens(from, runtime);
+  const tokens = from === undefined
+    ? await findOwn(model, runtime, SOFT_TOKENS_SUFFIX, readSoftTokens)
+    : await readSoftTokens(from, runtime);
+  if (!tokens) {
+    const advice = `train them with palisade calibrate --kind judge-q --model ${model.name}`;
+    const message = say`No soft tokens are known of ${model.config.name}: ${advice}`;
+    throw inputError("soft-tokens.none", message, option("policy"));
+  }
   checkSoftTokens(tokens, model.config, await model.identity());
   return tokens;
 }

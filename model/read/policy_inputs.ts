@@ -1,5 +1,5 @@
 /** What a policy needs beyond the layers themselves: prompts that repeat the context, a gate. */
-import { inputError, option, PalisadeError, say } from "../../core/errors.ts";
+import { PalisadeError } from "../../core/errors.ts";
 import type { Needs, Policy } from "../../core/policy/policy.ts";
 import type { Refit } from "../../core/refit/refit.ts";
 import type { Gate } from "../gate/file.ts";
@@ -24,7 +24,7 @@ export interface SourceOptions {
   readonly learned?: boolean;
   /** For `self-gate`: the gate is wanted for texts to come, so it is fitted where every token is repeated, too. */
   readonly learn?: boolean;
-  /** For `judge-q`: instead of reading the file that it names. */
+  /** For `judge-q`: instead of the file that it names, or of the model's own. */
   readonly softTokens?: SoftTokens;
   readonly beyondTrained?: boolean;
   readonly signal?: AbortSignal;
@@ -92,6 +92,11 @@ export async function chunksOf({ chunks }: Pick<Model, "chunks">, { file }: Need
   return await chunks(file?.kind === "chunks" ? file.name : undefined);
 }
 
+/** The same of soft tokens. */
+export async function softTokensOf({ softTokens }: Pick<Model, "softTokens">, { file }: Needs): Promise<SoftTokens> {
+  return await softTokens(file?.kind === "soft-tokens" ? file.name : undefined);
+}
+
 /** The same of statistics. */
 export async function statisticsOf({ statistics }: Pick<Model, "statistics">, { file }: Needs): Promise<Statistics> {
   return await statistics(file?.kind === "statistics" ? file.name : undefined);
@@ -144,19 +149,12 @@ export async function gateScorer(
 
 /** Embeddings of the soft tokens, with room for them behind a context of `length` tokens. */
 async function softEmbeddings(
-  { config, softTokens }: Pick<Model, "config" | "softTokens">,
-  { file }: Needs,
+  model: Pick<Model, "config" | "softTokens">,
+  needs: Needs,
   length: number,
   { softTokens: given, beyondTrained }: SourceOptions,
 ): Promise<Float32Array> {
-  const { embeddings } = given ?? await softTokens(named(file));
+  const { embeddings } = given ?? await softTokensOf(model, needs), { config } = model;
   if (!beyondTrained) checkProbeRoom(config, length, embeddings.length / config.width);
   return embeddings;
-}
-
-/** @throws PalisadeError `soft-tokens.none`. */
-function named(file: Needs["file"]): string {
-  if (file?.kind === "soft-tokens") return file.name;
-  const message = say`judge-q has no soft tokens: name a file of them, ${option("policy")} judge-q(file=FILE)`;
-  throw inputError("soft-tokens.none", message, option("policy"));
 }

@@ -6,7 +6,7 @@ import { DEFAULTS } from "../defaults.ts";
 import type { Gate } from "../gate/file.ts";
 import type { Model } from "../model.ts";
 import { type FileContents, POLICY_FILES } from "../policy_files/policy_files.ts";
-import { chunksOf, knownGate, type SourceOptions, statisticsOf } from "../read/policy_inputs.ts";
+import { chunksOf, knownGate, softTokensOf, type SourceOptions, statisticsOf } from "../read/policy_inputs.ts";
 import type { Reading } from "../read/reading.ts";
 import { taggedHash } from "./hash.ts";
 import { isCalibrated } from "../statistics/needed.ts";
@@ -62,11 +62,8 @@ const FILE_HASHES: { readonly [kind in PolicyFileKind]: (use: FileUse) => Promis
   async statistics({ model, needs }) {
     return isCalibrated(needs) ? contentHash("statistics", await statisticsOf(model, needs)) : undefined;
   },
-  async "soft-tokens"({ model, needs: { file, softTokens }, options }) {
-    const named = file?.kind === "soft-tokens" ? file.name : undefined;
-    const given = softTokens && options.softTokens;
-    if (!given && named === undefined) return undefined;
-    return contentHash("soft-tokens", given ?? await model.softTokens(named!));
+  async "soft-tokens"({ model, needs, options: { softTokens } }) {
+    return needs.softTokens && contentHash("soft-tokens", softTokens ?? await softTokensOf(model, needs));
   },
   // Without them nothing could have been read by the policy.
   "head-scores"({ needs: { file } }) {

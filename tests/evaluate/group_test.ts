@@ -7,6 +7,7 @@ import { openTasks } from "../../evaluate/tasks/registry.ts";
 import { withWords } from "../../model/text/prompt.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
 import { randomGate } from "../_helper/gate.ts";
+import { randomSoftTokens } from "../_helper/soft_tokens.ts";
 import { anyStatistics } from "../_helper/statistics.ts";
 import { testFolder, tinyHaystack, tinyModel } from "../_helper/workbench.ts";
 
@@ -48,6 +49,24 @@ Deno.test("runGroup() gives cells that go by calibrated statistics other ids wit
   const [one, two] = [await run(1), await run(2)];
   assert.deepEqual(one.map(({ id }, i) => id === two[i].id), [true, false]);
   assert.match(String(one[1].policy.parameters.statisticsOf), /^[0-9a-f]{16}$/);
+});
+
+Deno.test("runGroup() gives cells of judge-q other ids with other soft tokens of the model's own", async () => {
+  const runtime = await currentRuntime();
+  const haystack = await tinyHaystack(await testFolder("soft-tokens"));
+  const [group] = cellGroups(await openTasks(["niah_single_1"], runtime), [1024], 1);
+  await using tiny = await tinyModel("wasm");
+  const known = randomSoftTokens(tiny.config);
+  const run = async (scale: number): Promise<ResultLine> => {
+    const softTokens = () => Promise.resolve({ ...known, embeddings: known.embeddings.map((x) => x * scale) });
+    const subject: Subject = { model: { ...tiny, softTokens }, runtime, sha256: "0".repeat(64), palisade: "test" };
+    const options = { seed: 1, protocol: "context-first", haystack, isDone: () => false, beyondTrained: true } as const;
+    for await (const line of runGroup(subject, group, parseCases("judge-q", "30%"), options)) return line;
+    throw new Error("no line");
+  };
+  const [one, two] = [await run(1), await run(2)];
+  assert.notEqual(one.id, two.id);
+  assert.match(String(one.policy.parameters.softTokensOf), /^[0-9a-f]{16}$/);
 });
 
 Deno.test("runGroup() gives cells asked in other words other ids, and those of the line break the ids they had", async () => {

@@ -1,6 +1,6 @@
 /** Soft tokens: their file, and that what they attend to is what the same tokens attend to on the ordinary way. */
 import assert from "node:assert/strict";
-import { mkdtemp, rm, truncate, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -9,10 +9,13 @@ import { PalisadeError } from "../../core/errors.ts";
 import { modelHash } from "../../model/store/identity.ts";
 import {
   checkSoftTokens,
+  findSoftTokens,
   MAX_SOFT_TOKENS,
   parseSoftTokens,
+  SOFT_TOKENS_SUFFIX,
   writeSoftTokens,
 } from "../../model/policy_files/soft_tokens.ts";
+import { fittedFor } from "../../model/policy_files/fitted_for.ts";
 import { loadModel, type Model } from "../../model/model.ts";
 import { contextIds } from "../../model/text/prompt.ts";
 import { numbersOf } from "../_helper/host.ts";
@@ -23,7 +26,7 @@ import { currentRuntime } from "../../runtime/mod.ts";
 import { assertClose } from "../_helper/close.ts";
 import { palisade } from "../_helper/io.ts";
 import { randomSoftTokens, softTokensInfo } from "../_helper/soft_tokens.ts";
-import { TINY_MODEL, tinyModel } from "../_helper/workbench.ts";
+import { testFolder, TINY_MODEL, tinyModel } from "../_helper/workbench.ts";
 
 const TEXT = "The keeper counted seventeen stakes, and then she counted them again before the gate was shut. ".repeat(
   12,
@@ -94,7 +97,7 @@ Deno.test("openContext() with judge-q refuses when there are no soft tokens, or 
   const open = (options: ContextOptions, changed: Model = model) => openContext(changed, TEXT, options);
   const none = await refusal(open({ policy }));
   assert.deepEqual([none.code, none.where], ["soft-tokens.none", "policy"]);
-  assert.match(none.message, /judge-q\(file=FILE\)/);
+  assert.match(none.message, /palisade calibrate --kind judge-q --model /);
   const tokens = contextIds(model.frame, model.tokenizer, TEXT).length;
   const config = { ...model.config, contextLength: tokens + 2 };
   const full = await refusal(open({ policy, softTokens }, { ...model, config }));
@@ -102,6 +105,32 @@ Deno.test("openContext() with judge-q refuses when there are no soft tokens, or 
   assert.match(full.message, new RegExp(`3 soft tokens .* need ${tokens + 3} positions.* on ${tokens + 2}`));
   using beyond = await open({ policy, softTokens, beyondTrained: true }, { ...model, config });
   assert.equal(beyond.tokens, tokens);
+});
+
+Deno.test("judge-q takes the soft tokens that were trained for the model, found by its hash", async () => {
+  const folder = await testFolder("judge-q"), real = await currentRuntime(), gates = join(folder, "gates");
+  const environment = (name: string) => name === "PALISADE_CACHE" ? folder : real.environment(name);
+  const runtime = { ...real, environment };
+  await using model = await loadModel(TINY_MODEL, runtime, { dense: "web", backend: "wasm", frame: "line" });
+  const { config } = model, { embeddings } = randomSoftTokens(config), sha256 = await model.identity();
+  const subject = { name: "tiny", config, identity: () => model.identity() };
+  await assert.rejects(model.softTokens(), { code: "soft-tokens.none" });
+  assert.deepEqual(await fittedFor(subject, { ...runtime, host: undefined }), []);
+  await mkdir(gates);
+  const file = (name: string) => join(gates, `${name}${SOFT_TOKENS_SUFFIX}`);
+  await writeFile(file("a"), "no such file");
+  await writeFile(file("b"), writeSoftTokens(softTokensInfo(config), embeddings.map((x) => -x)));
+  await writeFile(file("c"), writeSoftTokens(softTokensInfo(config, sha256), embeddings));
+  assert.deepEqual((await model.softTokens()).embeddings, embeddings);
+  const kept = async (policy: string) => {
+    using context = await openContext(model, TEXT, { policy, keep: "30%" });
+    return [0, 1].map((layer) => [...context.cache.positions(layer, 0)]);
+  };
+  assert.deepEqual(await kept("judge-q"), await kept(`judge-q(file=${file("c")})`));
+  assert.deepEqual(await fittedFor(subject, runtime), [{ policies: ["judge-q"], texts: ["not at all"] }]);
+  const nobody = { ...subject, identity: () => Promise.resolve("f".repeat(64)) };
+  await assert.rejects(findSoftTokens(nobody, runtime), { code: "soft-tokens.none" });
+  await assert.rejects(findSoftTokens(nobody, runtime, file("c")), { code: "soft-tokens.model" });
 });
 
 const CONFIG = { name: "tiny", architecture: "llama", width: 4 } as const;
