@@ -10,7 +10,7 @@ import { extend } from "../../model/decode/extend.ts";
 import { loadModel, type Model } from "../../model/model.ts";
 import { openContext } from "../../model/session.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
-import { gpuTest } from "../_helper/gpu.ts";
+import { gpuTest, unhurried } from "../_helper/gpu.ts";
 import { openTiny } from "../_helper/tiny_models.ts";
 
 const MODELS = ["lfm2-plain", "gpt-oss-plain", "gemma4-shared", "gemma4-keys"] as const;
@@ -108,7 +108,7 @@ for (const name of MODELS) {
   gpuTest(`${name} is read after ${WAITS[name] ?? 2} waits, and a token of it after one`, async (gpu) => {
     await onDevice(gpu, name, async (there) => {
       const before = gpu.counts.waits;
-      using context = await openContext(there, TEXT, { policy: policyOf(name), keep: KEEP });
+      using context = await unhurried(() => openContext(there, TEXT, { policy: policyOf(name), keep: KEEP }));
       assert.ok(gpu.counts.waits - before <= (WAITS[name] ?? 2), `${gpu.counts.waits - before} waits`);
       const { waits } = gpu.counts;
       await extend(there.dense, context.cache, [3]);

@@ -16,7 +16,7 @@ import { loadModel, type LoadOptions, type Model } from "../../model/model.ts";
 import { type Context, openContext } from "../../model/session.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
 import { randomGate } from "../_helper/gate.ts";
-import { gpuTest } from "../_helper/gpu.ts";
+import { gpuTest, unhurried } from "../_helper/gpu.ts";
 import { openTiny, TINY_MODELS } from "../_helper/tiny_models.ts";
 import { PROSE } from "../_helper/workbench.ts";
 
@@ -81,7 +81,7 @@ for (const model of TINY_MODELS) {
 /** What a piece of work cost. */
 async function counted(gpu: GpuDevice, work: () => Promise<unknown>): Promise<Omit<GpuCounts, "bound">> {
   const before = gpu.counts;
-  await work();
+  await unhurried(work);
   const { passes, submits, waits } = gpu.counts;
   return { passes: passes - before.passes, submits: submits - before.submits, waits: waits - before.waits };
 }

@@ -8,7 +8,7 @@ import { loadModel, type Model } from "../../model/model.ts";
 import { openContext } from "../../model/session.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
 import { randomGate } from "../_helper/gate.ts";
-import { gpuTest } from "../_helper/gpu.ts";
+import { gpuTest, unhurried } from "../_helper/gpu.ts";
 import { openTiny } from "../_helper/tiny_models.ts";
 
 const MODEL = "smollm3-plain", LAYERS = 5;
@@ -37,7 +37,7 @@ async function readings(gpu: GpuDevice, policies: readonly string[], layers: num
   const all: Reading[] = [];
   for (const policy of policies) {
     const before = gpu.counts.waits;
-    using context = await openContext(model, TEXT, { policy, keep: "20%" });
+    using context = await unhurried(() => openContext(model, TEXT, { policy, keep: "20%" }));
     const { waits } = gpu.counts, { cache, tokens } = context;
     assert.deepEqual([tokens, cache.shape.layers], [TOKENS, LAYERS]);
     const heads = Array.from({ length: LAYERS * cache.shape.kvHeads }, (_, i) => i);
