@@ -2,13 +2,15 @@
  * `NAME.gate.safetensors`: a gate with everything that says for which model it was fitted, on what, and how well.
  *
  * Tensors `weight`, F16 `[layers, kvHeads, width]`, and `bias`, F32 `[layers, kvHeads]`; the metadata key `palisade_gate`
- * holds a {@link GateInfo} as JSON.
+ * holds a {@link GateInfo} as JSON. Where the gate looks at keys, too, `keyed.weight`, `keyed.bias` and `keyed.terms`, F32
+ * `[layers, kvHeads, terms]`, are that one; the first two stand for what goes by hidden states alone.
  */
 import { inputError, type PalisadeError } from "../../core/errors.ts";
 import { kindByMetadata, type OutputKind } from "../../runtime/output.ts";
 import type { ModelConfig } from "../config.ts";
 import { parseSafetensors, type SafetensorsFile, writeSafetensors } from "../file/safetensors.ts";
-import type { GateWeights } from "./scorer.ts";
+import type { GateWeights, KeyedWeights } from "./scorer.ts";
+import { termsOf } from "./key_terms.ts";
 
 /** The form of the metadata. */
 export const GATE_FORMAT = 1;
@@ -62,11 +64,25 @@ export interface Gate extends GateWeights {
 export const GATE_FILE: OutputKind = kindByMetadata("a gate", KEY);
 
 /** The file's bytes. */
-export function writeGate(info: GateInfo, { weights, bias }: GateWeights): Uint8Array<ArrayBuffer> {
-  const { layers, kvHeads, width } = info.model;
+export function writeGate(info: GateInfo, { weights, bias, keyed }: GateWeights): Uint8Array<ArrayBuffer> {
+  const { layers, kvHeads, width } = info.model, heads = layers * kvHeads;
+  const tensors = (prefix: string, one: Pick<GateWeights, "weights" | "bias">) => [
+    { name: `${prefix}bias`, dtype: "F32", shape: [layers, kvHeads], data: one.bias } as const,
+    { name: `${prefix}weight`, dtype: "F16", shape: [layers, kvHeads, width], data: one.weights } as const,
+  ];
   return writeSafetensors([
-    { name: "bias", dtype: "F32", shape: [layers, kvHeads], data: bias },
-    { name: "weight", dtype: "F16", shape: [layers, kvHeads, width], data: weights },
+    ...tensors("", { weights, bias }),
+    ...(keyed
+      ? [
+        ...tensors("keyed.", keyed),
+        {
+          name: "keyed.terms",
+          dtype: "F32",
+          shape: [layers, kvHeads, keyed.terms.length / heads],
+          data: keyed.terms,
+        } as const,
+      ]
+      : []),
   ], { [KEY]: JSON.stringify(info) });
 }
 
@@ -83,6 +99,21 @@ export function parseGate(bytes: Uint8Array, name: string): Gate {
     info,
     weights: tensor(file, name, "weight", [layers, kvHeads, width]),
     bias: tensor(file, name, "bias", [layers, kvHeads]),
+    ...keyedOf(file, name, info),
+  };
+}
+
+/** All three tensors, or none. */
+function keyedOf(file: SafetensorsFile, name: string, { model }: GateInfo): { readonly keyed?: KeyedWeights } {
+  const { layers, kvHeads, width } = model;
+  if (![...file.tensors.keys()].some((key) => key.startsWith("keyed."))) return {};
+  const terms = file.tensors.get("keyed.terms")?.shape.at(-1) ?? 0;
+  return {
+    keyed: {
+      weights: tensor(file, name, "keyed.weight", [layers, kvHeads, width]),
+      bias: tensor(file, name, "keyed.bias", [layers, kvHeads]),
+      terms: tensor(file, name, "keyed.terms", [layers, kvHeads, terms]),
+    },
   };
 }
 
@@ -93,7 +124,8 @@ export function parseGate(bytes: Uint8Array, name: string): Gate {
 export function checkGate(gate: Gate, config: ModelConfig, sha256: string): void {
   const { model } = gate.info;
   const same = model.sha256 === sha256 && model.architecture === config.architecture &&
-    (["layers", "kvHeads", "width"] as const).every((size) => model[size] === config[size]);
+    (["layers", "kvHeads", "width"] as const).every((size) => model[size] === config[size]) &&
+    (!gate.keyed || gate.keyed.terms.length === model.layers * model.kvHeads * termsOf(config));
   if (same) return;
   const theirs = `${model.name} (SHA-256 ${model.sha256.slice(0, 12)}…)`;
   throw inputError(

@@ -4,6 +4,7 @@ import type { Backend } from "../../core/backend/interface.ts";
 import type { Tensor } from "../../core/backend/tensor.ts";
 import type { LinearGate } from "../../core/measure/gate_scores.ts";
 import type { ModelConfig } from "../config.ts";
+import { addTerms, keyTerms, type LayerKeys, termsOf } from "./key_terms.ts";
 
 /** A linear gate over the attention layer's input after its norm. */
 export interface GateWeights {
@@ -11,6 +12,18 @@ export interface GateWeights {
   readonly weights: Float32Array;
   /** `[layers, kvHeads]`. */
   readonly bias: Float32Array;
+  /** The one that looks at keys, too, where there is one. */
+  readonly keyed?: KeyedWeights;
+}
+
+/** A gate that takes a layer's keys into account, too (`key_terms.ts`). */
+export interface KeyedWeights {
+  /** `[layers, kvHeads, width]`. */
+  readonly weights: Float32Array;
+  /** `[layers, kvHeads]`. */
+  readonly bias: Float32Array;
+  /** `[layers, kvHeads, terms]`. */
+  readonly terms: Float32Array;
 }
 
 /**
@@ -20,31 +33,38 @@ export interface GateWeights {
 export class GateScorer {
   readonly #backend: Pick<Backend, "gateScores" | "tensors">;
   readonly #layers: readonly LinearGate[];
+  /** `[layers, kvHeads, terms]`. */
+  readonly #terms?: Float32Array;
 
   /**
-   * `gains`: the attention norm's weights of every layer, `[layers, width]`.
+   * `gains`: the attention norm's weights of every layer, `[layers, width]`. Of a gate that looks at keys give its
+   * `keyed`: {@link addTerms} is to follow then.
    * @throws RangeError when a length does not fit the model.
    */
   constructor(
     backend: Pick<Backend, "gateScores" | "tensors">,
-    { layers, kvHeads, width, normEpsilon: epsilon }: ModelConfig,
-    gate: GateWeights,
+    { layers, kvHeads, headDim, width, normEpsilon: epsilon }: ModelConfig,
+    gate: GateWeights | KeyedWeights,
     gains: Float32Array,
   ) {
-    const wanted = { weights: layers * kvHeads * width, bias: layers * kvHeads, gains: layers * width };
-    for (const [name, array] of Object.entries({ ...gate, gains })) {
-      const want = wanted[name as keyof typeof wanted];
-      if (want !== undefined && array.length !== want) {
-        throw new RangeError(`Gate ${name}: ${array.length}, want ${want}`);
-      }
+    const terms = "terms" in gate ? gate.terms : undefined, { weights, bias } = gate;
+    const heads = layers * kvHeads, most = heads * termsOf({ kvHeads, headDim });
+    for (
+      const [name, array, want] of [
+        ["weights", weights, heads * width],
+        ["bias", bias, heads],
+        ["gains", gains, layers * width],
+        ["terms", terms ?? { length: most }, most],
+      ] as const
+    ) {
+      if (array.length !== want) throw new RangeError(`Gate ${name}: ${array.length}, want ${want}`);
     }
     this.#backend = backend;
-    const folded = gate.weights.map((weight, i) =>
-      weight * gains[Math.floor(i / (kvHeads * width)) * width + i % width]
-    );
+    this.#terms = terms;
+    const folded = weights.map((weight, i) => weight * gains[Math.floor(i / (kvHeads * width)) * width + i % width]);
     this.#layers = Array.from({ length: layers }, (_, layer) => ({
       weights: folded.subarray(layer * kvHeads * width, (layer + 1) * kvHeads * width),
-      bias: gate.bias.subarray(layer * kvHeads, (layer + 1) * kvHeads),
+      bias: bias.subarray(layer * kvHeads, (layer + 1) * kvHeads),
       epsilon,
     }));
   }
@@ -52,6 +72,19 @@ export class GateScorer {
   /** Scores of `count` tokens from `hidden`, `[count, width]`: `[count, kvHeads]`, natural logarithms. */
   score(layer: number, hidden: Tensor, count: number): Promise<Float32Array> {
     return scoreByGate(this.#backend, this.#layers[layer], hidden, count);
+  }
+
+  /** Whether {@link addTerms} has something to add. */
+  get keyed(): boolean {
+    return this.#terms !== undefined;
+  }
+
+  /** Adds what the keys of a whole layer say to `scores`, `[kvHeads, tokens]`. */
+  async addTerms(layer: number, scores: Float32Array, keys: LayerKeys): Promise<void> {
+    if (!this.#terms) return;
+    const each = this.#terms.length / this.#layers.length, { kvHeads } = keys.rows.shape;
+    const tokens = scores.length / kvHeads, terms = await keyTerms(keys, tokens);
+    addTerms(scores, this.#terms.subarray(layer * each, (layer + 1) * each), terms, tokens);
   }
 }
 

@@ -314,6 +314,11 @@ export class LayerReader implements Disposable {
     for (const each of [moved, references]) {
       if (each) await moveBehind(each, this.#dense.config, this.#length, rope, this.#cache.position);
     }
+    if (gate && this.#options.gate!.keyed) {
+      const predicted = together(undefined, ...asked.splice(0));
+      asked.push(quiet(predicted.then(() => this.#options.gate!.addTerms(layer, gate, { rows, rope }))));
+      if (!this.#options.late) await together(undefined, ...asked.splice(0));
+    }
     const replayed = await replay?.layer(layer, inputs.chunks, rows);
     const repeated = given ??
       (layer < this.#together ? await reconstruction?.layer(layer, referenceTokens) : undefined);

@@ -5,7 +5,7 @@ import type { Refit } from "../../core/refit/refit.ts";
 import type { Gate } from "../gate/file.ts";
 import { checkTarget } from "../gate/find.ts";
 import type { Chunks } from "../foresight/file.ts";
-import { GateScorer, readGains } from "../gate/scorer.ts";
+import { GateScorer, type GateWeights, type KeyedWeights, readGains } from "../gate/scorer.ts";
 import type { Statistics } from "../statistics/file.ts";
 import { isCalibrated } from "../statistics/needed.ts";
 import type { SoftTokens } from "../policy_files/soft_tokens.ts";
@@ -48,7 +48,9 @@ export async function scoreFiles(
 ): Promise<ScoreFiles> {
   const { policy: { needs, meaning }, budget } = reading;
   const predict = "predict" in reading && reading.predict;
-  const files = await neededFiles(model, predict ? { ...needs, gate: true } : needs, tokens, options);
+  // What is compared with scores of tokens to come, or with margins, goes by hidden states alone.
+  const keyed = !predict && (reading.way === "layers" || reading.way === "risk");
+  const files = await neededFiles(model, predict ? { ...needs, gate: true } : needs, tokens, { ...options, keyed });
   if (reading.way !== "threshold" || meaning.kind !== "predicted") return files;
   const promise = { coverage: meaning.coverage, budget };
   return { ...files, worstCase: worstCaseOf(options.gate ?? await model.gate(options), reading.limit, promise) };
@@ -68,7 +70,7 @@ export async function policyInputs(
   return {
     ...(needs.reconstruction && { prompts: repeatPrompts(model, ids, needs.reconstruction, options.beyondTrained) }),
     ...(pieces && { pieces }),
-    ...await neededFiles(model, needs, ids.length, options),
+    ...await neededFiles(model, needs, ids.length, { ...options, keyed: true }),
   };
 }
 
@@ -76,7 +78,7 @@ async function neededFiles(
   model: FileModel,
   needs: Needs,
   tokens: number,
-  options: SourceOptions,
+  options: SourceOptions & { readonly keyed: boolean },
 ): Promise<ScoreFiles> {
   return {
     ...(needs.softTokens && { softTokens: await softEmbeddings(model, needs, tokens, options) }),
@@ -131,16 +133,24 @@ export async function gateIfAny({ gate }: Pick<Model, "gate">, signal?: AbortSig
 }
 
 /** A gate's scorer is made once for a model's file and backend. */
-const scorers = new WeakMap<Gate, Pick<Model, "file" | "backend"> & { readonly scorer: GateScorer }>();
+const scorers = new WeakMap<
+  GateWeights | KeyedWeights,
+  Pick<Model, "file" | "backend"> & { readonly scorer: GateScorer }
+>();
 
-/** A scorer of `gate`, or of the gate that belongs to the model. @throws PalisadeError `gate.*`. */
+/**
+ * A scorer of `gate`, or of the gate that belongs to the model. `keyed`: of the one that looks at keys, where there is one;
+ * a gate towards KVzip+ stays as published.
+ * @throws PalisadeError `gate.*`.
+ */
 export async function gateScorer(
   { file, config, backend, gate: own }: Pick<Model, "file" | "config" | "backend" | "gate">,
   gate?: Gate,
-  { target = true, signal }: GateOptions = {},
+  { target = true, signal, keyed = false }: GateOptions & { readonly keyed?: boolean } = {},
 ): Promise<GateScorer> {
   if (gate) checkTarget(gate, target);
-  const chosen = gate ?? await own({ target, signal }), known = scorers.get(chosen);
+  const whole = gate ?? await own({ target, signal }), chosen = keyed && target === true && whole.keyed || whole;
+  const known = scorers.get(chosen);
   if (known?.file === file && known.backend === backend) return known.scorer;
   const scorer = new GateScorer(backend, config, chosen, await readGains(file, config));
   scorers.set(chosen, { file, backend, scorer });

@@ -30,6 +30,7 @@ import type { Device } from "../device.ts";
 import { algebraOf } from "../gate/fit/algebra.ts";
 import { designMatrix, FLOOR, type LayerText, SKIPPED, targetsOf } from "../gate/fit/layer.ts";
 import { fitTowards, type Known } from "../gate/fit/towards.ts";
+import { addTerms, keyTerms, termScale, termsOf } from "../gate/key_terms.ts";
 import type { GateWeights } from "../gate/scorer.ts";
 import { type ChatFrame, frameTokens } from "../text/prompt.ts";
 import type { TextTokenizer } from "../text/tokenizer.ts";
@@ -223,6 +224,8 @@ export class Replay implements Disposable {
   readonly #options: ReplayOptions;
   readonly #weights: Float32Array;
   readonly #bias: Float32Array;
+  /** `[layers, kvHeads, terms]`. */
+  readonly #terms: Float32Array;
   /** Whether a gate is needed at all. */
   readonly #fits: boolean;
 
@@ -241,6 +244,7 @@ export class Replay implements Disposable {
     this.#options = options;
     this.#weights = new Float32Array(layers * kvHeads * width);
     this.#bias = new Float32Array(layers * kvHeads);
+    this.#terms = new Float32Array(layers * kvHeads * termsOf(device.dense.config));
     this.#fits = fitting !== undefined && (fitting.learn || repeatedOf(runs) < length);
   }
 
@@ -304,7 +308,12 @@ export class Replay implements Disposable {
     const asked = references.length > 0 ? { references: allReferences(references) } : {};
     if (!this.#fitting) return asked;
     const scores = new Float32Array(this.#device.dense.config.kvHeads * this.#length);
-    if (this.#fits) await this.#predict(scores, await this.#fit(layer, inputs, importance), inputs);
+    if (this.#fits) {
+      const terms = await keyTerms({ rows, rope: this.#device.dense.config.ropes[layer] }, this.#length);
+      const { gate, weights } = await this.#fit(layer, inputs, importance, terms);
+      await this.#predict(scores, gate, inputs);
+      addTerms(scores, weights, terms, this.#length);
+    }
     this.#runs.forEach(({ piece }, i) => putMeasured(scores, this.#length, piece, importance[i]));
     return { scores, ...asked };
   }
@@ -334,7 +343,9 @@ export class Replay implements Disposable {
     if (!this.#fitting) return undefined;
     const tokens = this.#fits ? trainingRows(this.#runs).tokens : 0, known = this.#fitting.known?.tokens ?? 0;
     const figures = { tokens, known, repeated: repeatedOf(this.#runs), of: this.#length };
-    return tokens === 0 ? figures : { ...figures, gate: { weights: this.#weights, bias: this.#bias } };
+    if (tokens === 0) return figures;
+    const keyed = { weights: this.#weights, bias: this.#bias, terms: this.#terms };
+    return { ...figures, gate: { weights: keyed.weights, bias: keyed.bias, keyed } };
   }
 
   [Symbol.dispose](): void {
@@ -372,23 +383,26 @@ export class Replay implements Disposable {
   }
 
   /** Fits the layer's gate; the norm's gains are folded into what comes back, and the lift is in its bias. */
-  async #fit(layer: number, inputs: readonly Chunk[], importance: readonly Float32Array[]): Promise<LinearGate> {
-    const { backend, dense: { config } } = this.#device, { kvHeads, width } = config;
-    const rows = await this.#training(inputs, importance);
-    const gains = this.#fitting!.gains.subarray(layer * width, (layer + 1) * width);
-    const x = designMatrix(rows, gains, config, 0), y = targetsOf(rows, kvHeads, 0);
-    const weights = this.#weights.subarray(layer * kvHeads * width, (layer + 1) * kvHeads * width);
-    const bias = this.#bias.subarray(layer * kvHeads, (layer + 1) * kvHeads);
-    const fitted = fitTowards(x, y, this.#known(layer), algebraOf(backend));
+  async #fit(layer: number, inputs: readonly Chunk[], importance: readonly Float32Array[], terms: Float32Array) {
+    const { backend, dense: { config } } = this.#device, { kvHeads, width } = config, count = termsOf(config);
+    const rows = await this.#training(inputs, importance, terms);
+    const gains = this.#fitting!.gains.subarray(layer * width, (layer + 1) * width), weight = termScale(gains);
+    const x = designMatrix(rows, gains, config, { skipped: 0, weight }), y = targetsOf(rows, kvHeads, 0);
+    const part = (all: Float32Array, each: number) =>
+      all.subarray(layer * kvHeads * each, (layer + 1) * kvHeads * each);
+    const weights = part(this.#weights, width), bias = part(this.#bias, 1), ofTerms = part(this.#terms, count);
+    const fitted = fitTowards(x, y, this.#known(layer, weight), algebraOf(backend));
     fitted.weights.forEach((each, head) => {
       weights.set(each.subarray(0, width), head * width);
-      bias[head] = each[width];
+      for (let i = 0; i < count; i++) ofTerms[head * count + i] = each[width + i] * weight;
+      bias[head] = each[width + count];
     });
-    return {
+    const gate: LinearGate = {
       weights: weights.map((w, i) => w * gains[i % width]),
       bias: bias.map((b, head) => b + LIFT * fitted.deviations[head]),
       epsilon: config.normEpsilon,
     };
+    return { gate, weights: ofTerms };
   }
 
   /** What the layer's gate makes of every token. */
@@ -402,11 +416,16 @@ export class Replay implements Disposable {
     }
   }
 
-  /** Hidden states and importance of the pieces' tokens, one piece after another. */
-  async #training(inputs: readonly Chunk[], importance: readonly Float32Array[]): Promise<LayerText> {
+  /** Hidden states, importance and terms of the pieces' tokens, one piece after another. */
+  async #training(
+    inputs: readonly Chunk[],
+    importance: readonly Float32Array[],
+    terms: Float32Array,
+  ): Promise<LayerText> {
     const { backend: { tensors }, dense: { config: { kvHeads, width } } } = this.#device;
     const { tokens, every } = trainingRows(this.#runs), hidden = new Float32Array(tokens * width);
-    const all = new Float32Array(kvHeads * tokens);
+    const all = new Float32Array(kvHeads * tokens), count = terms.length / this.#length;
+    const some = new Float32Array(count * tokens);
     let at = 0;
     for (const [i, { piece: { first, end } }] of this.#runs.entries()) {
       const from = Math.max(first, SKIPPED), length = end - first;
@@ -423,19 +442,24 @@ export class Replay implements Disposable {
         for (let head = 0; head < kvHeads; head++) {
           all[head * tokens + t / every] = importance[i][head * length + t - at + from - first];
         }
+        for (let j = 0; j < count; j++) some[j * tokens + t / every] = terms[j * this.#length + t - at + from];
       }
       at += Math.max(0, end - from);
     }
-    return { hidden, importance: all, tokens };
+    return { hidden, importance: all, tokens, terms: some };
   }
 
-  #known(layer: number): Known | undefined {
-    const { kvHeads, width } = this.#device.dense.config, { known } = this.#fitting!;
+  /** A gate that looks at no keys begins with nothing said of them. */
+  #known(layer: number, weight: number): Known | undefined {
+    const { config } = this.#device.dense, { kvHeads, width } = config, count = termsOf(config);
+    const { known } = this.#fitting!;
     if (!known) return undefined;
+    const { weights: all, bias } = known.keyed ?? known, terms = known.keyed?.terms;
     const weights = Array.from({ length: kvHeads }, (_, head) => {
-      const from = layer * kvHeads + head, each = new Float64Array(width + 1);
-      each.set(known.weights.subarray(from * width, (from + 1) * width));
-      each[width] = known.bias[from];
+      const from = layer * kvHeads + head, each = new Float64Array(width + count + 1);
+      each.set(all.subarray(from * width, (from + 1) * width));
+      terms?.subarray(from * count, (from + 1) * count).forEach((term, i) => each[width + i] = term / weight);
+      each[width + count] = bias[from];
       return each;
     });
     return { weights, rows: known.tokens };

@@ -93,6 +93,11 @@ function knownHash(gate: Gate | undefined): string {
 
 /** With the weights as they are, which a gate's file rounds. */
 function gateHash(kind: string, gate: Gate): string {
-  const { weights } = gate, exact = new Uint8Array(weights.buffer, weights.byteOffset, weights.byteLength);
-  return taggedHash([[kind, POLICY_FILES.gate.bytes(gate)], ["weights", exact]]);
+  const bytesOf = ({ weights }: Pick<Gate, "weights">) =>
+    new Uint8Array(weights.buffer, weights.byteOffset, weights.byteLength);
+  return taggedHash([
+    [kind, POLICY_FILES.gate.bytes(gate)],
+    ["weights", bytesOf(gate)],
+    ...(gate.keyed ? [["keyed", bytesOf(gate.keyed)] as const] : []),
+  ]);
 }

@@ -6,6 +6,7 @@ import { resolvePolicy } from "../../core/policy/registry.ts";
 import { type Gate, GATE_FORMAT, type GateInfo } from "../../model/gate/file.ts";
 import { worstCaseOf } from "../../model/gate/worst_case.ts";
 import type { ModelConfig } from "../../model/config.ts";
+import { termsOf } from "../../model/gate/key_terms.ts";
 import type { Model } from "../../model/model.ts";
 import { LayerReader } from "../../model/read/layer_reader.ts";
 import { readContext } from "../../model/read/layers.ts";
@@ -39,13 +40,20 @@ export function randomGate(config: ModelConfig, seed = 5): Gate {
   };
 }
 
+/** A random gate whose keyed form is nothing like the other. */
+export function keyedGate(config: ModelConfig): Gate {
+  const { weights, bias } = randomGate(config, 7), next = randomSource(11);
+  const terms = Float32Array.from({ length: bias.length * termsOf(config) }, () => next() * 2 - 1);
+  return { ...randomGate(config), keyed: { weights, bias, terms } };
+}
+
 /** One layer: ln importance as a gate predicts it, and importance as the model repeats the text, `[kvHeads, length]`. */
 export interface PredictedLayer {
   readonly predicted: Float32Array;
   readonly measured: Float32Array;
 }
 
-/** Both for every layer of a text, nothing evicted. */
+/** Both for every layer of a text, nothing evicted; what hidden states alone predict. */
 export async function predictedAndMeasured(
   model: Model,
   ids: readonly number[],
@@ -56,7 +64,8 @@ export async function predictedAndMeasured(
   using reader = await LayerReader.open(model, cache, ids, {
     needs,
     window: 0,
-    ...await policyInputs(model, { needs }, ids, { gate }),
+    ...await policyInputs(model, { needs: { ...needs, gate: undefined } }, ids),
+    gate: await gateScorer(model, gate),
   });
   for (let layer = 0; layer < model.config.layers; layer++) {
     const { gate: predicted, reconstruction } = await reader.layer(layer);

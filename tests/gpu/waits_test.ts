@@ -7,7 +7,7 @@ import { createGpuDense } from "../../model/dense/gpu/engine.ts";
 import { loadModel, type Model } from "../../model/model.ts";
 import { openContext } from "../../model/session.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
-import { randomGate } from "../_helper/gate.ts";
+import { keyedGate, randomGate } from "../_helper/gate.ts";
 import { gpuTest, unhurried } from "../_helper/gpu.ts";
 import { openTiny } from "../_helper/tiny_models.ts";
 
@@ -83,4 +83,20 @@ gpuTest("column sums and statistics of queries are waited for with each chunk of
   // h2o asks nothing more of a layer; expected-attention asks for norms of values.
   assert.deepEqual(together.map(({ waits }) => waits), [chunks + 1, chunks + 2]);
   assert.deepEqual(alone.map(({ waits }) => waits), [chunks + 1, chunks + LAYERS + 1]);
+}, { without: ["f16"] });
+
+gpuTest("a gate that looks at keys keeps on the device what it keeps here", async (gpu) => {
+  await using here = await loadModel(PATH, await currentRuntime(), HERE);
+  await using open = await openTiny(MODEL);
+  using backend = createGpuBackend(gpu);
+  for (const waitingRows of [0, LAYERS * TOKENS]) {
+    const options = { precision: "float32", chunk: CHUNK, waitingRows } as const;
+    await using dense = await createGpuDense(open.file, open.config, gpu, backend.tensors, options);
+    const there: Model = { ...here, dense, backend }, gate = keyedGate(here.config);
+    const kept = async (model: Model) => {
+      using context = await openContext(model, TEXT, { policy: "gate", keep: "20%", gate });
+      return Array.from({ length: LAYERS }, (_, layer) => [...context.cache.positions(layer, 0)]);
+    };
+    assert.deepEqual(await kept(there), await kept(here));
+  }
 }, { without: ["f16"] });

@@ -7,6 +7,7 @@ import { fileURLToPath } from "node:url";
 import { PalisadeError } from "../../core/errors.ts";
 import { randomSource } from "../../core/measure/random.ts";
 import { calibrate } from "../../model/gate/fit/calibrate.ts";
+import { termsOf } from "../../model/gate/key_terms.ts";
 import { designMatrix, LayerCalibration, targetsOf } from "../../model/gate/fit/layer.ts";
 import { type CalibrationPlan, planCalibration } from "../../model/gate/fit/plan.ts";
 import { fitRidge, NormalEquations, RIDGES, solveRidge } from "../../model/gate/fit/ridge.ts";
@@ -127,7 +128,7 @@ Deno.test("LayerCalibration recovers a linear gate and its largest surprise", as
     });
     return { hidden, importance, tokens };
   };
-  const layer = new LayerCalibration(config, gains);
+  const layer = new LayerCalibration(config, gains, false);
   for (let i = 0; i < 10; i++) layer.add(text(100));
   layer.fit();
   layer.check(text(60), "heldOut");
@@ -139,6 +140,41 @@ Deno.test("LayerCalibration recovers a linear gate and its largest surprise", as
   const [plain, surprising] = worst.heldOut;
   assert.ok(plain < 0.3 && Math.abs(surprising - 2) < 0.3 && Math.abs(worst.shifted[0] - 1) < 0.3);
   assert.equal(targetsOf(text(4), kvHeads).length, 0, "a text of protected tokens only has no rows");
+});
+
+Deno.test("LayerCalibration finds what keys say beside hidden states, and what these say alone", async () => {
+  await using model = await openTiny("qwen2-plain");
+  const { config } = model, { width, kvHeads } = config, next = randomSource(9), count = termsOf(config);
+  const gains = new Float32Array(width).fill(1), tokens = 100;
+  const truth = Array.from({ length: kvHeads }, () => Array.from({ length: count }, () => next() - 0.5));
+  const text = () => {
+    const hidden = Float32Array.from({ length: tokens * width }, () => next() * 2 - 1);
+    const terms = Float32Array.from({ length: count * tokens }, () => 2 * next());
+    const importance = Float32Array.from({ length: kvHeads * tokens }, (_, i) => {
+      const at = i % tokens, by = truth[Math.floor(i / tokens)];
+      return Math.exp(by.reduce((sum, weight, j) => sum + weight * terms[j * tokens + at], -6));
+    });
+    return { hidden, importance, tokens, terms };
+  };
+  const [plain, keyed] = [new LayerCalibration(config, gains, false), new LayerCalibration(config, gains, true)];
+  for (let i = 0; i < 10; i++) {
+    const each = text();
+    keyed.add(each);
+    plain.add({ ...each, terms: undefined });
+  }
+  const heldOut = text();
+  for (const [layer, of] of [[plain, { ...heldOut, terms: undefined }], [keyed, heldOut]] as const) {
+    layer.fit();
+    layer.check(of, "heldOut");
+  }
+  const [without, fitted] = [plain.result(), keyed.result()];
+  assert.equal(without.keyed, undefined);
+  assert.deepEqual([fitted.weights, fitted.bias, fitted.worst], [without.weights, without.bias, without.worst]);
+  assert.ok(fitted.correlation.every((each) => each > 0.98), String(fitted.correlation));
+  assert.ok(without.correlation.every((each) => each < 0.6), String(without.correlation));
+  fitted.keyed!.terms.forEach((terms, head) => {
+    terms.forEach((weight, i) => assert.ok(Math.abs(weight - truth[head][i]) < 0.1, `${head}, ${i}: ${weight}`));
+  });
 });
 
 Deno.test("passage() makes each kind from its seed, without the evaluation's wording", () => {

@@ -15,6 +15,7 @@ import { parseGate } from "../../model/gate/file.ts";
 import { fitTowards } from "../../model/gate/fit/towards.ts";
 import { designMatrix, FLOOR } from "../../model/gate/fit/layer.ts";
 import { findLearned, learn, learnedPath, LEAST_LEARNED } from "../../model/gate/learned.ts";
+import { keyTerms, termScale, termsOf } from "../../model/gate/key_terms.ts";
 import { GateScorer, readGains } from "../../model/gate/scorer.ts";
 import { loadModel, type Model } from "../../model/model.ts";
 import { LayerReader } from "../../model/read/layer_reader.ts";
@@ -328,7 +329,12 @@ Deno.test("self-gate measures each piece as brute force does, and predicts the r
   const pieces = replayPieces(model, ids, { tokens: 48, chunk: 24 });
   const { layers: scores, fitted } = await measured(model, ids, 48, 24), theirs = await bruteForce(model, ids, pieces);
   assert.deepEqual([fitted.tokens, fitted.repeated, fitted.of], [48, 48, 100]);
-  const scorer = new GateScorer(model.backend, model.config, fitted.gate!, await readGains(model.file, model.config));
+  const scorer = new GateScorer(
+    model.backend,
+    model.config,
+    fitted.gate!.keyed!,
+    await readGains(model.file, model.config),
+  );
   using cache = new RaggedCache(model.backend, model.config);
   const needs = { gate: true };
   using reader = await LayerReader.open(model, cache, ids, { needs, window: 0, gate: scorer });
@@ -365,16 +371,22 @@ Deno.test("self-gate fits on one in so many of what a long text repeats", async 
   const taken = rows.filter((_, i) => i % 2 === 0), count = taken.length;
   for (let layer = 0; layer < layers; layer++) {
     reader.release(await reader.layer(layer));
+    const all = await keyTerms({ rows: cache.rows(layer), rope: config.ropes[layer] }, L);
     const of = {
+      terms: Float32Array.from(range(0, all.length / L).flatMap((i) => taken.map((t) => all[i * L + t]))),
       hidden: Float32Array.from(taken.flatMap((t) => [...hidden[layer].subarray(t * width, (t + 1) * width)])),
       importance: new Float32Array(0),
       tokens: count,
     };
-    const x = designMatrix(of, gains.subarray(layer * width, (layer + 1) * width), config, 0);
+    const mine = gains.subarray(layer * width, (layer + 1) * width), weight = termScale(mine);
+    const x = designMatrix(of, mine, config, { skipped: 0, weight });
     const y = Float64Array.from(range(0, kvHeads).flatMap((g) => taken.map((t) => scores[layer]![g * L + t])));
     fitTowards(x, y, undefined).weights.forEach((each, head) => {
       const from = (layer * kvHeads + head) * width, theirs = fitted.gate!.weights.subarray(from, from + width);
       assertClose(theirs, Float32Array.from(each.subarray(0, width)), 1e-3, `layer ${layer} head ${head}`);
+      const count = all.length / L, at = (layer * kvHeads + head) * count;
+      const terms = Float32Array.from(each.subarray(width, -1), (w) => w * weight);
+      assertClose(fitted.gate!.keyed!.terms.subarray(at, at + count), terms, 1e-3, `terms, ${layer}, ${head}`);
     });
   }
 });
@@ -432,6 +444,9 @@ Deno.test("what is learned is a gate and nothing else, of 1,000 tokens or more, 
     assert.deepEqual([...parseSafetensors(bytes, "x").tensors].map(([name, { shape }]) => [name, shape]), [
       ["bias", [layers, kvHeads]],
       ["weight", [layers, kvHeads, width]],
+      ["keyed.bias", [layers, kvHeads]],
+      ["keyed.weight", [layers, kvHeads, width]],
+      ["keyed.terms", [layers, kvHeads, termsOf(model.config)]],
     ]);
     assert.deepEqual([info.calibration.tokens, info.calibration.texts], [first.selfGate!.tokens, [
       "texts that were read",

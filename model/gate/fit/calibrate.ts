@@ -12,13 +12,24 @@ import { conformalQuantile } from "../../../core/worst_case/conformal.ts";
 import { windowOf } from "../../../core/shape.ts";
 import type { Runtime } from "../../../runtime/interface.ts";
 import { GATE_FORMAT, type GateInfo } from "../file.ts";
+import { keyTerms } from "../key_terms.ts";
 import type { GateWeights } from "../scorer.ts";
+import type { ModelConfig } from "../../config.ts";
 import type { Model } from "../../model.ts";
 import type { HiddenStates } from "../../read/hidden_states.ts";
 import { LayerReader } from "../../read/layer_reader.ts";
 import { checkOwnRows } from "../../read/shared_rows.ts";
 import { repeatPrompts } from "../../read/reconstruct.ts";
-import { FLOOR, LayerCalibration, type LayerFit, type LayerText, RECENT, SKIPPED, unfitted } from "./layer.ts";
+import {
+  type FittedHeads,
+  FLOOR,
+  LayerCalibration,
+  type LayerFit,
+  type LayerText,
+  RECENT,
+  SKIPPED,
+  unfitted,
+} from "./layer.ts";
 import { type CalibrationPlan, HELD_OUT_TOKENS } from "./plan.ts";
 import { restore, save } from "./state.ts";
 
@@ -83,7 +94,8 @@ export async function calibrate(
     for (let layer = layers.length; layer < config.layers; layer++) {
       const gains = await model.file.readFloat32(`blk.${layer}.attn_norm.weight`);
       const looksAtAll = windowOf(config, layer) === Infinity;
-      const calibration = looksAtAll ? new LayerCalibration(config, gains) : undefined;
+      const keyed = options.towards === undefined;
+      const calibration = looksAtAll ? new LayerCalibration(config, gains, keyed) : undefined;
       for (const [i, text] of texts.entries()) {
         signal?.throwIfAborted();
         const seen = await text.layer(layer);
@@ -92,7 +104,7 @@ export async function calibrate(
         if (i === plan.fit.length - 1) calibration?.fit();
         onProgress?.(++done, texts.length * config.layers);
       }
-      layers.push(calibration?.result() ?? unfitted(config));
+      layers.push(calibration?.result() ?? unfitted(config, keyed));
       if (statePath && performance.now() - saved >= (options.saveEveryMs ?? SAVE_EVERY_MS)) {
         await save(statePath, runtime, { fingerprint, layers }, states);
         saved = performance.now();
@@ -122,7 +134,7 @@ function fingerprintOf(
     FLOOR,
     SKIPPED,
     RECENT,
-    ...(towards ? [towards] : []),
+    ...(towards ? [towards] : ["keyed"]),
   ];
   hasher.update(new TextEncoder().encode(JSON.stringify(parts)));
   return hasher.digest();
@@ -130,11 +142,22 @@ function fingerprintOf(
 
 /** One text on its way through the layers; gives up each layer's keys and values at once. */
 class TextReader implements Disposable {
+  readonly #config: ModelConfig;
+  /** Whether keys are looked at. */
+  readonly #keyed: boolean;
   readonly #cache: RaggedCache;
   readonly #reader: LayerReader;
   readonly #input: LayerInputs;
 
-  private constructor(cache: RaggedCache, reader: LayerReader, input: LayerInputs) {
+  private constructor(
+    config: ModelConfig,
+    keyed: boolean,
+    cache: RaggedCache,
+    reader: LayerReader,
+    input: LayerInputs,
+  ) {
+    this.#config = config;
+    this.#keyed = keyed;
     this.#cache = cache;
     this.#reader = reader;
     this.#input = input;
@@ -156,7 +179,7 @@ class TextReader implements Disposable {
     const outputWeights = (layer: number) => model.file.readFloat32(`blk.${layer}.attn_output.weight`);
     const seeing = { needs, window: 0, prompts, onInput, outputWeights, signal };
     const reader = await LayerReader.open(model, cache, ids, seeing);
-    return new TextReader(cache, reader, input);
+    return new TextReader(model.config, towards === undefined, cache, reader, input);
   }
 
   states(): HiddenStates[] {
@@ -168,9 +191,12 @@ class TextReader implements Disposable {
     this.#input.numbers = hidden;
     const seen = await this.#reader.layer(layer);
     this.#reader.release(seen);
+    const keys = { rows: this.#cache.rows(layer), rope: this.#config.ropes[layer] };
+    const looksAtAll = windowOf(this.#config, layer) === Infinity;
+    const terms = this.#keyed && looksAtAll ? await keyTerms(keys, tokens) : undefined;
     this.#cache.compact(layer, Array.from({ length: this.#cache.shape.kvHeads }, () => new Int32Array(0)));
     this.#input.numbers = new Float32Array(0);
-    return { hidden, importance: seen.reconstruction ?? new Float32Array(0), tokens };
+    return { hidden, importance: seen.reconstruction ?? new Float32Array(0), tokens, terms };
   }
 
   [Symbol.dispose](): void {
@@ -197,11 +223,14 @@ function assemble(
   const worst = (set: "heldOut" | "shifted") =>
     plan[set].map((_, text) => Math.max(...layers.flatMap((layer) => layer.worst[set][text] ?? [])));
   const scores = worst("heldOut"), shifted = worst("shifted");
+  const flat = (fits: readonly FittedHeads[]) => ({
+    weights: Float32Array.from(fits.flatMap((fit) => fit.weights.flat())),
+    bias: Float32Array.from(fits.flatMap((fit) => fit.bias)),
+  });
+  const keyed = layers.flatMap((layer) => layer.keyed ?? []);
+  const terms = Float32Array.from(keyed.flatMap((fit) => fit.terms.flat()));
   return {
-    gate: {
-      weights: Float32Array.from(layers.flatMap((layer) => layer.weights.flat())),
-      bias: Float32Array.from(layers.flatMap((layer) => layer.bias)),
-    },
+    gate: { ...flat(layers), ...(keyed.length > 0 && { keyed: { ...flat(keyed), terms } }) },
     info: {
       format: GATE_FORMAT,
       model: { name, sha256, architecture, layers: config.layers, kvHeads, width },

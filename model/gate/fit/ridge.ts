@@ -18,9 +18,12 @@ export class NormalEquations {
   /** yᵀy, `[targets]`. */
   readonly squares: Float64Array;
   rows = 0;
+  readonly #measured: number;
 
-  constructor(width: number, targets: number) {
+  /** `measured`: first columns whose mean square a ridge is a share of. Default all. */
+  constructor(width: number, targets: number, measured = width) {
     this.width = width;
+    this.#measured = measured;
     this.targets = targets;
     this.gram = new Float64Array(width * width);
     this.cross = new Float64Array(targets * width);
@@ -51,11 +54,24 @@ export class NormalEquations {
     this.rows += other.rows;
   }
 
-  /** Mean of the diagonal of XᵀX. */
+  /** The same without `count` columns from `from` on. */
+  without(from: number, count: number): NormalEquations {
+    const { width, targets } = this, left = new NormalEquations(width - count, targets);
+    const place = (i: number) => i < from ? i : i + count;
+    for (let i = 0; i < left.width; i++) {
+      for (let j = i; j < left.width; j++) left.gram[i * left.width + j] = this.gram[place(i) * width + place(j)];
+      for (let k = 0; k < targets; k++) left.cross[k * left.width + i] = this.cross[k * width + place(i)];
+    }
+    left.squares.set(this.squares);
+    left.rows = this.rows;
+    return left;
+  }
+
+  /** Mean of the diagonal of XᵀX, of the columns that are measured. */
   meanDiagonal(): number {
     let sum = 0;
-    for (let i = 0; i < this.width; i++) sum += this.gram[i * this.width + i];
-    return sum / this.width;
+    for (let i = 0; i < this.#measured; i++) sum += this.gram[i * this.width + i];
+    return sum / this.#measured;
   }
 
   /** Σ (y − Xw)² of target `k`, from the sums alone. */
