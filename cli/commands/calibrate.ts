@@ -301,7 +301,7 @@ function summary({ info, coverage }: Calibration, model: string): string {
     `correlation on held-out texts: mean ${mean.toFixed(3)}, worst head ${Math.min(...flat).toFixed(3)}, best ${
       Math.max(...flat).toFixed(3)
     }`,
-    `worst case: in how many texts ln importance ≤ score + q for every unprotected entry`,
+    `worst case, by hidden states alone: in how many texts ln importance ≤ score + q for every unprotected entry`,
     tableText(head, rows),
   ].join("\n");
 }

@@ -3,8 +3,9 @@
  * calibrate`): per layer a ridge regression from the attention layer's input to the logarithm of KVzip's importance.
  * After Fast KVzip, arXiv 2601.17668, whose gates are trained networks.
  *
- * score[g, i] = the predicted ln importance: known when the key is made, for one small product per token, so that
- * `read=stream` can evict while reading (`model/read/streaming.ts`). Variants: `combine=risk` takes the maximum of
+ * score[g, i] = the predicted ln importance, by one small product per token and what its key says beside that
+ * (`model/gate/key_terms.ts`). Without the latter it is known when the key is made, so that `read=stream` can evict while
+ * reading (`model/read/streaming.ts`). Variants: `combine=risk` takes the maximum of
  * predicted importance and defensive risk; `norm` weighs by value norms. Both need the whole context.
  */
 import { inputError, option } from "../errors.ts";

@@ -11,6 +11,7 @@ import { type ContextOptions, openContext } from "../../../model/session.ts";
 import { contextIds } from "../../../model/text/prompt.ts";
 import { resolvePolicy } from "../../../core/policy/registry.ts";
 import { resolveBudget } from "../../../core/select/budget.ts";
+import { keyedGate } from "../../_helper/gate.ts";
 import { randomSoftTokens } from "../../_helper/soft_tokens.ts";
 import { ASK, bytesSource, cacheContent, QUESTION, savedBytes, snapshotModel, TEXT } from "../../_helper/snapshots.ts";
 
@@ -45,10 +46,11 @@ Deno.test("what was kept stays bit by bit, what is new is budgeted for, and a sn
     { policy: "kvzip", keep: "50%", refit: "values" },
     { policy: "defensive-risk", riskWorst: 0.02 },
     { policy: "gate", keep: "25%", maxCache: { tokens: 190, rule: "gate" } },
+    { policy: "gate", keep: "25%", gate: keyedGate(model.config) },
     { policy: "judge-q", keep: "25%", softTokens },
   ];
   for (const options of cases) {
-    const name = JSON.stringify({ ...options, softTokens: undefined });
+    const name = JSON.stringify({ ...options, softTokens: undefined, gate: options.gate && "keyed" });
     using both = await gone(model, options);
     const { old, grown } = both, { reused, cache } = grown;
     assert.ok(reused > old.tokens / 2 && reused <= old.tokens, name);
