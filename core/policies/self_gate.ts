@@ -1,6 +1,6 @@
 /**
  * A gate that fits itself while the text is read, for models without one. Some of the context is repeated by the model, as
- * KVzip has all of it repeated; in each layer a ridge regression learns from that what of a hidden state makes an entry
+ * KVzip has all of it repeated; in each layer a ridge regression learns from that what of hidden state and key makes an entry
  * needed, begun with what earlier texts taught, and scores the rest (`model/read/replay.ts`).
  *
  * score[g, i] = ln importance: as the repetition measured it where entry i was repeated, else as the gate predicts it.
