@@ -1,7 +1,7 @@
 /**
  * A gate that fits itself while the text is read, for models without one. Some of the context is repeated by the model, as
- * KVzip has all of it repeated; in each layer a ridge regression learns from that what of hidden state and key makes an entry
- * needed, begun with what earlier texts taught, and scores the rest (`model/read/replay.ts`).
+ * KVzip has all of it repeated; in each layer a ridge regression learns from that what of hidden state and key makes an
+ * entry needed, begun with what earlier texts taught, and scores the rest (`model/read/replay.ts`).
  *
  * score[g, i] = ln importance: as the repetition measured it where entry i was repeated, else as the gate predicts it.
  * `tokens` are repeated, or, where it is 0, 1,024 and more where `work` pays for more: a prompt looks at its own piece
