@@ -22,7 +22,7 @@ export function termsOf({ kvHeads, headDim }: Pick<ModelConfig, "kvHeads" | "hea
   return kvHeads * termsOfHead(headDim);
 }
 
-/** How much more than one of the hidden state's columns, after the norm of these `gains`, a term is to weigh in a ridge. */
+/** The root of the mean square of the hidden state's columns behind a norm of these `gains`: what terms are set beside. */
 export function termScale(gains: Float32Array): number {
   return Math.sqrt(gains.reduce((sum, gain) => sum + gain * gain, 0) / gains.length);
 }
@@ -71,6 +71,43 @@ export function headTerms(keys: Float32Array, chunks: readonly (readonly number[
     let dot = 0;
     for (let j = 0; j < headDim; j++) dot += keys[at + j] * mean[j];
     likeness[t] = dot / sizes[t];
+  }
+}
+
+/**
+ * Terms as a regression on one text sees them: over the text with mean 0 and the deviation `scale`. Few rows hold few
+ * terms, so they must not weigh more than they say.
+ */
+export class ScaledTerms {
+  readonly #means: Float64Array;
+  /** 0 for a term that is the same everywhere. */
+  readonly #factors: Float64Array;
+
+  /** `terms`, `[count, tokens]`. */
+  constructor(terms: Float32Array, tokens: number, scale: number) {
+    const count = terms.length / tokens;
+    this.#means = new Float64Array(count);
+    this.#factors = new Float64Array(count);
+    for (let i = 0; i < count; i++) {
+      const term = terms.subarray(i * tokens, (i + 1) * tokens), mean = term.reduce((sum, x) => sum + x, 0) / tokens;
+      const square = term.reduce((sum, x) => sum + (x - mean) ** 2, 0) / tokens;
+      this.#means[i] = mean;
+      this.#factors[i] = square > 0 ? scale / Math.sqrt(square) : 0;
+    }
+  }
+
+  readonly of = (term: number, index: number): number => (term - this.#means[index]) * this.#factors[index];
+
+  /** Weights of terms and a constant for what is scaled, of those for the terms themselves. */
+  enter(weights: ArrayLike<number>, constant: number): { readonly weights: Float64Array; readonly constant: number } {
+    const scaled = this.#factors.map((factor, i) => factor > 0 ? weights[i] / factor : 0);
+    return { weights: scaled, constant: constant + this.#means.reduce((sum, mean, i) => sum + weights[i] * mean, 0) };
+  }
+
+  /** The other way round. */
+  leave(weights: ArrayLike<number>, constant: number): { readonly weights: Float64Array; readonly constant: number } {
+    const plain = this.#factors.map((factor, i) => weights[i] * factor);
+    return { weights: plain, constant: constant - this.#means.reduce((sum, mean, i) => sum + plain[i] * mean, 0) };
   }
 }
 

@@ -30,7 +30,7 @@ import type { Device } from "../device.ts";
 import { algebraOf } from "../gate/fit/algebra.ts";
 import { designMatrix, FLOOR, type LayerText, SKIPPED, targetsOf } from "../gate/fit/layer.ts";
 import { fitTowards, type Known } from "../gate/fit/towards.ts";
-import { addTerms, keyTerms, termScale, termsOf } from "../gate/key_terms.ts";
+import { addTerms, keyTerms, ScaledTerms, termScale, termsOf } from "../gate/key_terms.ts";
 import type { GateWeights } from "../gate/scorer.ts";
 import { type ChatFrame, frameTokens } from "../text/prompt.ts";
 import type { TextTokenizer } from "../text/tokenizer.ts";
@@ -386,16 +386,18 @@ export class Replay implements Disposable {
   async #fit(layer: number, inputs: readonly Chunk[], importance: readonly Float32Array[], terms: Float32Array) {
     const { backend, dense: { config } } = this.#device, { kvHeads, width } = config, count = termsOf(config);
     const rows = await this.#training(inputs, importance, terms);
-    const gains = this.#fitting!.gains.subarray(layer * width, (layer + 1) * width), weight = termScale(gains);
-    const x = designMatrix(rows, gains, config, { skipped: 0, weight }), y = targetsOf(rows, kvHeads, 0);
+    const gains = this.#fitting!.gains.subarray(layer * width, (layer + 1) * width);
+    const scaled = new ScaledTerms(terms, this.#length, termScale(gains));
+    const x = designMatrix(rows, gains, config, { skipped: 0, scaled: scaled.of }), y = targetsOf(rows, kvHeads, 0);
     const part = (all: Float32Array, each: number) =>
       all.subarray(layer * kvHeads * each, (layer + 1) * kvHeads * each);
     const weights = part(this.#weights, width), bias = part(this.#bias, 1), ofTerms = part(this.#terms, count);
-    const fitted = fitTowards(x, y, this.#known(layer, weight), algebraOf(backend));
+    const fitted = fitTowards(x, y, this.#known(layer, scaled), algebraOf(backend));
     fitted.weights.forEach((each, head) => {
+      const plain = scaled.leave(each.subarray(width, width + count), each[width + count]);
       weights.set(each.subarray(0, width), head * width);
-      for (let i = 0; i < count; i++) ofTerms[head * count + i] = each[width + i] * weight;
-      bias[head] = each[width + count];
+      ofTerms.set(plain.weights, head * count);
+      bias[head] = plain.constant;
     });
     const gate: LinearGate = {
       weights: weights.map((w, i) => w * gains[i % width]),
@@ -450,16 +452,18 @@ export class Replay implements Disposable {
   }
 
   /** A gate that looks at no keys begins with nothing said of them. */
-  #known(layer: number, weight: number): Known | undefined {
+  #known(layer: number, scaled: ScaledTerms): Known | undefined {
     const { config } = this.#device.dense, { kvHeads, width } = config, count = termsOf(config);
     const { known } = this.#fitting!;
     if (!known) return undefined;
-    const { weights: all, bias } = known.keyed ?? known, terms = known.keyed?.terms;
+    const { weights: all, bias } = known.keyed ?? known, none = new Float32Array(count);
     const weights = Array.from({ length: kvHeads }, (_, head) => {
       const from = layer * kvHeads + head, each = new Float64Array(width + count + 1);
       each.set(all.subarray(from * width, (from + 1) * width));
-      terms?.subarray(from * count, (from + 1) * count).forEach((term, i) => each[width + i] = term / weight);
-      each[width + count] = bias[from];
+      const terms = known.keyed?.terms.subarray(from * count, (from + 1) * count) ?? none;
+      const entered = scaled.enter(terms, bias[from]);
+      each.set(entered.weights, width);
+      each[width + count] = entered.constant;
       return each;
     });
     return { weights, rows: known.tokens };

@@ -5,7 +5,7 @@ import { RaggedCache } from "../../core/cache/ragged.ts";
 import { randomSource } from "../../core/measure/random.ts";
 import { checkGate, type Gate, parseGate, writeGate } from "../../model/gate/file.ts";
 import { NormalEquations } from "../../model/gate/fit/ridge.ts";
-import { addTerms, headTerms, keyTerms, termsOf, termsOfHead } from "../../model/gate/key_terms.ts";
+import { addTerms, headTerms, keyTerms, ScaledTerms, termsOf, termsOfHead } from "../../model/gate/key_terms.ts";
 import { GateScorer, readGains } from "../../model/gate/scorer.ts";
 import { loadModel, type Model } from "../../model/model.ts";
 import { parseSafetensors, roundToFloat16, writeSafetensors } from "../../model/file/safetensors.ts";
@@ -44,6 +44,31 @@ Deno.test("addTerms() adds each head's weighted terms of all heads", () => {
   const scores = Float32Array.of(1, 2, 3, 4), terms = Float32Array.of(1, 10, 2, 20, 3, 30);
   addTerms(scores, Float32Array.of(1, 0, 2, 0, 1, 0), terms, 2);
   assert.deepEqual(scores, Float32Array.of(8, 72, 5, 24));
+});
+
+Deno.test("ScaledTerms has mean 0 and the deviation asked for, and its weights mean the same as those of the terms", () => {
+  const next = randomSource(4), tokens = 50;
+  const terms = Float32Array.from(
+    { length: 3 * tokens },
+    (_, i) => i < tokens ? 7 : i < 2 * tokens ? next() : 9 * next(),
+  );
+  const scaled = new ScaledTerms(terms, tokens, 3);
+  for (const [i, wanted] of [0, 3, 3].entries()) {
+    const values = [...terms.subarray(i * tokens, (i + 1) * tokens)].map((term) => scaled.of(term, i));
+    const mean = values.reduce((a, b) => a + b) / tokens, square = values.reduce((sum, x) => sum + x * x, 0) / tokens;
+    assert.ok(Math.abs(mean) < 1e-9 && Math.abs(Math.sqrt(square) - wanted) < 1e-9, `${i}: ${mean}, ${square}`);
+  }
+  const weights = [0, 2, -1],
+    entered = scaled.enter(weights, 5),
+    left = scaled.leave(entered.weights, entered.constant);
+  left.weights.forEach((w, i) => assert.ok(Math.abs(w - weights[i]) < 1e-12));
+  assert.ok(Math.abs(left.constant - 5) < 1e-12);
+  const of = (t: number, by: ArrayLike<number>, constant: number, value: (term: number, i: number) => number) =>
+    [0, 1, 2].reduce((sum, i) => sum + by[i] * value(terms[i * tokens + t], i), constant);
+  for (const t of [0, 17, 49]) {
+    const [one, other] = [of(t, weights, 5, (x) => x), of(t, entered.weights, entered.constant, scaled.of)];
+    assert.ok(Math.abs(one - other) < 1e-9);
+  }
 });
 
 for (const name of ["llama-plain", "qwen3-plain"]) {

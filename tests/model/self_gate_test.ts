@@ -15,7 +15,7 @@ import { parseGate } from "../../model/gate/file.ts";
 import { fitTowards } from "../../model/gate/fit/towards.ts";
 import { designMatrix, FLOOR } from "../../model/gate/fit/layer.ts";
 import { findLearned, learn, learnedPath, LEAST_LEARNED } from "../../model/gate/learned.ts";
-import { keyTerms, termScale, termsOf } from "../../model/gate/key_terms.ts";
+import { keyTerms, ScaledTerms, termScale, termsOf } from "../../model/gate/key_terms.ts";
 import { GateScorer, readGains } from "../../model/gate/scorer.ts";
 import { loadModel, type Model } from "../../model/model.ts";
 import { LayerReader } from "../../model/read/layer_reader.ts";
@@ -378,14 +378,16 @@ Deno.test("self-gate fits on one in so many of what a long text repeats", async 
       importance: new Float32Array(0),
       tokens: count,
     };
-    const mine = gains.subarray(layer * width, (layer + 1) * width), weight = termScale(mine);
-    const x = designMatrix(of, mine, config, { skipped: 0, weight });
+    const mine = gains.subarray(layer * width, (layer + 1) * width), scaled = new ScaledTerms(all, L, termScale(mine));
+    const x = designMatrix(of, mine, config, { skipped: 0, scaled: scaled.of });
     const y = Float64Array.from(range(0, kvHeads).flatMap((g) => taken.map((t) => scores[layer]![g * L + t])));
     fitTowards(x, y, undefined).weights.forEach((each, head) => {
       const from = (layer * kvHeads + head) * width, theirs = fitted.gate!.weights.subarray(from, from + width);
       assertClose(theirs, Float32Array.from(each.subarray(0, width)), 1e-3, `layer ${layer} head ${head}`);
       const count = all.length / L, at = (layer * kvHeads + head) * count;
-      const terms = Float32Array.from(each.subarray(width, -1), (w) => w * weight);
+      const plain = scaled.leave(each.subarray(width, -1), each[width + count]);
+      const terms = Float32Array.from(plain.weights);
+      assert.ok(Math.abs(fitted.gate!.keyed!.bias[layer * kvHeads + head] - plain.constant) < 1e-2);
       assertClose(fitted.gate!.keyed!.terms.subarray(at, at + count), terms, 1e-3, `terms, ${layer}, ${head}`);
     });
   }

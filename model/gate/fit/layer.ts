@@ -57,14 +57,17 @@ export interface LayerText {
 }
 
 /**
- * Inputs after the norm, then the terms, where there are any, times `weight` (`termScale`), and a constant 1 as the last
+ * Inputs after the norm, then the terms, where there are any, each as `scaled` makes it, and a constant 1 as the last
  * column; the first `skipped` tokens left out.
  */
 export function designMatrix(
   { hidden, tokens, terms = new Float32Array(0) }: LayerText,
   gains: Float32Array,
   { width, normEpsilon }: Pick<ModelConfig, "width" | "normEpsilon">,
-  { skipped = SKIPPED, weight = 1 }: { readonly skipped?: number; readonly weight?: number } = {},
+  { skipped = SKIPPED, scaled = (term) => term }: {
+    readonly skipped?: number;
+    readonly scaled?: (term: number, index: number) => number;
+  } = {},
 ): DesignMatrix {
   const rows = Math.max(0, tokens - skipped), count = terms.length / tokens || 0;
   const data = new Float64Array((width + count + 1) * rows);
@@ -76,7 +79,7 @@ export function designMatrix(
     for (let i = 0; i < width; i++) data[i * rows + t] = row[i] * scale * gains[i];
   }
   for (let i = 0; i < count; i++) {
-    for (let t = 0; t < rows; t++) data[(width + i) * rows + t] = terms[i * tokens + t + skipped] * weight;
+    for (let t = 0; t < rows; t++) data[(width + i) * rows + t] = scaled(terms[i * tokens + t + skipped], i);
   }
   data.fill(1, (width + count) * rows);
   return { data, rows };
@@ -141,7 +144,7 @@ export class LayerCalibration {
   }
 
   #design(text: LayerText): DesignMatrix {
-    return designMatrix(text, this.#gains, this.#config, { weight: this.#weight });
+    return designMatrix(text, this.#gains, this.#config, { scaled: (term) => term * this.#weight });
   }
 
   /** A text the regression has not seen. */
