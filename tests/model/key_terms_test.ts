@@ -170,14 +170,12 @@ Deno.test("a whole layer is scored by keys too; what streams, has margins, or co
 Deno.test("without() gives the sums of the columns that are left", () => {
   const next = randomSource(3), width = 9, rows = 20, columns = [0, 1, 2, 6, 7, 8];
   const data = Float64Array.from({ length: width * rows }, next), y = Float64Array.from({ length: 2 * rows }, next);
-  const all = new NormalEquations(width, 2, 3), few = new NormalEquations(6, 2);
+  const all = new NormalEquations(width, 2, { measured: 3 }), few = new NormalEquations(6, 2);
   all.add({ data, rows }, y);
   few.add({ data: Float64Array.from(columns.flatMap((i) => [...data.subarray(i * rows, (i + 1) * rows)])), rows }, y);
   const left = all.without(3, 3);
   for (const name of ["cross", "squares"] as const) assert.deepEqual(left[name], few[name], name);
-  const upper = ({ gram, width }: NormalEquations) =>
-    [...gram].filter((_, i) => Math.floor(i / width) <= i % width).map((x) => x.toFixed(9));
-  assert.deepEqual(upper(left), upper(few));
+  assertClose(Float32Array.from(left.gram), Float32Array.from(few.gram), 1e-6, "XᵀX");
   assert.deepEqual([left.rows, left.width], [rows, 6]);
   assert.equal(left.meanDiagonal(), few.meanDiagonal());
   const first = [0, 1, 2].reduce((sum, i) => sum + all.gram[i * width + i], 0) / 3;

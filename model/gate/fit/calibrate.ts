@@ -20,6 +20,7 @@ import type { HiddenStates } from "../../read/hidden_states.ts";
 import { LayerReader } from "../../read/layer_reader.ts";
 import { checkOwnRows } from "../../read/shared_rows.ts";
 import { repeatPrompts } from "../../read/reconstruct.ts";
+import { algebraOf } from "./algebra.ts";
 import {
   type FittedHeads,
   FLOOR,
@@ -90,12 +91,13 @@ export async function calibrate(
     const states = texts.flatMap((text) => text.states());
     const fingerprint = fingerprintOf(model, runtime, plan, options);
     const layers = statePath ? await restore(statePath, runtime, fingerprint, states) : [];
+    const algebra = algebraOf(model.backend);
     let saved = performance.now(), done = layers.length * texts.length;
     for (let layer = layers.length; layer < config.layers; layer++) {
       const gains = await model.file.readFloat32(`blk.${layer}.attn_norm.weight`);
       const looksAtAll = windowOf(config, layer) === Infinity;
       const keyed = options.towards === undefined;
-      const calibration = looksAtAll ? new LayerCalibration(config, gains, keyed) : undefined;
+      const calibration = looksAtAll ? new LayerCalibration(config, gains, keyed, algebra) : undefined;
       for (const [i, text] of texts.entries()) {
         signal?.throwIfAborted();
         const seen = await text.layer(layer);

@@ -1,6 +1,7 @@
 /** One layer of a calibration: inputs and importance of every text, the regression, and how it does on held-out texts. */
 import type { ModelConfig } from "../../config.ts";
 import { roundToFloat16 } from "../../file/safetensors.ts";
+import type { Algebra } from "../../../core/refit/linear.ts";
 import { termScale, termsOf } from "../key_terms.ts";
 import { type DesignMatrix, fitRidge, NormalEquations } from "./ridge.ts";
 
@@ -108,14 +109,14 @@ export class LayerCalibration {
   readonly #moments: Moments[];
   readonly #worst = { heldOut: [] as number[], shifted: [] as number[] };
 
-  /** `gains`: the layer's attention norm, `[width]`; `keyed`: texts come with terms. */
-  constructor(config: ModelConfig, gains: Float32Array, keyed: boolean) {
+  /** `gains`: the layer's attention norm, `[width]`; `keyed`: texts come with terms; `algebra`: who multiplies and solves. */
+  constructor(config: ModelConfig, gains: Float32Array, keyed: boolean, algebra?: Algebra) {
     this.#config = config;
     this.#gains = gains;
     this.#weight = TERM_WEIGHT * termScale(gains);
     this.#terms = keyed ? termsOf(config) : 0;
     const columns = config.width + this.#terms + 1, measured = keyed ? config.width : columns;
-    const equations = () => new NormalEquations(columns, config.kvHeads, measured);
+    const equations = () => new NormalEquations(columns, config.kvHeads, { measured, algebra });
     this.#folds = [equations(), equations()];
     this.#moments = Array.from({ length: config.kvHeads }, () => new Moments());
   }
