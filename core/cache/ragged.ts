@@ -343,6 +343,11 @@ export class RaggedCache implements Disposable {
     this.#count(layer);
   }
 
+  /** Lets all rows of `layer` go, for readers that look at one layer at a time. */
+  clear(layer: number): void {
+    this.compact(layer, this.#positions[layer].map(() => new Int32Array(0)));
+  }
+
   /**
    * Lets go of what no later token can look back to: in a window layer all but the last entries, one fewer than its window,
    * and those that a mark needs; nothing in a global one. With `least`, only once so many entries per head would go.

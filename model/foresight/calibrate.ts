@@ -110,7 +110,7 @@ async function eachHead(
     }
     reader.release(seen);
     // No later layer looks at it.
-    cache.compact(layer, Array.from({ length: kvHeads }, () => new Int32Array(0)));
+    cache.clear(layer);
     onLayer();
   }
 }

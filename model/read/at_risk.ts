@@ -205,10 +205,7 @@ class RiskSearch implements Disposable {
       reader.release(seen[layer]);
       delete seen[layer];
       // Nothing waits: what was read of a layer goes, once nobody looks at it any more.
-      if (sourceOf(this.#config, layer) === layer) {
-        const { kvHeads } = layerShape(this.#config, layer);
-        this.#cache!.compact(layer, Array.from({ length: kvHeads }, () => new Int32Array(0)));
-      }
+      if (sourceOf(this.#config, layer) === layer) this.#cache!.clear(layer);
       onLayer?.(layer + 1, layers);
     }
     this.#activationBytes = Math.max(this.#activationBytes, reader.activationBytes);

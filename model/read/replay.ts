@@ -378,7 +378,7 @@ export class Replay implements Disposable {
       if (layer === config.layers - 1) await layerAttention(dense, cache, input, (at) => attend(at, chunk));
       else hidden.replace(chunk, await layerStep(dense, cache, input, (at) => attend(at, chunk)));
     }
-    cache.compact(layer, Array.from({ length: config.kvHeads }, () => new Int32Array(0)));
+    cache.clear(layer);
     return importance;
   }
 

@@ -54,7 +54,7 @@ export async function readExample(
     const seen = await reader.layer(layer);
     layers.push({ context: await copied(cache, layer), target: seen.softTokens?.slice() });
     reader.release(seen);
-    cache.compact(layer, Array.from({ length: config.kvHeads }, () => new Int32Array(0)));
+    cache.clear(layer);
   }
   return { length: ids.length, layers };
 }

@@ -62,7 +62,7 @@ export async function calibrateStatistics(model: Model, options: StatisticsCalib
     for (let layer = 0; layer < layers; layer++) {
       reader.release(await reader.layer(layer));
       // No later layer looks at it.
-      cache.compact(layer, Array.from({ length: config.kvHeads }, () => new Int32Array(0)));
+      cache.clear(layer);
       onProgress?.(++done, texts.length * layers);
     }
   }

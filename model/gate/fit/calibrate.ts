@@ -196,7 +196,7 @@ class TextReader implements Disposable {
     const keys = { rows: this.#cache.rows(layer), rope: this.#config.ropes[layer] };
     const looksAtAll = windowOf(this.#config, layer) === Infinity;
     const terms = this.#keyed && looksAtAll ? await keyTerms(keys, tokens) : undefined;
-    this.#cache.compact(layer, Array.from({ length: this.#cache.shape.kvHeads }, () => new Int32Array(0)));
+    this.#cache.clear(layer);
     this.#input.numbers = new Float32Array(0);
     return { hidden, importance: seen.reconstruction ?? new Float32Array(0), tokens, terms };
   }
