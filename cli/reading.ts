@@ -239,7 +239,7 @@ export function noGate({ needs }: Policy, model: string): string | undefined {
     ? "kvzip read the text a second time"
     : needs.selfGate && "the model repeated a part of the text";
   return how && `No gate is fitted for this model, so ${how} to find what must stay.\n` +
-      `To keep as much in one reading: palisade calibrate --model ${model}`;
+      `To keep more of the answers, in one reading: palisade calibrate --model ${model}`;
 }
 
 function maxCacheOf({ maxCache, stepPolicy }: ReadingOptions): MaxCache | undefined {
