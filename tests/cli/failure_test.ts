@@ -59,6 +59,7 @@ const COMMAND_LINES = new Set([
   "model/foresight/find.ts",
   "model/gate/find.ts",
   "model/gate/fit/text.ts",
+  "model/policy_files/soft_tokens.ts",
   "model/statistics/find.ts",
   "model/store/pip.ts",
 ]);
