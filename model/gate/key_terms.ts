@@ -51,7 +51,7 @@ export function headTerms(keys: Float32Array, chunks: readonly (readonly number[
   const mean = new Float64Array(headDim), sizes = new Float64Array(tokens);
   for (let t = 0, at = 0; t < tokens; t++, at += headDim) {
     let squares = 0;
-    for (let j = 0; j < headDim; j++) squares += keys[at + j] ** 2;
+    for (let j = 0; j < headDim; j++) squares += keys[at + j] * keys[at + j];
     const size = sizes[t] = Math.sqrt(squares) || 1;
     for (let j = 0; j < headDim; j++) mean[j] += keys[at + j] / size / tokens;
   }
@@ -60,7 +60,10 @@ export function headTerms(keys: Float32Array, chunks: readonly (readonly number[
     let sum = 0;
     for (let t = 0; t < tokens; t++) {
       let energy = 0;
-      for (const j of channels) energy += keys[t * headDim + j] ** 2;
+      for (let i = 0; i < channels.length; i++) {
+        const key = keys[t * headDim + channels[i]];
+        energy += key * key;
+      }
       sum += energies[t] = energy;
     }
     const scale = sum > 0 ? tokens / sum : 0;
