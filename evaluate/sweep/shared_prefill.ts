@@ -222,7 +222,7 @@ async function filled(
     for (let layer = 0; layer < shape.layers; layer++) {
       const rows = full.rows(layer);
       const index = full.globals.indexOf(layer), kept = index < 0 ? undefined : wanted(index), heads: HeadRows[] = [];
-      for (let head = 0; head < shape.kvHeads; head++) {
+      for (let head = 0; head < rows.shape.kvHeads; head++) {
         // In a global layer of a whole cache a row's index is its position.
         const positions = kept?.[head] ?? full.positions(layer, head);
         heads.push({ ...await rows.copyRows(head, kept?.[head]), positions });

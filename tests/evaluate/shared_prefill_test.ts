@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { fileURLToPath } from "node:url";
 import { policies, resolvePolicy } from "../../core/policy/registry.ts";
 import { answerBeside, answerFully } from "../../evaluate/sweep/answer.ts";
 import {
@@ -14,8 +15,9 @@ import {
 } from "../../evaluate/sweep/shared_prefill.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
 import { contextIds, questionIds } from "../../model/text/prompt.ts";
-import type { Model } from "../../model/model.ts";
+import { loadModel, type Model } from "../../model/model.ts";
 import { openContext } from "../../model/session.ts";
+import { currentRuntime } from "../../runtime/mod.ts";
 import { PROSE, tinyModel } from "../_helper/workbench.ts";
 
 const TEXT = PROSE.slice(0, 320);
@@ -67,6 +69,15 @@ for (const backend of ["ts", "wasm"] as const) {
   });
 }
 
+Deno.test("prefillOnce() keeps what openContext() keeps of a model whose window layers have other KV heads", async () => {
+  const path = fileURLToPath(new URL("../data/models/gemma4-keys.gguf", import.meta.url));
+  await using model = await loadModel(path, await currentRuntime(), { backend: "wasm", dense: "wasm" });
+  const ids = contextIds(model.frame, model.tokenizer, TEXT), keep = { fraction: 0.3 };
+  const texts = ["full(rows=int8)", "snapkv", "kvzip", "kvzip(merge=sum)"];
+  using prefill = await prefillOnce(model, ids, texts.map((text) => ({ policy: resolvePolicy(text), keep })));
+  for (const each of prefill.cases) await sameAsAlone(model, prefill, each);
+});
+
 async function sameAsAlone(model: Model, prefill: SharedPrefill, each: KeptCase): Promise<void> {
   const { policy, kept } = each, own = policy.threshold === undefined ? each : { policy };
   using context = await openContext(model, TEXT, own);
@@ -75,7 +86,8 @@ async function sameAsAlone(model: Model, prefill: SharedPrefill, each: KeptCase)
     assert.deepEqual(keptOf(prefill.cache), keptOf(context.cache), label);
     return;
   }
-  const everything = () => keptOf(prefill.cache).map((heads) => heads.map((rows) => Int32Array.from(rows)));
+  const { globals } = prefill.cache, all = keptOf(prefill.cache);
+  const everything = () => globals.map((layer) => all[layer].map((rows) => Int32Array.from(rows)));
   using fork = each.steps
     ? await forkMerged(prefill, each, policy.stages?.rows)
     : await forkCache(prefill.cache, kept ?? everything(), policy.stages?.rows);
