@@ -2,10 +2,10 @@
  * What a layer's keys say of their entries' importance beside the hidden states that they are made of. A regression on
  * hidden states is linear in a key; how large a key is, and how unlike the others, is not:
  *
- *     energy of chunk c: |k_c|² / mean over the text of |k_c|²     likeness: cos(k, mean over the text of k/|k|)
+ *     energy of chunk c: |k_c|² / mean over the text of |k_c|²     likeness: k/|k| · mean over the text of k/|k|
  *
- * c: the frequency chunks that RoPE turns (`chunkChannels`), whose energies no position changes; likeness is what
- * KeyDiff (arXiv 2504.15364) evicts by. With them a gate's predictions correlate with KVzip's importance by 0.80 instead
+ * c: the frequency chunks that RoPE turns (`chunkChannels`), whose energies no position changes; likeness is, but for a
+ * factor of the text's, the cosine that KeyDiff (arXiv 2504.15364) evicts by. With them a gate's predictions correlate with KVzip's importance by 0.80 instead
  * of 0.72 (bench/results/gates.md). They want the whole text: what evicts while it reads goes by hidden states alone.
  */
 import type { LayerRows } from "../../core/backend/interface.ts";

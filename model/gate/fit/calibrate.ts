@@ -14,7 +14,7 @@ import type { Runtime } from "../../../runtime/interface.ts";
 import { GATE_FORMAT, type GateInfo } from "../file.ts";
 import { keyTerms } from "../key_terms.ts";
 import type { GateWeights } from "../scorer.ts";
-import type { ModelConfig } from "../../config.ts";
+import type { Rope } from "../../config.ts";
 import type { Model } from "../../model.ts";
 import type { HiddenStates } from "../../read/hidden_states.ts";
 import { LayerReader } from "../../read/layer_reader.ts";
@@ -81,7 +81,7 @@ export async function calibrate(
   plan: CalibrationPlan,
   options: CalibrateOptions,
 ): Promise<Calibration> {
-  const { config } = model, { statePath, signal, onProgress } = options;
+  const { config } = model, { statePath, signal, onProgress } = options, keyed = options.towards === undefined;
   checkOwnRows(config);
   const texts: TextReader[] = [];
   try {
@@ -96,11 +96,11 @@ export async function calibrate(
     for (let layer = layers.length; layer < config.layers; layer++) {
       const gains = await model.file.readFloat32(`blk.${layer}.attn_norm.weight`);
       const looksAtAll = windowOf(config, layer) === Infinity;
-      const keyed = options.towards === undefined;
+      const rope = keyed && looksAtAll ? config.ropes[layer] : undefined;
       const calibration = looksAtAll ? new LayerCalibration(config, gains, keyed, algebra) : undefined;
       for (const [i, text] of texts.entries()) {
         signal?.throwIfAborted();
-        const seen = await text.layer(layer);
+        const seen = await text.layer(layer, rope);
         if (i < plan.fit.length) calibration?.add(seen);
         else calibration?.check(seen, i < plan.fit.length + plan.heldOut.length ? "heldOut" : "shifted");
         if (i === plan.fit.length - 1) calibration?.fit();
@@ -144,22 +144,11 @@ function fingerprintOf(
 
 /** One text on its way through the layers; gives up each layer's keys and values at once. */
 class TextReader implements Disposable {
-  readonly #config: ModelConfig;
-  /** Whether keys are looked at. */
-  readonly #keyed: boolean;
   readonly #cache: RaggedCache;
   readonly #reader: LayerReader;
   readonly #input: LayerInputs;
 
-  private constructor(
-    config: ModelConfig,
-    keyed: boolean,
-    cache: RaggedCache,
-    reader: LayerReader,
-    input: LayerInputs,
-  ) {
-    this.#config = config;
-    this.#keyed = keyed;
+  private constructor(cache: RaggedCache, reader: LayerReader, input: LayerInputs) {
     this.#cache = cache;
     this.#reader = reader;
     this.#input = input;
@@ -181,21 +170,20 @@ class TextReader implements Disposable {
     const outputWeights = (layer: number) => model.file.readFloat32(`blk.${layer}.attn_output.weight`);
     const seeing = { needs, window: 0, prompts, onInput, outputWeights, signal };
     const reader = await LayerReader.open(model, cache, ids, seeing);
-    return new TextReader(model.config, towards === undefined, cache, reader, input);
+    return new TextReader(cache, reader, input);
   }
 
   states(): HiddenStates[] {
     return this.#reader.states();
   }
 
-  async layer(layer: number): Promise<LayerText> {
+  /** `rope`: the layer's, where its keys are looked at. */
+  async layer(layer: number, rope?: Rope): Promise<LayerText> {
     const { tokens, width } = this.#input, hidden = new Float32Array(tokens * width);
     this.#input.numbers = hidden;
     const seen = await this.#reader.layer(layer);
     this.#reader.release(seen);
-    const keys = { rows: this.#cache.rows(layer), rope: this.#config.ropes[layer] };
-    const looksAtAll = windowOf(this.#config, layer) === Infinity;
-    const terms = this.#keyed && looksAtAll ? await keyTerms(keys, tokens) : undefined;
+    const terms = rope && await keyTerms({ rows: this.#cache.rows(layer), rope }, tokens);
     this.#cache.clear(layer);
     this.#input.numbers = new Float32Array(0);
     return { hidden, importance: seen.reconstruction ?? new Float32Array(0), tokens, terms };

@@ -51,9 +51,10 @@ export class NormalEquations {
     }
     this.algebra.products(data, data, rows).forEach((value, i) => this.gram[i] += value);
     plainProducts(y, data, rows).forEach((value, i) => this.cross[i] += value);
-    plainProducts(y, y, rows).forEach((value, i) => {
-      if (i % (targets + 1) === 0) this.squares[i / (targets + 1)] += value;
-    });
+    for (let k = 0; k < targets; k++) {
+      const target = y.subarray(k * rows, (k + 1) * rows);
+      this.squares[k] += plainProducts(target, target, rows)[0];
+    }
     this.rows += rows;
   }
 
