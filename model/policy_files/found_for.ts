@@ -1,7 +1,8 @@
 /** What files that `palisade calibrate` found for a model say of themselves, and how they are found again. */
-import type { PalisadeError } from "../../core/errors.ts";
+import { inputError, option, type PalisadeError, say } from "../../core/errors.ts";
 import { hostOf } from "../../runtime/host.ts";
 import type { Runtime } from "../../runtime/interface.ts";
+import type { ModelConfig } from "../config.ts";
 import { gateFolder, type GateSubject } from "../gate/find.ts";
 
 /** For which model, and on what. */
@@ -42,11 +43,45 @@ export function parseFoundInfo<Info extends FoundInfo>(text: string | undefined,
   return info as Info;
 }
 
+/** Files of one kind, and what is said where there is none. */
+interface FoundKind<Found, From> {
+  readonly suffix: string;
+  read(from: From | string, runtime: Runtime): Promise<Found>;
+  /** Refuses one of another model. */
+  check(found: Found, config: ModelConfig, sha256: string): void;
+  /** Where there is none: the error's code, what is missing, and which command makes it. */
+  readonly none: { readonly code: string; readonly what: string; readonly advice: string };
+}
+
+/**
+ * The file that is named, or the model's own ({@link findOwn}).
+ * @throws PalisadeError input `none.code`, and what the kind's `read` and `check` throw.
+ */
+export async function findNamedOrOwn<Found extends Identified, From = string>(
+  model: GateSubject,
+  runtime: Runtime,
+  { suffix, read, check, none }: FoundKind<Found, From>,
+  from?: From | string,
+): Promise<Found> {
+  const found = from === undefined ? await findOwn(model, runtime, suffix, read) : await read(from, runtime);
+  if (!found) {
+    const message = say`No ${none.what} are known of ${model.config.name}: ${none.advice}`;
+    throw inputError(none.code, message, option("policy"));
+  }
+  check(found, model.config, await model.identity());
+  return found;
+}
+
+/** A file that says of which model it is. */
+interface Identified {
+  readonly info: { readonly model: Pick<FoundInfo["model"], "sha256"> };
+}
+
 /**
  * The first file in the folder for gates whose name ends in `suffix` and that says it is of this model's file; undefined
  * where there is none, or no files.
  */
-export async function findOwn<Found extends { readonly info: { readonly model: Pick<FoundInfo["model"], "sha256"> } }>(
+async function findOwn<Found extends Identified>(
   model: Pick<GateSubject, "identity">,
   runtime: Runtime,
   suffix: string,

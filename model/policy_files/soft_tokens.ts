@@ -5,14 +5,14 @@
  * Tensor `embeddings`, F32 or F16 `[count, width]`, what goes into layer 0; the metadata key `palisade_soft_tokens` holds
  * a {@link SoftTokensInfo} as JSON.
  */
-import { inputError, option, type PalisadeError, say } from "../../core/errors.ts";
+import { inputError, type PalisadeError } from "../../core/errors.ts";
 import type { ByteSource, Runtime } from "../../runtime/interface.ts";
 import { kindByMetadata, type OutputKind } from "../../runtime/output.ts";
 import type { ModelConfig } from "../config.ts";
 import { readWhole } from "../file/read_whole.ts";
 import { parseSafetensors, writeSafetensors } from "../file/safetensors.ts";
 import type { GateSubject } from "../gate/find.ts";
-import { findOwn } from "./found_for.ts";
+import { findNamedOrOwn } from "./found_for.ts";
 
 /** The form of the metadata. */
 export const SOFT_TOKENS_FORMAT = 1;
@@ -108,16 +108,13 @@ export async function findSoftTokens(
   runtime: Runtime,
   from?: string | ByteSource,
 ): Promise<SoftTokens> {
-  const tokens = from === undefined
-    ? await findOwn(model, runtime, SOFT_TOKENS_SUFFIX, readSoftTokens)
-    : await readSoftTokens(from, runtime);
-  if (!tokens) {
-    const advice = `train them with palisade calibrate --kind judge-q --model ${model.name}`;
-    const message = say`No soft tokens are known of ${model.config.name}: ${advice}`;
-    throw inputError("soft-tokens.none", message, option("policy"));
-  }
-  checkSoftTokens(tokens, model.config, await model.identity());
-  return tokens;
+  const none = {
+    code: "soft-tokens.none",
+    what: "soft tokens",
+    advice: `train them with palisade calibrate --kind judge-q --model ${model.name}`,
+  };
+  const kind = { suffix: SOFT_TOKENS_SUFFIX, read: readSoftTokens, check: checkSoftTokens, none };
+  return await findNamedOrOwn(model, runtime, kind, from);
 }
 
 function refuse(code: string, name: string, reason: string): PalisadeError {
