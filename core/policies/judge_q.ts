@@ -7,17 +7,14 @@
  * nothing of pooling and of recent tokens; SnapKV's are the defaults.
  */
 import { definePolicy } from "../policy/define.ts";
-import { KERNEL, SINKS, WINDOW } from "../policy/parameters.ts";
+import { FILE, fileNeed, KERNEL, SINKS, WINDOW } from "../policy/parameters.ts";
 import type { PolicyAbout } from "../policy/policy.ts";
 import { poolHeads } from "../measure/pool.ts";
-
-/** What `file` is where the model's own are looked for. */
-const OWN_FILE = "own";
 
 export const judgeQ = definePolicy({
   name: "judge-q",
   parameters: [
-    { name: "file", type: "text", default: OWN_FILE },
+    FILE,
     {
       name: "reduce",
       type: "text",
@@ -30,7 +27,7 @@ export const judgeQ = definePolicy({
   ],
   needs: ({ file, reduce }) => ({
     softTokens: { reduction: reduce },
-    ...(file !== OWN_FILE && { file: { kind: "soft-tokens", name: file } }),
+    ...fileNeed("soft-tokens", file),
   }),
   allocate: { kind: "head" },
   score: ({ softTokens, shape: { kvHeads } }, _, { kernel }) => ({ scores: poolHeads(softTokens, kvHeads, kernel) }),
