@@ -3,11 +3,11 @@
  *
  *     deno task bench refit --out refit.jsonl [--tasks niah_single_1,niah_multikey_1] [--samples 10] [--first 0]
  *       [--length 1k] [--seed 1] [--keep 20%,10%,5%] [--model FILE] [--references 384]
- *       [--policies kvzip,moved,layer-defensive] [--variants none,both,plain] [--backend auto]
+ *       [--policies kvzip,moved,layer-defensive] [--variants none,both,plain] [--backend auto] [--gate FILE]
  *
  * Variants: `none`; `both` and `values`, defensively; `plain`: both of every head, on all references; `pursuit`, of
  * policies with `refit=pursuit` in their brackets; `both-0.1`: with this ridge; `left-0.7`: both where so much of the
- * worst error is left at most. The references are the replay's where kvzip is among the policies, else moved queries.
+ * worst error is left at most. `--gate`: what \`self-gate\` begins with, else nothing. The references are the replay's where kvzip is among the policies, else moved queries.
  * Samples are those that `palisade eval` makes of the same seed. Tasks are chosen by what the full cache solves,
  * beforehand.
  */
@@ -24,6 +24,7 @@ import { cellGroups, parseCases, parseLengths } from "../evaluate/sweep/plan.ts"
 import { splitList } from "../evaluate/sweep/lists.ts";
 import { openTasks } from "../evaluate/tasks/registry.ts";
 import type { BackendChoice } from "../model/device.ts";
+import { loadGate } from "../model/gate/find.ts";
 import { loadModel } from "../model/model.ts";
 import { LINE } from "../model/text/frames.ts";
 import { contextIds, questionIds } from "../model/text/prompt.ts";
@@ -46,6 +47,7 @@ const { values } = parseArgs({
     references: option("384"),
     backend: option("auto"),
     model: { type: "string" },
+    gate: { type: "string" },
     haystack: { type: "string" },
   },
 });
@@ -72,6 +74,7 @@ const backend = values.backend as BackendChoice;
 await using model = await loadModel(path, runtime, { frame: LINE, backend });
 const { tokenizer, frame, config: { contextLength } } = model;
 const sampling = { seed: Number(values.seed), haystack: await openHaystack(runtime, values.haystack) };
+const gate = values.gate === undefined ? undefined : await loadGate(values.gate, runtime);
 const cases = parseCases(values.policies, values.keep);
 const tasks = await openTasks(splitList(values.tasks), runtime);
 
@@ -80,7 +83,7 @@ for (const group of groups.filter(({ sample }) => sample >= Number(values.first)
   const { context, question, answerPrefix, answers, metric, maxNewTokens } = makeSample(model, group, sampling);
   const ids = contextIds(frame, tokenizer, context);
   const asked = questionIds(frame, tokenizer, question, answerPrefix), answering = { maxNewTokens, contextLength };
-  using prefill = await prefillOnce(model, ids, cases, { referenceTokens: Number(values.references) });
+  using prefill = await prefillOnce(model, ids, cases, { gate, referenceTokens: Number(values.references) });
   const full = await answerFully(model, prefill.cache, asked, answering);
   const line = (cell: object) =>
     appendFileSync(values.out, `${JSON.stringify({ task: group.task.name, sample: group.sample, ...cell })}\n`);

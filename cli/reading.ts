@@ -156,7 +156,7 @@ export const WORDS = {
     rare: true,
     more: "for policy or step policy `gate`: a file instead of the one found for the model",
   },
-  noLearn: { help: "leave nothing for the self-gate of texts to come", rare: true },
+  noLearn: { help: "fit no first gate, and leave nothing of a self-gate", rare: true },
   beyondTrained: {
     help: "allow more context than the model was trained on",
     rare: true,
@@ -204,6 +204,7 @@ export function contextOptions(
     ...{ risk, riskWorst, maxCacheBytes, explain, positions, refit, merge, keyChannels, cacheType, beyondTrained },
     learn: !noLearn,
     signal: io.signal,
+    onFirstGate: (done, total) => progress.update("Fitting a gate for this model, once", done, total),
     onLayer: (done, layers) => progress.update("Reading, layer", done, layers),
   };
 }

@@ -3,6 +3,7 @@ import type { RaggedCache } from "../core/cache/ragged.ts";
 import type { LayerCertificate } from "../core/worst_case/certificate.ts";
 import type { Budget, Policy } from "../core/policy/policy.ts";
 import { type Answer, answer, type AskOptions, type DecodePlan } from "./decode/answer.ts";
+import type { FirstGateFigures } from "./gate/first.ts";
 import type { Learning } from "./gate/learned.ts";
 import type { WorstCase } from "./gate/worst_case.ts";
 import type { Model } from "./model.ts";
@@ -59,6 +60,8 @@ export interface Context extends Disposable {
   readonly refit?: RefitFigures;
   /** What a merge did, where one was asked for and something was evicted. */
   readonly merge?: MergeFigures;
+  /** What the model's first gate took, where it was fitted before this text was read. */
+  readonly firstGate?: FirstGateFigures;
   /** What a gate was fitted on while reading, where one was (`self-gate`), and whether it is kept for texts to come. */
   readonly selfGate?: SelfGateFigures;
   /** What was left out of the keys, where that was asked for. */

@@ -70,6 +70,8 @@ export interface Report {
   readonly refit: RefitFigures | null;
   /** Null unless evicted entries were merged into what stays. */
   readonly merge: MergeFigures | null;
+  /** Null unless the model's first gate was fitted before this text was read. */
+  readonly firstGate: FirstGateReport | null;
   /** Null unless a gate was fitted in this reading. */
   readonly selfGate: SelfGateReport | null;
   /** Null unless channels of keys were left out. */
@@ -135,6 +137,16 @@ export interface Report {
     readonly decodePerToken: number;
   };
   readonly memory: MemoryReport;
+}
+
+/** The first gate of a model that had none. */
+export interface FirstGateReport {
+  /** Tokens of built-in text that it was fitted on. */
+  readonly tokens: number;
+  readonly ms: number;
+  /** Whether it was kept for readings to come; if not, why. */
+  readonly stored: boolean;
+  readonly why: string | null;
 }
 
 /** A gate that was fitted on the text while it was read. */
@@ -253,6 +265,7 @@ export function reportOf(model: Model, context: Context, answers: readonly Answe
     effort: context.effort ?? null,
     refit: context.refit ?? null,
     merge: context.merge ?? null,
+    firstGate: firstGateReport(context),
     selfGate: selfGateReport(context),
     keyChannels: context.keyChannels ?? null,
     foresight: foresightFigures(context.cache),
@@ -327,6 +340,12 @@ function maxCacheReport({ plan, keepCapped }: Context, answers: readonly Answer[
       used: figures.reduce((all, each) => Math.min(all, each.window.used), most((each) => each.window.asked)),
     },
   };
+}
+
+function firstGateReport({ firstGate }: Context): FirstGateReport | null {
+  if (!firstGate) return null;
+  const { tokens, ms, stored } = firstGate;
+  return { tokens, ms, stored, why: firstGate.stored ? null : firstGate.why };
 }
 
 function selfGateReport({ selfGate }: Context): SelfGateReport | null {

@@ -14,6 +14,7 @@ import { type StageOptions, type Stages, stagesOf, withStages } from "../core/po
 import { type Context, contextOf, type ContextState, laidToRest, lasting } from "./context.ts";
 import { type DecodePlan, withPredictions } from "./decode/answer.ts";
 import { type MaxCache, resolveMaxCache } from "./decode/max_cache.ts";
+import { firstGate, type FirstGateFigures, type FirstGateOptions } from "./gate/first.ts";
 import { learn, type Learning } from "./gate/learned.ts";
 import type { Model } from "./model.ts";
 import { defaultPolicy, defaultRefit } from "./default_policy.ts";
@@ -27,7 +28,7 @@ import { checkForesees } from "./foresight/foresee.ts";
 import { checkKeyChannels } from "./read/key_channels.ts";
 import { storedAs } from "./read/stored_as.ts";
 import { checkCacheType } from "../core/cache/entry_type.ts";
-import type { Keep } from "../core/select/budget.ts";
+import { type Keep, parseKeep } from "../core/select/budget.ts";
 import { entriesWithin, parseBytes } from "../core/select/byte_budget.ts";
 import { crossLayerSelection } from "../core/select/cross_layer.ts";
 import { WIDE } from "../core/select/wide.ts";
@@ -58,7 +59,8 @@ export type { Context } from "./context.ts";
 export type { MaxCache } from "./decode/max_cache.ts";
 
 /** How a context is read, and what is kept of it. */
-export interface ContextOptions extends Omit<PlanOptions, "policy" | "maxCache">, SourceOptions, StageOptions {
+export interface ContextOptions
+  extends Omit<PlanOptions, "policy" | "maxCache">, SourceOptions, StageOptions, Pick<FirstGateOptions, "onFirstGate"> {
   /**
    * A policy, or its text, files included. Default: `gate(combine=risk)` where the model has a gate, else mostly
    * `self-gate` (`model/default_policy.ts`); with `riskWorst` `defensive-risk`.
@@ -126,6 +128,9 @@ async function openOnce(loaded: Model, text: string, given: ContextOptions): Pro
   const best = checkEffort(options) === "best" ? bestFor(model, ids, options) : undefined;
   if (best) options = { ...options, bytes: best.bytes };
   const named = best?.policy ?? await policyNamed(model, options);
+  const unguided = !named && !options.gate && !keepsWhole(options, ids.length);
+  const first = unguided ? await firstGate(model, ids.length, options) : undefined;
+  if (first) options = { ...options, gate: first.gate };
   const chosen = named ?? await defaultFor(model, ids, options);
   if (!named) options = { ...options, refit: options.refit ?? defaultRefit(chosen, model, ids, options) };
   const policy = withStages(chosen, stagesOf(options));
@@ -148,9 +153,16 @@ async function openOnce(loaded: Model, text: string, given: ContextOptions): Pro
   checkRoom(model.name, model.needed(expectedOf(reading, ids.length, model.config)), model.room, "read the context");
   const facts = once(() => factsOf(model, reading, plan, options));
   const replaced = model.tokenizer.countReplaced(text);
-  const planned = { model, ids, reading, plan, facts, replaced, effort: best?.figures };
+  const planned = { model, ids, reading, plan, facts, replaced, effort: best?.figures, firstGate: first?.fitted };
   const context = await refuseOutOfMemory(() => readPlanned(planned, options));
   return options.cloak ? await laidToRest(context) : context;
+}
+
+/** Whether everything is to stay, so that nothing has to be told apart. */
+function keepsWhole({ keep }: ContextOptions, tokens: number): boolean {
+  if (keep === undefined) return false;
+  const parsed = typeof keep === "string" ? parseKeep(keep) : keep;
+  return "fraction" in parsed ? parsed.fraction >= 1 : "tokens" in parsed && parsed.tokens >= tokens;
 }
 
 /** The entries that fit what was asked for. @throws PalisadeError usage `bytes.exclusive`, input `bytes.*`. */
@@ -193,6 +205,7 @@ interface PlannedContext {
   readonly facts: ContextState["facts"];
   readonly replaced: number;
   readonly effort?: EffortFigures;
+  readonly firstGate?: FirstGateFigures;
 }
 
 /** The same promise at every call. */
@@ -204,22 +217,26 @@ function once<T>(make: () => Promise<T>): () => Promise<T> {
 /** From a snapshot where there is one, else anew. */
 async function readPlanned(planned: PlannedContext, options: ContextOptions): Promise<Context> {
   const { model } = planned, { snapshot, snapshots } = options;
-  if (!snapshot && !snapshots) return contextOf(model, await readAnew(planned, options));
+  if (!snapshot && !snapshots) return opened(planned, await readAnew(planned, options));
   const start = performance.now(), wanted = await wantedOf(planned, options);
   const search: Search = snapshot
     ? { found: await namedSnapshot(snapshot, model, wanted) }
     : await snapshots!.find(model, wanted);
-  if ("missed" in search) return contextOf(model, { ...await readAnew(planned, options), snapshot: search });
+  if ("missed" in search) return opened(planned, { ...await readAnew(planned, options), snapshot: search });
   try {
     const files = await scoreFiles(model, planned.reading, planned.ids.length, options);
     const { maxCache, onLayer, signal } = options, outputWeights = outputWeightsOf(model);
     const told = { ...planned, files, maxCache, onLayer, signal, outputWeights, wanted, start };
-    return contextOf(model, await reuse(search.found, told));
+    return opened(planned, await reuse(search.found, told));
   } catch (error) {
     // One of the cache's that is damaged costs nothing but a reading; one that was named must be right.
     if (snapshot || !(error instanceof PalisadeError && error.code.startsWith("snapshot."))) throw error;
-    return contextOf(model, { ...await readAnew(planned, options), snapshot: { missed: error.message } });
+    return opened(planned, { ...await readAnew(planned, options), snapshot: { missed: error.message } });
   }
+}
+
+function opened({ model, firstGate }: PlannedContext, state: ContextState): Context {
+  return contextOf(model, firstGate ? { ...state, firstGate } : state);
 }
 
 async function wantedOf(

@@ -36,6 +36,7 @@ export function reportText(report: Report): string {
     ],
     ...(report.frame.tokens > 0 && !keep.everything ? [["frame", frameText(report)]] : []),
     ...(windows ? [["windows", windowsText(windows)]] : []),
+    ...(report.firstGate ? [["gate", firstGateText(report.firstGate)]] : []),
     ...(report.selfGate ? [["gate", selfGateText(report.selfGate)]] : []),
     ...(report.effort ? [["effort", `best for ${report.effort.bytes} of bytes: ${report.effort.policy}`]] : []),
     ...(report.refit ? [["refit", refitText(report.refit)]] : []),
@@ -103,6 +104,11 @@ export function mergeText({ merge, merged, lost, window, ms }: NonNullable<Repor
   const how = merge === "sum" ? "with their weight" : "as a mean";
   const rest = lost === 0 ? "" : `, ${formatCount(lost)} unseen by the last ${window} tokens were not`;
   return `${formatCount(merged)} evicted entries went into the nearest kept one ${how}${rest}, ${formatMs(ms)}`;
+}
+
+function firstGateText({ tokens, ms, stored, why }: NonNullable<Report["firstGate"]>): string {
+  return `fitted for this model on ${formatCount(tokens)} tokens of built-in text, ${formatMs(ms)}; ` +
+    (stored ? "kept for readings to come (--no-learn)" : `not kept: ${why}`);
 }
 
 function selfGateText({ tokens, known, repeated, stored, why }: NonNullable<Report["selfGate"]>): string {

@@ -17,6 +17,7 @@ import { WideEviction, type WideHead } from "../../core/select/wide.ts";
 import type { CacheType } from "../../core/cache/entry_type.ts";
 import { type Keep, resolveBudget } from "../../core/select/budget.ts";
 import type { Budget, Needs, NormKind, Observation, Policy, Reduction } from "../../core/policy/policy.ts";
+import type { Gate } from "../../model/gate/file.ts";
 import type { Model } from "../../model/model.ts";
 import { LayerReader, type LayerSeen } from "../../model/read/layer_reader.ts";
 import { withFrameKept } from "../../model/read/frame_kept.ts";
@@ -70,6 +71,8 @@ export interface PrefillOptions {
   readonly referenceTokens?: number;
   /** How the cache stores keys and values. Default `f32`. */
   readonly cacheType?: CacheType;
+  /** Instead of the gate that belongs to the model; `self-gate` begins with it. Default there: with nothing. */
+  readonly gate?: Gate;
   readonly onLayer?: (done: number, layers: number) => void;
   readonly signal?: AbortSignal;
 }
@@ -142,11 +145,11 @@ export async function prefillOnce(
     const outputWeights = (layer: number) => model.file.readFloat32(`blk.${layer}.attn_output.weight`);
     const window = Math.max(0, ...caseEvictions.map((each) => each.stageWindow(ids.length)));
     const observer = new Observer(cache, scoring, outputWeights, window);
-    const { beyondTrained, signal, referenceTokens } = options, references: LayerReferences[] = [];
+    const { beyondTrained, gate, signal, referenceTokens } = options, references: LayerReferences[] = [];
     const lastQueries: Float32Array[] = [];
     // A cell is the same on every machine, whatever was read there before.
     const needed = { needs: observer.wanted.needs, refit: referenceTokens ? "both" as const : "none" as const };
-    const inputs = await policyInputs(model, needed, ids, { beyondTrained, learned: false });
+    const inputs = await policyInputs(model, needed, ids, { beyondTrained, gate, learned: false });
     using reader = await LayerReader.open(model, cache, ids, {
       ...observer.wanted,
       ...inputs,

@@ -10,6 +10,8 @@ import { cacheFolder } from "../store/store.ts";
 import { checkGate, type Gate, MAX_GATE_BYTES, parseGate } from "./file.ts";
 
 export const GATE_SUFFIX = ".gate.safetensors";
+/** Of a gate that was fitted when there was none (`first.ts`): every other comes before it. */
+const FIRST_SUFFIX = ".first.safetensors";
 
 /** Reads one gate file and closes it. PalisadeErrors: `file.*`, `gate.large`, and those of {@link parseGate}. */
 export async function loadGate(from: string | ByteSource, runtime: Pick<Runtime, "openFile">): Promise<Gate> {
@@ -22,6 +24,11 @@ export async function loadGate(from: string | ByteSource, runtime: Pick<Runtime,
 /** The folder for gates that the user fitted. */
 export function gateFolder(runtime: Runtime): string {
   return hostOf(runtime, "look for gates").join(cacheFolder(runtime), "gates");
+}
+
+/** Where a model's first gate is kept. */
+export function firstGatePath(runtime: Runtime, sha256: string): string {
+  return hostOf(runtime, "look for gates").join(gateFolder(runtime), `${sha256.slice(0, 32)}${FIRST_SUFFIX}`);
 }
 
 /** What a gate is looked for by. */
@@ -37,8 +44,8 @@ export interface GateSubject {
 export type GateChoice = string | ByteSource | Gate;
 
 /**
- * The gate that is `given`, or the one fitted for this model among the user's own and those in the package: found by the
- * model file's SHA-256 and by what it predicts, not by a name. In a browser there are none but the one given.
+ * The gate that is `given`, or the one fitted for this model among the user's own, those in the package, and first gates:
+ * found by the model file's SHA-256 and by what it predicts, not by a name. In a browser there are none but the one given.
  * @throws PalisadeError `gate.none`, `gate.several`, `gate.model`, `gate.towards`, and those of {@link loadGate}.
  */
 export async function findGate(
@@ -64,7 +71,8 @@ export async function findGate(
     return { name, load: async () => parseGate(await read(), name) };
   });
   // The user's own come first: one that was fitted here is there to be used.
-  for (const gates of [own, shipped]) {
+  const ending = (suffix: string, gates: typeof own) => gates.filter(({ name }) => name.endsWith(suffix));
+  for (const gates of [ending(GATE_SUFFIX, own), ending(GATE_SUFFIX, shipped), ending(FIRST_SUFFIX, own)]) {
     const [gate, other] = await fittedTo(sha256, target, gates);
     if (other) throw severalGates(model, [gate, other].map(({ name }) => name));
     if (!gate) continue;
@@ -81,7 +89,7 @@ async function fittedTo(
   files: readonly { readonly name: string; load(): Promise<Gate> }[],
 ): Promise<Gate[]> {
   const fitted: Gate[] = [];
-  for (const { load } of files.filter(({ name }) => name.endsWith(GATE_SUFFIX))) {
+  for (const { load } of files) {
     const gate = await load().catch(() => undefined);
     const { model, calibration } = gate?.info ?? {};
     if (model?.sha256 === sha256 && (calibration!.towards ?? true) === target) fitted.push(gate!);

@@ -35,7 +35,10 @@ export function worstCaseOf(
 ): WorstCase {
   const { scores, textTokens, window } = conformal, texts = scores.length;
   if (texts === 0) {
-    throw refuse("margins", `${name} was fitted without held-out texts, so it has no margins: fit it anew`);
+    throw refuse(
+      "margins",
+      `${name} was fitted without held-out texts, so it has no margins: fit one with palisade calibrate`,
+    );
   }
   const margin = conformalQuantile(scores, coverage);
   if (margin === Infinity) {

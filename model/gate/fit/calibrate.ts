@@ -65,6 +65,7 @@ export interface Coverage {
 export interface Calibration {
   readonly info: GateInfo;
   readonly gate: GateWeights;
+  /** Empty where no texts were held out. */
   readonly coverage: readonly Coverage[];
 }
 
@@ -241,7 +242,7 @@ function assemble(
         scores: [...scores].sort((a, b) => a - b).map((score) => Number(score.toFixed(4))),
       },
     },
-    coverage: COVERAGES.map((coverage) => coverageOf(coverage, scores, shifted)),
+    coverage: scores.length === 0 ? [] : COVERAGES.map((coverage) => coverageOf(coverage, scores, shifted)),
   };
 }
 

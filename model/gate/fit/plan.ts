@@ -23,6 +23,8 @@ export interface PlanOptions {
   readonly kinds?: readonly Kind[];
   /** The user's own texts: half of everything comes from them. */
   readonly texts?: readonly { readonly name: string; readonly text: string }[];
+  /** False: no texts are held out, for correlations and margins, and none of another kind. Default true. */
+  readonly heldOut?: boolean;
   readonly signal?: AbortSignal;
 }
 
@@ -43,7 +45,7 @@ export interface CalibrationPlan {
 export async function planCalibration(
   model: Pick<Model, "frame" | "tokenizer" | "config">,
   runtime: Runtime,
-  { tokens, seed, kinds = KINDS, texts = [], signal }: PlanOptions,
+  { tokens, seed, kinds = KINDS, texts = [], heldOut: holds = true, signal }: PlanOptions,
 ): Promise<CalibrationPlan> {
   if (tokens < 1000) throw inputError("calibrate.tokens", `${tokens} tokens: want at least 1000`, option("tokens"));
   const prose = await realProse(runtime);
@@ -66,8 +68,8 @@ export async function planCalibration(
   // Text and repetition must fit into the trained context, with some room for the instruction between them.
   const length = Math.min(FIT_TOKENS, Math.floor(tokens / 2), Math.floor(model.config.contextLength / 2) - 64);
   const fit = await built(Math.ceil(tokens / length), length, 0, kinds, prose.slice(0, half));
-  const heldOut = await built(HELD_OUT_TEXTS, HELD_OUT_TOKENS, 500, kinds, prose.slice(half));
-  const shifted = await built(SHIFTED_TEXTS, HELD_OUT_TOKENS, 900, ["log"], []);
+  const heldOut = await built(holds ? HELD_OUT_TEXTS : 0, HELD_OUT_TOKENS, 500, kinds, prose.slice(half));
+  const shifted = await built(holds ? SHIFTED_TEXTS : 0, HELD_OUT_TOKENS, 900, ["log"], []);
   if (texts.length > 0) mixIn(model, texts.map(({ text }) => text).join("\n\n"), fit, heldOut);
   return { sources: [`built in (${kinds.join(", ")})`, ...texts.map(({ name }) => name)], seed, fit, heldOut, shifted };
 }
