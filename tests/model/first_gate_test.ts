@@ -4,6 +4,7 @@ import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promis
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { inputError } from "../../core/errors.ts";
 import { resolvePolicy } from "../../core/policy/registry.ts";
 import { GATE_SUFFIX, gateFolder } from "../../model/gate/find.ts";
 import { parseGate, writeGate } from "../../model/gate/file.ts";
@@ -14,8 +15,8 @@ import { openContext } from "../../model/session.ts";
 import { contextIds } from "../../model/text/prompt.ts";
 import type { Runtime } from "../../runtime/interface.ts";
 import { currentRuntime } from "../../runtime/mod.ts";
-import { inputError } from "../../core/errors.ts";
 import { gateInfo, randomGate } from "../_helper/gate.ts";
+import { palisade } from "../_helper/io.ts";
 
 const SENTENCE = "The keeper counted seventeen stakes, and then she counted them again before the gate was shut. ";
 const DEFAULT = resolvePolicy("gate(combine=risk)");
@@ -178,5 +179,29 @@ Deno.test("layers that share rows get no first gate", async () => {
   await inFolder(async (runtime) => {
     await using model = await opened(runtime, "gemma4-shared");
     assert.equal(await firstGate(model, LEAST_TEXT, { learn: true }), undefined);
+  });
+});
+
+Deno.test("ask fits a first gate and says so, once, unless it is told not to", async () => {
+  await inFolder(async (runtime, gates) => {
+    const path = fileURLToPath(new URL("../data/models/llama-plain.gguf", import.meta.url));
+    const context = join(gates, "..", "text.txt");
+    await writeFile(context, SENTENCE.repeat(50));
+    const engine = ["--dense", "wasm", "--backend", "wasm", "--max-tokens", "2", "--snapshots", "off"];
+    const ask = async (interactive: boolean, ...more: string[]) => {
+      const question = ["--context", context, "--question", "How many stakes?"];
+      const told = await palisade(["ask", "--model", path, ...question, ...engine, ...more], { runtime, interactive });
+      assert.equal(told.code, 0, told.err);
+      return told;
+    };
+    const untold = JSON.parse((await ask(false, "--json", "--no-learn")).out);
+    assert.deepEqual([untold.policy.name, untold.firstGate], ["self-gate", null]);
+    assert.deepEqual(await readdir(gates).catch(() => []), []);
+    const { err } = await ask(true);
+    assert.match(err, /gate {5}fitted for this model on 2,048 tokens of built-in text, .*; kept for readings to come/);
+    const next = JSON.parse((await ask(false, "--json", "--no-learn")).out);
+    assert.deepEqual([next.policy.name, next.firstGate], ["gate", null]);
+    const doctor = await palisade(["doctor", "--model", path], { runtime });
+    assert.match(doctor.out, /gate\s+2,048 tokens, built in/);
   });
 });
