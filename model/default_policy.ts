@@ -1,10 +1,11 @@
 /**
  * The policy of a context for which none is named, and whether what it keeps is refitted, chosen by measurement
  * (bench/results/answers.md, refit.md, docs/gates.md). The gate wherever one is fitted, together with the risk seen by the
- * last queries: nearly the answers of kvzip for the price of one small product per token. Else `self-gate`, which has a
- * part of the text repeated right behind itself, for a bounded share of the reading, whatever room is left. Where layers
- * share rows, which it can't read, `kvzip`, a second reading, in chunks that have room behind the context. Where nothing
- * can be repeated, `layer-defensive`, the best of those that guess from the last queries.
+ * last queries: the answers of kvzip for the price of one small product per token; for a long text one is fitted where
+ * there is none (`gate/first.ts`). Else `self-gate`, which has a part of the text repeated right behind itself, for a
+ * bounded share of the reading, whatever room is left. Where layers share rows, which it can't read, `kvzip`, a second
+ * reading, in chunks that have room behind the context. Where nothing can be repeated, `layer-defensive`, the best of
+ * those that guess from the last queries.
  */
 import { PalisadeError } from "../core/errors.ts";
 import type { Policy } from "../core/policy/policy.ts";
@@ -23,6 +24,8 @@ const SELF_GATE = "self-gate";
 export interface DefaultOptions {
   /** Instead of the gate that belongs to the model. */
   readonly gate?: Gate;
+  /** One will be fitted before the context is read (`gate/first.ts`). */
+  readonly gateToCome?: boolean;
   /** The context is longer than the trained length and is read chunk by chunk, positions closing up. */
   readonly rolling: boolean;
   readonly beyondTrained?: boolean;
@@ -36,9 +39,9 @@ export interface DefaultOptions {
 export async function defaultPolicy(
   model: Pick<Model, "config" | "tokenizer" | "frame" | "gate">,
   ids: readonly number[],
-  { gate, rolling, beyondTrained, signal }: DefaultOptions,
+  { gate, gateToCome, rolling, beyondTrained, signal }: DefaultOptions,
 ): Promise<Policy> {
-  if (gate || await gateIfAny(model, signal)) {
+  if (gate || gateToCome || await gateIfAny(model, signal)) {
     return resolvePolicy(rolling ? "gate(read=stream)" : "gate(combine=risk)");
   }
   const policy = rolling ? undefined : policyWithRoom(model, ids, [SELF_GATE, ...KVZIP], beyondTrained);

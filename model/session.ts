@@ -14,10 +14,10 @@ import { type StageOptions, type Stages, stagesOf, withStages } from "../core/po
 import { type Context, contextOf, type ContextState, laidToRest, lasting } from "./context.ts";
 import { type DecodePlan, withPredictions } from "./decode/answer.ts";
 import { type MaxCache, resolveMaxCache } from "./decode/max_cache.ts";
-import { firstGate, type FirstGateFigures, type FirstGateOptions } from "./gate/first.ts";
+import { firstGate, type FirstGateFigures, type FirstGateOptions, wantsFirstGate } from "./gate/first.ts";
 import { learn, type Learning } from "./gate/learned.ts";
 import type { Model } from "./model.ts";
-import { defaultPolicy, defaultRefit } from "./default_policy.ts";
+import { type DefaultOptions, defaultPolicy, defaultRefit } from "./default_policy.ts";
 import { DEFAULTS } from "./defaults.ts";
 import { checkRoom, type Expected } from "./needed_memory.ts";
 import { contextIds, controlPositions, withWords } from "./text/prompt.ts";
@@ -129,9 +129,8 @@ async function openOnce(loaded: Model, text: string, given: ContextOptions): Pro
   if (best) options = { ...options, bytes: best.bytes };
   const named = best?.policy ?? await policyNamed(model, options);
   const unguided = !named && !options.gate && !keepsWhole(options, ids.length);
-  const first = unguided ? await firstGate(model, ids.length, options) : undefined;
-  if (first) options = { ...options, gate: first.gate };
-  const chosen = named ?? await defaultFor(model, ids, options);
+  const gateToCome = unguided && await wantsFirstGate(model, ids.length, options);
+  const chosen = named ?? await defaultFor(model, ids, { ...options, gateToCome });
   if (!named) options = { ...options, refit: options.refit ?? defaultRefit(chosen, model, ids, options) };
   const policy = withStages(chosen, stagesOf(options));
   checkMerge(policy.stages?.merge, model.backend);
@@ -151,6 +150,9 @@ async function openOnce(loaded: Model, text: string, given: ContextOptions): Pro
   const cap = maxCache && { tokens: maxCache.tokens, predict: maxCache.rule.predicted ?? false };
   const reading = planReading(model, ids, { ...options, policy, maxCache: cap });
   checkRoom(model.name, model.needed(expectedOf(reading, ids.length, model.config)), model.room, "read the context");
+  // Minutes on a large model, so that everything is refused before.
+  const first = gateToCome ? await firstGate(model, options) : undefined;
+  if (first) options = { ...options, gate: first.gate };
   const facts = once(() => factsOf(model, reading, plan, options));
   const replaced = model.tokenizer.countReplaced(text);
   const planned = { model, ids, reading, plan, facts, replaced, effort: best?.figures, firstGate: first?.fitted };
@@ -327,7 +329,11 @@ function bestFor(model: Model, ids: readonly number[], options: ContextOptions) 
   return chooseBest(model, ids, { ...options, rolling: exceedsTrained(model.config, ids.length, options) });
 }
 
-function defaultFor(model: Model, ids: readonly number[], options: ContextOptions): Promise<Policy> {
+function defaultFor(
+  model: Model,
+  ids: readonly number[],
+  options: ContextOptions & Pick<DefaultOptions, "gateToCome">,
+): Promise<Policy> {
   return defaultPolicy(model, ids, { ...options, rolling: exceedsTrained(model.config, ids.length, options) });
 }
 

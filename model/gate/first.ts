@@ -52,18 +52,26 @@ export interface FirstGateOptions {
 const fittedHere = new WeakMap<GgufFile, ReturnType<typeof fitterOf>>();
 
 /**
- * The first gate of a model for a text of `tokens` tokens, where it has no other; undefined where it has one, where nothing
- * may be left, where the text is short, and for layers that share rows.
- * @throws PalisadeError `gate.*` for a gate that is there and can't be used; what files and engines throw; the signal's reason.
+ * Whether a text of `tokens` tokens is to be read by the model's {@link firstGate}: not where it has another, where nothing
+ * may be left, where the text is short, nor for layers that share rows.
+ * @throws PalisadeError `gate.*` for a gate that is there and can't be used; the signal's reason.
  */
-export async function firstGate(
-  model: Model,
+export async function wantsFirstGate(
+  model: Pick<Model, "runtime" | "config" | "gate">,
   tokens: number,
-  options: FirstGateOptions = {},
-): Promise<FirstGate | undefined> {
-  const { runtime, config, file } = model, known = fittedHere.get(file);
-  if (!options.learn || !runtime.host || tokens < LEAST_TEXT || config.sources) return undefined;
-  if (await gateIfAny(model, options.signal)) return undefined;
+  { learn, signal }: FirstGateOptions,
+): Promise<boolean> {
+  const { runtime, config } = model;
+  if (!learn || !runtime.host || tokens < LEAST_TEXT || config.sources) return false;
+  return await gateIfAny(model, signal) === undefined;
+}
+
+/**
+ * The first gate of a model that has no other.
+ * @throws PalisadeError what files and engines throw; the signal's reason.
+ */
+export async function firstGate(model: Model, options: FirstGateOptions = {}): Promise<FirstGate> {
+  const { file } = model, known = fittedHere.get(file);
   if (known) return { gate: (await known(options)).gate };
   const fit = fitterOf(model);
   fittedHere.set(file, fit);

@@ -4,11 +4,10 @@ import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promis
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { inputError } from "../../core/errors.ts";
 import { resolvePolicy } from "../../core/policy/registry.ts";
 import { GATE_SUFFIX, gateFolder } from "../../model/gate/find.ts";
 import { parseGate, writeGate } from "../../model/gate/file.ts";
-import { FIRST_TOKENS, firstGate, LEAST_TEXT } from "../../model/gate/first.ts";
+import { FIRST_TOKENS, firstGate, LEAST_TEXT, wantsFirstGate } from "../../model/gate/first.ts";
 import { loadModel, type Model } from "../../model/model.ts";
 import { reportOf } from "../../model/report.ts";
 import { openContext } from "../../model/session.ts";
@@ -102,10 +101,14 @@ Deno.test("no first gate is fitted for a short text, a policy that is named, all
     assert.equal(await policyOf(long, { learn: true, keep: "100%" }), "self-gate");
     assert.equal(await policyOf(long, { learn: true, keep: { tokens: 9999 } }), "self-gate");
     assert.equal(await policyOf(long, { learn: true, gate: randomGate(model.config) }), "gate");
-    assert.equal(await firstGate(model, LEAST_TEXT - 1, { learn: true, onFirstGate }), undefined);
-    const { tokenizer } = model;
-    const withoutFiles = { ...model, tokenizer, runtime: { ...runtime, host: undefined } as Runtime };
-    assert.equal(await firstGate(withoutFiles, LEAST_TEXT, { learn: true, onFirstGate }), undefined);
+    assert.ok(await wantsFirstGate(model, LEAST_TEXT, { learn: true }));
+    assert.ok(!await wantsFirstGate(model, LEAST_TEXT - 1, { learn: true }));
+    const withoutFiles = { ...model, runtime: { ...runtime, host: undefined } as Runtime };
+    assert.ok(!await wantsFirstGate(withoutFiles, LEAST_TEXT, { learn: true }));
+    // What is refused is refused before minutes of work.
+    const refused = { learn: true, onFirstGate };
+    await assert.rejects(openContext(model, long, { ...refused, keep: "0%" }), { code: "keep.range" });
+    await assert.rejects(openContext(model, long.repeat(3), refused), { code: "context.too-long" });
   });
 });
 
@@ -113,7 +116,7 @@ Deno.test("a gate of the user's own comes before the first one", async () => {
   await inFolder(async (runtime, gates) => {
     const long = await (async () => {
       await using model = await opened(runtime);
-      await firstGate(model, LEAST_TEXT, { learn: true });
+      await firstGate(model);
       const own = writeGate(gateInfo(model.config, await model.identity()), randomGate(model.config));
       await writeFile(join(gates, `own${GATE_SUFFIX}`), own);
       return textOf(model, LEAST_TEXT);
@@ -132,18 +135,15 @@ Deno.test("a first gate that can't be kept serves its process, and one that is d
     await writeFile(gates, "a file where the folder should be");
     {
       await using model = await opened(runtime);
-      // A folder that can't be listed holds no gate.
-      const listing = { ...model, gate: () => Promise.reject(inputError("gate.none", "none", "")) } as Model;
-      const { fitted, gate } = (await firstGate(listing, LEAST_TEXT, { learn: true }))!;
+      const { fitted, gate } = await firstGate(model);
       assert.ok(fitted && !fitted.stored && fitted.why.length > 0, JSON.stringify(fitted));
-      const again = await firstGate(listing, LEAST_TEXT, { learn: true, onFirstGate: () => assert.fail() });
-      assert.deepEqual(again, { gate });
+      assert.deepEqual(await firstGate(model, { onFirstGate: () => assert.fail() }), { gate });
     }
     await rm(gates);
     for (const damaged of [false, true]) {
       await using model = await opened(runtime);
-      const first = await firstGate(model, LEAST_TEXT, { learn: true });
-      assert.ok(first?.fitted?.stored, `${damaged}`);
+      assert.ok(await wantsFirstGate(model, LEAST_TEXT, { learn: true }));
+      assert.ok((await firstGate(model)).fitted?.stored, `${damaged}`);
       const [file] = await readdir(gates);
       if (!damaged) await writeFile(join(gates, file), "half of it");
     }
@@ -157,7 +157,7 @@ Deno.test("a stopped fit leaves nothing, and the next call begins anew", async (
     const stopping = { learn: true, signal: stop.signal, onFirstGate: () => stop.abort(reason) };
     await assert.rejects(openContext(model, textOf(model, LEAST_TEXT), stopping), reason);
     assert.deepEqual(await readdir(gates).catch(() => []), []);
-    assert.ok((await firstGate(model, LEAST_TEXT, { learn: true }))!.gate);
+    assert.ok((await firstGate(model)).gate);
     assert.equal((await readdir(gates)).length, 1);
   });
 });
@@ -178,7 +178,7 @@ for (const name of ["gemma3-windows", "gemma4-keys", "lfm2-plain", "gpt-oss-plai
 Deno.test("layers that share rows get no first gate", async () => {
   await inFolder(async (runtime) => {
     await using model = await opened(runtime, "gemma4-shared");
-    assert.equal(await firstGate(model, LEAST_TEXT, { learn: true }), undefined);
+    assert.ok(!await wantsFirstGate(model, LEAST_TEXT, { learn: true }));
   });
 });
 
