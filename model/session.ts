@@ -62,8 +62,9 @@ export type { MaxCache } from "./decode/max_cache.ts";
 export interface ContextOptions
   extends Omit<PlanOptions, "policy" | "maxCache">, SourceOptions, StageOptions, Pick<FirstGateOptions, "onFirstGate"> {
   /**
-   * A policy, or its text, files included. Default: `gate(combine=risk)` where the model has a gate, else mostly
-   * `self-gate` (`model/default_policy.ts`); with `riskWorst` `defensive-risk`.
+   * A policy, or its text, files included. Default: `gate(combine=risk)` where the model has a gate, or one is fitted first
+   * (`learn`, `model/gate/first.ts`), else mostly `self-gate` (`model/default_policy.ts`); with `riskWorst`
+   * `defensive-risk`.
    */
   readonly policy?: Policy | string;
   /**
@@ -151,7 +152,7 @@ async function openOnce(loaded: Model, text: string, given: ContextOptions): Pro
   const reading = planReading(model, ids, { ...options, policy, maxCache: cap });
   checkRoom(model.name, model.needed(expectedOf(reading, ids.length, model.config)), model.room, "read the context");
   // Minutes on a large model, so that everything is refused before.
-  const first = gateToCome ? await firstGate(model, options) : undefined;
+  const first = gateToCome ? await refuseOutOfMemory(() => firstGate(model, options)) : undefined;
   if (first) options = { ...options, gate: first.gate };
   const facts = once(() => factsOf(model, reading, plan, options));
   const replaced = model.tokenizer.countReplaced(text);

@@ -22,7 +22,10 @@ export interface SourceOptions {
   readonly gate?: Gate;
   /** For `self-gate`: whether it begins with what is known of the model, from earlier texts or a gate. Default true. */
   readonly learned?: boolean;
-  /** For `self-gate`: the gate is wanted for texts to come, so it is fitted where every token is repeated, too. */
+  /**
+   * For `self-gate`: the gate is wanted for texts to come, so it is fitted where every token is repeated, too. And a model
+   * without a gate may have its first one fitted (`model/gate/first.ts`). Default false.
+   */
   readonly learn?: boolean;
   /** For `judge-q`: instead of the file that it names, or of the model's own. */
   readonly softTokens?: SoftTokens;
