@@ -204,7 +204,7 @@ export function contextOptions(
     ...{ risk, riskWorst, maxCacheBytes, explain, positions, refit, merge, keyChannels, cacheType, beyondTrained },
     learn: !noLearn,
     signal: io.signal,
-    onFirstGate: (done, total) => progress.update("Fitting a gate for this model, once", done, total),
+    onFirstGate: (done, total) => progress.update("Fitting a gate, once (--no-learn: not)", done, total),
     onLayer: (done, layers) => progress.update("Reading, layer", done, layers),
   };
 }
