@@ -9,8 +9,11 @@
  */
 import { inputError, option } from "../errors.ts";
 import { definePolicy } from "../policy/define.ts";
-import { FILE, fileNeed, SINKS, WINDOW } from "../policy/parameters.ts";
+import { SINKS, WINDOW } from "../policy/parameters.ts";
 import type { PolicyAbout } from "../policy/policy.ts";
+
+/** What `file` is where the model's own is looked for. */
+const OWN_FILE = "own";
 
 export const fasa = definePolicy({
   name: "fasa",
@@ -23,13 +26,13 @@ export const fasa = definePolicy({
       min: 0.001,
       max: 1,
     },
-    FILE,
+    { name: "file", type: "text", default: OWN_FILE },
     SINKS,
     WINDOW,
   ],
   needs: ({ entries, chunks, sinks, window, file }) => ({
     foresight: { entries, chunks, sinks, recent: window },
-    ...fileNeed("chunks", file),
+    ...(file !== OWN_FILE && { file: { kind: "chunks", name: file } }),
   }),
   allocate: { kind: "all" },
   check({ entries, sinks, window }) {

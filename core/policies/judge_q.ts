@@ -7,14 +7,17 @@
  * nothing of pooling and of recent tokens; SnapKV's are the defaults.
  */
 import { definePolicy } from "../policy/define.ts";
-import { FILE, fileNeed, KERNEL, SINKS, WINDOW } from "../policy/parameters.ts";
+import { KERNEL, SINKS, WINDOW } from "../policy/parameters.ts";
 import type { PolicyAbout } from "../policy/policy.ts";
 import { poolHeads } from "../measure/pool.ts";
+
+/** What `file` is where the model's own are looked for. */
+const OWN_FILE = "own";
 
 export const judgeQ = definePolicy({
   name: "judge-q",
   parameters: [
-    FILE,
+    { name: "file", type: "text", default: OWN_FILE },
     {
       name: "reduce",
       type: "text",
@@ -27,7 +30,7 @@ export const judgeQ = definePolicy({
   ],
   needs: ({ file, reduce }) => ({
     softTokens: { reduction: reduce },
-    ...fileNeed("soft-tokens", file),
+    ...(file !== OWN_FILE && { file: { kind: "soft-tokens", name: file } }),
   }),
   allocate: { kind: "head" },
   score: ({ softTokens, shape: { kvHeads } }, _, { kernel }) => ({ scores: poolHeads(softTokens, kvHeads, kernel) }),

@@ -49,16 +49,6 @@ export function statisticsNeed(
   return statistics === CALIBRATED ? { need } : { need, file: { kind: "statistics", name: statistics } };
 }
 
-const OWN = "own";
-
-/** Which calibrated file: the model's own, wherever it is found, or one that is named. */
-export const FILE = parameter({ name: "file", type: "text", default: OWN });
-
-/** The need of the file that is named. */
-export function fileNeed(kind: PolicyFileNeed["kind"], name: string): { readonly file?: PolicyFileNeed } {
-  return name === OWN ? {} : { file: { kind, name } };
-}
-
 /** Pooling kernel over positions. */
 export const KERNEL = parameter({
   name: "kernel",

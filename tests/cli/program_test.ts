@@ -166,7 +166,7 @@ Deno.test("doctor --model says what is fitted for a file, and what to do where n
   const real = await currentRuntime();
   const runtime = { environment: (name: string) => name === "PALISADE_CACHE" ? folder : real.environment(name) };
   const told = async () => (await palisade(["doctor", "--model", path], { runtime })).out;
-  assert.match(await told(), /no {3}gate {11}none: .*palisade calibrate --model .*llama-plain\.gguf/);
+  assert.match(await told(), /no {3}gate {11}none yet: .*palisade calibrate --model .*llama-plain\.gguf/);
   await using model = await loadModel(path, Object.assign(Object.create(real) as Runtime, runtime));
   const gate = randomGate(model.config), sha256 = await model.identity(), info = gateInfo(model.config, sha256);
   assert.ok((await learn(model, { gate, tokens: 2000, known: 0 })).stored);
