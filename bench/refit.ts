@@ -7,9 +7,9 @@
  *
  * Variants: `none`; `both` and `values`, defensively; `plain`: both of every head, on all references; `pursuit`, of
  * policies with `refit=pursuit` in their brackets; `both-0.1`: with this ridge; `left-0.7`: both where so much of the
- * worst error is left at most. `--gate`: what \`self-gate\` begins with, else nothing. The references are the replay's where kvzip is among the policies, else moved queries.
- * Samples are those that `palisade eval` makes of the same seed. Tasks are chosen by what the full cache solves,
- * beforehand.
+ * worst error is left at most. `--gate`: instead of the model's, and what `self-gate` begins with, else nothing. The
+ * references are the replay's where kvzip is among the policies, else moved queries. Samples are those that
+ * `palisade eval` makes of the same seed. Tasks are chosen by what the full cache solves, beforehand.
  */
 import { appendFileSync } from "node:fs";
 import process from "node:process";

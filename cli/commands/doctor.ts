@@ -119,8 +119,8 @@ async function fittedFindings(path: string, config: ModelConfig, io: Io): Promis
       return { name: isGate ? "gate" : "fitted", ok: true, text: isGate ? on : `for ${policies.join(", ")}: ${on}` };
     });
     if (fitted.some(({ policies }) => policies[0] === "gate")) return told;
-    const soon = config.sources ? "none" : "none yet: the first long text has one fitted";
-    const none = `${soon}; a better one: palisade calibrate --model ${path}`;
+    const soon = `none yet: the first long text has one fitted; a better one: palisade calibrate --model ${path}`;
+    const none = config.sources ? "none, and none can be fitted: its layers share rows" : soon;
     return [{ name: "gate", ok: false, text: none }, ...told];
   } catch (error) {
     if (!(error instanceof PalisadeError)) throw error;

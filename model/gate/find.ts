@@ -11,7 +11,7 @@ import { checkGate, type Gate, MAX_GATE_BYTES, parseGate } from "./file.ts";
 
 export const GATE_SUFFIX = ".gate.safetensors";
 /** Of a gate that was fitted when there was none (`first.ts`): every other comes before it. */
-const FIRST_SUFFIX = ".first.safetensors";
+export const FIRST_SUFFIX = ".first.safetensors";
 
 /** Reads one gate file and closes it. PalisadeErrors: `file.*`, `gate.large`, and those of {@link parseGate}. */
 export async function loadGate(from: string | ByteSource, runtime: Pick<Runtime, "openFile">): Promise<Gate> {
@@ -26,9 +26,9 @@ export function gateFolder(runtime: Runtime): string {
   return hostOf(runtime, "look for gates").join(cacheFolder(runtime), "gates");
 }
 
-/** Where a model's first gate is kept. */
-export function firstGatePath(runtime: Runtime, sha256: string): string {
-  return hostOf(runtime, "look for gates").join(gateFolder(runtime), `${sha256.slice(0, 32)}${FIRST_SUFFIX}`);
+/** Where a gate is kept that this program fits by itself for the model file with this SHA-256. */
+export function ownGatePath(runtime: Runtime, sha256: string, suffix: string): string {
+  return hostOf(runtime, "look for gates").join(gateFolder(runtime), `${sha256.slice(0, 32)}${suffix}`);
 }
 
 /** What a gate is looked for by. */

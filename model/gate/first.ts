@@ -14,7 +14,7 @@ import type { Model } from "../model.ts";
 import { gateIfAny } from "../read/policy_inputs.ts";
 import { sharedWork } from "../shared_work.ts";
 import { type Gate, parseGate, writeGate } from "./file.ts";
-import { firstGatePath, gateFolder } from "./find.ts";
+import { FIRST_SUFFIX, gateFolder, ownGatePath } from "./find.ts";
 import { calibrate } from "./fit/calibrate.ts";
 import { planCalibration } from "./fit/plan.ts";
 
@@ -87,17 +87,18 @@ async function fitted(model: Model, { onFirstGate, signal }: FirstGateOptions) {
   const plan = await planCalibration(model, runtime, { tokens: FIRST_TOKENS, seed: SEED, heldOut: false, signal });
   const sha256 = await model.identity({ signal });
   const { info, gate } = await calibrate(model, runtime, plan, { sha256, onProgress: onFirstGate, signal });
-  const bytes = writeGate(info, gate), kept = await keep(runtime, sha256, bytes);
+  const bytes = writeGate(info, gate), path = ownGatePath(runtime, sha256, FIRST_SUFFIX);
+  const kept = await keep(runtime, path, bytes);
   const figures = { tokens: info.calibration.tokens, ms: performance.now() - start, ...kept };
   // As the next reading will find it: a file rounds.
-  return { gate: parseGate(bytes, firstGatePath(runtime, sha256)), fitted: figures };
+  return { gate: parseGate(bytes, path), fitted: figures };
 }
 
 /** A disk that can't be written to costs the gate, not the reading. */
-async function keep(runtime: Runtime, sha256: string, bytes: Uint8Array) {
+async function keep(runtime: Runtime, path: string, bytes: Uint8Array) {
   try {
     await hostOf(runtime, "keep a gate").makeFolder(gateFolder(runtime));
-    await writeWhole(runtime, firstGatePath(runtime, sha256), bytes);
+    await writeWhole(runtime, path, bytes);
     return { stored: true } as const;
   } catch (error) {
     if (error instanceof PalisadeError) return { stored: false, why: error.message } as const;

@@ -5,8 +5,9 @@
  *     energy of chunk c: |k_c|² / mean over the text of |k_c|²     likeness: k/|k| · mean over the text of k/|k|
  *
  * c: the frequency chunks that RoPE turns (`chunkChannels`), whose energies no position changes; likeness is, but for a
- * factor of the text's, the cosine that KeyDiff (arXiv 2504.15364) evicts by. With them a gate's predictions correlate with KVzip's importance by 0.80 instead
- * of 0.72 (bench/results/gates.md). They want the whole text: what evicts while it reads goes by hidden states alone.
+ * factor of the text's, the cosine that KeyDiff (arXiv 2504.15364) evicts by. With them a gate's predictions correlate
+ * with KVzip's importance by 0.80 instead of 0.72 (bench/results/gates.md). They want the whole text: what evicts while
+ * it reads goes by hidden states alone.
  */
 import type { LayerRows } from "../../core/backend/interface.ts";
 import { chunkChannels } from "../../core/measure/chunk_agreement.ts";

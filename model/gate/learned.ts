@@ -9,12 +9,11 @@
  * (docs/snapshots.md). No hash of a state is kept: by one, a text could be tried that was read long ago.
  */
 import { PalisadeError } from "../../core/errors.ts";
-import { hostOf } from "../../runtime/host.ts";
 import type { Runtime } from "../../runtime/interface.ts";
 import { writeWhole } from "../../runtime/output.ts";
 import type { ModelConfig } from "../config.ts";
 import { checkGate, type Gate, GATE_FORMAT, type GateInfo, writeGate } from "./file.ts";
-import { gateFolder, loadGate } from "./find.ts";
+import { gateFolder, loadGate, ownGatePath } from "./find.ts";
 import { FLOOR, SKIPPED } from "./fit/layer.ts";
 import type { GateWeights } from "./scorer.ts";
 
@@ -36,7 +35,7 @@ export interface LearnedSubject {
 
 /** Where what is learned of a model is kept. */
 export function learnedPath(runtime: Runtime, sha256: string): string {
-  return hostOf(runtime, "learn").join(gateFolder(runtime), `${sha256.slice(0, 32)}${SUFFIX}`);
+  return ownGatePath(runtime, sha256, SUFFIX);
 }
 
 /** What earlier texts left; undefined where there is nothing, or nothing that can be used. In a browser there is none. */

@@ -179,6 +179,9 @@ Deno.test("layers that share rows get no first gate", async () => {
   await inFolder(async (runtime) => {
     await using model = await opened(runtime, "gemma4-shared");
     assert.ok(!await wantsFirstGate(model, LEAST_TEXT, { learn: true }));
+    const path = fileURLToPath(new URL("../data/models/gemma4-shared.gguf", import.meta.url));
+    const { out } = await palisade(["doctor", "--model", path], { runtime });
+    assert.match(out, /no {3}gate {11}none, and none can be fitted: its layers share rows/);
   });
 });
 
