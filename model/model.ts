@@ -10,7 +10,7 @@ import type { Chunks } from "./foresight/file.ts";
 import { findChunks } from "./foresight/find.ts";
 import type { Statistics } from "./statistics/file.ts";
 import { findStatistics } from "./statistics/find.ts";
-import { findGate, type GateChoice } from "./gate/find.ts";
+import { findGate, type GateChoice, saysNoGate } from "./gate/find.ts";
 import { findLearned } from "./gate/learned.ts";
 import { configOf } from "./file/gguf/config.ts";
 import type { GgufFile } from "./file/gguf/reader.ts";
@@ -118,7 +118,7 @@ export interface Model extends Device, AsyncDisposable {
    */
   identity(options?: IdentityOptions): Promise<string>;
   /**
-   * The gate fitted for this model, looked for and checked at the first call.
+   * The gate fitted for this model, looked for and checked until there is one.
    * @throws PalisadeError `gate.*`, `safetensors.*`, `file.*`; the signal's reason.
    */
   gate(options?: GateOptions): Promise<Gate>;
@@ -208,10 +208,16 @@ export async function loadModel(source: ModelSource, runtime: Runtime, options: 
         return room;
       },
       identity,
-      gate({ target = true, ...told } = {}) {
+      async gate({ target = true, ...told } = {}) {
         const found = gates.get(target) ?? gateFor(target);
         gates.set(target, found);
-        return found(told);
+        try {
+          return await found(told);
+        } catch (error) {
+          // Where there is none, one may be fitted yet.
+          if (saysNoGate(error)) gates.delete(target);
+          throw error;
+        }
       },
       chunks: (path) => findChunks({ name, config, identity }, runtime, path),
       statistics: (path) => findStatistics({ name, config, identity }, runtime, path),

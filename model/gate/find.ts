@@ -1,5 +1,5 @@
 /** Which gate belongs to a model file. */
-import { inputError, option, type PalisadeError } from "../../core/errors.ts";
+import { inputError, option, PalisadeError } from "../../core/errors.ts";
 import { hostOf } from "../../runtime/host.ts";
 import type { GateTarget } from "../../core/policy/policy.ts";
 import type { ByteSource, Runtime } from "../../runtime/interface.ts";
@@ -124,6 +124,11 @@ function noGate({ config, name }: GateSubject, target: GateTarget): PalisadeErro
   const what = target === "kvzip-plus" ? "gate towards kvzip-plus" : "gate";
   const message = `There is no ${what} for ${config.name}: ${fitOne(target)} --model ${name}`;
   return inputError("gate.none", message, option("gate"));
+}
+
+/** Whether an error says that there is no gate. */
+export function saysNoGate(error: unknown): boolean {
+  return error instanceof PalisadeError && error.code === "gate.none";
 }
 
 function fitOne(target: GateTarget): string {

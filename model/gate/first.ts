@@ -48,7 +48,7 @@ export interface FirstGateOptions {
   readonly signal?: AbortSignal;
 }
 
-/** Where no file can be kept, and for those that look for one again before it is there. */
+/** Where no file can be kept, and for those that ask for one while it is fitted. */
 const fittedHere = new WeakMap<GgufFile, ReturnType<typeof fitterOf>>();
 
 /**

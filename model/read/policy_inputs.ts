@@ -1,9 +1,8 @@
 /** What a policy needs beyond the layers themselves: prompts that repeat the context, a gate. */
-import { PalisadeError } from "../../core/errors.ts";
 import type { Needs, Policy } from "../../core/policy/policy.ts";
 import type { Refit } from "../../core/refit/refit.ts";
 import type { Gate } from "../gate/file.ts";
-import { checkTarget } from "../gate/find.ts";
+import { checkTarget, saysNoGate } from "../gate/find.ts";
 import type { Chunks } from "../foresight/file.ts";
 import { GateScorer, type GateWeights, type KeyedWeights, readGains } from "../gate/scorer.ts";
 import type { Statistics } from "../statistics/file.ts";
@@ -130,7 +129,7 @@ export async function gateIfAny({ gate }: Pick<Model, "gate">, signal?: AbortSig
   try {
     return await gate({ signal });
   } catch (error) {
-    if (error instanceof PalisadeError && error.code === "gate.none") return undefined;
+    if (saysNoGate(error)) return undefined;
     throw error;
   }
 }

@@ -66,9 +66,11 @@ Deno.test("the first long text that a model reads has a gate fitted, and the nex
       const report = reportOf(model, context, [], { keepAsked: "20%", loadMs: 0 });
       assert.deepEqual(report.firstGate, { tokens: FIRST_TOKENS, ms: figures!.ms, stored: true, why: null });
       kept = keptOf(context);
-      // The same model knows it, though it looked for one before there was any.
+      // The same model finds it, though it looked for one before there was any.
       using again = await openContext(model, textOf(model, LEAST_TEXT), { learn: true, onFirstGate });
       assert.deepEqual([again.policy.name, again.firstGate, keptOf(again)], ["gate", undefined, kept]);
+      using named = await openContext(model, textOf(model, LEAST_TEXT), { policy: "gate" });
+      assert.deepEqual(keptOf(named), kept);
     }
     const [file, ...others] = await readdir(gates);
     assert.deepEqual(others, []);
