@@ -15,6 +15,7 @@ import { cpus, loadavg } from "node:os";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
+import { runs } from "./engines/engine.ts";
 import type { Report } from "../model/report.ts";
 
 const { values } = parseArgs({
@@ -34,7 +35,6 @@ if (context === undefined) throw new Error("--context FILE: a text to read");
 const budget = values.bytes ? ["--bytes", values.bytes] : ["--keep", values.keep ?? "20%"];
 const names = ["full", ...values.policies.split(";").map((name) => name.trim()).filter((name) => name !== "full")];
 const CLI = fileURLToPath(new URL("../cli/main.ts", import.meta.url));
-const runs = /deno[^/]*$/.test(program) ? ["run", "-A"] : [];
 
 function ask(policy: string): Report {
   // `fasa` keeps all, and `kvzap` says what stays by itself.
@@ -43,7 +43,7 @@ function ask(policy: string): Report {
   const text = ["--model", model, "--context", context!, "--question", "", "--max-tokens", "32"];
   const named = policy === "default" ? [] : ["--policy", policy];
   const words = ["--config", "none", ...named, ...share, ...text, ...engine, "--json"];
-  const { status, stdout } = spawnSync(program, [...runs, CLI, "ask", ...words], {
+  const { status, stdout } = spawnSync(program, [...runs(program), CLI, "ask", ...words], {
     stdio: ["ignore", "pipe", "inherit"],
     encoding: "utf8",
   });

@@ -5,7 +5,7 @@
  *
  *     deno task bench peers --model FILE [--context 512,4096] [--threads 1,2] [--rounds 3] [--steps 16] [--node PROGRAM]
  *
- * `--node`: palisade in that Node, too.
+ * `--node`: palisade in that Node, too. Run in Node itself, by its path, it measures that one alone.
  */
 import { basename } from "node:path";
 import { benchPath, Engine, option, palisade, printHeader, started, type Taken } from "./engines/engine.ts";

@@ -100,13 +100,16 @@ export function benchPath(file: string): string {
   return fileURLToPath(new URL(`../${file}`, import.meta.url));
 }
 
-/** Our kernels alone, at a share of keys kept, 0 to 1; `node`: the program of a Node that runs TypeScript, for Deno. */
+/** What a runtime's program wants before a script and its words. */
+export function runs(program: string): readonly string[] {
+  return /deno(\.exe)?$/.test(program) ? ["run", "-A"] : [];
+}
+
+/** Our kernels alone, at a share of keys kept, 0 to 1; `node`: the program of a Node that runs TypeScript, else here. */
 export function palisade(model: string, policy: string, keep: number, threads = 1, node?: string): Engine {
   const parameters = [benchPath("engines/palisade.ts"), model, policy, String(keep), String(threads)];
-  const name = `palisade keep ${keep * 100} %`;
-  return node === undefined
-    ? new Engine(name, process.execPath, ["run", "-A", ...parameters])
-    : new Engine(`${name}, Node`, node, parameters);
+  const name = `palisade keep ${keep * 100} %`, program = node ?? process.execPath, words = runs(program);
+  return new Engine(words.length > 0 ? name : `${name}, Node`, program, [...words, ...parameters]);
 }
 
 /** Those of the engines that can run here, with the model loaded. */
