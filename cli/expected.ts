@@ -1,7 +1,5 @@
 /** What a text to be read will take, for the model that is loaded for it. */
 import type { Keep } from "../core/select/budget.ts";
-import { parseKeep } from "../core/select/budget.ts";
-import { DEFAULTS } from "../model/defaults.ts";
 import type { LoadOptions } from "../model/model.ts";
 import { contextIds, questionIds } from "../model/text/prompt.ts";
 import type { ParsedReading, ReadingOptions } from "./reading.ts";
@@ -28,7 +26,7 @@ export function expectedOf(
     const { questions = [], answerTokens = 0 } = asking ?? {};
     const asked = Math.max(0, ...questions.map((each) => questionIds(frame, tokenizer, each).length));
     const searched = risk !== undefined || riskWorst !== undefined;
-    const kept = searched ? 1 : Math.min(1, keep ? shareOf(keep, context) : leastShare(context));
+    const kept = searched ? 1 : keep ? Math.min(1, shareOf(keep, context)) : "default";
     const behind = asked + answerTokens;
     const positions = asking ? 2 * context + behind : "trained";
     return { tokens: context + behind, positions, kept, cacheType };
@@ -37,9 +35,4 @@ export function expectedOf(
 
 function shareOf(keep: Keep, context: number): number {
   return "tokens" in keep ? keep.tokens / context : "ratio" in keep ? 1 - keep.ratio : keep.fraction;
-}
-
-/** Of the default budget. */
-function leastShare(context: number): number {
-  return Math.max(shareOf(parseKeep(DEFAULTS.keep), context), DEFAULTS.leastKept / context);
 }

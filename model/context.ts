@@ -44,7 +44,7 @@ export interface Context extends Disposable {
   readonly plan: DecodePlan;
   /** True when the cap left the context less than `keep` asked for. */
   readonly keepCapped: boolean;
-  /** True when nothing was asked for and `DEFAULTS.leastKept` decided, not `DEFAULTS.keep`. */
+  /** True when nothing was asked for and the least decided (`model/read/least_kept.ts`), not `DEFAULTS.keep`. */
   readonly leastKept: boolean;
   /** Tokens that the frame puts in front of the text; protected in every head where `budget.sinks` reach as far. */
   readonly frameTokens: number;

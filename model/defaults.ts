@@ -16,6 +16,8 @@ export const DEFAULTS = {
   keep: "20%",
   /** But no fewer entries per head, where nothing was asked for: a short text loses nothing. */
   leastKept: 512,
+  /** Nor fewer places for each token, on the average over the heads that evict. */
+  leastPlaces: 2,
   /** The policy for dumps, which any dump of one reading can serve. */
   dumpPolicy: "layer-defensive",
   /** What a reading may cost. */

@@ -5,6 +5,7 @@ import { globalLayers, layerEntries, layerShape, type ModelShape } from "../core
 import type { ModelConfig } from "./config.ts";
 import { CHUNK, stepBytes } from "./decode/layer.ts";
 import { DEFAULTS } from "./defaults.ts";
+import { defaultShare } from "./read/least_kept.ts";
 
 /** What a model is loaded for. */
 export interface Expected {
@@ -12,8 +13,8 @@ export interface Expected {
   readonly tokens: number;
   /** The last position there will be, where that is another; `trained`: any that the model knows. Default `tokens`. */
   readonly positions?: number | "trained";
-  /** Share of them that stays, 0 … 1. Default 1. */
-  readonly kept?: number;
+  /** Share of them that stays, 0 … 1; `default`: what is left of so many where nothing is asked for. Default 1. */
+  readonly kept?: number | "default";
   /** How keys and values are stored. Default `f32`. */
   readonly cacheType?: CacheType;
   /** Read chunk by chunk through all layers, so that no layer is ever there whole. */
@@ -54,8 +55,9 @@ export function neededMemory(config: ModelConfig, weights: number, wanted: Expec
 
 /** Window layers as they are, of the global ones a share, and the rest of the one that is being read; bytes. */
 function cacheAtMost(shape: ModelShape, expected: Expected, type: CacheType): number {
-  const { tokens, streamed = false, refit } = expected,
-    kept = Math.min(1, (expected.kept ?? 1) * (refit?.candidates ?? 1));
+  const { tokens, streamed = false, refit, kept: asked = 1 } = expected;
+  const share = asked === "default" ? defaultShare(tokens, shape) : asked;
+  const kept = Math.min(1, share * (refit?.candidates ?? 1));
   const globals = globalLayers(shape), whole = tokens * shape.kvHeads * entryBytes(shape.headDim, type);
   let bytes = globals.length > 0 && !streamed ? (1 - kept) * whole : 0;
   for (let layer = 0; layer < shape.layers; layer++) {

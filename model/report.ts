@@ -55,7 +55,7 @@ export interface Report {
     readonly entries: number;
     /** True when the budget covers the whole context, so that nothing was evicted. */
     readonly everything: boolean;
-    /** True when nothing was asked for and the least number of entries decided, not the default share. */
+    /** True when nothing was asked for and the least decided, not the default share: 512 entries, or two places a token. */
     readonly least: boolean;
   };
   /** Layers that look back over a window: they hold what they can still see, whatever the budget. Null where none does. */

@@ -20,6 +20,13 @@ const FRAMED: Record<Report["frame"]["kind"], string> = {
   none: "nothing: the text was gone on with",
 };
 
+/** Which of the least amounts decided. */
+function leastText({ tokensPerHead }: Report["keep"]): string {
+  return tokensPerHead > DEFAULTS.leastKept
+    ? `each token has ${DEFAULTS.leastPlaces} places on average: few heads of this model evict`
+    : `at least ${formatCount(DEFAULTS.leastKept)} tokens per head stay`;
+}
+
 /** A few lines, most important first; ends with a line break. */
 export function reportText(report: Report): string {
   const { cache, tokens, ms, keep, window } = report;
@@ -32,7 +39,7 @@ export function reportText(report: Report): string {
       `${formatCount(keep.entries)} of ${formatCount(total)} entries (${formatShare(keep.entries, total)}), ` +
       `${formatCount(cache.evicted)} evicted by ${report.policy.name}` +
       (keep.everything ? " (the budget covers the whole context)" : "") +
-      (keep.least ? `; by default at least ${formatCount(DEFAULTS.leastKept)} tokens per head stay` : ""),
+      (keep.least ? `; by default ${leastText(keep)}` : ""),
     ],
     ...(report.frame.tokens > 0 && !keep.everything ? [["frame", frameText(report)]] : []),
     ...(windows ? [["windows", windowsText(windows)]] : []),

@@ -9,12 +9,12 @@ import type { OptionName } from "../../core/options.ts";
 import { policyText } from "../../core/policy/policy_text.ts";
 import type { Policy } from "../../core/policy/policy.ts";
 import { type Stages, withStages } from "../../core/policy/stages.ts";
-import { parseKeep } from "../../core/select/budget.ts";
 import { parseBytes, wholeBytes } from "../../core/select/byte_budget.ts";
 import type { ModelShape } from "../../core/shape.ts";
 import type { Model } from "../model.ts";
 import { replayPolicy } from "../default_policy.ts";
 import { DEFAULTS } from "../defaults.ts";
+import { defaultShare } from "./least_kept.ts";
 
 /** `fast`: as the options say, or the defaults. `best`: the options are chosen, for the bytes that may stay. */
 export const EFFORTS = ["fast", "best"] as const;
@@ -95,10 +95,9 @@ export function checkEffort(
   throw new PalisadeError("usage", "effort.exclusive", message, { where: option("effort") });
 }
 
-/** The share of the whole float16 cache that the default budget comes to: a fifth, but `leastKept` entries per head. */
-export function defaultBytes(tokens: number): string {
-  const share = parseKeep(DEFAULTS.keep), fraction = "fraction" in share ? share.fraction : 1;
-  return `${100 * Math.min(1, Math.max(fraction, DEFAULTS.leastKept / tokens))}%`;
+/** The share of the whole float16 cache that the default budget comes to. */
+export function defaultBytes(tokens: number, config: ModelShape): string {
+  return `${100 * defaultShare(tokens, config)}%`;
 }
 
 /**
@@ -134,7 +133,7 @@ export interface Chosen {
 export function chooseBest(
   model: Pick<Model, "config" | "tokenizer" | "frame" | "backend">,
   ids: readonly number[],
-  { bytes = defaultBytes(ids.length), beyondTrained, rolling }: {
+  { bytes = defaultBytes(ids.length, model.config), beyondTrained, rolling }: {
     readonly bytes?: string;
     readonly beyondTrained?: boolean;
     /** The context fills the trained length. */

@@ -15,6 +15,7 @@ import { budgetUnderCap } from "../decode/max_cache.ts";
 import { type ChatFrame, frameTokens } from "../text/prompt.ts";
 import type { TextTokenizer } from "../text/tokenizer.ts";
 import { withFrameKept } from "./frame_kept.ts";
+import { leastKept } from "./least_kept.ts";
 import type { Reading } from "./reading.ts";
 import { repeatPrompts } from "./reconstruct.ts";
 import { piecesOf } from "./replay.ts";
@@ -32,7 +33,7 @@ export interface PlannedModel {
 
 export interface PlanOptions extends RiskSettings {
   readonly policy: Policy;
-  /** What stays. Default `DEFAULTS.keep`, 20%, but no fewer than `DEFAULTS.leastKept` entries per head. */
+  /** What stays. Default `DEFAULTS.keep`, 20%, but no fewer entries per head than {@link leastKept}. */
   readonly keep?: Keep | string;
   /** How keys and values are stored. Default `f32`. */
   readonly cacheType?: CacheType;
@@ -144,7 +145,7 @@ function wantedKeep(tokens: number, config: ModelConfig, { risk, exceeds }: Circ
   const { policy, keep } = options;
   if (keep !== undefined) return { keep: typeof keep === "object" ? keep : parseKeep(keep), least: false };
   const share = parseKeep(DEFAULTS.keep), { contextLength } = config;
-  const least = Math.min(DEFAULTS.leastKept, tokens, exceeds ? Math.ceil(contextLength / 2) : Infinity);
+  const least = Math.min(leastKept(tokens, config), exceeds ? Math.ceil(contextLength / 2) : Infinity);
   if (resolveBudget(policy, share, tokens, config).perHead >= least) return { keep: share, least: false };
   return { keep: { tokens: least }, least: true };
 }

@@ -28,9 +28,11 @@ Deno.test("chooseStages() stores all of a text as fine as it fits", () => {
 });
 
 Deno.test("without bytes `best` has those of the default budget in float16", () => {
-  assert.equal(defaultBytes(10_000), "20%");
-  assert.equal(defaultBytes(1024), "50%");
-  assert.equal(defaultBytes(100), "100%");
+  const many = { heads: 9, kvHeads: 3, headDim: 64, layers: 30 };
+  assert.equal(defaultBytes(10_000, many), "20%");
+  assert.equal(defaultBytes(1024, many), "50%");
+  assert.equal(defaultBytes(100, many), "100%");
+  assert.equal(defaultBytes(10_000, { ...many, kvHeads: 1, layers: 5 }), "40%");
 });
 
 Deno.test("`best` holds its bytes, and a snapshot says what was done and is restored without reading", async () => {

@@ -1,11 +1,16 @@
 /** What stays when nothing is asked for, and the frame's own tokens, which every policy of ours protects. */
 import assert from "node:assert/strict";
+import { fileURLToPath } from "node:url";
 import { resolvePolicy } from "../../core/policy/registry.ts";
+import { globalLayers } from "../../core/shape.ts";
 import { DEFAULTS } from "../../mod.ts";
+import { loadModel } from "../../model/model.ts";
+import { defaultShare, leastKept } from "../../model/read/least_kept.ts";
 import { planReading } from "../../model/read/plan.ts";
 import { reportOf } from "../../model/report.ts";
 import { type Context, openContext } from "../../model/session.ts";
 import { contextIds, frameTokens, withWords } from "../../model/text/prompt.ts";
+import { currentRuntime } from "../../runtime/mod.ts";
 import { reportText } from "../../cli/print/closing_report.ts";
 import { PROSE, tinyModel } from "../_helper/workbench.ts";
 
@@ -21,15 +26,40 @@ function holdsFirst({ cache }: Context, count: number): boolean {
 
 Deno.test("planReading() keeps the default share, but no fewer entries than the least", async () => {
   await using tiny = await tinyModel();
-  const model = { ...tiny, config: { ...tiny.config, contextLength: 1e6 } };
+  const layers = 12, windows = new Array<number>(layers).fill(0);
+  const config = { ...tiny.config, contextLength: 1e6, kvHeads: 1, layers, windows };
   const plan = (tokens: number, keep?: string) =>
-    planReading(model, new Array(tokens).fill(5), { policy: resolvePolicy("snapkv"), keep });
+    planReading({ ...tiny, config }, new Array(tokens).fill(5), { policy: resolvePolicy("snapkv"), keep });
   const { leastKept } = DEFAULTS;
   for (const [tokens, perHead, least] of [[300, 300, true], [1000, leastKept, true], [6000, 1200, false]] as const) {
     const planned = plan(tokens);
     assert.deepEqual([planned.budget.perHead, planned.leastKept], [perHead, least]);
     assert.deepEqual([plan(tokens, "20%").budget.perHead, plan(tokens, "20%").leastKept], [tokens / 5, false]);
   }
+});
+
+Deno.test("leastKept() gives each token two places, among the heads that evict", () => {
+  const { leastKept: least } = DEFAULTS, shape = { heads: 4, kvHeads: 1, headDim: 256, layers: 18 };
+  // Gemma 3 270M: three of its layers look at everything.
+  const windowed = { ...shape, windows: Array.from({ length: 18 }, (_, layer) => layer % 6 === 5 ? 0 : 512) };
+  const cases = [[100, 100], [700, least], [900, 600], [1000, 667], [30_000, 20_000]] as const;
+  for (const [tokens, entries] of cases) assert.equal(leastKept(tokens, windowed), entries, `${tokens}`);
+  assert.deepEqual([leastKept(30_000, shape), defaultShare(30_000, shape)], [3334, 0.2]);
+  assert.equal(defaultShare(30_000, windowed), 2 / 3);
+  assert.equal(defaultShare(30_000, { ...windowed, layers: 6 }), 1);
+});
+
+Deno.test("by default a model with few heads that evict keeps two places for each token, and says so", async () => {
+  const path = fileURLToPath(new URL("../data/models/llama-plain.gguf", import.meta.url));
+  await using model = await loadModel(path, await currentRuntime(), { dense: "wasm", backend: "wasm" });
+  const heads = globalLayers(model.config).length * model.config.kvHeads;
+  using context = await openContext(model, PROSE.slice(0, 4000), { policy: "snapkv" });
+  const { tokens, budget: { perHead }, leastKept: least } = context;
+  assert.deepEqual([heads, perHead, least], [4, Math.ceil(tokens / 2), true]);
+  const text = reportText(reportOf(model, context, [], { keepAsked: DEFAULTS.keep, loadMs: 0 }));
+  assert.match(text, /by default each token has 2 places on average: few heads of this model evict/);
+  using asked = await openContext(model, PROSE.slice(0, 4000), { policy: "snapkv", keep: "20%" });
+  assert.equal(asked.budget.perHead, Math.floor(tokens / 5));
 });
 
 Deno.test("planReading() leaves room below the trained length where positions close up", async () => {
