@@ -97,7 +97,7 @@ export function checkEffort(
 
 /** The share of the whole float16 cache that the default budget comes to. */
 export function defaultBytes(tokens: number, config: ModelShape): string {
-  return `${100 * defaultShare(tokens, config)}%`;
+  return `${Number((100 * defaultShare(tokens, config)).toFixed(2))}%`;
 }
 
 /**

@@ -32,6 +32,7 @@ Deno.test("without bytes `best` has those of the default budget in float16", () 
   assert.equal(defaultBytes(10_000, many), "20%");
   assert.equal(defaultBytes(1024, many), "50%");
   assert.equal(defaultBytes(100, many), "100%");
+  assert.equal(defaultBytes(1853, many), "27.63%");
   assert.equal(defaultBytes(10_000, { ...many, kvHeads: 1, layers: 5 }), "40%");
 });
 
