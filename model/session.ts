@@ -21,6 +21,7 @@ import { type DefaultOptions, defaultPolicy, defaultRefit } from "./default_poli
 import { DEFAULTS } from "./defaults.ts";
 import { checkRoom, type Expected } from "./needed_memory.ts";
 import { contextIds, controlPositions, withWords } from "./text/prompt.ts";
+import { leastKept } from "./read/least_kept.ts";
 import { checkRowsOf, exceedsTrained, type PlanOptions, planReading, refuseRivals } from "./read/plan.ts";
 import { knownGate, scoreFiles, type SourceOptions } from "./read/policy_inputs.ts";
 import { filesOnce } from "./policy_files/files_once.ts";
@@ -129,7 +130,7 @@ async function openOnce(loaded: Model, text: string, given: ContextOptions): Pro
   const best = checkEffort(options) === "best" ? bestFor(model, ids, options) : undefined;
   if (best) options = { ...options, bytes: best.bytes };
   const named = best?.policy ?? await policyNamed(model, options);
-  const unguided = !named && !options.gate && !keepsWhole(options, ids.length);
+  const unguided = !named && !options.gate && !keepsWhole(options, ids.length, model.config);
   const gateToCome = unguided && await wantsFirstGate(model, ids.length, options);
   const chosen = named ?? await defaultFor(model, ids, { ...options, gateToCome });
   if (!named) options = { ...options, refit: options.refit ?? defaultRefit(chosen, model, ids, options) };
@@ -162,8 +163,10 @@ async function openOnce(loaded: Model, text: string, given: ContextOptions): Pro
 }
 
 /** Whether everything is to stay, so that nothing has to be told apart. */
-function keepsWhole({ keep }: ContextOptions, tokens: number): boolean {
-  if (keep === undefined) return false;
+function keepsWhole(options: ContextOptions, tokens: number, config: ModelConfig): boolean {
+  const { keep, bytes, risk, riskWorst, maxCache } = options;
+  const limits = [bytes, risk, riskWorst, maxCache];
+  if (keep === undefined) return limits.every((limit) => limit === undefined) && leastKept(tokens, config) === tokens;
   const parsed = typeof keep === "string" ? parseKeep(keep) : keep;
   return "fraction" in parsed ? parsed.fraction >= 1 : "tokens" in parsed && parsed.tokens >= tokens;
 }

@@ -3,6 +3,9 @@ import { parseKeep } from "../../core/select/budget.ts";
 import { globalShape, type ModelShape } from "../../core/shape.ts";
 import { DEFAULTS } from "../defaults.ts";
 
+/** Room for the rounding error of `share · tokens`. */
+const SLACK = 1e-9;
+
 /**
  * Entries per head that stay of `tokens` tokens whatever {@link DEFAULTS.keep} comes to: `leastKept`, and as many as give
  * each token `leastPlaces` places among the heads that evict. A model with windows may have three such heads, and what
@@ -10,12 +13,13 @@ import { DEFAULTS } from "../defaults.ts";
  */
 export function leastKept(tokens: number, config: ModelShape): number {
   const { layers, kvHeads } = globalShape(config);
-  const places = Math.ceil(tokens * DEFAULTS.leastPlaces / (layers * kvHeads));
-  return Math.min(tokens, Math.max(DEFAULTS.leastKept, places));
+  // Where no head evicts, all of them.
+  const share = Math.min(1, DEFAULTS.leastPlaces / (layers * kvHeads));
+  return Math.min(tokens, Math.max(DEFAULTS.leastKept, Math.ceil(tokens * share - SLACK)));
 }
 
 /** The share of the context that the default budget comes to. */
 export function defaultShare(tokens: number, config: ModelShape): number {
   const share = parseKeep(DEFAULTS.keep), fraction = "fraction" in share ? share.fraction : 1;
-  return Math.max(fraction, leastKept(tokens, config) / tokens);
+  return Math.max(fraction, leastKept(tokens, config) / Math.max(1, tokens));
 }

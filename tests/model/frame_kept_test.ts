@@ -47,6 +47,8 @@ Deno.test("leastKept() gives each token two places, among the heads that evict",
   assert.deepEqual([leastKept(30_000, shape), defaultShare(30_000, shape)], [3334, 0.2]);
   assert.equal(defaultShare(30_000, windowed), 2 / 3);
   assert.equal(defaultShare(30_000, { ...windowed, layers: 6 }), 1);
+  // No layer looks at everything; and no text.
+  assert.deepEqual([defaultShare(30_000, { ...windowed, layers: 5 }), defaultShare(0, windowed)], [1, 0.2]);
 });
 
 Deno.test("by default a model with few heads that evict keeps two places for each token, and says so", async () => {
