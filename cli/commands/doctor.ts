@@ -7,6 +7,8 @@ import { neededBytes } from "../../model/dense/needed.ts";
 import { configOf } from "../../model/file/gguf/config.ts";
 import type { GgufFile } from "../../model/file/gguf/reader.ts";
 import type { TensorType } from "../../model/file/tensor_types.ts";
+import { DEFAULTS } from "../../model/defaults.ts";
+import { evictingHeads, hasFewHeads, leastShare } from "../../model/read/least_kept.ts";
 import { openGgufFile } from "../../model/file/gguf/split.ts";
 import { type ChatFrame, chatFrame } from "../../model/text/prompt.ts";
 import { tokenizerOf } from "../../model/text/tokenizer.ts";
@@ -83,6 +85,7 @@ async function examineModel(nameOrPath: string, io: Io): Promise<Finding[]> {
           layersText(config)
         }, ${config.contextLength} tokens of context`,
       },
+      ...keepFindings(config),
       { name: "weights", ok: true, text: typesText(file) },
       { name: "tokens", ok: true, text: `${tokenizer.vocabulary} in the vocabulary` },
       { name: "end tokens", ok: ends !== "", text: ends || "none: answers end at --max-tokens" },
@@ -132,6 +135,17 @@ function layersText(config: ModelConfig): string {
   const { layers, windows } = config, windowed = layers - globalLayers(config).length;
   return `${layers} layers` +
     (windowed > 0 ? `, of which ${windowed} look back ${Math.max(...windows)} tokens only` : "");
+}
+
+/** What stays by default, where that is more than of most models. */
+function keepFindings(config: ModelConfig): Finding[] {
+  const heads = evictingHeads(config);
+  if (heads === 0 || !hasFewHeads(config)) return [];
+  const share = leastShare(config), few = `only ${heads} head${heads > 1 ? "s" : ""} can evict`;
+  const text = share < 1
+    ? `${formatShare(share, 1)} of a long text by default, ${DEFAULTS.leastPlaces} places for each token: ${few}`
+    : `all of a text by default: ${few}`;
+  return [{ name: "keep", ok: true, text }];
 }
 
 /** Types of the matrices by their share of the weights, and what becomes of those that the kernels don't multiply. */

@@ -12,14 +12,31 @@ const SLACK = 1e-9;
  * one of them lets go of no other has: bench/results/few-heads.md.
  */
 export function leastKept(tokens: number, config: ModelShape): number {
+  return Math.min(tokens, Math.max(DEFAULTS.leastKept, Math.ceil(tokens * leastShare(config) - SLACK)));
+}
+
+/** The share of a head's entries that gives each token `leastPlaces` places; all where no head evicts. */
+export function leastShare(config: ModelShape): number {
+  return Math.min(1, DEFAULTS.leastPlaces / evictingHeads(config));
+}
+
+/** KV heads of the layers that look at everything. */
+export function evictingHeads(config: ModelShape): number {
   const { layers, kvHeads } = globalShape(config);
-  // Where no head evicts, all of them.
-  const share = Math.min(1, DEFAULTS.leastPlaces / (layers * kvHeads));
-  return Math.min(tokens, Math.max(DEFAULTS.leastKept, Math.ceil(tokens * share - SLACK)));
+  return layers * kvHeads;
+}
+
+/** Whether that is more than {@link DEFAULTS.keep}. */
+export function hasFewHeads(config: ModelShape): boolean {
+  return leastShare(config) > usualShare();
 }
 
 /** The share of the context that the default budget comes to. */
 export function defaultShare(tokens: number, config: ModelShape): number {
-  const share = parseKeep(DEFAULTS.keep), fraction = "fraction" in share ? share.fraction : 1;
-  return Math.max(fraction, leastKept(tokens, config) / Math.max(1, tokens));
+  return Math.max(usualShare(), leastKept(tokens, config) / Math.max(1, tokens));
+}
+
+function usualShare(): number {
+  const share = parseKeep(DEFAULTS.keep);
+  return "fraction" in share ? share.fraction : 1;
 }

@@ -160,6 +160,18 @@ Deno.test("doctor --model says what a file is, and what is odd in it", async () 
   assert.match((await palisade(["doctor", "--model", plain])).out, /^no {3}model .*never/);
 });
 
+Deno.test("doctor --model says what stays by default where few heads evict", async () => {
+  const keep = async (name: string) => {
+    const path = fileURLToPath(new URL(`../data/models/${name}.gguf`, import.meta.url));
+    return (await palisade(["doctor", "--model", path])).out.split("\n").find((line) => /^yes {2}keep/.test(line));
+  };
+  assert.match(
+    await keep("llama-plain") ?? "",
+    /50\.0 % of a long text by default, 2 places .*only 4 heads can evict$/,
+  );
+  assert.match(await keep("gemma3-windows") ?? "", /all of a text by default: only 1 head can evict$/);
+});
+
 Deno.test("doctor --model says what is fitted for a file, and what to do where nothing is", async () => {
   const path = fileURLToPath(new URL("../data/models/llama-plain.gguf", import.meta.url)),
     gates = join(folder, "gates");

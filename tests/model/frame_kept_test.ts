@@ -5,7 +5,7 @@ import { resolvePolicy } from "../../core/policy/registry.ts";
 import { globalLayers } from "../../core/shape.ts";
 import { DEFAULTS } from "../../mod.ts";
 import { loadModel } from "../../model/model.ts";
-import { defaultShare, leastKept } from "../../model/read/least_kept.ts";
+import { defaultShare, hasFewHeads, leastKept } from "../../model/read/least_kept.ts";
 import { planReading } from "../../model/read/plan.ts";
 import { reportOf } from "../../model/report.ts";
 import { type Context, openContext } from "../../model/session.ts";
@@ -47,6 +47,7 @@ Deno.test("leastKept() gives each token two places, among the heads that evict",
   assert.deepEqual([leastKept(30_000, shape), defaultShare(30_000, shape)], [3334, 0.2]);
   assert.equal(defaultShare(30_000, windowed), 2 / 3);
   assert.equal(defaultShare(30_000, { ...windowed, layers: 6 }), 1);
+  assert.deepEqual([hasFewHeads(windowed), hasFewHeads(shape)], [true, false]);
   // No layer looks at everything; and no text.
   assert.deepEqual([defaultShare(30_000, { ...windowed, layers: 5 }), defaultShare(0, windowed)], [1, 0.2]);
 });
