@@ -15,7 +15,7 @@ import { cpus, loadavg } from "node:os";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { runs } from "./engines/engine.ts";
+import { median, runs } from "./engines/engine.ts";
 import type { Report } from "../model/report.ts";
 
 const { values } = parseArgs({
@@ -58,7 +58,6 @@ for (let round = 0; round < Number(values.rounds); round++) {
 }
 if (values.json) writeFileSync(values.json, JSON.stringify(Object.fromEntries(taken)));
 
-const median = (values: readonly number[]) => [...values].sort((a, b) => a - b)[values.length >> 1];
 const full = taken.get("full")!, tokens = full[0].tokens.context;
 /** Keys and values of all tokens in float16: half of float32, in which `full` holds them. */
 const whole = full[0].cache.fullBytes / 2;

@@ -8,11 +8,10 @@
  * `--node`: palisade in that Node, too. Run in Node itself, by its path, it measures that one alone.
  */
 import { basename } from "node:path";
-import { benchPath, Engine, option, palisade, printHeader, started, type Taken } from "./engines/engine.ts";
+import { benchPath, Engine, median, option, palisade, printHeader, started, type Taken } from "./engines/engine.ts";
 
 const POLICY = "layer-defensive";
 const NODE = option("node", "") || undefined;
-const middle = (values: readonly number[]) => [...values].sort((a, b) => a - b)[values.length >> 1];
 const list = (name: string, otherwise: string) => option(name, otherwise).split(",").map(Number);
 
 /** Token ids of no text: speed does not depend on them. */
@@ -53,9 +52,9 @@ async function measure(path: string, context: number, threads: number): Promise<
 
 function print(rows: readonly Row[], context: number, threads: number): void {
   const peer = rows.at(-1)!;
-  const of = (taken: readonly Taken[], key: keyof Taken) => middle(taken.map((each) => each[key]));
+  const of = (taken: readonly Taken[], key: keyof Taken) => median(taken.map((each) => each[key]));
   const share = (one: readonly Taken[], other: readonly Taken[], key: keyof Taken) =>
-    middle(one.map((each, i) => each[key] / other[i][key])).toFixed(2);
+    median(one.map((each, i) => each[key] / other[i][key])).toFixed(2);
   for (const { engine, prefill, decode } of rows) {
     const speed = [prefill, decode].map((taken) =>
       `${of(taken, "wall").toFixed(1)} | ${of(taken, "processor").toFixed(1)}`

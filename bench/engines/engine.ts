@@ -40,7 +40,8 @@ export function option(name: string, otherwise: string): string {
   return at < 0 ? otherwise : process.argv[at + 1];
 }
 
-function median(values: readonly number[]): number {
+/** The middle one; of two the upper. */
+export function median(values: readonly number[]): number {
   return [...values].sort((a, b) => a - b)[values.length >> 1];
 }
 
