@@ -5,6 +5,7 @@ import type { ParameterValues } from "../core/policy/policy.ts";
 import { layerEntries, layerShape, reachableEntries, sourceOf, windowOf } from "../core/shape.ts";
 import type { MemoryUse } from "../runtime/interface.ts";
 import { type CertificateReport, certificateReport } from "./certificate_report.ts";
+import type { NotKept } from "./gate/kept.ts";
 import type { WorstCase } from "./gate/worst_case.ts";
 import type { Model } from "./model.ts";
 import { type ForesightFigures, foresightFigures } from "./foresight/foresee.ts";
@@ -344,14 +345,18 @@ function maxCacheReport({ plan, keepCapped }: Context, answers: readonly Answer[
 
 function firstGateReport({ firstGate }: Context): FirstGateReport | null {
   if (!firstGate) return null;
-  const { tokens, ms, stored } = firstGate;
-  return { tokens, ms, stored, why: firstGate.stored ? null : firstGate.why };
+  const { tokens, ms } = firstGate;
+  return { tokens, ms, ...whetherStored(firstGate) };
 }
 
 function selfGateReport({ selfGate }: Context): SelfGateReport | null {
   if (!selfGate) return null;
-  const { tokens, known, repeated, stored } = selfGate;
-  return { tokens, known, repeated, stored, why: selfGate.stored ? null : selfGate.why };
+  const { tokens, known, repeated } = selfGate;
+  return { tokens, known, repeated, ...whetherStored(selfGate) };
+}
+
+function whetherStored(gate: { readonly stored: true } | NotKept) {
+  return { stored: gate.stored, why: gate.stored ? null : gate.why };
 }
 
 function riskReport({ risk, tokens }: Context): RiskReport | null {

@@ -5,7 +5,6 @@
  * gate fitted on the text at hand (`self-gate`), which says little of numbers, names and tables where those are rare
  * (bench/results/first-gate.md).
  */
-import { PalisadeError } from "../../core/errors.ts";
 import { hostOf } from "../../runtime/host.ts";
 import type { Runtime } from "../../runtime/interface.ts";
 import { writeWhole } from "../../runtime/output.ts";
@@ -17,6 +16,7 @@ import { type Gate, parseGate, writeGate } from "./file.ts";
 import { FIRST_SUFFIX, gateFolder, ownGatePath } from "./find.ts";
 import { calibrate } from "./fit/calibrate.ts";
 import { planCalibration } from "./fit/plan.ts";
+import { type NotKept, unlessRefused } from "./kept.ts";
 
 /** Tokens that it is fitted on. Measured: bench/results/first-gate.md. */
 export const FIRST_TOKENS = 2048;
@@ -31,7 +31,7 @@ export type FirstGateFigures =
     readonly tokens: number;
     readonly ms: number;
   }
-  & ({ readonly stored: true } | { readonly stored: false; readonly why: string });
+  & ({ readonly stored: true } | NotKept);
 
 /** A model's first gate; with figures where it was fitted for this text. */
 export interface FirstGate {
@@ -88,20 +88,14 @@ async function fitted(model: Model, { onFirstGate, signal }: FirstGateOptions) {
   const sha256 = await model.identity({ signal });
   const { info, gate } = await calibrate(model, runtime, plan, { sha256, onProgress: onFirstGate, signal });
   const bytes = writeGate(info, gate), path = ownGatePath(runtime, sha256, FIRST_SUFFIX);
-  const kept = await keep(runtime, path, bytes);
+  const kept = await unlessRefused(() => keep(runtime, path, bytes));
   const figures = { tokens: info.calibration.tokens, ms: performance.now() - start, ...kept };
   // As the next reading will find it: a file rounds.
   return { gate: parseGate(bytes, path), fitted: figures };
 }
 
-/** A disk that can't be written to costs the gate, not the reading. */
 async function keep(runtime: Runtime, path: string, bytes: Uint8Array) {
-  try {
-    await hostOf(runtime, "keep a gate").makeFolder(gateFolder(runtime));
-    await writeWhole(runtime, path, bytes);
-    return { stored: true } as const;
-  } catch (error) {
-    if (error instanceof PalisadeError) return { stored: false, why: error.message } as const;
-    throw error;
-  }
+  await hostOf(runtime, "keep a gate").makeFolder(gateFolder(runtime));
+  await writeWhole(runtime, path, bytes);
+  return { stored: true } as const;
 }

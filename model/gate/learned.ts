@@ -15,6 +15,7 @@ import type { ModelConfig } from "../config.ts";
 import { checkGate, type Gate, GATE_FORMAT, type GateInfo, writeGate } from "./file.ts";
 import { gateFolder, loadGate, ownGatePath } from "./find.ts";
 import { FLOOR, SKIPPED } from "./fit/layer.ts";
+import { type NotKept, notKept, unlessRefused } from "./kept.ts";
 import type { GateWeights } from "./scorer.ts";
 
 /** Fewer tokens of a text than this never change what is kept. */
@@ -54,10 +55,7 @@ export async function findLearned(model: LearnedSubject): Promise<Gate | undefin
 }
 
 /** What became of a fitted gate; `as`: the name of what is kept now. */
-export type Learning = { readonly stored: true; readonly as: string } | {
-  readonly stored: false;
-  readonly why: string;
-};
+export type Learning = { readonly stored: true; readonly as: string } | NotKept;
 
 /** A gate that was fitted on `tokens` tokens of a text, begun with one of `known` tokens. */
 export interface NewlyFitted {
@@ -74,30 +72,23 @@ export interface NewlyFitted {
  */
 export async function learn(model: LearnedSubject, fitted: NewlyFitted): Promise<Learning> {
   const { runtime } = model, { host } = runtime;
-  if (fitted.tokens < LEAST_LEARNED) return not(`it was fitted on fewer than ${LEAST_LEARNED} tokens of the text`);
-  if (!host) return not("there are no files here");
+  if (fitted.tokens < LEAST_LEARNED) return notKept(`it was fitted on fewer than ${LEAST_LEARNED} tokens of the text`);
+  if (!host) return notKept("there are no files here");
   const sha256 = await model.identity(), path = learnedPath(runtime, sha256);
-  try {
+  return await unlessRefused(async () => {
     await host.makeFolder(gateFolder(runtime));
     await using _ = await host.lock(path);
     const now = await findLearned(model);
-    if (now && !isBegunWith(now, fitted)) return not("it began with something else than is kept now");
+    if (now && !isBegunWith(now, fitted)) return notKept("it began with something else than is kept now");
     const as = crypto.randomUUID(), grown = [...(now?.info.calibration.grown ?? []), as].slice(-MOST_GROWN);
     const info = infoOf(model.config, sha256, { ...fitted, grown });
     await writeWhole(runtime, path, writeGate(info, fitted.gate), { secret: true });
     return { stored: true, as };
-  } catch (error) {
-    if (error instanceof PalisadeError) return not(error.message);
-    throw error;
-  }
+  });
 }
 
 function isBegunWith({ info: { calibration: { tokens, grown } } }: Gate, fitted: NewlyFitted): boolean {
   return tokens === fitted.known && grown?.at(-1) === fitted.grown?.at(-1);
-}
-
-function not(why: string): Learning {
-  return { stored: false, why };
 }
 
 function infoOf(
