@@ -256,7 +256,7 @@ async function wantedOf(
     ...(learns(reading.policy, options) && { grown: (await model.learned())?.info.calibration.grown ?? [] }),
     cannotGoOn: cannotGoOn(reading, model.config),
     again: model.config.windows.some((window) => window > 0) ? "never" : reading.budget.window,
-    fixed: fixedBudget(reading, reading.leastKept ? { tokens: 1 } : options.keep ?? DEFAULTS.keep),
+    fixed: fixedBudget(reading, reading.least ?? options.keep ?? DEFAULTS.keep),
     ...{ secret: options.secret, signal: options.signal },
   };
 }
@@ -282,7 +282,7 @@ async function readAnew(planned: PlannedContext, options: ContextOptions): Promi
     activationBytes: result.activationBytes,
     ms: { ...result.ms, restore: 0 },
     keepCapped: reading.keepCapped ?? false,
-    leastKept: reading.leastKept ?? false,
+    leastKept: reading.least !== undefined,
     frameTokens: reading.frameTokens ?? 0,
     risk: riskOf(reading, result, files),
     certificates: result.certificates,

@@ -15,7 +15,7 @@ import { budgetUnderCap } from "../decode/max_cache.ts";
 import { type ChatFrame, frameTokens } from "../text/prompt.ts";
 import type { TextTokenizer } from "../text/tokenizer.ts";
 import { withFrameKept } from "./frame_kept.ts";
-import { leastKept } from "./least_kept.ts";
+import { hasFewHeads, leastKept, leastShare } from "./least_kept.ts";
 import type { Reading } from "./reading.ts";
 import { repeatPrompts } from "./reconstruct.ts";
 import { piecesOf } from "./replay.ts";
@@ -133,21 +133,24 @@ function plannedBudget(model: PlannedModel, ids: readonly number[], at: Circumst
   const policy = withFrameKept(given, frame, capped);
   const resolved = resolveBudget(policy, keep, length, config);
   const budget = maxCache ? budgetUnderCap(policy, resolved, maxCache.tokens) : resolved;
-  return { policy, budget, keepCapped: budget !== resolved, leastKept: least, frameTokens: frame };
+  return { policy, budget, keepCapped: budget !== resolved, least, frameTokens: frame };
 }
 
 /**
- * What is to stay. `least`: the smallest default decided. Where positions must close up below the trained length, it
+ * What is to stay. `least`: the same, where the smallest default decided. Where positions must close up below the trained length, it
  * leaves them half of that.
  */
 function wantedKeep(tokens: number, config: ModelConfig, { risk, exceeds }: Circumstances, options: PlanOptions) {
-  if (risk || options.policy.threshold !== undefined) return { keep: { fraction: 1 }, least: false };
+  if (risk || options.policy.threshold !== undefined) return { keep: { fraction: 1 } };
   const { policy, keep } = options;
-  if (keep !== undefined) return { keep: typeof keep === "object" ? keep : parseKeep(keep), least: false };
-  const share = parseKeep(DEFAULTS.keep), { contextLength } = config;
-  const least = Math.min(leastKept(tokens, config), exceeds ? Math.ceil(contextLength / 2) : Infinity);
-  if (resolveBudget(policy, share, tokens, config).perHead >= least) return { keep: share, least: false };
-  return { keep: { tokens: least }, least: true };
+  if (keep !== undefined) return { keep: typeof keep === "object" ? keep : parseKeep(keep) };
+  const share = parseKeep(DEFAULTS.keep), { contextLength } = config, wanted = leastKept(tokens, config);
+  const most = exceeds ? Math.ceil(contextLength / 2) : Infinity, perHead = Math.min(wanted, most);
+  if (resolveBudget(policy, share, tokens, config).perHead >= perHead) return { keep: share };
+  // A share where one decides, since that grows with a text that grows.
+  const grows = hasFewHeads(config) && wanted > DEFAULTS.leastKept && wanted <= most;
+  const least = grows ? { fraction: leastShare(config) } : { tokens: perHead };
+  return { keep: least, least };
 }
 
 /** Options given that also say what stays. */

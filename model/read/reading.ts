@@ -10,6 +10,7 @@
 import type { CacheType } from "../../core/cache/entry_type.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
 import type { Budget, Policy } from "../../core/policy/policy.ts";
+import type { Keep } from "../../core/select/budget.ts";
 import type { LayerCertificate } from "../../core/worst_case/certificate.ts";
 import type { Device } from "../device.ts";
 import type { GateScorer } from "../gate/scorer.ts";
@@ -32,8 +33,8 @@ interface Planned {
   readonly cacheType?: CacheType;
   /** A cap leaves the context less than was asked for. */
   readonly keepCapped?: boolean;
-  /** Nothing was asked for, and the least of the default decided, not its share. */
-  readonly leastKept?: boolean;
+  /** Nothing was asked for, and the least of the default decided, not its share: what that comes to. */
+  readonly least?: Keep;
   /** Tokens that the frame puts in front of the text; protected where `budget.sinks` reach as far. */
   readonly frameTokens?: number;
 }

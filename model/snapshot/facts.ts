@@ -26,8 +26,8 @@ export async function factsOf(
   { positions, maxCache }: DecodePlan,
   options: Asked,
 ): Promise<ReadingFacts> {
-  const { policy, keepCapped, leastKept, cacheType = DEFAULTS.cacheType } = reading;
-  const keep = leastKept ? { tokens: reading.budget.perHead } : options.keep ?? DEFAULTS.keep;
+  const { policy, keepCapped, cacheType = DEFAULTS.cacheType } = reading;
+  const keep = reading.least ?? options.keep ?? DEFAULTS.keep;
   const closes = "realign" in reading && reading.realign ? ", closing up" : "";
   const refit = "refit" in reading && reading.refit ? `, refit ${reading.refit}` : "";
   return {

@@ -15,7 +15,7 @@ import {
   snapshotOf,
   TEXT,
 } from "../../_helper/snapshots.ts";
-import { testFolder } from "../../_helper/workbench.ts";
+import { PROSE, testFolder } from "../../_helper/workbench.ts";
 
 const runtime = await currentRuntime();
 const folder = await testFolder("snapshot-cache");
@@ -113,6 +113,15 @@ Deno.test("of a text that grew the beginning is reused, and the budget is that o
     const again = await visit(snapshots, { policy }, GROWN);
     assert.deepEqual([again.reused, again.ids], [again.tokens, grown.ids]);
   }
+});
+
+Deno.test("a default that few heads decide grows with the text, as a share does", async () => {
+  const snapshots = emptyCache(), options = { policy: "snapkv", keep: undefined }, long = PROSE.slice(0, 4000);
+  const old = await visit(snapshots, options, long), grown = await visit(snapshots, options, PROSE.slice(0, 4400));
+  assert.deepEqual(grown.snapshot, { used: old.name });
+  assert.ok(grown.reused > old.tokens / 2, `${grown.reused} of ${old.tokens}`);
+  assert.ok(Math.abs(grown.entries / grown.tokens - old.entries / old.tokens) < 0.05);
+  assert.equal((await visit(snapshots, { ...options, keep: "50%" }, long, false)).reused, old.tokens);
 });
 
 Deno.test("reading on behind everything is reading: the answers are those of the whole text", async () => {
