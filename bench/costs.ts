@@ -37,8 +37,9 @@ const names = ["full", ...values.policies.split(";").map((name) => name.trim()).
 const CLI = fileURLToPath(new URL("../cli/main.ts", import.meta.url));
 
 function ask(policy: string): Report {
-  // `fasa` keeps all, and `kvzap` says what stays by itself.
-  const share = /^kvzap\b/.test(policy) ? [] : /^(full|fasa)\b/.test(policy) ? ["--keep", "100%"] : budget;
+  // `fasa` keeps all; `kvzap`, and the default where nothing is asked for, say what stays by themselves.
+  const itself = /^kvzap\b/.test(policy) || policy === "default" && values.keep === undefined && !values.bytes;
+  const share = itself ? [] : /^(full|fasa)\b/.test(policy) ? ["--keep", "100%"] : budget;
   const engine = ["--threads", "1", "--dense", "wasm", "--backend", "wasm", "--snapshots", "off", "--no-learn"];
   const text = ["--model", model, "--context", context!, "--question", "", "--max-tokens", "32"];
   const named = policy === "default" ? [] : ["--policy", policy];

@@ -1,14 +1,14 @@
 /**
  * Which words between text and question get the most answers: every frame on 60 natural questions over ten short texts,
- * and on needles, all with the full cache and greedy.
+ * and on needles, greedy, with the full cache or with what a policy keeps of it.
  *
  *     deno task bench frames [--model NAME|FILE] [--template yes|no] [--frames line,blank,…] [--needles 20]
- *       [--tokens 32] [--threads 1] [--out answers.jsonl]
+ *       [--tokens 32] [--threads 1] [--policy full] [--keep 100%] [--joined yes|no] [--out answers.jsonl]
  *
  * `--template no` leaves out the file's chat template, so that the model is asked as a base model is. An answer is right
  * when one of the accepted wordings stands in it, both in lower case, without punctuation, word by word. Answers end at
  * `--tokens` tokens (needles: 24), or when they go round in a circle. A text is read once for all frames that put nothing
- * before it.
+ * before it. `--joined yes`: the ten texts are read as one, which all questions are asked about.
  */
 import { closeSync, openSync, writeSync } from "node:fs";
 import process from "node:process";
@@ -37,6 +37,9 @@ const { values } = parseArgs({
     needles: { type: "string", default: "20" },
     tokens: { type: "string", default: "32" },
     threads: { type: "string", default: "1" },
+    policy: { type: "string", default: "full" },
+    keep: { type: "string", default: "100%" },
+    joined: { type: "string", default: "no" },
     out: { type: "string" },
   },
 });
@@ -65,6 +68,7 @@ await using loaded = await loadModel(await resolveModel(values.model, runtime), 
 const bare = { ...loaded.frame, kind: "plain", prefix: [], suffix: [] } as const;
 const model: Model = values.template === "yes" ? loaded : { ...loaded, frame: withWords(bare, "line") };
 
+const kept = { policy: values.policy, keep: values.keep };
 /** Frames that read the text alike, together. */
 const groups = Map.groupBy(frames, (name) => resolveFrame(name).before);
 
@@ -75,7 +79,7 @@ async function askAll(
   take: (frame: string, question: number, answer: Answer) => void,
 ): Promise<void> {
   for (const alike of groups.values()) {
-    using context = await openContext(model, text, { policy: "full", keep: "100%", frame: alike[0] });
+    using context = await openContext(model, text, { ...kept, frame: alike[0] });
     for (const name of alike) {
       const framed = { ...model, frame: withWords(model.frame, name) };
       for (const [i, { question, ...options }] of questions.entries()) {
@@ -89,10 +93,15 @@ function note(line: Record<string, unknown>): void {
   if (out !== undefined) writeSync(out, `${JSON.stringify(line)}\n`);
 }
 
-for (const { kind, text, questions } of TEXTS) {
-  const asked = questions.map(([question]) => ({ question, maxTokens: Number(values.tokens) }));
+const apart = TEXTS.map(({ kind, text, questions }) => ({
+  text,
+  questions: questions.map((question) => ({ kind, question })),
+}));
+const joined = { text: TEXTS.map(({ text }) => text).join("\n\n"), questions: apart.flatMap((each) => each.questions) };
+for (const { text, questions } of values.joined === "yes" ? [joined] : apart) {
+  const asked = questions.map(({ question: [question] }) => ({ question, maxTokens: Number(values.tokens) }));
   await askAll(text, asked, (frame, i, { answer, finish, ids }) => {
-    const [question, ...accepted] = questions[i], score = scores.get(frame)!;
+    const { kind, question: [question, ...accepted] } = questions[i], score = scores.get(frame)!;
     const right = isRight(answer, accepted);
     score.questions++;
     score.right += Number(right);
@@ -104,7 +113,9 @@ for (const { kind, text, questions } of TEXTS) {
     note({ kind, question, frame, right, finish, answer });
   });
   console.error(
-    `${kind}: ${[...scores].map(([name, { right, questions }]) => `${name} ${right}/${questions}`).join(" ")}`,
+    `${questions.at(-1)!.kind}: ${
+      [...scores].map(([name, { right, questions }]) => `${name} ${right}/${questions}`).join(" ")
+    }`,
   );
 }
 
