@@ -4,9 +4,10 @@
  *     deno task bench costs --context FILE [--policies "snapkv(rows=int4);kvzip(rows=int4)"] [--keep 20% | --bytes 1/8]
  *       [--model NAME] [--rounds 3] [--program node] [--json FILE]
  *
- * `full` is always there; `default` is what is done where no policy is named. The text is read, evicted, and continued by
- * 32 tokens, on one thread. Medians: reading with all that a policy does until the first question, also over `full`'s of
- * the same round; a token; keys and values while reading and at rest, in float16's bytes of all of them; resident memory.
+ * `full` is always there; `default` is what is done where no policy is named, nor, without `--keep` and `--bytes`, a
+ * budget. The text is read, evicted, and continued by 32 tokens, on one thread. Medians: reading with all that a policy
+ * does until the first question, also over `full`'s of the same round; a token; keys and values while
+ * reading and at rest, in float16's bytes of all of them; resident memory.
  * `--program`: where palisade runs, else here.
  */
 import { spawnSync } from "node:child_process";

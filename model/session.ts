@@ -41,7 +41,7 @@ import { checkEffort, chooseBest, type Effort, type EffortFigures } from "./read
 import { checkRefit, REFERENCE_TOKENS } from "./read/refit.ts";
 import { read } from "./read/read.ts";
 import type { Reading, ReadOptions, ReadResult, ScoreFiles } from "./read/reading.ts";
-import { factsOf } from "./snapshot/facts.ts";
+import { factsOf, keepOf } from "./snapshot/facts.ts";
 import type { Secret } from "./snapshot/seal/key.ts";
 import type { ByteSource } from "./snapshot/bytes.ts";
 import type { Search, SnapshotCache, Wanted } from "./snapshot/cache.ts";
@@ -256,7 +256,7 @@ async function wantedOf(
     ...(learns(reading.policy, options) && { grown: (await model.learned())?.info.calibration.grown ?? [] }),
     cannotGoOn: cannotGoOn(reading, model.config),
     again: model.config.windows.some((window) => window > 0) ? "never" : reading.budget.window,
-    fixed: fixedBudget(reading, reading.least ?? options.keep ?? DEFAULTS.keep),
+    fixed: fixedBudget(reading, keepOf(reading, options)),
     ...{ secret: options.secret, signal: options.signal },
   };
 }

@@ -7,9 +7,9 @@ import { DEFAULTS } from "../defaults.ts";
 const SLACK = 1e-9;
 
 /**
- * Entries per head that stay of `tokens` tokens whatever {@link DEFAULTS.keep} comes to: `leastKept`, and the share that gives
- * each token `leastPlaces` places among the heads that evict. A model with windows may have three such heads, and what
- * one of them lets go of no other has: bench/results/few-heads.md.
+ * Entries per head that stay of `tokens` tokens whatever {@link DEFAULTS.keep} comes to: `leastKept`, and the share that
+ * gives each token `leastPlaces` places among the heads that evict. A model with windows may have three such heads, and
+ * what one of them lets go of no other has: bench/results/few-heads.md.
  */
 export function leastKept(tokens: number, config: ModelShape): number {
   return Math.min(tokens, Math.max(DEFAULTS.leastKept, Math.floor(tokens * leastShare(config) + SLACK)));

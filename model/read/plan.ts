@@ -137,8 +137,8 @@ function plannedBudget(model: PlannedModel, ids: readonly number[], at: Circumst
 }
 
 /**
- * What is to stay. `least`: the same, where the smallest default decided. Where positions must close up below the trained length, it
- * leaves them half of that.
+ * What is to stay. `least`: the same, where the smallest default decided. Where positions must close up below the trained
+ * length, it leaves them half of that.
  */
 function wantedKeep(tokens: number, config: ModelConfig, { risk, exceeds }: Circumstances, options: PlanOptions) {
   if (risk || options.policy.threshold !== undefined) return { keep: { fraction: 1 } };

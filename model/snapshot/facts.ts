@@ -27,18 +27,22 @@ export async function factsOf(
   options: Asked,
 ): Promise<ReadingFacts> {
   const { policy, keepCapped, cacheType = DEFAULTS.cacheType } = reading;
-  const keep = reading.least ?? options.keep ?? DEFAULTS.keep;
   const closes = "realign" in reading && reading.realign ? ", closing up" : "";
   const refit = "refit" in reading && reading.refit ? `, refit ${reading.refit}` : "";
   return {
     ...{ policy, cacheType, positions },
     files: await fileHashes({ model, needs: policy.needs, options, predict: maxCache?.rule.predicted ?? false }),
     budget: budgetWords(
-      { ...options, keep: typeof keep === "string" ? parseKeep(keep) : keep },
+      { ...options, keep: keepOf(reading, options) },
       keepCapped ? maxCache?.tokens : undefined,
     ),
     way: `${reading.way}${closes}${refit}`,
   };
+}
+
+/** What was asked to stay, or what the default comes to. */
+export function keepOf({ least }: Reading, { keep = DEFAULTS.keep }: Pick<Asked, "keep">): Keep {
+  return least ?? (typeof keep === "string" ? parseKeep(keep) : keep);
 }
 
 /** A reading, as far as its files are concerned. */

@@ -1,6 +1,6 @@
 /** Using a snapshot in place of reading: as it is, or with the rest of the text read behind it. */
 import { inputError, type PalisadeError } from "../../core/errors.ts";
-import { type Keep, parseKeep } from "../../core/select/budget.ts";
+import type { Keep } from "../../core/select/budget.ts";
 import type { RaggedCache } from "../../core/cache/ragged.ts";
 import type { ContextState } from "../context.ts";
 import { type DecodePlan, withPredictions } from "../decode/answer.ts";
@@ -40,8 +40,7 @@ export interface InsteadOf extends Pick<AppendOptions, "outputWeights" | "onLaye
 }
 
 /** What a budget leaves for what is new: undefined where it grows with the text. */
-export function fixedBudget({ budget }: Reading, asked: Keep | string): number | undefined {
-  const keep = typeof asked === "string" ? parseKeep(asked) : asked;
+export function fixedBudget({ budget }: Reading, keep: Keep): number | undefined {
   return "tokens" in keep ? budget.perHead : undefined;
 }
 
